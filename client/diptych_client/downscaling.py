@@ -6,9 +6,9 @@ Knows no connection. Only JPEG, PNG and WebP files are opened; the service refus
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import ImageOps
@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from diptych_client.geometry import (
+    BoxXyxy,
     ImageSize,
-    PointXy,
     RunLengthMask,
     compressed_run_lengths,
     run_length_mask,
@@ -28,12 +28,9 @@ from diptych_client.geometry import (
 from diptych_client.results import (
     Answer,
     Comparison,
-    Detection,
     DetectionsResult,
-    Instance,
     InstancesResult,
     Result,
-    TextRegion,
     TextRegionsResult,
 )
 
@@ -111,41 +108,36 @@ def restored(result: ResultT, original: ImageSize | None) -> ResultT:
 
 
 def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
-    kx = original.width / sent.width
-    ky = original.height / sent.height
+    scale = np.array([original.width / sent.width, original.height / sent.height])
 
-    def points(ring: Iterable[PointXy]) -> tuple[PointXy, ...]:
-        return tuple((x * kx, y * ky) for x, y in ring)
+    def points(ring: Sequence[Sequence[float]]) -> Any:
+        return tuple(map(tuple, (np.array(ring) * scale).tolist()))
 
-    def box(item: Detection | Instance) -> tuple[float, float, float, float]:
-        x1, y1, x2, y2 = item.box_xyxy
-        return (x1 * kx, y1 * ky, x2 * kx, y2 * ky)
+    def box(edges: BoxXyxy) -> Any:
+        (x1, y1), (x2, y2) = points((edges[:2], edges[2:]))
+        return (x1, y1, x2, y2)
 
     match result:
         case DetectionsResult(detections):
-            boxes = [replace(detection, box_xyxy=box(detection)) for detection in detections]
+            boxes = [replace(item, box_xyxy=box(item.box_xyxy)) for item in detections]
             return DetectionsResult(tuple(boxes))
         case InstancesResult(instances):
             scaled = []
-            for instance in instances:
-                rings = instance.polygons_xy
-                if rings is not None:
-                    rings = tuple(map(points, rings))
-                mask = instance.mask
-                if mask is not None:
-                    small = run_length_mask(mask)
-                    rows = np.arange(original.height) * small.shape[0] // original.height
-                    columns = np.arange(original.width) * small.shape[1] // original.width
-                    runs = uncompressed_run_lengths(small[rows][:, columns])
-                    size_hw = (original.height, original.width)
-                    mask = RunLengthMask(size_hw, compressed_run_lengths(runs))
-                scaled.append(Instance(box(instance), instance.label, instance.score, rings, mask))
+            for item in instances:
+                rings = None if item.polygons_xy is None else tuple(map(points, item.polygons_xy))
+                mask = None if item.mask is None else _enlarged(item.mask, original)
+                edges = box(item.box_xyxy)
+                scaled.append(replace(item, box_xyxy=edges, polygons_xy=rings, mask=mask))
             return InstancesResult(tuple(scaled))
         case TextRegionsResult(regions):
-            quads = []
-            for region in regions:
-                first, second, third, fourth = points(region.quad_xy)
-                quad = (first, second, third, fourth)
-                quads.append(TextRegion(quad, region.text, region.score))
+            quads = [replace(region, quad_xy=points(region.quad_xy)) for region in regions]
             return TextRegionsResult(tuple(quads))
     return result
+
+
+def _enlarged(mask: RunLengthMask, original: ImageSize) -> RunLengthMask:
+    small = run_length_mask(mask)
+    rows = np.arange(original.height) * small.shape[0] // original.height
+    columns = np.arange(original.width) * small.shape[1] // original.width
+    runs = uncompressed_run_lengths(small[rows][:, columns])
+    return RunLengthMask((original.height, original.width), compressed_run_lengths(runs))

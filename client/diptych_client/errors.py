@@ -1,27 +1,22 @@
-"""Errors of a call, the same over REST and gRPC.
+"""Errors of a call, the same over REST and gRPC: `DiptychError` and a class for each code.
 
-DiptychError              code, message, param, request_id; itself only for codes unknown to this
-                          client
-├── InvalidRequest        unknown field or bad value; also a `ValueError`
-├── UnreadableFile        an image file that this client cannot read; never sent by the service
-├── Unauthorized          missing or wrong API key
-├── UnknownModel          the model is not served
-├── NotFound              no such stored image, or the service stores none
-├── ImageExpired          a stored image is gone; send it again
-├── ImageTooLarge         the image has more pixels than the service allows
-├── PayloadTooLarge       the request has more bytes than the service allows
-├── UnsupportedImage      not a readable JPEG, PNG or WebP file
-├── UnsupportedTask       the model does not offer the task, or not with these parameters
-├── Overloaded            a queue is full or a quota exhausted; retry_after_s: seconds to wait
-├── NotReady              a model is starting or unreachable
-├── DeadlineExceeded      the deadline passed, in the client or in the service
-├── InternalError         a bug of the service, or a response that cannot be parsed
-└── ConnectionFailed      no connection, or a broken one; never sent by the service
+`DiptychError` itself is raised for codes unknown to this client. `UnreadableFile` and
+`ConnectionFailed` are never sent by the service.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+_CLASSES: dict[str, "type[DiptychError]"] = {}  # keyed by code
+# errors of these fields depend on the image: a region may exceed a small one
+_IMAGE_FIELDS = ("image", "region")
+# texts of errors at the other interface's port, and what to do
+_WRONG_PORT = {
+    "wrong_version_number": "does the service serve TLS? without it its URL is http://HOST:PORT",
+    "illegal request line": "is this the gRPC port? its URL is grpc://HOST:PORT",
+    "http1": "is this the REST port? its URL is http://HOST:PORT",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,10 @@ class ErrorDetail:
 
 
 class DiptychError(Exception):
-    """Base class of all errors of a call."""
+    """Base class of all errors of a call; `retry_after_s` are seconds to wait, if known."""
+
+    def __init_subclass__(cls, code: str = "") -> None:
+        _CLASSES[code] = cls
 
     def __init__(self, detail: ErrorDetail, retry_after_s: float | None = None) -> None:
         super().__init__(f"{detail.code}: {detail.message}")
@@ -54,7 +52,6 @@ class DiptychError(Exception):
 
     @property
     def param(self) -> str | None:
-        """Name of the offending field, if any."""
         return self.detail.param
 
     @property
@@ -63,85 +60,64 @@ class DiptychError(Exception):
         return self.detail.request_id
 
 
-class InvalidRequest(DiptychError, ValueError):
+class InvalidRequest(DiptychError, ValueError, code="invalid_request"):
     """Unknown field or bad value."""
 
 
-class UnreadableFile(DiptychError, OSError):
+class UnreadableFile(DiptychError, OSError, code="unreadable_file"):
     """An image file that this client cannot read."""
 
 
-class Unauthorized(DiptychError):
+class Unauthorized(DiptychError, code="unauthorized"):
     """Missing or wrong API key."""
 
 
-class UnknownModel(DiptychError):
+class UnknownModel(DiptychError, code="unknown_model"):
     """The model is not served."""
 
 
-class NotFound(DiptychError):
+class NotFound(DiptychError, code="not_found"):
     """No such stored image, or the service stores none."""
 
 
-class ImageExpired(DiptychError):
+class ImageExpired(DiptychError, code="image_expired"):
     """A stored image is gone; send it again."""
 
 
-class ImageTooLarge(DiptychError):
+class ImageTooLarge(DiptychError, code="image_too_large"):
     """The image has more pixels than the service allows."""
 
 
-class PayloadTooLarge(DiptychError):
+class PayloadTooLarge(DiptychError, code="payload_too_large"):
     """The request has more bytes than the service allows."""
 
 
-class UnsupportedImage(DiptychError):
+class UnsupportedImage(DiptychError, code="unsupported_image"):
     """Not a readable JPEG, PNG or WebP file."""
 
 
-class UnsupportedTask(DiptychError):
+class UnsupportedTask(DiptychError, code="unsupported_task"):
     """The model does not offer the task, or not with these parameters."""
 
 
-class Overloaded(DiptychError):
+class Overloaded(DiptychError, code="overloaded"):
     """A queue is full or a quota exhausted."""
 
 
-class NotReady(DiptychError):
+class NotReady(DiptychError, code="not_ready"):
     """A model is starting or unreachable."""
 
 
-class DeadlineExceeded(DiptychError):
+class DeadlineExceeded(DiptychError, code="deadline_exceeded"):
     """The deadline passed, in the client or in the service."""
 
 
-class InternalError(DiptychError):
+class InternalError(DiptychError, code="internal"):
     """A bug of the service, or a response that cannot be parsed."""
 
 
-class ConnectionFailed(DiptychError):
+class ConnectionFailed(DiptychError, code="connection_failed"):
     """No connection, or a broken one."""
-
-
-# errors of these fields depend on the image: a region may exceed a small one
-_IMAGE_FIELDS = ("image", "region")
-_CLASSES: dict[str, type[DiptychError]] = {
-    "invalid_request": InvalidRequest,
-    "unreadable_file": UnreadableFile,
-    "unauthorized": Unauthorized,
-    "unknown_model": UnknownModel,
-    "not_found": NotFound,
-    "image_expired": ImageExpired,
-    "image_too_large": ImageTooLarge,
-    "payload_too_large": PayloadTooLarge,
-    "unsupported_image": UnsupportedImage,
-    "unsupported_task": UnsupportedTask,
-    "overloaded": Overloaded,
-    "not_ready": NotReady,
-    "deadline_exceeded": DeadlineExceeded,
-    "internal": InternalError,
-    "connection_failed": ConnectionFailed,
-}
 
 
 def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> DiptychError:
@@ -149,12 +125,10 @@ def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> Dipty
     return _CLASSES.get(detail.code, DiptychError)(detail, retry_after_s)
 
 
-# texts of errors at the other interface's port, and what to do
-_WRONG_PORT = {
-    "wrong_version_number": "does the service serve TLS? without it its URL is http://HOST:PORT",
-    "illegal request line": "is this the gRPC port? its URL is grpc://HOST:PORT",
-    "http1": "is this the REST port? its URL is http://HOST:PORT",
-}
+def new_error(
+    code: str, message: str, param: str | None = None, request_id: str = ""
+) -> DiptychError:
+    return error_from(ErrorDetail(code, message, param, request_id))
 
 
 def affects_every_image(error: Exception) -> bool:
@@ -169,24 +143,23 @@ def connection_failed(reason: str, request_id: str, url: str = "", tried: str = 
     for sign, hint in _WRONG_PORT.items():
         if sign in reason.lower():
             reason = f"{reason} ({hint})"
-    place = f"{tried} at {url}: " if url else ""
-    step = f"; `diptych --url {url} doctor` finds the cause" if url else ""
-    message = f"{place}{reason}{step}"
-    return error_from(ErrorDetail("connection_failed", message, None, request_id))
+    if url:
+        reason = f"{tried} at {url}: {reason}; `diptych --url {url} doctor` finds the cause"
+    return new_error("connection_failed", reason, request_id=request_id)
 
 
 def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:
     message = f"no response within the remaining {timeout_s:.3g} s"
-    return error_from(ErrorDetail("deadline_exceeded", message, None, request_id))
+    return new_error("deadline_exceeded", message, request_id=request_id)
 
 
-def parse_retry_after_s(header: str | None, now: datetime) -> float | None:
+def parse_retry_after_s(header: str | None) -> float | None:
     """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
     if header.isascii() and header.isdigit():
         return float(header)
     try:
-        return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):  # not a date, or one without a time zone
         return None

@@ -59,6 +59,11 @@ def bounding_box(points_xy: Ring) -> BoxXyxy:
     return (min(xs), min(ys), max(xs), max(ys))
 
 
+def corners(box_xyxy: BoxXyxy) -> QuadXy:
+    x1, y1, x2, y2 = box_xyxy
+    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+
+
 def polygons_mask(rings: Iterable[Ring], image: ImageSize) -> Mask:
     """Return the inside of the rings by the even-odd rule."""
     crossings = np.zeros((image.height, image.width + 1), dtype=np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych_client.errors import DiptychError, ErrorDetail, error_from
+from diptych_client.errors import DiptychError, new_error
 from diptych_client.requests import StoredImage
 
 
@@ -72,7 +72,8 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
             try:
                 data = image.read() if is_open else Path(image).read_bytes()  # type: ignore[union-attr,arg-type]
             except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
-                raise _refusal("unreadable_file", f"cannot read the image: {error}") from error
+                message = f"cannot read the image: {error}"
+                raise new_error("unreadable_file", message, "image") from error
             if isinstance(data, bytes):
                 return data
         case np.ndarray():
@@ -86,24 +87,23 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
             return _png(_from_array(array, bgr))
     kind = type(image).__name__
     hint = "; for several images use predict_many" if isinstance(image, list | tuple) else ""
-    raise _refusal("invalid_request", f"an image must be {_KINDS}, got {kind}{hint}")
+    raise _refusal(f"an image must be {_KINDS}, got {kind}{hint}")
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
     if not is_image or not array.size:
         expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        raise _refusal("invalid_request", f"an array must be {expected}, got {array.shape}")
+        raise _refusal(f"an array must be {expected}, got {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
         low = float(array.min())
         high = float(array.max())
         if not (low >= 0 and high <= 1):
             values = f"floats from {low:.3g} to {high:.3g}"
-            raise _refusal("invalid_request", f"an array of floats must be 0 to 1, got {values}")
+            raise _refusal(f"an array of floats must be 0 to 1, got {values}")
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
-        expected = "uint8, or floats from 0 to 1"
-        raise _refusal("invalid_request", f"an array must be {expected}, got {array.dtype}")
+        raise _refusal(f"an array must be uint8, or floats from 0 to 1, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if bgr and array.ndim == 3:
@@ -117,5 +117,5 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _refusal(code: str, message: str) -> DiptychError:
-    return error_from(ErrorDetail(code, message, "image", ""))
+def _refusal(message: str) -> DiptychError:
+    return new_error("invalid_request", message, "image")

@@ -232,6 +232,10 @@ class Outputs:
         os.replace(incomplete, path)
         return path
 
+    def write_lines(self, path: Path, rows: Iterable[object]) -> Path:
+        """Write a file with a line of JSON for each row."""
+        return self.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
     def has_link(self, source: Path, path: Path) -> bool:
         """Return True for a link that is there; raise `RunError` as `check` does."""
         if path.exists() and source.exists() and path.samefile(source):

@@ -7,12 +7,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from diptych_client.errors import ErrorDetail, error_from
+from diptych_client.errors import new_error
+from diptych_client.geometry import ImageSize
 
 Step = Mapping[str, Any]  # the fields of docs/analyze.md
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...] | tuple[Step, ...]
+KindT = TypeVar("KindT")
 _MAX_MAGIC_BYTES = 12
 _JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
@@ -75,28 +77,18 @@ class Request:
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     stored: StoredImage | None = None  # the image, which is sent again when it has expired
-
-
-def task_request(
-    image: bytes | str,
-    choice: Mapping[str, FieldValue | None],
-    parameters: TaskParameters,
-    options: AnswerOptions,
-) -> Request:
-    """Return a request with the fields that are not None; `choice` has the task and the models."""
-    fields = {name: value for name, value in choice.items() if value is not None}
-    return Request(image, fields | non_null_fields(parameters, options))
+    original: ImageSize | None = None  # size of the image before it was downscaled
 
 
 def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
     """Return the fields that are not None, sequences as tuples."""
     values: dict[str, FieldValue] = {}
     for name, value in {**asdict(parameters), **asdict(options)}.items():
+        if name == "tiles" and value is not None:
+            value = str(value)  # gRPC has one type
         if value is not None:
             is_list = isinstance(value, Sequence) and not isinstance(value, str)
             values[name] = tuple(value) if is_list else value
-    if "tiles" in values:
-        values["tiles"] = str(values["tiles"])  # gRPC has one type
     return values
 
 
@@ -105,29 +97,28 @@ def task_parameters(values: TaskParameters | Mapping[str, Any]) -> TaskParameter
 
     A list of labels or phrases may be one text, in which commas separate them.
     """
-    if isinstance(values, Mapping):
-        values = TaskParameters(**_known(TaskParameters, values))
+    parameters = _named(TaskParameters, values)
     for name in ("labels", "phrases"):
-        if isinstance(text := getattr(values, name), str):
+        if isinstance(text := getattr(parameters, name), str):
             lists: Any = {name: split_list(text)}
-            values = replace(values, **lists)
-    return values
+            parameters = replace(parameters, **lists)
+    return parameters
 
 
 def answer_options(values: AnswerOptions | Mapping[str, Any]) -> AnswerOptions:
     """Return options that may be given by name; raise `InvalidRequest`."""
-    if isinstance(values, Mapping):
-        return AnswerOptions(**_known(AnswerOptions, values))
-    return values
+    return _named(AnswerOptions, values)
 
 
-def _known(kind: type[Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    allowed = [field.name for field in fields(kind)]
+def _named(kind: type[KindT], values: KindT | Mapping[str, Any]) -> KindT:
+    if not isinstance(values, Mapping):
+        return values
+    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass
     for name in values:
         if name not in allowed:
             message = f"unknown field {name!r:.100}; the fields are {', '.join(allowed)}"
-            raise error_from(ErrorDetail("invalid_request", message, str(name), ""))
-    return values
+            raise new_error("invalid_request", message, str(name))
+    return kind(**values)
 
 
 def split_list(text: str) -> tuple[str, ...]:

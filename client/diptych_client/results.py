@@ -5,21 +5,19 @@ in pixels of the original, upright image. supervision, FiftyOne and pandas are o
 imports its library, and raises `ImportError` if it is not installed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diptych_client.errors import ErrorDetail
 from diptych_client.geometry import (
     BoxXyxy,
     ImageSize,
     Mask,
-    PointXy,
     QuadXy,
     Ring,
     RunLengthMask,
@@ -201,55 +199,79 @@ class Answer:
     guarantee: Guarantee | None = None  # set if `min_precision` was asked for
 
     def to_supervision(self) -> "supervision.Detections":
-        """Return boxes, scores, labels and, if present, masks and quads.
+        """Return boxes, scores, labels and, if present, masks and quads, in `data["xyxyxyxy"]`.
 
         A text is `metadata["text"]`, without a box. Class ids number the labels of this answer in
         order of first appearance.
         """
+        library = _library("supervision", "supervision", "to_supervision")
         items = items_of(self.result)
-        quads_xy = None
-        if isinstance(self.result, TextRegionsResult):
-            quads_xy = [region.quad_xy for region in self.result.text_regions]
-        return _supervision_detections(
-            [box_of(item) for item in items],
-            [label_of(item) for item in items],
-            [item.score for item in items],
-            self._masks(),
-            quads_xy,
-            self.result.text if isinstance(self.result, TextResult) else None,
+        labels = [label_of(item) for item in items]
+        class_ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+        detections: supervision.Detections = library.Detections(
+            xyxy=np.array(list(map(box_of, items)), dtype=np.float32).reshape(-1, 4),
+            confidence=np.array([item.score for item in items], dtype=np.float32),
+            class_id=np.array([class_ids[label] for label in labels], dtype=int),
+            data={"class_name": np.array(labels, dtype=str)},
         )
+        match self.result:
+            case InstancesResult(instances):
+                masks = [instance.to_mask(self.image) for instance in instances]
+                shape = (len(masks), self.image.height, self.image.width)
+                detections.mask = np.array(masks, dtype=np.bool_).reshape(shape)
+            case TextRegionsResult(regions):
+                quads = np.array([region.quad_xy for region in regions], dtype=np.float32)
+                detections.data["xyxyxyxy"] = quads.reshape(-1, 4, 2)
+            case TextResult(text):
+                detections.metadata["text"] = text
+        return detections
 
     def to_fiftyone(self) -> Any:  # fiftyone has no types
         """Return `Detections`, instances with masks, `Polylines` of text regions, or of a text a
         `Classification`.
+
+        Coordinates are relative to the image. A mask covers its box, widened to whole pixels.
         """
+        library = _library("fiftyone", "fiftyone.core.labels", "to_fiftyone")
+        width, height = size_wh = (self.image.width, self.image.height)
         if isinstance(self.result, TextResult):
-            return _fiftyone_classification(self.result.text)
-        items = items_of(self.result)
-        labels = [label_of(item) for item in items]
-        scores = [item.score for item in items]
+            return library.Classification(label=self.result.text)
+        labels = []
+        for item in items_of(self.result):
+            common = {"label": label_of(item), "confidence": item.score}
+            if isinstance(item, TextRegion):
+                points = (np.array(item.quad_xy) / size_wh).tolist()
+                labels.append(library.Polyline(points=[points], closed=True, **common))
+                continue
+            x1, y1, x2, y2 = item.box_xyxy
+            if isinstance(item, Instance):
+                x1, y1 = np.clip(np.floor((x1, y1)), 0, (width - 1, height - 1)).astype(int)
+                x2, y2 = np.clip(np.ceil((x2, y2)), (x1 + 1, y1 + 1), size_wh).astype(int)
+                common["mask"] = item.to_mask(self.image)[y1:y2, x1:x2]
+            box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
+            labels.append(library.Detection(bounding_box=list(map(float, box)), **common))
         if isinstance(self.result, TextRegionsResult):
-            quads_xy = [region.quad_xy for region in self.result.text_regions]
-            return _fiftyone_polylines(self.image, quads_xy, labels, scores)
-        boxes_xyxy = [box_of(item) for item in items]
-        return _fiftyone_detections(self.image, boxes_xyxy, labels, scores, self._masks())
+            return library.Polylines(polylines=labels)
+        return library.Detections(detections=labels)
 
     def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
-        """Return a document of COCO about this image; a text is its caption."""
-        return _coco_document(self, file_name, image_id)
+        """Return a document of COCO about this image; a text is its caption.
+
+        Categories count from 1, in order of first appearance.
+        """
+        names = dict.fromkeys(map(category_of, items_of(self.result)))
+        return coco_document([(image_id, file_name, self)], names)
 
     def to_pandas(self) -> Any:  # pandas has no types
         """Return a `pandas.DataFrame` with a row for each object, or for the text."""
-        return _table(self)
-
-    def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
-        if not isinstance(self.result, InstancesResult):
-            return None
-        shape = (len(self.result.instances), self.image.height, self.image.width)
-        masks = np.zeros(shape, dtype=np.bool_)
-        for index, instance in enumerate(self.result.instances):
-            masks[index] = instance.to_mask(self.image)
-        return masks
+        library = _library("pandas", "pandas", "to_pandas")
+        rows: list[tuple[Any, ...]] = []
+        if isinstance(self.result, TextResult):
+            rows.append((self.model, self.task, self.result.text, *[None] * 6))
+        for item in items_of(self.result):
+            shape = getattr(item, "quad_xy", None) or getattr(item, "polygons_xy", None)
+            rows.append((self.model, self.task, label_of(item), item.score, *box_of(item), shape))
+        return library.DataFrame(rows, columns=list(_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,118 +367,37 @@ class Task:
     models: tuple[str, ...]
 
 
-def _supervision_detections(
-    boxes_xyxy: Sequence[BoxXyxy],
-    names: Sequence[str],
-    scores: Sequence[float],
-    masks: NDArray[np.bool_] | None = None,  # (N, H, W)
-    quads_xy: Sequence[QuadXy] | None = None,
-    text: str | None = None,
-) -> "supervision.Detections":
-    """Return detections whose class ids number the names in order of first appearance.
-
-    Quads are in `data["xyxyxyxy"]`, (N, 4, 2). Raises `ImportError` if supervision is not
-    installed.
-    """
+def _library(name: str, module: str, method: str) -> Any:
     try:
-        import supervision
+        return import_module(module)
     except ImportError as error:
-        raise ImportError("to_supervision() needs supervision: pip install supervision") from error
-    class_ids = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    data: dict[str, NDArray[np.generic] | list[object]] = {"class_name": np.array(names, dtype=str)}
-    if quads_xy is not None:
-        data["xyxyxyxy"] = np.array(quads_xy, dtype=np.float32).reshape(-1, 4, 2)
-    return supervision.Detections(
-        xyxy=np.array(boxes_xyxy, dtype=np.float32).reshape(-1, 4),
-        mask=masks,
-        confidence=np.array(scores, dtype=np.float32),
-        class_id=np.array([class_ids[name] for name in names], dtype=int),
-        data=data,
-        metadata={} if text is None else {"text": text},
-    )
+        raise ImportError(f"{method}() needs {name}: pip install {name}") from error
 
 
-def _fiftyone_detections(
-    image: ImageSize,
-    boxes_xyxy: Sequence[BoxXyxy],
-    names: Sequence[str],
-    scores: Sequence[float],
-    masks: NDArray[np.bool_] | None = None,  # (N, H, W)
-) -> Any:
-    """Return `fiftyone.Detections`, with boxes relative to the image as FiftyOne has them.
-
-    A mask covers its box, which is widened to whole pixels. Raises `ImportError` if fiftyone is not
-    installed.
-    """
-    labels = _fiftyone_labels()
-    detections = []
-    for index, (box_xyxy, name, score) in enumerate(zip(boxes_xyxy, names, scores, strict=True)):
-        mask = None
-        if masks is not None:
-            corner = (image.width - 1, image.height - 1)
-            x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, corner).astype(int).tolist()
-            far = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (image.width, image.height))
-            x2, y2 = far.astype(int).tolist()
-            box_xyxy = (x1, y1, x2, y2)
-            mask = masks[index][y1:y2, x1:x2]
-        (x1, y1), (x2, y2) = _relative((box_xyxy[:2], box_xyxy[2:]), image)
-        box = [x1, y1, x2 - x1, y2 - y1]
-        detections.append(
-            labels.Detection(label=name, bounding_box=box, confidence=score, mask=mask)
-        )
-    return labels.Detections(detections=detections)
+def category_of(item: Item) -> str:
+    """Return the class of an object in COCO; text regions are of one class."""
+    return "text" if isinstance(item, TextRegion) else item.label or UNNAMED
 
 
-def _fiftyone_polylines(
-    image: ImageSize,
-    rings: Sequence[Sequence[PointXy]],
-    names: Sequence[str],
-    scores: Sequence[float],
-) -> Any:
-    """Return `fiftyone.Polylines`, one closed line for each ring; raise `ImportError`."""
-    labels = _fiftyone_labels()
-    polylines = []
-    for ring, name, score in zip(rings, names, scores, strict=True):
-        points = [list(_relative(ring, image))]
-        polylines.append(labels.Polyline(label=name, points=points, confidence=score, closed=True))
-    return labels.Polylines(polylines=polylines)
-
-
-def _fiftyone_classification(text: str) -> Any:
-    """Return `fiftyone.Classification`; raise `ImportError`."""
-    return _fiftyone_labels().Classification(label=text)
-
-
-def _fiftyone_labels() -> Any:
-    try:
-        return import_module("fiftyone.core.labels")
-    except ImportError as error:
-        raise ImportError("to_fiftyone() needs fiftyone: pip install fiftyone") from error
-
-
-def _relative(points: Sequence[Sequence[float]], image: ImageSize) -> Iterator[PointXy]:
-    for x, y in points:
-        yield x / image.width, y / image.height
-
-
-def _coco_document(answer: Answer, file_name: str, image_id: int) -> dict[str, Any]:
-    """Return a document of one image; ids count from 1, in order of first appearance."""
-    size = {"width": answer.image.width, "height": answer.image.height}
-    images = [{"id": image_id, "file_name": file_name, **size}]
-    if isinstance(answer.result, TextResult):
-        caption = {"id": 1, "image_id": image_id, "caption": answer.result.text}
-        return {"images": images, "categories": [], "annotations": [caption]}
-    items = items_of(answer.result)
-    is_text = any(isinstance(item, TextRegion) for item in items)
-    labels = ["text"] if is_text else dict.fromkeys(label_of(item) or UNNAMED for item in items)
-    ids = {label: number for number, label in enumerate(labels, 1)}
-    annotations = []
-    for number, item in enumerate(items, 1):
-        category = "text" if is_text else label_of(item) or UNNAMED
-        place: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": ids[category]}
-        annotations.append(place | coco_shape(item, answer.image))
-    categories = [{"id": number, "name": label} for label, number in ids.items()]
-    return {"images": images, "categories": categories, "annotations": annotations}
+def coco_document(
+    images: Iterable[tuple[int, str, Answer]], categories: Iterable[str]
+) -> dict[str, Any]:
+    """Return a document of COCO about images with ids and file names; other ids count from 1."""
+    numbers = {name: number for number, name in enumerate(categories, 1)}
+    document: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    for name, number in numbers.items():
+        document["categories"].append({"id": number, "name": name})
+    annotations: list[dict[str, Any]] = document["annotations"]
+    for image_id, file_name, answer in images:
+        size = {"width": answer.image.width, "height": answer.image.height}
+        document["images"].append({"id": image_id, "file_name": file_name, **size})
+        shapes = [{"caption": answer.result.text}] if isinstance(answer.result, TextResult) else []
+        for item in items_of(answer.result):
+            category_id = numbers[category_of(item)]
+            shapes.append({"category_id": category_id} | coco_shape(item, answer.image))
+        for shape in shapes:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id} | shape)
+    return document
 
 
 def coco_shape(item: Item, image: ImageSize) -> dict[str, Any]:
@@ -478,19 +419,3 @@ def coco_shape(item: Item, image: ImageSize) -> dict[str, Any]:
             if not rings or not np.array_equal(mask, np.any(parts, axis=0)):
                 segmentation = {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
             return shape | {"area": int(mask.sum()), "segmentation": segmentation}
-
-
-def _table(answer: Answer) -> Any:  # pandas has no types
-    """Return a row for each object, or for the text; `shape` is a quad or polygons."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("to_pandas() needs pandas: pip install pandas") from error
-    rows: list[tuple[Any, ...]] = []
-    if isinstance(answer.result, TextResult):
-        rows.append((answer.model, answer.task, answer.result.text, *[None] * 6))
-    for item in items_of(answer.result):
-        shape = item.quad_xy if isinstance(item, TextRegion) else getattr(item, "polygons_xy", None)
-        label = label_of(item)
-        rows.append((answer.model, answer.task, label, item.score, *box_of(item), shape))
-    return pandas.DataFrame(rows, columns=list(_COLUMNS))

@@ -151,7 +151,7 @@ def _labelled(path: Path, size_wh: tuple[int, int], row: evaluated.LabelledImage
     phrases = []
     for item in row.phrases:
         if item.box_xyxy is not None:
-            phrases.append(_box(item.phrase, item.box_xyxy))
+            phrases.append(_box(item.label, item.box_xyxy))
     return LabelledImage(
         path,
         size_wh,

@@ -3,7 +3,7 @@
 import pytest
 
 from diptych_client.transports import vision_pb2 as client_pb
-from diptych_client.transports.operations import (
+from diptych_client.transports.messages import (
     ANALYZE,
     COMPARE,
     MODELS,

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych_client import Client, ConnectionFailed, DeadlineExceeded, InternalError
-from diptych_client.transports.rest_messages import answer_json, event_from_sse
+from diptych_client.transports.messages import event_from_sse, to_json
 from tests.support.both_clients import KINDS, call
 from tests.support.client_answers import TEXT, answer
 from tests.support.scripted_services import scripted
 
 TOKENS = ["zwei", " Kreise\n\n", "größer\u2028", "二つ"]
-RESULT = f"event: result\ndata: {json.dumps(answer_json(answer(TEXT)), ensure_ascii=False)}\n\n"
+RESULT = f"event: result\ndata: {json.dumps(to_json(answer(TEXT)), ensure_ascii=False)}\n\n"
 
 
 def tokens(*texts: str) -> str:

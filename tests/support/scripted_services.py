@@ -14,7 +14,7 @@ import grpc
 
 from diptych_client import Answer, TextResult
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.transports.messages import to_json
 from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 from tests.support.client_answers import answer
 
@@ -118,7 +118,7 @@ def serving_rest(script: Script) -> Iterator[str]:
                     _STATUSES[step.code], json.dumps({"error": error}).encode(), retry_after
                 )
             elif isinstance(step, Answer):
-                self._respond(200, json.dumps(answer_json(step)).encode(), {})
+                self._respond(200, json.dumps(to_json(step)).encode(), {})
             else:
                 self._respond(200, step, {"Content-Type": "text/event-stream"})
 
@@ -174,7 +174,7 @@ def _grpc(script: Script) -> Iterator[str]:
 
 
 def _message() -> pb.Answer:
-    times = answer_json(ANSWER)["timings_ms"]
+    times = to_json(ANSWER)["timings_ms"]
     return pb.Answer(
         id=ANSWER.id,
         model=ANSWER.model,

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from diptych_client import Client, DiptychError
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.transports.messages import to_json
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
@@ -108,7 +108,7 @@ def _asked(client: Client, image: bytes, fields: dict[str, Any]) -> Outcome:
         answer = client.predict(image, fields["task"], parameters, model=model, options=options)
     except DiptychError as error:
         return {"code": error.code, "message": error.message, "param": error.param}
-    told = json.loads(json.dumps(answer_json(answer)))
+    told = json.loads(json.dumps(to_json(answer)))
     return rounded({name: value for name, value in told.items() if name not in VARYING})  # type: ignore[no-any-return]
 
 

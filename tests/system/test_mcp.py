@@ -14,7 +14,7 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, TextContent, Tool
 
 from diptych_client import Client as DiptychClient
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.transports.messages import to_json
 from tests.support.client_command import DIPTYCH
 from tests.support.running_service import RunningService, free_port
 from tests.support.scene_images import scene_png
@@ -75,7 +75,7 @@ def test_boxes_are_those_of_the_client(service: RunningService, scene: str, inte
     assert json.loads(text_of(result)) == result.structured_content
     (found,) = result.structured_content["answers"]
     with DiptychClient(url) as client:
-        expected = answer_json(client.predict(scene, "object_detection"))["result"]["detections"]
+        expected = to_json(client.predict(scene, "object_detection"))["result"]["detections"]
     assert (
         [each["label"] for each in found["detections"]]
         == [each["label"] for each in expected]

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 from PIL import Image
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from diptych_client.cli.annotate import annotate_images
+from diptych_client.cli.annotate import AnnotationRun
 from diptych_client.cli.doctor import examine
 from diptych_client.cli.options import (
     AnnotateOptions,
@@ -35,12 +35,12 @@ from diptych_client.cli.options import (
     Overwrite,
     TaskOptions,
     listed,
+    missing_extra,
     with_options,
 )
 from diptych_client.cli.terminal import (
     analysis_view,
     answer_view,
-    comparison_view,
     echo,
     models_view,
     note_problems,
@@ -54,7 +54,7 @@ from diptych_client.inputs import Folder, ImageFile, open_images
 from diptych_client.long_runs import RunError, refusal
 from diptych_client.requests import read_api_key
 from diptych_client.results import Answer, Task
-from diptych_client.transports.rest_messages import analysis_json, answer_json, comparison_json
+from diptych_client.transports.messages import to_json
 
 
 class _Commands(TyperGroup):
@@ -187,12 +187,15 @@ def compare(
     """Run a task on an image with several models; `--draw` shows them side by side."""
     if draw is not None:
         check_drawing(draw, overwrite)
-    task = task_options.task
-    parameters = task_options.parameters()
-    options = task_options.answer_options()
     with _connection(context).client() as client:
-        comparison = client.compare(image, task, parameters, models=listed(models), options=options)
-    _print(as_json, comparison_json(comparison), comparison_view(comparison))
+        comparison = client.compare(
+            image,
+            task_options.task,
+            task_options.parameters(),
+            models=listed(models),
+            options=task_options.answer_options(),
+        )
+    _print(as_json, comparison, Group(*map(answer_view, comparison.answers)))
     if draw is not None:
         save_drawing(draw_comparison(open_upright(image), comparison), draw)
 
@@ -214,7 +217,7 @@ def analyze(
     with _connection(context).client() as client:
         steps = steps_of_recipe.filled(label or (), client.tasks())
         analysis = client.analyze(image, steps)
-    _print(as_json, analysis_json(analysis), analysis_view(analysis))
+    _print(as_json, analysis, analysis_view(analysis))
 
 
 @app.command("recipes")
@@ -257,10 +260,8 @@ def annotate(
     retries them.
     """
     connection = _connection(context)
-    num_failed = annotate_images(
-        connection, inputs, options, input_options, task_options, guarantee
-    )
-    raise typer.Exit(1 if num_failed else 0)
+    run = AnnotationRun(connection, inputs, options, input_options, task_options, guarantee)
+    raise typer.Exit(1 if run.run() else 0)
 
 
 @app.command()
@@ -286,8 +287,7 @@ def evaluate(
     try:
         from diptych_client.cli.evaluate import EvaluationRun
     except ImportError as error:
-        needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
-        raise RunError(f"evaluate needs {needed}") from error
+        raise missing_extra("evaluate", error, "evaluate") from error
     run = EvaluationRun(_connection(context), dataset, options, input_options, task_options)
     raise typer.Exit(1 if run.run() else 0)
 
@@ -318,7 +318,7 @@ def serve_mcp(context: typer.Context) -> None:
     try:
         from diptych_client.integrations.mcp_server import serve
     except ImportError as error:
-        raise RunError(f"mcp needs {error.name}: pip install 'diptych-client[mcp]'") from error
+        raise missing_extra("mcp", error, "mcp") from error
 
     async def run() -> None:
         async with _connection(context).async_client() as client:
@@ -387,10 +387,10 @@ def _parse_recipe(name: str, text: str) -> Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class _StoredImage:
+class _ImageInFolder:
     """An image that is read when its turn comes."""
 
-    store: Folder
+    folder: Folder
     image: ImageFile
 
     @property
@@ -398,7 +398,7 @@ class _StoredImage:
         return self.image.name
 
     def read(self) -> bytes:
-        return self.store.read(self.image)
+        return self.folder.read(self.image)
 
 
 def check_drawing(path: Path, overwrite: bool) -> None:
@@ -445,7 +445,7 @@ def predict_images(
         for path in drawings.values():
             check_drawing(path, input_options.overwrite)
         answers = client.predict_many(
-            [_StoredImage(store, image) for image in images],
+            [_ImageInFolder(store, image) for image in images],
             task_options.task,
             task_options.parameters(),
             model=model,
@@ -469,9 +469,9 @@ def predict_images(
 
 def _print_answer(name: str, answer: Answer, is_one: bool, as_json: bool) -> None:
     if as_json and is_one:
-        echo(json.dumps(answer_json(answer), indent=2, ensure_ascii=False))
+        echo(json.dumps(to_json(answer), indent=2, ensure_ascii=False))
     elif as_json:
-        echo(json.dumps({"image": name, "answer": answer_json(answer)}, ensure_ascii=False))
+        echo(json.dumps({"image": name, "answer": to_json(answer)}, ensure_ascii=False))
     else:
         if not is_one:
             echo(f"\n{name}")
@@ -491,6 +491,6 @@ def _connection(context: typer.Context) -> ConnectionOptions:
 
 def _print(as_json: bool, value: object, view: RenderableType) -> None:
     if as_json:
-        echo(json.dumps(value, indent=2, ensure_ascii=False))
+        echo(json.dumps(to_json(value), indent=2, ensure_ascii=False))
     else:
         Console().print(view)

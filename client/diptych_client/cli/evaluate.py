@@ -13,16 +13,24 @@ from diptych_client.cli.options import (
     EvaluateOptions,
     InputOptions,
     TaskOptions,
+    check_folders,
     listed,
     offered_task,
     output_folder,
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
-from diptych_client.evaluation.evaluator import Evaluation, Evaluator, RunRecord, sampled
+from diptych_client.evaluation.evaluator import (
+    Evaluation,
+    Evaluator,
+    Race,
+    RunRecord,
+    sampled,
+    shuffled,
+)
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.job import check_folders
 from diptych_client.evaluation.objects import (
+    ObjectsMeasure,
     already_calibrated,
     calibration_document,
     fit_calibration,
@@ -35,10 +43,15 @@ from diptych_client.evaluation.questions import (
     Questionnaire,
     Sample,
 )
-from diptych_client.evaluation.race import Race, check_two, shuffled
-from diptych_client.evaluation.report import Gallery, report_files, write_report
-from diptych_client.evaluation.tables import json_document, sentences, tables
-from diptych_client.inputs import Problems, open_images
+from diptych_client.evaluation.report import (
+    Gallery,
+    json_document,
+    report_files,
+    sentences,
+    tables,
+    write_report,
+)
+from diptych_client.inputs import Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import non_null_fields
 from diptych_client.results import Model
@@ -55,10 +68,6 @@ class EvaluationRun:
     task_options: TaskOptions
 
     @property
-    def task(self) -> str:
-        return self.task_options.task
-
-    @property
     def seed(self) -> int:
         return self.task_options.seed or 0
 
@@ -68,7 +77,8 @@ class EvaluationRun:
 
     def run(self) -> int:
         """Evaluate the models, write the report and return the number of failed requests."""
-        out = output_folder(self.options.out, self.inputs, self.task)
+        task = self.task_options.task
+        out = output_folder(self.options.out, self.inputs, task)
         if Path(self.inputs[0]).is_dir():
             check_folders(Path(self.inputs[0]), out)
         with ExitStack() as stack:
@@ -77,27 +87,40 @@ class EvaluationRun:
             models = self._models()
             names = self._names(models)
             opening = self.input_options.opening(out)
-            dataset = self._dataset(opening.problems, out)
+            dataset = self._dataset(opening)
             note_problems(opening.problems, outputs)
             if dataset.note:
                 logger.warning(dataset.note)
-            questionnaire = self._questionnaire(dataset)
+            path = self.options.prompts
+            prompts = Prompts() if path is None else Prompts.read(path)
+            parameters = self.task_options.parameters()
+            questionnaire = Questionnaire(task, parameters, prompts, dataset.classes)
             samples = list(questionnaire.samples(dataset))
-            log = stack.enter_context(
-                AnswerLog.open(out / "answers.jsonl", self.task, self.task_options.answer_options())
-            )
+            options = self.task_options.answer_options()
+            log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
             asker = Asker(dataset.store, log, failures, self.options.concurrency)
-            samples, verdict = self._ask_all(asker, names, questionnaire, samples)
+            verdict = ""
+            if self.options.until_decided:
+                samples, verdict = self._race(asker, names, questionnaire, samples)
+            else:
+                for name in names:
+                    self._ask(asker, samples, name)
             evaluator = Evaluator(log, names, questionnaire.names)
             evaluation = evaluator.evaluate(dataset.name, samples, self.seed, self.options.gallery)
-            counts = opening.problems.counts
-            settings = self._settings(verdict)
+            settings = {
+                **non_null_fields(parameters, options),
+                "prompts": str(path or ""),
+                "split": self.options.split or "",
+                "sample": self.options.sample or "",
+                "decided": verdict,
+            }
             url = self.connection.url
+            counts = opening.problems.counts
             record = RunRecord.of(url, settings, models, samples, failures, counts)
             evaluation = replace(evaluation, run=record)
-            gallery = Gallery(dataset.store, log, questionnaire.names, names)
-            write_report(outputs, evaluation, gallery, samples)
+            gallery = Gallery(dataset.store, log, questionnaire.names, names, samples)
+            write_report(outputs, evaluation, gallery)
             self._print(report_files(out)[0], evaluation, verdict, failures)
             if self.options.calibrate is not None:
                 self._calibrate(outputs, self.options.calibrate, models, evaluator)
@@ -105,7 +128,7 @@ class EvaluationRun:
 
     def _models(self) -> tuple[Model, ...]:
         with self.connection.client() as client:
-            task = offered_task(client.tasks(), self.task)
+            task = offered_task(client.tasks(), self.task_options.task)
             served = {model.id: model for model in client.models()}
         names = listed(self.options.models) or task.models
         if missing := [name for name in names if name not in task.models]:
@@ -124,16 +147,16 @@ class EvaluationRun:
             if not self.with_tiles:
                 raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
             names += [f"{name}{WITHOUT_TILES}" for name in names]
-        if self.options.until_decided:
-            check_two(names)
+        if self.options.until_decided and len(names) != 2:
+            raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")
         return tuple(names)
 
-    def _dataset(self, problems: Problems, out: Path) -> Dataset:
+    def _dataset(self, opening: Opening) -> Dataset:
         """Return the images that are to be sent, in their order."""
-        opening = replace(self.input_options.opening(out), problems=problems)
         opened = open_images(self.inputs, opening)
         if opened.chosen is None:
-            dataset = read_dataset(opened.path, self.options.images, self.options.split, problems)
+            split = self.options.split
+            dataset = read_dataset(opened.path, self.options.images, split, opening.problems)
         else:
             store, images = opened.images()
             dataset = Dataset([LabelledImage(image) for image in images], store)
@@ -142,22 +165,13 @@ class EvaluationRun:
         dataset = sampled(dataset, self.options.sample, self.seed)
         return shuffled(dataset, self.seed) if self.options.until_decided else dataset
 
-    def _questionnaire(self, dataset: Dataset) -> Questionnaire:
-        path = self.options.prompts
-        prompts = Prompts() if path is None else Prompts.read(path)
-        return Questionnaire(self.task, self.task_options.parameters(), prompts, dataset.classes)
-
-    def _ask_all(
+    def _race(
         self,
         asker: Asker,
         names: Sequence[str],
         questionnaire: Questionnaire,
-        samples: list[Sample],
+        samples: Sequence[Sample],
     ) -> tuple[list[Sample], str]:
-        if not self.options.until_decided:
-            for name in names:
-                self._ask(asker, samples, name)
-            return samples, ""
         race = Race(asker, names, questionnaire.names, self.options.equal_within)
         sent: list[Sample] = []
 
@@ -167,8 +181,7 @@ class EvaluationRun:
 
         total = 2 * sum(len(sample.requests) for sample in samples)
         run_with_progress(total, run, "until decided", "requests")
-        num_images = len({sample.image.name for sample in samples})
-        return sent, race.sentence(num_images)
+        return sent, race.sentence(len({sample.image.name for sample in samples}))
 
     def _ask(self, asker: Asker, samples: Sequence[Sample], model: str) -> None:
         total = sum(len(sample.requests) for sample in samples)
@@ -185,21 +198,11 @@ class EvaluationRun:
 
         run_with_progress(num_unanswered, run, model, "requests")
 
-    def _settings(self, verdict: str) -> dict[str, object]:
-        fields = non_null_fields(self.task_options.parameters(), self.task_options.answer_options())
-        return {
-            **fields,
-            "prompts": str(self.options.prompts or ""),
-            "split": self.options.split or "",
-            "sample": self.options.sample or "",
-            "decided": verdict,
-        }
-
     def _print(
         self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog
     ) -> None:
         if self.input_options.as_json:
-            document = json_document(evaluation, {}) | {"report": str(page)}
+            document = json_document(evaluation) | {"report": str(page)}
             echo(json.dumps(document | ({"decided": verdict} if verdict else {})))
             return
         for sentence in filter(None, [verdict, *sentences(evaluation)]):
@@ -219,11 +222,12 @@ class EvaluationRun:
         self, outputs: Outputs, path: Path, models: Sequence[Model], evaluator: Evaluator
     ) -> None:
         calibrations = []
+        task = self.task_options.task
         for model in models:
             measure = evaluator.measures.get(model.id)
-            scored = None if measure is None else measure.scored()
+            scored = measure.scored() if isinstance(measure, ObjectsMeasure) else None
             calibrations.append(
-                fit_calibration(model.id, model.checkpoint, self.task, scored, self.with_tiles)
+                fit_calibration(model.id, model.checkpoint, task, scored, self.with_tiles)
             )
         outputs.write(path, calibration_document(calibrations))
         logger.info("the calibration is %s", path)

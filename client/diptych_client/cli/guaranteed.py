@@ -19,6 +19,7 @@ from pathlib import Path
 from diptych_client.cli.options import GuaranteeOptions
 from diptych_client.cli.terminal import logger
 from diptych_client.evaluation.annotation.consensus import (
+    NEVER,
     Agreement,
     Records,
     agreement,
@@ -30,24 +31,25 @@ from diptych_client.evaluation.annotation.guarantee import (
     Guarantee,
     Promise,
     Promises,
+    Tolerance,
+    Truth,
     check_enough,
     prove,
-    refused,
+    truth_of,
 )
-from diptych_client.evaluation.annotation.judging import Tolerance, Truth, truth_of
 from diptych_client.evaluation.annotation.shift import Appearance, Shift, appearance, find_shift
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import DatasetFormat, write_dataset
 from diptych_client.evaluation.job import Box, Job, Record
 from diptych_client.evaluation.objects import run_lengths
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
-from diptych_client.geometry import RunLengthMask
+from diptych_client.geometry import RunLengthMask, corners
 from diptych_client.inputs import Folder, ImageFile, ImageStore
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.transports.messages import to_json
 
-AnswerImages = Callable[[Path, ImageStore, Sequence[ImageFile]], list[Records]]
+AnswerImages = Callable[[Path, ImageStore, Iterable[ImageFile]], list[Records]]
 Truths = dict[ImageFile, Truth]
 
 DEFAULT_MAX_WRONG = 0.05
@@ -94,7 +96,7 @@ class GuaranteedRun:
             logger.info(sentence)
         if options.thresholds is not None:
             self._write_thresholds(options.thresholds, guarantee, served_models())
-        answers = self.answer(self.outputs.folder, self.folder, self.images)
+        answers = self._answers(self.images)
         unlike = set[str]()
         if shift is not None:
             appearances = self._appearances(self.folder, answers)
@@ -103,6 +105,9 @@ class GuaranteedRun:
         if options.suggest is not None:
             self._suggest_most_left(answers, guarantee, options.suggest)
         return answers, dataset
+
+    def _answers(self, images: Iterable[ImageFile]) -> list[Records]:
+        return self.answer(self.outputs.folder, self.folder, images)
 
     def _read_suggestions(self, reviewed_path: Path | None) -> None:
         """Read what was suggested earlier, and a person's labels of it.
@@ -130,22 +135,20 @@ class GuaranteedRun:
     def _prove(self, options: GuaranteeOptions) -> tuple[Guarantee, Shift | None]:
         """Return what is proved, and how the folder differs from the labelled images."""
         assert options.labelled is not None
-        out = self.outputs.folder
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
-        pilot = self._pilot(truths, store)
-        used = self._paths(self.folder, [*pilot, *self.reviewed])
-        paths = self._paths(store, truths)
-        for image, path in zip(list(truths), paths, strict=True):
-            if path is not None and path in used:
+        pilot = self._pilot(set(filter(None, map(_path_in(store), truths))))
+        used = set(map(_path_in(self.folder), [*pilot, *self.reviewed]))
+        for image in list(truths):
+            if _path_in(store)(image) in used:
                 del truths[image]
-        drawn = {}
+        drawn = Truths()
         for image, truth in self.reviewed.items():
             if self.is_random.get(image.name):
                 drawn[image] = truth
         check_enough([*truths.values(), *drawn.values()], self.promises.wrong)
-        pilot_answers = self.answer(out, self.folder, pilot)
-        labelled_answers = self.answer(out / "labelled", store, list(truths))
-        drawn_answers = self.answer(out, self.folder, list(drawn))
+        pilot_answers = self._answers(pilot)
+        labelled_answers = self.answer(self.outputs.folder / "labelled", store, truths)
+        drawn_answers = self._answers(drawn)
         compared = self._appearances(store, labelled_answers)
         compared += self._appearances(self.folder, drawn_answers)
         shift = None
@@ -157,15 +160,12 @@ class GuaranteedRun:
         judged += [(records, drawn[records[0].image]) for records in drawn_answers]
         return prove(judged, pilot_answers, self.promises), shift
 
-    def _pilot(self, truths: Truths, store: ImageStore) -> list[ImageFile]:
+    def _pilot(self, labelled: set[Path]) -> list[ImageFile]:
         """Return the images whose answers fix the rules: the same at every look."""
         if earlier := self._earlier_pilot():
             return earlier
-        labelled = set(self._paths(store, truths))
-        unlabelled = []
-        for image, path in zip(self.images, self._paths(self.folder, self.images), strict=True):
-            if path not in labelled:
-                unlabelled.append(image)
+        path_of = _path_in(self.folder)
+        unlabelled = [image for image in self.images if path_of(image) not in labelled]
         if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
@@ -178,11 +178,6 @@ class GuaranteedRun:
         names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         by_name = {image.name: image for image in self.images}
         return [by_name[name] for name in names if name in by_name]
-
-    def _paths(self, store: ImageStore, images: Iterable[ImageFile]) -> list[Path | None]:
-        """Return where images are; None for those that are rows of a file."""
-        folder = store.path if isinstance(store, Folder) else None
-        return [None if folder is None else (folder / image.name).resolve() for image in images]
 
     def _appearances(self, store: ImageStore, answers: Iterable[Records]) -> list[Appearance]:
         """Return the images as the test for a shift compares them."""
@@ -200,8 +195,9 @@ class GuaranteedRun:
         unlike: set[str],
     ) -> Path:
         """Write proved labels and a person's, none in unlike images; list the rest for review."""
-        out = self.outputs.folder
-        self.outputs.write(out / "guarantee.json", json.dumps(guarantee.document(), indent=1))
+        self.outputs.write(
+            self.outputs.folder / "guarantee.json", json.dumps(guarantee.document(), indent=1)
+        )
         if any(has_text(records[0]) for records in answers):
             accepted = []
             review = []
@@ -215,9 +211,9 @@ class GuaranteedRun:
             folder = self.folder.path
             dataset = write_dataset(dataset_format, self.outputs, folder, accepted, self.job)
         else:
-            agreements = [self._accepted_boxes(one, guarantee, unlike) for one in answers]
+            agreements = [self._accepted_boxes(records, guarantee, unlike) for records in answers]
             review = [image.records for image in agreements if image.differing]
-            path = out / "review.json"
+            path = self.outputs.folder / "review.json"
             folder = self.folder.path
             dataset = write_consensus(dataset_format, self.outputs, folder, agreements, self.job)
         self.sentences.append(f"{len(review)} images are to be reviewed, see {path}")
@@ -231,7 +227,7 @@ class GuaranteedRun:
         if isinstance(truth, ObjectsTruth):
             return _true_boxes(records, truth)
         if image.name in unlike:
-            return refused(records, guarantee.tolerance)
+            return agreement(records, guarantee.tolerance.min_iou, NEVER)
         return guarantee.accept(records)
 
     def _accepted_text(
@@ -247,12 +243,12 @@ class GuaranteedRun:
             return None, False
         return guarantee.accept_text(records), not guarantee.left_texts(records)
 
-    def _write_texts(self, name: str, answers: Sequence[Records]) -> Path:
-        lines = ""
+    def _write_texts(self, name: str, answers: Iterable[Records]) -> Path:
+        rows = []
         for records in answers:
-            texts = [answer_json(record.answer) for record in records]
-            lines += json.dumps({"image": records[0].image.name, "answers": texts}) + "\n"
-        return self.outputs.write(self.outputs.folder / name, lines)
+            texts = [record.answer for record in records]
+            rows.append({"image": records[0].image.name, "answers": to_json(texts)})
+        return self.outputs.write_lines(self.outputs.folder / name, rows)
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
         """Write what is proved of a model as a part of a calibration file of the service."""
@@ -279,7 +275,7 @@ class GuaranteedRun:
         if not drawn:
             return None
         self._record_suggestions([image.name for image in drawn], is_random=True)
-        path = self._write_suggested(self.answer(self.outputs.folder, self.folder, drawn))
+        path = self._write_suggested(self._answers(drawn))
         return f"{len(drawn)} images drawn at random are in {path}"
 
     def _suggest_most_left(
@@ -292,24 +288,23 @@ class GuaranteedRun:
             gain = labels_left(records, guarantee)
             if gain and name not in self.is_random:
                 gains[name] = gain
-        chosen = sorted(gains, key=lambda name: (-gains[name], name))[:number]
-        suggested = [records for records in answers if records[0].image.name in chosen]
-        self._record_suggestions(chosen, is_random=False)
+        names = sorted(gains, key=lambda name: (-gains[name], name))[:number]
+        suggested = [records for records in answers if records[0].image.name in names]
+        self._record_suggestions(names, is_random=False)
         path = self._write_suggested(suggested)
         self.sentences.append(f"{len(suggested)} images to label next are in {path}")
 
     def _record_suggestions(self, names: Sequence[str], is_random: bool) -> None:
         """Record images before a person sees them."""
         self.is_random |= dict.fromkeys(names, is_random)
-        lines = ""
-        for name, value in self.is_random.items():
-            lines += json.dumps({"image": name, "is_random": value}) + "\n"
-        self.outputs.write(self.outputs.folder / "suggestions.jsonl", lines)
+        rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
+        self.outputs.write_lines(self.outputs.folder / "suggestions.jsonl", rows)
 
     def _write_suggested(self, answers: Sequence[Records]) -> Path:
         if answers and has_text(answers[0][0]):
             return self._write_texts("suggested.jsonl", answers)
-        review = [refused(records, self.promises.tolerance) for records in answers]
+        min_iou = self.promises.tolerance.min_iou
+        review = [agreement(records, min_iou, NEVER) for records in answers]
         write_review(self.outputs, "suggested_", review, self.job)
         return self.outputs.folder / "suggested_review.json"
 
@@ -343,6 +338,13 @@ def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, Imag
     return truths, dataset.store
 
 
+def _path_in(store: ImageStore) -> Callable[[ImageFile], Path | None]:
+    """Return where an image is; None if it is a row of a file."""
+    if not isinstance(store, Folder):
+        return lambda _image: None
+    return lambda image: (store.path / image.name).resolve()
+
+
 def _true_boxes(records: Records, truth: ObjectsTruth) -> Agreement:
     answer = records[0].answer
     boxes: list[Box] = []
@@ -350,9 +352,7 @@ def _true_boxes(records: Records, truth: ObjectsTruth) -> Agreement:
         if not isinstance(answer.result, InstancesResult):
             boxes.append(Detection(true.box_xyxy, true.label, 1.0))
         elif true.segmentation is None:
-            x1, y1, x2, y2 = true.box_xyxy
-            ring = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
-            boxes.append(Instance(true.box_xyxy, true.label, 1.0, (ring,)))
+            boxes.append(Instance(true.box_xyxy, true.label, 1.0, (corners(true.box_xyxy),)))
         else:
             runs = run_lengths(true.segmentation, answer.image)
             counts = runs["counts"]

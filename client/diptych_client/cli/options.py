@@ -1,12 +1,16 @@
-"""Options that several commands share: the connection, and the task with its parameters."""
+"""Options that several commands share: the connection, and the task with its parameters.
+
+A field of a dataclass here is an option. Its annotation has the help, and the settings of Typer's
+`Option`, if any; `with_options` declares it.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from typer import Option
 
@@ -19,6 +23,15 @@ from diptych_client.requests import AnswerOptions, TaskParameters, split_list
 from diptych_client.results import Model, Task
 
 _LISTED = "repeatable, or comma-separated"
+# the titles above options in the help, by the first of each
+_PANELS = {
+    "labels": "Task parameters",
+    "max_new_tokens": "Generation",
+    "min_score": "Objects",
+    "tiles": "Tiles of large images",
+    "labelled": "Guarantee",
+}
+_SHARE = {"min": 0.001, "max": 0.999}
 ModelIds = Annotated[
     list[str] | None,
     Option("--models", "--model", help=f"Model ids, {_LISTED}; default: all that offer the task."),
@@ -26,7 +39,7 @@ ModelIds = Annotated[
 Overwrite = Annotated[
     bool, Option("--overwrite", help="Replace files that this command did not write.")
 ]
-Concurrency = Annotated[int, Option(help="Number of concurrent requests.", min=1)]
+Concurrency = Annotated[int, "Number of concurrent requests.", {"min": 1}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +53,14 @@ class ConnectionOptions:
     max_pixels: int | None = None
 
     def client(self) -> Client:
-        return Client(self.url, **self._settings())
+        return Client(**asdict(self))
+
+    def async_client(self) -> AsyncClient:
+        return AsyncClient(**asdict(self))
 
     def models(self) -> tuple[Model, ...]:
         with self.client() as client:
             return client.models()
-
-    def async_client(self) -> AsyncClient:
-        return AsyncClient(self.url, **self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "api_key": self.api_key,
-            "timeout_s": self.timeout_s,
-            "max_retries": self.max_retries,
-            "max_pixels": self.max_pixels,
-        }
 
 
 def listed(values: Iterable[str] | None) -> list[str] | None:
@@ -67,12 +72,10 @@ def listed(values: Iterable[str] | None) -> list[str] | None:
 class InputOptions:
     """How inputs are read, and whether files of others are replaced."""
 
-    every: Annotated[float, Option(help="Of a video: seconds between two frames.", min=0.001)] = (
+    every: Annotated[float, "Of a video: seconds between two frames.", {"min": 0.001}] = (
         DEFAULT_EVERY_S
     )
-    strict: Annotated[
-        bool, Option("--strict", help="Stop at the first damaged label or unreadable URL.")
-    ] = False
+    strict: Annotated[bool, "Stop at the first damaged label or unreadable URL."] = False
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
     overwrite: Overwrite = False
 
@@ -90,65 +93,61 @@ def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
     return named.with_name(f"{named.stem}-{suffix}")
 
 
-def _parameter(text: str, metavar: str | None = None) -> Any:
-    return Option(help=text, metavar=metavar, rich_help_panel="Task parameters")
+def check_folders(images: Path, out: Path) -> None:
+    """Raise `RunError` if one folder contains the other: output would mix with images."""
+    source = images.resolve()
+    target = out.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        rule = f"must be outside the image folder {images}, and must not contain it"
+        raise RunError(f"--out {out} {rule}")
 
 
-def _generation(text: str, *flags: str) -> Any:
-    return Option(*flags, help=text, rich_help_panel="Generation")
-
-
-def _objects(text: str) -> Any:
-    return Option(help=text, rich_help_panel="Objects")
-
-
-def _tiling(text: str) -> Any:
-    return Option(help=text, rich_help_panel="Tiles of large images")
+def missing_extra(command: str, error: ImportError, extra: str) -> RunError:
+    return RunError(f"{command} needs {error.name}: pip install 'diptych-client[{extra}]'")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """A task, its parameters and generation options; every field is a command line option."""
+    """A task, its parameters and generation options."""
 
-    task: Annotated[str, Option(help="Task id; `diptych tasks` lists them.")]
-    labels: Annotated[list[str] | None, _parameter(f"Labels to detect, {_LISTED}.")] = None
-    caption: Annotated[str | None, _parameter("Text whose phrases are located.")] = None
-    phrases: Annotated[list[str] | None, _parameter(f"Phrases to locate, {_LISTED}.")] = None
-    phrase: Annotated[str | None, _parameter("Object to segment.")] = None
+    task: Annotated[str, "Task id; `diptych tasks` lists them."]
+    labels: Annotated[list[str] | None, f"Labels to detect, {_LISTED}."] = None
+    caption: Annotated[str | None, "Text whose phrases are located."] = None
+    phrases: Annotated[list[str] | None, f"Phrases to locate, {_LISTED}."] = None
+    phrase: Annotated[str | None, "Object to segment."] = None
     region: Annotated[
-        tuple[float, float, float, float] | None, _parameter("Box in pixels.", "X1 Y1 X2 Y2")
+        tuple[float, float, float, float] | None, "Box in pixels.", {"metavar": "X1 Y1 X2 Y2"}
     ] = None
-    detail: Annotated[str | None, _parameter("Level of detail.")] = None
-    language: Annotated[str | None, _parameter("Language code, such as en.")] = None
-    question: Annotated[str | None, _parameter("Question to answer.")] = None
-    max_new_tokens: Annotated[int | None, _generation("Maximum number of generated tokens.")] = None
-    num_beams: Annotated[int | None, _generation("Beams of beam search.")] = None
-    temperature: Annotated[float | None, _generation("Sampling temperature; 0: greedy.")] = None
-    top_p: Annotated[float | None, _generation("Probability mass of nucleus sampling.")] = None
-    seed: Annotated[int | None, _generation("Seed of sampling.")] = None
+    detail: Annotated[str | None, "Level of detail."] = None
+    language: Annotated[str | None, "Language code, such as en."] = None
+    question: Annotated[str | None, "Question to answer."] = None
+    max_new_tokens: Annotated[int | None, "Maximum number of generated tokens."] = None
+    num_beams: Annotated[int | None, "Beams of beam search."] = None
+    temperature: Annotated[float | None, "Sampling temperature; 0: greedy."] = None
+    top_p: Annotated[float | None, "Probability mass of nucleus sampling."] = None
+    seed: Annotated[int | None, "Seed of sampling."] = None
     constrained: Annotated[
         bool | None,
-        _generation("Generate only well-formed answers.", "--constrained/--unconstrained"),
+        Option(
+            "--constrained/--unconstrained",
+            help="Generate only well-formed answers.",
+            rich_help_panel="Generation",
+        ),
     ] = None
-    min_score: Annotated[float | None, _objects("Minimum score of an object, 0 to 1.")] = None
+    min_score: Annotated[float | None, "Minimum score of an object, 0 to 1."] = None
     min_precision: Annotated[
-        float | None, _objects("Only objects that are proved to be right so often, such as 0.95.")
+        float | None, "Only objects that are proved to be right so often, such as 0.95."
     ] = None
     nms_iou: Annotated[
         float | None,
-        _objects(
-            "Drop objects that overlap a better one of the same label by more than this IoU, 0 to"
-            " 1."
-        ),
+        "Drop objects that overlap a better one of the same label by more than this IoU, 0 to 1.",
     ] = None
-    tiles: Annotated[
-        str | None, _tiling("off, auto, the maximum of tiles, or rows and columns as 2x3.")
-    ] = None
-    overlap: Annotated[
-        float | None, _tiling("Share of a tile's side that the next one has too.")
-    ] = None
+    tiles: Annotated[str | None, "off, auto, the maximum of tiles, or rows and columns as 2x3."] = (
+        None
+    )
+    overlap: Annotated[float | None, "Share of a tile's side that the next one has too."] = None
     min_object_px: Annotated[
-        int | None, _tiling("With auto: size of the smallest thing of interest in pixels.")
+        int | None, "With auto: size of the smallest thing of interest in pixels."
     ] = None
 
     def parameters(self) -> TaskParameters:
@@ -174,41 +173,26 @@ class AnnotateOptions:
             help="Model id, with --consensus two; default: the first that offer the task.",
         ),
     ] = None
-    consensus: Annotated[
-        bool,
-        Option("--consensus", help="Label with two models; list what they disagree on for review."),
-    ] = False
+    consensus: Annotated[bool, "Label with two models; list what they disagree on for review."] = (
+        False
+    )
     iou: Annotated[
         float,
-        Option(
-            help="Minimum IoU of the same object: of two models' boxes, of a right box and the true"
-            " one.",
-            min=0,
-            max=1,
-        ),
+        "Minimum IoU of the same object: of two models' boxes, of a right box and the true one.",
+        {"min": 0, "max": 1},
     ] = 0.5
     accept_score: Annotated[
         float,
-        Option(
-            help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1
-        ),
+        "With --consensus: minimum score of both boxes; others go to review.",
+        {"min": 0, "max": 1},
     ] = 0.0
     dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
         DatasetFormat.coco
     )
     out: Annotated[
-        Path | None,
-        Option(help="Output folder; default: INPUT-annotations.", file_okay=False),
+        Path | None, "Output folder; default: INPUT-annotations.", {"file_okay": False}
     ] = None
     concurrency: Concurrency = 8
-
-
-def _guarantee(text: str) -> Any:
-    return Option(help=text, rich_help_panel="Guarantee")
-
-
-def _share(text: str) -> Any:
-    return Option(help=text, min=0.001, max=0.999, rich_help_panel="Guarantee")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,41 +201,29 @@ class GuaranteeOptions:
 
     labelled: Annotated[
         Path | None,
-        _guarantee(
-            "Images with true labels, in any format of `evaluate`: accept only what they prove to"
-            " be right."
-        ),
+        "Images with true labels, in any format of `evaluate`: accept only what they prove to be"
+        " right.",
     ] = None
-    labelled_images: Annotated[
-        Path | None, _guarantee("Folder of the images of the file of --labelled.")
-    ] = None
+    labelled_images: Annotated[Path | None, "Folder of the images of the file of --labelled."] = (
+        None
+    )
     max_wrong: Annotated[
-        float | None,
-        _share("Largest share of wrong labels among the accepted; default: 0.05."),
+        float | None, "Largest share of wrong labels among the accepted; default: 0.05.", _SHARE
     ] = None
-    confidence: Annotated[float, _share("Confidence of the guarantee.")] = 0.95
+    confidence: Annotated[float, "Confidence of the guarantee.", _SHARE] = 0.95
     max_missed: Annotated[
-        float | None,
-        _share("Largest share of objects in neither the dataset nor the review list."),
+        float | None, "Largest share of objects in neither the dataset nor the review list.", _SHARE
     ] = None
     suggest: Annotated[
-        int | None,
-        Option(
-            help="Write so many images for a person to label next.",
-            min=1,
-            rich_help_panel="Guarantee",
-        ),
+        int | None, "Write so many images for a person to label next.", {"min": 1}
     ] = None
-    reviewed: Annotated[
-        Path | None, _guarantee("A person's labels of suggested images, which are final.")
-    ] = None
+    reviewed: Annotated[Path | None, "A person's labels of suggested images, which are final."] = (
+        None
+    )
     thresholds: Annotated[
-        Path | None,
-        _guarantee("Also write what is proved, for DIPTYCH_CALIBRATION of the service."),
+        Path | None, "Also write what is proved, for DIPTYCH_CALIBRATION of the service."
     ] = None
-    max_cer: Annotated[
-        float, _guarantee("Largest character error rate of a right text; 0: equal.")
-    ] = 0.0
+    max_cer: Annotated[float, "Largest character error rate of a right text; 0: equal."] = 0.0
 
 
 NO_GUARANTEE = GuaranteeOptions()
@@ -263,48 +235,34 @@ class EvaluateOptions:
 
     models: ModelIds = None
     out: Annotated[
-        Path | None,
-        Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
+        Path | None, "Output folder; default: DATASET-TASK beside it.", {"file_okay": False}
     ] = None
     images: Annotated[
-        Path | None,
-        Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
+        Path | None, "Folder of the images of a label file.", {"exists": True, "file_okay": False}
     ] = None
-    split: Annotated[str | None, Option(help="Split of the dataset, such as val.")] = None
+    split: Annotated[str | None, "Split of the dataset, such as val."] = None
     prompts: Annotated[
         Path | None,
-        Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False),
+        'YAML file of prompts: `car: "car, automobile"`.',
+        {"exists": True, "dir_okay": False},
     ] = None
-    sample: Annotated[int | None, Option(help="Number of images, drawn by --seed.", min=1)] = None
+    sample: Annotated[int | None, "Number of images, drawn by --seed.", {"min": 1}] = None
     until_decided: Annotated[
-        bool,
-        Option(
-            "--until-decided",
-            help="Ask two models image by image, in a random order, until one is known to be"
-            " better.",
-        ),
+        bool, "Ask two models image by image, in a random order, until one is known to be better."
     ] = False
     equal_within: Annotated[
         float | None,
-        Option(
-            help="With --until-decided: also stop when the mean errors are known to differ by less"
-            " than so many hundredths.",
-            min=0.01,
-            max=99,
-        ),
+        "With --until-decided: also stop when the mean errors are known to differ by less than so"
+        " many hundredths.",
+        {"min": 0.01, "max": 99},
     ] = None
     without_tiles: Annotated[
-        bool,
-        Option(
-            "--without-tiles",
-            help="With --tiles: also ask each model without tiles, and compare, by size too.",
-        ),
+        bool, "With --tiles: also ask each model without tiles, and compare, by size too."
     ] = False
     concurrency: Concurrency = 8
-    gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
+    gallery: Annotated[int, "Number of images in the report.", {"min": 0}] = 200
     calibrate: Annotated[
-        Path | None,
-        Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
+        Path | None, "Fit the probability of the scores and write it here.", {"dir_okay": False}
     ] = None
 
 
@@ -321,15 +279,17 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters = []
     groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        kind = parameter.annotation
-        if isinstance(kind, type) and is_dataclass(kind):
-            groups[parameter.name] = kind
+        if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
+            groups[parameter.name] = parameter.annotation
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    for field in chain.from_iterable(map(fields, groups.values())):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        parameters.append(option.replace(annotation=field.type))
+    for group in groups.values():
+        panel = None
+        for field in fields(group):
+            panel = _PANELS.get(field.name, panel)
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            parameters.append(option.replace(annotation=_declared(field.name, field.type, panel)))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
@@ -339,3 +299,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _declared(name: str, annotation: Any, panel: str | None) -> Any:
+    """Return an annotation with Typer's `Option` in place of the help and the settings."""
+    kind, text, *settings = get_args(annotation)
+    if not isinstance(text, str):
+        return annotation
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []  # no --no-NAME
+    option = Option(*flags, help=text, rich_help_panel=panel, **dict(*settings))
+    return Annotated[kind, option]

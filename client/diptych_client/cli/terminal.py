@@ -30,7 +30,6 @@ from diptych_client.long_runs import Outputs
 from diptych_client.results import (
     Analysis,
     Answer,
-    Comparison,
     Model,
     ModelFailure,
     Task,
@@ -156,10 +155,6 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
         rows.append((label_of(item), f"{item.score:.2f}", place))
     table = table_view(("label", "score", "place"), rows)
     return Group(title, table if rows else Text("nothing found"))
-
-
-def comparison_view(comparison: Comparison) -> RenderableType:
-    return Group(*map(answer_view, comparison.answers))
 
 
 def analysis_view(analysis: Analysis) -> RenderableType:

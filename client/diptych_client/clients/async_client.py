@@ -13,7 +13,13 @@ from typing import Self, TypeVar
 
 from tenacity import AsyncRetrying
 
-from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Bar, Caller, Options, Parameters
+from diptych_client.clients.caller import (
+    DEFAULT_CONCURRENCY,
+    Caller,
+    Options,
+    Parameters,
+    progress_bar,
+)
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
@@ -32,7 +38,7 @@ from diptych_client.requests import (
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import AsyncGrpcTransport
-from diptych_client.transports.operations import (
+from diptych_client.transports.messages import (
     ANALYZE,
     COMPARE,
     MODELS,
@@ -73,9 +79,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
         fields = {"task": task, "model": model}
-        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        answer = await self._ask(PREDICT, prepared.request, self._transport.send)
-        return restored(answer, prepared.original)
+        request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
+        answer = await self._ask(PREDICT, request, self._transport.send)
+        return restored(answer, request.original)
 
     async def predict_many(
         self,
@@ -107,13 +113,13 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
         waiting: deque[asyncio.Task[Answer | DiptychError]] = deque()
         try:
-            with Bar(images, progress) as bar:
+            with progress_bar(images, progress) as counted:
                 for image in images:
                     waiting.append(asyncio.create_task(ask(image)))
                     if len(waiting) == concurrency:
-                        yield bar.passed(await waiting.popleft())
+                        yield counted(await waiting.popleft())
                 while waiting:
-                    yield bar.passed(await waiting.popleft())
+                    yield counted(await waiting.popleft())
         finally:
             for task_in_flight in waiting:
                 task_in_flight.cancel()
@@ -133,12 +139,12 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
         fields = {"task": task, "model": model}
-        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        first, events = await self._ask(PREDICT, prepared.request, self._start)
+        request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
+        first, events = await self._ask(PREDICT, request, self._start)
         async with aclosing(events):
-            yield restored(first, prepared.original)
+            yield restored(first, request.original)
             async for event in events:
-                yield restored(event, prepared.original)
+                yield restored(event, request.original)
 
     async def compare(
         self,
@@ -152,9 +158,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     ) -> Comparison:
         """Return concurrent answers of several models, by default all that offer the task."""
         fields = {"task": task, "models": None if models is None else tuple(models)}
-        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        comparison = await self._ask(COMPARE, prepared.request, self._transport.send)
-        return restored(comparison, prepared.original)
+        request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
+        comparison = await self._ask(COMPARE, request, self._transport.send)
+        return restored(comparison, request.original)
 
     async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.

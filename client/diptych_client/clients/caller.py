@@ -7,11 +7,11 @@ deadline is not waited for.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from tenacity import (
@@ -28,12 +28,10 @@ from diptych_client.downscaling import downscaled
 from diptych_client.errors import (
     ConnectionFailed,
     DiptychError,
-    ErrorDetail,
-    InvalidRequest,
     NotReady,
     Overloaded,
+    new_error,
 )
-from diptych_client.geometry import ImageSize
 from diptych_client.image_sources import ImageSource, ReadableFile, sent_image
 from diptych_client.requests import (
     AnswerOptions,
@@ -42,15 +40,11 @@ from diptych_client.requests import (
     StoredImage,
     TaskParameters,
     answer_options,
+    non_null_fields,
     task_parameters,
-    task_request,
 )
-from diptych_client.transports.operations import Call, Operation
+from diptych_client.transports.messages import Call, Operation
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-PassedT = TypeVar("PassedT")
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 TransportT = TypeVar("TransportT")
@@ -61,14 +55,6 @@ BACKOFF: Delay = wait_exponential(0.1, max=5) + wait_random_exponential(0.1, max
 DEFAULT_CONCURRENCY = 8  # images of predict_many in flight
 Parameters = TaskParameters | Mapping[str, Any]
 Options = AnswerOptions | Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request, and the size of an image that it has downscaled."""
-
-    request: Request
-    original: ImageSize | None
 
 
 class Caller(Generic[TransportT]):
@@ -92,7 +78,7 @@ class Caller(Generic[TransportT]):
         if not parts.netloc or not (is_grpc or parts.scheme in ("http", "https")):
             allowed = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
             message = f"the URL of the service must be {allowed}, got {url!r}"
-            raise InvalidRequest(ErrorDetail("invalid_request", message, "url", ""))
+            raise new_error("invalid_request", message, "url")
         self._transport: TransportT
         if is_grpc:
             self._transport = grpc(parts.netloc, api_key, is_secure=parts.scheme == "grpcs")
@@ -110,23 +96,23 @@ class Caller(Generic[TransportT]):
         fields: Mapping[str, FieldValue | None],
         parameters: Parameters,
         options: Options,
-    ) -> Prepared:
+    ) -> Request:
+        """Return the request, with an image that is too large made smaller."""
         parameters = task_parameters(parameters)
         sent = sent_image(image, bgr)
-        smaller = None
+        original = None
         if self._max_pixels is not None and isinstance(sent, bytes):
             name = str(image) if isinstance(image, str | Path) else "the image"
-            if isinstance(image, ReadableFile):
-                name = str(getattr(image, "name", name))
-            smaller = downscaled(sent, self._max_pixels, name)
-        if smaller is not None:
-            sent = smaller.data
-            if parameters.region is not None:
-                x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
-                parameters = replace(parameters, region=(x1, y1, x2, y2))
-        request = task_request(sent, fields, parameters, answer_options(options))
-        request = replace(request, stored=image if isinstance(image, StoredImage) else None)
-        return Prepared(request, None if smaller is None else smaller.original)
+            name = str(getattr(image, "name", name)) if isinstance(image, ReadableFile) else name
+            if (smaller := downscaled(sent, self._max_pixels, name)) is not None:
+                sent = smaller.data
+                original = smaller.original
+                if parameters.region is not None:
+                    x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
+                    parameters = replace(parameters, region=(x1, y1, x2, y2))
+        values = {name: value for name, value in fields.items() if value is not None}
+        values |= non_null_fields(parameters, answer_options(options))
+        return Request(sent, values, image if isinstance(image, StoredImage) else None, original)
 
     def _about(self, image: ImageSource, fields: Mapping[str, FieldValue]) -> Request:
         stored = image if isinstance(image, StoredImage) else None
@@ -162,36 +148,23 @@ def _delay_s(state: RetryCallState) -> float:
     return BACKOFF(state) if retry_after is None else retry_after
 
 
-class Bar:
-    """A progress bar on stderr, or none; of images without a length the total is unknown."""
+@contextmanager
+def progress_bar(
+    images: Iterable[object], is_shown: bool
+) -> Iterator[Callable[[ResultT], ResultT]]:
+    """Yield a function that counts a result on a bar on stderr, if any, and returns it."""
+    if not is_shown:
+        yield lambda result: result
+        return
+    # imported when needed: it takes longer than the rest of the client
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __init__(self, images: Iterable[object], is_shown: bool) -> None:
-        self._total = len(images) if isinstance(images, Sized) else None
-        self._is_shown = is_shown
-        self._progress: Progress | None = None
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(images) if isinstance(images, Sized) else None)
 
-    def __enter__(self) -> Self:
-        if self._is_shown:
-            # imported when needed: it takes longer than the rest of the client
-            from rich.console import Console
-            from rich.progress import Progress
+        def counted(result: ResultT) -> ResultT:
+            progress.advance(bar)
+            return result
 
-            self._progress = Progress(console=Console(stderr=True))
-            self._progress.add_task("", total=self._total)
-            self._progress.start()
-        return self
-
-    def passed(self, result: PassedT) -> PassedT:
-        """Count a result and return it."""
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0])
-        return result
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        yield counted

@@ -9,7 +9,13 @@ from typing import Self, TypeVar
 
 from tenacity import Retrying
 
-from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Bar, Caller, Options, Parameters
+from diptych_client.clients.caller import (
+    DEFAULT_CONCURRENCY,
+    Caller,
+    Options,
+    Parameters,
+    progress_bar,
+)
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
@@ -28,7 +34,7 @@ from diptych_client.requests import (
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import GrpcTransport
-from diptych_client.transports.operations import (
+from diptych_client.transports.messages import (
     ANALYZE,
     COMPARE,
     MODELS,
@@ -69,9 +75,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
         fields = {"task": task, "model": model}
-        prepared = self._prepare(image, bgr, fields, parameters, options)
-        answer = self._ask(PREDICT, prepared.request, self._transport.send)
-        return restored(answer, prepared.original)
+        request = self._prepare(image, bgr, fields, parameters, options)
+        answer = self._ask(PREDICT, request, self._transport.send)
+        return restored(answer, request.original)
 
     def predict_many(
         self,
@@ -102,13 +108,13 @@ class Client(Caller[RestTransport | GrpcTransport]):
         threads = ThreadPoolExecutor(concurrency)
         waiting: deque[Future[Answer | DiptychError]] = deque()
         try:
-            with Bar(images, progress) as bar:
+            with progress_bar(images, progress) as counted:
                 for image in images:
                     waiting.append(threads.submit(ask, image))
                     if len(waiting) == concurrency:
-                        yield bar.passed(waiting.popleft().result())
+                        yield counted(waiting.popleft().result())
                 while waiting:
-                    yield bar.passed(waiting.popleft().result())
+                    yield counted(waiting.popleft().result())
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -127,12 +133,12 @@ class Client(Caller[RestTransport | GrpcTransport]):
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
         fields = {"task": task, "model": model}
-        prepared = self._prepare(image, bgr, fields, parameters, options)
-        first, events = self._ask(PREDICT, prepared.request, self._start)
+        request = self._prepare(image, bgr, fields, parameters, options)
+        first, events = self._ask(PREDICT, request, self._start)
         with closing(events):
-            yield restored(first, prepared.original)
+            yield restored(first, request.original)
             for event in events:
-                yield restored(event, prepared.original)
+                yield restored(event, request.original)
 
     def compare(
         self,
@@ -146,9 +152,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
     ) -> Comparison:
         """Return concurrent answers of several models, by default all that offer the task."""
         fields = {"task": task, "models": None if models is None else tuple(models)}
-        prepared = self._prepare(image, bgr, fields, parameters, options)
-        comparison = self._ask(COMPARE, prepared.request, self._transport.send)
-        return restored(comparison, prepared.original)
+        request = self._prepare(image, bgr, fields, parameters, options)
+        comparison = self._ask(COMPARE, request, self._transport.send)
+        return restored(comparison, request.original)
 
     def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.

@@ -4,8 +4,7 @@ formats/       label files -> images with labels (dataset.py), and back
 questions.py   images with labels and a task -> requests -> a log of answers -> predictions
 objects.py, texts.py, evaluator.py   truth and predictions -> metrics, agreement of each two models
 statistics.py  metrics -> intervals and paired differences; evidence at any number of images
-race.py        two models until one is known to be better
-tables.py, report.py   the results as HTML, Markdown and JSON
+report.py      the results as HTML, Markdown and JSON
 job.py         a folder of images and a task -> a journal of answers
 annotation/    labels of a folder, and what labelled images prove about them
 

@@ -48,7 +48,7 @@ class TrueObject:
 class TruePhrase:
     """A phrase and the object that it refers to."""
 
-    phrase: str
+    label: str
     box_xyxy: BoxXyxy | None
     segmentation: Any = None
 

@@ -7,26 +7,36 @@ Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOC
 al., 2016, arXiv 1608.00272, section 5 (a box is right if IoU > 0.5); big_vision,
 evaluators/proj/paligemma/transfers/segmentation.py (mean of the masks' IoU). The best scored answer
 to a phrase counts; none counts as IoU 0.
+
+A race asks two models image by image, in a random order, until one is known to be better. The
+error of an image is that of the gallery, averaged over its samples, from 0 to 1. The mean of the
+models' difference is tested by betting (statistics.py), which may be looked at after every image: a
+wrong decision has a probability of at most 1 - CONFIDENCE over all looks together. Equal means that
+the mean error differs by less than a given margin.
 """
 
 import heapq
+import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, combinations
+from itertools import chain, combinations, groupby
+from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from rapidfuzz.distance import Levenshtein
 
+from diptych_client.clients.async_client import AsyncClient
 from diptych_client.evaluation.dataset import Dataset, TruePhrase
 from diptych_client.evaluation.objects import ObjectsMeasure, encoded_mask, run_lengths
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
+    Asker,
     ClassNames,
     ObjectsTruth,
     PhrasesTruth,
@@ -36,12 +46,16 @@ from diptych_client.evaluation.questions import (
     Truth,
 )
 from diptych_client.evaluation.statistics import (
+    CONFIDENCE,
+    DIFFERENCE_BETS,
     Details,
     Estimates,
     Metric,
     Outcome,
-    Ratio,
     estimates,
+    log_wealth,
+    mean,
+    ratio,
 )
 from diptych_client.evaluation.texts import TextsMeasure
 from diptych_client.long_runs import FailureLog, RunError
@@ -51,6 +65,7 @@ from diptych_client.results import Instance, Item, Model, box_of, label_of
 
 _MAX_SAMPLES = 1000  # that the requests of the report are taken from
 _MAX_REQUESTS = 20
+_GROWTH = 10  # a tenth more images between two looks of a race
 _KIND_OF_BOTH: Mapping[Kind, str] = {
     "right": "found by both",
     "loosely placed": "found by both, loosely",
@@ -77,8 +92,8 @@ class JudgedPhrase:
 
 def judge_phrases(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
     judged = []
-    for phrase in truth.phrases:
-        name = phrase.phrase.casefold()
+    for phrase in truth.objects:
+        name = phrase.label.casefold()
         answers = [item for item in prediction.items if label_of(item).casefold() == name]
         item = max(answers, key=lambda answer: answer.score, default=None)
         box_iou = None
@@ -128,14 +143,11 @@ class PhrasesMeasure:
         for name, rows in (("mask mIoU", self.mask_ious), ("accuracy at IoU 0.5", self.box_hits)):
             numerators, denominators = np.array(rows, dtype=np.float64).reshape(-1, 2).T
             if denominators.any():
-                metrics.append(Metric(name, Ratio(numerators, denominators)))
+                metrics.append(Metric(name, ratio(numerators, denominators)))
         return metrics
 
     def details(self) -> Details:
         return Details(kinds=self.kinds)
-
-    def scored(self) -> None:
-        return None
 
 
 Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
@@ -198,11 +210,6 @@ class PairAgreement:
         labels = frozenset(box.label for box in (*a, *b))
         return Outcome(disagreement, frozenset(kinds), labels)
 
-    def metric(self) -> Metric:
-        """Return the mean: of boxes F1 over COCO's IoU thresholds, of texts 1 - edit distance."""
-        scores = np.array(self.scores)
-        return Metric("agreement", Ratio(scores, np.ones_like(scores)))
-
     def by_class(self) -> Mapping[str, ClassAgreement]:
         agreements = {}
         for label, kinds in sorted(self.kinds_by_class.items()):
@@ -247,24 +254,21 @@ class RunRecord:
         left_out: Mapping[str, int],
     ) -> "RunRecord":
         address = urlsplit(url)
-        host = address.netloc.rpartition("@")[2]  # without credentials
-        names = [model.id for model in models]
+        service = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without credentials
         properties = []
         for model in models:
             build = {"precision": model.precision, "checkpoint": model.checkpoint}
             properties.append({"id": model.id, "family": model.family, **build})
         requests: dict[str, None] = {}
-        for sample in samples[:_MAX_SAMPLES]:
-            for parameters in sample.requests:
-                fields = non_null_fields(parameters, DEFAULT_OPTIONS)
-                parts = [f"{name}={_typed(value)}" for name, value in fields.items()]
-                requests[", ".join(parts)] = None
+        for parameters in chain.from_iterable(sample.requests for sample in samples[:_MAX_SAMPLES]):
+            fields = non_null_fields(parameters, DEFAULT_OPTIONS)
+            requests[", ".join(f"{name}={_typed(value)}" for name, value in fields.items())] = None
         failed = []
         for row in failures.first:
             failed.append(FailedRequest(str(row["image"]), str(row["model"]), str(row["message"])))
         return cls(
             datetime.now(UTC).isoformat(timespec="seconds"),
-            {"service": f"{address.scheme}://{host}", **settings, "models": names},
+            {"service": service, **settings, "models": [model.id for model in models]},
             tuple(properties),
             tuple(requests)[:_MAX_REQUESTS],
             failures.num_failures,
@@ -297,6 +301,14 @@ class Speed:
     latency_p95_ms: float
     images_per_s: float
     tokens_per_s: float
+
+    @classmethod
+    def of(cls, predictions: Sequence[tuple[float, float, int]]) -> "Speed":
+        """Return the rates of a closed loop: a sample occupies its latency / requests in flight."""
+        latency_s, occupied_s, num_tokens = np.array(predictions, dtype=np.float64).T
+        p50_ms, p95_ms = np.quantile(1000 * latency_s, [0.5, 0.95]).tolist()
+        total_s = float(occupied_s.sum())
+        return cls(p50_ms, p95_ms, len(predictions) / total_s, float(num_tokens.sum()) / total_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,14 +344,6 @@ class Evaluation:
     run: RunRecord | None = None
 
 
-def sampled(dataset: Dataset, num_images: int | None, seed: int) -> Dataset:
-    """Return the dataset with at most `num_images` images, drawn by the seed, in their order."""
-    if num_images is None or num_images >= len(dataset.images):
-        return dataset
-    chosen = sorted(random.Random(seed).sample(range(len(dataset.images)), num_images))
-    return replace(dataset, images=[dataset.images[i] for i in chosen])
-
-
 @dataclass(slots=True)
 class Evaluator:
     """Collects the predictions of all models, sample by sample."""
@@ -368,7 +372,7 @@ class Evaluator:
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
-        agreed = {pair.title: [pair.metric()] for pair in self.agreements}
+        agreed = {pair.title: [Metric("agreement", mean(pair.scores))] for pair in self.agreements}
         return Evaluation(
             dataset=dataset_name,
             task=self.log.task,
@@ -380,13 +384,14 @@ class Evaluator:
             seed=seed,
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
             details={model: measure.details() for model, measure in self.measures.items()},
-            speed={model: _speed(rows) for model, rows in self.times.items() if rows},
+            speed={model: Speed.of(times) for model, times in self.times.items() if times},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
             agreement_by_class={pair.title: pair.by_class() for pair in self.agreements},
             gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),
         )
 
     def _add(self, index: int, sample: Sample, gallery: int) -> None:
+        """Add an answered sample, and keep it for the gallery if it is among the worst."""
         predictions = {}
         for model in self.models:
             prediction = self.log.prediction(sample, model)
@@ -408,20 +413,15 @@ class Evaluator:
             self._check_truth(sample, sample.truth)
             for model, prediction in predictions.items():
                 outcomes.append(self.measures[model].add(sample.truth, prediction))
-        self._rank(index, outcomes, differences, gallery)
-
-    def _rank(
-        self, index: int, outcomes: Sequence[Outcome], differences: Sequence[Outcome], gallery: int
-    ) -> None:
-        """Keep the sample for the gallery if it is among the worst."""
-        errors = [outcome.error for outcome in outcomes]
+        errors = [outcome.error for outcome in outcomes] or [0.0]
+        disagreements = [outcome.error for outcome in differences] or [0.0]
         ranked = RankedSample(
             index,
-            _mean_error(outcomes),
-            _mean_error(differences),
-            max(errors, default=0.0) - min(errors, default=0.0),
-            frozenset(chain.from_iterable(one.kinds for one in outcomes or differences)),
-            frozenset(chain.from_iterable(one.classes for one in outcomes or differences)),
+            float(np.mean(errors)),
+            float(np.mean(disagreements)),
+            max(errors) - min(errors),
+            frozenset(chain.from_iterable(outcome.kinds for outcome in outcomes or differences)),
+            frozenset(chain.from_iterable(outcome.classes for outcome in outcomes or differences)),
         )
         entry = (ranked.difference, ranked.error + ranked.disagreement, -index, ranked)
         (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
@@ -438,13 +438,106 @@ class Evaluator:
                 self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
 
 
-def _mean_error(outcomes: Sequence[Outcome]) -> float:
-    return float(np.mean([outcome.error for outcome in outcomes])) if outcomes else 0.0
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The better model, or that both are equal within the margin."""
+
+    verdict: Literal["first", "second", "equal"]
+    num_images: int
+    difference: float  # mean error of the first minus that of the second
+
+    def sentence(self, models: Sequence[str], num_all: int) -> str:
+        first, second = models
+        better = {"first": first, "second": second}.get(self.verdict)
+        verdict = f"{better} is better" if better else f"{first} and {second} are equal"
+        return (
+            f"{verdict}: decided after {self.num_images} of {num_all} images, with"
+            f" {CONFIDENCE:.0%} confidence; the mean errors differ by"
+            f" {100 * abs(self.difference):.1f} hundredths"
+        )
 
 
-def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:
-    """Return the rates of a closed loop: a sample occupies its latency / requests in flight."""
-    latency_s, occupied_s, num_tokens = np.array(rows, dtype=np.float64).T
-    p50, p95 = np.quantile(1000 * latency_s, [0.5, 0.95])
-    total_s = float(occupied_s.sum())
-    return Speed(float(p50), float(p95), len(rows) / total_s, float(num_tokens.sum()) / total_s)
+def decide(errors: Sequence[tuple[float, float]], margin: float | None) -> Decision | None:
+    """Return what the errors of both models on random images prove; None while they do not."""
+    if not errors:
+        return None
+    differences = np.array([first - second for first, second in errors], dtype=np.float64)
+    difference = float(differences.mean())
+    log_needed = -math.log((1 - CONFIDENCE) / 2)  # two ways to be wrong
+    values = np.stack([-differences, differences], axis=1)
+    second_wins, first_wins = log_wealth(values, np.ones(2), DIFFERENCE_BETS) >= log_needed
+    if second_wins or first_wins:
+        return Decision("second" if second_wins else "first", len(errors), difference)
+    if margin is not None:
+        within = log_wealth(values - margin, np.full(2, 1 - margin), DIFFERENCE_BETS)
+        if (within >= log_needed).all():
+            return Decision("equal", len(errors), difference)
+    return None
+
+
+def sampled(dataset: Dataset, num_images: int | None, seed: int) -> Dataset:
+    """Return the dataset with at most `num_images` images, drawn by the seed, in their order."""
+    if num_images is None or num_images >= len(dataset.images):
+        return dataset
+    indices = sorted(random.Random(seed).sample(range(len(dataset.images)), num_images))
+    return replace(dataset, images=[dataset.images[index] for index in indices])
+
+
+def shuffled(dataset: Dataset, seed: int) -> Dataset:
+    images = list(dataset.images)
+    random.Random(seed).shuffle(images)
+    return replace(dataset, images=images)
+
+
+@dataclass(slots=True)
+class Race:
+    """The errors of both models so far, and the decision."""
+
+    asker: Asker
+    models: Sequence[str]
+    names: ClassNames
+    equal_within: float | None  # hundredths
+    errors: list[tuple[float, float]] = field(default_factory=list)
+    decision: Decision | None = None
+
+    async def run(
+        self, client: AsyncClient, samples: Sequence[Sample], advance: Callable[[], None]
+    ) -> list[Sample]:
+        """Send images to both models until they are told apart; return the samples that were sent.
+
+        Raise `RunError` if no image has labels.
+        """
+        by_image = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
+        margin = None if self.equal_within is None else self.equal_within / 100
+        num_sent = 0
+        while num_sent < len(by_image) and self.decision is None:
+            num_more = max(self.asker.concurrency, num_sent // _GROWTH)
+            batch = by_image[num_sent : num_sent + num_more]
+            for model in self.models:
+                await self.asker.ask(client, list(chain(*batch)), model, advance)
+            for image_samples in batch:
+                first, second = (self._error(image_samples, model) for model in self.models)
+                if first is not None and second is not None:
+                    self.errors.append((first, second))
+            num_sent += len(batch)
+            self.decision = decide(self.errors, margin)
+        if not self.errors:
+            raise RunError("--until-decided needs labels: no answered image has any")
+        return list(chain(*by_image[:num_sent]))
+
+    def sentence(self, num_all: int) -> str:
+        if self.decision is None:
+            return f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
+        return self.decision.sentence(self.models, num_all)
+
+    def _error(self, samples: Sequence[Sample], model: str) -> float | None:
+        """Return the mean error of a model about an image; None without an answer or a label."""
+        errors = []
+        for sample in samples:
+            prediction = self.asker.log.prediction(sample, model)
+            if prediction is None:
+                return None
+            if sample.truth is not None:
+                measure = measure_for(sample.truth, self.asker.log.task, self.names)
+                errors.append(measure.add(sample.truth, prediction).error)
+        return float(np.mean(errors)) if errors else None

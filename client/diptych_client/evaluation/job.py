@@ -10,25 +10,24 @@ at most one incomplete last line; only its image is requested again.
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.inputs import ImageFile, ImageStore, NamedImage
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
-from diptych_client.requests import AnswerOptions, TaskParameters, non_null_fields
-from diptych_client.results import (
-    UNNAMED,
-    Answer,
-    Detection,
-    DetectionsResult,
-    Instance,
-    InstancesResult,
+from diptych_client.requests import (
+    DEFAULT_OPTIONS,
+    AnswerOptions,
+    TaskParameters,
+    non_null_fields,
 )
-from diptych_client.transports.rest_messages import answer_from_json, answer_json
+from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
+from diptych_client.transports.messages import from_json, to_json
 
 Box = Detection | Instance
 
@@ -42,11 +41,10 @@ class Job:
     parameters: TaskParameters
     options: AnswerOptions
 
-    def fields(self) -> dict[str, object]:
-        request_fields = non_null_fields(self.parameters, self.options)
-        text = json.dumps({"task": self.task, "model": self.model, **request_fields})
-        fields: dict[str, object] = json.loads(text)
-        return fields
+    def fields(self) -> Any:
+        """Return the fields of a request as values of JSON."""
+        fields = non_null_fields(self.parameters, self.options)
+        return json.loads(json.dumps({"task": self.task, "model": self.model, **fields}))
 
     def requested_labels(self) -> tuple[str, ...]:
         """Return the labels or phrases of the job, the first classes of its dataset."""
@@ -68,19 +66,6 @@ class Record:
         raise ValueError(f"{type(self.answer.result).__name__} has no boxes")
 
 
-def class_name(box: Box) -> str:
-    return box.label or UNNAMED
-
-
-def check_folders(images: Path, out: Path) -> None:
-    """Raise `RunError` if one folder contains the other: output would mix with images."""
-    source = images.resolve()
-    target = out.resolve()
-    if source.is_relative_to(target) or target.is_relative_to(source):
-        rule = f"must be outside the image folder {images}, and must not contain it"
-        raise RunError(f"--out {out} {rule}")
-
-
 class Journal:
     """The records of a job by image name; all are in memory."""
 
@@ -94,14 +79,14 @@ class Journal:
             log.append({"job": job.fields()})
         elif header.get("job") != job.fields():
             recorded = json.dumps(header.get("job"))
-            given = json.dumps(job.fields())
+            requested = json.dumps(job.fields())
             raise RunError(
-                f"{log.path} belongs to another job: recorded {recorded}, given {given}; "
-                "repeat the recorded parameters, choose another --out, or delete the journal"
+                f"{log.path} belongs to another job: recorded {recorded}, given {requested};"
+                " repeat the recorded parameters, choose another --out, or delete the journal"
             )
         for line in lines:
-            image = ImageFile(**line["image"])
-            self.records[image.name] = Record(image, answer_from_json(line["answer"]))
+            record = from_json(Record, line)
+            self.records[record.image.name] = record
 
     @classmethod
     @contextmanager
@@ -115,40 +100,38 @@ class Journal:
         return record is not None and record.image == image
 
     def append(self, record: Record) -> None:
-        self._log.append({"image": asdict(record.image), "answer": answer_json(record.answer)})
+        self._log.append(to_json(record))
         self.records[record.image.name] = record
 
 
-@dataclass(frozen=True, slots=True)
-class Labeller:
-    """Sends images of a store: answers go to the journal, errors to the failure log."""
+async def ask(
+    client: AsyncClient,
+    store: ImageStore,
+    requests: Iterable[tuple[ImageFile, Job]],
+    record: Callable[[ImageFile, Job, Answer, float], None],
+    failures: FailureLog,
+    concurrency: int,
+    advance: Callable[[], None],
+) -> None:
+    """Record the answer to each request, and its latency, or the error in the failure log.
 
-    store: ImageStore
-    job: Job
-    journal: Journal
-    failures: FailureLog
+    Raise the first error that affects every image.
+    """
 
-    async def label(
-        self,
-        client: AsyncClient,
-        images: Iterable[ImageFile],
-        concurrency: int,
-        advance: Callable[[], None],
-    ) -> None:
-        """Label all images concurrently; raise the first error that affects every image."""
-        job = self.job
+    async def send(request: tuple[ImageFile, Job]) -> None:
+        image, job = request
+        named = NamedImage(image.name, await asyncio.to_thread(store.read, image))
+        start_s = time.monotonic()
+        answer = await client.predict(
+            named, job.task, job.parameters, model=job.model, options=job.options
+        )
+        record(image, job, answer, time.monotonic() - start_s)
+        advance()
 
-        async def send(image: ImageFile) -> None:
-            data = await asyncio.to_thread(self.store.read, image)
-            named = NamedImage(image.name, data)
-            answer = await client.predict(
-                named, job.task, job.parameters, model=job.model, options=job.options
-            )
-            self.journal.append(Record(image, answer))
-            advance()
+    def record_failure(request: tuple[ImageFile, Job], error: Exception) -> None:
+        image, job = request
+        fields = non_null_fields(job.parameters, DEFAULT_OPTIONS)
+        failures.append({"image": image.name, "model": job.model, **fields}, error)
+        advance()
 
-        def record_failure(image: ImageFile, error: Exception) -> None:
-            self.failures.append({"image": image.name, "model": job.model}, error)
-            advance()
-
-        await send_all(images, send, record_failure, concurrency)
+    await send_all(requests, send, record_failure, concurrency)

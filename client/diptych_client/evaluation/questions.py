@@ -10,9 +10,7 @@ The key is a hash of image, task, model, parameters and options. Only keys and o
 memory.
 """
 
-import asyncio
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -28,19 +26,13 @@ from diptych_client.evaluation.dataset import (
     TruePhrase,
     read_yaml,
 )
+from diptych_client.evaluation.job import Job, ask
 from diptych_client.geometry import ImageSize
-from diptych_client.inputs import ImageFile, ImageStore, NamedImage
-from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
+from diptych_client.inputs import ImageFile, ImageStore
+from diptych_client.long_runs import AppendLog, FailureLog, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, non_null_fields
-from diptych_client.results import (
-    Answer,
-    Instance,
-    Item,
-    items_of,
-    label_of,
-    text_of,
-)
-from diptych_client.transports.rest_messages import answer_from_json, answer_json
+from diptych_client.results import Answer, Instance, Item, items_of, label_of, text_of
+from diptych_client.transports.messages import from_json, to_json
 
 MAX_LABELS = 32  # labels per request
 ANY_OBJECT = "object"  # the only class of a task without labels
@@ -62,7 +54,7 @@ class ObjectsTruth:
 class PhrasesTruth:
     """The object of each phrase."""
 
-    phrases: tuple[TruePhrase, ...]
+    objects: tuple[TruePhrase, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +165,7 @@ class Questionnaire:
 
     def _requests(self, labelled: LabelledImage) -> tuple[tuple[TaskParameters, ...], Truth | None]:
         parameters = self.parameters
-        phrases = tuple(dict.fromkeys(true.phrase for true in labelled.phrases))
+        phrases = tuple(dict.fromkeys(true.label for true in labelled.phrases))
         has_objects = labelled.objects is not None
         match self.task:
             case "phrase_grounding" if phrases:
@@ -241,17 +233,6 @@ class Prediction:
     is_calibrated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
-    """One request of a sample to one model."""
-
-    sample: Sample
-    parameters: TaskParameters
-    model: str
-    options: AnswerOptions
-    key: int
-
-
 class AnswerLog:
     """The answers to one task with the same options, by key."""
 
@@ -259,7 +240,7 @@ class AnswerLog:
         self.task = task
         self.options = options
         self._log = log
-        self._offsets = {int(value["key"], 16): offset for offset, value in log.values()}
+        self._offsets = {value["key"]: offset for offset, value in log.values()}
 
     @classmethod
     @contextmanager
@@ -267,7 +248,7 @@ class AnswerLog:
         with AppendLog.open(path, "key") as log:
             yield cls(log, task, options)
 
-    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[ModelRequest]:
+    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[tuple[ImageFile, Job]]:
         """Yield every request of the samples to a model, also to one without tiles."""
         model = name.removesuffix(WITHOUT_TILES)
         options = self.options
@@ -275,30 +256,28 @@ class AnswerLog:
             options = replace(options, tiles=None, overlap=None, min_object_px=None)
         for sample in samples:
             for parameters in sample.requests:
-                fields = {"task": self.task, "model": model, **non_null_fields(parameters, options)}
-                text = json.dumps([asdict(sample.image), fields], sort_keys=True)
-                digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
-                yield ModelRequest(sample, parameters, model, options, int.from_bytes(digest))
+                yield sample.image, Job(self.task, model, parameters, options)
 
-    def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[ModelRequest]:
+    def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[tuple[ImageFile, Job]]:
         """Yield the requests that the log has no answer to."""
-        for request in self.requests(samples, model):
-            if request.key not in self._offsets:
-                yield request
+        for image, job in self.requests(samples, model):
+            if _key(image, job) not in self._offsets:
+                yield image, job
 
     def append(
-        self, request: ModelRequest, answer: Answer, latency_s: float, concurrency: int
+        self, image: ImageFile, job: Job, answer: Answer, latency_s: float, concurrency: int
     ) -> None:
+        key = _key(image, job)
         value = {
-            "key": f"{request.key:0{2 * _KEY_BYTES}x}",
-            "image": request.sample.image.name,
-            "model": request.model,
-            "parameters": non_null_fields(request.parameters, request.options),
+            "key": key,
+            "image": image.name,
+            "model": job.model,
+            "parameters": non_null_fields(job.parameters, job.options),
             "latency_s": latency_s,
             "concurrency": concurrency,
-            "answer": answer_json(answer),
+            "answer": to_json(answer),
         }
-        self._offsets[request.key] = self._log.append(value)
+        self._offsets[key] = self._log.append(value)
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
         """Return the joined answers, or None if one is missing.
@@ -308,18 +287,18 @@ class AnswerLog:
         items: list[Item] = []
         answers = []
         latency_s = occupied_s = 0.0
-        for request in self.requests([sample], model):
-            if request.key not in self._offsets:
+        for image, job in self.requests([sample], model):
+            offset = self._offsets.get(_key(image, job))
+            if offset is None:
                 return None
-            value = self._log.value(self._offsets[request.key])
+            value = self._log.value(offset)
             latency_s += value["latency_s"]
             occupied_s += value["latency_s"] / value["concurrency"]
-            answer = answer_from_json(value["answer"])
+            answer = from_json(Answer, value["answer"])
             answers.append(answer)
-            phrase = request.parameters.phrase
             for item in items_of(answer.result):
-                if isinstance(item, Instance) and phrase is not None:
-                    item = replace(item, label=phrase)
+                if isinstance(item, Instance) and job.parameters.phrase is not None:
+                    item = replace(item, label=job.parameters.phrase)
                 items.append(item)
         return Prediction(
             tuple(items),
@@ -330,6 +309,11 @@ class AnswerLog:
             sum(answer.usage.generated_tokens for answer in answers),
             any(answer.calibrated for answer in answers),
         )
+
+
+def _key(image: ImageFile, job: Job) -> str:
+    text = json.dumps([asdict(image), job.fields()], sort_keys=True)
+    return blake2b(text.encode(), digest_size=_KEY_BYTES).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,26 +332,8 @@ class Asker:
         model: str,
         advance: Callable[[], None],
     ) -> None:
+        def record(image: ImageFile, job: Job, answer: Answer, latency_s: float) -> None:
+            self.log.append(image, job, answer, latency_s, self.concurrency)
 
-        async def send(request: ModelRequest) -> None:
-            image = request.sample.image
-            data = await asyncio.to_thread(self.store.read, image)
-            start_s = time.monotonic()
-            answer = await client.predict(
-                NamedImage(image.name, data),
-                self.log.task,
-                request.parameters,
-                model=request.model,
-                options=request.options,
-            )
-            self.log.append(request, answer, time.monotonic() - start_s, self.concurrency)
-            advance()
-
-        def record_failure(request: ModelRequest, error: Exception) -> None:
-            fields = non_null_fields(request.parameters, AnswerOptions())
-            names = {"image": request.sample.image.name, "model": request.model}
-            self.failures.append({**names, **fields}, error)
-            advance()
-
-        unanswered = self.log.unanswered(samples, model)
-        await send_all(unanswered, send, record_failure, self.concurrency)
+        requests = self.log.unanswered(samples, model)
+        await ask(client, self.store, requests, record, self.failures, self.concurrency, advance)

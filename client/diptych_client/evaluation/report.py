@@ -1,6 +1,6 @@
-"""The pages: a report with its gallery, and an index of several reports.
+"""The results of an evaluation as tables, Markdown, JSON and pages: a report, an index of several.
 
-Each is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
+Each page is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
 policy lets it load nothing. Shapes of the gallery are drawn by templates/page.js, in pixels of the
 original image.
 
@@ -13,14 +13,18 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from html import escape
+from itertools import chain
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
@@ -33,17 +37,10 @@ from diptych_client.evaluation.questions import (
     Prediction,
     Sample,
     TextsTruth,
+    Truth,
 )
 from diptych_client.evaluation.statistics import Curve, Details, Difference, Interval
-from diptych_client.evaluation.tables import (
-    Table,
-    heading,
-    json_document,
-    markdown,
-    sentences,
-    tables,
-)
-from diptych_client.geometry import BoxXyxy, Ring
+from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
 from diptych_client.long_runs import Outputs, RunError, refusal
 from diptych_client.matching import LabelledBox, match
@@ -58,6 +55,204 @@ _INDEX_HEADER = (
     "images needed",
 )
 _INDEX_TITLE = "Reports"
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
+_SPEEDS = {
+    "latency_p50_ms": "latency p50, ms",
+    "latency_p95_ms": "latency p95, ms",
+    "images_per_s": "images/s",
+    "tokens_per_s": "tokens/s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; the first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    max_count: int = 0  # of a matrix of counts, whose cells are coloured
+
+
+def sentences(evaluation: Evaluation) -> list[str]:
+    """Return what the main metric says of each two models, and how far the models agree."""
+    texts = []
+    if evaluation.measured is not None:
+        differences = evaluation.measured.differences
+        for difference in differences:
+            if difference.metric == differences[0].metric:
+                texts.append(f"{difference}.")
+    if evaluation.agreed is not None:
+        for title, metrics in evaluation.agreed.intervals.items():
+            texts.append(f"{title}: agreement {metrics['agreement']} %.")
+    return texts
+
+
+def tables(evaluation: Evaluation) -> list[Table]:
+    all_tables = [
+        *_metrics(evaluation),
+        _speed(evaluation),
+        *_by_class_and_size(evaluation.details),
+        *_kinds(evaluation.details),
+        *_agreement(evaluation),
+    ]
+    if (run := evaluation.run) is not None:
+        all_tables.append(Table("Run", ("property", "value"), tuple(run.rows())))
+        failed = tuple((failure.image, failure.model, failure.error) for failure in run.failed)
+        note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
+        all_tables.append(Table("Failed requests", ("image", "model", "error"), failed, note))
+    return [table for table in all_tables if table.rows]
+
+
+def _metrics(evaluation: Evaluation) -> Iterator[Table]:
+    measured = evaluation.measured
+    if measured is None:
+        return
+    rows: dict[str, list[str]] = {name: [] for name in next(iter(measured.intervals.values()))}
+    for model in evaluation.models:
+        for name, interval in measured.intervals[model].items():
+            rows[name].append(str(interval))
+    columns: dict[str, None] = {}
+    errors: dict[str, None] = {}  # metrics of which lower is better
+    for difference in measured.differences:
+        columns[f"{difference.second} − {difference.first}"] = None
+        if difference.is_error:
+            errors[difference.metric] = None
+        unclear = "" if difference.is_clear else " (not told apart)"
+        rows[difference.metric].append(f"{difference.as_subtracted()}{unclear}")
+    note = "In hundredths, with 95 % intervals."
+    if columns:
+        note += " Differences are paired by image; higher is better"
+        note += f", except for {', '.join(errors)}." if errors else "."
+    header = ("metric", *evaluation.models, *columns)
+    yield Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
+
+
+def _speed(evaluation: Evaluation) -> Table:
+    speeds = evaluation.speed.values()
+    rows = []
+    for name, title in _SPEEDS.items() if speeds else ():
+        rows.append((title, *(_number(getattr(speed, name)) for speed in speeds)))
+    note = "Measured in this client, with the run's concurrency."
+    return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
+
+
+def _by_class_and_size(details: Mapping[str, Details]) -> Iterator[Table]:
+    details = {model: entry for model, entry in details.items() if entry.by_class}
+    first = next(iter(details.values()), Details())
+    header = ["class", "objects"]
+    for measure in ("AP", "AP50"):
+        header += [f"{measure} {model}" for model in details]
+    rows = []
+    for label, row in first.by_class.items():
+        cells = [label, f"{row['objects']:.0f}"]
+        for measure in ("AP", "AP50"):
+            cells += [_number(entry.by_class[label][measure]) for entry in details.values()]
+        rows.append(tuple(cells))
+    yield Table("AP by class", tuple(header), tuple(rows))
+    sizes = []
+    for size in first.by_size:
+        sizes.append((size, *(_number(entry.by_size[size]) for entry in details.values())))
+    note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
+    yield Table("AP by size", ("size", *details), tuple(sizes), note)
+
+
+def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
+    counts = []
+    for kind in dict.fromkeys(chain.from_iterable(entry.kinds for entry in details.values())):
+        counts.append((kind, *(str(entry.kinds[kind]) for entry in details.values())))
+    note = (
+        "Right: IoU ≥ 0.75 with an object of its class. Loosely placed: 0.5 to 0.75. Badly placed:"
+        " 0.1 to 0.5. Wrong class: IoU ≥ 0.5 with an object of another class."
+    )
+    yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
+    for model, entry in details.items():
+        if entry.confusion is None:
+            continue
+        rows = []
+        for label, row in zip(entry.confusion.labels, entry.confusion.counts, strict=True):
+            rows.append((label, *map(str, row)))
+        header = ("true \\ answered", *entry.confusion.labels)
+        title = f"Confusion matrix of {model}"
+        largest = max(map(max, entry.confusion.counts))
+        yield Table(title, header, tuple(rows), "At IoU 0.5, all scores.", largest)
+
+
+def _agreement(evaluation: Evaluation) -> Iterator[Table]:
+    if evaluation.agreed is None:
+        return
+    rows = []
+    for title, metrics in evaluation.agreed.intervals.items():
+        rows.append((title, str(metrics["agreement"])))
+    boxes = "2 · both / (first + second), same label, mean over IoU ≥ 0.5, 0.55, …, 0.95"
+    note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
+    yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
+    for title, classes in evaluation.agreement_by_class.items():
+        first, _, second = title.partition(" and ")
+        sides = (f"only {first}", f"only {second}")
+        header = ("class", "found by both", *sides, "other label or place")
+        counts = []
+        for label, agreement in classes.items():
+            counts.append((label, *map(str, asdict(agreement).values())))
+        yield Table(f"Agreement by class: {title}", header, tuple(counts))
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def heading(evaluation: Evaluation) -> str:
+    count = f"{evaluation.num_images} images"
+    if evaluation.num_samples != evaluation.num_images:
+        count += f", {evaluation.num_samples} questions"
+    if evaluation.num_labelled == 0 < evaluation.num_samples:
+        count += " without labels"
+    elif evaluation.num_labelled < evaluation.num_samples:
+        count += f", {evaluation.num_labelled} of them labelled"
+    if evaluation.num_unanswered:
+        count += f"; {evaluation.num_unanswered} not answered by every model"
+    return f"{evaluation.task} on {evaluation.dataset}: {count}"
+
+
+def markdown(evaluation: Evaluation) -> str:
+    parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
+    for table in tables(evaluation):
+        lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
+        parts += [f"## {_inline(table.title)}", "\n".join(lines), table.note]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_inline, cells))} |"
+
+
+def _inline(text: str) -> str:
+    """Return names as text of one line: not HTML, a link, a picture, a cell or a heading."""
+    line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
+
+
+def json_document(evaluation: Evaluation, titles: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
+    worst = []
+    for ranked in evaluation.gallery:
+        title = titles[ranked.sample_index] if titles else ""
+        row = {"sample": title, "error": ranked.error}
+        worst.append(row | {"disagreement": ranked.disagreement, "kinds": sorted(ranked.kinds)})
+    document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
+    return document | {"sentences": sentences(evaluation)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment() -> Environment:
@@ -77,7 +272,7 @@ def _unbroken_intervals(text: str) -> Markup:
     parts = []
     for index, part in enumerate(_INTERVAL.split(text)):
         span = Markup('<span class="interval">{}</span>')
-        parts.append(span.format(part) if index % 2 else escape(part))
+        parts.append(span.format(part) if index % 2 else markupsafe.escape(part))
     return Markup().join(parts)
 
 
@@ -168,83 +363,67 @@ class Gallery:
     log: AnswerLog
     names: ClassNames
     models: Sequence[str]
+    samples: Sequence[Sample]
 
-    def card(self, sample: Sample, ranked: RankedSample) -> dict[str, Any]:
+    def card(self, ranked: RankedSample) -> dict[str, Any]:
+        sample = self.samples[ranked.sample_index]
         panels = []
-        predictions = []
+        missed = set[int]()
         for model in self.models:
             prediction = self.log.prediction(sample, model)
-            if prediction is not None:
-                predictions.append(prediction)
-                panels.append(self._answer_panel(model, sample, prediction))
-        size = predictions[0].image
+            assert prediction is not None  # a ranked sample has all answers
+            size = prediction.image
+            true_kinds, kinds = self._kinds(sample.truth, prediction)
+            missed |= {index for index, kind in enumerate(true_kinds) if kind == "missed"}
+            shapes = []
+            for item, kind in zip(prediction.items, kinds, strict=True):
+                label = f"{label_of(item)} {item.score:.2f}"
+                shapes.append({"label": label, "kind": kind, **_shape(item)})
+            panels.append({"name": model, "shapes": shapes, "text": prediction.text or ""})
+        if sample.truth is not None:
+            panels.insert(0, self._truth_panel(sample.truth, missed))
         return {
             "title": sample.title,
             "image": thumbnail(self.store.read(sample.image)),
-            "width": size.width,
-            "height": size.height,
+            **asdict(size),
             "error": round(ranked.error, 3),
             "disagreement": round(ranked.disagreement, 3),
             "difference": round(ranked.difference, 3),
             "kinds": sorted(ranked.kinds),
             "classes": sorted(ranked.classes),
-            "panels": [*self._truth_panel(sample, predictions), *panels],
+            "panels": panels,
         }
 
-    def _truth_panel(
-        self, sample: Sample, predictions: Sequence[Prediction]
-    ) -> Iterator[dict[str, Any]]:
+    def _truth_panel(self, truth: Truth, missed: set[int]) -> dict[str, Any]:
+        if isinstance(truth, TextsTruth):
+            return {"name": "truth", "shapes": [], "text": "\n".join(dict.fromkeys(truth.texts))}
         shapes = []
-        text = ""
-        match sample.truth:
-            case TextsTruth(texts):
-                text = "\n".join(dict.fromkeys(texts))
-            case ObjectsTruth(objects):
-                of_models = [self._kinds(objects, prediction)[0] for prediction in predictions]
-                for index, true in enumerate(objects):
-                    is_missed = any(kinds[index] == "missed" for kinds in of_models)
-                    shapes.append(self._true_shape(true, true.label, is_missed))
-            case PhrasesTruth(phrases):
-                judged = [judge_phrases(sample.truth, prediction) for prediction in predictions]
-                for index, phrase in enumerate(phrases):
-                    is_missed = any(answers[index].item is None for answers in judged)
-                    shapes.append(self._true_shape(phrase, phrase.phrase, is_missed))
-            case None:
-                return
-        yield {"name": "truth", "shapes": shapes, "text": text}
-
-    def _true_shape(
-        self, true: TrueObject | TruePhrase, label: str, is_missed: bool
-    ) -> dict[str, Any]:
-        """Return a true object: as its box, too, where answers are no masks."""
-        rings: list[Any] = [_corners(true.box_xyxy or (0.0, 0.0, 0.0, 0.0))]
-        is_filled = False
-        if self.log.task == "instance_segmentation" and isinstance(true.segmentation, list):
-            rings = [np.reshape(ring, (-1, 2)) for ring in true.segmentation]
-            is_filled = True
-        kind = "missed" if is_missed else "truth"
-        return {"label": label, "kind": kind, "rings": _rounded(rings), "is_filled": is_filled}
-
-    def _answer_panel(self, model: str, sample: Sample, prediction: Prediction) -> dict[str, Any]:
-        kinds: Sequence[str] = ["answer"] * len(prediction.items)
-        if isinstance(sample.truth, ObjectsTruth):
-            kinds = self._kinds(sample.truth.objects, prediction)[1]
-        elif isinstance(sample.truth, PhrasesTruth):
-            judged = judge_phrases(sample.truth, prediction)
-            kind_of = {id(phrase.item): phrase.kind for phrase in judged}
-            # the best answer to a phrase counts
-            kinds = [kind_of.get(id(item), "answer") for item in prediction.items]
-        shapes = []
-        for item, kind in zip(prediction.items, kinds, strict=True):
-            label = f"{label_of(item)} {item.score:.2f}"
-            shapes.append({"label": label, "kind": kind, **_shape(item)})
-        return {"name": model, "shapes": shapes, "text": prediction.text or ""}
+        objects: Sequence[TrueObject | TruePhrase] = truth.objects
+        for index, true in enumerate(objects):
+            rings: Iterable[Any] = [corners(true.box_xyxy or (0.0, 0.0, 0.0, 0.0))]
+            has_masks = self.log.task == "instance_segmentation"
+            is_filled = has_masks and isinstance(true.segmentation, list)
+            if is_filled:
+                rings = [np.reshape(ring, (-1, 2)) for ring in true.segmentation]
+            kind = "missed" if index in missed else "truth"
+            shape = {"rings": _rounded(rings), "is_filled": is_filled}
+            shapes.append({"label": true.label, "kind": kind, **shape})
+        return {"name": "truth", "shapes": shapes, "text": ""}
 
     def _kinds(
-        self, objects: Sequence[TrueObject], prediction: Prediction
-    ) -> tuple[list[str], list[str]]:
-        truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in objects]
-        answers = [LabelledBox(self.names.label(item), box_of(item)) for item in prediction.items]
+        self, truth: Truth | None, prediction: Prediction
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the kind of each true object, and of each answered one."""
+        items = prediction.items
+        if isinstance(truth, PhrasesTruth):
+            judged = judge_phrases(truth, prediction)
+            kind_of = {id(phrase.item): phrase.kind for phrase in judged}  # the best answer counts
+            kinds = [kind_of.get(id(item), "answer") for item in items]
+            return [phrase.kind for phrase in judged], kinds
+        if not isinstance(truth, ObjectsTruth):
+            return (), ["answer"] * len(items)
+        truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in truth.objects]
+        answers = [LabelledBox(self.names.label(item), box_of(item)) for item in items]
         true_kinds: list[str] = ["ignored"] * len(truths)
         answer_kinds: list[str] = ["ignored"] * len(answers)
         for pair in match(truths, answers):
@@ -268,13 +447,8 @@ def thumbnail(data: bytes) -> str:
 def _shape(item: Item) -> dict[str, Any]:
     if isinstance(item, Instance) and item.polygons_xy:
         return {"rings": _rounded(item.polygons_xy), "is_filled": True}
-    ring = item.quad_xy if isinstance(item, TextRegion) else _corners(item.box_xyxy)
+    ring = item.quad_xy if isinstance(item, TextRegion) else corners(item.box_xyxy)
     return {"rings": _rounded([ring]), "is_filled": False}
-
-
-def _corners(box: BoxXyxy) -> Ring:
-    x1, y1, x2, y2 = box
-    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
 
 
 def _rounded(rings: Iterable[Any]) -> list[list[list[float]]]:
@@ -285,57 +459,41 @@ def report_files(out: Path) -> tuple[Path, Path, Path]:
     return out / "report.html", out / "report.md", out / "report.json"
 
 
-def write_report(
-    outputs: Outputs, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]
-) -> None:
+def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> None:
     """Write report.html, report.md and report.json; a report of other options is kept."""
     page, text, values = report_files(outputs.folder)
     _keep_earlier(outputs, evaluation)
     measured = evaluation.measured
-    pieces = (
-        _environment()
-        .get_template("report.html")
-        .generate(
-            title=heading(evaluation),
-            sentences=sentences(evaluation),
-            interval_axis=None if measured is None else IntervalAxis(measured.intervals),
-            line_plots=line_plots(evaluation.details),
-            tables=tables(evaluation),
-            cards=_cards(evaluation, gallery, samples),
-        )
+    template = _environment().get_template("report.html")
+    pieces = template.generate(
+        title=heading(evaluation),
+        sentences=sentences(evaluation),
+        interval_axis=None if measured is None else IntervalAxis(measured.intervals),
+        line_plots=line_plots(evaluation.details),
+        tables=tables(evaluation),
+        cards=map(gallery.card, evaluation.gallery),
     )
     with outputs.claim(page).open("w", encoding="utf-8") as file:
         file.writelines(pieces)  # cards one by one
     outputs.write(text, markdown(evaluation))
-    titles = {}
-    for ranked in evaluation.gallery:
-        titles[ranked.sample_index] = samples[ranked.sample_index].title
-    document = json.dumps(json_document(evaluation, titles), indent=2)
-    outputs.write(values, document + "\n")
-
-
-def _cards(evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]) -> Iterator[Markup]:
-    for ranked in evaluation.gallery:
-        text = json.dumps(gallery.card(samples[ranked.sample_index], ranked), ensure_ascii=False)
-        yield Markup(text.replace("<", "\\u003c"))  # cannot end the script
+    document = json_document(evaluation, [sample.title for sample in gallery.samples])
+    outputs.write(values, json.dumps(document, indent=2) + "\n")
 
 
 def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
     """Rename a report whose settings differ: its date becomes a part of its name."""
     files = report_files(outputs.folder)
-    path = files[-1]
-    if evaluation.run is None or not path.is_file():
+    if evaluation.run is None or not files[-1].is_file():
         return
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
-        date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
+    date = "earlier"  # an earlier version wrote it
+    with suppress(ValueError, LookupError, TypeError):
+        earlier = json.loads(files[-1].read_text(encoding="utf-8"))["run"]
         settings = json.loads(json.dumps(evaluation.run.settings))
         # the same models at another address answer the same
-        is_same = earlier["settings"] | {"service": settings["service"]} == settings
-    except (ValueError, LookupError, TypeError):  # an earlier version wrote it
-        date = "earlier"
-        is_same = False
-    for file in () if is_same else files:
+        if earlier["settings"] | {"service": settings["service"]} == settings:
+            return
+        date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
+    for file in files:
         if file.exists():
             file.rename(outputs.claim(file.with_name(f"report-{date}{file.suffix}")))
 

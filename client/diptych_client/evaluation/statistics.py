@@ -15,10 +15,9 @@ Shapes: I images, R rules (one null hypothesis each), B bets.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Protocol
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -28,24 +27,22 @@ NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
-class Estimator(Protocol):
-    """A metric as a function of how often each sample counts."""
-
-    def value(self, weights: Floats) -> float:
-        """Return the metric; NaN if nothing is left to measure."""
-        ...
+# a metric as a function of how often each sample counts; NaN if nothing is left to measure
+Estimator = Callable[[Floats], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A sum over a sum: a mean if the denominators are ones, an error rate if they are lengths."""
+def ratio(numerators: Floats, denominators: Floats) -> Estimator:
+    """Return a sum over a sum, such as an error rate if the denominators are lengths."""
 
-    numerators: Floats
-    denominators: Floats
+    def value(weights: Floats) -> float:
+        total = float(weights @ denominators)
+        return float(weights @ numerators) / total if total else math.nan
 
-    def value(self, weights: Floats) -> float:
-        total = float(weights @ self.denominators)
-        return float(weights @ self.numerators) / total if total else float("nan")
+    return value
+
+
+def mean(values: Sequence[float] | Floats) -> Estimator:
+    return ratio(np.asarray(values, dtype=np.float64), np.ones(len(values)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class Metric:
     """A named metric, printed in hundredths: 34.7 mAP is .347."""
 
     name: str
-    estimator: Estimator
+    value: Estimator
     is_error: bool = False  # lower is better
 
 
@@ -109,9 +106,7 @@ class Interval:
         return math.isfinite(self.value)
 
     def __str__(self) -> str:
-        if not self.is_finite:
-            return "–"
-        return f"{_rounded(self.value)} {self.ends()}"
+        return f"{_rounded(self.value)} {self.ends()}" if self.is_finite else "–"
 
     def ends(self) -> str:
         return f"[{_rounded(self.low)}, {_rounded(self.high)}]"
@@ -176,54 +171,44 @@ class Estimates:
 
 
 def estimates(
-    metrics: Mapping[str, Sequence[Metric]],
-    image_of_sample: Sequence[int],
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
+    metrics: Mapping[str, Sequence[Metric]], image_of_sample: Sequence[int], seed: int
 ) -> Estimates:
     """Return the values of all metrics with their intervals."""
     images = np.asarray(image_of_sample, dtype=np.int64)
-    num_images = int(images.max()) + 1 if len(images) else 0
-    values = {}
-    draws: dict[str, list[list[float]]] = {model: [] for model in metrics}
-    for model, own_metrics in metrics.items():
-        values[model] = _values(own_metrics, np.ones(len(images)))
-    for counts in resampled_counts(num_images, num_resamples, seed):
-        for model, own_metrics in metrics.items():
-            draws[model].append(_values(own_metrics, counts[images]))
-    arrays = {model: np.array(rows) for model, rows in draws.items()}  # (resamples, metrics)
-    intervals: dict[str, dict[str, Interval]] = {model: {} for model in metrics}
-    for model, own_metrics in metrics.items():
-        for i, metric in enumerate(own_metrics):
-            intervals[model][metric.name] = _interval(values[model][i], arrays[model][:, i])
+    num_images = int(images.max(initial=-1)) + 1
+    rows: dict[str, list[list[float]]] = {model: [] for model in metrics}
+    for counts in chain([np.ones(num_images)], resampled_counts(num_images, seed)):
+        for model, model_metrics in metrics.items():
+            rows[model].append([100 * metric.value(counts[images]) for metric in model_metrics])
+    # (1 + resamples, metrics) of each model, the measured values first
+    draws = {model: np.array(values) for model, values in rows.items()}
+    intervals: dict[str, dict[str, Interval]] = {}
+    for model, model_metrics in metrics.items():
+        columns = zip(model_metrics, draws[model].T, strict=True)
+        intervals[model] = {metric.name: _interval(column) for metric, column in columns}
     differences = []
-    num_sampled = len(set(image_of_sample))
-    for i, metric in enumerate(next(iter(metrics.values()), ())):
+    num_sampled = len(np.unique(images))
+    for index, metric in enumerate(next(iter(metrics.values()), ())):
         sign = -1 if metric.is_error else 1
         for first, second in combinations(metrics, 2):
-            gain = sign * (values[second][i] - values[first][i])
-            gains = sign * (arrays[second][:, i] - arrays[first][:, i])
-            interval = _interval(gain, gains)
+            interval = _interval(sign * (draws[second][:, index] - draws[first][:, index]))
             differences.append(
                 Difference(metric.name, first, second, interval, num_sampled, metric.is_error)
             )
     return Estimates(intervals, tuple(differences))
 
 
-def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Floats]:
+def resampled_counts(num_images: int, seed: int) -> Iterator[Floats]:
     """Yield how often each image is drawn in each resample."""
     rng = np.random.default_rng(seed)
-    for _ in range(num_resamples if num_images else 0):
+    for _ in range(NUM_RESAMPLES if num_images else 0):
         drawn = rng.integers(num_images, size=num_images)
         yield np.bincount(drawn, minlength=num_images).astype(np.float64)
 
 
-def _values(metrics: Sequence[Metric], weights: Floats) -> list[float]:
-    return [100 * metric.estimator.value(weights) for metric in metrics]
-
-
-def _interval(value: float, draws: Floats) -> Interval:
-    defined = draws[np.isfinite(draws)]
+def _interval(draws: Floats) -> Interval:
+    value = float(draws[0])
+    defined = draws[1:][np.isfinite(draws[1:])]
     quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(defined, quantiles) if defined.size else (value, value)
     return Interval(value, float(low), float(high))

@@ -1,4 +1,4 @@
-"""Texts, by task: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr-D.
+"""Texts, by task: CER and WER, exact text, ANLS, VQA accuracy, CIDEr-D.
 
 Of several references, error rates take the nearest. The rate of a dataset is all edits over all
 characters or words.
@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, hypot, log
 
-import jiwer
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from diptych_client.evaluation.questions import Prediction, TextsTruth, Truth
-from diptych_client.evaluation.statistics import Details, Metric, Outcome, Ratio
+from diptych_client.evaluation.statistics import Details, Metric, Outcome, mean, ratio
 from diptych_client.matching import Floats
 
 ANLS_THRESHOLD = 0.5
@@ -82,25 +81,17 @@ def _distance(text: str, reference: str) -> float:
     return Levenshtein.normalized_distance(normalized(text), normalized(reference))
 
 
-@dataclass(frozen=True, slots=True)
-class Edits:
-    """Edits between a text and its reference, and the length of the reference."""
-
-    num_edits: int
-    length: int
+def character_edits(reference: str, text: str) -> tuple[int, int]:
+    """Return the edits between a text and its reference, and the length of the reference."""
+    return _edits(normalized(reference), normalized(text))
 
 
-def character_edits(reference: str, text: str) -> Edits:
-    return _edits(jiwer.process_characters(normalized(reference), normalized(text)))
+def word_edits(reference: str, text: str) -> tuple[int, int]:
+    return _edits(reference.split(), text.split())
 
 
-def word_edits(reference: str, text: str) -> Edits:
-    return _edits(jiwer.process_words(normalized(reference), normalized(text)))
-
-
-def _edits(output: jiwer.CharacterOutput | jiwer.WordOutput) -> Edits:
-    removed = output.substitutions + output.deletions
-    return Edits(removed + output.insertions, removed + output.hits)
+def _edits(reference: Sequence[str], text: Sequence[str]) -> tuple[int, int]:
+    return Levenshtein.distance(reference, text), len(reference)
 
 
 @dataclass(slots=True)
@@ -125,8 +116,7 @@ class TextsMeasure:
         """Return the metrics of the task, the most important first."""
         exact = self._mean("exact", lambda text, texts: normalized(text) in map(normalized, texts))
         if self.task == "captioning":
-            scores = cider_scores(self.texts, self.references)
-            return [Metric("CIDEr", Ratio(scores, np.ones_like(scores))), exact]
+            return [Metric("CIDEr", mean(cider_scores(self.texts, self.references))), exact]
         if self.task == "visual_question_answering":
             return [self._mean("VQA accuracy", vqa_accuracy), self._mean("ANLS", anls), exact]
         return [self._rate("CER", character_edits), self._rate("WER", word_edits), exact]
@@ -134,22 +124,16 @@ class TextsMeasure:
     def details(self) -> Details:
         return Details()
 
-    def scored(self) -> None:
-        return None
-
     def _mean(self, name: str, score: Callable[[str, Sequence[str]], float]) -> Metric:
-        scores = np.array(list(map(score, self.texts, self.references)), dtype=np.float64)
-        return Metric(name, Ratio(scores, np.ones_like(scores)))
+        return Metric(name, mean(list(map(score, self.texts, self.references))))
 
-    def _rate(self, name: str, edits: Callable[[str, str], Edits]) -> Metric:
-        numerators = np.zeros(len(self.texts))
-        denominators = np.zeros(len(self.texts))
-        for index, (text, references) in enumerate(zip(self.texts, self.references, strict=True)):
-            of_references = [edits(reference, text) for reference in references]
-            nearest = min(of_references, key=lambda edit: edit.num_edits)
-            numerators[index] = nearest.num_edits
-            denominators[index] = nearest.length
-        return Metric(name, Ratio(numerators, denominators), is_error=True)
+    def _rate(self, name: str, edits: Callable[[str, str], tuple[int, int]]) -> Metric:
+        nearest = []
+        for text, references in zip(self.texts, self.references, strict=True):
+            all_edits = [edits(reference, text) for reference in references]
+            nearest.append(min(all_edits, key=lambda num_and_length: num_and_length[0]))
+        numerators, denominators = np.array(nearest, dtype=np.float64).reshape(-1, 2).T
+        return Metric(name, ratio(numerators, denominators), is_error=True)
 
 
 def words(text: str) -> list[str]:

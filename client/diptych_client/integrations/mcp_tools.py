@@ -30,7 +30,7 @@ from diptych_client.requests import (
     split_list,
 )
 from diptych_client.results import Analysis, Answer, InstancesResult, ModelFailure, Task, TextResult
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.transports.messages import to_json
 
 ANALYZE = "analyze"  # the name of its tool
 
@@ -238,7 +238,7 @@ def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> di
             error = {"code": answer.error.code, "message": answer.error.message}
             rows.append({"model": answer.model, "error": error})
             continue
-        ((kind, result),) = answer_json(answer)["result"].items()
+        ((kind, result),) = to_json(answer)["result"].items()
         if isinstance(answer.result, InstancesResult):
             for item, instance in zip(result, answer.result.instances, strict=True):
                 rings = instance.polygons_xy or ()

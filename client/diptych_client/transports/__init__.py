@@ -1,6 +1,6 @@
 """REST and gRPC: one attempt of a call, from a request to a result or a `DiptychError`.
 
-operations.py is the table of calls; rest_messages.py converts between values and JSON;
-rest_transports.py and grpc_transports.py send them. vision_pb2.py is a link to the
-service's generated code: both have the same descriptor, so that one process can load both.
+messages.py has the calls and their JSON; rest_transports.py and grpc_transports.py send them.
+vision_pb2.py is a link to the service's generated code: both have the same descriptor, so that one
+process can load both.
 """

@@ -6,7 +6,6 @@ Requests become messages of vision.proto, responses the JSON of REST.
 import json
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
@@ -20,16 +19,18 @@ from diptych_client.errors import (
     connection_failed,
     deadline_exceeded,
     error_from,
+    new_error,
     parse_retry_after_s,
 )
 from diptych_client.requests import Request
 from diptych_client.results import Answer
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.operations import Call, check_stream_is_complete, parsed
-from diptych_client.transports.rest_messages import answer_from_json
+from diptych_client.transports.messages import Call, check_stream_is_complete, from_json, parsed
 
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT", bound=Message)
+
+_UNSET_IF_EMPTY = ("labels", "view")  # repeated fields without presence, optional in JSON
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 _OPTIONS = [
@@ -128,9 +129,7 @@ class AsyncGrpcTransport(_Channel):
 
 
 def _result(message: Any, call: Call[ResultT]) -> ResultT:
-    return parsed(
-        lambda response: call.operation.from_json(json_from_message(response)), message, call
-    )
+    return parsed(lambda reply: call.operation.parse(json_from_message(reply)), message, call)
 
 
 @contextmanager
@@ -142,107 +141,78 @@ def _status_errors(call: Call[Any]) -> Iterator[None]:
     except grpc.RpcError as caught:
         error: Any = caught
         trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-        status = (error.code(), error.details() or "")
-        place = (call.request_id, call.url, call.operation.method)
-        raise error_from_call(*status, trailing, timeout_s, *place) from caught
+        reason = error.details() or ""
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "diptych-code" not in trailing:
+            raise deadline_exceeded(timeout_s, call.request_id) from caught
+        raise error_from_status(error.code(), reason, trailing, call) from caught
+
+
+def error_from_status(
+    status: grpc.StatusCode, reason: str, trailing: Mapping[str, str], call: Call[Any]
+) -> DiptychError:
+    """Return the error from the trailing metadata if the service sent it, else from the status."""
+    if "diptych-code" in trailing:
+        param = trailing.get("diptych-param")
+        request_id = trailing.get("x-request-id", call.request_id)
+        detail = ErrorDetail(trailing["diptych-code"], reason, param, request_id)
+        return error_from(detail, parse_retry_after_s(trailing.get("retry-after")))
+    if status == grpc.StatusCode.UNAVAILABLE:
+        return connection_failed(reason, call.request_id, call.url, call.operation.method)
+    code = _CODE_OF_STATUS.get(status, "internal")
+    message = f"the call failed with {status.name}: {reason}"
+    return new_error(code, message, request_id=call.request_id)
 
 
 def request_message(kind: type[MessageT], request: Request) -> MessageT:
     """Return a request as a message; raise `InvalidRequest` for an image URL, which only REST has.
 
-    Raise `AttributeError` for a field that the message lacks.
+    Raise `ValueError` for a field that the message lacks.
     """
     if isinstance(request.image, str):
         reason = "image is a URL: only REST takes one, gRPC takes files"
-        raise error_from(ErrorDetail("invalid_request", reason, "image", ""))
-    message = kind() if request.image is None else kind(image=request.image)
-    for name, value in request.fields.items():
-        if name == "steps" and isinstance(value, tuple):
-            message.MergeFrom(kind(steps=value))
-        elif isinstance(value, tuple):
-            getattr(message, name).extend(value)
-        else:
-            setattr(message, name, value)
-    return message
+        raise new_error("invalid_request", reason, "image")
+    image = {} if request.image is None else {"image": request.image}
+    return kind(**image, **request.fields)
 
 
 def event_from_message(message: pb.PredictEvent) -> str | Answer:
     if message.WhichOneof("event") == "text":
         return message.text
-    return answer_from_json(json_from_message(message.answer))
+    return from_json(Answer, json_from_message(message.answer))
 
 
 def json_from_message(message: Any) -> Any:
-    """Return a response, or a value of one, as the JSON of REST; unset optional fields are None."""
+    """Return a response, or a value of one, as the JSON of REST."""
     match message:
         case str() | int() | float():
             return message
         case pb.Point():
             return (message.x, message.y)
-        case pb.Ring():
-            return [(point.x, point.y) for point in message.points]
         case pb.Box():
             return (message.x1, message.y1, message.x2, message.y2)
         case pb.RunLengths():
             return {"size": (message.height, message.width), "counts": message.counts}
-        case pb.ModelAnswer() if message.WhichOneof("outcome") != "error":
-            return json_from_message(message.answer)
-        case pb.StepAnswer():
-            return _step_answer(message)
+        case pb.Detections() | pb.Instances() | pb.TextRegions() | pb.Polygons() | pb.Ring():
+            (name,) = message.DESCRIPTOR.fields_by_name
+            return json_from_message(getattr(message, name))
+        case pb.ListModelsResponse():
+            return {"data": json_from_message(message.models)}
+        case pb.ListTasksResponse():
+            return {"data": json_from_message(message.tasks)}
     if not isinstance(message, Message):
-        return [json_from_message(element) for element in message]
-    row: dict[str, Any] = {}
+        return list(map(json_from_message, message))
+    row: dict[str, Any] = {"param": None} if isinstance(message, pb.Error) else {}
     for field in message.DESCRIPTOR.fields:
         is_set = field.containing_oneof is None or message.HasField(field.name)
-        row[field.name] = json_from_message(getattr(message, field.name)) if is_set else None
+        is_unset_list = field.name in _UNSET_IF_EMPTY and not getattr(message, field.name)
+        if is_set and not is_unset_list:
+            row[field.name] = json_from_message(getattr(message, field.name))
     match message:
         case pb.Answer():
             kind = message.WhichOneof("result")
-            return row | {"result": {kind: row[kind]} if kind else {}}
-        case pb.Detections() | pb.Instances() | pb.TextRegions() | pb.Polygons():
-            (items,) = row.values()
-            return items
-        case pb.ListModelsResponse() | pb.ListTasksResponse():
-            (items,) = row.values()
-            return {"data": items}
+            row["result"] = {kind: row[kind]} if kind else {}
+        case pb.ModelAnswer() | pb.StepAnswer():
+            row |= row.pop("answer", {})
         case pb.Task():
-            return row | {"parameters": json.loads(message.parameters_json_schema)}
+            row["parameters"] = json.loads(message.parameters_json_schema)
     return row
-
-
-def _step_answer(message: pb.StepAnswer) -> dict[str, Any]:
-    row: dict[str, Any] = {"model": message.model}
-    if message.WhichOneof("outcome") == "error":
-        row["error"] = json_from_message(message.error)
-    else:
-        row = json_from_message(message.answer)
-    if message.HasField("of"):
-        row["of"] = message.of
-    if message.view:
-        row["view"] = list(message.view)
-    return row
-
-
-def error_from_call(
-    status: grpc.StatusCode,
-    details: str,
-    trailing: Mapping[str, str],
-    timeout_s: float,
-    request_id: str,
-    url: str = "",
-    method: str = "",
-) -> DiptychError:
-    """Return the error from the trailing metadata if the service sent it, else from the status."""
-    if "diptych-code" in trailing:
-        wait_s = parse_retry_after_s(trailing.get("retry-after"), datetime.now(UTC))
-        param = trailing.get("diptych-param")
-        answered_id = trailing.get("x-request-id", request_id)
-        detail = ErrorDetail(trailing["diptych-code"], details, param, answered_id)
-        return error_from(detail, wait_s)
-    if status == grpc.StatusCode.UNAVAILABLE:
-        return connection_failed(details, request_id, url, method)
-    if status == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return deadline_exceeded(timeout_s, request_id)
-    code = _CODE_OF_STATUS.get(status, "internal")
-    message = f"the call failed with {status.name}: {details}"
-    return error_from(ErrorDetail(code, message, None, request_id))

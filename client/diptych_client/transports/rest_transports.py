@@ -10,8 +10,14 @@ from httpx_sse import EventSource
 
 from diptych_client.errors import connection_failed, deadline_exceeded
 from diptych_client.results import Answer
-from diptych_client.transports.operations import Call, check_stream_is_complete, parsed
-from diptych_client.transports.rest_messages import error_from_response, event_from_sse, form_values
+from diptych_client.transports.messages import (
+    Call,
+    check_stream_is_complete,
+    error_from_response,
+    event_from_sse,
+    form_values,
+    parsed,
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -81,20 +87,23 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
 def _http_request(
     http: httpx.Client | httpx.AsyncClient, call: Call[Any], is_stream: bool = False
 ) -> httpx.Request:
-    path = call.operation.path
-    request = call.request
     timeout_s = call.remaining_s()
     deadline_ms = max(1, math.floor(timeout_s * 1000))
     headers = {"X-Request-Id": call.request_id, "X-Deadline-Ms": str(deadline_ms)}
-    image = request.image
-    if image is None:
-        verb = call.operation.verb
-        return http.build_request(verb, path, headers=headers, timeout=timeout_s)
-    form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
-    files = {"image": (None, image) if isinstance(image, str) else image}  # a field, or a file
+    content: dict[str, Any] = {}
+    if (image := call.request.image) is not None:
+        content["data"] = form_values(call.request.fields)
+        if is_stream:
+            content["data"]["stream"] = "true"
+        # a field, or a file
+        content["files"] = {"image": (None, image) if isinstance(image, str) else image}
     return http.build_request(
-        "POST", path, data=form, files=files, headers=headers, timeout=timeout_s
+        _verb(call), call.operation.path, headers=headers, timeout=timeout_s, **content
     )
+
+
+def _verb(call: Call[Any]) -> str:
+    return call.operation.verb if call.request.image is None else "POST"
 
 
 @contextmanager
@@ -106,7 +115,7 @@ def _request_errors(call: Call[Any]) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise deadline_exceeded(timeout_s, call.request_id) from error
     except httpx.RequestError as error:
-        tried = f"{'GET' if call.request.image is None else 'POST'} {call.operation.path}"
+        tried = f"{_verb(call)} {call.operation.path}"
         raise connection_failed(str(error), call.request_id, call.url, tried) from error
 
 
@@ -123,4 +132,4 @@ def _check_status(response: httpx.Response, call: Call[Any]) -> None:
 
 def _result(response: httpx.Response, call: Call[ResultT]) -> ResultT:
     _check_status(response, call)
-    return parsed(lambda reply: call.operation.from_json(reply.json()), response, call)
+    return parsed(lambda reply: call.operation.parse(reply.json()), response, call)

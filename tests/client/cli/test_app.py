@@ -24,11 +24,7 @@ from diptych_client.cli.app import read_recipe, shipped_recipes
 from diptych_client.cli.options import TaskOptions, listed
 from diptych_client.cli.terminal import tasks_view
 from diptych_client.long_runs import RunError
-from diptych_client.transports.rest_messages import (
-    analysis_from_json,
-    analysis_json,
-    comparison_json,
-)
+from diptych_client.transports.messages import from_json, to_json
 from tests.client.cli.conftest import Diptych
 from tests.support.client_answers import DETECTIONS, SIZE, TEXT_REGIONS, answer
 from tests.support.scripted_services import ANSWER, Refusal, Script
@@ -55,7 +51,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def compare(diptych: Diptych, image: Path, *words: object) -> int:
-    script = Script([json.dumps(comparison_json(COMPARISON)).encode()])
+    script = Script([json.dumps(to_json(COMPARISON)).encode()])
     return diptych(script, "compare", image, "--task", "some_task", *words)
 
 
@@ -74,7 +70,7 @@ def test_compare_has_a_table_for_each_model(
 def test_compare_prints_json_and_draws(diptych: Diptych, image: Path, capsys: Captured) -> None:
     drawn = image.with_name("drawn.png")
     assert compare(diptych, image, "--json", "--draw", drawn) == 0
-    expected = json.loads(json.dumps(comparison_json(COMPARISON)))
+    expected = json.loads(json.dumps(to_json(COMPARISON)))
     assert json.loads(capsys.readouterr().out) == expected
     with Image.open(drawn) as picture:
         assert picture.width >= 2 * SIZE.width  # side by side
@@ -94,7 +90,7 @@ def analyze(diptych: Diptych, image: Path, *words: object) -> tuple[int, bytes]:
     """Return the exit status and the request."""
     names = ("captioning", "open_vocabulary_detection")
     tasks = [TASK | {"id": name, "models": ["first", "second"]} for name in names]
-    body = json.dumps(analysis_json(ANALYSIS)).encode()
+    body = json.dumps(to_json(ANALYSIS)).encode()
     script = Script([body], listings={"/v1/tasks": tasks})
     status = diptych(script, "analyze", image, *words)
     return status, b"".join(received.body for received in script.received)
@@ -110,7 +106,7 @@ def test_recipe_is_sent_and_its_answers_are_shown(
     for text in ("things: object_detection", "1 answer\n", "truncated", "object 1", "third: "):
         assert text in output
     analyze(diptych, image, "--json")
-    assert analysis_from_json(json.loads(capsys.readouterr().out)) == ANALYSIS
+    assert from_json(Analysis, json.loads(capsys.readouterr().out)) == ANALYSIS
 
 
 def test_recipe_takes_labels_or_is_a_file(diptych: Diptych, image: Path, capsys: Captured) -> None:

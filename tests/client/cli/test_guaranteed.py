@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
 from diptych_client.results import Result, text_of
-from diptych_client.transports.rest_messages import answer_from_json
+from diptych_client.transports.messages import from_json
 from tasks.scores import read_proofs
 from tests.client.cli.conftest import MODEL, Diptych
 from tests.support.client_answers import TEXT_REGIONS, answer
@@ -190,7 +190,7 @@ def test_text_regions_are_accepted_by_score(diptych: Diptych, photos: Path, tmp_
     for row in lines_of(tmp_path / "out" / "answers.jsonl"):
         document = row["answer"]
         assert isinstance(document, dict)
-        texts.append(text_of(answer_from_json(document).result))
+        texts.append(text_of(from_json(Answer, document).result))
     assert texts == ["EXIT\nHI", "HI"] * 2
     review = [row["image"] for row in lines_of(tmp_path / "out" / "review.jsonl")]
     assert review == ["1.jpg", "3.jpg"]

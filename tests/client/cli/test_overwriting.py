@@ -12,7 +12,7 @@ from diptych_client.evaluation.formats.writing import DatasetFormat, write_datas
 from diptych_client.evaluation.job import Job
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
-from diptych_client.transports.rest_messages import comparison_json
+from diptych_client.transports.messages import to_json
 from tests.client.cli.conftest import MODEL, Diptych
 from tests.support.client_answers import DETECTIONS, SIZE, answer, record
 from tests.support.evaluations import write_images
@@ -33,7 +33,7 @@ def run(diptych: Diptych, words: Sequence[str], script: Script) -> int:
     found = answer(DETECTIONS, model="first")
     script.steps[:] = [found] * 9
     if words[0] == "compare":
-        comparison = comparison_json(Comparison("id", TASK, SIZE, (found,)))
+        comparison = to_json(Comparison("id", TASK, SIZE, (found,)))
         script.steps[:] = [json.dumps(comparison).encode()] * 9
     return diptych(script, *words)
 

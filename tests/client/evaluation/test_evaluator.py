@@ -68,10 +68,10 @@ def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
     samples = list(questionnaire.samples(labelled))
     with AnswerLog.open(folder / "answers.jsonl", "object_detection", AnswerOptions()) as log:
         for model, numbers in num_wrong.items():
-            for request, number in zip(log.requests(samples, model), numbers, strict=True):
+            for (image, job), number in zip(log.requests(samples, model), numbers, strict=True):
                 boxes = (detection("car", LARGE), *[detection("car", FAR)] * number)
                 if number >= 0:
-                    log.append(request, answer(DetectionsResult(boxes), SIZE), 0.1 + number, 2)
+                    log.append(image, job, answer(DetectionsResult(boxes), SIZE), 0.1 + number, 2)
         evaluator = Evaluator(log, tuple(num_wrong), questionnaire.names)
         return evaluator.evaluate("d", samples, seed=0, gallery=3)
 
@@ -112,8 +112,8 @@ def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
     truths = (PhrasesTruth((TruePhrase("car", BOX),)), TextsTruth(("a",)))
     samples = [Sample(ImageFile("a.png", 1, 1), requests, truth) for truth in truths]
     with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
-        for request in log.requests(samples[:1], "m"):
-            log.append(request, answer(DetectionsResult(())), 0.1, 1)
+        for image, job in log.requests(samples[:1], "m"):
+            log.append(image, job, answer(DetectionsResult(())), 0.1, 1)
         with pytest.raises(RunError, match=r"a\.png: t cannot measure phrases and objects in one"):
             Evaluator(log, ("m",), ClassNames((), {})).evaluate("d", samples, 0, 1)
 
@@ -140,7 +140,7 @@ def test_texts_agree_by_edit_distance() -> None:
 
 def values(measure: PhrasesMeasure) -> dict[str, float]:
     weights = np.ones(len(measure.box_hits))
-    return {metric.name: metric.estimator.value(weights) for metric in measure.metrics()}
+    return {metric.name: metric.value(weights) for metric in measure.metrics()}
 
 
 def test_best_answer_to_a_phrase_counts() -> None:

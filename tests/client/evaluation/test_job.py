@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client import AnswerOptions, AsyncClient, InvalidRequest, TaskParameters
-from diptych_client.evaluation.job import Job, Journal, Labeller, Record, check_folders
+from diptych_client import Answer, AnswerOptions, AsyncClient, InvalidRequest, TaskParameters
+from diptych_client.cli.options import check_folders
+from diptych_client.evaluation.job import Job, Journal, Record, ask
 from diptych_client.inputs import Folder, ImageFile, find_images
 from diptych_client.long_runs import FailureLog, RunError
 from tests.support.client_answers import RESULTS, record
@@ -133,17 +134,23 @@ def label(
         nonlocal num_finished
         num_finished += 1
 
-    async def run(labeller: Labeller, unlabelled: Sequence[ImageFile]) -> None:
+    async def run(journal: Journal, failures: FailureLog) -> None:
+        requests = [(image, JOB) for image in images or find_images(folder)]
+        requests = [(image, job) for image, job in requests if not journal.has(image)]
+
+        def add(image: ImageFile, _job: Job, answer: Answer, _latency_s: float) -> None:
+            journal.append(Record(image, answer))
+
         async with AsyncClient(url, max_retries=0) as client:
-            await labeller.label(client, unlabelled, concurrency, advance)
-        assert num_finished == len(unlabelled)
+            store = Folder(folder)
+            await ask(client, store, requests, add, failures, concurrency, advance)
+        assert num_finished == len(requests)
 
     with (
         Journal.open(out / "journal.jsonl", JOB) as journal,
         FailureLog(out / "failures.jsonl") as failures,
     ):
-        unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
-        asyncio.run(run(Labeller(Folder(folder), JOB, journal, failures), unlabelled))
+        asyncio.run(run(journal, failures))
     rows = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
     return journal.records, {row["image"]: row["code"] for row in rows}
 

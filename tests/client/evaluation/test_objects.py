@@ -17,13 +17,14 @@ from pycocotools.cocoeval import COCOeval
 
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.objects import (
+    ALL,
     MIN_ANSWERS,
-    CalibrationGap,
     ObjectsMeasure,
     ScoredAnswers,
     calibration_document,
     fit_calibration,
     isotonic,
+    mean_precisions,
     min_object_share,
 )
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
@@ -145,17 +146,21 @@ def test_ap_is_that_of_pycocotools(
 ) -> None:
     samples = random_samples(seed, has_masks)
     measure = measured(samples)
-    scores = measure.scores(iou_type)
+    matches = measure.matches(iou_type)
     expected = reference(samples, tmp_path, iou_type)
-    precisions = [scores.average_precision(iou=iou) for iou in (None, 0.5, 0.75)]
-    precisions += [scores.average_precision(size) for size in ("small", "medium", "large")]
+    every: Any = slice(None)
+    thresholds: tuple[Any, ...] = (every, [0], [5])
+    precisions = [float(mean_precisions(matches[ALL], ious=ious).mean()) for ious in thresholds]
+    for size in ("small", "medium", "large"):
+        precisions.append(float(mean_precisions(matches[size], ious=every).mean()))
     # -1 is pycocotools' value for "undefined"
     np.testing.assert_allclose(np.nan_to_num(precisions, nan=-1), expected.stats[:6], atol=1e-6)
     for index, label in enumerate(CLASSES):
         of_class = expected.eval["precision"][:, :, index, 0, -1]
-        average = scores.average_precision(label=label)
-        assert average == pytest.approx(of_class[of_class > -1].mean(), abs=1e-6)
-        curve = measure.details().precision_by_recall_of[label]
+        details = measure.details()
+        average = of_class[of_class > -1].mean()
+        assert details.by_class[label]["AP"] == pytest.approx(100 * average, abs=1e-6)
+        curve = details.precision_by_recall_of[label]
         assert curve.ys == pytest.approx(expected.eval["precision"][0, :, index, 0, -1].tolist())
 
 
@@ -166,12 +171,10 @@ def test_resample_repeats_its_images(seed: int, tmp_path: Path) -> None:
     drawn = np.sort(rng.integers(NUM_IMAGES, size=NUM_IMAGES))
     weights = np.bincount(drawn, minlength=NUM_IMAGES).astype(float)
     measure = measured(samples)
-    metrics = {metric.name: metric.estimator for metric in measure.metrics()}
+    metrics = {metric.name: metric.value for metric in measure.metrics()}
     expected = reference([samples[index] for index in drawn], tmp_path, "bbox")
-    assert metrics["mAP"].value(weights) == pytest.approx(expected.stats[0], abs=1e-6)
-    assert metrics["mAP50"].value(weights) == pytest.approx(expected.stats[1], abs=1e-6)
-    whole = measure.scores("bbox").average_precision()
-    assert metrics["mAP"].value(np.ones(NUM_IMAGES)) == pytest.approx(whole, abs=1e-9)
+    assert metrics["mAP"](weights) == pytest.approx(expected.stats[0], abs=1e-6)
+    assert metrics["mAP50"](weights) == pytest.approx(expected.stats[1], abs=1e-6)
 
 
 def test_counts_and_confusion_agree() -> None:
@@ -204,7 +207,7 @@ def test_curves_by_score_start_with_best() -> None:
 
 def test_no_answer_has_no_precision() -> None:
     measure = measured([((TrueObject("car", (0, 0, 9, 9)),), ()), ((), ())])
-    values = {metric.name: metric.estimator.value(np.ones(2)) for metric in measure.metrics()}
+    values = {metric.name: metric.value(np.ones(2)) for metric in measure.metrics()}
     assert (values["mAP"], values["recall"]) == (0, 0)
     assert np.isnan(values["precision"])
     by_class = measure.details().by_class
@@ -273,12 +276,12 @@ def test_fit_is_the_best_non_decreasing_one(pairs: list[tuple[int, bool]]) -> No
 
 
 def test_gap_is_mean_distance_of_score_and_share() -> None:
-    gap = CalibrationGap(answered([0.9, 0.9, 0.1, 0.1], [True, False, False, False]))
-    assert gap.value(np.ones(4)) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
-    assert gap.value(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.1)
-    assert np.isnan(gap.value(np.zeros(4)))
-    last_bin = CalibrationGap(answered([1.0, 0.95], [True, False]))
-    assert last_bin.value(np.ones(2)) == pytest.approx(0.475)
+    answers = answered([0.9, 0.9, 0.1, 0.1], [True, False, False, False])
+    assert answers.calibration_error(np.ones(4)) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
+    assert answers.calibration_error(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.1)
+    assert np.isnan(answers.calibration_error(np.zeros(4)))
+    last_bin = answered([1.0, 0.95], [True, False])
+    assert last_bin.calibration_error(np.ones(2)) == pytest.approx(0.475)
 
 
 def test_smallest_object_is_nearly_as_often_found() -> None:
@@ -304,8 +307,8 @@ def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
     scores = [calibration.probability(score) for score in unseen.scores]
     calibrated = answered(scores, unseen.is_right)
     weights: Floats = np.ones(4000)
-    assert CalibrationGap(unseen).value(weights) > 0.15
-    assert CalibrationGap(calibrated).value(weights) < 0.03
+    assert unseen.calibration_error(weights) > 0.15
+    assert calibrated.calibration_error(weights) < 0.03
 
 
 FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"

@@ -218,8 +218,8 @@ def predicted(
 ) -> Prediction | None:
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         requests = log.requests([sample], "m")
-        for request, result, latency_s in zip(requests, results, latencies_s, strict=False):
-            log.append(request, answer(result), latency_s, 2)
+        for (image, job), result, latency_s in zip(requests, results, latencies_s, strict=False):
+            log.append(image, job, answer(result), latency_s, 2)
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         return log.prediction(sample, "m")
 
@@ -259,8 +259,8 @@ def test_instance_has_label_of_its_phrase(tmp_path: Path) -> None:
 def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
     options = AnswerOptions(tiles="auto", overlap=0.1, min_score=0.5)
     with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", options) as log:
-        (tiled,) = log.requests([sample_of("a.png")], "m")
-        (untiled,) = log.requests([sample_of("a.png")], f"m{WITHOUT_TILES}")
+        ((_, tiled),) = log.requests([sample_of("a.png")], "m")
+        ((_, untiled),) = log.requests([sample_of("a.png")], f"m{WITHOUT_TILES}")
     assert (tiled.model, untiled.model) == ("m", "m")
     assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
-    assert tiled.key != untiled.key
+    assert tiled.fields() != untiled.fields()

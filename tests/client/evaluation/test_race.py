@@ -11,6 +11,7 @@ import pytest
 
 from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject
+from diptych_client.evaluation.evaluator import Race, decide, shuffled
 from diptych_client.evaluation.questions import (
     AnswerLog,
     Asker,
@@ -18,7 +19,6 @@ from diptych_client.evaluation.questions import (
     ObjectsTruth,
     Sample,
 )
-from diptych_client.evaluation.race import Race, decide, shuffled
 from diptych_client.evaluation.statistics import DIFFERENCE_BETS, log_wealth
 from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog, RunError
@@ -117,9 +117,9 @@ def raced(
         FailureLog(folder / "out" / "failures.jsonl") as failures,
     ):
         for model in ("A", "B"):
-            for index, request in enumerate(log.requests(samples, model)):
+            for index, (image, job) in enumerate(log.requests(samples, model)):
                 if (right := is_right(index, model)) is not None:
-                    log.append(request, answer(RIGHT if right else WRONG), 0.1, 1)
+                    log.append(image, job, answer(RIGHT if right else WRONG), 0.1, 1)
         race = Race(Asker(Folder(folder), log, failures, concurrency), ("A", "B"), NAMES, None)
 
         async def run() -> list[Sample]:

@@ -13,27 +13,27 @@ from diptych_client.evaluation.statistics import (
     Estimates,
     Interval,
     Metric,
-    Ratio,
     estimates,
     log_wealth,
+    mean,
     num_images_needed,
+    ratio,
     resampled_counts,
 )
-from diptych_client.matching import Floats
 
 RNG = np.random.default_rng(5)
 SHARE = 0.05
 HIGHEST = np.array([1 - SHARE])
 
 
-def mean(values: list[float], is_error: bool = False) -> Metric:
-    return Metric("mAP", Ratio(np.array(values), np.ones(len(values))), is_error)
+def metric(values: list[float], is_error: bool = False) -> Metric:
+    return Metric("mAP", mean(values), is_error)
 
 
 def estimated(images: list[int] | None = None, **values: list[float]) -> Estimates:
     """Return the estimates of models, by default over an image for each value."""
     num_values = len(next(iter(values.values())))
-    metrics = {name: [mean(own_values)] for name, own_values in values.items()}
+    metrics = {name: [metric(own_values)] for name, own_values in values.items()}
     return estimates(metrics, images or list(range(num_values)), seed=0)
 
 
@@ -45,19 +45,12 @@ def width(interval: Interval) -> float:
     return interval.high - interval.low
 
 
-class Total:
-    """The number of samples that count."""
-
-    def value(self, weights: Floats) -> float:
-        return float(weights.sum())
-
-
 def test_resample_draws_as_many_images() -> None:
-    draws = list(resampled_counts(50, 20, seed=1))
+    draws = list(resampled_counts(50, seed=1))
     assert {draw.sum() for draw in draws} == {50}
-    assert len({tuple(draw) for draw in draws}) == 20
-    assert all((a == b).all() for a, b in zip(draws, resampled_counts(50, 20, seed=1), strict=True))
-    total = estimates({"A": [Metric("n", Total())]}, [0, 1, 2], seed=0).intervals["A"]["n"]
+    assert len({tuple(draw) for draw in draws}) == len(draws) == 1000
+    assert all((a == b).all() for a, b in zip(draws, resampled_counts(50, seed=1), strict=True))
+    total = estimates({"A": [Metric("n", np.sum)]}, [0, 1, 2], seed=0).intervals["A"]["n"]
     assert (total.low, total.value, total.high) == (300, 300, 300)
 
 
@@ -93,13 +86,13 @@ def test_unclear_difference_has_its_interval() -> None:
     nothing = Difference("mAP", "A", "B", Interval(float("nan"), 0, 0), num_images=20)
     assert str(nothing) == "nothing to measure for A and B by mAP"
     assert nothing.num_images_needed is None
-    unmeasured = Metric("mAP", Ratio(np.zeros(5), np.zeros(5)))
+    unmeasured = Metric("mAP", ratio(np.zeros(5), np.zeros(5)))
     assert str(estimates({"A": [unmeasured]}, range(5), seed=0).intervals["A"]["mAP"]) == "–"
 
 
 def test_fewer_errors_are_better() -> None:
     values = normal(100)
-    errors = {"A": [mean(values, True)], "B": [mean([value + 0.1 for value in values], True)]}
+    errors = {"A": [metric(values, True)], "B": [metric([value + 0.1 for value in values], True)]}
     (difference,) = estimates(errors, range(100), seed=0).differences
     assert str(difference) == "A is better by 10.0 mAP [10.0, 10.0]"
     assert str(difference.as_subtracted()) == "10.0 [10.0, 10.0]"

@@ -2,8 +2,7 @@
 
 consensus.py   labels that two models agree on; a confidence for each proposed label
 guarantee.py   proves by labelled images which confidence is enough
-judging.py     compares proposed labels with true ones
 shift.py       finds images unlike the labelled ones
 
-The last three need the extra `evaluate`; cli/guaranteed.py puts them together.
+The last two need the extra `evaluate`; cli/guaranteed.py puts them together.
 """

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.writing import DatasetFormat, class_indices, write_dataset
 from diptych_client.evaluation.job import Box, Job, Record
@@ -32,14 +32,6 @@ from diptych_client.results import Result, TextRegion, TextRegionsResult, text_o
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 NEVER = float("inf")  # a confidence that no label has
-
-
-@dataclass(frozen=True, slots=True)
-class AgreementRule:
-    """Minimum IoU of two boxes with the same label that agree, and minimum score of both."""
-
-    min_iou: float = SAME_OBJECT_IOU
-    min_score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +51,29 @@ class Agreement:
 
 
 def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
-    """Return the boxes of one model with at least a score, or those on which two models agree."""
-    match records:
-        case [record]:
-            return _alone(record, min_score)
-        case [first, second]:
-            return agree(first, second, AgreementRule(min_iou, min_score))
-    raise ValueError(f"labels are proposed by one model or two, not {len(records)}")
+    """Return the boxes of one model with at least a score, or those on which two models agree.
 
-
-def _alone(record: Record, min_score: float) -> Agreement:
-    model = record.answer.model
-    accepted = tuple(box for box in record.boxes if box.score >= min_score)
-    differing = tuple((model, box) for box in record.boxes if box.score < min_score)
-    return Agreement((record,), accepted, tuple(box.score for box in accepted), differing)
-
-
-def agree(first: Record, second: Record, rule: AgreementRule) -> Agreement:
-    """Compare two answers to the same image; of two agreeing boxes the higher score is accepted."""
-    boxes = (*first.boxes, *second.boxes)
-    models = [first.answer.model] * len(first.boxes) + [second.answer.model] * len(second.boxes)
-    accepted = []
-    confidences = []
-    agreeing = set[int]()
-    for i, j in _agreeing_pairs(boxes, len(first.boxes), rule):
-        accepted.append(max(boxes[i], boxes[j], key=lambda box: box.score))
-        confidences.append(min(boxes[i].score, boxes[j].score))
-        agreeing |= {i, j}
+    Of two agreeing boxes the higher score is accepted.
+    """
+    boxes = list(chain.from_iterable(record.boxes for record in records))
+    num_first = len(records[0].boxes)
+    if len(records) == 1:
+        pairs = [(index, index) for index, box in enumerate(boxes) if box.score >= min_score]
+    else:
+        pairs = _agreeing_pairs(boxes, num_first, min_iou, min_score)
+    accepted = tuple(max(boxes[i], boxes[j], key=lambda box: box.score) for i, j in pairs)
+    confidences = tuple(min(boxes[i].score, boxes[j].score) for i, j in pairs)
+    agreeing = set(chain.from_iterable(pairs))
     differing = []
-    for index, model_and_box in enumerate(zip(models, boxes, strict=True)):
+    for index, box in enumerate(boxes):
         if index not in agreeing:
-            differing.append(model_and_box)
-    return Agreement((first, second), tuple(accepted), tuple(confidences), tuple(differing))
+            record = records[0] if index < num_first else records[1]
+            differing.append((record.answer.model, box))
+    return Agreement(records, accepted, confidences, tuple(differing))
 
 
 def _agreeing_pairs(
-    boxes: Sequence[Box], num_first: int, rule: AgreementRule
+    boxes: Sequence[Box], num_first: int, min_iou: float, min_score: float
 ) -> list[tuple[int, int]]:
     """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
     places = [box.box_xyxy for box in boxes]
@@ -102,15 +81,15 @@ def _agreeing_pairs(
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)
     is_same = labels[:, None] == labels
     between = np.where(is_same, iou, -1.0)[:num_first, num_first:]
-    nearby = greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))
+    nearby = greedy_pairs(between, min(min_iou, SAME_OBJECT_IOU))
     pairs = [(i, num_first + j) for i, j in nearby]
     is_alone = np.ones(len(boxes), dtype=bool)
     is_alone[list(chain.from_iterable(pairs))] = False
     is_disputed = ((iou >= SAME_OBJECT_IOU) & ~is_same & is_alone).any(axis=1)
     agreeing = []
     for i, j in sorted(pairs):
-        is_sure = min(boxes[i].score, boxes[j].score) >= rule.min_score
-        if iou[i, j] >= rule.min_iou and is_sure and not is_disputed[[i, j]].any():
+        is_sure = min(boxes[i].score, boxes[j].score) >= min_score
+        if iou[i, j] >= min_iou and is_sure and not is_disputed[[i, j]].any():
             agreeing.append((i, j))
     return agreeing
 
@@ -136,20 +115,12 @@ def write_review(outputs: Outputs, prefix: str, agreements: Sequence[Agreement],
     for image in agreements:
         models += [model for model, _ in image.differing]
         records.append(image.record([box for _, box in image.differing]))
-    document = coco_document(records, class_indices(records, job.requested_labels()))
+    document = coco_of_records(records, class_indices(records, job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
     outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))
     tasks = [label_studio_task(image.records) for image in agreements]
     outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A label and the confidence in it."""
-
-    label: Box | str
-    confidence: float
 
 
 def has_text(record: Record) -> bool:
@@ -163,15 +134,14 @@ def regions_of(records: Records) -> tuple[TextRegion, ...] | None:
     return result.text_regions if is_alone and isinstance(result, TextRegionsResult) else None
 
 
-def proposals_of(records: Records, min_iou: float) -> tuple[Proposal, ...]:
-    """Return the labels of an image that a rule may accept."""
+def confidences_of(records: Records, min_iou: float) -> list[float]:
+    """Return the confidence of each label of an image that a rule may accept."""
     if not has_text(records[0]):
-        agreed = agreement(records, min_iou, 0.0)
-        return tuple(map(Proposal, agreed.accepted, agreed.confidences))
+        return list(agreement(records, min_iou, 0.0).confidences)
     if (regions := regions_of(records)) is not None:
-        return tuple(Proposal(region.text, region.score) for region in regions)
+        return [region.score for region in regions]
     from rapidfuzz.distance import Levenshtein  # of the extra `evaluate`
 
     first, *others = [text_of(record.answer.result) or "" for record in records]
     similarities = [Levenshtein.normalized_similarity(first, other) for other in others]
-    return (Proposal(first, min(similarities, default=1.0)),)
+    return [min(similarities, default=1.0)]

@@ -1,5 +1,12 @@
 """Rules that accept labels so that at most a given share of the accepted ones is wrong.
 
+A box is right if a true object of its label has at least the requested IoU with it, and no box of a
+higher confidence took this object; of a crowd any number is right. IoU is that of the masks where
+both have one. A text is right if it equals a true one but for spaces, for questions as VQA compares
+answers, or if its character error rate is at most the requested one. A text region is right if it
+is so equal to a line of the true text that no region of a higher confidence took; its place is not
+compared.
+
 A rule accepts labels from a confidence on; an image with more than `max_labels` such labels is
 reviewed as a whole. The share is a ratio of sums over images, and the labels of one image depend on
 each other. With W wrong ones among the A accepted labels of an image, the share is below s if the
@@ -16,29 +23,38 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from diptych_client.evaluation.annotation.consensus import (
     NEVER,
     Agreement,
     Records,
     agreement,
-    proposals_of,
+    confidences_of,
     regions_of,
 )
-from diptych_client.evaluation.annotation.judging import Tolerance, Truth, judge_labels
-from diptych_client.evaluation.job import Record
-from diptych_client.evaluation.questions import ObjectsTruth
+from diptych_client.evaluation.dataset import LabelledImage, TrueObject
+from diptych_client.evaluation.job import Box, Job, Record
+from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
+from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
+from diptych_client.evaluation.texts import character_edits, normalized, vqa_normalized
+from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
-from diptych_client.matching import Floats
-from diptych_client.results import TextRegionsResult
+from diptych_client.matching import SAME_OBJECT_IOU, Floats
+from diptych_client.results import Instance, TextRegionsResult, text_of
 
+Truth = ObjectsTruth | TextsTruth
 Indices = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+
+NOT_FOUND = -math.inf  # the score of an object without a box
+_QUESTIONS = "visual_question_answering"
+_PHRASES = ("phrase_grounding", "instance_segmentation")
+_TEXTS = ("ocr", "ocr_with_regions", "region_description")
 
 _COVERAGES = np.arange(1, 21) / 20
 _STARTS: Mapping[float, float] = {0.4: 0.2, 0.8: 0.3, 1.0: 0.5}  # error level, by coverage
@@ -46,6 +62,135 @@ _COMMON_COUNT = 0.99  # share of images with at most `max_labels`
 _OPTIMISTIC_COUNTS = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong labels, for the service
 _REVIEW_QUANTILES = np.arange(1, 20) / 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The least IoU of a right box or mask, and the largest character error rate of a text."""
+
+    min_iou: float = SAME_OBJECT_IOU
+    max_cer: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedImage:
+    """The confidence of each label of an image, and whether it is right; the score of each object.
+
+    The score of an object is the best one of its boxes, accepted or not; `NOT_FOUND` without any.
+    """
+
+    confidences: tuple[float, ...]
+    is_right: tuple[bool, ...]
+    object_scores: tuple[float, ...] = ()
+
+
+def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
+    """Return the true labels for a job, or None if the image has none of its kind."""
+    parameters = job.parameters
+    if job.task == _QUESTIONS:
+        answers: list[str] = []
+        for question in labelled.questions:
+            if question.question.casefold() == (parameters.question or "").casefold():
+                answers += question.answers
+        return TextsTruth(tuple(answers)) if answers else None
+    if job.task == "captioning":
+        return None if labelled.captions is None else TextsTruth(labelled.captions)
+    if job.task in _TEXTS:
+        if labelled.text is None or labelled.region not in (None, parameters.region):
+            return None
+        return TextsTruth((labelled.text,))
+    objects = list(labelled.objects or ())
+    if job.task in _PHRASES and labelled.phrases:
+        objects = []
+        for phrase in labelled.phrases:
+            if phrase.box_xyxy is not None:
+                objects.append(TrueObject(phrase.label, phrase.box_xyxy, phrase.segmentation))
+    elif labelled.objects is None:
+        return None
+    labels = [*job.requested_labels(), *filter(None, [parameters.phrase])]
+    counted = {label.casefold() for label in labels}
+    if counted:
+        objects = [true for true in objects if true.label.casefold() in counted]
+    return ObjectsTruth(tuple(objects))
+
+
+def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> JudgedImage:
+    """Compare the labels that a rule may accept with the true ones."""
+    answer = records[0].answer
+    if isinstance(truth, TextsTruth):
+        confidences = tuple(confidences_of(records, tolerance.min_iou))
+        regions = regions_of(records)
+        if regions is None:
+            is_text_right = _is_right(text_of(answer.result) or "", truth, answer.task, tolerance)
+            return JudgedImage(confidences, (is_text_right,))
+        texts = [region.text for region in regions]
+        return JudgedImage(confidences, _are_lines(texts, confidences, truth, tolerance))
+    agreed = agreement(records, tolerance.min_iou, 0.0)
+    boxes = [*agreed.accepted, *(box for _, box in agreed.differing)]
+    overlaps = _overlaps(boxes, truth.objects, answer.image)
+    scores = np.array([box.score for box in boxes])[:, None]
+    hit_scores = np.where(overlaps >= tolerance.min_iou, scores, NOT_FOUND)
+    object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
+    is_counted = [not true.is_crowd for true in truth.objects]
+    # the surest box takes the object that it covers best
+    is_right = [False] * len(agreed.accepted)
+    for index in _surest_first(agreed.confidences):
+        if (overlaps[index] >= tolerance.min_iou).any():
+            is_right[index] = True
+            taken = int(np.argmax(overlaps[index]))
+            if is_counted[taken]:
+                overlaps[:, taken] = -1
+    counted_scores = tuple(object_scores[is_counted].tolist())
+    return JudgedImage(agreed.confidences, tuple(is_right), counted_scores)
+
+
+def _surest_first(confidences: Sequence[float]) -> list[int]:
+    return sorted(range(len(confidences)), key=lambda index: -confidences[index])
+
+
+def _is_right(text: str, truth: TextsTruth, task: str, tolerance: Tolerance) -> bool:
+    if task == _QUESTIONS:
+        return vqa_normalized(text) in map(vqa_normalized, truth.texts)
+    if normalized(text) in map(normalized, truth.texts):
+        return True
+    edits = [character_edits(true_text, text) for true_text in truth.texts]
+    return any(num_edits <= tolerance.max_cer * length for num_edits, length in edits if length)
+
+
+def _are_lines(
+    texts: Sequence[str], confidences: Sequence[float], truth: TextsTruth, tolerance: Tolerance
+) -> tuple[bool, ...]:
+    """Return which regions took a line of the true text, the most confident region first."""
+    free_lines = list(chain.from_iterable(map(str.splitlines, truth.texts)))
+    is_right = [False] * len(texts)
+    for index in _surest_first(confidences):
+        for line in free_lines:
+            if _is_right(texts[index], TextsTruth((line,)), "ocr", tolerance):
+                is_right[index] = True
+                free_lines.remove(line)
+                break
+    return tuple(is_right)
+
+
+def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
+    """Return the IoU, (boxes, objects); -1 where the labels differ.
+
+    A box without a label has that of every object.
+    """
+    if not boxes or not objects:
+        return np.zeros((len(boxes), len(objects)))
+    labels = np.array([box.label.casefold() for box in boxes], dtype=object)[:, None]
+    names = np.array([true.label.casefold() for true in objects], dtype=object)
+    answered: Any = [xywh(box.box_xyxy) for box in boxes]
+    expected: Any = [xywh(true.box_xyxy) for true in objects]
+    instances = [box for box in boxes if isinstance(box, Instance)]
+    outlines = [true.segmentation for true in objects if true.segmentation is not None]
+    if len(instances) == len(boxes) and len(outlines) == len(objects):
+        answered = [encoded_mask(instance.to_mask(image)) for instance in instances]
+        expected = [run_lengths(outline, image) for outline in outlines]
+    is_crowd = [int(true.is_crowd) for true in objects]
+    iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
+    return np.where((labels == names) | (labels == ""), iou, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +233,10 @@ class Scored:
         scores = np.array(list(chain.from_iterable(scores_by_image)), dtype=np.float64)
         return cls(len(sizes), images, scores)
 
-    def counts(self, is_chosen: Flags) -> Floats:
-        """Return the number of chosen ones of each image."""
-        counts = np.bincount(self.images[is_chosen], minlength=self.num_images)
+    def counts(self, is_counted: Flags) -> Floats:
+        """Return the number of counted ones of each image."""
+        counts = np.bincount(self.images[is_counted], minlength=self.num_images)
         return counts.astype(np.float64)
-
-    def all_counts(self) -> Floats:
-        return self.counts(np.ones(len(self.scores), dtype=bool))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +248,22 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A rule to be tested, and the part of the error level that starts with it."""
+class Shares:
+    """Parts and wholes of each image under a rule, none of an image with more than `max_labels`.
+
+    The parts are wrong among accepted labels, or missed among true objects. `start` is the part of
+    the error level that starts with the rule.
+    """
 
     rule: Rule
     start: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Parts and wholes of each image: wrong among accepted labels, or missed among true objects."""
-
     parts: Floats
     wholes: Floats
-    max_whole: int
+
+    @classmethod
+    def of(cls, rule: Rule, start: float, parts: Floats, wholes: Floats) -> Self:
+        is_common = wholes <= rule.max_labels
+        return cls(rule, start, parts * is_common, wholes * is_common)
 
     def excess(self, max_share: float) -> Floats:
         """Return W - s A of each image; its mean is negative if the share is below s."""
@@ -127,7 +271,13 @@ class Shares:
 
     def highest(self, max_share: float) -> float:
         """Return the largest possible excess of an image."""
-        return (1 - max_share) * self.max_whole
+        return (1 - max_share) * self.rule.max_labels
+
+    def num_needed(self, promise: Promise) -> int | None:
+        """Return about how many such images prove the promise by the part of its level."""
+        excess = self.excess(promise.max_share)
+        highest = self.highest(promise.max_share)
+        return num_images_needed(excess, highest, self.start * promise.level)
 
     @property
     def share(self) -> float:
@@ -164,18 +314,21 @@ class Unproved:
         )
 
 
-def candidates(pilot: Scored) -> tuple[Candidate, ...]:
-    """Return rules of growing coverage by the answers to images that are not labelled."""
+def candidates(pilot: Scored) -> dict[Rule, float]:
+    """Return rules of growing coverage by the answers to images that are not labelled.
+
+    Each has the part of the error level that starts with it.
+    """
     descending = -np.sort(-pilot.scores) if len(pilot.scores) else np.zeros(1)
     starts: dict[float, float] = {}
     for coverage in _COVERAGES.tolist():
         confidence = float(descending[math.ceil(coverage * len(descending)) - 1])
         starts[confidence] = starts.get(confidence, 0.0) + _STARTS.get(coverage, 0.0)
-    rules = []
+    rules = {}
     for confidence, start in starts.items():
         max_labels = common_count(pilot.counts(pilot.scores >= confidence))
-        rules.append(Candidate(Rule(confidence, max_labels), start))
-    return tuple(rules)
+        rules[Rule(confidence, max_labels)] = start
+    return rules
 
 
 def common_count(counts: Floats) -> int:
@@ -185,31 +338,20 @@ def common_count(counts: Floats) -> int:
     return max(int(np.quantile(counts, _COMMON_COUNT, method="higher")), 1)
 
 
-def accepted_shares(labels: Scored, is_right: Flags, rule: Rule) -> Shares:
-    """Return the wrong and the accepted labels of each image under a rule."""
-    is_accepted = labels.scores >= rule.min_confidence
-    wholes = labels.counts(is_accepted)
-    is_common = wholes <= rule.max_labels
-    wrong = labels.counts(is_accepted & ~is_right)
-    return Shares(wrong * is_common, wholes * is_common, rule.max_labels)
-
-
 def decide(
-    labels: Scored, is_right: Flags, tested: Sequence[Candidate], promise: Promise
+    labels: Scored, is_right: Flags, rules: Mapping[Rule, float], promise: Promise
 ) -> Proved | Unproved:
     """Return the rule with the largest coverage among those that are proved to keep the promise."""
-    shares = [accepted_shares(labels, is_right, candidate.rule) for candidate in tested]
-    starts = [candidate.start for candidate in tested]
-    proved = _proved(shares, starts, promise)
-    if proved:
-        best = proved[-1]
-        coverage = float(shares[best].wholes.sum()) / len(labels.scores)
-        return Proved(promise, tested[best].rule, shares[best].share, coverage, labels.num_images)
-    needed = []
-    for start, rule_shares in zip(starts, shares, strict=True):
-        if start:
-            needed.append(_num_needed(rule_shares, promise.max_share, start * promise.level))
-    return Unproved(promise, shares[-1].share, labels.num_images, _least(needed))
+    tested = []
+    for rule, start in rules.items():
+        is_accepted = labels.scores >= rule.min_confidence
+        wrong = labels.counts(is_accepted & ~is_right)
+        tested.append(Shares.of(rule, start, wrong, labels.counts(is_accepted)))
+    best = last_proved(tested, promise)
+    if best is None:
+        return unproved(tested, tested[-1].share, promise)
+    coverage = float(best.wholes.sum()) / len(labels.scores)
+    return Proved(promise, best.rule, best.share, coverage, labels.num_images)
 
 
 def decide_review(
@@ -221,54 +363,46 @@ def decide_review(
     score on; the ascending `scores` are tested in their order, until one is not proved. Images
     with more than `max_objects` are not part of the promise.
     """
-    wholes = objects.all_counts()
-    is_common = wholes <= max_objects
-    shares = []
+    wholes = objects.counts(np.ones(len(objects.scores), dtype=bool))
+    tested: list[Shares] = []
     for score in scores:
         missed = objects.counts(objects.scores < score)
-        shares.append(Shares(missed * is_common, wholes * is_common, max_objects))
-    proved = _proved(shares, [1.0] + [0.0] * (len(shares) - 1), promise)
-    if not proved:
-        needed = _num_needed(shares[0], promise.max_share, promise.level)
-        return Unproved(promise, shares[0].share, objects.num_images, needed)
-    best = proved[-1]
-    share = shares[best].share
-    return Proved(promise, Rule(scores[best], max_objects), share, 1 - share, objects.num_images)
+        start = 0.0 if tested else 1.0
+        tested.append(Shares.of(Rule(score, max_objects), start, missed, wholes))
+    best = last_proved(tested, promise)
+    if best is None:
+        return unproved(tested, tested[0].share, promise)
+    return Proved(promise, best.rule, best.share, 1 - best.share, objects.num_images)
 
 
 def num_needed_at_best(counts: Floats, promise: Promise) -> int | None:
     """Return how many such images it takes if every true object is found and no label is wrong."""
-    needed = []
+    tested = []
     common = np.quantile(counts[counts > 0], _OPTIMISTIC_COUNTS, method="higher")
     for max_count in np.unique(common).tolist():
-        wholes = counts * (counts <= max_count)
-        shares = Shares(np.zeros_like(wholes), wholes, int(max_count))
-        needed.append(_num_needed(shares, promise.max_share, promise.level))
-    return _least(needed)
+        tested.append(Shares.of(Rule(0.0, int(max_count)), 1.0, np.zeros_like(counts), counts))
+    return unproved(tested, 0.0, promise).num_needed
 
 
-def _proved(shares: Sequence[Shares], starts: Sequence[float], promise: Promise) -> list[int]:
-    """Return which hypotheses "the share is exceeded" are rejected, by the fallback procedure."""
-    values = np.stack([tested.excess(promise.max_share) for tested in shares], axis=1)
-    highest = np.array([tested.highest(promise.max_share) for tested in shares])
-    log_wealths = log_wealth(values, highest).tolist()
+def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
+    """Return the last rule whose hypothesis "the share is exceeded" is rejected, by fallback."""
+    values = np.stack([shares.excess(promise.max_share) for shares in tested], axis=1)
+    highest = np.array([shares.highest(promise.max_share) for shares in tested])
     level = 0.0
-    proved = []
-    for index, start in enumerate(starts):
-        level += start * promise.level
-        if level and log_wealths[index] >= -math.log(level):
-            proved.append(index)
+    proved = None
+    for shares, wealth in zip(tested, log_wealth(values, highest).tolist(), strict=True):
+        level += shares.start * promise.level
+        if level and wealth >= -math.log(level):
+            proved = shares
         else:
             level = 0.0
     return proved
 
 
-def _num_needed(shares: Shares, max_share: float, level: float) -> int | None:
-    return num_images_needed(shares.excess(max_share), shares.highest(max_share), level)
-
-
-def _least(numbers: Iterable[int | None]) -> int | None:
-    return min((number for number in numbers if number is not None), default=None)
+def unproved(tested: Sequence[Shares], share: float, promise: Promise) -> Unproved:
+    needed = [shares.num_needed(promise) for shares in tested if shares.start]
+    least = min((number for number in needed if number is not None), default=None)
+    return Unproved(promise, share, len(tested[0].parts), least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,13 +434,13 @@ class Guarantee:
     def left_texts(self, records: Records) -> list[float]:
         """Return the confidences of the text or text regions that are not accepted."""
         least = self._min_confidence(records)
-        confidences = _confidences(records, self.tolerance)
+        confidences = confidences_of(records, self.tolerance.min_iou)
         return [confidence for confidence in confidences if confidence < least]
 
     def _min_confidence(self, records: Records) -> float:
         """Return the confidence from which labels of this image are accepted."""
         rule = self.accepting.rule
-        confidences = _confidences(records, self.tolerance)
+        confidences = confidences_of(records, self.tolerance.min_iou)
         num_labels = sum(confidence >= rule.min_confidence for confidence in confidences)
         return rule.min_confidence if num_labels <= rule.max_labels else NEVER
 
@@ -333,9 +467,9 @@ class Guarantee:
         return sentences
 
     def document(self) -> dict[str, object]:
-        reviewing = None if self.reviewing is None else asdict(self.reviewing)
-        proofs = {"accepting": asdict(self.accepting), "reviewing": reviewing}
-        return proofs | {"tolerance": asdict(self.tolerance)}
+        document = asdict(self)
+        del document["others"]
+        return document
 
     def proofs(self) -> list[dict[str, object]]:
         """Return the proved thresholds as the service reads them, but for model and request."""
@@ -352,11 +486,7 @@ class Guarantee:
         return [by_precision[precision] for precision in sorted(by_precision)]
 
 
-def refused(records: Records, tolerance: Tolerance) -> Agreement:
-    return agreement(records, tolerance.min_iou, NEVER)
-
-
-def check_enough(truths: Sequence[Truth], promise: Promise) -> None:
+def check_enough(truths: Iterable[Truth], promise: Promise) -> None:
     """Raise `RunError` if so few labelled images prove nothing, even without a wrong label."""
     counts = [len(truth.objects) if isinstance(truth, ObjectsTruth) else 1 for truth in truths]
     needed = None
@@ -383,17 +513,17 @@ def prove(
     if not labelled:
         raise RunError("no labelled image was answered: failures.jsonl has the errors")
     tolerance = promises.tolerance
-    piloted = Scored.of([_confidences(records, tolerance) for records in pilot])
+    piloted = Scored.of([confidences_of(records, tolerance.min_iou) for records in pilot])
     judged = [judge_labels(records, truth, tolerance) for records, truth in labelled]
     labels = Scored.of([image.confidences for image in judged])
     is_right = np.concatenate([image.is_right for image in judged]).astype(bool)
-    tested = candidates(piloted)
-    accepting = decide(labels, is_right, tested, promises.wrong)
+    rules = candidates(piloted)
+    accepting = decide(labels, is_right, rules, promises.wrong)
     if isinstance(accepting, Unproved):
         raise accepting.error("labels are wrong")
     others = []
     for share in _OTHER_SHARES:
-        decision = decide(labels, is_right, tested, replace(promises.wrong, max_share=share))
+        decision = decide(labels, is_right, rules, replace(promises.wrong, max_share=share))
         if isinstance(decision, Proved):
             others.append(decision)
     guarantee = Guarantee(accepting, None, tolerance, tuple(others))
@@ -403,15 +533,11 @@ def prove(
     scores = [0.0]
     if len(piloted.scores):
         scores += np.unique(np.quantile(piloted.scores, _REVIEW_QUANTILES)).tolist()
-    max_objects = common_count(piloted.all_counts())
+    max_objects = common_count(piloted.counts(np.ones(len(piloted.scores), dtype=bool)))
     reviewing = decide_review(objects, max_objects, scores, promises.missed)
     if isinstance(reviewing, Unproved):
         raise reviewing.error("objects are in neither list")
     return replace(guarantee, reviewing=reviewing)
-
-
-def _confidences(records: Records, tolerance: Tolerance) -> list[float]:
-    return [proposal.confidence for proposal in proposals_of(records, tolerance.min_iou)]
 
 
 def _percent(share: float) -> str:

@@ -39,8 +39,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych_client.evaluation.annotation.consensus import Records
-from diptych_client.evaluation.annotation.guarantee import Flags, Indices
+from diptych_client.evaluation.annotation.guarantee import Indices
 from diptych_client.evaluation.job import Record
+from diptych_client.evaluation.objects import Flags
 from diptych_client.matching import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 

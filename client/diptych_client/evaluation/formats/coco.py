@@ -6,7 +6,7 @@ as with a hole.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from diptych_client.evaluation.dataset import (
     four_numbers,
     true_box,
 )
-from diptych_client.evaluation.job import Record, class_name
+from diptych_client.evaluation.job import Record
 from diptych_client.inputs import MALFORMED, Folder, Problems, path_within
 from diptych_client.long_runs import RunError
-from diptych_client.results import coco_shape
+from diptych_client.results import coco_document
 
 
 def read_coco(path: Path, document: Any, problems: Problems, images: Path | None = None) -> Dataset:
@@ -48,7 +48,9 @@ def _dataset(
     objects: defaultdict[Any, list[TrueObject]] = defaultdict(list)
     captions: defaultdict[Any, list[str]] = defaultdict(list)
     for number, annotation in enumerate(document.get("annotations", ()), 1):
-        place = f"{path}, {_place(annotation, number)}"
+        place = f"{path}, annotation {number}"
+        if isinstance(annotation, Mapping) and annotation.get("id") is not None:
+            place = f"{path}, annotation id {annotation['id']}"
         with problems.leaving_out("annotation", place):
             image_id = annotation["image_id"]
             if image_id not in file_names:
@@ -63,16 +65,10 @@ def _dataset(
     folder = Folder(images or _image_folder(path, list(file_names.values())))
     labelled_images = []
     for image_id, name in file_names.items():  # one without annotations has no object
-        labelled = LabelledImage(folder.image(name), captions=tuple(captions[image_id]) or None)
-        if categories:
-            labelled = replace(labelled, objects=tuple(objects[image_id]))
-        labelled_images.append(labelled)
+        true_objects = tuple(objects[image_id]) if categories else None
+        texts = tuple(captions[image_id]) or None
+        labelled_images.append(LabelledImage(folder.image(name), true_objects, texts))
     return Dataset(labelled_images, folder, tuple(categories.values()))
-
-
-def _place(annotation: Any, number: int) -> str:
-    annotation_id = annotation.get("id") if isinstance(annotation, Mapping) else None
-    return f"annotation {number}" if annotation_id is None else f"annotation id {annotation_id}"
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
@@ -96,13 +92,9 @@ def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> Tru
         raise ValueError(f"category_id {category!r} is not in `categories`")
     x, y, width, height = four_numbers(annotation["bbox"], annotation["bbox"])
     box = true_box((x, y, x + width, y + height), annotation["bbox"])
-    area = annotation.get("area")
-    return TrueObject(
-        categories[category],
-        box,
-        area=None if area is None else float(area),
-        is_crowd=bool(annotation.get("iscrowd")),
-    )
+    area = None if annotation.get("area") is None else float(annotation["area"])
+    is_crowd = bool(annotation.get("iscrowd"))
+    return TrueObject(categories[category], box, area=area, is_crowd=is_crowd)
 
 
 def _segmentation(annotation: Mapping[str, Any]) -> Any:
@@ -117,20 +109,9 @@ def _segmentation(annotation: Mapping[str, Any]) -> Any:
     return value
 
 
-def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
+def coco_of_records(records: Iterable[Record], classes: Iterable[str]) -> dict[str, Any]:
     """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
     images = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, record in enumerate(records, 1):
-        size = record.answer.image
-        size_fields = {"width": size.width, "height": size.height}
-        images.append({"id": image_id, "file_name": record.image.name, **size_fields})
-        for box in record.boxes:
-            ids = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": classes[class_name(box)] + 1,
-            }
-            annotations.append(ids | coco_shape(box, size))
-    categories = [{"id": index + 1, "name": name} for name, index in classes.items()]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    for number, record in enumerate(records, 1):
+        images.append((number, record.image.name, record.answer))
+    return coco_document(images, classes)

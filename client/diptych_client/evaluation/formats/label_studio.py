@@ -25,10 +25,10 @@ from diptych_client.evaluation.dataset import (
     true_box,
 )
 from diptych_client.evaluation.formats.yolo import joined_rings
-from diptych_client.evaluation.job import Box, Record, class_name
+from diptych_client.evaluation.job import Box, Record
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import Folder, ImageFile, Problems
-from diptych_client.results import Instance
+from diptych_client.results import Instance, category_of
 
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix of an uploaded file's name
 _LOCAL_FILES = "/data/local-files/?d="  # local storage, relative to its document root
@@ -147,5 +147,5 @@ def _region(box: Box, image: ImageSize) -> dict[str, Any]:
         "original_height": image.height,
         "image_rotation": 0,
         "score": box.score,
-        "value": {**place, kind: [class_name(box)]},
+        "value": {**place, kind: [category_of(box)]},
     }

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
-from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.yolo import check_yolo_names, write_yolo
-from diptych_client.evaluation.job import Job, Record, class_name
+from diptych_client.evaluation.job import Job, Record
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.transports.rest_messages import answer_json
+from diptych_client.results import category_of
+from diptych_client.transports.messages import to_json
 
 _RESULTS_WITH_BOXES = ("detections", "instances")
 _FILES = (
@@ -38,29 +39,26 @@ class DatasetFormat(Enum):
     jsonl = "jsonl"
 
 
-def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
+def check_format(
+    dataset_format: DatasetFormat,
+    result: str,
+    images: Sequence[ImageFile],
+    is_consensus: bool = False,
+    is_proved: bool = False,
+) -> None:
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
-    if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
+    is_jsonl = dataset_format is DatasetFormat.jsonl
+    has_boxes = result in _RESULTS_WITH_BOXES
+    if not is_jsonl and not has_boxes:
         holds = f"{dataset_format.value} holds boxes and masks"
         raise RunError(f"{holds}, but the task's result is {result}: use --format jsonl")
+    if is_proved and is_jsonl and has_boxes:
+        raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
+    if is_consensus and not is_proved and is_jsonl:
+        rule = "--consensus compares boxes and masks and writes coco or yolo"
+        raise RunError(f"{rule}, but the task's result is {result} and --format is jsonl")
     if dataset_format is DatasetFormat.yolo:
         check_yolo_names(images)
-
-
-def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
-    """Raise `RunError` if two such results cannot be compared, or the format has no boxes."""
-    if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
-        rule = "--consensus compares boxes and masks and writes coco or yolo"
-        given = f"the task's result is {result} and --format {dataset_format.value}"
-        raise RunError(f"{rule}, but {given}")
-
-
-def check_guarantee(dataset_format: DatasetFormat, result: str, has_thresholds: bool) -> None:
-    """Raise `RunError` if the format cannot hold a part of an answer, or there are no scores."""
-    if has_thresholds and result == "text":
-        raise RunError("--thresholds needs scores, which the task's result, a text, does not have")
-    if dataset_format is DatasetFormat.jsonl and result in _RESULTS_WITH_BOXES:
-        raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
 
 
 def check_outputs(outputs: Outputs, folder: Path, images: Sequence[ImageFile]) -> None:
@@ -80,15 +78,14 @@ def write_dataset(
     job: Job,
 ) -> Path:
     if dataset_format is DatasetFormat.jsonl:
-        lines = ""
+        rows = []
         for record in records:
-            row = {"image": record.image.name, "answer": answer_json(record.answer)}
-            lines += json.dumps(row) + "\n"
-        return outputs.write(outputs.folder / "answers.jsonl", lines)
+            rows.append({"image": record.image.name, "answer": to_json(record.answer)})
+        return outputs.write_lines(outputs.folder / "answers.jsonl", rows)
     classes = class_indices(records, job.requested_labels())
     if dataset_format is DatasetFormat.yolo:
         return write_yolo(outputs, folder, records, classes)
-    document = json.dumps(coco_document(records, classes))
+    document = json.dumps(coco_of_records(records, classes))
     return outputs.write(outputs.folder / "annotations.json", document)
 
 
@@ -96,6 +93,6 @@ def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) ->
     """Return the index of every class: requested labels in their order, then all others by name."""
     answered = set[str]()
     for record in records:
-        answered.update(map(class_name, record.boxes))
+        answered.update(map(category_of, record.boxes))
     names = dict.fromkeys([*requested_labels, *sorted(answered)])
     return {name: index for index, name in enumerate(names)}

@@ -34,7 +34,7 @@ from diptych_client.evaluation.dataset import (
     read_yaml,
     true_box,
 )
-from diptych_client.evaluation.job import Record, class_name
+from diptych_client.evaluation.job import Record
 from diptych_client.geometry import PointXy, Ring
 from diptych_client.inputs import (
     MALFORMED,
@@ -45,7 +45,7 @@ from diptych_client.inputs import (
     path_within,
 )
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import Instance
+from diptych_client.results import Instance, category_of
 
 YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml")
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -233,7 +233,7 @@ def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
             x1, y1, x2, y2 = box.box_xyxy
             center_and_size = [((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1)]
             shares = np.array(center_and_size) / size_wh
-        numbers = [classes[class_name(box)], *shares.reshape(-1)]
+        numbers = [classes[category_of(box)], *shares.reshape(-1)]
         text += " ".join(f"{number:.6g}" for number in numbers) + "\n"
     return text
 

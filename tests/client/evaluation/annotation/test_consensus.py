@@ -10,12 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, Instance, TaskParameters
-from diptych_client.evaluation.annotation.consensus import (
-    AgreementRule,
-    agree,
-    agreement,
-    write_consensus,
-)
+from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.job import Job, Record
 from diptych_client.long_runs import Outputs
@@ -37,7 +32,7 @@ FAR_9 = Detection(FAR, "car", 0.9)
 VEHICLE_8 = Detection(CAR, "vehicle", 0.8)
 HALF_9 = Detection(HALF, "car", 0.9)
 HALF_DOG = Detection(HALF, "dog", 0.2)
-RULE = AgreementRule()
+RULE = (0.5, 0.0)  # the least IoU and score
 
 Boxes = tuple[Detection, ...]
 
@@ -62,29 +57,28 @@ def answered(model: str, result: Result, name: str = "a.png") -> Record:
         ((CAR_9, VEHICLE_8), (CAR_9, VEHICLE_8), RULE, (CAR_9, VEHICLE_8), ()),
         # one box agrees with one other
         ((CAR_5,), (SHIFTED_9, CAR_5), RULE, (CAR_5,), (("b", SHIFTED_9),)),
-        ((CAR_5,), (SHIFTED_9,), AgreementRule(min_iou=0.8), (SHIFTED_9,), ()),
+        ((CAR_5,), (SHIFTED_9,), (0.8, 0.0), (SHIFTED_9,), ()),
         (
             (CAR_5,),
             (SHIFTED_9,),
-            AgreementRule(min_iou=0.9),
+            (0.9, 0.0),
             (),
             (("a", CAR_5), ("b", SHIFTED_9)),
         ),
-        ((CAR_5,), (DOG_9,), AgreementRule(min_iou=0), (), (("a", CAR_5), ("b", DOG_9))),
-        ((CAR_9,), (CAR_5,), AgreementRule(min_score=0.5), (CAR_9,), ()),
-        ((CAR_9,), (CAR_5,), AgreementRule(min_score=0.51), (), (("a", CAR_9), ("b", CAR_5))),
+        ((CAR_5,), (DOG_9,), (0, 0.0), (), (("a", CAR_5), ("b", DOG_9))),
+        ((CAR_9,), (CAR_5,), (0.5, 0.5), (CAR_9,), ()),
+        ((CAR_9,), (CAR_5,), (0.5, 0.51), (), (("a", CAR_9), ("b", CAR_5))),
     ],
 )
 def test_boxes_agree_by_label_place_and_score(
     first: Boxes,
     second: Boxes,
-    rule: AgreementRule,
+    rule: tuple[float, float],
     accepted: Boxes,
     differing: tuple[tuple[str, Detection], ...],
 ) -> None:
-    agreed = agree(
-        answered("a", DetectionsResult(first)), answered("b", DetectionsResult(second)), rule
-    )
+    records = (answered("a", DetectionsResult(first)), answered("b", DetectionsResult(second)))
+    agreed = agreement(records, *rule)
     assert (agreed.accepted, agreed.differing) == (accepted, differing)
 
 
@@ -98,7 +92,7 @@ def test_one_model_is_accepted_from_a_score() -> None:
 
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
-    agreements = [agree(*pair, RULE) for pair in pairs]
+    agreements = [agreement(pair, *RULE) for pair in pairs]
     with Outputs(out) as outputs:
         return write_consensus(DatasetFormat.coco, outputs, out, agreements, JOB)
 

@@ -8,14 +8,14 @@ import pytest
 from diptych_client import Detection, DetectionsResult
 from diptych_client.evaluation.annotation.consensus import Records
 from diptych_client.evaluation.annotation.guarantee import (
-    Candidate,
     Promise,
     Promises,
     Proved,
     Rule,
     Scored,
+    Shares,
+    Tolerance,
     Unproved,
-    accepted_shares,
     candidates,
     check_enough,
     decide,
@@ -23,7 +23,6 @@ from diptych_client.evaluation.annotation.guarantee import (
     num_needed_at_best,
     prove,
 )
-from diptych_client.evaluation.annotation.judging import Tolerance
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.long_runs import RunError
@@ -35,9 +34,8 @@ BOX = (0.0, 0.0, 10.0, 10.0)
 
 
 def test_image_with_too_many_labels_is_not_accepted() -> None:
-    labels = Scored.of([[0.9, 0.8, 0.1], [0.9, 0.9, 0.9], []])
-    is_right = np.array([True, False, True, True, True, True])
-    shares = accepted_shares(labels, is_right, Rule(0.8, 2))
+    wrong, accepted = np.array([1.0, 0.0, 0.0]), np.array([2.0, 3.0, 0.0])
+    shares = Shares.of(Rule(0.8, 2), 1.0, wrong, accepted)
     assert shares.parts.tolist() == [1, 0, 0]
     assert shares.wholes.tolist() == [2, 0, 0]
     assert shares.share == 0.5
@@ -45,38 +43,40 @@ def test_image_with_too_many_labels_is_not_accepted() -> None:
 
 def test_rules_cover_more_and_at_last_all() -> None:
     rules = candidates(Scored.of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
-    confidences = [candidate.rule.min_confidence for candidate in rules]
+    confidences = [rule.min_confidence for rule in rules]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[-1] == 0  # the lowest
-    assert sum(candidate.start for candidate in rules) == pytest.approx(1)
-    assert [candidate.rule.max_labels for candidate in rules] == [2] * len(rules)
+    assert sum(rules.values()) == pytest.approx(1)
+    assert [rule.max_labels for rule in rules] == [2] * len(rules)
     (first, *_) = candidates(Scored.of([[0.9], [0.9], [0.5] * 3]))
-    assert first.rule == Rule(0.9, 1)  # labels from the confidence on count
+    assert first == Rule(0.9, 1)  # labels from the confidence on count
 
 
 @pytest.mark.parametrize(("pilot", "confidence"), [([], 0.0), ([[]], 0.0), ([[1.0]] * 5, 1.0)])
 def test_pilot_with_equal_scores_has_one_rule(pilot: list[list[float]], confidence: float) -> None:
-    (only,) = candidates(Scored.of(pilot))
-    assert only == Candidate(Rule(confidence, 1), 1.0)
+    assert candidates(Scored.of(pilot)) == {Rule(confidence, 1): 1.0}
 
 
 def test_largest_proved_coverage_is_chosen() -> None:
     labels = Scored.of([[0.9], [0.8], [0.1]] * 100)
     is_right = np.array([True, True, False] * 100)
-    tested = [Candidate(Rule(score, 1), start) for score, start in ((0.9, 0.5), (0.8, 0), (0, 0.5))]
+    tested = {Rule(0.9, 1): 0.5, Rule(0.8, 1): 0.0, Rule(0.0, 1): 0.5}
     decision = decide(labels, is_right, tested, PROMISE)
     assert decision == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
+    several = Scored.of([[0.9, 0.9]] * 300 + [[0.9]] * 300)  # the first are reviewed as a whole
+    decision = decide(several, np.repeat([False, True], [600, 300]), {Rule(0.9, 1): 1.0}, PROMISE)
+    assert decision == Proved(PROMISE, Rule(0.9, 1), 0.0, 1 / 3, 600)
 
 
 def test_unproved_rule_passes_no_level_on() -> None:
     labels = Scored.of([[0.9], [0.1]] * 200)
     is_right = np.array([False, True] * 200)
-    tested = [Candidate(Rule(0.9, 1), 1.0), Candidate(Rule(0.1, 1), 0.0)]
+    tested = {Rule(0.9, 1): 1.0, Rule(0.1, 1): 0.0}
     assert isinstance(decide(labels, is_right, tested, Promise(0.6, 0.95)), Unproved)
 
 
 def test_error_says_how_many_images_would_prove() -> None:
-    tested = [Candidate(Rule(0.0, 1), 1.0)]
+    tested = {Rule(0.0, 1): 1.0}
     few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
     assert isinstance(few, Unproved)
     assert (few.promise, few.share, few.num_images) == (PROMISE, 0.0, 40)

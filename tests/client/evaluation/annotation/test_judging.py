@@ -12,7 +12,7 @@ from diptych_client import (
     TextRegionsResult,
     TextResult,
 )
-from diptych_client.evaluation.annotation.judging import (
+from diptych_client.evaluation.annotation.guarantee import (
     NOT_FOUND,
     JudgedImage,
     Tolerance,

@@ -214,7 +214,7 @@ def test_json_lines_have_every_kind_of_label(tmp_path: Path) -> None:
     first, second, third = read_dataset(tmp_path / "x.jsonl").images
     assert (first.captions, first.text, first.region) == (("one", "two"), "EXIT", (0, 0, 5, 5))
     assert second.questions[0].answers == ("2", "two")
-    phrases = [(phrase.phrase, phrase.box_xyxy) for phrase in third.phrases]
+    phrases = [(phrase.label, phrase.box_xyxy) for phrase in third.phrases]
     assert phrases == [("left dog", tuple(box)), ("sky", None)]
 
 

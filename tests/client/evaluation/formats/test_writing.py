@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from diptych_client import (
+    Answer,
     AnswerOptions,
     Detection,
     DetectionsResult,
@@ -19,14 +20,12 @@ from diptych_client import (
     InstancesResult,
     TaskParameters,
 )
-from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
-    check_consensus,
     check_format,
-    check_guarantee,
     class_indices,
     write_dataset,
 )
@@ -36,7 +35,7 @@ from diptych_client.geometry import polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Result, box_of, items_of, label_of
-from diptych_client.transports.rest_messages import answer_from_json
+from diptych_client.transports.messages import from_json
 from tests.support.client_answers import (
     DETECTIONS,
     FAR_SQUARE,
@@ -65,7 +64,7 @@ def write(
 
 
 def coco_of(folder: Path, *records: Record) -> Any:
-    document = coco_document(records, class_indices(records, ()))
+    document = coco_of_records(records, class_indices(records, ()))
     (folder / "annotations.json").write_text(json.dumps(document))
     return COCO(folder / "annotations.json")
 
@@ -176,7 +175,7 @@ def test_json_lines_have_a_line_for_each_image(tmp_path: Path) -> None:
     path = write(JSON_LINES, tmp_path, records)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["image"] for row in rows] == ["a.png", "sub/b.png"]
-    assert [answer_from_json(row["answer"]) for row in rows] == [one.answer for one in records]
+    assert [from_json(Answer, row["answer"]) for row in rows] == [one.answer for one in records]
 
 
 def test_requested_labels_come_first() -> None:
@@ -209,13 +208,21 @@ def test_formats_hold_some_results_and_names(
         check_format(dataset_format, result, images)
 
 
-def test_consensus_and_guarantee_need_boxes_or_scores() -> None:
-    for dataset_format, result in ((JSON_LINES, "detections"), (COCO_FORMAT, "text")):
-        with pytest.raises(RunError, match="--consensus compares boxes and masks and writes coco"):
-            check_consensus(dataset_format, result)
-    check_consensus(YOLO_FORMAT, "instances")
-    with pytest.raises(RunError, match="--labelled accepts single boxes of detections"):
-        check_guarantee(JSON_LINES, "detections", False)
-    with pytest.raises(RunError, match="--thresholds needs scores"):
-        check_guarantee(JSON_LINES, "text", True)
-    check_guarantee(JSON_LINES, "text", False)
+@pytest.mark.parametrize(
+    ("dataset_format", "result", "is_proved", "message"),
+    [
+        (JSON_LINES, "detections", False, "--consensus compares boxes and masks and writes coco"),
+        (JSON_LINES, "detections", True, "--labelled accepts single boxes of detections"),
+        (COCO_FORMAT, "text", False, "use --format jsonl"),
+        (YOLO_FORMAT, "instances", False, ""),
+        (JSON_LINES, "text", True, ""),
+    ],
+)
+def test_consensus_and_guarantee_need_boxes(
+    dataset_format: DatasetFormat, result: str, is_proved: bool, message: str
+) -> None:
+    if message:
+        with pytest.raises(RunError, match=message):
+            check_format(dataset_format, result, (), True, is_proved)
+    else:
+        check_format(dataset_format, result, (), True, is_proved)
