@@ -68,7 +68,8 @@ def settings_table() -> str:
             allowed = f" One of {', '.join(schemas[name]['enum'])}."
         elif "minimum" in schemas[name]:
             allowed = f" {schemas[name]['minimum']} to {schemas[name]['maximum']}."
-        rows.append(f"| `{variable(name)}` | {value} | {field.description}{allowed} |")
+        meaning = schemas[name]["description"]
+        rows.append(f"| `{variable(name)}` | {value} | {meaning}{allowed} |")
     return "\n".join(rows)
 
 

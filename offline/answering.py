@@ -21,7 +21,7 @@ from service.admission.places import RequestContext
 from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import in_thread
-from service.inference.core import Core, core_limits
+from service.inference.core import Core
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
@@ -74,18 +74,18 @@ class Answerer:
         settings: Settings,
     ) -> None:
         num_places = settings.max_slots * _IMAGES_PER_SLOT
-        limits = replace(
-            core_limits(settings),
+        unlimited = {
             # there is one client; it may have all but one
-            max_decoded_images=settings.max_decoded + 1,
-            max_pending=_UNLIMITED,
+            "max_decoded_images": settings.max_decoded + 1,
+            "max_pending_requests": _UNLIMITED,
             # an image may have many tiles: together they have as many places as images
-            max_running=num_places,
-            max_waiting_tokens=_UNLIMITED,
-            max_bytes=_UNLIMITED,
-            max_bytes_of_client=_UNLIMITED,
-        )
-        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, limits)
+            "max_running_requests": num_places,
+            "max_waiting_tokens": _UNLIMITED,
+            "max_request_memory_mb": _UNLIMITED,
+            "max_request_memory_mb_per_key": _UNLIMITED,
+        }
+        values = settings.model_copy(update=unlimited)
+        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, values)
         self._model = model
         self._fields = fields
         self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]

@@ -10,7 +10,7 @@ import ctypes
 import logging
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bentoml
 
@@ -19,6 +19,7 @@ from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys
 from service.admission.places import TrafficGaps
+from service.admission.shared_limits import SharedLimits
 from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
@@ -26,7 +27,7 @@ from service.http.middleware import Middleware
 from service.http_app import rest_app
 from service.images.fetching import image_fetcher
 from service.images.handle_store import image_store
-from service.inference.core import Core, core_limits
+from service.inference.core import Core
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
 from service.inference.runner_calls import RunnerClient
@@ -53,9 +54,6 @@ from wire.runner_channel import RunnerChannel
 from wire.telemetry import tracing
 from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
-if TYPE_CHECKING:
-    from service.admission.shared_limits import SharedLimits
-
 logger = logging.getLogger(__name__)
 
 _READY_EVERY_S = 0.2
@@ -65,16 +63,6 @@ _LARGE_BLOCK_BYTES = 1_000_000
 _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)
 _REST = RestBoundary(_SETTINGS)
-
-
-async def _connected_shared_limits(values: Settings) -> "SharedLimits | None":
-    if values.shared_limits_url is None:
-        return None
-    from service.admission.shared_limits import SharedLimits  # imports the store's client
-
-    limits = SharedLimits(values.shared_limits_url)
-    await limits.connect()
-    return limits
 
 
 class _Gateway:
@@ -87,7 +75,10 @@ class _Gateway:
         _return_large_blocks()
         tracing.start(_SETTINGS.trace_options, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
-        self._shared_limits = await _connected_shared_limits(_SETTINGS)
+        self._shared_limits = None
+        if _SETTINGS.shared_limits_url is not None:
+            self._shared_limits = SharedLimits(_SETTINGS.shared_limits_url)
+            await self._shared_limits.connect()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
         self._runners: dict[str, RunnerClient] = {}
@@ -96,9 +87,7 @@ class _Gateway:
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         handles = image_store(_SETTINGS)
-        core = Core(
-            served, self._runners, core_limits(_SETTINGS), image_fetcher(_SETTINGS), gaps, handles
-        )
+        core = Core(served, self._runners, _SETTINGS, image_fetcher(_SETTINGS), gaps, handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
@@ -133,7 +122,7 @@ class _Gateway:
             task.cancel()
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
-        await asyncio.gather(*(runner.close() for runner in self._runners.values()))
+        await asyncio.gather(*(runner.channel.close() for runner in self._runners.values()))
         if self._shared_limits is not None:
             await self._shared_limits.close()
         await asyncio.to_thread(tracing.stop)
@@ -153,7 +142,9 @@ class _Gateway:
         """
         if self._places.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
-        return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
+        return all(
+            await asyncio.gather(*(runner.channel.is_ready() for runner in self._runners.values()))
+        )
 
 
 def _return_large_blocks() -> None:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from runners.options import max_default_slots
 from service.images.inputs import AllowedHost
 from service.telemetry.logs import LogFormat
-from service.validation import rejected_field
+from service.validation import in_one_line, rejected_field
 from tasks.catalog import model_id_of
 from tasks.errors import meant
 from tasks.tiles.grid import MAX_TILES
@@ -113,8 +113,23 @@ def _once_per_model(split: Callable[[str], tuple[object, ...]], problem: str) ->
     return AfterValidator(check)
 
 
+def _not_one(problem: str) -> AfterValidator:
+    """Return the check that a number is not 1."""
+
+    def check(value: int) -> int:
+        if value == 1:
+            raise ValueError(problem)
+        return value
+
+    return AfterValidator(check)
+
+
+_ONE_IN_BATCH = "BentoML's batcher needs batches of at least 2; 0 selects the device's default"
+_ONE_PLACE = "one client could take the only place; the minimum is 2, and 0 selects the default"
 _TWO_URLS = "a model has two URLs; use the URL of a proxy that balances its replicas"
-ModelIds = Annotated[Names, AfterValidator(lambda names: tuple(map(model_id_of, names)))]
+ModelIds = Annotated[
+    Names, Field(min_length=1), AfterValidator(lambda names: tuple(map(model_id_of, names)))
+]
 StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
 ImagesPlace = Annotated[str, AfterValidator(_check_images_place)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
@@ -124,283 +139,160 @@ Devices = Annotated[Names, _once_per_model(model_device, "a model has two device
 
 
 class Settings(BaseModel):
-    """All settings of the service, with unit, range and default."""
+    """All settings of the service, with unit, range and default; a text describes the one above."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True, use_attribute_docstrings=True, json_schema_extra=in_one_line
+    )
 
-    models: ModelIds = Field(
-        ("florence-2-mini", "paligemma-mini"),
-        min_length=1,
-        description="Served models, comma-separated: catalog ids; after an export hf:owner/name.",
-    )
-    catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
-    adapters: Path | None = Field(
-        None,
-        description="Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only.",
-    )
-    max_adapter_rank: int = Field(
-        512, ge=1, le=65_536, description="Maximum rank of a layer in an adapter of the folder."
-    )
-    max_adapter_mb: int = Field(
-        1_000,
-        ge=1,
-        le=100_000,
-        description="Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file,"
-        " and its weights in float32.",
-    )
-    adapters_mb: int = Field(
-        4_000,
-        ge=1,
-        le=1_000_000,
-        description="Maximum memory of the adapters of a runner with one more of the folder, MB."
-        " On a GPU their pool counts, and a quarter of the free memory is the limit.",
-    )
-    host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
-    port: int = Field(3000, ge=1, le=65535, description="REST port.")
-    grpc_port: int = Field(3001, ge=0, le=65535, description="gRPC port; 0: disabled.")
-    gateway_workers: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Gateway processes, which share both ports of one host. Each has its own"
-        " memory and its own limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
-    )
-    processes: Literal["several", "one"] = Field(
-        "several",
-        description="Processes of this host's models; several: one each. one: the gateway loads"
-        " them, which saves memory; docs/operations.md has what is lost.",
-    )
-    portable: bool = Field(
-        False,
-        description="Use nothing that Linux has and macOS has not, for tests of the ways that macOS"
-        " always takes.",
-    )
-    api_keys_file: Path | None = Field(
-        None,
-        description="File of API keys: a SHA-256 and its limits per line. Unset: none is required.",
-    )
-    shared_limits_url: StoreUrl | None = Field(
-        None,
-        description="Redis or Valkey in which gateways share what is used of the limits of keys,"
-        " as `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process"
-        " counts on its own.",
-    )
-    metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
-    health_needs_key: bool = Field(
-        False,
-        description="true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key.",
-    )
-    tls_certificate_file: Path | None = Field(
-        None, description="PEM file of the certificate chain, for both ports. Unset: no TLS."
-    )
-    tls_key_file: Path | None = Field(
-        None, description="PEM file of the certificate's private key, unencrypted."
-    )
-    url_hosts: UrlHosts = Field(
-        (),
-        description="Hosts from which images may be fetched by URL, comma-separated; `*`: any"
-        " host; `HOST:PORT`: another port than the scheme's. Unset: image URLs are refused.",
-    )
-    url_timeout_s: int = Field(
-        10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds."
-    )
-    label_studio_url: HttpUrl | None = Field(
-        None,
-        description="URL of the Label Studio whose uploaded and local files are fetched with the"
-        " token of the request; its host may have a private address. Unset: they are refused.",
-    )
-    batches_folder: Path | None = Field(
-        None, description="Folder of OpenAI's files and batches. Unset: disabled."
-    )
-    max_body_bytes: int = Field(
-        20_000_000,
-        ge=1_000,
-        le=1_000_000_000,
-        description="Maximum size of a request body or an image by URL, bytes.",
-    )
-    max_connections: int = Field(
-        2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed."
-    )
-    max_connections_per_address: int = Field(
-        1_000,
-        ge=1,
-        le=1_000_000,
-        description="Maximum HTTP connections from one address or proxy; more are closed.",
-    )
-    max_pending_requests: int = Field(
-        64, ge=1, le=10_000, description="Maximum requests in flight or queued; more get 429."
-    )
-    max_request_memory_mb: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Maximum memory of request bodies, images by URL, and what is parsed of them,"
-        " MB; more is refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times.",
-    )
-    max_request_memory_mb_per_key: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At"
-        " least 6 times DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any.",
-    )
-    max_waiting_tokens: int = Field(
-        200_000,
-        ge=1_000,
-        le=1_000_000_000,
-        description="Maximum estimated tokens (image, prompt and answer) of the requests queued"
-        " for one model and its adapters; more are refused with 429.",
-    )
-    request_timeout_s: int = Field(60, ge=1, le=3600, description="Timeout of a request, seconds.")
-    stuck_after_s: int = Field(
-        60,
-        ge=1,
-        le=3600,
-        description="A runner is not ready while an encoder batch or a decoder step takes longer"
-        " than this, seconds; after twice this time its process ends and is restarted.",
-    )
-    start_timeout_s: int = Field(
-        600, ge=5, le=86_400, description="Timeout of a runner's start, seconds; then it restarts."
-    )
-    vision_cache_mb: int = Field(
-        256, ge=0, le=1_000_000, description="Size of a runner's features cache, MB; 0: disabled."
-    )
-    runner_urls: RunnerUrls = Field(
-        (),
-        description="Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL"
-        " per model: its runner's or that of a proxy of several replicas. Unset: runners run on"
-        " this host.",
-    )
-    max_running_requests: int = Field(
-        0,
-        ge=0,
-        le=100_000,
-        description="Maximum requests in flight per model and its adapters, over all replicas of"
-        " its runner; more are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE,"
-        " by default 24 on CPU, 96 on CUDA.",
-    )
-    device: DeviceSetting = Field(
-        "auto", description="Device of encoders and decoders; auto: CUDA if available."
-    )
-    devices: Devices = Field(
-        (),
-        description="Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`,"
-        " comma-separated; the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows.",
-    )
-    encoder_precision: WantedPrecision = Field(
-        "auto", description="Precision of encoders; auto: the model's default."
-    )
-    decoder_precision: WantedPrecision = Field(
-        "auto", description="Precision of decoders; auto: the model's default."
-    )
-    encoder_max_batch_size: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="Maximum images in an encoder's batch, at least 2; 0: 2 on CPU, 16 on CUDA.",
-    )
-    encoder_max_latency_ms: int = Field(
-        3_600_000,
-        ge=1_000,
-        le=86_400_000,
-        description="The batcher drops images with a higher expected latency, milliseconds; keep"
-        " it far above the slowest batch.",
-    )
-    encoder_threads: int = Field(
-        0, ge=0, le=256, description="Threads of an encoder; 0: all cores, or 1 for a narrow model."
-    )
-    decoder_max_batch_size: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="Maximum sequences in a decoder's batch; 0: 16 on CPU, on CUDA 64 if they fit.",
-    )
-    decoder_max_positions: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own"
-        " maximum, on a GPU at most 1,024 in addition to the image's.",
-    )
-    decoder_max_waiting: int = Field(
-        256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more get 429."
-    )
-    decoder_max_prefill_tokens: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Maximum tokens (image and prompt) prefilled between two decoder steps; 0:"
-        " 4,096, on a CPU fewer for wide models: one sequence of a released one.",
-    )
-    decoder_threads: int = Field(
-        0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
-    )
-    calibration: Names = Field(
-        (),
-        description="Files of `diptych evaluate --calibrate`, before the artifacts', and of"
-        " `diptych annotate --thresholds`; `off`: none.",
-    )
-    log_format: LogFormat = Field("text", description="Format of log lines.")
-    otlp_endpoint: HttpUrl | None = Field(
-        None,
-        description="OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans.",
-    )
-    trace_sample: float = Field(
-        1,
-        ge=0,
-        le=1,
-        description="Exported fraction of traces started here; a caller's decision is kept.",
-    )
-    max_image_pixels: int = Field(
-        50_000_000, ge=1_000, le=500_000_000, description="Maximum pixels of an image."
-    )
-    max_image_side_px: int = Field(
-        20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
-    )
-    max_decoded_images: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the"
-        " number of cores, at most 8. Each needs up to 16 bytes for every pixel.",
-    )
-    max_steps: int = Field(
-        16, ge=1, le=MAX_STEPS, description="Maximum steps of one analysis; more get 400."
-    )
-    max_step_answers: int = Field(
-        256,
-        ge=1,
-        le=10_000,
-        description="Maximum answers of one analysis; a step that would have more is truncated.",
-    )
-    max_tiles: int = Field(
-        64,
-        ge=1,
-        le=MAX_TILES,
-        description="Maximum tiles of an image in one answer; a request for more gets 400, `auto`"
-        " takes larger ones.",
-    )
-    images_folder: ImagesPlace | None = Field(
-        None,
-        description="Folder of the images that `POST /v1/images` stores, shared by gateways of one"
-        " host; for several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled.",
-    )
-    images_mb: int = Field(
-        1_000, ge=0, le=10_000_000, description="Maximum size of stored images, MB; 0: disabled."
-    )
-    images_mb_per_key: int = Field(
-        0,
-        ge=0,
-        le=10_000_000,
-        description="Maximum size of the stored images of one API key, MB; 0: all, while no other"
-        " key needs it.",
-    )
-    max_images: int = Field(
-        10_000, ge=1, le=100_000, description="Maximum number of stored images."
-    )
-    images_kept_s: int = Field(
-        3_600, ge=1, le=86_400, description="Time for which an image is stored, seconds."
-    )
+    models: ModelIds = ("florence-2-mini", "paligemma-mini")
+    """Served models, comma-separated: catalog ids; after an export hf:owner/name."""
+    catalog: Path = Path("models/catalog.yaml")
+    """Path of the model catalog."""
+    adapters: Path | None = None
+    """Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only."""
+    max_adapter_rank: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Maximum rank of a layer in an adapter of the folder."""
+    max_adapter_mb: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    """Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its weights in
+    float32."""
+    adapters_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 4_000
+    """Maximum memory of the adapters of a runner with one more of the folder, MB. On a GPU their
+    pool counts, and a quarter of the free memory is the limit."""
+    host: str = "127.0.0.1"
+    """Address to listen on, for REST and gRPC."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 3000
+    """REST port."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001
+    """gRPC port; 0: disabled."""
+    gateway_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Gateway processes, which share both ports of one host. Each has its own memory and its own
+    limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."""
+    processes: Literal["several", "one"] = "several"
+    """Processes of this host's models; several: one each. one: the gateway loads them, which saves
+    memory; docs/operations.md has what is lost."""
+    portable: bool = False
+    """Use nothing that Linux has and macOS has not, for tests of the ways that macOS always
+    takes."""
+    api_keys_file: Path | None = None
+    """File of API keys: a SHA-256 and its limits per line. Unset: none is required."""
+    shared_limits_url: StoreUrl | None = None
+    """Redis or Valkey in which gateways share what is used of the limits of keys, as
+    `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its
+    own."""
+    metrics_need_key: bool = False
+    """true: `/metrics` requires an API key."""
+    health_needs_key: bool = False
+    """true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key."""
+    tls_certificate_file: Path | None = None
+    """PEM file of the certificate chain, for both ports. Unset: no TLS."""
+    tls_key_file: Path | None = None
+    """PEM file of the certificate's private key, unencrypted."""
+    url_hosts: UrlHosts = ()
+    """Hosts from which images may be fetched by URL, comma-separated; `*`: any host; `HOST:PORT`:
+    another port than the scheme's. Unset: image URLs are refused."""
+    url_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 10
+    """Timeout of fetching one image by URL, seconds."""
+    label_studio_url: HttpUrl | None = None
+    """URL of the Label Studio whose uploaded and local files are fetched with the token of the
+    request; its host may have a private address. Unset: they are refused."""
+    batches_folder: Path | None = None
+    """Folder of OpenAI's files and batches. Unset: disabled."""
+    max_body_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 20_000_000
+    """Maximum size of a request body or an image by URL, bytes."""
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
+    """Maximum HTTP connections; more are closed."""
+    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    """Maximum HTTP connections from one address or proxy; more are closed."""
+    max_pending_requests: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """Maximum requests in flight or queued; more get 429."""
+    max_request_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is
+    refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times."""
+    max_request_memory_mb_per_key: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times
+    DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any."""
+    max_waiting_tokens: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 200_000
+    """Maximum estimated tokens (image, prompt and answer) of the requests queued for one model and
+    its adapters; more are refused with 429."""
+    request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Timeout of a request, seconds."""
+    stuck_after_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    """A runner is not ready while an encoder batch or a decoder step takes longer than this,
+    seconds; after twice this time its process ends and is restarted."""
+    start_timeout_s: Annotated[int, Field(ge=5, le=86_400)] = 600
+    """Timeout of a runner's start, seconds; then it restarts."""
+    vision_cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    """Size of a runner's features cache, MB; 0: disabled."""
+    runner_urls: RunnerUrls = ()
+    """Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model: its
+    runner's or that of a proxy of several replicas. Unset: runners run on this host."""
+    max_running_requests: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Maximum requests in flight per model and its adapters, over all replicas of its runner; more
+    are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE, by default 24 on CPU, 96
+    on CUDA."""
+    device: DeviceSetting = "auto"
+    """Device of encoders and decoders; auto: CUDA if available."""
+    devices: Devices = ()
+    """Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`, comma-separated;
+    the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows."""
+    encoder_precision: WantedPrecision = "auto"
+    """Precision of encoders; auto: the model's default."""
+    decoder_precision: WantedPrecision = "auto"
+    """Precision of decoders; auto: the model's default."""
+    encoder_max_batch_size: Annotated[int, Field(ge=0, le=256), _not_one(_ONE_IN_BATCH)] = 0
+    """Maximum images in an encoder's batch, at least 2; 0: 2 on CPU, 16 on CUDA."""
+    encoder_max_latency_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = 3_600_000
+    """The batcher drops images with a higher expected latency, milliseconds; keep it far above the
+    slowest batch."""
+    encoder_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads of an encoder; 0: all cores, or 1 for a narrow model."""
+    decoder_max_batch_size: Annotated[int, Field(ge=0, le=256)] = 0
+    """Maximum sequences in a decoder's batch; 0: 16 on CPU, on CUDA 64 if they fit."""
+    decoder_max_positions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum, on a GPU
+    at most 1,024 in addition to the image's."""
+    decoder_max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Maximum sequences queued for a decoder; more get 429."""
+    decoder_max_prefill_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Maximum tokens (image and prompt) prefilled between two decoder steps; 0: 4,096, on a CPU
+    fewer for wide models: one sequence of a released one."""
+    decoder_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads of a decoder; 0: all cores, or 1 for a narrow model."""
+    calibration: Names = ()
+    """Files of `diptych evaluate --calibrate`, before the artifacts', and of `diptych annotate
+    --thresholds`; `off`: none."""
+    log_format: LogFormat = "text"
+    """Format of log lines."""
+    otlp_endpoint: HttpUrl | None = None
+    """OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans."""
+    trace_sample: Annotated[float, Field(ge=0, le=1)] = 1
+    """Exported fraction of traces started here; a caller's decision is kept."""
+    max_image_pixels: Annotated[int, Field(ge=1_000, le=500_000_000)] = 50_000_000
+    """Maximum pixels of an image."""
+    max_image_side_px: Annotated[int, Field(ge=100, le=65_535)] = 20_000
+    """Maximum width and height of an image, pixels."""
+    max_decoded_images: Annotated[int, Field(ge=0, le=256), _not_one(_ONE_PLACE)] = 0
+    """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
+    at most 8. Each needs up to 16 bytes for every pixel."""
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 16
+    """Maximum steps of one analysis; more get 400."""
+    max_step_answers: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Maximum answers of one analysis; a step that would have more is truncated."""
+    max_tiles: Annotated[int, Field(ge=1, le=MAX_TILES)] = 64
+    """Maximum tiles of an image in one answer; a request for more gets 400, `auto` takes larger
+    ones."""
+    images_folder: ImagesPlace | None = None
+    """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
+    several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled."""
+    images_mb: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
+    """Maximum size of stored images, MB; 0: disabled."""
+    images_mb_per_key: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Maximum size of the stored images of one API key, MB; 0: all, while no other key needs it."""
+    max_images: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Maximum number of stored images."""
+    images_kept_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
+    """Time for which an image is stored, seconds."""
 
     @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
     @classmethod
@@ -408,24 +300,6 @@ class Settings(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("encoder_max_batch_size")
-    @classmethod
-    def _check_batch_size(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError(
-                "BentoML's batcher needs batches of at least 2; 0 selects the device's default"
-            )
-        return value
-
-    @field_validator("max_decoded_images")
-    @classmethod
-    def _check_decoded(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError(
-                "one client could take the only place; the minimum is 2, and 0 selects the default"
-            )
-        return value
 
     @property
     def is_one_process(self) -> bool:

@@ -5,7 +5,7 @@ Used for settings, API keys and the fields of every interface; callers choose th
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -19,10 +19,23 @@ BOUNDED_BY_BODY: dict[str, JsonValue] = {"x-bound": "DIPTYCH_MAX_BODY_BYTES"}
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+def in_one_line(schema: dict[str, Any]) -> None:
+    """Join the lines of the descriptions of a model's fields, which are texts below them."""
+    for field in schema.get("properties", {}).values():
+        if "description" in field:
+            field["description"] = " ".join(field["description"].split())
+
+
 class StrictModel(BaseModel):
     """A client's document: an unknown field or another JSON type is refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra=in_one_line,
+    )
 
 
 @dataclass(frozen=True, slots=True)

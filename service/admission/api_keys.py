@@ -17,39 +17,54 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Annotated, Self
 
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.admission.shared_limits import SharedLimits
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, Unauthorized
 from service.settings import SettingsError, variable
 from service.validation import rejected_field
 
-if TYPE_CHECKING:
-    from service.admission.shared_limits import SharedLimits, SharedQuota
-
+logger = logging.getLogger(__name__)
 
 Clock = Callable[[], float]  # seconds, such as time.monotonic
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
 _LEASE_MARGIN_S = 2.0  # a request ends shortly after its deadline
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHECK_INTERVAL_S = 1.0
+_VARIABLE = variable("api_keys_file")
+_MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
+_MAX_ADDRESSES = 10_000
+_OWNER_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
+_Rate = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaLimits:
+class QuotaLimits(BaseModel):
     """Limits of one API key; unlimited by default."""
 
-    requests_per_minute: int | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: _Rate | None = None
     # an image counts once, however many models it is sent to
-    megapixels_per_minute: int | None = None
-    max_concurrent: int | None = None
+    megapixels_per_minute: _Rate | None = None
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
+class KeyEntry(QuotaLimits):
+    """One key of the file."""
+
+    sha256: str  # hexadecimal
+    # shown in messages; keys with one name are one client in the fair queue
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+_OPTIONS = ("name", *QuotaLimits.model_fields)
 NO_LIMITS = QuotaLimits()
 
 
@@ -87,7 +102,7 @@ class Quota:
         name: str,
         limits: QuotaLimits,
         clock: Clock = time.monotonic,
-        shared: "SharedQuota | None" = None,
+        shared: SharedLimits | None = None,
         owner: str = "anonymous",
     ) -> None:
         self.name = name
@@ -127,26 +142,26 @@ class Quota:
     async def begin_request(self, timeout_s: float) -> str:
         """Count a concurrent request until `end_request`, at most `timeout_s` long.
 
-        Raise `Overloaded` above the limit.
-
-        Return its lease in the shared store, empty without one.
+        Return its lease in the shared store, empty without one. Raise `Overloaded` above the limit.
         """
-        if self._max_concurrent is None:
+        most = self._max_concurrent
+        if most is None:
             return ""
-        if self._num_concurrent >= self._max_concurrent:
-            raise self._too_many(self._max_concurrent)
+        refusal = self._exceeded(f"{most} concurrent requests", 1)
+        if self._num_concurrent >= most:
+            raise refusal
         self._num_concurrent += 1
         if self._shared is None:
             return ""
         lease = uuid.uuid4().hex
         lease_s = timeout_s + _LEASE_MARGIN_S
         try:
-            if await self._shared.lease(self._max_concurrent, lease, lease_s) is False:
-                raise self._too_many(self._max_concurrent)
+            if await self._shared.lease(self.owner, most, lease, lease_s) is False:
+                raise refusal
         except BaseException as error:
             self._num_concurrent -= 1
             if isinstance(error, asyncio.CancelledError):
-                self._shared.release(lease)
+                self._shared.release(self.owner, lease)
             raise
         return lease  # also if the store did not answer: it may hold the lease
 
@@ -157,22 +172,17 @@ class Quota:
         self._num_concurrent -= 1
         if self._shared is not None:
             # Awaited, as the client's next request may go to another gateway.
-            await asyncio.shield(self._shared.release(lease))
+            await asyncio.shield(self._shared.release(self.owner, lease))
 
     async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
         """Take from the shared bucket, else from the own one; return the seconds to wait."""
-        wait_s = (
-            None
-            if self._shared is None
-            else await self._shared.take(unit, bucket.per_minute, amount)
-        )
+        wait_s = None
+        if self._shared is not None:
+            wait_s = await self._shared.take(self.owner, unit, bucket.per_minute, amount)
         if wait_s:
             return wait_s
         own_wait_s = bucket.take(amount)
         return own_wait_s if wait_s is None else 0.0
-
-    def _too_many(self, max_concurrent: int) -> Overloaded:
-        return self._exceeded(f"{max_concurrent} concurrent requests", 1)
 
     def _exceeded(self, limit: str, wait_s: float) -> Overloaded:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)
@@ -185,70 +195,40 @@ def _bucket(per_minute: int | None, clock: Clock) -> TokenBucket | None:
 UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has no API keys
 
 
-logger = logging.getLogger(__name__)
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHECK_INTERVAL_S = 1.0
-_VARIABLE = variable("api_keys_file")
-_MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
-_MAX_ADDRESSES = 10_000
-_OWNER_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
-
-
-@dataclass(frozen=True, slots=True)
-class KeyEntry:
-    """One key of the file."""
-
-    sha256: str  # hexadecimal
-    name: str  # shown in messages; keys with one name are one client in the fair queue
-    limits: QuotaLimits = NO_LIMITS
-
-    @classmethod
-    def parse(cls, line: str, number: int) -> Self:
-        """Return the key of a line; raise `ValueError`."""
-        sha256, *words = line.split()
-        if not _SHA256.fullmatch(sha256.lower()):
-            raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
-        values = dict(word.partition("=")[::2] for word in words)
-        if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
-            allowed = ", ".join(_Options.model_fields)
-            raise ValueError(f"unknown or repeated option; the options are {allowed}")
-        try:
-            options = _Options.model_validate(values)
-        except ValidationError as error:
-            rejected = rejected_field(error)
-            raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
-        limits = QuotaLimits(**options.model_dump(exclude={"name"}))
-        return cls(sha256.lower(), options.name or f"key-{number}", limits)
-
-
 class ApiKeys:
-    """The accepted keys and their quotas; with `entries` None every request is accepted."""
+    """The accepted keys and their quotas; with `entries` None every request is accepted.
+
+    A file is checked for changes once a second.
+    """
 
     def __init__(
         self,
-        entries: Sequence[KeyEntry] | None,
-        file: "KeyFile | None" = None,
+        entries: Iterable[KeyEntry] | None,
+        file: Path | None = None,
         clock: Clock = time.monotonic,
-        shared: "SharedLimits | None" = None,
+        shared: SharedLimits | None = None,
     ) -> None:
         self._file = file
         self._clock = clock
         self._shared = shared
         self._is_open = entries is None
         self._quotas: dict[KeyEntry, Quota] = {}
-        self._wrong_keys = WrongKeys(clock)
+        # by address, of those that last sent one
+        self._wrong_keys: LRUCache[str, TokenBucket] = LRUCache(_MAX_ADDRESSES)
+        self._checked_s = clock()
+        self._version = _version(file)
         self._accept(entries or ())
 
     @classmethod
     def load(
-        cls, path: Path | None, clock: Clock = time.monotonic, shared: "SharedLimits | None" = None
+        cls, path: Path | None, clock: Clock = time.monotonic, shared: SharedLimits | None = None
     ) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
         if path is None:
             return cls(None)
-        file = KeyFile(path, clock)
-        return cls(file.read(), file, clock, shared)
+        keys = cls((), path, clock, shared)
+        keys._accept(read_keys(path))
+        return keys
 
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return a caller's quota; raise `Unauthorized`, or `Overloaded` after many wrong keys."""
@@ -267,110 +247,96 @@ class ApiKeys:
             return accepted
         problem = "no API key was sent"
         if key:
-            self._wrong_keys.count(address)
+            self._count_wrong_key(address)
             problem = "the API key is not accepted"
         raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
 
-    def _reload_if_changed(self) -> None:
-        """Replace the keys if the file has changed and is valid."""
-        if self._file is None or not self._file.has_changed():
-            return
-        try:
-            self._accept(self._file.read())
-        except SettingsError as error:
-            logger.error("the API keys are unchanged, because the new file is invalid: %s", error)
-        else:
-            logger.info("reloaded %d API keys", len(self._quotas))
-
-    def _accept(self, entries: Sequence[KeyEntry]) -> None:
-        """Replace the keys; an unchanged entry keeps its used quota."""
-        quotas: dict[KeyEntry, Quota] = {}
-        for entry in entries:
-            shared = None if self._shared is None else self._shared.of(entry.sha256)
-            quotas[entry] = self._quotas.get(entry) or Quota(
-                entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS]
-            )
-        self._quotas = quotas
-
-
-class WrongKeys:
-    """The rate of wrong keys from each address, of the addresses that last sent one."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._buckets: LRUCache[str, TokenBucket] = LRUCache(_MAX_ADDRESSES)
-
-    def count(self, address: str) -> None:
-        """Count a wrong key; raise `Overloaded` above the rate."""
+    def _count_wrong_key(self, address: str) -> None:
+        """Count a wrong key; raise `Overloaded` above the rate of its address."""
         client = address
         with suppress(ValueError):  # a client has all of the /64 network of its IPv6 address
             parsed = ipaddress.IPv6Address(address)
             network = ipaddress.IPv6Network((int(parsed), 64), strict=False)
             client = str(parsed.ipv4_mapped or network)
-        bucket = self._buckets.get(client) or TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
-        self._buckets[client] = bucket
+        bucket = self._wrong_keys.get(client)
+        if bucket is None:
+            bucket = TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
+        self._wrong_keys[client] = bucket
         if wait_s := bucket.take(1):
             limit = f"{_MAX_WRONG_KEYS_PER_MINUTE} wrong API keys per minute"
             raise Overloaded(
                 f"this address has reached the limit of {limit}; send a valid key", wait_s
             )
 
-
-class KeyFile:
-    """A file of keys that is checked for changes once a second."""
-
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._clock = clock
-        self._checked_s = clock()
-        self._version: tuple[int, int, int] | None = None
-
-    def read(self) -> tuple[KeyEntry, ...]:
-        """Return the keys; raise `SettingsError` for an unreadable or malformed file."""
-        self._version = self._current_version()
-        try:
-            text = self._path.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"{_VARIABLE}={str(self._path)!r} cannot be read: {error}"
-            ) from error
-        return parse_keys(text)
-
-    def has_changed(self) -> bool:
-        """Return True if the file has changed since it was read; checked once a second."""
-        if self._clock() - self._checked_s < _CHECK_INTERVAL_S:
-            return False
+    def _reload_if_changed(self) -> None:
+        """Replace the keys if the file has changed and is valid."""
+        if self._file is None or self._clock() - self._checked_s < _CHECK_INTERVAL_S:
+            return
         self._checked_s = self._clock()
-        return self._current_version() != self._version
-
-    def _current_version(self) -> tuple[int, int, int] | None:
+        version = _version(self._file)
+        if version == self._version:
+            return
+        self._version = version
         try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+            self._accept(read_keys(self._file))
+        except SettingsError as error:
+            logger.error("the API keys are unchanged, because the new file is invalid: %s", error)
+        else:
+            logger.info("reloaded %d API keys", len(self._quotas))
+
+    def _accept(self, entries: Iterable[KeyEntry]) -> None:
+        """Replace the keys; an unchanged entry keeps its used quota."""
+        quotas: dict[KeyEntry, Quota] = {}
+        for entry in entries:
+            owner = entry.sha256[:_OWNER_CHARS]
+            quota = self._quotas.get(entry)
+            quotas[entry] = quota or Quota(entry.name, entry, self._clock, self._shared, owner)
+        self._quotas = quotas
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _version(file: Path | None) -> tuple[int, int, int] | None:
+    """Return what changes with a file, or None without one."""
+    with suppress(OSError):
+        if file is not None:
+            stat = file.stat()
+            return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return None
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)
-    megapixels_per_minute: int | None = Field(None, ge=1, le=1_000_000)
-    max_concurrent: int | None = Field(None, ge=1, le=10_000)
+
+def read_keys(file: Path) -> list[KeyEntry]:
+    """Return the keys of a file; raise `SettingsError` if it is unreadable or malformed."""
+    try:
+        return parse_keys(file.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{_VARIABLE}={str(file)!r} cannot be read: {error}") from error
 
 
-def parse_keys(text: str) -> tuple[KeyEntry, ...]:
+def parse_keys(text: str) -> list[KeyEntry]:
     """Return the entries of a file; raise `SettingsError` with the number of an invalid one."""
     entries: dict[str, KeyEntry] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         try:
-            entry = KeyEntry.parse(line, number)
+            entry = _entry(line, number)
+            if entry.sha256 in entries:
+                raise ValueError("its SHA-256 repeats that of an earlier entry")
         except ValueError as error:
             raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
-        if entry.sha256 in entries:
-            raise SettingsError(
-                f"{_VARIABLE}: entry {number}: its SHA-256 repeats that of an earlier entry"
-            )
         entries[entry.sha256] = entry
-    return tuple(entries.values())
+    return list(entries.values())
+
+
+def _entry(line: str, number: int) -> KeyEntry:
+    """Return the key of a line; raise `ValueError`."""
+    sha256, *words = line.split()
+    if not _SHA256.fullmatch(sha256.lower()):
+        raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
+    options = dict(word.partition("=")[::2] for word in words)
+    if not options.keys() <= set(_OPTIONS) or len(options) < len(words):
+        raise ValueError(f"unknown or repeated option; the options are {', '.join(_OPTIONS)}")
+    try:
+        return KeyEntry.model_validate(
+            {"name": f"key-{number}", **options, "sha256": sha256.lower()}
+        )
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None

@@ -59,21 +59,10 @@ class FairShare:
             f" clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
         )
 
-    def take(
-        self,
-        client: str,
-        amount: float,
-        unit: str,
-        seconds_for: Callable[[float], float] = lambda _excess: 0,
-    ) -> None:
-        """Count `amount` of a client as pending; raise `Overloaded` if it does not fit.
-
-        `unit` names the amounts in the message; `seconds_for` returns the time in which an excess
-        is done.
-        """
-        excess = self.excess(client, amount)
-        if excess > 0:
-            raise Overloaded(self.usage(client, unit), seconds_for(excess))
+    def take(self, client: str, amount: float, unit: str) -> None:
+        """Count `amount` of a client as pending; raise `Overloaded`, in `unit`, unless it fits."""
+        if self.excess(client, amount) > 0:
+            raise Overloaded(self.usage(client, unit))
         self.add(client, amount)
 
     def excess(self, client: str, amount: float) -> float:
@@ -82,8 +71,7 @@ class FairShare:
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def _share(self, client: str) -> float:
-        num_clients = len(self._pending) + (client not in self._pending)
-        return min(self._limit / num_clients, self._max_of_client)
+        return min(self._limit / self.num_clients_with(client), self._max_of_client)
 
     def add(self, client: str, amount: float) -> None:
         """Count `amount` of a client as pending."""
@@ -157,25 +145,17 @@ class ThroughputEstimate:
         return amount * self._busy_s / self._done if self._is_measured and self._done > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedRequest:
-    """The facts of a request that decide its place in the queue."""
-
-    client: str
-    cost: int  # tokens
-    deadline_s: float  # time.monotonic()
-
-
 @dataclass(order=True, slots=True)
 class _Waiting:
     virtual_start: float
     number: int
-    request: QueuedRequest = field(compare=False)
+    client: str = field(compare=False)
+    cost: int = field(compare=False)
     admission: "asyncio.Future[None]" = field(compare=False, default_factory=asyncio.Future)
 
 
 class FairQueue:
-    """Waiting and running requests of one runner."""
+    """Waiting and running requests of one runner; their cost is in tokens."""
 
     def __init__(
         self,
@@ -199,55 +179,54 @@ class FairQueue:
         self._depth = QUEUE_DEPTH.labels(model_id, "admission")
 
     @asynccontextmanager
-    async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
+    async def admitted(self, client: str, cost: int, deadline_s: float) -> AsyncIterator[float]:
         """Run admitted; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
         if self._num_running:
-            self.check(request)
+            self.check(client, cost, deadline_s)
         waited_s = 0.0
         if self._num_running < self._max_running:  # then none waits
             self._num_running += 1
         else:
-            waited_s = await self._wait(request)
-        self._running_cost += request.cost
+            start_s = self._now()
+            await self._wait(client, cost, deadline_s)
+            waited_s = self._now() - start_s
+        self._running_cost += cost
         self._throughput.begin()
         num_done = 0
         try:
             yield waited_s
-            num_done = request.cost
+            num_done = cost
         finally:
             self._throughput.end(num_done)
-            self._running_cost -= request.cost
+            self._running_cost -= cost
             self._release()
 
-    def check(self, request: QueuedRequest) -> None:
+    def check(self, client: str, cost: int, deadline_s: float) -> None:
         """Raise `Overloaded` above the client's share, and if the deadline would be missed."""
-        excess = self._waiting_cost.excess(request.client, request.cost)
+        excess = self._waiting_cost.excess(client, cost)
         if excess > 0 and self._num_running >= self._max_running:
-            usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
-            raise Overloaded(
-                f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess)
-            )
+            usage = self._waiting_cost.usage(client, f"tokens queued for {self._model_id}")
+            problem = f"{usage}; this request needs {cost}"
+            raise Overloaded(problem, self._throughput.seconds_for(excess))
         # clients are served alternately: until it is done, each gets as much as this one
-        cost_of_client = self._waiting_cost.of(request.client) + request.cost
-        num_clients = self._waiting_cost.num_clients_with(request.client)
-        ahead = min(self._waiting_cost.total + request.cost, cost_of_client * num_clients)
+        num_clients = self._waiting_cost.num_clients_with(client)
+        served_before = (self._waiting_cost.of(client) + cost) * num_clients
+        ahead = min(self._waiting_cost.total + cost, served_before)
         needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
-        late_s = self._now() + needed_s - request.deadline_s
+        late_s = self._now() + needed_s - deadline_s
         if late_s > 0:
             problem = f"with the work queued for {self._model_id}, this request would finish"
             raise Overloaded(f"{problem} {late_s:.1f} s after its deadline", late_s)
 
-    async def _wait(self, request: QueuedRequest) -> float:
-        """Return the seconds waited."""
-        start_s = self._now()
-        virtual_start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
-        self._last_finish[request.client] = virtual_start + request.cost
-        waiting = _Waiting(virtual_start, next(self._numbers), request)
+    async def _wait(self, client: str, cost: int, deadline_s: float) -> None:
+        virtual_start = max(self._virtual_time, self._last_finish.get(client, 0.0))
+        self._last_finish[client] = virtual_start + cost
+        waiting = _Waiting(virtual_start, next(self._numbers), client, cost)
         heapq.heappush(self._waiting, waiting)
-        self._waiting_cost.add(request.client, request.cost)
+        self._waiting_cost.add(client, cost)
         self._depth.inc()
         try:
-            async with asyncio.timeout(request.deadline_s - self._now()):
+            async with asyncio.timeout(deadline_s - self._now()):
                 await waiting.admission
         except TimeoutError as error:
             self._abandon(waiting)
@@ -256,7 +235,6 @@ class FairQueue:
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise
-        return self._now() - start_s
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Remove a request from the queue; if it was just admitted, admit the next one instead."""
@@ -280,7 +258,7 @@ class FairQueue:
 
     def _note_dequeued(self, waiting: _Waiting) -> None:
         self._depth.dec()
-        self._waiting_cost.remove(waiting.request.client, waiting.request.cost)
+        self._waiting_cost.remove(waiting.client, waiting.cost)
         if not self._waiting:
             self._last_finish.clear()
             self._virtual_time = 0.0

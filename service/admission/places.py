@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.admission.api_keys import UNLIMITED, Quota
-from service.admission.fair_queue import FairShare, ThroughputEstimate
+from service.admission.fair_queue import FairShare
 from service.errors import NotReady
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
@@ -151,7 +151,6 @@ class Places:
         self.is_closed = False
         self._pending = FairShare(max_pending)
         self._memory = FairShare(max_bytes, max_bytes_of_client)
-        self._throughput = ThroughputEstimate()
         self._gaps = gaps
         self._left = asyncio.Event()
 
@@ -182,8 +181,7 @@ class Places:
         if context.place.is_taken or not context.needs_place:
             return
         client = context.quota.name
-        unit = "requests in flight or queued"
-        self._pending.take(client, 1, unit, self._throughput.seconds_for)
+        self._pending.take(client, 1, "requests in flight or queued")
         try:
             timeout_s = context.deadline_s - time.monotonic()
             context.place.lease = await context.quota.begin_request(timeout_s)
@@ -191,7 +189,6 @@ class Places:
             self._pending.remove(client, 1)
             self._left.set()
             raise
-        self._throughput.begin()
         if self._gaps is not None:
             self._gaps.begin_online()
         context.place.is_taken = True
@@ -219,7 +216,6 @@ class Places:
         self.shrink(context, 0)
         if context.place.is_taken:
             context.place.is_taken = False
-            self._throughput.end(1)
             if self._gaps is not None:
                 self._gaps.end_online()
             self._pending.remove(context.quota.name, 1)

@@ -10,14 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 
@@ -26,8 +20,8 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 0.1  # per call, including the wait for a connection
 _RETRY_AFTER_S = 1.0
 _MAX_CONNECTIONS = 4  # a call takes 0.1 ms; more connections do not speed up one event loop
-_HASH_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
 
+_FAILS = "the store of the shared limits fails: %s; each process applies its own limits"
 _NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
 
 # Buckets expire after 60 seconds: they are full by then, like a missing one.
@@ -75,18 +69,25 @@ async def answer_within(timeout_s: float, call: Callable[[], Awaitable[Any]]) ->
 
 
 class SharedLimits:
-    """A store, given by its URL."""
+    """The usage of limits in a store, given by its URL; `owner` names an API key."""
 
     def __init__(
         self, url: str, clock: Callable[[], float] = time.monotonic, timeout_s: float = TIMEOUT_S
     ) -> None:
+        # late imports: a gateway without a store does without its client's memory
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
         # The one retry is for connections that the store has closed while they were idle.
         pool = BlockingConnectionPool.from_url(
             url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, retry=Retry(NoBackoff(), 1)
         )
         self._store = Redis.from_pool(pool)
-        self.take = self._store.register_script(_TAKE)
-        self.lease = self._store.register_script(_LEASE)
+        self._failures = (RedisError, OSError)  # TimeoutError is an OSError
+        self._take = self._store.register_script(_TAKE)
+        self._lease = self._store.register_script(_LEASE)
         self._clock = clock
         self._timeout_s = timeout_s
         self._is_down = False
@@ -95,15 +96,25 @@ class SharedLimits:
 
     async def connect(self) -> None:
         """Connect now: no request waits for it, and a wrong URL is logged at the start."""
-        await self.answer(self._store.ping)
+        await self._answer(self._store.ping)
 
-    def of(self, sha256: str) -> "SharedQuota":
-        """Return the usage of the API key with this hash."""
-        return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
+    async def take(self, owner: str, unit: str, per_minute: float, amount: float) -> float | None:
+        """Take `amount` and return 0, else return the seconds until it is available."""
+        keys = [f"diptych:{owner}:{unit}"]
+        wait_s = await self._answer(partial(self._take, keys=keys, args=[per_minute, amount]))
+        return None if wait_s is None else float(wait_s)
 
-    def release(self, name: str, lease: str) -> asyncio.Task[Any]:
+    async def lease(self, owner: str, max_leases: int, lease: str, seconds: float) -> bool | None:
+        """Return True if a request may begin, False if as many are in flight as are allowed."""
+        arguments: list[float | str] = [max_leases, seconds, lease]
+        is_granted = await self._answer(
+            partial(self._lease, keys=[_leases_of(owner)], args=arguments)
+        )
+        return None if is_granted is None else bool(int(is_granted))
+
+    def release(self, owner: str, lease: str) -> asyncio.Task[Any]:
         """End a lease, in a task that continues if its caller is cancelled."""
-        ended = self.answer(partial(self._store.zrem, name, lease))
+        ended = self._answer(partial(self._store.zrem, _leases_of(owner), lease))
         task = asyncio.create_task(ended)
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
@@ -114,7 +125,7 @@ class SharedLimits:
         await asyncio.gather(*self._releases)
         await self._store.aclose()
 
-    async def answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Return the store's answer, or None if it does not answer."""
         if self._clock() < self._retry_at_s:
             SHARED_LIMITS_UNANSWERED.inc()
@@ -123,16 +134,13 @@ class SharedLimits:
             self._retry_at_s = self._clock() + _RETRY_AFTER_S  # others do not wait for this attempt
         try:
             answer = await answer_within(self._timeout_s, call)
-        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+        except self._failures as error:
             SHARED_LIMITS_UNANSWERED.inc()
             self._retry_at_s = self._clock() + _RETRY_AFTER_S
             if not self._is_down:
                 self._is_down = True
                 reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-                logger.error(
-                    "the store of the shared limits fails: %s; each process applies its own limits",
-                    reason,
-                )
+                logger.error(_FAILS, reason)
             return None
         if self._is_down:
             self._is_down = False
@@ -141,31 +149,5 @@ class SharedLimits:
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class SharedQuota:
-    """The usage of one API key's limits by all gateways."""
-
-    limits: SharedLimits
-    prefix: str
-
-    async def take(self, unit: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` and return 0, else return the seconds until it is available."""
-        keys = [f"{self.prefix}:{unit}"]
-        take = partial(self.limits.take, keys=keys, args=[per_minute, amount])
-        wait_s = await self.limits.answer(take)
-        return None if wait_s is None else float(wait_s)
-
-    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:
-        """Return True if a request may begin, False if as many are in flight as are allowed."""
-        script = self.limits.lease
-        begin = partial(script, keys=[self._leases], args=[max_leases, seconds, lease])
-        is_granted = await self.limits.answer(begin)
-        return None if is_granted is None else bool(int(is_granted))
-
-    def release(self, lease: str) -> asyncio.Task[Any]:
-        """End a lease."""
-        return self.limits.release(self._leases, lease)
-
-    @property
-    def _leases(self) -> str:
-        return f"{self.prefix}:in_flight"
+def _leases_of(owner: str) -> str:
+    return f"diptych:{owner}:in_flight"

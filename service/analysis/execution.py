@@ -7,20 +7,19 @@ so that a failure ends only what depends on it. Cancelling ends everything.
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
 
 from imaging.files import PixelBox
 from service.admission.places import RequestContext
-from service.analysis.steps import BoxOf, Plan, Step, parse_plan
+from service.analysis.steps import Plan, Step, StepObject, parse_plan
 from service.errors import NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageView, LazyImage, in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.recording import record_error
-from service.inference.runner_calls import JoinedCalls
 from service.inference.served_models import ServedModel
 from tasks.results import (
     BoxXyxy,
@@ -37,14 +36,6 @@ from wire.telemetry.tracing import span
 _RESTART_S = 15.0  # a killed runner is ready again before
 _RETRY_AFTER_S = 0.5
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class StepObject:
-    """An object of a result that a step may be asked about."""
-
-    about: BoxOf
-    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +86,23 @@ async def analyze(
 
     Raise errors of the steps and of the image before anything runs; `Overloaded` if nothing could.
     """
-    plan = parse_plan(fields, core.models, core.limits.max_steps)
+    plan = parse_plan(fields, core.models, core.settings.max_steps)
     async with core.opened(image, context) as opened:
         if plan.needs_pixels_again:
             opened.hold = lambda num_bytes: core.places.hold(context, num_bytes)
         plan.check_prompts(opened.header.size_wh)
-        run = _Run(core, plan, opened, context, on_answer, core.limits.max_step_answers)
+        run = _Run(core, plan, opened, context, on_answer, core.settings.max_step_answers)
         return await run.analysis()
 
 
-async def stream_analysis(
+def stream_analysis(
     core: Core, image: ImageInput, fields: Mapping[str, object], context: RequestContext
 ) -> AsyncGenerator[StepAnswer | Analysis, None]:
     """Yield each outcome of `analyze` when it is there, then the analysis.
 
     Closing the generator cancels the request.
     """
-    answers: asyncio.Queue[StepAnswer | None] = asyncio.Queue()
-    running = asyncio.create_task(analyze(core, image, fields, context, answers.put_nowait))
-    running.add_done_callback(lambda _: answers.put_nowait(None))
-    try:
-        while (answer := await answers.get()) is not None:
-            yield answer
-        yield await running
-    finally:
-        running.cancel()  # once: a wait for its end would cancel it again with this task
-        await core.places.leave(context)  # a task that is cancelled before it has begun does not
+    return core.streamed(lambda send: analyze(core, image, fields, context, send), context)
 
 
 @dataclass(slots=True)
@@ -135,7 +117,6 @@ class _Run:
         default_factory=dict
     )  # key: step id
     views: dict[PixelBox, ImageView] = field(default_factory=dict)
-    joined: dict[str, JoinedCalls] = field(default_factory=dict)  # key: runner
     is_first: bool = True
     give_up_s: float = math.inf  # when runners that restart are no longer waited for
 
@@ -147,8 +128,6 @@ class _Run:
                 running = [group.create_task(self._step(step, group)) for step in self.plan.steps]
         except ExceptionGroup as errors:  # about the image, which concerns all steps, or a defect
             raise errors.exceptions[0] from None
-        finally:
-            await JoinedCalls.close(self.joined.values())
         steps = tuple(task.result() for task in running)
         answers = list(chain.from_iterable(step.answers for step in steps))
         refusals = [answer.outcome for answer in answers if isinstance(answer.outcome, Overloaded)]
@@ -158,25 +137,24 @@ class _Run:
 
     async def _step(self, step: Step, group: asyncio.TaskGroup) -> StepAnswers:
         options = step.options
-        objects = [] if options.each is None else await self.objects[options.each]
+        questions: Sequence[tuple[int | None, StepObject | None]] = [(None, None)]
+        if options.each is not None:
+            numbered = list(enumerate(await self.objects[options.each]))
+            numbered.sort(key=lambda pair: -pair[1].score)
+            questions = numbered
         with span("analyze step", {"diptych.step": options.id, "diptych.task": step.task.id}):
-            questions: list[tuple[int | None, BoxOf | None]] = [(None, None)]
-            if options.each is not None:
-                best = sorted(range(len(objects)), key=lambda index: -objects[index].score)
-                questions = [(index, objects[index].about) for index in best[: options.max_each]]
-            questions = questions[: self.num_left // len(step.models)]
-            self.num_left -= len(questions) * len(step.models)
-            is_truncated = len(questions) < (1 if options.each is None else len(objects))
+            num_asked = min(len(questions), options.max_each, self.num_left // len(step.models))
+            self.num_left -= num_asked * len(step.models)
             answering: list[asyncio.Task[StepAnswer]] = []
-            for (index, about), model in product(questions, step.models):
+            for (index, about), model in product(questions[:num_asked], step.models):
                 answering.append(group.create_task(self._answer(step, model, index, about)))
             answers = await asyncio.gather(*answering)
-        step_answers = StepAnswers(step, is_truncated, tuple(answers))
+        step_answers = StepAnswers(step, num_asked < len(questions), tuple(answers))
         self.objects[options.id].set_result(list(step_answers.objects()))
         return step_answers
 
     async def _answer(
-        self, step: Step, model: ServedModel, of: int | None, about: BoxOf | None
+        self, step: Step, model: ServedModel, of: int | None, about: StepObject | None
     ) -> StepAnswer:
         view = None
         if about is not None and step.options.view == "crop":
@@ -185,16 +163,7 @@ class _Run:
         outcome: Answer | ServiceError
         try:
             await self._count(view)
-            while True:
-                try:
-                    outcome = await self._attempt(step, model, about, view)
-                    break
-                except NotReady:  # the answers so far would be lost: wait for a restart
-                    now_s = time.monotonic()
-                    self.give_up_s = min(self.give_up_s, now_s + _RESTART_S)
-                    if now_s + _RETRY_AFTER_S >= min(self.give_up_s, self.context.deadline_s):
-                        raise
-                await asyncio.sleep(_RETRY_AFTER_S)
+            outcome = await self._repeated(step, model, about, view)
         except UnsupportedImage:
             raise
         except ServiceError as error:
@@ -206,15 +175,24 @@ class _Run:
         self.on_answer(answer)
         return answer
 
-    async def _attempt(
-        self, step: Step, model: ServedModel, about: BoxOf | None, view: PixelBox | None
+    async def _repeated(
+        self, step: Step, model: ServedModel, about: StepObject | None, view: PixelBox | None
     ) -> Answer:
-        request = step.request(about)
+        while True:
+            try:
+                return await self._attempt(step, model, about, view)
+            except NotReady:  # the answers so far would be lost: wait for a restart
+                now_s = time.monotonic()
+                self.give_up_s = min(self.give_up_s, now_s + _RESTART_S)
+                if now_s + _RETRY_AFTER_S >= min(self.give_up_s, self.context.deadline_s):
+                    raise
+            await asyncio.sleep(_RETRY_AFTER_S)
+
+    async def _attempt(
+        self, step: Step, model: ServedModel, about: StepObject | None, view: PixelBox | None
+    ) -> Answer:
         image = self.image if view is None else self.views[view]
-        runner = self.joined.get(model.runner_id)
-        if runner is None:
-            runner = self.joined[model.runner_id] = JoinedCalls(self.core.runners[model.runner_id])
-        answer = await self.core.answer(model, request, image, self.context, runner=runner)
+        answer = await self.core.answer(model, step.request(about), image, self.context)
         if view is None:
             return answer
         size_wh = self.image.header.size_wh
@@ -236,11 +214,11 @@ def objects_of(result: Result) -> Iterator[StepObject]:
     match result:
         case DetectionsResult(items) | InstancesResult(items):
             for item in items:
-                yield StepObject(BoxOf(item.box, {"label": item.label}), item.score)
+                yield StepObject(item.box, {"label": item.label}, item.score)
         case TextRegionsResult(regions):
             for region in regions:
                 box = bounding_box(region.quad) or _NO_BOX
-                yield StepObject(BoxOf(box, {"text": region.text}), region.score)
+                yield StepObject(box, {"text": region.text}, region.score)
         case TextResult():
             return
 

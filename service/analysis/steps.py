@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from service.errors import InvalidRequest, ServiceError
 from service.inference.prediction import task_prompts
@@ -32,6 +32,7 @@ from tasks.table import TASKS, ResultKind, Task, TextListParameter, TextParamete
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256
+_ID = rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$"
 _SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
 # the names that the objects of each kind of result can fill
 _NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
@@ -51,34 +52,25 @@ _TEXT_FIELDS = frozenset(
 class StepFields(StrictModel):
     """Fields of a step besides those of its predict or compare."""
 
-    id: str = Field(
-        pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$",
-        max_length=MAX_ID_CHARS,
-        description="Name of the step, unique in the request.",
-    )
-    each: str | None = Field(
-        None,
-        max_length=MAX_ID_CHARS,
-        description="Id of a step with boxes; this step is asked about each of them.",
-    )
-    view: Literal["whole", "crop"] = Field(
-        "whole",
-        description="crop asks about the box as a separate image, at full resolution.",
-    )
-    margin: float = Field(
-        0.1, ge=0, le=1, description="Added to each side of a crop, as a share of the box."
-    )
-    max_each: int = Field(
-        50, ge=1, le=MAX_EACH, description="Maximum number of boxes, those of the best score first."
-    )
+    id: Annotated[str, Field(pattern=_ID, max_length=MAX_ID_CHARS)]
+    """Name of the step, unique in the request."""
+    each: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = None
+    """Id of a step with boxes; this step is asked about each of them."""
+    view: Literal["whole", "crop"] = "whole"
+    """crop asks about the box as a separate image, at full resolution."""
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Added to each side of a crop, as a share of the box."""
+    max_each: Annotated[int, Field(ge=1, le=MAX_EACH)] = 50
+    """Maximum number of boxes, those of the best score first."""
 
 
 @dataclass(frozen=True, slots=True)
-class BoxOf:
-    """An object that a step is asked about: its box in pixels, and texts that fill templates."""
+class StepObject:
+    """An object of a result: its box in pixels, and texts that fill the templates of steps."""
 
     box: BoxXyxy
     texts: Mapping[str, str]  # key: label or text
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +84,7 @@ class Step:
     has_region: bool  # its box is the `region` of the task
     position: str  # such as steps[0]
 
-    def request(self, about: BoxOf | None) -> TaskRequest:
+    def request(self, about: StepObject | None) -> TaskRequest:
         """Return the request about a box, or about the image; raise `InvalidRequest`."""
         fields = dict(self.fields)
         if about is not None:
@@ -147,7 +139,7 @@ class Plan:
         """Raise the error of a predict that its model does not offer in this variant."""
         width, height = size_wh
         unfilled = {"label": "{label}", "text": "{text}"}
-        anything = BoxOf((0.0, 0.0, float(width), float(height)), unfilled)
+        anything = StepObject((0.0, 0.0, float(width), float(height)), unfilled, 0.0)
         for step in self.steps:
             if "models" in step.fields:  # each of them has its own error
                 continue
@@ -158,23 +150,19 @@ class Plan:
                 raise _of_step(error, step.position, step.options.id) from error
 
 
+class _PlanFields(StrictModel):
+    steps: list[JsonValue]
+    stream: bool = False
+
+
 def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: int) -> Plan:
     """Return the plan in the field `steps`.
 
     Raise `InvalidRequest`, `UnsupportedTask` or `UnknownModel`, which name the step.
     """
-    for name in document:
-        if name not in ("steps", "stream"):
-            message = f"unknown field {shown(name)}; the fields are image, images, steps, stream"
-            raise InvalidRequest(message, name[:MAX_ID_CHARS].encode(errors="replace").decode())
-    if not isinstance(document.get("stream", False), bool):
-        raise InvalidRequest(
-            f"stream must be true or false, not {shown(document['stream'])}", "stream"
-        )
-    documents = document.get("steps")
-    if not isinstance(documents, list) or not 1 <= len(documents) <= max_steps:
-        value = f"{len(documents)} steps" if isinstance(documents, list) else shown(documents)
-        problem = f"steps must be a list of 1 to {max_steps} steps, not {value}"
+    documents = validated(_PlanFields, document).steps
+    if not 1 <= len(documents) <= max_steps:
+        problem = f"steps must be a list of 1 to {max_steps} steps, not {len(documents)} steps"
         raise InvalidRequest(problem, "steps")
     by_id: dict[str, Step] = {}
     for index, step_document in enumerate(documents):

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -65,16 +65,9 @@ _Resizing = tuple[tuple[int, int], int]  # size, resampling filter
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image decoded in this process, and its pixels at the first size."""
+    """An image decoded in this process."""
 
     rgb: Image.Image
-    pixels: Mapping[_Resizing, Pixels]
-
-    @classmethod
-    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
-        """Decode a file, and resize it if a first size is given."""
-        rgb = decode_image(data, limits)
-        return cls(rgb, {first: _resized(rgb, *first)} if first else {})
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -152,12 +145,18 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
             raise await _ended(process)
         sandbox, _, message = report.decode().rstrip("\n").partition(" ")
         if sandbox != "sandboxed":
-            _log_missing_sandbox()
+            _warn_once(os.uname().machine)
         if message:
             raise ImageError(message)
         yield decoding
     finally:
         await decoding.release()
+
+
+@functools.cache
+def _warn_once(machine: str) -> None:
+    problem = "heavy images are decoded without a seccomp filter"
+    logger.warning("%s: this kernel refuses it or %s has none", problem, machine)
 
 
 async def _ended(process: Process) -> NotReady:
@@ -166,20 +165,10 @@ async def _ended(process: Process) -> NotReady:
     return NotReady(f"the decoder of the image ended with status {status}; retry the request")
 
 
-@functools.cache
-def _log_missing_sandbox() -> None:
-    """Log it once."""
-    logger.warning(
-        "heavy images are decoded without a seccomp filter: this kernel refuses it or %s has none",
-        os.uname().machine,
-    )
-
-
 @dataclass(slots=True, eq=False)
 class SharedDecoding:
     """One decoding of a file, shared by the models and requests of a client."""
 
-    first: _Resizing | None  # resized by the thread that decodes
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
         default_factory=asyncio.Future
     )
@@ -192,8 +181,8 @@ class SharedDecoding:
         decoded = self.decoded  # the last user deletes the attribute
         resizings = self.resizings
         data = image.data
+        slot = decoder.slot(image.client, image.header.is_heavy)
         is_heavy = image.header.is_heavy
-        slot = decoder.slot(image.client, is_heavy)
         del image  # whose memory ends with its request
         async with slot:
             try:
@@ -201,8 +190,9 @@ class SharedDecoding:
                 if is_heavy:
                     decoding = decoded_in_process(data, decoder.limits)
                 else:
-                    in_memory = await in_thread(DecodedImage.of, data, decoder.limits, self.first)
-                    decoding = nullcontext(in_memory)
+                    rgb = await in_thread(decode_image, data, decoder.limits)
+                    decoding = nullcontext(DecodedImage(rgb))
+                    del rgb
                 async with decoding as image_or_process:
                     decoded.set_result(image_or_process)
                     try:
@@ -214,22 +204,17 @@ class SharedDecoding:
             except Exception as error:
                 decoded.set_exception(error)
 
-    async def pixels(
-        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
-    ) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
+    async def pixels(self, resizing: _Resizing, crop: PixelBox | None = None) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly a size.
 
         Raise `ImageError` or `NotReady`. Parts are not shared: an image may have many.
         """
         decoded = await asyncio.shield(self.decoded)
         if crop is not None:
-            return await decoded.resized(size_wh, resample, crop)
-        key = size_wh, resample
-        if isinstance(decoded, DecodedImage) and key in decoded.pixels:
-            return decoded.pixels[key]
-        if key not in self.resizings:
-            self.resizings[key] = asyncio.create_task(decoded.resized(size_wh, resample))
-        return await asyncio.shield(self.resizings[key])
+            return await decoded.resized(*resizing, crop)
+        if resizing not in self.resizings:
+            self.resizings[resizing] = asyncio.create_task(decoded.resized(*resizing))
+        return await asyncio.shield(self.resizings[resizing])
 
 
 class ImageDecoder:
@@ -257,17 +242,12 @@ class ImageDecoder:
             yield
 
     @contextmanager
-    def decoding(
-        self, image: "LazyImage", first: _Resizing | None = None
-    ) -> Iterator[SharedDecoding]:
-        """Join the client's decoding of a file, or start it; the last user to leave ends it.
-
-        `first` is the size that its caller asks for.
-        """
+    def decoding(self, image: "LazyImage") -> Iterator[SharedDecoding]:
+        """Join the client's decoding of a file, or start it; the last user to leave ends it."""
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[key] = SharedDecoding(first)
+            decoding = self._decodings[key] = SharedDecoding()
             decoding.task = asyncio.create_task(decoding.run(image, self))
         decoding.num_users += 1
         try:
@@ -337,8 +317,8 @@ class LazyImage:
         try:
             if self.decoded is not None:
                 return await self.decoded.resized(*resizing, crop)
-            with self.decoder.decoding(self, None if crop else resizing) as decoding:
-                pixels = await decoding.pixels(*resizing, crop)
+            with self.decoder.decoding(self) as decoding:
+                pixels = await decoding.pixels(resizing, crop)
                 self._retain(decoding.decoded.result())
                 return pixels
         except ImageError as error:
@@ -420,7 +400,7 @@ def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
 
 
 def _resized(
-    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
 ) -> Pixels:
     return np.asarray(resize(rgb, size_wh, resample, crop), dtype=np.uint8)
 

@@ -9,10 +9,10 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 from urllib.parse import urljoin
 
 import aiohttp
@@ -53,10 +53,6 @@ _SPECIAL_IPV6 = "2001::/23 2001:db8::/32 3fff::/20 2002::/16 2620:4f:8000::/48"
 _SPECIAL_IPV6_NETWORKS = list(map(ipaddress.IPv6Network, _SPECIAL_IPV6.split()))
 
 
-class NoAllowedAddress(OSError):
-    """The host has no address, or one that is not allowed."""
-
-
 def is_public(address: str) -> bool:
     """Return True for an IP address of the public internet."""
     ip = ip_address(address)
@@ -72,33 +68,6 @@ def system_addresses(host: str) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
-class Resolver(Protocol):
-    """Resolves host names."""
-
-    async def addresses(self, host: str, client: str) -> Sequence[str]:
-        """Return a host's addresses; raise `OSError`, or `Overloaded` for many lookups."""
-
-
-class SystemResolver:
-    """Uses the system's resolver in separate threads, of which each client has its share.
-
-    A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS
-    (resolv.conf(5)) bounds.
-    """
-
-    def __init__(self, look_up: Callable[[str], Sequence[str]] = system_addresses) -> None:
-        self._look_up = look_up
-        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
-        self._running = FairShare(_MAX_LOOKUPS)
-
-    async def addresses(self, host: str, client: str) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        self._running.take(client, 1, "host names being resolved")
-        work = self._threads.submit(self._look_up, host)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._running.remove, client, 1))
-        return await asyncio.wrap_future(work)
-
-
 class CheckedResolver(AbstractResolver):
     """Gives aiohttp the addresses of a name if all of them are allowed.
 
@@ -106,43 +75,36 @@ class CheckedResolver(AbstractResolver):
     checked and used address are the same.
     """
 
-    def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool], client: str) -> None:
-        self._resolver = resolver
+    def __init__(
+        self,
+        look_up: Callable[[str], Awaitable[Sequence[str]]],
+        is_allowed: Callable[[str], bool],
+    ) -> None:
+        self._look_up = look_up
         self._is_allowed = is_allowed
-        self._client = client
 
     async def resolve(
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
+        family: socket.AddressFamily = socket.AF_UNSPEC,
     ) -> list[ResolveResult]:
-        """Return all addresses; raise `NoAllowedAddress` without any, or if one is not allowed."""
-        addresses = await self._resolver.addresses(host, self._client)
+        """Return all addresses; raise `gaierror` without any, or if one is not allowed."""
+        addresses = await self._look_up(host)
         if not addresses or not all(map(self._is_allowed, addresses)):
-            raise NoAllowedAddress(host)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            raise socket.gaierror(f"{host} has no allowed address")
+        results: list[ResolveResult] = []
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            result = ResolveResult(
+                hostname=host, host=address, port=port, family=family, proto=0, flags=flags
             )
-            for address in addresses
-        ]
+            results.append(result)
+        return results
 
     async def close(self) -> None:
-        """Do nothing: the inner resolver is shared."""
-
-
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """Limits of one fetch."""
-
-    max_bytes: int
-    timeout_s: float
+        """Do nothing: it holds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,23 +118,39 @@ class Receiver:
 
 
 class ImageFetcher:
-    """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host."""
+    """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host.
+
+    Names are looked up in separate threads, of which each client has its share. A look-up cannot be
+    cancelled: it counts until its thread returns, which RES_OPTIONS (resolv.conf(5)) bounds.
+    """
 
     def __init__(
         self,
         allowed: Sequence[AllowedHost],
-        limits: FetchLimits,
-        resolver: Resolver,
+        max_bytes: int,
+        timeout_s: float,
         is_allowed: Callable[[str], bool] = is_public,
+        look_up: Callable[[str], Sequence[str]] = system_addresses,
     ) -> None:
         self._allowed = allowed
-        self._limits = limits
-        self._resolver = resolver
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
         self._is_allowed = is_allowed
+        self._look_up = look_up
+        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
+        self._lookups = FairShare(_MAX_LOOKUPS)
+
+    async def addresses(self, client: str, host: str) -> Sequence[str]:
+        """Return a host's addresses; raise `OSError`, or `Overloaded` for many look-ups."""
+        loop = asyncio.get_running_loop()
+        self._lookups.take(client, 1, "host names being resolved")
+        work = self._threads.submit(self._look_up, host)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._lookups.remove, client, 1))
+        return await asyncio.wrap_future(work)
 
     async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
         """Return the body at a URL; raise a `ServiceError`."""
-        timeout_s = min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())
+        timeout_s = min(self._timeout_s, receiver.deadline_s - time.monotonic())
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._follow(check_url(url.text, self._allowed), receiver)
@@ -180,7 +158,7 @@ class ImageFetcher:
             problem = "the image could not be fetched from its URL"
             if time.monotonic() >= receiver.deadline_s:
                 raise DeadlineExceeded(f"{problem} before the deadline") from error
-            raise _failed(f"{problem} within {self._limits.timeout_s:g} s") from error
+            raise _failed(f"{problem} within {self._timeout_s:g} s") from error
 
     async def _follow(self, url: CheckedUrl, receiver: Receiver) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -189,7 +167,7 @@ class ImageFetcher:
             except (aiohttp.ClientError, OSError) as error:
                 problem = "is unreachable or closed the connection"
                 # One text for all of these: a client must not learn which internal names exist.
-                if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
+                if isinstance(error, aiohttp.ClientConnectorDNSError | socket.gaierror):
                     problem = "has no address or one that is not public"
                 elif isinstance(error, _CERTIFICATE_ERRORS):
                     problem = "has no valid TLS certificate"
@@ -207,16 +185,15 @@ class ImageFetcher:
     async def _get(self, url: CheckedUrl, receiver: Receiver) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
         if ip_address(url.host) is not None and not self._is_allowed(url.host):
-            raise NoAllowedAddress(url.host)
-        resolver = CheckedResolver(self._resolver, self._is_allowed, receiver.client)
+            raise socket.gaierror(f"{url.host} is not allowed")
+        resolver = CheckedResolver(partial(self.addresses, receiver.client), self._is_allowed)
+        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
         headers = dict(_HEADERS)
         if receiver.authorization is not None:
             headers["Authorization"] = receiver.authorization
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    resolver=resolver, use_dns_cache=False, force_close=True
-                ),
+                connector=connector,
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -243,8 +220,8 @@ class ImageFetcher:
         return bytes(body)
 
     def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._limits.max_bytes:
-            limit = f"the maximum of {self._limits.max_bytes} bytes"
+        if num_bytes > self._max_bytes:
+            limit = f"the maximum of {self._max_bytes} bytes"
             raise PayloadTooLarge(f"the image at the URL is larger than {limit}", "image")
 
 
@@ -253,8 +230,7 @@ def image_fetcher(settings: Settings) -> ImageFetcher | None:
     if not settings.url_hosts:
         return None
     hosts = list(map(AllowedHost.parse, settings.url_hosts))
-    limits = FetchLimits(settings.max_body_bytes, settings.url_timeout_s)
-    return ImageFetcher(hosts, limits, SystemResolver())
+    return ImageFetcher(hosts, settings.max_body_bytes, settings.url_timeout_s)
 
 
 def _failed(message: str) -> InvalidRequest:

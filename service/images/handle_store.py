@@ -1,4 +1,6 @@
-"""The folder of stored images. Any number of gateways of one host may share it.
+"""Stored images of API keys, by their ids: in a folder, or in a Redis or Valkey.
+
+The folder, which any number of gateways of one host may share:
 
     secret         the key of the ids
     lock           held while images are added and evicted
@@ -6,9 +8,18 @@
                    when it was sent, that of access its last use
     OWNER/NAME.N   an image that is being written
 
-OWNER identifies an API key by its hash. An image is written beside its place and renamed: a process
-that is killed leaves a whole image or none. Above a limit the key that holds the most bytes loses
-the image that it has not used for the longest time. All calls block.
+An image is written beside its place and renamed: a process that is killed leaves a whole image or
+none. The names in a store of several hosts, which begin with `diptych:images:`:
+
+    image:OWNER/NAME    as the file above; expires by itself
+    secret              the key of the ids; a store that has lost its data gets another
+    expiry              sorted set of OWNER/NAME by the time at which they expire
+    used:OWNER          sorted set of OWNER/NAME by their last use
+    sizes, bytes        hashes: OWNER/NAME to its bytes, OWNER to those of all its images
+
+Each change there is one script, by the store's clock. OWNER identifies an API key by its hash.
+Above a limit the key that holds the most bytes loses the image that it has not used for the longest
+time. All calls block.
 """
 
 import asyncio
@@ -18,12 +29,13 @@ import os
 import secrets
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, ClassVar
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
 from service.images.decoding import in_thread
@@ -33,10 +45,69 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-SIZE = struct.Struct(">II")  # width, height
-SECRET_BYTES = 32
+_SIZE = struct.Struct(">II")  # width, height
+_SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
 _ABANDONED_S = 600  # a write ends long before
+_TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
+_MAX_CONNECTIONS = 4
+_PREFIX = "diptych:images:"
+
+_FORGET = f"""
+local function key(name) return '{_PREFIX}' .. name end
+local t = redis.call('TIME') local now = t[1] + t[2] / 1000000
+local function forget(member)
+    local owner = string.match(member, '^[^/]*')
+    local size = tonumber(redis.call('HGET', key('sizes'), member) or 0)
+    redis.call('HDEL', key('sizes'), member)
+    redis.call('ZREM', key('expiry'), member)
+    redis.call('ZREM', key('used:' .. owner), member)
+    if redis.call('HINCRBY', key('bytes'), owner, -size) <= 0 then
+        redis.call('HDEL', key('bytes'), owner)
+    end
+    return redis.call('DEL', key('image:' .. member))
+end
+"""
+
+_ADD = f"""{_FORGET}
+local owner, name, data, kept_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local max_bytes, max_of_key = tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_images = tonumber(ARGV[7])
+local member = owner .. '/' .. name
+forget(member)
+redis.call('SET', key('image:' .. member), data, 'EX', kept_s)
+redis.call('HSET', key('sizes'), member, #data)
+redis.call('HINCRBY', key('bytes'), owner, #data)
+redis.call('ZADD', key('expiry'), now + kept_s, member)
+redis.call('ZADD', key('used:' .. owner), now, member)
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now)) do forget(old) end
+while true do
+    local largest, most, total = nil, -1, 0
+    local held = redis.call('HGETALL', key('bytes'))
+    for index = 1, #held, 2 do
+        local size = tonumber(held[index + 1])
+        total = total + size
+        if size > most then largest, most = held[index], size end
+    end
+    local num_images = redis.call('ZCARD', key('expiry'))
+    local fits = most <= max_of_key and total <= max_bytes and num_images <= max_images
+    if fits or not largest then return end
+    local oldest = redis.call('ZRANGE', key('used:' .. largest), 0, 0)[1]
+    if oldest then forget(oldest) else redis.call('HDEL', key('bytes'), largest) end
+end
+"""
+
+_READ = f"""{_FORGET}
+local data = redis.call('GET', key('image:' .. ARGV[1] .. '/' .. ARGV[2]))
+if data then
+    redis.call('ZADD', key('used:' .. ARGV[1]), 'XX', now, ARGV[1] .. '/' .. ARGV[2])
+end
+return data
+"""
+
+_REMOVE = f"""{_FORGET}
+return forget(ARGV[1] .. '/' .. ARGV[2])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +130,92 @@ class StoredImage:
     expires_at: int  # seconds of the epoch
 
 
-class ImageStore(Protocol):
-    """Images of API keys, by their ids: a folder of one host, or a store of several."""
+class ImageStore(ABC):
+    """Images of API keys, by their ids.
 
-    def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage: ...
+    Methods raise `NotFound` for an id that is not of the key, `ImageExpired` if the image is gone,
+    and `NotReady` if the store fails.
+    """
 
-    def describe(self, owner: str, handle: ImageHandle) -> StoredImage: ...
+    failure: ClassVar[str]
+    failures: tuple[type[Exception], ...] = (OSError,)
 
-    def read(self, owner: str, handle: ImageHandle) -> bytes: ...
+    def __init__(self, limits: StoreLimits) -> None:
+        self.limits = limits
 
-    def remove(self, owner: str, handle: ImageHandle) -> None: ...
+    def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage:
+        """Store an image for an API key, from now for the whole time; raise `PayloadTooLarge`."""
+        allowed = min(self.limits.max_bytes, self.limits.max_bytes_of_key)
+        if len(data) > allowed:
+            message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
+            raise PayloadTooLarge(message, "image")
+        with self._errors():
+            handle = ImageHandle(self._ids().make(owner, data))
+            self._put(owner, self._name(owner, handle), _SIZE.pack(*size_wh) + data)
+        return self.describe(owner, handle)
 
-    async def remove_regularly(self) -> None: ...
+    def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
+        """Return an image without its bytes."""
+        with self._errors():
+            facts = self._facts(owner, self._name(owner, handle))
+        if facts is None:
+            raise _gone(handle)
+        size, num_bytes, expires_at = facts
+        width, height = _SIZE.unpack(size)
+        return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), int(expires_at))
+
+    def read(self, owner: str, handle: ImageHandle) -> bytes:
+        """Return the file of an image."""
+        with self._errors():
+            file = self._get(owner, self._name(owner, handle))
+        if file is None:
+            raise _gone(handle)
+        return file[_SIZE.size :]
+
+    def remove(self, owner: str, handle: ImageHandle) -> None:
+        with self._errors():
+            is_removed = self._delete(owner, self._name(owner, handle))
+        if not is_removed:
+            raise _gone(handle)
+
+    async def remove_regularly(self) -> None:
+        """Remove expired images until cancelled; here the store removes them by itself."""
+        await asyncio.Event().wait()
+
+    def _name(self, owner: str, handle: ImageHandle) -> str:
+        name = self._ids().name(owner, handle)
+        if name is None:
+            raise NotFound(f"no image {shown(handle.text)} of this API key", "image")
+        return name
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise `NotReady` for an error of the store, such as a full disk."""
+        try:
+            yield
+        except self.failures as error:
+            logger.error("stored images fail: %s", error)
+            raise NotReady(f"{self.failure}; send the image itself") from error
+
+    @abstractmethod
+    def _ids(self) -> HandleIds:
+        """Return the ids of the store's secret."""
+
+    @abstractmethod
+    def _put(self, owner: str, name: str, file: bytes) -> None:
+        """Store a file, and evict others until all limits hold."""
+
+    @abstractmethod
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+        """Return the first bytes of a file, its number of bytes, and when it expires."""
+
+    @abstractmethod
+    def _get(self, owner: str, name: str) -> bytes | None:
+        """Return a file, which is used now."""
+
+    @abstractmethod
+    def _delete(self, owner: str, name: str) -> bool:
+        """Remove a file; return False if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,76 +226,37 @@ class _Entry:
     used_s: float
 
 
-class HandleStore:
-    """Images of API keys in a folder, by their ids."""
+class HandleStore(ImageStore):
+    """Images in a folder."""
+
+    failure = "the disk of stored images fails"
 
     def __init__(
         self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
     ) -> None:
-        self._folder = folder
-        self._limits = limits
-        self._now = now
-        self._ids = HandleIds(b"")
-
-    def prepare(self) -> None:
         """Make the folder and its secret, readable for this user alone.
 
         Raise `SettingsError` if it cannot be written.
         """
+        super().__init__(limits)
+        self._folder = folder
+        self._now = now
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._folder / "secret"
-            mine = self._written(path, secrets.token_bytes(SECRET_BYTES))
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / "secret"
+            own_secret = _written(path, secrets.token_bytes(_SECRET_BYTES))
             with suppress(FileExistsError):  # another gateway was first
-                os.link(mine, path)
-            mine.unlink()
-            self._ids = HandleIds(path.read_bytes())
+                os.link(own_secret, path)
+            own_secret.unlink()
+            self._handle_ids = HandleIds(path.read_bytes())
         except OSError as error:
             raise SettingsError(
-                f"{variable('images_folder')}={str(self._folder)!r} cannot be written: {error}"
+                f"{variable('images_folder')}={str(folder)!r} cannot be written: {error}"
             ) from error
-
-    def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage:
-        """Store an image for an API key, from now for the whole time.
-
-        Raise `PayloadTooLarge` or `NotReady`.
-        """
-        check_size(self._limits, data)
-        handle = ImageHandle(self._ids.make(owner, data))
-        path = self._path(owner, handle)
-        with _disk_errors():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            written = self._written(path, SIZE.pack(*size_wh), data)
-            os.utime(written, (self._now(), self._now()))
-            with self._locked():
-                written.rename(path)
-                self.make_room(path)
-        return self.describe(owner, handle)
-
-    def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
-        """Return an image without its bytes; raise `NotFound`, `ImageExpired` or `NotReady`."""
-        with self._opened(owner, handle) as file:
-            stat = os.fstat(file.fileno())
-            width, height = SIZE.unpack(file.read(SIZE.size))
-        expires_at = int(stat.st_mtime) + self._limits.kept_s
-        return StoredImage(handle.text, stat.st_size - SIZE.size, (width, height), expires_at)
-
-    def read(self, owner: str, handle: ImageHandle) -> bytes:
-        """Return the file of an image; raise `NotFound`, `ImageExpired` or `NotReady`."""
-        with self._opened(owner, handle) as file:
-            stat = os.fstat(file.fileno())
-            os.utime(file.fileno(), (self._now(), stat.st_mtime))
-            file.seek(SIZE.size)
-            return file.read()
-
-    def remove(self, owner: str, handle: ImageHandle) -> None:
-        """Remove an image; raise `NotFound`, `ImageExpired` or `NotReady`."""
-        with self._opened(owner, handle):
-            self._path(owner, handle).unlink(missing_ok=True)
 
     def remove_expired(self) -> None:
         """Remove images that have expired, and files of killed writers."""
-        with _disk_errors():
+        with self._errors():
             for _ in self._entries():
                 pass
 
@@ -161,41 +267,41 @@ class HandleStore:
                 await in_thread(self.remove_expired)
             await asyncio.sleep(_REMOVE_EVERY_S)
 
-    def _path(self, owner: str, handle: ImageHandle) -> Path:
-        return self._folder / owner / name_of(self._ids, owner, handle)
+    def _ids(self) -> HandleIds:
+        return self._handle_ids
 
-    @contextmanager
-    def _opened(self, owner: str, handle: ImageHandle) -> Iterator[BinaryIO]:
-        """Open the file of an image, which stays readable if it is evicted."""
-        path = self._path(owner, handle)
-        with _disk_errors():
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:
-                raise gone(handle) from None
-            with file:
-                if os.fstat(file.fileno()).st_mtime + self._limits.kept_s <= self._now():
-                    raise gone(handle)
-                yield file
+    def _put(self, owner: str, name: str, file: bytes) -> None:
+        path = self._folder / owner / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        part = _written(path, file)
+        os.utime(part, (self._now(), self._now()))
+        with (self._folder / "lock").open("a") as lock:  # closing it unlocks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            part.rename(path)
+            self.make_room(path)
 
-    def _written(self, path: Path, *pieces: bytes) -> Path:
-        """Write a file beside the place of `path`, durably."""
-        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-        try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        return part
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+        path = self._folder / owner / name
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            expires_at = int(stat.st_mtime) + self.limits.kept_s
+            if stat.st_mtime + self.limits.kept_s > self._now():
+                return file.read(_SIZE.size), stat.st_size, expires_at
+        return None
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self._folder / "lock").open("a") as file:  # closing it unlocks
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _get(self, owner: str, name: str) -> bytes | None:
+        path = self._folder / owner / name
+        if self._facts(owner, name) is None:
+            return None
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            os.utime(file.fileno(), (self._now(), os.fstat(file.fileno()).st_mtime))
+            return file.read()
+        return None
+
+    def _delete(self, owner: str, name: str) -> bool:
+        is_there = self._facts(owner, name) is not None
+        (self._folder / owner / name).unlink(missing_ok=True)
+        return is_there
 
     def make_room(self, added: Path) -> None:
         """Remove expired images, and others until all limits hold, `added` last."""
@@ -211,9 +317,9 @@ class HandleStore:
             largest = max(num_bytes, key=lambda owner: (num_bytes[owner], len(by_owner[owner])))
             num_images = sum(map(len, by_owner.values()))
             if (
-                num_bytes[largest] <= self._limits.max_bytes_of_key
-                and sum(num_bytes.values()) <= self._limits.max_bytes
-                and num_images <= self._limits.max_images
+                num_bytes[largest] <= self.limits.max_bytes_of_key
+                and sum(num_bytes.values()) <= self.limits.max_bytes
+                and num_images <= self.limits.max_images
             ):
                 return
             entry = by_owner[largest].pop()
@@ -229,22 +335,80 @@ class HandleStore:
                 with suppress(FileNotFoundError):  # just removed
                     stat = file.stat()
                     is_part = "." in file.name
-                    kept_s = _ABANDONED_S if is_part else self._limits.kept_s
+                    kept_s = _ABANDONED_S if is_part else self.limits.kept_s
                     if stat.st_mtime + kept_s <= self._now():
                         os.unlink(file.path)
                     elif not is_part:
                         yield _Entry(file.path, owner.name, stat.st_size, stat.st_atime)
 
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Raise `NotReady` for an error of the disk, such as a full one."""
+def _written(path: Path, data: bytes) -> Path:
+    """Write a file beside the place of `path`, durably."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
-        yield
-    except OSError as error:
-        logger.error("the folder of stored images fails: %s", error)
-        message = f"the disk of stored images fails: {error.strerror}; send the image itself"
-        raise NotReady(message) from error
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+class ValkeyImages(ImageStore):
+    """Images in the store of a URL."""
+
+    failure = "the store of images does not answer"
+
+    def __init__(self, url: str, limits: StoreLimits) -> None:
+        # late imports: a gateway with a folder does without the client's memory
+        from redis import BlockingConnectionPool, Redis
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+        from redis.retry import Retry
+
+        super().__init__(limits)
+        self.failures = (RedisError, OSError)
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=_TIMEOUT_S,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),  # for connections that the store has closed
+        )
+        self._store: Any = Redis.from_pool(pool)  # its types join those of two clients
+        self._run_add = self._store.register_script(_ADD)
+        self._run_read = self._store.register_script(_READ)
+        self._run_remove = self._store.register_script(_REMOVE)
+
+    def _ids(self) -> HandleIds:
+        with self._store.pipeline() as calls:
+            calls.set(f"{_PREFIX}secret", secrets.token_bytes(_SECRET_BYTES), nx=True)
+            calls.get(f"{_PREFIX}secret")
+            return HandleIds(calls.execute()[1])
+
+    def _put(self, owner: str, name: str, file: bytes) -> None:
+        limits = self.limits
+        bounds = [limits.max_bytes, limits.max_bytes_of_key, limits.max_images]
+        self._run_add(args=[owner, name, file, limits.kept_s, *bounds])
+
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+        member = f"{owner}/{name}"
+        with self._store.pipeline() as calls:
+            calls.zscore(f"{_PREFIX}expiry", member)
+            calls.strlen(f"{_PREFIX}image:{member}")
+            calls.getrange(f"{_PREFIX}image:{member}", 0, _SIZE.size - 1)
+            expires_at, num_bytes, size = calls.execute()
+        return None if expires_at is None or not num_bytes else (size, num_bytes, expires_at)
+
+    def _get(self, owner: str, name: str) -> bytes | None:
+        file: bytes | None = self._run_read(args=[owner, name])
+        return file
+
+    def _delete(self, owner: str, name: str) -> bool:
+        return bool(self._run_remove(args=[owner, name]))
 
 
 def image_store(values: Settings) -> ImageStore | None:
@@ -256,12 +420,8 @@ def image_store(values: Settings) -> ImageStore | None:
     max_bytes_of_key = values.images_mb_per_key * BYTES_PER_MB or max_bytes
     limits = StoreLimits(max_bytes, max_bytes_of_key, values.max_images, values.images_kept_s)
     if is_store_url(place):
-        from service.images.valkey_images import ValkeyImages  # imports the store's client
-
         return ValkeyImages(place, limits)
-    store = HandleStore(Path(place), limits)
-    store.prepare()
-    return store
+    return HandleStore(Path(place), limits)
 
 
 def stored(images: ImageStore | None) -> ImageStore:
@@ -271,22 +431,6 @@ def stored(images: ImageStore | None) -> ImageStore:
     return images
 
 
-def check_size(limits: StoreLimits, data: bytes) -> None:
-    """Raise `PayloadTooLarge` for an image that is larger than all images of a key may be."""
-    allowed = min(limits.max_bytes, limits.max_bytes_of_key)
-    if len(data) > allowed:
-        message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
-        raise PayloadTooLarge(message, "image")
-
-
-def name_of(ids: HandleIds, owner: str, handle: ImageHandle) -> str:
-    """Return the name in an id of an API key; raise `NotFound` for any other id."""
-    name = ids.name(owner, handle)
-    if name is None:
-        raise NotFound(f"no image {shown(handle.text)} of this API key", "image")
-    return name
-
-
-def gone(handle: ImageHandle) -> ImageExpired:
+def _gone(handle: ImageHandle) -> ImageExpired:
     message = f"the image {handle.text} has expired, or was evicted or deleted; send it again"
     return ImageExpired(message, "image")

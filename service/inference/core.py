@@ -7,11 +7,19 @@ It knows fields, images and models, no HTTP and no gRPC.
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from imaging.files import ImageLimits
 from service.admission.fair_queue import FairQueue
@@ -21,7 +29,7 @@ from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
-from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, proved
+from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel
 from service.inference.recording import (
     answer_span,
     as_service_error,
@@ -30,10 +38,13 @@ from service.inference.recording import (
     record_error,
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
-from service.inference.runner_calls import JoinedCalls, RunnerClient
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
-from service.inference.tiled_answers import TiledModel
+from service.inference.tiled_answers import answer_about
 from service.settings import Settings
+
+PieceT = TypeVar("PieceT")
+AnswerT = TypeVar("AnswerT")
 
 # Fields of a request; or a function of the image's size (width, height), for an interface with
 # relative coordinates.
@@ -49,37 +60,6 @@ class Comparison:
     answers: tuple[tuple[ServedModel, Answer | ServiceError], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CoreLimits:
-    """Limits on images and on requests in flight."""
-
-    images: ImageLimits
-    max_decoded_images: int  # images held at a time
-    max_pending: int  # requests, running or waiting
-    max_running: int  # requests in flight at one runner
-    max_waiting_tokens: int  # all requests queued for one runner
-    max_bytes: int  # all requests in flight
-    max_bytes_of_client: int
-    max_steps: int = 16  # one analysis
-    max_step_answers: int = 256  # one analysis
-    max_tiles: int = 64  # one answer
-
-
-def core_limits(settings: Settings) -> CoreLimits:
-    return CoreLimits(
-        images=ImageLimits(settings.max_image_pixels, settings.max_image_side_px),
-        max_decoded_images=settings.max_decoded,
-        max_pending=settings.max_pending_requests,
-        max_running=settings.max_running,
-        max_waiting_tokens=settings.max_waiting_tokens,
-        max_bytes=settings.max_request_bytes,
-        max_bytes_of_client=settings.max_request_bytes_of_key,
-        max_steps=settings.max_steps,
-        max_step_answers=settings.max_step_answers,
-        max_tiles=settings.max_tiles,
-    )
-
-
 class Core:
     """The service without its interfaces; without a fetcher it refuses image URLs."""
 
@@ -87,7 +67,7 @@ class Core:
         self,
         models: ServedModels,
         runners: Mapping[str, RunnerClient],
-        limits: CoreLimits,
+        settings: Settings,
         fetcher: ImageFetcher | None = None,
         gaps: TrafficGaps | None = None,
         handles: ImageStore | None = None,
@@ -95,18 +75,26 @@ class Core:
         """`runners`: by the id of their model, which its adapters share."""
         self.models = models
         self.runners = runners
-        self.limits = limits
+        self.settings = settings
         self.handles = handles
-        self.places = Places(limits.max_pending, limits.max_bytes, limits.max_bytes_of_client, gaps)
-        self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
+        self.places = Places(
+            settings.max_pending_requests,
+            settings.max_request_bytes,
+            settings.max_request_bytes_of_key,
+            gaps,
+        )
+        limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
+        self._decoder = ImageDecoder(limits, settings.max_decoded)
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            self._queues[runner] = FairQueue(runner, limits.max_running, limits.max_waiting_tokens)
+            self._queues[runner] = FairQueue(
+                runner, settings.max_running, settings.max_waiting_tokens
+            )
         self._fetcher = fetcher
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
-        return await self.runners[model.runner_id].is_ready()
+        return await self.runners[model.runner_id].channel.is_ready()
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
         """Raise `NotReady` unless the runner of every model is ready."""
@@ -132,7 +120,7 @@ class Core:
             model, request = parsed
             return await self.answer(model, request, opened_image, context, on_piece)
 
-    async def stream(
+    def stream(
         self, image: ImageInput, fields: Fields, context: RequestContext
     ) -> AsyncGenerator[Piece | Answer, None]:
         """Yield the text of `predict` piece by piece as it is written, then the answer.
@@ -140,15 +128,26 @@ class Core:
         Raise the same errors. The pieces add up to the answer's raw text. Closing the generator
         cancels the request.
         """
-        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-        answering = asyncio.create_task(self.predict(image, fields, context, pieces.put_nowait))
-        answering.add_done_callback(lambda _: pieces.put_nowait(None))
+        return self.streamed(lambda send: self.predict(image, fields, context, send), context)
+
+    async def streamed(
+        self,
+        run: Callable[[Callable[[PieceT], None]], Coroutine[Any, Any, AnswerT]],
+        context: RequestContext,
+    ) -> AsyncGenerator[PieceT | AnswerT, None]:
+        """Yield each piece that `run` sends when it is there, then what it returns.
+
+        Closing the generator cancels the request.
+        """
+        pieces: asyncio.Queue[PieceT | None] = asyncio.Queue()
+        running = asyncio.create_task(run(pieces.put_nowait))
+        running.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
-            yield await answering
+            yield await running
         finally:
-            answering.cancel()
+            running.cancel()  # once: a wait for its end would cancel it again with this task
             # a task that is cancelled before it has begun does not
             await self.places.leave(context)
 
@@ -196,27 +195,21 @@ class Core:
         image: LazyImage,
         context: RequestContext,
         on_piece: OnPiece | None = None,
-        runner: RunnerClient | JoinedCalls | None = None,
     ) -> Answer:
         """Return the recorded answer of a model; raise its error, with model and task."""
-        runner = runner or self.runners[model.runner_id]
-        queue = self._queues[model.runner_id]
-        queued = QueuedModel(model, runner, queue, context.quota.name, context.deadline_s)
+        queued = QueuedModel(
+            model,
+            self.runners[model.runner_id],
+            self._queues[model.runner_id],
+            context.quota,
+            context.deadline_s,
+            self.settings.max_tiles,
+            self.settings.max_running,
+            partial(self.places.hold, context),
+        )
         with answer_span(model.id, request.task.id, context.request_id):
             try:
-                if request.fields.tiles == "off":
-                    answer = await queued.answer(request, image, on_piece)
-                else:
-                    tiled = TiledModel(
-                        queued,
-                        context.quota,
-                        self.limits.max_tiles,
-                        self.limits.max_running,
-                        partial(self.places.hold, context),
-                    )
-                    answer = await tiled.answer(request, image, on_piece)
-                if request.fields.min_precision is not None:
-                    answer = proved(answer)
+                answer = await answer_about(queued, request, image, on_piece)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others
@@ -256,8 +249,6 @@ class Core:
         receiver = Receiver(context.deadline_s, context.quota.name, hold)
         return await self._fetcher.fetch(image, receiver)
 
-
-AnswerT = TypeVar("AnswerT")
 
 MAX_IMAGES = 32  # one request
 

@@ -81,16 +81,12 @@ class HotAdapters:
     async def update(self) -> None:
         """Read new adapters, list those that are loaded, and remove those that are gone."""
         self._versions = await asyncio.to_thread(self._read_all)
-        models: dict[str, ServedModel] = {}
-        pending: set[str] = set()  # runners
-        for name, version in self._versions.items():
-            if version.model is not None:
-                models[name] = version.model
-                if self._listed.get(name) is not version.model:
-                    pending.add(version.model.runner_id)
+        models = {name: version.model for name, version in self._versions.items() if version.model}
+        new = [model for name, model in models.items() if self._listed.get(name) is not model]
+        pending = {model.runner_id for model in new}
         states: dict[str, AdapterStates] = {}
         for runner in pending:
-            state = await self._runners[runner].adapters()
+            state = await self._runners[runner].channel.adapters()
             if state is not None:
                 states[runner] = state
         listed: dict[str, ServedModel] = {}

@@ -7,20 +7,22 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from itertools import chain
 
-from service.admission.fair_queue import FairQueue, QueuedRequest
+from service.admission.api_keys import Quota
+from service.admission.fair_queue import FairQueue
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
-from service.inference.runner_calls import JoinedCalls, RunnerClient, WrittenAnswers
+from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
 from tasks.errors import ParameterError
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
-from tasks.scores import Calibration, Guarantee, keep_proved, refine
+from tasks.scores import Calibration, Guarantee, refine
 from tasks.tiles.merging import View
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import past_span, span
@@ -126,10 +128,14 @@ class QueuedModel:
     """A model that answers one client in its turn in the fair queue of its runner."""
 
     model: ServedModel
-    runner: RunnerClient | JoinedCalls
+    runner: RunnerClient
     queue: FairQueue
-    client: str
+    quota: Quota  # names the client
     deadline_s: float  # time.monotonic()
+    max_tiles: int
+    max_in_flight: int  # tiles
+    # counts the memory of the decoded image, which is retained for later tiles; None retains none
+    hold: Callable[[int], None] | None = None
 
     async def answer(
         self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
@@ -137,8 +143,7 @@ class QueuedModel:
         """Wait for the model's turn, and return its answer; raise `ServiceError`."""
         prompts = task_prompts(self.model, request, image.header.size_wh)
         cost = cost_tokens(self.model, request, prompts)
-        queued = QueuedRequest(self.client, cost, self.deadline_s)
-        async with self.queue.admitted(queued) as waited_s:
+        async with self.queue.admitted(self.quota.name, cost, self.deadline_s) as waited_s:
             start_s = time.monotonic()
             past_span("admission", start_s - waited_s, start_s)
             try:
@@ -159,21 +164,23 @@ class QueuedModel:
         start_s = time.monotonic()
         model = self.model
         on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
-        specs = _specs(model, request, prompts, self.deadline_s - start_s)
+        timeout_s = max(0.0, self.deadline_s - start_s)
+        specs = [
+            _spec(model, request, prompts, index, timeout_s, on_text is not None)
+            for index in range(len(prompts))
+        ]
         written = await self.runner.write(model.manifest, image, specs, on_text)
+        parse_start_s = time.monotonic()
         # Fitted on the most likely answers; a sampled one with the same score is less often right.
         is_sampled = request.fields.temperature > 0
         calibration = None if is_sampled else model.calibrations.get((request.task.id, False))
+        size_wh = image.header.size_wh
+        parse = partial(_parse, model, request, written, size_wh, calibration)
+        # a thread takes longer to start than a short answer to parse; masks are drawn
+        is_short = len(written.text) <= _MAX_SHORT_CHARS
+        is_drawn = request.task.result_kind == "instances"
         with span("postprocess"):
-            parse_start_s = time.monotonic()
-            size_wh = image.header.size_wh
-            answer = (model, request, written, size_wh, calibration)
-            # a thread takes longer to start than a short answer to parse; masks are drawn
-            is_short = len(written.text) <= _MAX_SHORT_CHARS
-            if is_short and request.task.result_kind != "instances":
-                result = _parse(*answer)
-            else:
-                result = await in_thread(_parse, *answer)
+            result = parse() if is_short and not is_drawn else await in_thread(parse)
         end_s = time.monotonic()
         times = StageTimes(
             preprocess_s=image.open_s + written.preprocess_s,
@@ -192,14 +199,7 @@ class QueuedModel:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
         prompts = task_prompts(self.model, request, image.header.size_wh)
         cost = num_views * cost_tokens(self.model, request, prompts)
-        self.queue.check(QueuedRequest(self.client, cost, self.deadline_s))
-
-
-def proved(answer: Answer) -> Answer:
-    """Return an answer with the objects that the proof for its request keeps."""
-    proof = proof_for(answer.model, answer.request)
-    result, guarantee = keep_proved(answer.result, proof)
-    return replace(answer, result=result, guarantee=guarantee)
+        self.queue.check(self.quota.name, cost, self.deadline_s)
 
 
 def task_prompts(
@@ -230,42 +230,37 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
     return num_written + num_characters // _CHARACTERS_PER_TOKEN
 
 
-def _specs(
-    model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
-) -> list[SequenceSpec]:
+def _spec(
+    model: ServedModel,
+    request: TaskRequest,
+    prompts: Sequence[Prompt],
+    index: int,
+    timeout_s: float,
+    has_pieces: bool,
+) -> SequenceSpec:
+    """Return the sequence of a prompt; if it asks for a mask, its grammar has that name alone."""
     options = request.fields
-    specs: list[SequenceSpec] = []
-    for prompt, grammar in zip(prompts, _grammars(model, request, len(prompts)), strict=True):
-        spec = SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in prompt],
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-            grammar=grammar,
-            adapter=model.adapter_key,
-            own_token=next((segment.text for segment in prompt if segment.is_token), None),
-            timeout_s=max(0.0, timeout_s),
-        )
-        specs.append(spec)
-    return specs
-
-
-def _grammars(model: ServedModel, request: TaskRequest, num_prompts: int) -> Sequence[str | None]:
-    """Return the grammar of each prompt; one that asks for a mask has the names of that alone."""
-    if not request.fields.constrained:
-        return [None] * num_prompts
-    prompt_parameters = [request.parameters] * num_prompts
-    phrases = request.parameters.phrases or ()
-    if request.task.id == "instance_segmentation" and len(phrases) == num_prompts:
-        prompt_parameters = [
-            replace(request.parameters, phrases=None, phrase=phrase) for phrase in phrases
-        ]
-    return [
-        model.language.answer_grammar(model.entry, request.task.id, parameters)
-        for parameters in prompt_parameters
-    ]
+    parameters = request.parameters
+    phrases = parameters.phrases or ()
+    if request.task.id == "instance_segmentation" and len(phrases) == len(prompts):
+        parameters = replace(parameters, phrases=None, phrase=phrases[index])
+    grammar = None
+    if options.constrained:
+        grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
+    prompt = prompts[index]
+    return SequenceSpec(
+        segments=[(segment.text, segment.is_control) for segment in prompt],
+        max_new_tokens=options.max_new_tokens,
+        num_beams=options.num_beams,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        grammar=grammar,
+        adapter=model.adapter_key,
+        own_token=next((segment.text for segment in prompt if segment.is_token), None),
+        timeout_s=timeout_s,
+        has_pieces=has_pieces,
+    )
 
 
 def _parse(

@@ -4,7 +4,7 @@ Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -19,7 +19,7 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 from opentelemetry.trace import get_current_span
 
 from service.errors import ErrorCode, InternalError, ServiceError
-from service.inference.prediction import Answer, Usage
+from service.inference.prediction import Answer
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
     CONSTRAINED_TOKENS,
@@ -84,13 +84,27 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     CONSTRAINED_TOKENS.labels(*labels).inc(usage.constrained_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
-    _trace_answer(answer, usage)
+    outcome = answer.written.features.outcome
     width, height = answer.image_size_wh
+    get_current_span().set_attributes(
+        {
+            _STATUS: "ok",
+            GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
+            GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
+            GEN_AI_RESPONSE_FINISH_REASONS: [
+                sequence.finish_reason for sequence in answer.written.sequences
+            ],
+            "diptych.image_tokens": usage.image_tokens,
+            "diptych.image_width": width,
+            "diptych.image_height": height,
+            "diptych.vision_cache": outcome,
+        }
+    )
     sizes_and_times: dict[str, object] = {
         "image_width": width,
         "image_height": height,
         "generated_tokens": usage.generated_tokens,
-        "vision_cache": answer.written.features.outcome,
+        "vision_cache": outcome,
     }
     for stage, ms in answer.times.ms.items():
         sizes_and_times[f"{stage}_ms"] = ms
@@ -119,13 +133,13 @@ def as_service_error(
     """Return the error for the client; of a defect only the log has the cause."""
     if isinstance(error, ServiceError):
         return error
-    where = request_id if model_id is None else f"{request_id}: {model_id}"
     fields = {FIELDS: {"request_id": request_id}}
-    logger.error("request %s failed", where, exc_info=error, extra=fields)
     if model_id is None:
+        logger.error("request %s failed", request_id, exc_info=error, extra=fields)
         return InternalError("the service failed; the cause is in its log under the request id")
-    log = "the service's log under the request id"
-    return InternalError(f"{model_id} failed; the cause is in {log}")
+    logger.error("request %s: %s failed", request_id, model_id, exc_info=error, extra=fields)
+    problem = f"{model_id} failed; the cause is in the service's log under the request id"
+    return InternalError(problem)
 
 
 def record_gone_client(api: str, request_id: str) -> None:
@@ -151,21 +165,3 @@ def _record(
         *(request_id, status, api, text, trace_id()),
         extra={FIELDS: {**fields, **more}},
     )
-
-
-def _trace_answer(answer: Answer, usage: Usage) -> None:
-    current = get_current_span()
-    if not current.is_recording():
-        return
-    reasons = [sequence.finish_reason for sequence in answer.written.sequences]
-    attributes: dict[str, int | str | Sequence[str]] = {
-        _STATUS: "ok",
-        GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
-        GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
-        GEN_AI_RESPONSE_FINISH_REASONS: reasons,
-        "diptych.image_tokens": usage.image_tokens,
-        "diptych.image_width": answer.image_size_wh[0],
-        "diptych.image_height": answer.image_size_wh[1],
-        "diptych.vision_cache": answer.written.features.outcome,
-    }
-    current.set_attributes(attributes)

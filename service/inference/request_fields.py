@@ -57,20 +57,13 @@ _TILES_SCHEMA: dict[str, JsonValue] = {
 class GenerationFields(StrictModel):
     """Fields of all endpoints, except the parameters of the task."""
 
-    task: str = Field(description="Task id; GET /v1/tasks lists them.")
-    max_new_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_NEW_TOKENS,
-        description="Maximum number of new tokens; defaults to the checkpoint's own.",
-    )
-    num_beams: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_BEAMS,
-        description="Number of beams, 1: no beam search; defaults to the checkpoint's own."
-        " Requires temperature 0.",
-    )
+    task: str
+    """Task id; GET /v1/tasks lists them."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = None
+    """Maximum number of new tokens; defaults to the checkpoint's own."""
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = None
+    """Number of beams, 1: no beam search; defaults to the checkpoint's own. Requires temperature
+    0."""
     temperature: float = Field(
         0.0,
         ge=0,
@@ -80,73 +73,46 @@ class GenerationFields(StrictModel):
             " samples."
         ),
     )
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Samples from the most likely tokens whose probabilities add up to this.",
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=2**63, description="Seed of the sampling, for reproducible answers."
-    )
-    constrained: bool = Field(
-        True, description="Restricts generation to well-formed answers, for tasks with a format."
-    )
-    mask_format: MaskFormat = Field(
-        "polygon", description="polygon, or rle for COCO run-length encoding."
-    )
-    min_score: float = Field(0.0, ge=0, le=1, description="Minimum score of a returned object.")
-    min_precision: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Returns objects from the score on that is proved to be right so often"
-        " (docs/guarantees.md); refused where so much is not proved.",
-    )
-    nms_iou: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Non-maximum suppression: of two objects with the same label whose boxes"
-        " overlap by more than this intersection over union, the one with the higher score is"
-        " returned; default: none is suppressed.",
-    )
-    tiles: Annotated[Tiles, PlainValidator(parse_tiles), WithJsonSchema(_TILES_SCHEMA)] = Field(
-        "off",
-        description="Also asks about tiles of the image, in which small things are larger: off,"
-        " auto, the maximum of tiles, or rows and columns (as text 2x3).",
-    )
-    overlap: float = Field(
-        0.2, ge=0, le=MAX_OVERLAP, description="Share of a tile's side that the next one has too."
-    )
-    min_object_px: int = Field(
-        16,
-        ge=1,
-        le=10_000,
-        description="Size of the smallest thing of interest in pixels of the image; tiles=auto.",
-    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Samples from the most likely tokens whose probabilities add up to this."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Seed of the sampling, for reproducible answers."""
+    constrained: bool = True
+    """Restricts generation to well-formed answers, for tasks with a format."""
+    mask_format: MaskFormat = "polygon"
+    """polygon, or rle for COCO run-length encoding."""
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Minimum score of a returned object."""
+    min_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Returns objects from the score on that is proved to be right so often (docs/guarantees.md);
+    refused where so much is not proved."""
+    nms_iou: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Non-maximum suppression: of two objects with the same label whose boxes overlap by more than
+    this intersection over union, the one with the higher score is returned; default: none is
+    suppressed."""
+    tiles: Annotated[Tiles, PlainValidator(parse_tiles), WithJsonSchema(_TILES_SCHEMA)] = "off"
+    """Also asks about tiles of the image, in which small things are larger: off, auto, the maximum
+    of tiles, or rows and columns (as text 2x3)."""
+    overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.2
+    """Share of a tile's side that the next one has too."""
+    min_object_px: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Size of the smallest thing of interest in pixels of the image; tiles=auto."""
 
 
 class PredictFields(GenerationFields):
     """Fields of POST /v1/predict."""
 
-    model: str | None = Field(
-        None,
-        max_length=MAX_NAME_CHARS,
-        description="Model id; defaults to the first that offers the task.",
-    )
-    stream: bool = Field(
-        False,
-        description="true streams server-sent events: text as it is written, then the answer.",
-    )
+    model: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = None
+    """Model id; defaults to the first that offers the task."""
+    stream: bool = False
+    """true streams server-sent events: text as it is written, then the answer."""
 
 
 class CompareFields(GenerationFields):
     """Fields of POST /v1/compare."""
 
-    models: Annotated[list[_Name], Field(min_length=1, max_length=32)] | None = Field(
-        None, description="Model ids; defaults to all that offer the task."
-    )
+    models: Annotated[list[_Name], Field(min_length=1, max_length=32)] | None = None
+    """Model ids; defaults to all that offer the task."""
 
 
 FieldsT = TypeVar("FieldsT", bound=GenerationFields)

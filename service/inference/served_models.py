@@ -244,10 +244,8 @@ def runner_options(
 ) -> RunnerOptions:
     """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = settings.device_of(model_id)
-    cards: list[int] = []
-    for local_device, local_gpu in map(settings.device_of, local_models(entries, settings)):
-        if local_device != "cpu":
-            cards.append(local_gpu or 0)  # the first card is the default
+    local_devices = map(settings.device_of, local_models(entries, settings))
+    cards = [local_gpu or 0 for kind, local_gpu in local_devices if kind != "cpu"]  # 0: default
     aliases = {entry.id: entry.aliases for entry in entries}
     return RunnerOptions(
         limits=SchedulerLimits(
@@ -288,15 +286,32 @@ def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
     unserved: list[UnservedModel] = []
     for entry in load_catalog(settings.catalog).values():
         if entry.id not in settings.models:
-            encoder = entry.precision[encoder_on]["encoder"]
-            decoder = entry.precision[decoder_on]["decoder"]
-            unserved.append(UnservedModel(entry, _as_text(encoder, decoder)))
+            precisions = (
+                entry.precision[encoder_on]["encoder"],
+                entry.precision[decoder_on]["decoder"],
+            )
+            unserved.append(UnservedModel(entry, _as_text(*precisions)))
     return tuple(unserved)
 
 
-def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
-    """Read the artifacts of a model that the gateway needs."""
-    manifest = read_manifest(folder)
+def load_served_models(settings: Settings) -> dict[str, ServedModel]:
+    """Read the artifacts that the gateway needs, in catalog order; raise `ArtifactError`."""
+    models: dict[str, ServedModel] = {}
+    for entry in served_entries(settings):  # a base comes before its adapters
+        folder = artifact_folder(entry.id)
+        manifest = read_manifest(folder)
+        if entry.adapter_of is None:
+            models[entry.id] = base_model(entry, manifest, folder, settings)
+        else:
+            base = models[entry.adapter_of]
+            check_base(manifest, base.manifest)
+            models[entry.id] = adapter_model(entry, manifest, folder, base, settings)
+    return models
+
+
+def base_model(
+    entry: CatalogEntry, manifest: Manifest, folder: Path, settings: Settings
+) -> ServedModel:
     masks = folder / MASK_DECODER_FILE
     precisions = chosen_precisions(manifest, settings)
     precision = _as_text(*precisions)
@@ -311,21 +326,6 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
         calibrations,
         proofs,
     )
-
-
-def load_served_models(settings: Settings) -> dict[str, ServedModel]:
-    """Read the artifacts that the gateway needs, in catalog order; raise `ArtifactError`."""
-    models: dict[str, ServedModel] = {}
-    for entry in served_entries(settings):  # a base comes before its adapters
-        folder = artifact_folder(entry.id)
-        if entry.adapter_of is None:
-            models[entry.id] = load_served_model(entry, folder, settings)
-        else:
-            manifest = read_manifest(folder)
-            base = models[entry.adapter_of]
-            check_base(manifest, base.manifest)
-            models[entry.id] = adapter_model(entry, manifest, folder, base, settings)
-    return models
 
 
 def adapter_model(
@@ -415,22 +415,20 @@ def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
     sufficient = [proof for proof in covering if proof.min_precision >= min_precision]
     if sufficient:
         return min(sufficient, key=lambda proof: proof.min_precision)
-    texts: set[str] = set()
     if covering:
-        texts = {f"{proof.min_precision:g}" for proof in covering}
-        proved = f"proved is {_joined(texts)}"
+        proved = f"proved is {_joined(f'{proof.min_precision:g}' for proof in covering)}"
     else:
-        for served in model.proofs:
-            if served.request.task is request.task:
-                texts.add(f"{served.proof.min_precision:g} with {shown(served.proof.fields)}")
+        same_task = [served.proof for served in model.proofs if served.request.task is request.task]
+        texts = (f"{proof.min_precision:g} with {shown(proof.fields)}" for proof in same_task)
         proved = f"for {request.task.id} is proved: {_joined(texts) or 'nothing'}"
     problem = f"min_precision is {min_precision:g}, which is not proved for {model.id}"
     raise UnsupportedTask(f"{problem} and these fields; {proved}", "min_precision")
 
 
-def _joined(texts: set[str]) -> str:
+def _joined(values: Iterable[str]) -> str:
+    texts = sorted(set(values))
     more = f" and {len(texts) - _MAX_SHOWN} more" if len(texts) > _MAX_SHOWN else ""
-    return ", ".join(sorted(texts)[:_MAX_SHOWN]) + more
+    return ", ".join(texts[:_MAX_SHOWN]) + more
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:

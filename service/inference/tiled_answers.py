@@ -1,4 +1,4 @@
-"""One model's answer about a large image: about the whole image and its tiles, merged.
+"""One model's answer about an image: as a whole, or about the whole and its tiles, merged.
 
 A tile is a view with its own image key, so that its features are cached. All views of a request are
 in the decoder's batch together, up to `max_in_flight`, which bounds the pixels in memory. A view
@@ -9,9 +9,10 @@ paper or an even sky, are not asked about.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.files import PixelBox
-from service.admission.api_keys import Quota
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.images.decoding import ImageView, LazyImage, in_thread
 from service.inference.prediction import (
@@ -32,7 +32,8 @@ from service.inference.prediction import (
 )
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import WrittenAnswers
-from tasks.scores import refine
+from service.inference.served_models import proof_for
+from tasks.scores import keep_proved, refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge, placed
@@ -54,138 +55,136 @@ Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there
 Extremes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class TiledModel:
-    """A model that answers about an image in tiles."""
+async def answer_about(
+    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
+) -> Answer:
+    """Return the answer about an image, with proved objects alone if `min_precision` is set.
 
-    queued: QueuedModel
-    quota: Quota
-    max_tiles: int
-    max_in_flight: int
-    # counts the memory of the decoded image, which is retained for later tiles; None retains none
-    hold: Callable[[int], None] | None
+    In tiles, `on_piece` receives the text about each view that is complete, the whole image first.
+    Raise `ServiceError`.
+    """
+    answering = model.answer if request.fields.tiles == "off" else partial(_tiled_answer, model)
+    answer = await answering(request, image, on_piece)
+    if request.fields.min_precision is None:
+        return answer
+    result, guarantee = keep_proved(answer.result, proof_for(answer.model, answer.request))
+    return replace(answer, result=result, guarantee=guarantee)
 
-    async def answer(
-        self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
-    ) -> Answer:
-        """Return the answer about an image in tiles; raise `ServiceError`.
 
-        `on_piece` receives the text about each view that is complete, the whole image first.
-        """
-        start_s = time.monotonic()
-        whole = image.whole if isinstance(image, ImageView) else image
-        whole.hold = self.hold
-        boxes, tiles = await self._tiles(request, image)
-        if not boxes:
-            answer = await self.queued.answer(request, image, on_piece)
-            return replace(answer, tiles=tiles)
-        planned_s = time.monotonic() - start_s
-        answers = await self._answers(request, image, boxes, on_piece)
-        is_fitted = (request.task.id, True) in self.queued.model.calibrations
-        merge_start_s = time.monotonic()
-        with span("merge"):
-            merged = await in_thread(_merged, request, answers, boxes)
-        now_s = time.monotonic()
-        slowest = StageTimes.slowest([answer.times for answer in answers])
-        times = replace(
-            slowest,
-            preprocess_s=slowest.preprocess_s + planned_s,
-            postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
-            total_s=now_s - start_s + image.open_s,
-        )
-        return Answer(
-            self.queued.model,
-            request,
-            image.header.size_wh,
-            merged.result,
-            _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
-            times,
-            is_calibrated=answers[0].is_calibrated and is_fitted,
-            tiles=replace(tiles, merged=merged.num_merged),
-            num_views=len(answers),
-        )
+async def _tiled_answer(
+    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None
+) -> Answer:
+    start_s = time.monotonic()
+    whole = image.whole if isinstance(image, ImageView) else image
+    whole.hold = model.hold
+    boxes, tiles = await _tiles(model, request, image)
+    if not boxes:
+        answer = await model.answer(request, image, on_piece)
+        return replace(answer, tiles=tiles)
+    planned_s = time.monotonic() - start_s
+    answers = await _answers(model, request, image, boxes, on_piece)
+    merge_start_s = time.monotonic()
+    with span("merge"):
+        merged = await in_thread(_merged, request, answers, boxes)
+    now_s = time.monotonic()
+    slowest = StageTimes.slowest([answer.times for answer in answers])
+    times = replace(
+        slowest,
+        preprocess_s=slowest.preprocess_s + planned_s,
+        postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
+        total_s=now_s - start_s + image.open_s,
+    )
+    is_fitted = (request.task.id, True) in model.model.calibrations
+    return Answer(
+        model.model,
+        request,
+        image.header.size_wh,
+        merged.result,
+        _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
+        times,
+        is_calibrated=answers[0].is_calibrated and is_fitted,
+        tiles=replace(tiles, merged=merged.num_merged),
+        num_views=len(answers),
+    )
 
-    async def _tiles(
-        self, request: TaskRequest, image: LazyImage
-    ) -> tuple[list[PixelBox], TilesSummary]:
-        """Return the tiles to ask about, each counted as a request and an image of the key.
 
-        Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or
-        if the tiles would not be answered before the deadline, or the error of the image.
-        """
-        self.queued.check_cost(request, image, 1)  # before the image is decoded
-        size_wh = image.header.size_wh
-        fields = request.fields
-        tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
-        share = self.queued.model.min_object_share(request.task.id)
-        grid = grid_of(tiling, size_wh, share, self.max_tiles)
-        if grid.num_tiles > self.max_tiles:
-            size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-            message = f"tiles has {size}; the service allows {self.max_tiles}"
-            raise InvalidRequest(message, "tiles")
-        boxes = tile_boxes(grid, size_wh, fields.overlap)
-        are_flat: list[bool] = []
-        if boxes:
-            try:
-                async with asyncio.timeout(self.queued.deadline_s - time.monotonic()):
-                    are_flat = await flat_parts(image, boxes)
-            except TimeoutError as error:
-                message = "the image was not decoded before the deadline"
-                raise DeadlineExceeded(message) from error
-        uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
-        if uneven:
-            self.queued.check_cost(request, image, 1 + len(uneven))
-            await self.quota.take_request(len(uneven))
-            sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
-            await self.quota.take_pixels(sum(map(math.prod, sizes)))
-        num_flat = len(boxes) - len(uneven)
-        return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
+async def _tiles(
+    model: QueuedModel, request: TaskRequest, image: LazyImage
+) -> tuple[list[PixelBox], TilesSummary]:
+    """Return the tiles to ask about, each counted as a request and an image of the key.
 
-    async def _answers(
-        self,
-        request: TaskRequest,
-        image: LazyImage,
-        boxes: Sequence[PixelBox],
-        on_piece: OnPiece | None,
-    ) -> list[Answer]:
-        """Return the answer about the image and about each tile, in pixels of the image."""
-        queued = self.queued
-        if request.task.id == "ocr" and _LOCATED_OCR in queued.model.entry.task_ids:
-            # Text of tiles is merged by the places of its lines
-            request = replace(request, task=TASKS[_LOCATED_OCR])
-        if fitted := queued.model.calibrations.get((request.task.id, True)):
-            # A calibration does not change which score is higher: it may precede the merge
-            calibrations = {(request.task.id, False): fitted}
-            queued = replace(queued, model=replace(queued.model, calibrations=calibrations))
-        in_flight = asyncio.Semaphore(self.max_in_flight)
-        size_wh = image.header.size_wh
+    Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or if
+    the tiles would not be answered before the deadline, or the error of the image.
+    """
+    model.check_cost(request, image, 1)  # before the image is decoded
+    size_wh = image.header.size_wh
+    fields = request.fields
+    tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
+    share = model.model.min_object_share(request.task.id)
+    grid = grid_of(tiling, size_wh, share, model.max_tiles)
+    if grid.num_tiles > model.max_tiles:
+        size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
+        message = f"tiles has {size}; the service allows {model.max_tiles}"
+        raise InvalidRequest(message, "tiles")
+    boxes = tile_boxes(grid, size_wh, fields.overlap)
+    try:
+        async with asyncio.timeout(model.deadline_s - time.monotonic()):
+            are_flat = await flat_parts(image, boxes) if boxes else []
+    except TimeoutError as error:
+        raise DeadlineExceeded("the image was not decoded before the deadline") from error
+    uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
+    if uneven:
+        model.check_cost(request, image, 1 + len(uneven))
+        await model.quota.take_request(len(uneven))
+        sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
+        await model.quota.take_pixels(sum(map(math.prod, sizes)))
+    num_flat = len(boxes) - len(uneven)
+    return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
 
-        async def answer_tile(box: PixelBox) -> Answer:
-            async with in_flight:
-                answer = await queued.answer(request, ImageView.of(image, box))
-            result = await in_thread(placed, answer.result, box, size_wh)
-            return replace(answer, result=result)
 
-        async def answer_whole() -> Answer:
-            async with in_flight:
-                return await queued.answer(request, image)
+async def _answers(
+    model: QueuedModel,
+    request: TaskRequest,
+    image: LazyImage,
+    boxes: Sequence[PixelBox],
+    on_piece: OnPiece | None,
+) -> list[Answer]:
+    """Return the answer about the image and about each tile, in pixels of the image."""
+    if request.task.id == "ocr" and _LOCATED_OCR in model.model.entry.task_ids:
+        # Text of tiles is merged by the places of its lines
+        request = replace(request, task=TASKS[_LOCATED_OCR])
+    if fitted := model.model.calibrations.get((request.task.id, True)):
+        # A calibration does not change which score is higher: it may precede the merge
+        calibrations = {(request.task.id, False): fitted}
+        model = replace(model, model=replace(model.model, calibrations=calibrations))
+    in_flight = asyncio.Semaphore(model.max_in_flight)
+    size_wh = image.header.size_wh
+    whole: PixelBox = (0, 0, *size_wh)
 
-        answers: list[Answer] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                running = [group.create_task(answer_whole())]
-                running += [group.create_task(answer_tile(box)) for box in boxes]
-                for box, answering in zip([(0, 0, *size_wh), *boxes], running, strict=True):
-                    answer = await answering
-                    text = f"\n{answer.written.text}" if answers else answer.written.text
-                    answers.append(answer)
-                    if on_piece is not None:
-                        # Objects that are not proved are not shown before the answer either
-                        is_hidden = request.fields.min_precision is not None
-                        on_piece(Piece(text, None if is_hidden else View(box, answer.result)))
-        except ExceptionGroup as errors:  # the others are cancelled
-            raise errors.exceptions[0] from None
-        return answers
+    async def answer_view(box: PixelBox) -> Answer:
+        view = image if box is whole else ImageView.of(image, box)
+        async with in_flight:
+            answer = await model.answer(request, view)
+        if view is image:
+            return answer
+        return replace(answer, result=await in_thread(placed, answer.result, box, size_wh))
+
+    answers: list[Answer] = []
+    views = [whole, *boxes]
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(answer_view(box)) for box in views]
+            for box, answering in zip(views, running, strict=True):
+                answer = await answering
+                text = f"\n{answer.written.text}" if answers else answer.written.text
+                answers.append(answer)
+                if on_piece is not None:
+                    # Objects that are not proved are not shown before the answer either
+                    is_hidden = request.fields.min_precision is not None
+                    on_piece(Piece(text, None if is_hidden else View(box, answer.result)))
+    except ExceptionGroup as errors:  # the others are cancelled
+        raise errors.exceptions[0] from None
+    return answers
 
 
 def _merged(request: TaskRequest, answers: Sequence[Answer], boxes: Sequence[PixelBox]) -> Merged:
@@ -257,26 +256,23 @@ def _extremes(pixels: Pixels) -> tuple[Extremes, Extremes]:
     """Return the least and the greatest levels in each cell of pixels (H, W, 3)."""
     blocks: Pixels = np.asarray(Image.fromarray(pixels).reduce(_BLOCK_PX))
     num_blocks = _CELL_PX // _BLOCK_PX
-    extremes: list[Extremes] = []
-    for extreme in (np.minimum, np.maximum):
+
+    def extremes(extreme: np.ufunc) -> Extremes:
         of_pixels = _of_cells(pixels, _CELL_PX, extreme)
         of_blocks = _of_cells(blocks, num_blocks, extreme)
-        extremes.append(np.concatenate([of_pixels, of_blocks], axis=2))
-    low, high = extremes
-    return low, high
+        return np.concatenate([of_pixels, of_blocks], axis=2)
+
+    return extremes(np.minimum), extremes(np.maximum)
 
 
 def _of_cells(pixels: Pixels, cell_px: int, extreme: np.ufunc) -> Pixels:
     """Return the extreme of each cell of pixels (H, W, 3), as (rows, columns, 3)."""
     height, width, _ = pixels.shape
-    num_full = height // cell_px
-    full, rest = np.split(pixels.reshape(height, -1), [num_full * cell_px])
+    if missing := -height % cell_px:
+        pixels = np.pad(pixels, ((0, missing), (0, 0), (0, 0)), mode="edge")
     # A reduction over an axis of known length is 20 times as fast as `reduceat`
-    rows = extreme.reduce(full.reshape(num_full, cell_px, 3 * width), axis=1)
-    if len(rest):
-        rows = np.concatenate([rows, extreme.reduce(rest, axis=0, keepdims=True)])
-    of_rows = rows.reshape(len(rows), width, 3)
-    cells: Pixels = extreme.reduceat(of_rows, range(0, width, cell_px), axis=1)
+    rows = extreme.reduce(pixels.reshape(-1, cell_px, width, 3), axis=1)
+    cells: Pixels = extreme.reduceat(rows, range(0, width, cell_px), axis=1)
     return cells
 
 

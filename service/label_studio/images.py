@@ -20,7 +20,7 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import parse_image
 from service.images.decoding import in_thread
-from service.images.fetching import FetchLimits, ImageFetcher, Receiver, SystemResolver
+from service.images.fetching import ImageFetcher, Receiver
 from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core
 from service.settings import Settings, variable
@@ -54,9 +54,8 @@ class LabelStudioHost:
             return None
         parts = urlsplit(settings.label_studio_url)
         allowed = AllowedHost(str(parts.hostname), parts.port or _PORTS[parts.scheme])
-        limits = FetchLimits(settings.max_body_bytes, settings.url_timeout_s)
         fetcher = ImageFetcher(
-            [allowed], limits, SystemResolver(), is_allowed=lambda _address: True
+            [allowed], settings.max_body_bytes, settings.url_timeout_s, lambda _address: True
         )
         return cls(settings.label_studio_url.rstrip("/"), fetcher, settings.url_timeout_s)
 

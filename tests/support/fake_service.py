@@ -11,14 +11,14 @@ from typing import Any
 
 from PIL import Image
 
-from imaging.files import ImageLimits
 from service.admission.api_keys import UNLIMITED, Quota
 from service.admission.places import RequestContext, TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
-from service.inference.core import Core, CoreLimits
+from service.inference.core import Core
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
+from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
@@ -123,16 +123,16 @@ def make_core(
         for model in models
         if model.runner_id == model.id
     }
-    limits = CoreLimits(
-        images=ImageLimits(max_image_pixels),
-        max_decoded_images=2,
-        max_pending=max_pending,
-        max_running=max_running,
-        max_waiting_tokens=max_waiting_tokens,
-        max_bytes=max_bytes,
-        max_bytes_of_client=max_bytes,
-    )
-    return Core(models, runners, limits, fetcher, gaps, handles)
+    values = {
+        "max_image_pixels": max_image_pixels,
+        "max_decoded_images": 2,
+        "max_pending_requests": max_pending,
+        "max_running_requests": max_running,
+        "max_waiting_tokens": max_waiting_tokens,
+        "max_request_memory_mb": max_bytes / BYTES_PER_MB,
+    }
+    settings = Settings().model_copy(update=values)  # smaller than they may be set
+    return Core(models, runners, settings, fetcher, gaps, handles)
 
 
 def context(

@@ -28,7 +28,7 @@ from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
-from service.analysis.steps import BoxOf, parse_plan
+from service.analysis.steps import StepObject, parse_plan
 from service.batches.input_file import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError
@@ -151,7 +151,8 @@ def _plan(document: Mapping[str, object]) -> None:
     plan.check_prompts((640, 480))
     texts = {"label": "{label}<loc_1>", "text": "detect a"}
     for step in plan.steps:
-        step.request(None if step.options.each is None else BoxOf((1.0, 2.0, 30.0, 40.0), texts))
+        about = StepObject((1.0, 2.0, 30.0, 40.0), texts, 0.5)
+        step.request(None if step.options.each is None else about)
 
 
 def _images(content_type: str) -> Callable[[bytes], object]:

@@ -29,14 +29,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
 
-from imaging.files import ImageLimits
 from runners.options import encoder_batch_size
 from runners.runner_api import CallGuard, RunnerApi, TracedCalls
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
-from service.inference.core import Core, CoreLimits
+from service.inference.core import Core
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
@@ -132,15 +131,14 @@ async def request_path() -> RequestPath:
 async def _record_gateway(path: RequestPath, model: ServedModel, url: str) -> None:
     runner = RunnerClient(model.id, HttpChannel(url, model.manifest.build_key, 10))
     boundary = RestBoundary(Settings())
-    limits = CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000)
-    core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
+    core = Core(ServedModels({model.id: model}), {model.id: runner}, Settings())
     boundary.start(core, ApiKeys(None))
     transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
     async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
         await _predict(client, (200, 30, 30))
         with path.recorded():
             await _predict(client, (30, 30, 200))
-    await runner.close()
+    await runner.channel.close()
 
 
 async def _predict(client: httpx.AsyncClient, color: tuple[int, int, int]) -> None:

@@ -15,13 +15,13 @@ from service.analysis import execution
 from service.analysis.execution import (
     Analysis,
     StepAnswer,
-    StepObject,
     analyze,
     crop_around,
     objects_of,
     stream_analysis,
     within,
 )
+from service.analysis.steps import StepObject
 from service.errors import (
     InvalidRequest,
     Overloaded,
@@ -116,7 +116,7 @@ def text_of(outcome: Answer | ServiceError) -> str:
 
 
 def channel_of(of: Core, model_id: str) -> FakeChannel:
-    channel = of.runners[model_id]._channel
+    channel = of.runners[model_id].channel
     assert isinstance(channel, FakeChannel)
     return channel
 
@@ -189,7 +189,7 @@ def test_best_objects_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_number_of_answers_is_limited() -> None:
     of = core()
-    of.limits = replace(of.limits, max_step_answers=2)
+    of.settings = of.settings.model_copy(update={"max_step_answers": 2})
     analysis = run(answered(of, THINGS, WHAT))
     assert [(len(step.answers), step.is_truncated) for step in analysis.steps] == [
         (1, False),
@@ -199,7 +199,7 @@ def test_number_of_answers_is_limited() -> None:
 
 def test_answers_of_all_models_are_counted() -> None:
     of = core()
-    of.limits = replace(of.limits, max_step_answers=3)
+    of.settings = of.settings.model_copy(update={"max_step_answers": 3})
     both = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
     analysis = run(answered(of, both | {"id": "one"}, both | {"id": "two"}))
     assert [len(step.answers) for step in analysis.steps] == [2, 0]
@@ -294,7 +294,7 @@ def test_restarting_runner_is_waited_for() -> None:
 
     of = core()
     channel = Restarting(FakeEncoder(), FakeDecoder(FLORENCE_TEXTS))
-    of.runners[FLORENCE_ID]._channel = channel
+    of.runners[FLORENCE_ID].channel = channel
     analysis = run(answered(of, THINGS, WHAT))
     assert outcomes(analysis)["what"] == [
         (0, FLORENCE_ID, "a circle"),
@@ -385,7 +385,7 @@ def test_tiles_of_a_crop() -> None:
     assert isinstance(answer.outcome.result, DetectionsResult)
     starts = [detection.box[0] for detection in answer.outcome.result.detections]
     assert starts == pytest.approx([80 + 0.1005 * 321, 240 + 0.1005 * 161])
-    channel = core.runners[FLORENCE_ID]._channel
+    channel = core.runners[FLORENCE_ID].channel
     assert isinstance(channel, FakeChannel)
     assert len([call for call in channel.calls if call.pixels is not None]) == 3
 
@@ -420,8 +420,8 @@ def test_box_within_a_crop() -> None:
 def test_objects_have_texts() -> None:
     instance = Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, None)
     (item,) = objects_of(InstancesResult((instance,), True))
-    assert (item.about.box, item.about.texts, item.score) == (instance.box, {"label": "a"}, 0.5)
+    assert (item.box, item.texts, item.score) == (instance.box, {"label": "a"}, 0.5)
     (region,) = objects_of(TextRegionsResult((TextRegion(QUAD, "exit", 0.25),), True))
-    assert region.about.box == (0.0, 0.0, 4.0, 3.0)
-    assert region.about.texts == {"text": "exit"}
+    assert region.box == (0.0, 0.0, 4.0, 3.0)
+    assert region.texts == {"text": "exit"}
     assert not list(objects_of(TextResult("a", True)))

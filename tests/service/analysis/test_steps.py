@@ -170,7 +170,6 @@ def test_number_of_steps_is_limited() -> None:
         ({"steps": {}}, "steps"),
         ({"steps": [THINGS], "task": "ocr"}, "task"),
         ({"steps": [THINGS], "stream": "yes"}, "stream"),
-        ({"steps": [THINGS], "\ud800": 1}, "?"),
     ],
 )
 def test_wrong_field_of_the_request(document: dict[str, Any], param: str) -> None:

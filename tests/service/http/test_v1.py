@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from starlette.types import Message
 
 from service.admission.api_keys import ApiKeys
 from service.http_app import rest_app
-from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.fetching import ImageFetcher
 from service.images.handle_store import HandleStore, StoreLimits
 from service.images.inputs import AllowedHost
 from tests.service.inference.test_tiled_answers import picture
@@ -228,9 +227,11 @@ def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
     async def run() -> T:
         async with listening(ImageHost({"/a.png": answer})) as host:
             allowed = [AllowedHost.parse(f"images.test:{host.port}")]
-            limits = FetchLimits(max_bytes=SETTINGS.max_body_bytes, timeout_s=5)
+            max_bytes = SETTINGS.max_body_bytes
             names = Names({"images.test": ["127.0.0.1"]})
-            fetcher = ImageFetcher(allowed, limits, names, lambda address: address == "127.0.0.1")
+            fetcher = ImageFetcher(
+                allowed, max_bytes, 5, lambda address: address == "127.0.0.1", names
+            )
             api = client(make_core(fetcher=fetcher), api_keys("mine", options))
             transport = httpx.ASGITransport(rest_app(api.boundary))
             options_of_client: Any = {"transport": transport, "base_url": "http://diptych"}
@@ -381,7 +382,7 @@ def analyze(steps: object = STEPS, **fields: Any) -> Any:
 
 def api(**limits: Any) -> Any:
     core = make_core(decoders={FLORENCE_ID: FakeDecoder(DESCRIBED)})
-    core.limits = replace(core.limits, **limits)
+    core.settings = core.settings.model_copy(update=limits)
     return client(core)
 
 
@@ -458,7 +459,6 @@ def images_api(tmp_path: Path, clock: FakeClock) -> Client:
     keys = tmp_path / "keys"
     keys.write_text("\n".join(map(hash_of, ("one", "two"))))
     store = HandleStore(tmp_path / "images", StoreLimits(10_000, 10_000, 100, KEPT_S), clock)
-    store.prepare()
     return client(make_core(handles=store), ApiKeys.load(keys))
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
@@ -120,23 +119,6 @@ def test_decoded_image_is_freed() -> None:
         run(scenario())
     finally:
         gc.enable()
-
-
-def test_small_image_takes_one_thread() -> None:
-    class CountedThreads(ThreadPoolExecutor):
-        num_calls = 0
-
-        def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-            self.num_calls += 1
-            return super().submit(work, *args, **kwargs)
-
-    async def scenario() -> None:
-        asyncio.get_running_loop().set_default_executor(threads)
-        await pixels_of(encoded(colour_steps()), LIMITS)
-
-    threads = CountedThreads(1)
-    run(scenario())
-    assert threads.num_calls == 1
 
 
 async def pixels_of(data: bytes, limits: ImageLimits) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext, TrafficGaps
-from service.admission.shared_limits import SharedQuota
+from service.admission.shared_limits import SharedLimits
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -562,14 +562,14 @@ class SharedLeases:
         self._releases: set[asyncio.Task[None]] = set()
 
     # the interface has it
-    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002
+    async def lease(self, owner: str, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002
         await asyncio.sleep(0)
         assert len(self.held) < max_leases
         self.held.add(lease)
         await asyncio.sleep(0)
         return True
 
-    def release(self, lease: str) -> asyncio.Task[None]:
+    def release(self, _owner: str, lease: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._release(lease))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
@@ -608,7 +608,7 @@ def test_gone_client_frees_all_limits(call: Call) -> None:
     async def scenario() -> None:
         leases = SharedLeases()
         gaps = TrafficGaps()
-        quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedQuota, leases))
+        quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedLimits, leases))
         core = make_core(max_pending=1, max_running=1, gaps=gaps)
 
         async def request() -> None:

@@ -1,10 +1,10 @@
-"""Simultaneous questions of a request to one runner are one call, with the same answers."""
+"""Calls send pixels only where they are needed, and are repeated where nothing is sent twice."""
 
 import asyncio
 import dataclasses
 import io
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,26 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits
-from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServiceError,
+)
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.runner_calls import (
     CallBegun,
     CallEvent,
-    JoinedCalls,
     RunnerClient,
     StreamedText,
     WrittenAnswers,
-    written_answers,
 )
-from service.inference.served_models import ServedModel
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
-from tests.support.fake_service import INPUT_SIZE_WH, PNG, encoded, served
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
 from wire.runner_channel import (
     CallFailed,
     CallTimedOut,
@@ -39,11 +43,11 @@ from wire.runner_channel import (
 from wire.runner_messages import (
     Failed,
     FoundFeatures,
-    Outcome,
     Outcomes,
     SequenceEnd,
     SequenceSpec,
     TextPiece,
+    WritingEvent,
     Written,
 )
 
@@ -57,8 +61,8 @@ def picture(seed: int = 0, size_wh: tuple[int, int] = INPUT_SIZE_WH) -> bytes:
     return encoded(Image.fromarray(pixels))
 
 
-async def opened(data: bytes) -> LazyImage:
-    image = LazyImage(data, ImageDecoder(ImageLimits(1_000_000), 2), "test")
+async def opened(data: bytes, client: str = "test") -> LazyImage:
+    image = LazyImage(data, ImageDecoder(ImageLimits(1_000_000), 2), client)
     await image.open()
     return image
 
@@ -114,48 +118,63 @@ def test_slow_image_is_asked_for_first() -> None:
     assert [call.pixels is not None for call in channel.calls] == [False, True]
 
 
-def test_cache_hit_decodes_nothing() -> None:
-    async def scenario() -> None:
-        await write(client)
-        answers = await write(client)
-        assert answers.features.outcome == "hit"
-        assert answers.preprocess_s == 0
+def test_later_calls_wait_for_features() -> None:
+    """Those of another client do not: it may have to wait for its turn to decode."""
 
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
+    async def scenario(second_client: str, num_with_pixels: int) -> None:
+        released = asyncio.Event()
+        decoder = writer()
+        decoder.released = asyncio.Event()
+        channel = FakeChannel(FakeEncoder(released=released), decoder)
+        client = RunnerClient(MANIFEST.model_id, channel)
+        first = asyncio.create_task(write(client))
+        await until(lambda: channel.calls)
+        image = await opened(picture(), second_client)
+        others = [asyncio.create_task(client.write(MANIFEST, image, [SPEC])) for _ in range(3)]
+        await until(lambda: len(channel.calls) == num_with_pixels)
+        await asyncio.sleep(0.02)
+        assert len(channel.calls) == num_with_pixels
+        released.set()
+        await until(lambda: decoder.num_waiting == 4)  # for features, not for answers
+        decoder.released.set()
+        answers = await asyncio.gather(first, *others)
+        assert {answer.text for answer in answers} == {"a circle"}
+        assert len([call for call in channel.calls if call.pixels is not None]) == num_with_pixels
+
+    run(scenario("test", 1))
+    run(scenario("another", 2))
+
+
+def test_failed_call_ends_the_wait() -> None:
+    async def scenario() -> None:
+        encoder = FakeEncoder(failure=CallFailed("status 500"))
+        client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
+        calls = [asyncio.create_task(write(client)) for _ in range(3)]
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {InternalError}
+
     run(scenario())
 
 
 def test_times_of_an_answer() -> None:
     def written(prefill_s: float, decode_s: float) -> Written:
-        return Written(
-            text="a cat",
-            token_ends=[5],
-            logprobs=[-0.5],
-            finish_reason="stop",
-            num_prompt_tokens=3,
-            num_generated_tokens=2,
-            queue_s=0.0,
-            prefill_s=prefill_s,
-            decode_s=decode_s,
-        )
+        times = {"prefill_s": prefill_s, "decode_s": decode_s}
+        return sequence("a cat").model_copy(update=times)
 
-    features = FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
-    outcomes: dict[int, Outcome] = {1: written(1.0, 1.0), 0: written(8.0, 16.0)}
-    found = CallBegun(features, preprocess_s=32.0)
-    answers = written_answers(outcomes, found, elapsed_s=100.0)
-    assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 38.0)
-    assert [sequence.prefill_s for sequence in answers.sequences] == [8.0, 1.0]
-    assert written_answers(outcomes, found, elapsed_s=50.0).queue_s == 0
+    class TimedChannel(FakeChannel):
+        async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+            self.calls.append(call)
+            yield FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
+            yield SequenceEnd(index=1, outcome=written(1.0, 1.0))
+            yield SequenceEnd(index=0, outcome=written(8.0, 16.0))
 
-
-def test_preprocessing_is_elapsed_time() -> None:
-    async def scenario() -> None:
-        start_s = time.monotonic()
-        answers = await write(client)
-        assert 0 < answers.preprocess_s < time.monotonic() - start_s
-
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
-    run(scenario())
+    client = RunnerClient(MANIFEST.model_id, TimedChannel(FakeEncoder(), writer()))
+    start_s = time.monotonic()
+    answers = run(write(client, specs=[SPEC, SPEC]))
+    assert 0 < answers.preprocess_s < time.monotonic() - start_s
+    assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 0.0)
+    assert [written.prefill_s for written in answers.sequences] == [8.0, 1.0]
 
 
 def test_image_key() -> None:
@@ -204,21 +223,95 @@ def test_failed_call_is_a_service_error(failure: Exception, expected: type[Servi
         run(write(client))
 
 
-def test_broken_call_is_repeated_once() -> None:
+class BreakingChannel(FakeChannel):
+    """Breaks streams after an outcome, `num_broken` of them."""
+
+    num_broken = 0
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        async for event in super().stream(call):
+            yield event
+            if isinstance(event, SequenceEnd) and self.num_broken:
+                self.num_broken -= 1
+                raise RunnerUnreachable("killed")
+
+
+def test_unfinished_sequences_are_repeated() -> None:
+    channel = BreakingChannel(FakeEncoder(), writer())
+    channel.num_broken = 1
+    answers = run(write(RunnerClient(MANIFEST.model_id, channel), specs=[SPEC] * 3))
+    assert answers.text == "a circle\na circle\na circle"
+    assert [len(call.sequences) for call in channel.calls] == [3, 2]
+    channel.num_broken = 2
+    with pytest.raises(NotReady, match="starting or restarting"):
+        run(write(RunnerClient(MANIFEST.model_id, channel), specs=[SPEC] * 3))
+
+
+def test_broken_whole_call_is_repeated() -> None:
     class BreaksOnce(FakeChannel):
         num_broken = 0
 
         async def write(self, call: RunnerCall) -> Outcomes:
-            outcomes = await super().write(call)
-            if call.pixels is not None and not self.num_broken:
+            if not self.num_broken:
                 self.num_broken += 1
                 raise RunnerUnreachable
-            return outcomes
+            return await super().write(call)
+
+    async def scenario() -> None:
+        await write(client)
+        assert (await write(client)).text == "a circle"  # the image is known: no stream
 
     channel = BreaksOnce(FakeEncoder(), writer())
-    answers = run(write(RunnerClient(MANIFEST.model_id, channel)))
-    assert answers.sequences[0].text == "a circle"
+    client = RunnerClient(MANIFEST.model_id, channel)
+    run(scenario())
     assert channel.num_broken == 1
+
+
+class ShortChannel(FakeChannel):
+    """Streams that end without outcomes."""
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        async for event in super().stream(call):
+            yield event
+            return
+
+
+class ForgettingChannel(FakeChannel):
+    """Has no features after any number of calls."""
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        if call:
+            raise FeaturesMissing
+        yield FoundFeatures(outcome="hit")
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        (ShortChannel(FakeEncoder(), writer()), InternalError),
+        (ForgettingChannel(FakeEncoder(), writer()), NotReady),
+    ],
+)
+def test_incomplete_stream_is_an_error(channel: FakeChannel, expected: type[ServiceError]) -> None:
+    with pytest.raises(expected):
+        run(asyncio.wait_for(write(RunnerClient(MANIFEST.model_id, channel)), 60))
+
+
+def test_first_failed_sequence_is_raised() -> None:
+    decoder = FakeDecoder(
+        {
+            "what is it?": "a circle",
+            "full": Failed(code="overloaded", message="full"),
+            "long": Failed(code="sequence_too_long", message="max_new_tokens=9"),
+        }
+    )
+    specs = [SPEC.model_copy(update={"segments": [(text, True)]}) for text in ("full", "long")]
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
+    with pytest.raises(Overloaded, match="full"):
+        run(write(client, specs=[SPEC, *specs]))
+    with pytest.raises(InvalidRequest) as caught:
+        run(write(client, specs=[SPEC, *reversed(specs)]))
+    assert caught.value.param == "max_new_tokens"
 
 
 def test_failed_encoding_is_not_cached() -> None:
@@ -257,12 +350,6 @@ def test_streamed_call() -> None:
     streamed = run(answers())
     assert streamed.features.outcome == "miss"
     assert "".join(sent) == streamed.sequences[0].text
-
-
-def test_close_closes_the_channel() -> None:
-    channel = FakeChannel(FakeEncoder(), writer())
-    run(RunnerClient(MANIFEST.model_id, channel).close())
-    assert channel.is_closed
 
 
 BEGIN = CallBegun(FoundFeatures(outcome="hit"), 0.0)
@@ -334,188 +421,3 @@ def test_repeated_text_is_not_sent_twice(
 def test_repeated_stream_must_not_diverge(event: CallEvent, num_sequences: int) -> None:
     with pytest.raises(NotReady, match="a sampled answer cannot be resumed"):
         streamed([BEGIN, piece(0, "ab"), BEGIN, event], num_sequences)
-
-
-MODEL: ServedModel = served(FLORENCE)
-ANSWERS: dict[str, str | Failed] = {
-    "a": "one",
-    "b": "two",
-    "c": "three",
-    "bad": Failed(code="overloaded", message="full"),
-}
-
-
-class BreakingChannel(FakeChannel):
-    """Breaks the first calls after an outcome."""
-
-    num_broken = 0
-
-    async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
-        events = super().stream(call)
-        num_ends = 0
-        async for event in events:
-            yield event
-            num_ends += event.kind == "end"
-            if num_ends == 1 and self.num_broken:
-                self.num_broken -= 1
-                raise RunnerUnreachable("killed")
-
-
-def spec(text: str) -> SequenceSpec:
-    return SequenceSpec(segments=[(text, False)], timeout_s=60)
-
-
-async def opened_joined_calls() -> LazyImage:
-    image = LazyImage(PNG, ImageDecoder(ImageLimits(1_000_000), 2), "a")
-    await image.open()
-    return image
-
-
-def run_joined(
-    scenario: Callable[[JoinedCalls, FakeChannel, LazyImage], Awaitable[None]],
-    decoder: FakeDecoder | None = None,
-    num_broken: int = 0,
-) -> None:
-    async def whole() -> None:
-        channel = BreakingChannel(FakeEncoder(), decoder or FakeDecoder(ANSWERS))
-        channel.num_broken = num_broken
-        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
-        try:
-            await scenario(joined, channel, await opened_joined_calls())
-        finally:
-            await JoinedCalls.close([joined])
-
-    asyncio.run(whole())
-
-
-async def written(joined: JoinedCalls, image: LazyImage, *texts: str) -> list[str | ServiceError]:
-    """Return what each of the callers gets that ask at the same time."""
-
-    async def ask(text: str) -> str | ServiceError:
-        try:
-            answers = await joined.write(MODEL.manifest, image, list(map(spec, text.split())))
-        except ServiceError as error:
-            return error
-        return answers.text
-
-    return list(await asyncio.gather(*map(ask, texts)))
-
-
-def with_pixels(calls: Sequence[RunnerCall]) -> list[int]:
-    """Return the number of sequences of each call with pixels."""
-    return [len(call.sequences) for call in calls if call.pixels is not None]
-
-
-def test_simultaneous_callers_share_a_call() -> None:
-    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
-        assert await written(joined, image, "a", "b c", "b") == ["one", "two\nthree", "two"]
-        assert with_pixels(channel.calls) == [4]
-        assert await written(joined, image, "c", "a") == ["three", "one"]
-        assert with_pixels(channel.calls) == [4]
-        assert len(channel.calls[-1].sequences) == 2
-
-    run_joined(scenario)
-
-
-def test_later_callers_wait_for_features() -> None:
-    encoder_released = asyncio.Event()
-
-    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
-        first = asyncio.create_task(written(joined, image, "a"))
-        while not channel.calls:
-            await asyncio.sleep(0)
-        second = asyncio.create_task(written(joined, image, "b"))
-        third = asyncio.create_task(written(joined, image, "c"))
-        encoder_released.set()
-        assert [*await first, *await second, *await third] == ["one", "two", "three"]
-        assert with_pixels(channel.calls) == [1]
-
-    run_joined(scenario)
-
-
-def test_failed_sequence_fails_its_caller() -> None:
-    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
-        one, failed, both = await written(joined, image, "a", "bad", "a bad")
-        assert one == "one"
-        assert isinstance(failed, ServiceError)
-        assert isinstance(both, ServiceError)
-        assert (failed.code, both.code) == ("overloaded", "overloaded")
-
-    run_joined(scenario)
-
-
-def test_unfinished_sequences_are_repeated() -> None:
-    decoder = FakeDecoder(ANSWERS)
-
-    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
-        assert await written(joined, image, "a", "b", "c") == ["one", "two", "three"]
-        sequences = [len(call.sequences) for call in channel.calls]
-        assert sequences[-2:] == [3, 2]
-
-    run_joined(scenario, decoder, num_broken=1)
-
-
-def test_second_break_fails_the_rest() -> None:
-    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
-        outcomes = await written(joined, image, "a", "b", "c")
-        failures = [each for each in outcomes if isinstance(each, NotReady)]
-        assert len(failures) == 1  # each of the two calls ended one sequence
-
-    run_joined(scenario, num_broken=2)
-
-
-def test_close_ends_sequences() -> None:
-    async def whole() -> None:
-        decoder = FakeDecoder(ANSWERS, released=asyncio.Event())
-        joined = JoinedCalls(RunnerClient(MODEL.id, FakeChannel(FakeEncoder(), decoder)))
-        asking = asyncio.create_task(written(joined, await opened_joined_calls(), "a", "b"))
-        while not decoder.num_waiting:
-            await asyncio.sleep(0.001)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        await JoinedCalls.close([joined])
-        assert (decoder.num_waiting, decoder.num_cancelled) == (0, 1)
-
-    asyncio.run(whole())
-
-
-def test_a_defect_reaches_every_caller() -> None:
-    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
-        with pytest.raises(ZeroDivisionError):
-            await joined.write(MODEL.manifest, image, [spec("a")])
-
-    run_joined(scenario, FakeDecoder(ANSWERS, failure=ZeroDivisionError()))
-
-
-def asked_once(channel: FakeChannel) -> None:
-    async def whole() -> None:
-        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
-        await joined.write(MODEL.manifest, await opened_joined_calls(), [spec("a")])
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
-
-
-def test_short_stream_is_an_error() -> None:
-    class ShortChannel(FakeChannel):
-        """Ends without outcomes."""
-
-        async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
-            async for event in super().stream(call):
-                yield event
-                return
-
-    with pytest.raises(InternalError, match="before the answer was complete"):
-        asked_once(ShortChannel(FakeEncoder(), FakeDecoder(ANSWERS)))
-
-
-def test_forgetful_runner_is_an_error() -> None:
-    class ForgettingChannel(FakeChannel):
-        """Has no features after any number of calls."""
-
-        async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
-            for _ in call.sequences:
-                raise FeaturesMissing
-            yield
-
-    with pytest.raises(NotReady):
-        asked_once(ForgettingChannel(FakeEncoder(), FakeDecoder(ANSWERS)))

@@ -10,7 +10,7 @@ from service.errors import UnknownModel, UnsupportedTask
 from service.inference.served_models import (
     ServedModels,
     adapter_model,
-    load_served_model,
+    base_model,
     served_entries,
     served_scoring,
     unserved_models,
@@ -35,15 +35,14 @@ MANIFEST = served_models().get(FLORENCE_ID).manifest
 
 def test_agreement_of_the_served_precision(artifacts: Path, model_id: str) -> None:
     entry = CATALOG[model_id]
-    listed = model_json(
-        load_served_model(entry, artifacts, Settings(device="cpu", encoder_precision="int8"))
-    )
+    manifest = read_manifest(artifacts)
+    settings = Settings(device="cpu", encoder_precision="int8")
+    listed = model_json(base_model(entry, manifest, artifacts, settings))
     assert listed["precision"] == "encoder int8, decoder float32"
-    assert listed["agreement"] == measured_agreement(read_manifest(artifacts), "int8", "float32")
+    assert listed["agreement"] == measured_agreement(manifest, "int8", "float32")
     assert 0.9 < listed["agreement"]["equal_tokens"] <= 1
-    assert (
-        model_json(load_served_model(entry, artifacts, Settings(device="cpu")))["agreement"] is None
-    )
+    exact = base_model(entry, manifest, artifacts, Settings(device="cpu"))
+    assert model_json(exact)["agreement"] is None
 
 
 def adapter_manifest(*files: str) -> Manifest:

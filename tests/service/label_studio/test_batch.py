@@ -19,7 +19,7 @@ from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, Overloaded
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
-from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.inference.core import Core
 from service.label_studio.batch import Batch, Plan, source_bytes
@@ -176,7 +176,7 @@ async def images_by_url(
     async with listening(ImageHost({"/a.png": response(PNG)})) as host:
         names = Names({"images.test": ["127.0.0.1"]})
         allowed = [AllowedHost("images.test", host.port)]
-        fetcher = ImageFetcher(allowed, FetchLimits(1_000_000, 5), names, lambda _: True)
+        fetcher = ImageFetcher(allowed, 1_000_000, 5, lambda _: True, names)
         core = make_core(decoders={FLORENCE_ID: decoder}, fetcher=fetcher, max_bytes=max_bytes)
         yield core, host, f"http://images.test:{host.port}/a.png"
 

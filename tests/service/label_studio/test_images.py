@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidRequest, ServiceError
-from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.settings import Settings, SettingsError, read_settings
@@ -43,9 +43,10 @@ def read(
             )
             fetcher = ImageFetcher(
                 [AllowedHost("images.test", host.port)],
-                FetchLimits(1_000_000, 5),
-                Names({"images.test": ["127.0.0.1"]}),
+                1_000_000,
+                5,
                 lambda _: True,
+                Names({"images.test": ["127.0.0.1"]}),
             )
             images = TaskImages(make_core(fetcher=fetcher), LabelStudioHost.of(settings), token)
             url = None if source is None else source.replace("PORT", str(host.port), 1)

@@ -203,9 +203,15 @@ def test_options_reach_the_decoder() -> None:
 
 
 def test_bounds_are_those_of_predict() -> None:
+    texts = {"title", "description", "default"}
     for name in ("temperature", "top_p", "seed"):
-        field = ChatRequest.model_fields[name]
-        assert field.metadata == GenerationFields.model_fields[name].metadata, name
+        chat, predict = (
+            model.model_json_schema()["properties"][name]
+            for model in (ChatRequest, GenerationFields)
+        )
+        bounds = chat.keys() - texts
+        assert bounds, name
+        assert {key: chat[key] for key in bounds} == {key: predict[key] for key in bounds}, name
 
 
 def test_region_is_of_width_and_height() -> None:

@@ -6,7 +6,7 @@ import pytest
 from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
-from service.inference.runner_calls import CallBegun, written_answers
+from service.inference.runner_calls import WrittenAnswers
 from service.schema.rendering import (
     RESULT,
     DetectionJson,
@@ -64,9 +64,8 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
 
 def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    found = CallBegun(FoundFeatures(outcome="joined"), 0.0)
-    outcomes = dict(enumerate(sequences or (written("a"),)))
-    answers = written_answers(outcomes, found, 0.0)
+    features = FoundFeatures(outcome="joined")
+    answers = WrittenAnswers(sequences or (written("a"),), features, 0, 0, 0, 0)
     return Answer(served(FLORENCE), request, (640, 480), result, answers, TIMES)
 
 
