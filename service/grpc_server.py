@@ -46,7 +46,6 @@ _SEVERAL_GATEWAYS = [
 
 
 def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return the credentials of the gRPC port, or None without TLS."""
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
         return None
     key = settings.tls_key_file.read_bytes()

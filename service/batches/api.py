@@ -116,7 +116,6 @@ class BatchesApi:
         return _json(file)
 
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Response:
-        """List files, the newest first."""
         order = request.query_params.get("order", "desc")
         purpose = request.query_params.get("purpose")
         if order not in ("asc", "desc"):
@@ -141,7 +140,6 @@ class BatchesApi:
     async def list_batches(
         self, store: Store, request: Request, context: RequestContext
     ) -> Response:
-        """List batches, the newest first."""
         page = _page(request, _USUAL_BATCHES, _MAX_BATCHES)
         batches = await in_thread(store.batches, context.quota.owner, page)
         return _json(BatchList.model_validate(_list_fields(batches, page.limit)))
@@ -165,7 +163,6 @@ def _page(request: Request, usual_limit: int, max_limit: int) -> Page:
 
 
 def _list_fields(objects: Sequence[FileObject] | Sequence[Batch], limit: int) -> dict[str, object]:
-    """Return the fields of a page of `limit` objects, of which one more is given if there is."""
     page = objects[:limit]
     return {
         "data": page,

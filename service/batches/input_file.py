@@ -69,12 +69,10 @@ class InputFile:
 
 
 def parse_line(data: bytes) -> BatchLine:
-    """Return a line of an input file; raise `InvalidRequest`."""
     return validated(BatchLine, unchecked_object(data))
 
 
 async def check_file(source: InputFile, endpoint: Endpoint) -> "FileChecks":
-    """Check the input file of a batch; raise `OSError`."""
     with source.path.open("rb") as file:
         checks = FileChecks(source, file, endpoint)
         while await in_thread(checks.check_piece):

@@ -23,19 +23,8 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel
 
+from service.batches import wire
 from service.batches.input_file import MAX_BLANK_LINES, MAX_REQUESTS
-from service.batches.wire import (
-    DAY_S,
-    ENDED,
-    MAX_KEPT_S,
-    Batch,
-    BatchError,
-    BatchErrors,
-    BatchRequest,
-    FileDeleted,
-    FileObject,
-    Status,
-)
 from service.errors import InvalidRequest, NotFound, Overloaded
 from service.settings import SettingsError, variable
 from tasks.errors import shown
@@ -44,7 +33,7 @@ MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included
 MAX_FILES_PER_KEY = 10_000
 MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
 _BUSY_S = 10.0  # wait for another process's transaction
-_IS_OPEN = f"status NOT IN {tuple(sorted(ENDED))}"
+_IS_OPEN = f"status NOT IN {tuple(sorted(wire.ENDED))}"
 _SCHEMA = """
     PRAGMA journal_mode = WAL;  -- a file system without shared memory keeps its own mode
     PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
@@ -73,7 +62,7 @@ _SCHEMA = """
         batch_id TEXT, line INTEGER, PRIMARY KEY (batch_id, line)
     ) WITHOUT ROWID;
 """
-NO_ROOM = BatchError(
+NO_ROOM = wire.BatchError(
     code="storage_limit_exceeded",
     line=None,
     message=(
@@ -109,7 +98,7 @@ class Output(BaseModel):
 class BatchState(BaseModel):
     """A batch's object and its unfinished output."""
 
-    batch: Batch
+    batch: wire.Batch
     answers: Output
     errors: Output
     output_kept_s: int
@@ -121,7 +110,7 @@ class OpenBatch:
 
     id: str
     owner: str
-    status: Status
+    status: wire.Status
     num_waiting: int  # requests without an answer; 0 before the file is checked
 
 
@@ -165,8 +154,7 @@ class Store:
         """Return the path of a file's content; `file_id` is never a client's text."""
         return self.path / "files" / f"{file_id}.jsonl"
 
-    def file(self, owner: str, file_id: str) -> FileObject:
-        """Return a file; raise `NotFound`."""
+    def file(self, owner: str, file_id: str) -> wire.FileObject:
         with self._transaction("BEGIN") as db:
             return _file(db, owner, file_id)
 
@@ -178,7 +166,7 @@ class Store:
         except FileNotFoundError as error:  # deleted meanwhile
             raise _no_file(file_id) from error
 
-    def add_file(self, owner: str, file_id: str, filename: str, kept_s: int) -> FileObject:
+    def add_file(self, owner: str, file_id: str, filename: str, kept_s: int) -> wire.FileObject:
         """Make a file of content in its place; raise `Overloaded` above a limit of the key."""
         num_bytes = self.content(file_id).stat().st_size
         _sync_folder(self.content(file_id).parent)
@@ -189,11 +177,10 @@ class Store:
         return file
 
     def check_room(self, owner: str) -> None:
-        """Raise `Overloaded` if the key may not have another file."""
         with self._transaction("BEGIN") as db:
             _check_room(db, owner, 1)
 
-    def delete_file(self, owner: str, file_id: str) -> FileDeleted:
+    def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
         """Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
         with self._transaction() as db:
             _file(db, owner, file_id)
@@ -203,13 +190,13 @@ class Store:
                 raise InvalidRequest(problem, "file_id")
             self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
-        return FileDeleted(id=file_id)
+        return wire.FileDeleted(id=file_id)
 
-    def files(self, owner: str, page: Page) -> list[FileObject]:
+    def files(self, owner: str, page: Page) -> list[wire.FileObject]:
         """Return one file more than the page has, if there is one."""
-        return list(map(FileObject.model_validate_json, self._page("files", owner, page)))
+        return list(map(wire.FileObject.model_validate_json, self._page("files", owner, page)))
 
-    def batches(self, owner: str, page: Page) -> list[Batch]:
+    def batches(self, owner: str, page: Page) -> list[wire.Batch]:
         """Return one batch more than the page has, if there is one."""
         documents = self._page("batches", owner, page)
         return [BatchState.model_validate_json(document).batch for document in documents]
@@ -228,15 +215,15 @@ class Store:
                 raise InvalidRequest(problem, "after")
             return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
 
-    def create_batch(self, owner: str, request: BatchRequest) -> Batch:
+    def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
         """Raise `NotFound` for the input, or `Overloaded` above a limit of the key."""
         now_s = int(time.time())
-        batch = Batch(
+        batch = wire.Batch(
             id=new_id("batch_"),
             endpoint=request.endpoint,
             input_file_id=request.input_file_id,
             created_at=now_s,
-            expires_at=now_s + DAY_S,
+            expires_at=now_s + wire.DAY_S,
             metadata=request.metadata,
         )
         state = BatchState(
@@ -254,22 +241,21 @@ class Store:
             if _number(db, query, owner) >= MAX_BATCHES_PER_KEY:
                 usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(
-                    f"{usage}; they are removed 30 days after they were created", DAY_S
+                    f"{usage}; they are removed 30 days after they were created", wire.DAY_S
                 )
             _insert(db, "batches", owner, batch.id, state)
         return batch
 
-    def batch(self, owner: str, batch_id: str) -> Batch:
-        """Return a batch; raise `NotFound`."""
+    def batch(self, owner: str, batch_id: str) -> wire.Batch:
         with self._transaction("BEGIN") as db:
             return _state(db, owner, batch_id).batch
 
-    def cancel(self, owner: str, batch_id: str) -> Batch:
+    def cancel(self, owner: str, batch_id: str) -> wire.Batch:
         """Request the cancellation; raise `NotFound`, or `InvalidRequest` if it has ended."""
         with self._transaction() as db:
             state = _state(db, owner, batch_id)
             batch = state.batch
-            if batch.status in ENDED:
+            if batch.status in wire.ENDED:
                 problem = f"{batch_id} cannot be cancelled: it is {batch.status}"
                 raise InvalidRequest(problem, "batch_id")
             batch.status = "cancelling"
@@ -278,7 +264,6 @@ class Store:
         return batch
 
     def open_batches(self) -> list[OpenBatch]:
-        """Return the batches that have not ended, the oldest first."""
         query = (
             "SELECT id, owner, status,"
             " json_extract(document, '$.batch.request_counts.total')"
@@ -306,7 +291,7 @@ class Store:
                 flags[number] = 1
         return flags
 
-    def append(self, batch: OpenBatch, lines: Sequence[RenderedLine]) -> Batch:
+    def append(self, batch: OpenBatch, lines: Sequence[RenderedLine]) -> wire.Batch:
         """Write the first lines for which the key has room; raise `NoRoom` if some have none."""
         with self._changed(batch) as (db, state):
             num_bytes = _used_bytes(db, batch.owner)
@@ -327,7 +312,7 @@ class Store:
             raise NoRoom
         return state.batch
 
-    def begin_end(self, batch: OpenBatch, *, is_full: bool) -> Batch:
+    def begin_end(self, batch: OpenBatch, *, is_full: bool) -> wire.Batch:
         """Note that no further request is run; one that was not run in time has expired."""
         with self._changed(batch) as (_, state):
             now_s = int(time.time())
@@ -339,7 +324,7 @@ class Store:
                     ending.expired_at = ending.expired_at or now_s
         return ending
 
-    def end(self, batch: OpenBatch, errors: list[BatchError]) -> Batch:
+    def end(self, batch: OpenBatch, errors: list[wire.BatchError]) -> wire.Batch:
         """Make the files of a batch and set its last status; with errors it has failed."""
         with self._changed(batch) as (db, state):
             state.batch.output_file_id = self._output_file(db, batch, state, state.answers)
@@ -354,7 +339,7 @@ class Store:
             db.execute(
                 f"DELETE FROM batches WHERE NOT ({_IS_OPEN})"
                 " AND json_extract(document, '$.batch.created_at') < ?",
-                (now_s - MAX_KEPT_S,),
+                (now_s - wire.MAX_KEPT_S,),
             )
             is_expired = (
                 f"expires_at < ? AND id NOT IN (SELECT input_id FROM batches WHERE {_IS_OPEN})"
@@ -371,7 +356,7 @@ class Store:
             for entry in entries:
                 file_id = entry.name.removesuffix(".jsonl")
                 with suppress(FileNotFoundError):  # deleted by its client meanwhile
-                    if file_id not in used and entry.stat().st_mtime + DAY_S < now_s:
+                    if file_id not in used and entry.stat().st_mtime + wire.DAY_S < now_s:
                         os.unlink(entry)
 
     def lock(self) -> sqlite3.Connection | None:
@@ -407,7 +392,6 @@ class Store:
     def _output_file(
         self, db: sqlite3.Connection, batch: OpenBatch, state: BatchState, output: Output
     ) -> str | None:
-        """Make the file of an output, if it has lines; return its id."""
         if not output.num_bytes:
             return None
         os.truncate(self.content(output.file_id), output.num_bytes)
@@ -464,7 +448,6 @@ def _number(db: sqlite3.Connection, query: str, owner: str) -> int:
 
 
 def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
-    """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
     num_files = _number(db, "SELECT count(*) FROM files WHERE owner = ?", owner)
     num_used = _used_bytes(db, owner)
     if num_files >= MAX_FILES_PER_KEY or num_used + num_bytes > MAX_BYTES_PER_KEY:
@@ -473,7 +456,6 @@ def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
 
 
 def _used_bytes(db: sqlite3.Connection, owner: str) -> int:
-    """Return the bytes of all files and unfinished outputs of a key."""
     return sum(
         _number(db, f"SELECT coalesce(sum(num_bytes), 0) FROM {table} WHERE owner = ?", owner)
         for table in ("files", "batches")
@@ -486,11 +468,11 @@ def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) 
     return None if row is None else str(row[0])
 
 
-def _file(db: sqlite3.Connection, owner: str, file_id: str) -> FileObject:
+def _file(db: sqlite3.Connection, owner: str, file_id: str) -> wire.FileObject:
     document = _document(db, "files", owner, file_id)
     if document is None:
         raise _no_file(file_id)
-    return FileObject.model_validate_json(document)
+    return wire.FileObject.model_validate_json(document)
 
 
 def _no_file(file_id: str) -> NotFound:
@@ -499,9 +481,9 @@ def _no_file(file_id: str) -> NotFound:
 
 def _new_file(
     file_id: str, filename: str, purpose: Purpose, num_bytes: int, kept_s: int
-) -> FileObject:
+) -> wire.FileObject:
     now_s = int(time.time())
-    return FileObject(
+    return wire.FileObject(
         id=file_id,
         bytes=num_bytes,
         created_at=now_s,
@@ -539,14 +521,14 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _set_last_status(batch: Batch, errors: list[BatchError]) -> None:
+def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:
     now_s = int(time.time())
     is_whole = batch.in_progress_at is not None and not batch.request_counts.num_waiting
     if errors:
         batch.status = "failed"
         batch.failed_at = now_s
         batch.expired_at = None
-        batch.errors = BatchErrors(data=errors)
+        batch.errors = wire.BatchErrors(data=errors)
     elif batch.expired_at is not None:
         batch.status = "expired"
     elif batch.cancelling_at is not None and not is_whole:

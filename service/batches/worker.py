@@ -31,17 +31,9 @@ from pydantic import BaseModel
 
 from service.admission.api_keys import NO_LIMITS, Quota
 from service.admission.places import RequestContext, TrafficGaps
+from service.batches import wire
 from service.batches.input_file import InputFile, LinePlace, check_file, parse_line
 from service.batches.store import NO_ROOM, NoRoom, OpenBatch, RenderedLine, Store
-from service.batches.wire import (
-    ENDED,
-    Batch,
-    BatchError,
-    BatchLine,
-    OutputError,
-    OutputLine,
-    OutputResponse,
-)
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from service.http.body import BodyMemory, check_texts, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
@@ -61,13 +53,13 @@ _LOCK_S = 1.0  # interval of attempts to get the lock
 _RETRY_S = 10.0  # pause after a disk error
 _SCAN_S = 1.0  # interval of scans for new batches
 _CLEAN_S = 3600.0
-_DEFECT = BatchError(
+_DEFECT = wire.BatchError(
     code="internal",
     line=None,
     message="The service failed; the cause is in its log under the id of the batch.",
 )
 
-Work = Callable[[OpenBatch, Batch], Awaitable[None]]
+Work = Callable[[OpenBatch, wire.Batch], Awaitable[None]]
 
 _API = "batch"  # label in metrics
 # The name in the fair queue; no API key can have it. Keys' limits count online requests only.
@@ -104,7 +96,6 @@ class BatchWorker:
     def started(
         cls, core: Core, gaps: TrafficGaps | None, settings: Settings
     ) -> "BatchWorker | None":
-        """Return the worker of the folder of batches, if one is set."""
         if settings.batches_folder is None or gaps is None:
             return None
         store = Store(settings.batches_folder)
@@ -123,7 +114,7 @@ class BatchWorker:
             with suppress(asyncio.CancelledError):
                 await self._leading
 
-    def input_file(self, batch: Batch) -> InputFile:
+    def input_file(self, batch: wire.Batch) -> InputFile:
         return InputFile(self.store.content(batch.input_file_id), self._max_line_bytes)
 
     @asynccontextmanager
@@ -134,7 +125,6 @@ class BatchWorker:
             yield
 
     async def _lead(self) -> None:
-        """Run the batches from the time when no other process does."""
         lock = await self._locked()
         logger.info("running the batches in %s", self.store.path)
         next_clean_s = time.monotonic()
@@ -161,7 +151,6 @@ class BatchWorker:
             lock.close()
 
     async def _locked(self) -> sqlite3.Connection:
-        """Wait for the lock of the store."""
         while True:
             try:
                 if (lock := await in_thread(self.store.lock)) is not None:
@@ -200,7 +189,7 @@ class BatchWorker:
         try:
             try:
                 current = await in_thread(self.store.batch, batch.owner, batch.id)
-                if current.status not in ENDED:  # since the scan
+                if current.status not in wire.ENDED:  # since the scan
                     await work(batch, current)
             except OSError:
                 raise
@@ -216,13 +205,11 @@ class BatchWorker:
             self._changed.set()
 
     def _end_starting(self, batch: OpenBatch) -> None:
-        """Give the turn to the key's next batch."""
         if self._starting.get(batch.owner) == batch.id:
             del self._starting[batch.owner]
             self._changed.set()
 
-    async def _check(self, batch: OpenBatch, current: Batch) -> None:
-        """Check the input file of a batch."""
+    async def _check(self, batch: OpenBatch, current: wire.Batch) -> None:
         try:
             if current.in_progress_at is not None:  # checked since the scan
                 return
@@ -232,7 +219,7 @@ class BatchWorker:
             except FileNotFoundError:
                 message = f"The file {current.input_file_id} was deleted."
                 num_requests = 0
-                errors = [BatchError(code="file_not_found", line=None, message=message)]
+                errors = [wire.BatchError(code="file_not_found", line=None, message=message)]
             if errors:
                 await in_thread(self.store.end, batch, errors)
             else:
@@ -240,8 +227,7 @@ class BatchWorker:
         finally:
             self._is_checking = False
 
-    async def _run(self, batch: OpenBatch, current: Batch) -> None:
-        """Bring a batch to its end."""
+    async def _run(self, batch: OpenBatch, current: wire.Batch) -> None:
         logger.info("batch %s: %d requests wait", batch.id, batch.num_waiting)
         run = BatchRun(self, batch, current, lambda: self._end_starting(batch))
         ended = await run.run()
@@ -252,7 +238,11 @@ class BatchRun:
     """The unanswered requests of one batch, and the lines that are not written yet."""
 
     def __init__(
-        self, worker: BatchWorker, batch: OpenBatch, current: Batch, on_read: Callable[[], None]
+        self,
+        worker: BatchWorker,
+        batch: OpenBatch,
+        current: wire.Batch,
+        on_read: Callable[[], None],
     ) -> None:
         """`on_read` is called when all requests are in flight or answered."""
         self._worker = worker
@@ -268,11 +258,11 @@ class BatchRun:
         self._in_flight: dict[asyncio.Task[None], LinePlace] = {}
         self._output: list[RenderedLine] = []
 
-    async def run(self) -> Batch:
+    async def run(self) -> wire.Batch:
         """Answer the requests until the batch ends, and make its files; raise `OSError`."""
         is_answered = await in_thread(self._store.is_answered, self._batch)
         self._places = self._source.unanswered(is_answered)
-        errors: list[BatchError] = []
+        errors: list[wire.BatchError] = []
         feeding = asyncio.create_task(self._feed())
         try:
             await self._save_until_over(feeding)
@@ -306,7 +296,7 @@ class BatchRun:
                 self._is_stopped = True
             await asyncio.sleep(_SAVE_S)
 
-    async def _save(self) -> Batch:
+    async def _save(self) -> wire.Batch:
         lines, self._output = self._output, []
         return await in_thread(self._store.append, self._batch, lines)
 
@@ -331,7 +321,6 @@ class BatchRun:
             self._fail(error)
 
     async def _next_place(self) -> LinePlace | None:
-        """Return the next request, or None if no other will come."""
         while not self._is_stopped:
             if self._put_back:
                 return self._put_back.popleft()
@@ -366,8 +355,8 @@ class BatchRun:
             for place in piece:
                 custom_id = parse_line(self._source.read(place)).custom_id
                 line_id = f"batch_req_{uuid.uuid4().hex}"
-                line = OutputLine(
-                    id=line_id, custom_id=custom_id, response=None, error=OutputError()
+                line = wire.OutputLine(
+                    id=line_id, custom_id=custom_id, response=None, error=wire.OutputError()
                 )
                 lines.append(_rendered(place, line))
             self._store.append(self._batch, lines)
@@ -411,11 +400,13 @@ class BatchRun:
             status, body = STATUSES[failure.code], form(failure, request_id)
         finally:
             await core.places.leave(context)
-        response = OutputResponse(status_code=status, request_id=request_id, body=body)
+        response = wire.OutputResponse(status_code=status, request_id=request_id, body=body)
         line_id = f"batch_req_{request_id}"
-        return _rendered(place, OutputLine(id=line_id, custom_id=line.custom_id, response=response))
+        return _rendered(
+            place, wire.OutputLine(id=line_id, custom_id=line.custom_id, response=response)
+        )
 
-    async def _read(self, place: LinePlace, context: RequestContext) -> BatchLine:
+    async def _read(self, place: LinePlace, context: RequestContext) -> wire.BatchLine:
         """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
         hold = partial(self._worker.core.places.hold, context)
         hold(place.num_bytes)
@@ -423,17 +414,16 @@ class BatchRun:
         return await parsed(parse_line, data, BodyMemory(len(data), hold))
 
 
-def _is_to_end(batch: Batch) -> bool:
+def _is_to_end(batch: wire.Batch) -> bool:
     return batch.cancelling_at is not None or time.time() >= batch.expires_at
 
 
-def _rendered(place: LinePlace, line: OutputLine) -> RenderedLine:
+def _rendered(place: LinePlace, line: wire.OutputLine) -> RenderedLine:
     is_answer = line.response is not None and line.response.status_code == _OK
     return RenderedLine(place.number, is_answer, line.model_dump_json().encode() + b"\n")
 
 
-async def _answer_body(line: BatchLine, core: Core, context: RequestContext) -> BaseModel:
-    """Return the body of the answer, as that of the endpoint that the line names."""
+async def _answer_body(line: wire.BatchLine, core: Core, context: RequestContext) -> BaseModel:
     if line.url == _CHAT:
         chat = validated(ChatRequest, line.body)
         _check_whole(chat.stream)

@@ -67,7 +67,6 @@ def unchecked_object(body: bytes, max_values: int = MAX_JSON_VALUES) -> dict[str
 
 
 def check_texts(document: object, param: str | None = None) -> None:
-    """Raise `InvalidRequest` for a lone surrogate in a JSON value."""
     path = lone_surrogate({param: document} if param else document)
     if path is not None:
         raise InvalidRequest(
@@ -106,7 +105,6 @@ def json_value(data: bytes, subject: str, max_values: int, param: str | None = N
 
 
 def _num_levels(value: object) -> int:
-    """Return the number of levels of lists and objects in a JSON value."""
     depth = 0
     level = [value]
     while parents := [parent for parent in level if isinstance(parent, dict | list)]:
@@ -249,7 +247,6 @@ def _with_images(document: dict[str, object]) -> RequestBody:
 
 
 def _form_document(body: bytes, content_type: str) -> dict[str, object]:
-    """Return the fields of a form in their JSON types, and files as bytes."""
     parts: list[tuple[str, str | None, bytearray]] = []
 
     def begin_part(name: str, filename: str | None) -> Sink:

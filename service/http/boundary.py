@@ -66,12 +66,18 @@ def error_json(error: ServiceError, request_id: str) -> dict[str, Any]:
     return ErrorJson(error=error_detail(error, request_id)).model_dump()
 
 
+def authorization(request: Request) -> str | None:
+    """Return the header; a repeated one is a list (RFC 9110, 5.3), which matches no key."""
+    return ", ".join(request.headers.getlist("authorization")) or None
+
+
 @dataclass(frozen=True, slots=True)
 class Interface:
     """An HTTP interface."""
 
     api: str  # its label in metrics
     error_form: ErrorForm = error_json
+    authorization: Callable[[Request], str | None] = authorization  # `Bearer KEY`
 
 
 REST = Interface("rest")
@@ -110,7 +116,7 @@ class RestBoundary:
                 if core is not None:
                     core.places.check_open()
                 deadline_s = time.monotonic() + self._timeout_s(request)
-                quota = UNLIMITED if is_public else self._checked_quota(request)
+                quota = UNLIMITED if is_public else self._checked_quota(request, interface)
                 await quota.take_request()
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = None
@@ -137,10 +143,9 @@ class RestBoundary:
             raise NotReady("the service is starting; try again in a few seconds")
         return self._core
 
-    def is_authorized(self, request: Request) -> bool:
-        """Return True for a request with an accepted key."""
+    def is_authorized(self, request: Request, interface: Interface) -> bool:
         try:
-            self._checked_quota(request)
+            self._checked_quota(request, interface)
         except ServiceError:
             return False
         return True
@@ -148,7 +153,7 @@ class RestBoundary:
     def refusal(self, request: Request) -> Response | None:
         """Return the error response to a request without an accepted key, else None."""
         try:
-            self._checked_quota(request)
+            self._checked_quota(request, REST)
         except ServiceError as error:
             request_id = request_id_or_new(request.headers.get("x-request-id"))
             return _error_response(error, request_id, REST)
@@ -166,11 +171,10 @@ class RestBoundary:
             message = "the request's body was not received before the deadline"
             raise DeadlineExceeded(message) from error
 
-    def _checked_quota(self, request: Request) -> Quota:
+    def _checked_quota(self, request: Request, interface: Interface) -> Quota:
         """Raise `Unauthorized`, or `Overloaded` after many wrong keys."""
-        # Repeated headers are joined to a list (RFC 9110, 5.3), which matches no key.
-        authorization = ", ".join(request.headers.getlist("authorization")) or None
-        return self._api_keys.check(authorization, request.client.host if request.client else "")
+        host = request.client.host if request.client else ""
+        return self._api_keys.check(interface.authorization(request), host)
 
     def _timeout_s(self, request: Request) -> float:
         """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""
@@ -185,7 +189,6 @@ class RestBoundary:
 
 
 async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:
-    """Answer an unknown path or a wrong method with the error body of `interface`."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     request_id = request_id_or_new(request.headers.get("x-request-id"))

@@ -23,28 +23,13 @@ from service.images.decoding import in_thread
 from service.images.handle_store import StoredImage, stored
 from service.images.inputs import ImageHandle, ImageInput
 from service.inference.core import Core
-from service.schema.rendering import (
-    Answering,
-    DeletedImageJson,
-    JsonObject,
-    StoredImageJson,
-    analysis_event,
-    analyzed,
-    answered_each,
-    catalog_json,
-    compared,
-    model_json,
-    models_json,
-    predicted,
-    prediction_event,
-    tasks_json,
-)
+from service.schema import rendering
 from tasks.errors import shown
 from wire.disconnection import while_connected
 
 Fields = Mapping[str, object]
 Stream = Callable[[Core, ImageInput, Fields, RequestContext], AsyncGenerator[Any, None]]
-EventJson = Callable[[Any, str], tuple[str, JsonObject]]
+EventJson = Callable[[Any, str], tuple[str, rendering.JsonObject]]
 
 
 class RestApi:
@@ -55,12 +40,12 @@ class RestApi:
 
     def routes(self) -> list[Route]:
         endpoint = self._boundary.endpoint
-        predict = self._answering(predicted, Core.stream)
-        analyze = self._answering(analyzed, stream_analysis, analysis_event)
+        predict = self._answering(rendering.predicted, Core.stream)
+        analyze = self._answering(rendering.analyzed, stream_analysis, rendering.analysis_event)
         image = "/v1/images/{image_id}"
         return [
             Route("/v1/predict", endpoint(predict), methods=["POST"]),
-            Route("/v1/compare", endpoint(self._answering(compared)), methods=["POST"]),
+            Route("/v1/compare", endpoint(self._answering(rendering.compared)), methods=["POST"]),
             Route("/v1/models", endpoint(self.list_models), methods=["GET"]),
             Route("/v1/models/{model_id}", endpoint(self.show_model), methods=["GET"]),
             Route("/v1/tasks", endpoint(self.list_tasks), methods=["GET"]),
@@ -72,9 +57,9 @@ class RestApi:
 
     def _answering(
         self,
-        answering: Answering,
+        answering: rendering.Answering,
         stream: Stream | None = None,
-        event_json: EventJson = prediction_event,
+        event_json: EventJson = rendering.prediction_event,
     ) -> Endpoint:
         """Return an endpoint that answers with a body, or with a stream that ends with the body."""
 
@@ -92,7 +77,7 @@ class RestApi:
             answered = (
                 answer_one(body.image, context)
                 if body.images is None
-                else answered_each(core, body.images, context, answer_one)
+                else rendering.answered_each(core, body.images, context, answer_one)
             )
             rendered = await while_connected(request.receive, answered)
             return Response(rendered.model_dump_json(), media_type="application/json")
@@ -100,20 +85,20 @@ class RestApi:
         return answer
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
-        """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
         models = self._boundary.core().models
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):
             raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
-        return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
+        return JSONResponse(
+            rendering.catalog_json(models) if catalog == "true" else rendering.models_json(models)
+        )
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
         models = self._boundary.core().models
-        return JSONResponse(model_json(models.get(request.path_params["model_id"])))
+        return JSONResponse(rendering.model_json(models.get(request.path_params["model_id"])))
 
     async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
-        """List every task with the schema of its parameters and the models that offer it."""
-        return JSONResponse(tasks_json(self._boundary.core().models))
+        return JSONResponse(rendering.tasks_json(self._boundary.core().models))
 
     async def store(self, request: Request, context: RequestContext) -> Response:
         """Store an image; the same bytes of a key have the same id."""
@@ -136,7 +121,7 @@ class RestApi:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
         await in_thread(images.remove, context.quota.owner, handle)
-        return JSONResponse(DeletedImageJson(id=handle.text).model_dump())
+        return JSONResponse(rendering.DeletedImageJson(id=handle.text).model_dump())
 
 
 def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str]:
@@ -146,7 +131,7 @@ def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str
 
 def _json(image: StoredImage) -> Response:
     width, height = image.size_wh
-    body = StoredImageJson(
+    body = rendering.StoredImageJson(
         id=image.id, expires_at=image.expires_at, bytes=image.num_bytes, width=width, height=height
     )
     return JSONResponse(body.model_dump())

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnsupportedTask
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
-from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
+from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary, authorization
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
@@ -49,7 +49,6 @@ _PLAN_COPIES = 4  # copies of the configuration's characters, at most four bytes
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
-LABEL_STUDIO = Interface("label_studio")
 
 _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
 # counts all that they hold: `json_object`
@@ -57,6 +56,28 @@ _VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 
 BodyT = TypeVar("BodyT")
+
+
+def _authorization(request: Request) -> str | None:
+    key, _ = _credentials(request)
+    return f"Bearer {key}" if key else authorization(request)
+
+
+def _credentials(request: Request) -> tuple[str, str]:
+    """Return key and token in the password of basic authentication (RFC 7617); empty: none."""
+    scheme, _, encoded = (authorization(request) or "").partition(" ")
+    if scheme.lower() != "basic":
+        return "", ""
+    try:
+        credentials = base64.b64decode(encoded.strip(), validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        return "", ""
+    password = credentials.partition(":")[2]
+    key, _, token = password.rpartition(":")
+    return (key, token) if is_token(token) else (password, "")
+
+
+LABEL_STUDIO = Interface("label_studio", authorization=_authorization)
 
 
 class _Body(BaseModel):
@@ -111,7 +132,7 @@ class LabelStudioApi:
         endpoint = self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)
 
         async def answer(request: Request) -> Response:
-            response = await endpoint(_with_bearer(request))
+            response = await endpoint(request)
             is_failed = response.status_code in STATUSES.values()
             agent = request.headers.get("user-agent", "")
             if not (is_failed and agent.startswith(_LABEL_STUDIO_AGENT)):
@@ -123,7 +144,6 @@ class LabelStudioApi:
         return answer
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
-        """Return readiness to a request with an accepted key."""
         core = self._boundary.core()
         await core.check_ready(_models(core, request))
         return JSONResponse({"status": "UP", "model_class": "Diptych"})
@@ -156,7 +176,6 @@ class LabelStudioApi:
         return JSONResponse({"model_version": plan.version(plan.questions())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Return the predictions of each task by each model, or the one for a prompt."""
         core = self._boundary.core()
         body = await self._read(_parser(PredictBody), request, context)
         prompt = body.params.context
@@ -167,7 +186,8 @@ class LabelStudioApi:
             context, _PLAN_COPIES * len(body.label_config) + sum(map(source_bytes, tasks))
         )
         del body, prompt  # all other data and annotations of the tasks: up to a million values
-        images = TaskImages(core, self._host, request.state.label_studio_token)
+        _, token = _credentials(request)
+        images = TaskImages(core, self._host, token)
         batch = Batch(core, plan, images, context)
         answering = batch.outcomes(tasks) if is_batch else batch.prompted(tasks[0])
         results = await while_connected(request.receive, answering)
@@ -175,7 +195,7 @@ class LabelStudioApi:
 
     async def webhook(self, request: Request, context: RequestContext) -> Response:
         """Refuse to train; accept other events unread, as they come without the key."""
-        if self._boundary.is_authorized(request):
+        if self._boundary.is_authorized(request, LABEL_STUDIO):
             body = await self._read(_json, request, context)
             if body.get("action") == _TRAINING:
                 raise UnsupportedTask(
@@ -207,31 +227,6 @@ def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
 def _plan(
     models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None
 ) -> Plan:
-    """Return what to ask; raise `InvalidRequest` or `UnsupportedTask`."""
     controls = parse_config(label_config)
     asks = image_asks(controls) if context is None else prompt_asks(controls, context)
     return Plan.of(models, asks)
-
-
-def _with_bearer(request: Request) -> Request:
-    """Return a request whose key is the password of basic authentication (RFC 7617), if any."""
-    request.state.label_studio_token = ""
-    headers = request.headers.getlist("authorization")
-    scheme, _, encoded = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    if scheme.lower() != "basic":
-        return request
-    try:
-        credentials = base64.b64decode(encoded.strip(), validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        return request
-    password = credentials.partition(":")[2]
-    key, _, token = password.rpartition(":")
-    if is_token(token):
-        request.state.label_studio_token = token
-    else:
-        key = password
-    if not key:
-        return request
-    others = [pair for pair in request.scope["headers"] if pair[0] != b"authorization"]
-    bearer = (b"authorization", b"Bearer " + key.encode())
-    return Request({**request.scope, "headers": [*others, bearer]}, request.receive)

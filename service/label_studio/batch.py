@@ -70,7 +70,6 @@ class Plan:
         return plan
 
     def questions(self) -> list[Question]:
-        """Return each task with every model that offers it, model by model."""
         pairs = itertools.product(self.models, self.asks)
         return [(model, ask) for model, ask in pairs if ask.task in model.entry.task_ids]
 
@@ -105,7 +104,6 @@ def source_bytes(sources: Sources) -> int:
 
 
 def version_of(model: ServedModel) -> str:
-    """Return a model's version: its id and the build of its artifacts."""
     return f"{model.id}@{model.manifest.build_key[:8]}"
 
 
@@ -169,7 +167,6 @@ class Batch:
         return outcome
 
     async def prompted(self, sources: Sources) -> list[bytes]:
-        """Return the one prediction for a prompt as JSON; raise `ServiceError`."""
         questions = self._plan.first_questions()
         results = chain(*(await self._results_of(sources, questions)).values())
         return [await in_thread(_json, prediction(self._plan.version(questions), results))]
@@ -238,7 +235,6 @@ class Batch:
                     await self._wait(error)
 
     async def _wait(self, error: Overloaded) -> None:
-        """Wait until a retry makes sense; raise `error` if the call ends before."""
         if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
             raise error
         await asyncio.sleep(error.retry_after_s)

@@ -35,7 +35,6 @@ _SETTING = variable("label_studio_url")
 
 
 def is_token(text: str) -> bool:
-    """Return True for the form of an access token."""
     return bool(_LEGACY_TOKEN.fullmatch(text) or _PERSONAL_TOKEN.fullmatch(text))
 
 

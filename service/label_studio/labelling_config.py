@@ -72,7 +72,6 @@ class Control:
         return self.attributes.get(attribute, "false").lower() == "true"
 
     def label_of(self, phrase: str) -> str | None:
-        """Return the label that a phrase means, regardless of case."""
         return self.label_by_phrase.get(phrase.casefold())
 
 

@@ -26,19 +26,8 @@ from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.labelling_config import LABELS_TAGS, Control
 from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
+from tasks import results
 from tasks.errors import shown
-from tasks.results import (
-    BoxXyxy,
-    Detection,
-    DetectionsResult,
-    Instance,
-    InstancesResult,
-    PointXy,
-    RunLengthMask,
-    TextRegion,
-    TextRegionsResult,
-    TextResult,
-)
 from tasks.run_length import decode_mask
 from tasks.table import MAX_GIVEN_CHARS, MAX_LABELS
 
@@ -120,17 +109,16 @@ class Ask:
         return with_region
 
     def results(self, answer: Answer) -> Iterator[JsonObject]:
-        """Yield the results of an answer."""
         canvas = _Canvas(answer.image_size_wh)
         control = self.control
         match answer.result:
-            case TextRegionsResult(regions) if self.region_tags is not None:
+            case results.TextRegionsResult(regions) if self.region_tags is not None:
                 for region in regions:
                     yield from canvas.located(region.quad, region.text, region, self.region_tags)
-            case DetectionsResult(detections) if self.region_tags is not None:
+            case results.DetectionsResult(detections) if self.region_tags is not None:
                 for box in detections:
                     yield from canvas.located(corners(box.box), box.label, box, self.region_tags)
-            case TextResult(text):
+            case results.TextResult(text):
                 if control.tag == "Choices":
                     name = control.label_of(text.strip().rstrip("."))
                     value = None if name is None else {"choices": [name]}
@@ -138,16 +126,16 @@ class Ask:
                     value = {"text": [text]} if text.strip() else None
                 if value is not None:
                     yield canvas.region(control, value, None)
-            case DetectionsResult(detections) if control.tag == "Choices":
+            case results.DetectionsResult(detections) if control.tag == "Choices":
                 yield from _object_choices(canvas, detections, control)
-            case DetectionsResult(detections):
+            case results.DetectionsResult(detections):
                 for detection in detections:
                     name = self.label or control.label_of(detection.label)
                     labels = {} if name is None else {control.result_type: [name]}
                     if labels or not control.labels:
                         value = canvas.box(detection.box) | labels
                         yield canvas.region(control, value, detection.score)
-            case InstancesResult(instances):
+            case results.InstancesResult(instances):
                 for instance in instances:
                     for shape in _mask_values(canvas, instance, control):
                         value = shape | {control.result_type: [self.label]}
@@ -228,7 +216,6 @@ def _chosen_task(control: Control, allowed: Sequence[str], default: str = "") ->
 
 
 def _fields(control: Control, task: str) -> dict[str, object]:
-    """Return the fields of a task that are options of its control."""
     attributes = control.attributes
     fields: dict[str, object] = {"task": task, **_TAGS[control.tag].fields}
     for name in _TASK_OPTIONS.get(task, ()):
@@ -340,22 +327,21 @@ class _Canvas:
 
     size_wh: tuple[int, int]
 
-    def box(self, box: BoxXyxy) -> JsonObject:
+    def box(self, box: results.BoxXyxy) -> JsonObject:
         x1, y1 = self.point(box[:2])
         x2, y2 = self.point(box[2:])
         return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
 
-    def point(self, point: PointXy) -> list[float]:
+    def point(self, point: results.PointXy) -> list[float]:
         sides = zip(point, self.size_wh, strict=True)
         return [min(max(100 * position / side, 0.0), 100.0) for position, side in sides]
 
-    def polygon(self, points: Sequence[PointXy]) -> JsonObject:
+    def polygon(self, points: Sequence[results.PointXy]) -> JsonObject:
         return {"points": [self.point(point) for point in points], "closed": True}
 
     def region(
         self, control: Control, value: JsonObject, score: float | None, region_id: str = ""
     ) -> JsonObject:
-        """Return one result of a control."""
         width, height = self.size_wh
         result = {
             "id": region_id or _new_id(),
@@ -370,7 +356,11 @@ class _Canvas:
         return result if score is None else result | {"score": score}
 
     def located(
-        self, quad: Sequence[PointXy], text: str, source: Detection | TextRegion, tags: RegionTags
+        self,
+        quad: Sequence[results.PointXy],
+        text: str,
+        source: results.Detection | results.TextRegion,
+        tags: RegionTags,
     ) -> Iterator[JsonObject]:
         """Yield the results of a piece of text, which share an id: shape, label, transcription."""
         if tags.shape.tag in ("Polygon", "PolygonLabels"):
@@ -392,7 +382,9 @@ def _new_id() -> str:
     return uuid.uuid4().hex[:10]
 
 
-def _mask_values(canvas: _Canvas, instance: Instance, control: Control) -> Iterator[JsonObject]:
+def _mask_values(
+    canvas: _Canvas, instance: results.Instance, control: Control
+) -> Iterator[JsonObject]:
     if control.tag != "BrushLabels":
         for ring in outlines(instance):
             yield canvas.polygon(simplified(ring, _TOLERANCE_PX))
@@ -401,7 +393,7 @@ def _mask_values(canvas: _Canvas, instance: Instance, control: Control) -> Itera
 
 
 def _object_choices(
-    canvas: _Canvas, detections: Sequence[Detection], control: Control
+    canvas: _Canvas, detections: Sequence[results.Detection], control: Control
 ) -> Iterator[JsonObject]:
     """Yield the choice detected with the highest score; all in a multiple choice."""
     scores: dict[str, float] = {}
@@ -426,7 +418,7 @@ def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> Json
     }
 
 
-def brush_rle(mask: RunLengthMask) -> list[int]:
+def brush_rle(mask: results.RunLengthMask) -> list[int]:
     """Return a mask in rle-pack's format: RGBA, 255 in all channels within it, 0 elsewhere."""
     pixels = decode_mask(mask).ravel()
     bits = [f"{pixels.size * _CHANNELS:032b}{_WORD_BITS - 1:05b}"]
@@ -441,7 +433,6 @@ def brush_rle(mask: RunLengthMask) -> list[int]:
 
 
 def _run(length: int, value: int) -> Iterator[str]:
-    """Yield a run, split where it is longer than the widest field."""
     while length > 0:
         part = min(length, _MAX_RUN)
         index = next(index for index, width in enumerate(_WIDTHS) if part <= 2**width)

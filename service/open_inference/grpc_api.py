@@ -12,21 +12,7 @@ from google.protobuf.json_format import ParseDict
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnknownModel
 from service.inference.prediction import Answer
-from service.open_inference.tensors import (
-    API,
-    MAX_TENSORS,
-    InferRequest,
-    Tensor,
-    answer_document,
-    model_config,
-    model_metadata,
-    model_of,
-    raw_result,
-    request_body,
-    request_context,
-    result_text,
-    server_metadata,
-)
+from service.open_inference import tensors
 from service.rpc.boundary import GrpcApi, method
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto import inference_pb2_grpc as pb_grpc
@@ -45,7 +31,7 @@ _CONTENTS = {  # the field for the elements of a datatype
 class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     """The protocol's service."""
 
-    api = API
+    api = tensors.API
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
     image_methods = frozenset({"ModelInfer"})
     open_methods = frozenset({"ServerMetadata"})
@@ -71,7 +57,7 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelReadyResponse:
         """Return readiness, which is False for a model that is not served."""
         try:
-            model = model_of(self._core.models, request.name, request.version)
+            model = tensors.model_of(self._core.models, request.name, request.version)
         except UnknownModel:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._core.is_ready(model))
@@ -80,46 +66,45 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     async def ServerMetadata(
         self, _: pb.ServerMetadataRequest, __: RequestContext
     ) -> pb.ServerMetadataResponse:
-        return ParseDict(server_metadata(), pb.ServerMetadataResponse())
+        return ParseDict(tensors.server_metadata(), pb.ServerMetadataResponse())
 
     @method
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, _: RequestContext
     ) -> pb.ModelMetadataResponse:
-        model = model_of(self._core.models, request.name, request.version)
-        return ParseDict(model_metadata(model), pb.ModelMetadataResponse())
+        model = tensors.model_of(self._core.models, request.name, request.version)
+        return ParseDict(tensors.model_metadata(model), pb.ModelMetadataResponse())
 
     @method
     async def ModelConfig(
         self, request: pb.ModelConfigRequest, _: RequestContext
     ) -> pb.ModelConfigResponse:
-        model = model_of(self._core.models, request.name, request.version)
-        return ParseDict({"config": model_config(model)}, pb.ModelConfigResponse())
+        model = tensors.model_of(self._core.models, request.name, request.version)
+        return ParseDict({"config": tensors.model_config(model)}, pb.ModelConfigResponse())
 
     @method
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: RequestContext
     ) -> pb.ModelInferResponse:
-        model = model_of(self._core.models, request.model_name, request.model_version)
+        model = tensors.model_of(self._core.models, request.model_name, request.model_version)
         infer = read_request(request)
-        context = request_context(infer, context)
-        body = request_body(infer, model)
+        context = tensors.request_context(infer, context)
+        body = tensors.request_body(infer, model)
         answer = await self._core.predict(body.image, body.fields, context)
         return write_answer(answer, infer, context.request_id)
 
 
-def read_request(request: pb.ModelInferRequest) -> InferRequest:
-    """Return the request of a message; raise `InvalidRequest`."""
+def read_request(request: pb.ModelInferRequest) -> tensors.InferRequest:
     raw = request.raw_input_contents
     num_tensors = max(len(request.inputs), len(request.outputs), len(request.parameters))
-    if num_tensors > MAX_TENSORS:
+    if num_tensors > tensors.MAX_TENSORS:
         problem = f"{num_tensors} inputs, outputs or parameters"
-        raise InvalidRequest(f"{problem}; the maximum of each is {MAX_TENSORS}", "inputs")
+        raise InvalidRequest(f"{problem}; the maximum of each is {tensors.MAX_TENSORS}", "inputs")
     if raw and len(raw) != len(request.inputs):
         problem = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs"
         raise InvalidRequest(f"{problem}; send one per input", "raw_input_contents")
     contents = raw or [None] * len(request.inputs)
-    tensors = tuple(map(_tensor, request.inputs, contents))
+    inputs = tuple(map(_tensor, request.inputs, contents))
     for output in request.outputs:
         _refuse_parameters(output.parameters)
     outputs = tuple(output.name for output in request.outputs)
@@ -127,20 +112,25 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
         for name, parameter in request.parameters.items()
     }
-    return InferRequest(request.id, tensors, parameters, outputs, wants_raw=bool(raw))
+    return tensors.InferRequest(request.id, inputs, parameters, outputs, wants_raw=bool(raw))
 
 
-def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.ModelInferResponse:
-    """Return the message of an answer, its result raw or typed."""
-    response = ParseDict(answer_document(answer, request, request_id), pb.ModelInferResponse())
+def write_answer(
+    answer: Answer, request: tensors.InferRequest, request_id: str
+) -> pb.ModelInferResponse:
+    response = ParseDict(
+        tensors.answer_document(answer, request, request_id), pb.ModelInferResponse()
+    )
     if request.wants_raw:
-        response.raw_output_contents.append(raw_result(answer, request_id))
+        response.raw_output_contents.append(tensors.raw_result(answer, request_id))
     else:
-        response.outputs[0].contents.bytes_contents.append(result_text(answer, request_id).encode())
+        response.outputs[0].contents.bytes_contents.append(
+            tensors.result_text(answer, request_id).encode()
+        )
     return response
 
 
-def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
+def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> tensors.Tensor:
     _refuse_parameters(tensor.parameters)
     if raw is not None and tensor.HasField("contents"):
         problem = "an input has contents beside raw_input_contents; send one of them"
@@ -148,7 +138,7 @@ def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) ->
     field = _CONTENTS.get(tensor.datatype, "bytes_contents")
     typed: Sequence[object] = getattr(tensor.contents, field)
     data = typed if raw is None else raw
-    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
+    return tensors.Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
 
 
 def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:

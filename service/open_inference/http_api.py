@@ -30,23 +30,7 @@ from service.http.body import BodyMemory, json_object, off_loop, parsed, read_by
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
-from service.open_inference.tensors import (
-    API,
-    MAX_ELEMENTS,
-    MAX_ID_CHARS,
-    MAX_TENSORS,
-    InferRequest,
-    Tensor,
-    answer_document,
-    model_config,
-    model_metadata,
-    model_of,
-    raw_result,
-    request_body,
-    request_context,
-    result_text,
-    server_metadata,
-)
+from service.open_inference import tensors
 from service.validation import BOUNDED_BY_BODY, StrictModel, validated
 from tasks.errors import shown
 from wire.disconnection import while_connected
@@ -55,7 +39,7 @@ PREFIX = "/v2"
 _BINARY_COPIES = 3  # the body, a tensor of it, and the image taken out of that
 _MAX_DIMENSIONS = 8
 # A batch of one may be nested; the elements are counted when a tensor is read.
-_DATA: dict[str, JsonValue] = {"maxItems": MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
+_DATA: dict[str, JsonValue] = {"maxItems": tensors.MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
 
 
 class _InputParameters(StrictModel):
@@ -63,8 +47,8 @@ class _InputParameters(StrictModel):
 
 
 class _Input(StrictModel):
-    name: str = Field(max_length=MAX_ID_CHARS)
-    datatype: str = Field(max_length=MAX_ID_CHARS)
+    name: str = Field(max_length=tensors.MAX_ID_CHARS)
+    datatype: str = Field(max_length=tensors.MAX_ID_CHARS)
     shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
     parameters: _InputParameters = _InputParameters()
     data: Annotated[list[Any], Field(json_schema_extra=_DATA)] | None = None
@@ -92,18 +76,20 @@ class _OutputParameters(StrictModel):
 
 
 class _Output(StrictModel):
-    name: str = Field(max_length=MAX_ID_CHARS)
+    name: str = Field(max_length=tensors.MAX_ID_CHARS)
     parameters: _OutputParameters = _OutputParameters()
 
 
 class InferJson(StrictModel):
     """Body of a request, or its JSON part."""
 
-    id: str = Field("", json_schema_extra={"maxLength": MAX_ID_CHARS})
-    inputs: list[_Input] = Field(max_length=MAX_TENSORS)
-    outputs: list[_Output] = Field([], max_length=MAX_TENSORS)
-    parameters: dict[str, Any] = Field({}, max_length=MAX_TENSORS)
-    model_name: str = Field("", max_length=MAX_ID_CHARS)  # some clients repeat the one of the path
+    id: str = Field("", json_schema_extra={"maxLength": tensors.MAX_ID_CHARS})
+    inputs: list[_Input] = Field(max_length=tensors.MAX_TENSORS)
+    outputs: list[_Output] = Field([], max_length=tensors.MAX_TENSORS)
+    parameters: dict[str, Any] = Field({}, max_length=tensors.MAX_TENSORS)
+    model_name: str = Field(
+        "", max_length=tensors.MAX_ID_CHARS
+    )  # some clients repeat the one of the path
 
     def wants_raw(self) -> bool:
         """Return True if the result is requested raw; an output overrides the request."""
@@ -124,7 +110,7 @@ class OpenInferenceError(StrictModel):
 
 
 OPEN_INFERENCE = Interface(
-    API, lambda error, _request_id: OpenInferenceError(error=error.message).model_dump()
+    tensors.API, lambda error, _request_id: OpenInferenceError(error=error.message).model_dump()
 )
 
 
@@ -156,7 +142,7 @@ class OpenInferenceRest:
         return routes
 
     async def server(self, _request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(server_metadata())
+        return JSONResponse(tensors.server_metadata())
 
     async def is_live(self, _request: Request, _context: RequestContext) -> Response:
         return JSONResponse({"live": True})
@@ -167,10 +153,10 @@ class OpenInferenceRest:
         return JSONResponse({"ready": True})
 
     async def model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_metadata(self._model(request)))
+        return JSONResponse(tensors.model_metadata(self._model(request)))
 
     async def config(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_config(self._model(request)))
+        return JSONResponse(tensors.model_config(self._model(request)))
 
     async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
         model = self._model(request)
@@ -180,7 +166,7 @@ class OpenInferenceRest:
     def _model(self, request: Request) -> ServedModel:
         models = self._boundary.core().models
         parameters = request.path_params
-        return model_of(models, parameters["model"], parameters.get("version", ""))
+        return tensors.model_of(models, parameters["model"], parameters.get("version", ""))
 
     async def infer(self, request: Request, context: RequestContext) -> Response:
         core = self._boundary.core()
@@ -193,22 +179,22 @@ class OpenInferenceRest:
         json_length = request.headers.get("inference-header-content-length")
         parse = partial(read_request, json_length=json_length)
 
-        async def read(request: Request, memory: BodyMemory) -> InferRequest:
+        async def read(request: Request, memory: BodyMemory) -> tensors.InferRequest:
             if json_length is None:
                 return await parsed(parse, await read_bytes(request, memory), memory)
             return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
 
         infer = await self._boundary.read(read, request, context)
-        context = request_context(infer, context)
+        context = tensors.request_context(infer, context)
         request.state.request_id = context.request_id
-        body = request_body(infer, model)
+        body = tensors.request_body(infer, model)
         answer = await while_connected(
             request.receive, core.predict(body.image, body.fields, context)
         )
         return write_answer(answer, infer, context.request_id)
 
 
-def read_request(body: bytes, json_length: str | None) -> InferRequest:
+def read_request(body: bytes, json_length: str | None) -> tensors.InferRequest:
     """Read a request; `json_length` is the value of the header. Raise `InvalidRequest`."""
     start = len(body)
     if json_length is not None:
@@ -218,28 +204,29 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
             raise InvalidRequest(f"{problem}; it must be at most the {len(body)} bytes of the body")
         start = int(json_length)
     document = validated(InferJson, json_object(body[:start]))
-    tensors: list[Tensor] = []
+    inputs: list[tensors.Tensor] = []
     for tensor in document.inputs:
         num_bytes = tensor.parameters.binary_data_size or 0
         data = tensor.content(body[start : start + num_bytes])
-        tensors.append(Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+        inputs.append(tensors.Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
         start += num_bytes
     if start != len(body):
         raise InvalidRequest(f"the body has {len(body) - start} bytes after its last input")
     parameters = dict(document.parameters)
     parameters.pop("binary_data_output", None)
     outputs = tuple(output.name for output in document.outputs)
-    return InferRequest(document.id, tuple(tensors), parameters, outputs, document.wants_raw())
+    return tensors.InferRequest(
+        document.id, tuple(inputs), parameters, outputs, document.wants_raw()
+    )
 
 
-def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Response:
-    """Return an answer with its result raw or as JSON."""
-    document = answer_document(answer, request, request_id)
+def write_answer(answer: Answer, request: tensors.InferRequest, request_id: str) -> Response:
+    document = tensors.answer_document(answer, request, request_id)
     (output,) = document["outputs"]
     if not request.wants_raw:
-        output["data"] = [result_text(answer, request_id)]
+        output["data"] = [tensors.result_text(answer, request_id)]
         return JSONResponse(document)
-    raw = raw_result(answer, request_id)
+    raw = tensors.raw_result(answer, request_id)
     output["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps(document).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}

@@ -114,7 +114,6 @@ _INPUTS = _input_specs(TASKS.values())
 
 
 def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
-    """Return the model of a request, which may omit the version; raise `UnknownModel`."""
     model = models.get(name)
     if version not in ("", VERSION):
         raise UnknownModel(f"model {name} has version {VERSION}, not {shown(version)}", "version")
@@ -248,13 +247,11 @@ def _invalid(tensor: Tensor, problem: str) -> InvalidRequest:
 
 
 def server_metadata() -> JsonObject:
-    """Return name, version and supported extensions."""
     extensions = ["binary_tensor_data", "model_configuration", "parameters"]
     return {"name": "diptych", "version": "1", "extensions": extensions}
 
 
 def model_metadata(model: ServedModel) -> JsonObject:
-    """Return the output of a model and the inputs of all its tasks."""
     inputs: list[JsonObject] = []
     for spec in _specs(model):
         inputs.append({"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)})

@@ -32,19 +32,7 @@ from service.images.decoding import in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields
 from service.inference.prediction import Answer, Piece
-from service.openai.wire import (
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatError,
-    ChatErrorDetail,
-    ChatRequest,
-    ChatUsage,
-    ErrorType,
-    ImagePart,
-    ResponseFormat,
-    TextPart,
-)
+from service.openai import wire
 from service.schema.rendering import RESULT
 from service.validation import validated
 from tasks.errors import ParameterError
@@ -52,7 +40,7 @@ from tasks.families import FAMILIES
 from tasks.prompts import AskedTask
 from wire.disconnection import while_connected
 
-_TYPES: dict[ErrorCode, ErrorType] = {
+_TYPES: dict[ErrorCode, wire.ErrorType] = {
     "unauthorized": "authentication_error",
     "overloaded": "rate_limit_error",
     "internal": "server_error",
@@ -67,15 +55,14 @@ _steps: ContextVar[Iterator[int]] = ContextVar("steps")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """Return an error in OpenAI's form."""
-    detail = ChatErrorDetail(
+    detail = wire.ChatErrorDetail(
         message=error.message,
         type=_TYPES.get(error.code, "invalid_request_error"),
         param=error.param,
         code=error.code,
         request_id=request_id,
     )
-    return ChatError(error=detail).model_dump()
+    return wire.ChatError(error=detail).model_dump()
 
 
 OPENAI = Interface("openai", error_body)
@@ -92,10 +79,9 @@ class OpenAiApi:
         return [Route("/v1/chat/completions", endpoint, methods=["POST"])]
 
     async def chat(self, request: Request, context: RequestContext) -> Response:
-        """Answer the last message of a conversation: a completion, or a stream of chunks."""
         core = self._boundary.core()
         body = await self._boundary.read(read_json, request, context)
-        chat = validated(ChatRequest, body)
+        chat = validated(wire.ChatRequest, body)
         if not chat.stream:
             completion = await while_connected(request.receive, complete(chat, core, context))
             return Response(completion.model_dump_json(), media_type="application/json")
@@ -105,35 +91,38 @@ class OpenAiApi:
         return await event_stream(request, context, OPENAI, events, form)
 
 
-async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
-    """Return the completion of a conversation; raise `ServiceError`."""
+async def complete(
+    chat: wire.ChatRequest, core: Core, context: RequestContext
+) -> wire.ChatCompletion:
     await _check_format(chat.response_format)
     answer = await core.predict(image_of(chat), fields_of(chat, core), context)
     content = answer.written.text
     if chat.response_format.type != "text":
         content = await in_thread(typed_content, answer, chat.response_format)
-    message = AssistantMessage(content=content)
-    return ChatCompletion(
+    message = wire.AssistantMessage(content=content)
+    return wire.ChatCompletion(
         id=context.request_id,
         created=int(time.time()),
         model=answer.model.id,
-        choices=[ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
+        choices=[wire.ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
         usage=_usage(answer),
     )
 
 
-async def _check_format(response_format: ResponseFormat) -> None:
+async def _check_format(response_format: wire.ResponseFormat) -> None:
     if response_format.json_schema is not None:
         await in_thread(check_schema, response_format.json_schema.schema_)
 
 
-def _chunk_form(chat: ChatRequest, request_id: str) -> Callable[[Piece | Answer], Iterator[str]]:
+def _chunk_form(
+    chat: wire.ChatRequest, request_id: str
+) -> Callable[[Piece | Answer], Iterator[str]]:
     """Return what renders the events of one stream; typed content is one piece at the end."""
     head = {"id": request_id, "object": "chat.completion.chunk", "created": int(time.time())}
     is_typed = chat.response_format.type != "text"
     has_begun = False
 
-    def chunk(choices: list[dict[str, Any]], usage: ChatUsage | None = None) -> str:
+    def chunk(choices: list[dict[str, Any]], usage: wire.ChatUsage | None = None) -> str:
         document = {**head, "model": chat.model, "choices": choices}
         document["usage"] = None if usage is None else usage.model_dump()
         return server_sent_event(json.dumps(document))
@@ -161,22 +150,21 @@ def _chunk_form(chat: ChatRequest, request_id: str) -> Callable[[Piece | Answer]
     return form
 
 
-def _usage(answer: Answer) -> ChatUsage:
+def _usage(answer: Answer) -> wire.ChatUsage:
     usage = answer.usage
     num_read = usage.image_tokens + usage.prompt_tokens
-    return ChatUsage(
+    return wire.ChatUsage(
         prompt_tokens=num_read,
         completion_tokens=usage.generated_tokens,
         total_tokens=num_read + usage.generated_tokens,
     )
 
 
-def image_of(chat: ChatRequest) -> ImageInput:
-    """Return the one image of the latest message that has an image."""
+def image_of(chat: wire.ChatRequest) -> ImageInput:
     for message in reversed(chat.messages):
         if message.role != "user":
             continue
-        urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
+        urls = [part.image_url.url for part in message.content if isinstance(part, wire.ImagePart)]
         if len(urls) > 1:
             raise InvalidRequest(f"a message has {len(urls)} image_url parts; send one", "messages")
         if urls:
@@ -184,12 +172,12 @@ def image_of(chat: ChatRequest) -> ImageInput:
     raise InvalidRequest("no message of the user has an image_url part; send one", "messages")
 
 
-def fields_of(chat: ChatRequest, core: Core) -> Fields:
+def fields_of(chat: wire.ChatRequest, core: Core) -> Fields:
     """Return the fields of POST /v1/predict with the meaning of the last message."""
     last = chat.messages[-1]
     if last.role != "user":
         raise InvalidRequest(f"the last message is of {last.role}; it must be of user", "messages")
-    texts = [part.text for part in last.content if isinstance(part, TextPart)]
+    texts = [part.text for part in last.content if isinstance(part, wire.TextPart)]
     if len(texts) != 1:
         problem = f"the last message has {len(texts)} text parts; send one"
         raise InvalidRequest(problem, "messages")
@@ -250,7 +238,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         raise InvalidRequest(problem, _PARAM) from error
 
 
-def typed_content(answer: Answer, response_format: ResponseFormat) -> str:
+def typed_content(answer: Answer, response_format: wire.ResponseFormat) -> str:
     """Return the typed result as JSON; raise `InvalidRequest` if it does not match the schema."""
     result = RESULT.validate_python(answer.result)
     content: str = result.model_dump_json()

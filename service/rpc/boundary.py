@@ -87,7 +87,6 @@ def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number and the position behind it."""
     value = 0
     for index, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * index)
@@ -222,7 +221,6 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
         async def write(messages: Messages, context: Context) -> None:
-            """Read for the stream of health, which writes."""
             message = await _read(self._incoming(handler, messages, context), context)
             await handler.unary_stream(message, context)
 
@@ -247,7 +245,6 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
 
 async def _read(incoming: Incoming, context: Context) -> Message:
-    """Return the message of a call; end the call if there is none, or a malformed one."""
     try:
         return await incoming.read_small()
     except NoMessage:
@@ -342,7 +339,6 @@ class GrpcApi:
             await abort(context, failure, (("x-request-id", request_id), trace))
 
     async def _quota(self, name: str, authorization: str | None, address: str) -> Quota:
-        """Raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
             return UNLIMITED

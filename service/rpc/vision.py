@@ -19,18 +19,7 @@ from service.inference.core import MAX_IMAGES
 from service.rpc.boundary import Descriptor, GrpcApi, method, stream
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto import vision_pb2_grpc as pb_grpc
-from service.schema.rendering import (
-    Answering,
-    JsonObject,
-    analysis_event,
-    analyzed,
-    answered_each,
-    compared,
-    models_json,
-    predicted,
-    prediction_event,
-    tasks_json,
-)
+from service.schema import rendering
 
 MessageT = TypeVar("MessageT", bound=Message)
 ImageRequest = pb.PredictRequest | pb.CompareRequest | pb.AnalyzeRequest
@@ -49,7 +38,7 @@ def request_fields(request: Message) -> dict[str, object]:
     return fields
 
 
-def message_of(kind: type[MessageT], document: JsonObject) -> MessageT:
+def message_of(kind: type[MessageT], document: rendering.JsonObject) -> MessageT:
     """Return a message from JSON; other fields than those of the message are left out."""
     return kind(**_message_fields(kind.DESCRIPTOR, document))
 
@@ -89,36 +78,34 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
 
     @method
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
-        return await self._answered(pb.Answer, predicted, request, context)
+        return await self._answered(pb.Answer, rendering.predicted, request, context)
 
     @method
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
-        return await self._answered(pb.Comparison, compared, request, context)
+        return await self._answered(pb.Comparison, rendering.compared, request, context)
 
     @method
     async def Analyze(self, request: pb.AnalyzeRequest, context: RequestContext) -> pb.Analysis:
-        return await self._answered(pb.Analysis, analyzed, request, context)
+        return await self._answered(pb.Analysis, rendering.analyzed, request, context)
 
     @stream
     async def PredictStream(
         self, request: pb.PredictRequest, context: RequestContext
     ) -> AsyncGenerator[pb.PredictEvent, None]:
-        """Answer with one model: its text while it is generated, then the answer."""
         image = _single_image(request)
         async with aclosing(self._core.stream(image, request_fields(request), context)) as events:
             async for event in events:
-                yield event_message(*prediction_event(event, context.request_id))
+                yield event_message(*rendering.prediction_event(event, context.request_id))
 
     @stream
     async def AnalyzeStream(
         self, request: pb.AnalyzeRequest, context: RequestContext
     ) -> AsyncGenerator[pb.AnalyzeEvent, None]:
-        """Answer all steps: each answer when it is there, then the analysis."""
         image = _single_image(request)
         fields = request_fields(request)
         async with aclosing(stream_analysis(self._core, image, fields, context)) as events:
             async for event in events:
-                name, document = analysis_event(event, context.request_id)
+                name, document = rendering.analysis_event(event, context.request_id)
                 if name == "answer":
                     yield message_of(pb.AnalyzeEvent, {name: document | {"answer": document}})
                 else:
@@ -128,12 +115,12 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def ListModels(
         self, _: pb.ListModelsRequest, __: RequestContext
     ) -> pb.ListModelsResponse:
-        rows = models_json(self._core.models)["data"]
+        rows = rendering.models_json(self._core.models)["data"]
         return message_of(pb.ListModelsResponse, {"models": rows})
 
     @method
     async def ListTasks(self, _: pb.ListTasksRequest, __: RequestContext) -> pb.ListTasksResponse:
-        rows = tasks_json(self._core.models)["data"]
+        rows = rendering.tasks_json(self._core.models)["data"]
         for row in rows:
             row["parameters_json_schema"] = json.dumps(row["parameters"])
         return message_of(pb.ListTasksResponse, {"tasks": rows})
@@ -141,11 +128,10 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def _answered(
         self,
         kind: type[MessageT],
-        answering: Answering,
+        answering: rendering.Answering,
         request: ImageRequest,
         context: RequestContext,
     ) -> MessageT:
-        """Return the answer about the image of a request, or about each of several."""
         answer = partial(answering, self._core, request_fields(request))
         if not request.images:
             body = await answer(file_or_handle(request.image), context)
@@ -156,14 +142,14 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
             message = f"{len(request.images)} images are sent; at most {MAX_IMAGES} are allowed"
             raise InvalidRequest(message, "images")
         images = list(map(file_or_handle, request.images))
-        several = await answered_each(self._core, images, context, answer)
-        outcomes: list[JsonObject] = []
+        several = await rendering.answered_each(self._core, images, context, answer)
+        outcomes: list[rendering.JsonObject] = []
         for row in several.model_dump()["answers"]:
             outcomes.append(row if "error" in row else {kind.DESCRIPTOR.name.lower(): row})
         return message_of(kind, {"id": context.request_id, "outcomes": outcomes})
 
 
-def event_message(name: str, document: JsonObject) -> pb.PredictEvent:
+def event_message(name: str, document: rendering.JsonObject) -> pb.PredictEvent:
     if name == "result":
         return message_of(pb.PredictEvent, {"answer": document})
     text = document.pop("text")
@@ -171,7 +157,6 @@ def event_message(name: str, document: JsonObject) -> pb.PredictEvent:
 
 
 def _single_image(request: ImageRequest) -> ImageInput:
-    """Return the image of a request whose answers are streamed; raise `InvalidRequest`."""
     if request.images:
         raise InvalidRequest("a stream of answers needs image; images is given", "images")
     return file_or_handle(request.image)

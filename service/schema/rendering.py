@@ -401,7 +401,6 @@ def prediction_event(event: Piece | Answer, request_id: str) -> tuple[str, JsonO
 
 
 def analysis_event(event: StepAnswer | Analysis, request_id: str) -> tuple[str, JsonObject]:
-    """Return the name and the data of an event."""
     if isinstance(event, Analysis):
         return "result", analysis_json(event, request_id).model_dump()
     answer = _step_answer_json(event, request_id).model_dump()
@@ -416,7 +415,6 @@ _PROOF_FIELDS = ("fields", "min_precision", "confidence", "min_score", "max_labe
 
 
 def models_json(models: ServedModels) -> JsonObject:
-    """Return the served models in the list format of the OpenAI API."""
     return {"object": "list", "data": [model_json(model) for model in models]}
 
 
@@ -459,7 +457,6 @@ def model_json(model: ServedModel) -> JsonObject:
 
 
 def _row(entry: CatalogEntry, precision: str) -> JsonObject:
-    """Return the columns of the comparison table."""
     year, month = map(int, entry.release_date.split("-"))
     return {
         "id": entry.id,

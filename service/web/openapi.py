@@ -168,7 +168,6 @@ _UPLOAD_FORM = {
 
 
 def openapi_document(models: ServedModels) -> JsonObject:
-    """Return the document for the served models."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -301,7 +300,6 @@ def _operation(
 
 
 def _answer(*models: type[BaseModel]) -> JsonObject:
-    """Return a response that is one of the models."""
     references = [_reference(model.__name__) for model in models]
     return _response("the answer", references[0] if len(models) == 1 else {"oneOf": references})
 
@@ -384,7 +382,6 @@ def _step_schema(models: ServedModels) -> JsonObject:
 
 
 def _offered(models: ServedModels) -> list[str]:
-    """Return the tasks that a model offers, in the order of the table."""
     offered = set(chain(*(model.entry.task_ids for model in models)))
     return [task_id for task_id in TASKS if task_id in offered]
 
@@ -399,7 +396,6 @@ def _object(properties: JsonObject, required: list[str]) -> JsonObject:
 
 
 def _with_image(fields: JsonObject) -> JsonObject:
-    """Return the schema of a body of an image and `fields`."""
     properties = {"image": _IMAGE, **fields["properties"]}
     return {**fields, "properties": properties, "required": ["image", *fields["required"]]}
 

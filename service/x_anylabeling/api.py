@@ -19,7 +19,7 @@ docs/router.md, docs/user_guide.md (answers).
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -51,7 +51,6 @@ from wire.disconnection import while_connected
 JsonObject = dict[str, Any]
 
 PREFIX = "/integrations/x-anylabeling"
-X_ANYLABELING = Interface("x_anylabeling")
 _SEPARATORS = re.compile(r"[.,;]")
 _DEFAULT_EPSILON = 0.001  # X-AnyLabeling's default
 _MAX_NAME_CHARS = 200
@@ -125,6 +124,16 @@ class Call(_Body):
     params: Params = Params()
 
 
+def _authorization(request: Request) -> str | None:
+    """Return the key in the header `Token`, if any, as a bearer's."""
+    headers = request.headers
+    bearers = [f"Bearer {token}" for token in headers.getlist("token") if token]
+    return ", ".join((*headers.getlist("authorization"), *bearers)) or None
+
+
+X_ANYLABELING = Interface("x_anylabeling", authorization=_authorization)
+
+
 class XAnyLabelingApi:
     """The endpoints of the protocol."""
 
@@ -133,7 +142,7 @@ class XAnyLabelingApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: Endpoint) -> Route:
-            endpoint = _with_bearer(self._boundary.endpoint(function, X_ANYLABELING))
+            endpoint = self._boundary.endpoint(function, X_ANYLABELING)
             return Route(PREFIX + path, endpoint, methods=[method])
 
         return [
@@ -169,22 +178,7 @@ def _succeeded(data: object) -> Response:
     return JSONResponse({"success": True, "data": data})
 
 
-def _with_bearer(
-    endpoint: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint for requests whose key is in the header `Token`, if any."""
-
-    async def answer(request: Request) -> Response:
-        tokens = [value for name, value in request.scope["headers"] if name == b"token" and value]
-        bearers = [(b"authorization", b"Bearer " + token) for token in tokens]
-        headers = [*request.scope["headers"], *bearers]
-        return await endpoint(Request({**request.scope, "headers": headers}, request.receive))
-
-    return answer
-
-
 def _model_json(model: ServedModel) -> JsonObject:
-    """Return the name of a model, its tasks, and the widgets of each."""
     return {
         "display_name": model.id,
         "widgets": [{"name": name, "value": value} for name, value in _INITIAL_VALUES.items()],
