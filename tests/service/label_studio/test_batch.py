@@ -17,7 +17,6 @@ from PIL import Image
 from service.admission.api_keys import ApiKeys
 from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, Overloaded
-from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
@@ -42,6 +41,7 @@ from tests.support.fake_service import (
 )
 from tests.support.image_hosts import ImageHost, Names, listening, response
 from tests.support.label_studio_config import basic_auth, labelled, view
+from tests.support.rest_client import client
 from wire.runner_messages import Outcome, SequenceSpec
 
 PATH = f"/integrations/label-studio/{FLORENCE_ID}"
@@ -76,14 +76,11 @@ class BusyDecoder(FakeDecoder):
 
 @asynccontextmanager
 async def service(core: Core, keys: ApiKeys | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    boundary = RestBoundary(SETTINGS)
-    boundary.start(core, keys or ApiKeys(None))
+    api = client(core, keys, SETTINGS)
+    options: Any = {"transport": httpx.ASGITransport(rest_app(api.boundary))}
     headers = basic_auth("secret") if keys else {}
-    transport = httpx.ASGITransport(rest_app(boundary))
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://diptych", headers=headers
-    ) as client:
-        yield client
+    async with httpx.AsyncClient(base_url="http://diptych", headers=headers, **options) as http:
+        yield http
 
 
 def body(*images: str, rest: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -97,17 +94,17 @@ def num_results(response: httpx.Response) -> list[int]:
     return [len(prediction["result"]) for (prediction,) in response.json()["results"]]
 
 
-@pytest.mark.parametrize(("max_concurrent", "max_running"), [(1, 1), (2, 2), (3, 3)])
-def test_answers_use_places_of_the_key(max_concurrent: int, max_running: int) -> None:
+@pytest.mark.parametrize("max_concurrent", [1, 3])
+def test_answers_use_places_of_the_key(max_concurrent: int) -> None:
     async def scenario() -> None:
-        async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as client:
-            answer = await client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
+        async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as http:
+            answer = await http.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
         assert num_results(answer) == [2] * 6
 
-    decoder = BusyDecoder(num_together=max_running)
+    decoder = BusyDecoder(num_together=max_concurrent)
     core = make_core(decoders={FLORENCE_ID: decoder})
     asyncio.run(scenario())
-    assert decoder.max_running == max_running
+    assert decoder.max_running == max_concurrent
 
 
 def test_call_keeps_its_place() -> None:
@@ -115,22 +112,22 @@ def test_call_keeps_its_place() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
         core = make_core(decoders={FLORENCE_ID: decoder})
-        async with service(core, api_keys("secret", "max_concurrent=1")) as client:
-            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=body(data_url(PNG))))
+        async with service(core, api_keys("secret", "max_concurrent=1")) as http:
+            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(data_url(PNG))))
             await until(lambda: decoder.num_running == 1)
-            refused = await client.post(f"{PATH}/setup", json={"schema": CONFIG})
+            refused = await http.post(f"{PATH}/setup", json={"schema": CONFIG})
             assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
             released.set()
             assert num_results(await calling) == [2]
-            assert (await client.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
+            assert (await http.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
 
     asyncio.run(scenario())
 
 
 def test_configuration_is_read_in_a_thread() -> None:
     async def scenario() -> None:
-        async with service(make_core()) as client:
-            calling = asyncio.create_task(client.post(f"{PATH}/setup", json={"schema": config}))
+        async with service(make_core()) as http:
+            calling = asyncio.create_task(http.post(f"{PATH}/setup", json={"schema": config}))
             num_turns = 0
             while not calling.done():
                 num_turns += 1
@@ -138,10 +135,7 @@ def test_configuration_is_read_in_a_thread() -> None:
             assert calling.result().status_code == 200
             assert num_turns > 1
 
-    tags = []
-    for tag in range(10):
-        labels = [f"{tag} {label}" for label in range(100)]
-        tags.append(labelled("RectangleLabels", *labels))
+    tags = [labelled("RectangleLabels", *map(str, range(tag, 1000, 10))) for tag in range(10)]
     config = view(*tags)
     asyncio.run(scenario())
 
@@ -151,13 +145,11 @@ def test_call_holds_its_images_only() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
         core = make_core(decoders={FLORENCE_ID: decoder})
-        call = body(
-            *[data_url(PNG)] * 3,
-            rest={"annotations": [[number] for number in range(1000)], "note": "a" * 9000},
-        )
+        rest = {"annotations": [[number] for number in range(1000)], "note": "a" * 9000}
+        call = body(*[data_url(PNG)] * 3, rest=rest)
         assert len(json.dumps(call)) > 50_000
-        async with service(core) as client:
-            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=call))
+        async with service(core) as http:
+            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=call))
             await until(lambda: decoder.num_running)
             images = 3 * (len(data_url(PNG)) + len(PNG))
             assert images < core.places.num_bytes < images + 10_000
@@ -185,14 +177,11 @@ def test_fetched_images_are_counted() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
-        async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as client:
-            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=body(*[url] * 6)))
+        async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
+            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(*[url] * 6)))
             await until(lambda: decoder.num_running == 8)
-            assert (
-                4 * len(PNG)
-                < core.places.num_bytes
-                <= 4 * len(PNG) + 6 * source_bytes({"image": url})
-            )
+            sources = 6 * source_bytes({"image": url})
+            assert 4 * len(PNG) < core.places.num_bytes <= 4 * len(PNG) + sources
             assert len(host.requests) == 4
             released.set()
             assert num_results(await calling) == [2] * 6
@@ -211,9 +200,8 @@ def test_source_is_dropped_when_read() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
         tasks = [{"image": data_url(PNG)}, {"image": data_url(PNG)}]
-        answering = asyncio.create_task(
-            batch(make_core(decoders={FLORENCE_ID: decoder})).outcomes(tasks)
-        )
+        call = batch(make_core(decoders={FLORENCE_ID: decoder}))
+        answering = asyncio.create_task(call.outcomes(tasks))
         await until(lambda: decoder.num_running == 4)
         assert tasks == [{}, {}]
         released.set()
@@ -230,19 +218,14 @@ def test_predictions_are_counted() -> None:
         return asyncio.run(batch(make_core(max_bytes=max_bytes)).outcomes(tasks))
 
     (outcome,) = outcomes(1, 1_000_000)
-    assert sorted(map(len, outcomes(3, 3 * len(outcome) // 2))) == [
-        len(b"[]"),
-        len(b"[]"),
-        len(outcome),
-    ]
+    lengths = sorted(map(len, outcomes(3, 3 * len(outcome) // 2)))
+    assert lengths == [len(b"[]"), len(b"[]"), len(outcome)]
     with pytest.raises(Overloaded, match="bytes of requests in memory"):
         outcomes(1, len(outcome) - 1)
 
 
 class RefusedOnce(TaskImages):
-    """Reads an image of which half is received when memory runs out, and the whole when it is read
-    again.
-    """
+    """Receives half of an image, after which memory runs out, and the whole when read again."""
 
     def __init__(self, core: Core, num_bytes: int) -> None:
         super().__init__(core, None, "")
@@ -273,10 +256,8 @@ def test_tag_has_its_own_image() -> None:
         '<TextArea name="of second" toName="other"/>',
     )
     second = encoded(Image.new("RGB", (100, 50)))
-    answering = batch(make_core(), config).outcomes(
-        [{"image": data_url(PNG), "second": data_url(second)}]
-    )
-    (outcome,) = asyncio.run(answering)
+    sources = {"image": data_url(PNG), "second": data_url(second)}
+    (outcome,) = asyncio.run(batch(make_core(), config).outcomes([sources]))
     (prediction,) = json.loads(outcome)
     widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
     assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from google.protobuf.message import DecodeError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY
 
 from service.admission.api_keys import ApiKeys
 from service.errors import InvalidRequest, ServiceError
@@ -22,6 +20,7 @@ from service.open_inference.grpc_api import read_request
 from service.open_inference.tensors import InferRequest, Tensor
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto.inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.service.http.test_boundary import num_gone
 from tests.support.api_keys import api_keys
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
@@ -34,7 +33,6 @@ Output = pb.ModelInferRequest.InferRequestedOutputTensor
 Contents = pb.InferTensorContents
 NONE = pb.InferParameter()
 VARYING = {"timings_ms", "id"}
-GONE = {"api": "oip", "model": "none", "task": "none", "status": "client_gone"}
 
 
 def with_length(element: bytes) -> bytes:
@@ -59,25 +57,20 @@ def raw_request(task: bytes = b"ocr", **fields: Any) -> pb.ModelInferRequest:
     )
 
 
-@contextlib.asynccontextmanager
-async def serving(core: Core | None = None, keys: ApiKeys | None = None) -> AsyncIterator[Any]:
-    async with grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
-        yield GRPCInferenceServiceStub(channel)
-
-
 def call(
     method: str,
     message: Message,
     core: Core | None = None,
     keys: ApiKeys | None = None,
-    key: str | None = None,
+    key: str = "",
 ) -> Any:
     """Return the response or the error of a method."""
 
     async def asking() -> Any:
         metadata = [("authorization", f"Bearer {key}")] if key else []
-        async with serving(core, keys) as stub:
+        async with grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
             try:
+                stub: Any = GRPCInferenceServiceStub(channel)
                 return await getattr(stub, method)(message, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 return error
@@ -95,9 +88,8 @@ def test_result_is_the_body_of_predict() -> None:
     result = json.loads(raw[4:])
     expected = client().predict(OCR).json()
     assert raw == with_length(raw[4:])
-    assert {name: result[name] for name in result.keys() - VARYING} == {
-        name: expected[name] for name in expected.keys() - VARYING
-    }
+    assert result.keys() == expected.keys()
+    assert all(result[name] == expected[name] for name in result.keys() - VARYING)
     assert (response.id, result["id"]) == ("mine", "mine")
     assert (response.model_name, response.model_version) == (FLORENCE_ID, "1")
     (output,) = response.outputs
@@ -138,19 +130,10 @@ def test_parameters_have_json_types() -> None:
         "constrained": Value(bool_param=False),
         "none": Value(),
     }
-    expected = {
-        "task": "ocr",
-        "seed": 5,
-        "num_beams": 2,
-        "temperature": 0.5,
-        "constrained": False,
-        "none": None,
-    }
     fields = read_request(pb.ModelInferRequest(parameters=parameters)).parameters
-    assert fields == expected
-    assert {name: type(value) for name, value in fields.items()} == {
-        name: type(v) for name, v in expected.items()
-    }
+    expected = {"task": "ocr", "seed": 5, "num_beams": 2, "temperature": 0.5, "none": None}
+    assert fields == expected | {"constrained": False}
+    assert fields["constrained"] is False
 
 
 @pytest.mark.parametrize(
@@ -158,20 +141,11 @@ def test_parameters_have_json_types() -> None:
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
-        (
-            {"inputs": [Input(parameters={"shared_memory_region": NONE}), RAW[1]]},
-            "'shared_memory_region'",
-        ),
-        ({"outputs": [Output(parameters={"classification": NONE})]}, "'classification'"),
-        (
-            {"inputs": [Input()] * 101},
-            "101 inputs, outputs or parameters; the maximum of each is 100",
-        ),
+        ({"inputs": [Input(parameters={"shared": NONE}), RAW[1]]}, "the parameter 'shared'"),
+        ({"outputs": [Output(parameters={"classes": NONE})]}, "the parameter 'classes'"),
+        ({"inputs": [Input()] * 101}, "101 inputs, outputs or parameters; the maximum of each is"),
         ({"outputs": [Output()] * 101}, "101 inputs, outputs or parameters"),
-        (
-            {"parameters": {f"triton_{n}": NONE for n in range(101)}},
-            "101 inputs, outputs or parameters",
-        ),
+        ({"parameters": {str(number): NONE for number in range(101)}}, "101 inputs, outputs or"),
     ],
 )
 def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) -> None:
@@ -184,23 +158,11 @@ def test_longest_list_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "code", "name", "param"),
+    ("sent", "code", "name", "param"),
     [
         (raw_request(b"nothing"), "INVALID_ARGUMENT", "invalid_request", "task"),
         (raw_request(model_name="x"), "NOT_FOUND", "unknown_model", "model"),
         (raw_request(model_version="2"), "NOT_FOUND", "unknown_model", "version"),
-        (
-            raw_request(b"object_detection", model_name=PALIGEMMA_ID),
-            "INVALID_ARGUMENT",
-            "unsupported_task",
-            "task",
-        ),
-        (
-            raw_request(raw_input_contents=[b"", b""]),
-            "INVALID_ARGUMENT",
-            "invalid_request",
-            "image",
-        ),
         (
             raw_request(inputs=[RAW[0], Input(name="ä")]),
             "INVALID_ARGUMENT",
@@ -210,44 +172,36 @@ def test_longest_list_is_read() -> None:
     ],
 )
 def test_error_has_code_and_metadata(
-    request_: pb.ModelInferRequest, code: str, name: str, param: str
+    sent: pb.ModelInferRequest, code: str, name: str, param: str
 ) -> None:
-    request_.id = "mine"
-    error = infer(request_)
+    sent.id = "mine"
+    error = infer(sent)
     trailing = dict(error.trailing_metadata())
     assert error.code() == grpc.StatusCode[code]
-    assert (trailing["diptych-code"], trailing["diptych-param"], trailing["x-request-id"]) == (
-        name,
-        param,
-        "mine",
-    )
+    names = ("diptych-code", "diptych-param", "x-request-id")
+    assert [trailing[entry] for entry in names] == [name, param, "mine"]
 
 
 def test_call_ends_at_its_timeout() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
     late = raw_request(parameters={"timeout": pb.InferParameter(int64_param=50_000)})
-    assert (
-        infer(late, make_core(decoders={FLORENCE_ID: decoder})).code()
-        == grpc.StatusCode.DEADLINE_EXCEEDED
-    )
+    error = infer(late, make_core(decoders={FLORENCE_ID: decoder}))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_disconnected_client_frees_its_slots() -> None:
     async def leave() -> None:
         decoder.released = asyncio.Event()
-        async with serving(make_core(decoders={FLORENCE_ID: decoder})) as stub:
+        core = make_core(decoders={FLORENCE_ID: decoder})
+        async with grpc_channel(core, ApiKeys(None)) as channel:
+            stub: Any = GRPCInferenceServiceStub(channel)
             asking = stub.ModelInfer(raw_request())
             await until(lambda: decoder.specs)
             asking.cancel()
-            await until(
-                lambda: (
-                    decoder.num_cancelled and REGISTRY.get_sample_value(name, GONE) == before + 1
-                )
-            )
+            await until(lambda: decoder.num_cancelled and num_gone("oip") == before + 1)
 
-    name = "diptych_requests_total"
     decoder = FakeDecoder(FLORENCE_ANSWERS)
-    before = REGISTRY.get_sample_value(name, GONE) or 0
+    before = num_gone("oip")
     run(leave())
 
 
@@ -257,14 +211,14 @@ def test_metadata_and_health_need_no_key() -> None:
     assert call("ServerLive", pb.ServerLiveRequest(), keys=keys).live
     assert call("ServerReady", pb.ServerReadyRequest(), keys=keys).ready
     assert call("ServerMetadata", pb.ServerMetadataRequest(), keys=keys).name == "diptych"
-    refused = [
-        call("ModelReady", pb.ModelReadyRequest(**names), keys=keys),
-        call("ModelMetadata", pb.ModelMetadataRequest(**names), keys=keys),
-        call("ModelConfig", pb.ModelConfigRequest(**names), keys=keys),
-        call("ModelInfer", raw_request(), keys=keys),
-    ]
-    assert [error.code() for error in refused] == [grpc.StatusCode.UNAUTHENTICATED] * 4
-    assert call("ModelReady", pb.ModelReadyRequest(**names), keys=keys, key="my-key").ready
+    for method, message in [
+        ("ModelReady", pb.ModelReadyRequest(**names)),
+        ("ModelMetadata", pb.ModelMetadataRequest(**names)),
+        ("ModelConfig", pb.ModelConfigRequest(**names)),
+        ("ModelInfer", raw_request()),
+    ]:
+        assert call(method, message, keys=keys).code() == grpc.StatusCode.UNAUTHENTICATED
+        assert not isinstance(call(method, message, keys=keys, key="my-key"), grpc.RpcError)
 
 
 def test_unknown_model_is_not_ready() -> None:

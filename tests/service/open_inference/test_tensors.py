@@ -42,33 +42,30 @@ def image(*elements: object) -> Tensor:
     return Tensor("image", "BYTES", (1,), elements or raw_bytes(IMAGE))
 
 
+def scalar(name: str, datatype: str, *data: object) -> Tensor:
+    return Tensor(name, datatype, (1,), data[0] if isinstance(data[0], bytes) else data)
+
+
 @pytest.mark.parametrize(
     ("tensor", "value"),
     [
-        (Tensor("task", "BYTES", (1,), raw_bytes(b"ocr")), "ocr"),
+        (scalar("task", "BYTES", raw_bytes(b"ocr")), "ocr"),
         (Tensor("task", "BYTES", (1, 1), raw_bytes(b"ocr")), "ocr"),
         (Tensor("task", "BYTES", (1,), [b"ocr"]), "ocr"),
-        (Tensor("task", "BYTES", (1,), ["ocr"]), "ocr"),
-        (
-            Tensor("question", "BYTES", (1,), raw_bytes("wie viele Käfer?".encode())),
-            "wie viele Käfer?",
-        ),
-        (Tensor("question", "BYTES", (1,), raw_bytes(b"")), ""),
+        (scalar("question", "BYTES", raw_bytes("Käfer?".encode())), "Käfer?"),
+        (scalar("question", "BYTES", raw_bytes(b"")), ""),
         (Tensor("labels", "BYTES", (2,), raw_bytes(b"a", b"b")), ["a", "b"]),
         (Tensor("labels", "BYTES", (1, 2), ["a", "b"]), ["a", "b"]),
-        (Tensor("labels", "BYTES", (1,), raw_bytes(b"a")), ["a"]),
+        (scalar("labels", "BYTES", raw_bytes(b"a")), ["a"]),
         (Tensor("labels", "BYTES", (0,), b""), []),
         (Tensor("region", "FP32", (4,), struct.pack("<4f", 1, 2, 3.5, 4)), [1.0, 2.0, 3.5, 4.0]),
         (Tensor("region", "FP64", (1, 4), struct.pack("<4d", 1, 2, 3.1, 4)), [1.0, 2.0, 3.1, 4.0]),
         (Tensor("region", "INT64", (4,), [1, 2, 3, 4]), [1, 2, 3, 4]),
-        (Tensor("max_new_tokens", "INT32", (1,), struct.pack("<i", 5)), 5),
-        (Tensor("seed", "INT64", (1,), struct.pack("<q", 2**62)), 2**62),
-        (Tensor("temperature", "FP64", (1, 1), struct.pack("<d", 0.7)), 0.7),
-        (Tensor("temperature", "INT32", (1,), [1]), 1),
-        (Tensor("constrained", "BOOL", (1,), b"\0"), False),
-        (Tensor("constrained", "BOOL", (1,), b"\1"), True),
-        (Tensor("constrained", "BOOL", (1,), [True]), True),
-        (Tensor("mask_format", "BYTES", (1,), [b"rle"]), "rle"),
+        (scalar("max_new_tokens", "INT32", struct.pack("<i", 5)), 5),
+        (scalar("seed", "INT64", struct.pack("<q", 2**62)), 2**62),
+        (scalar("temperature", "INT32", 1), 1),
+        (scalar("constrained", "BOOL", b"\0"), False),
+        (scalar("constrained", "BOOL", b"\1"), True),
     ],
 )
 def test_tensor_becomes_a_field(tensor: Tensor, value: object) -> None:
@@ -79,60 +76,27 @@ def test_tensor_becomes_a_field(tensor: Tensor, value: object) -> None:
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (
-            Tensor("pictures", "BYTES", (1,), [b"a"]),
-            "unknown input 'pictures'; the inputs are image, task",
-        ),
-        (Tensor("model", "BYTES", (1,), [b"a"]), "unknown input 'model'"),
-        (Tensor("\ud800", "BYTES", (1,), [b"a"]), r"unknown input '\ud800'"),
-        (Tensor("task", "INT64", (1,), [1]), "task has the datatype 'INT64'; it must be BYTES"),
-        (
-            Tensor("seed", "FP32", (1,), [1.0]),
-            "seed has the datatype 'FP32'; it must be INT64 or INT32",
-        ),
-        (Tensor("seed", "", (1,), [1]), "seed has the datatype ''"),
-        (
-            Tensor("task", "BYTES", (2,), [b"a", b"b"]),
-            "task has the shape [2]; it must be [1] or [1, 1]",
-        ),
+        (scalar("pictures", "BYTES", "a"), "unknown input 'pictures'; the inputs are image, task"),
+        (scalar("model", "BYTES", "a"), "unknown input 'model'"),
+        (scalar("\ud800", "BYTES", "a"), r"unknown input '\ud800'"),
+        (scalar("task", "INT64", 1), "task has the datatype 'INT64'; it must be BYTES"),
+        (scalar("seed", "FP32", 1.0), "the datatype 'FP32'; it must be INT64 or INT32"),
+        (Tensor("task", "BYTES", (2,), [b"a"]), "the shape [2]; it must be [1] or [1, 1]"),
         (Tensor("task", "BYTES", (), [b"a"]), "task has the shape []"),
         (Tensor("task", "BYTES", (1, 1, 1), [b"a"]), "task has the shape [1, 1, 1]"),
-        (
-            Tensor("labels", "BYTES", (2, 1), [b"a", b"b"]),
-            "labels has the shape [2, 1]; it must be [n] or [1, n]",
-        ),
+        (Tensor("labels", "BYTES", (2, 1), b""), "shape [2, 1]; it must be [n] or [1, n]"),
         (Tensor("labels", "BYTES", (-1,), [b"a"]), "labels has the shape [-1]"),
-        (Tensor("labels", "BYTES", (10**9,), b""), "labels has the shape [1000000000]"),
+        (Tensor("labels", "BYTES", (1001,), b""), "labels has the shape [1001]"),
         (Tensor("labels", "BYTES", (3,), [b"a"]), "labels has 1 elements; its shape [3] needs 3"),
-        (
-            Tensor("region", "FP32", (2, 2), [1, 2, 3, 4]),
-            "region has the shape [2, 2]; it must be [4] or [1, 4]",
-        ),
+        (Tensor("region", "FP32", (2, 2), b""), "shape [2, 2]; it must be [4] or [1, 4]"),
         (Tensor("region", "FP32", (4,), bytes(15)), "region has 15 bytes; FP32 [4] needs 16"),
-        (Tensor("region", "FP64", (4,), bytes(16)), "region has 16 bytes; FP64 [4] needs 32"),
-        (Tensor("seed", "INT64", (1,), b""), "seed has 0 bytes; INT64 [1] needs 8"),
-        (Tensor("task", "BYTES", (1,), b""), "task ends at byte 0, within element 0 of 1"),
-        (Tensor("task", "BYTES", (1,), b"\3\0\0"), "task ends at byte 3, within element 0 of 1"),
-        (
-            Tensor("task", "BYTES", (1,), b"\4\0\0\0ocr"),
-            "task ends at byte 7, within element 0 of 1",
-        ),
-        (
-            Tensor("task", "BYTES", (1,), b"\xff\xff\xff\xffocr"),
-            "task ends at byte 7, within element 0 of 1",
-        ),
-        (
-            Tensor("task", "BYTES", (1,), raw_bytes(b"ocr") + b"!"),
-            "task has 1 bytes after its last element",
-        ),
-        (
-            Tensor("labels", "BYTES", (2,), raw_bytes(b"a")),
-            "labels ends at byte 5, within element 1 of 2",
-        ),
-        (
-            Tensor("task", "BYTES", (1,), [b"\xff"]),
-            "task is not UTF-8: invalid start byte at byte 0",
-        ),
+        (scalar("seed", "INT64", b""), "seed has 0 bytes; INT64 [1] needs 8"),
+        (scalar("task", "BYTES", b""), "task ends at byte 0, within element 0 of 1"),
+        (scalar("task", "BYTES", b"\3\0\0"), "task ends at byte 3, within element 0 of 1"),
+        (scalar("task", "BYTES", b"\4\0\0\0ocr"), "task ends at byte 7, within element 0 of 1"),
+        (scalar("task", "BYTES", raw_bytes(b"a") + b"!"), "has 1 bytes after its last element"),
+        (Tensor("labels", "BYTES", (2,), raw_bytes(b"a")), "at byte 5, within element 1 of 2"),
+        (Tensor("task", "BYTES", (1,), [b"\xff"]), "not UTF-8: invalid start byte at byte 0"),
         (image(), "image occurs 2 times; send it once"),
     ],
     ids=lambda value: value.name if isinstance(value, Tensor) else None,
@@ -152,17 +116,13 @@ def test_parameters_are_fields() -> None:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (request(image(), x=1), "unknown input 'x'"),
         (request(image(), model="other"), "unknown input 'model'"),
         (request(image(), timeout_ms=5), "unknown input 'timeout_ms'"),
-        (
-            request(image(), Tensor("task", "BYTES", (1,), [b"ocr"]), task="ocr"),
-            "task occurs 2 times",
-        ),
+        (request(image(), scalar("task", "BYTES", "ocr"), task="ocr"), "task occurs 2 times"),
         (request(image="QUJD"), "image is sent as a parameter; send it as an input"),
         (
             request(image(), outputs=("result", "boxes")),
-            "unknown output 'boxes'; the only output is result",
+            "output 'boxes'; the only output is result",
         ),
         (request(), "image is missing"),
     ],
@@ -206,10 +166,10 @@ def test_deadline_is_the_earlier_one() -> None:
     late = context(timeout_s=math.inf)
     early = context(timeout_s=1000)
     assert request_context(request(timeout=0), late).deadline_s == math.inf
-    assert request_context(
-        request(timeout=2_000_000_000), late
-    ).deadline_s - early.deadline_s == pytest.approx(1000, abs=100)
-    assert request_context(request(timeout=2_000_000_000), early).deadline_s == early.deadline_s
+    sent = request(timeout=2_000_000_000)
+    late_s = request_context(sent, late).deadline_s - early.deadline_s
+    assert late_s == pytest.approx(1000, abs=100)
+    assert request_context(sent, early).deadline_s == early.deadline_s
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, True, "1", None, 10**400])
@@ -218,17 +178,15 @@ def test_invalid_timeout_is_rejected(timeout: object) -> None:
         request_context(request(timeout=timeout), context())
 
 
-NAMES = st.sampled_from(
-    ["image", "task", "labels", "region", "seed", "temperature", "constrained", "x"]
-)
-DATATYPES = st.sampled_from(["BYTES", "FP32", "FP64", "INT32", "INT64", "BOOL", "FP16", ""])
+FIELDS = ("image", "task", "labels", "region", "seed", "temperature", "constrained", "x")
+DATATYPES = ("BYTES", "FP32", "FP64", "INT32", "INT64", "BOOL", "FP16", "")
+ELEMENTS = st.binary(max_size=3) | st.integers() | st.none() | st.text()
 TENSORS = st.builds(
     Tensor,
-    NAMES,
-    DATATYPES,
+    st.sampled_from(FIELDS),
+    st.sampled_from(DATATYPES),
     st.lists(st.integers(-2, 5) | st.integers(), max_size=3).map(tuple),
-    st.binary(max_size=40)
-    | st.lists(st.binary(max_size=3) | st.integers() | st.none() | st.text(), max_size=5),
+    st.binary(max_size=40) | st.lists(ELEMENTS, max_size=5),
 )
 
 
