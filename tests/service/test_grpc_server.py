@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,22 +23,15 @@ STATES = health_pb2.HealthCheckResponse
 LIMIT_S = 60  # far above the time of a call
 
 
-@dataclass(slots=True)
-class Runners:
-    """Runners that are ready, or not."""
-
-    are_ready: bool = True
-
-    async def is_ready(self) -> bool:
-        return self.are_ready
-
-
 @asynccontextmanager
 async def started(
-    core: Core, runners: Runners
+    core: Core, *, are_ready: bool = True
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
+    async def is_ready() -> bool:
+        return are_ready
+
     settings = Settings(grpc_port=free_port())
-    server = GrpcServer(core, ApiKeys(None), settings, runners.is_ready)
+    server = GrpcServer(core, ApiKeys(None), settings, is_ready)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
@@ -58,7 +50,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
 def test_health_of_the_server() -> None:
     async def scenario() -> None:
         for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
-            async with started(make_core(), Runners(are_ready)) as (server, channel):
+            async with started(make_core(), are_ready=are_ready) as (server, channel):
                 for service in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
                     assert await health(channel, service) == state
                 await server.set_not_serving()
@@ -72,7 +64,7 @@ def test_calls_in_flight_end_before_a_stop() -> None:
         released = asyncio.Event()
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
         core = make_core(decoders={FLORENCE_ID: decoder})
-        async with started(core, Runners()) as (server, channel):
+        async with started(core) as (server, channel):
             stub: Any = VisionStub(channel)
             calls = [
                 stub.Predict(pb.PredictRequest(image=PNG, task=task), timeout=LIMIT_S)

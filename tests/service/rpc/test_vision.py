@@ -1,8 +1,8 @@
 """Calls of each kind of method over fake runners: the service's own, health and reflection."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -24,6 +24,7 @@ from tests.support.grpc_channel import grpc_channel
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.runner_messages import Failed
 
+KEY = "secret"
 OCR = pb.PredictRequest(image=PNG, task="ocr")
 
 
@@ -58,22 +59,24 @@ async def listed(channel: grpc.aio.Channel) -> Any:
     return await VisionStub(channel).ListModels(pb.ListModelsRequest())
 
 
-async def analyzed(channel: grpc.aio.Channel) -> pb.Analysis:
-    steps = [
-        pb.Step(id="things", task="object_detection"),
-        pb.Step(id="text", task="ocr", each="things", view="crop", models=["florence-2-mini"]),
-    ]
-    analysis: pb.Analysis = await VisionStub(channel).Analyze(
-        pb.AnalyzeRequest(image=PNG, steps=steps)
-    )
-    return analysis
-
-
 def test_analysis_over_grpc() -> None:
-    things, text = called(analyzed).steps
+    async def analyzed(channel: grpc.aio.Channel) -> tuple[Any, list[Any]]:
+        steps = [
+            pb.Step(id="things", task="object_detection"),
+            pb.Step(id="text", task="ocr", each="things", view="crop", models=["florence-2-mini"]),
+        ]
+        request = pb.AnalyzeRequest(image=PNG, steps=steps)
+        stub = VisionStub(channel)
+        return await stub.Analyze(request), [event async for event in stub.AnalyzeStream(request)]
+
+    analysis, (first, second, last) = called(analyzed)
+    things, text = analysis.steps
     assert (things.id, len(things.answers), things.truncated) == ("things", 1, False)
     (answer,) = text.answers
     assert (answer.of, list(answer.view), answer.answer.text) == (0, [38, 77, 346, 308], "HELLO")
+    assert [event.answer.step for event in (first, second)] == ["things", "text"]
+    assert second.answer.answer.answer.text == "HELLO"
+    assert [step.id for step in last.analysis.steps] == ["things", "text"]
 
 
 def test_wrong_step_over_grpc() -> None:
@@ -116,11 +119,11 @@ def test_several_images_over_grpc(name: str, request_message: Any, kind: str) ->
         return [several, await method(request_message)]
 
     answers, alone = called(several)
-    found = [each.WhichOneof("outcome") for each in answers.outcomes]
-    assert found == [kind, "error", kind]
+    outcomes = [outcome.WhichOneof("outcome") for outcome in answers.outcomes]
+    assert outcomes == [kind, "error", kind]
     assert answers.outcomes[1].error.code == "unsupported_image"
     for outcome in (answers.outcomes[0], answers.outcomes[2]):
-        assert set(fields_of(getattr(outcome, kind))) == set(fields_of(alone))
+        assert fields_of(getattr(outcome, kind)) == fields_of(alone)
     assert fields_of(answers) == ["id", "outcomes"]
 
 
@@ -155,11 +158,17 @@ def test_stream_over_grpc() -> None:
 
 
 def test_lists_over_grpc() -> None:
-    assert len(called(listed).models) == 2
+    async def tasks(channel: grpc.aio.Channel) -> Any:
+        return await VisionStub(channel).ListTasks(pb.ListTasksRequest())
+
+    assert [model.family for model in called(listed).models] == ["florence2", "paligemma"]
+    task = called(tasks).tasks[2]
+    assert (task.id, task.result) == ("open_vocabulary_detection", "detections")
+    assert "labels" in json.loads(task.parameters_json_schema)["properties"]
 
 
 def test_list_needs_a_key() -> None:
-    keys = api_keys("secret")
+    keys = api_keys(KEY)
     assert refused(listed, keys=keys).code() == grpc.StatusCode.UNAUTHENTICATED
     assert called(healthy, keys=keys) == HealthCheckResponse.SERVING
 
@@ -199,21 +208,12 @@ def test_reflection() -> None:
 
         # its stubs know no grpc.aio
         stub: Any = ServerReflectionStub(channel)  # type: ignore[arg-type]
-        return [each async for each in stub.ServerReflectionInfo(requests())]
+        return [answer async for answer in stub.ServerReflectionInfo(requests())]
 
     answers = called(reflected)
     assert len(answers) == 3
     names = {service.name for service in answers[2].list_services_response.service}
     assert {"diptych.v1.Vision", "grpc.health.v1.Health"} <= names
-
-
-KEY = "secret"
-
-
-@asynccontextmanager
-async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
-    async with grpc_channel(core, api_keys) as channel:
-        yield VisionStub(channel)
 
 
 def error(
@@ -225,7 +225,8 @@ def error(
         metadata = [("x-request-id", "mine"), ("traceparent", TRACEPARENT)]
         if authorization:
             metadata.append(("authorization", authorization))
-        async with vision(core or make_core(), keys or ApiKeys(None)) as stub:
+        async with grpc_channel(core or make_core(), keys or ApiKeys(None)) as channel:
+            stub: Any = VisionStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as whole:
                 await stub.Predict(OCR, metadata=metadata)
             with pytest.raises(grpc.aio.AioRpcError) as streamed:
@@ -244,8 +245,7 @@ def trailing(caught: grpc.aio.AioRpcError) -> dict[str, str]:
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", KEY])
 def test_call_requires_an_accepted_key(authorization: str | None) -> None:
-    keys = api_keys(KEY)
-    refused = error(keys=keys, authorization=authorization)
+    refused = error(keys=api_keys(KEY), authorization=authorization)
     assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
     assert trailing(refused)["diptych-code"] == "unauthorized"
 
@@ -261,14 +261,11 @@ def test_wrong_keys_by_address() -> None:
 
 
 def test_accepted_key_of_a_call() -> None:
-    async def ask() -> pb.Answer:
-        async with vision(make_core(), api_keys(KEY)) as stub:
-            answer: pb.Answer = await stub.Predict(
-                OCR, metadata=[("authorization", f"Bearer {KEY}")]
-            )
-            return answer
+    async def accepted(channel: grpc.aio.Channel) -> Any:
+        metadata = [("authorization", f"Bearer {KEY}")]
+        return await VisionStub(channel).Predict(OCR, metadata=metadata)
 
-    assert asyncio.run(ask()).text == "HELLO"
+    assert called(accepted, keys=api_keys(KEY)).text == "HELLO"
 
 
 def test_overload_has_retry_after() -> None:
@@ -282,15 +279,16 @@ def test_overload_has_retry_after() -> None:
     }
 
 
-def test_failed_sequence_has_its_code() -> None:
-    failed = Failed(code="non_finite_logits", message="NaN")
-    decoder = FakeDecoder({"What is the text in the image?": failed})
-    assert error(make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.INTERNAL
-
-
-def test_internal_error_reveals_no_cause() -> None:
-    broken = error(
-        make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))})
-    )
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        FakeDecoder(
+            {"What is the text in the image?": Failed(code="non_finite_logits", message="NaN")}
+        ),
+        FakeDecoder({}, failure=ValueError("a secret")),
+    ],
+)
+def test_internal_error_reveals_no_cause(decoder: FakeDecoder) -> None:
+    broken = error(make_core(decoders={FLORENCE_ID: decoder}))
     assert broken.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in str(broken.details())

@@ -48,18 +48,12 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
 }
 WRONG: list[dict[str, Any]] = [
     {"task": "detect"},
-    {"task": "ocr", "labels": ["dog"]},
-    {"task": "ocr", "unknown": 1},
-    {"task": "ocr", "max_new_tokens": 0},
-    {"task": "ocr", "max_new_tokens": "5"},
-    {"task": "ocr", "num_beams": 11},
-    {"task": "ocr", "top_p": 0},
-    {"task": "ocr", "constrained": 1},
-    {"task": "ocr", "temperature": 2.1},
-    {"task": "ocr", "seed": 2**63},
-    {"task": "ocr", "mask_format": "mask"},
-    {"task": "captioning", "detail": "text"},
-    {"task": "captioning", "language": "xx"},
+    *({"task": "ocr", "labels": ["dog"]}, {"task": "ocr", "unknown": 1}),
+    *({"task": "ocr", "max_new_tokens": 0}, {"task": "ocr", "max_new_tokens": "5"}),
+    *({"task": "ocr", "num_beams": 11}, {"task": "ocr", "top_p": 0}),
+    *({"task": "ocr", "constrained": 1}, {"task": "ocr", "temperature": 2.1}),
+    *({"task": "ocr", "seed": 2**63}, {"task": "ocr", "mask_format": "mask"}),
+    *({"task": "captioning", "detail": "text"}, {"task": "captioning", "language": "xx"}),
     {"task": "open_vocabulary_detection"},
     {"task": "open_vocabulary_detection", "labels": []},
     {"task": "open_vocabulary_detection", "labels": "dog"},
@@ -82,29 +76,16 @@ def schema(name: str) -> Draft202012Validator:
 
 
 def test_document_is_openapi_3_1() -> None:
-    assert DOCUMENT["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(DOCUMENT).validate()
-
-
-def test_version_is_that_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert DOCUMENT["info"]["version"] == project["version"]
 
 
 def test_every_route_of_the_api_is_described() -> None:
     routes = {route.path for route in rest_app(RestBoundary(Settings())).routes}  # type: ignore[attr-defined]
-    pages = {
-        "/",
-        "/metrics",
-        "/openapi.json",
-        "/docs",
-        "/docs/start.js",
-        "/playground",
-        "/playground/{file:path}",
-    }
-    prefixes = ("/v1", "/v2", "/integrations/label-studio", "/integrations/x-anylabeling")
-    refusing_the_rest = {f"{prefix}/{{path:path}}" for prefix in prefixes}
-    assert set(DOCUMENT["paths"]) == routes - pages - refusing_the_rest
+    pages = "/ /metrics /openapi.json /docs /docs/start.js /playground /playground/{file:path}"
+    described = {path for path in routes if "{path:path}" not in path} - set(pages.split())
+    assert set(DOCUMENT["paths"]) == described
 
 
 @pytest.mark.parametrize(
@@ -119,50 +100,33 @@ def test_error_statuses_of_predictions(path: str) -> None:
     assert described >= {str(status) for status in STATUSES.values()} - {"500"}
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks"])
-def test_error_statuses_of_listings(path: str) -> None:
-    """An invalid X-Deadline-Ms causes a 400 at every endpoint."""
-    assert set(DOCUMENT["paths"][path]["get"]["responses"]) >= {"200", "400", "401", "503"}
-
-
 def test_error_bodies_are_described() -> None:
+    names = ("ErrorJson", "ChatError", "OpenInferenceError")
+    references = {f"#/components/schemas/{name}" for name in names}
     for operations in DOCUMENT["paths"].values():
         for operation in operations.values():
+            # an invalid X-Deadline-Ms is a 400 at every endpoint
+            assert operation["responses"].keys() >= {"200", "400", "401", "503"}
             for status, response in operation["responses"].items():
                 body = response["content"]["application/json"]["schema"]
-                names = {
-                    f"#/components/schemas/{name}"
-                    for name in ("ErrorJson", "ChatError", "OpenInferenceError")
-                }
-                assert (body.get("$ref") in names) == (status != "200")
+                assert (body.get("$ref") in references) == (status != "200")
 
 
-def test_every_task_has_examples() -> None:
-    assert set(EXAMPLES) == set(TASKS)
-
-
-@pytest.mark.parametrize(
-    ("task", "parameters"), [(task, one) for task, examples in EXAMPLES.items() for one in examples]
-)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     ("name", "fields_class", "extra"),
     [
-        ("predict", PredictFields, {}),
         ("predict", PredictFields, {"model": "a", "stream": True}),
-        ("compare", CompareFields, {}),
         ("compare", CompareFields, {"models": ["a", "b"]}),
     ],
 )
 def test_examples_pass_schema_and_service(
-    name: str,
-    fields_class: type[GenerationFields],
-    extra: dict[str, Any],
-    task: str,
-    parameters: dict[str, Any],
+    name: str, fields_class: type[GenerationFields], extra: dict[str, Any], task: str
 ) -> None:
-    fields = {"task": task, **parameters, **extra}
-    schema(name).validate({"image": IMAGE, **fields})
-    assert parse_fields(fields_class, fields)[1].task.id == task
+    for parameters in EXAMPLES[task]:
+        for fields in ({"task": task, **parameters}, {"task": task, **parameters, **extra}):
+            schema(name).validate({"image": IMAGE, **fields})
+            assert parse_fields(fields_class, fields)[1].task.id == task
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=json.dumps)
@@ -185,27 +149,20 @@ def test_model_or_models() -> None:
 
 
 def test_task_without_a_model_is_left_out() -> None:
-    document = openapi_document(served_models(PALIGEMMA))
-    titles = [
-        alternative["title"]
-        for alternative in document["components"]["schemas"]["predict"]["oneOf"]
-    ]
+    schemas = openapi_document(served_models(PALIGEMMA))["components"]["schemas"]
+    titles = [alternative["title"] for alternative in schemas["predict"]["oneOf"]]
     assert list(dict.fromkeys(titles)) == list(PALIGEMMA.task_ids)
-    (step, _) = document["components"]["schemas"]["analyze"]["oneOf"]
+    (step, _) = schemas["analyze"]["oneOf"]
     steps = step["properties"]["steps"]
     assert steps["items"]["properties"]["task"]["enum"] == list(PALIGEMMA.task_ids)
 
 
 def test_several_images() -> None:
-    assert schema("predict").is_valid({"images": [IMAGE, IMAGE], "task": "ocr"})
-    changes: list[dict[str, object]] = [
-        {"image": IMAGE},
-        {"stream": True},
-        {"images": []},
-        {"images": [IMAGE] * 33},
-    ]
-    for wrong in changes:
-        assert not schema("predict").is_valid({"images": [IMAGE], "task": "ocr"} | wrong)
+    several = {"images": [IMAGE, IMAGE], "task": "ocr"}
+    assert schema("predict").is_valid(several)
+    changes: list[dict[str, Any]] = [{"image": IMAGE}, {"stream": True}, {"images": []}]
+    for wrong in (*changes, {"images": [IMAGE] * 33}):
+        assert not schema("predict").is_valid(several | wrong)
 
 
 STEP = {"id": "a", "task": "ocr"}

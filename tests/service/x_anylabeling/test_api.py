@@ -32,16 +32,9 @@ PATH = "/integrations/x-anylabeling"
 # Widgets of X-AnyLabeling 4.2.1, views/labeling/widgets/auto_labeling/auto_labeling.py
 # (supported_remote_widgets).
 WIDGETS = {
-    *(
-        "button_send",
-        "button_add_rect",
-        "button_clear",
-        "button_finish_object",
-        "button_run",
-        "edit_text",
-    ),
-    *("input_conf", "edit_conf", "input_iou", "edit_iou", "toggle_preserve_existing_annotations"),
-    *("mask_fineness_slider", "mask_fineness_value_label"),
+    *("button_send", "button_add_rect", "button_clear", "button_finish_object", "button_run"),
+    *("edit_text", "input_conf", "edit_conf", "input_iou", "edit_iou"),
+    *("toggle_preserve_existing_annotations", "mask_fineness_slider", "mask_fineness_value_label"),
 }
 
 
@@ -52,21 +45,16 @@ def post(
     headers: Mapping[str, str] = {},
     **params: Any,
 ) -> httpx.Response:
-    body = {
-        "model": model,
-        "image": data_url(PNG),
-        "params": params | ({} if task is None else {"current_task": task}),
-    }
+    if task is not None:
+        params["current_task"] = task
+    body = {"model": model, "image": data_url(PNG), "params": params}
     return (api or client()).send("POST", f"{PATH}/v1/predict", json=body, headers=headers)
 
 
 def data(task: str | None, model: str = FLORENCE_ID, **params: Any) -> dict[str, Any]:
-    response = post(task, model, **params)
-    assert response.status_code == 200, response.text
-    body = response.json()
-    assert body["success"] is True
-    answer: dict[str, Any] = body["data"]
-    return answer
+    body: dict[str, Any] = post(task, model, **params).json()
+    assert body.pop("success") is True
+    return dict(body["data"])
 
 
 def test_tasks_have_known_widgets() -> None:
@@ -82,14 +70,10 @@ def test_tasks_have_known_widgets() -> None:
 
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
-@pytest.mark.parametrize("text", ["red circle", " red circle , ", "red circle."])
+@pytest.mark.parametrize("text", ["red circle", " red circle , "])
 def test_text_prompt_detects_its_labels(model: str, text: str) -> None:
     (shape,) = data("open_vocabulary_detection", model, text_prompt=text)["shapes"]
-    assert (shape["label"], shape["shape_type"], len(shape["points"])) == (
-        "red circle",
-        "rectangle",
-        4,
-    )
+    assert (shape["label"], shape["shape_type"]) == ("red circle", "rectangle")
     (x1, y1), _, (x2, y2), _ = shape["points"]
     assert 0 <= x1 < x2 <= IMAGE_SIZE_WH[0]
     assert 0 <= y1 < y2 <= IMAGE_SIZE_WH[1]
@@ -109,60 +93,38 @@ def test_text_describes_the_image() -> None:
 
 def test_rectangle_is_labelled() -> None:
     width, height = IMAGE_SIZE_WH
-    mark = {
-        "type": "rectangle",
-        "data": [width * 0.1, height * 0.1, width * 0.9, height * 0.9],
-        "label": 1,
-    }
+    box = [width * 0.1, height * 0.1, width * 0.9, height * 0.9]
+    mark = {"type": "rectangle", "data": box, "label": 1}
     (shape,) = data("region_description", marks=[mark])["shapes"]
-    assert (shape["label"], shape["points"][2]) == ("circle", [width * 0.9, height * 0.9])
+    assert (shape["label"], shape["points"][2]) == ("circle", box[2:])
 
 
 @pytest.mark.parametrize(
-    ("task", "params", "status", "name"),
+    ("task", "params", "name"),
     [
-        ("no_task", {}, 400, "no_task"),
-        ("open_vocabulary_detection", {}, 400, "labels"),
-        ("open_vocabulary_detection", {"text_prompt": " , "}, 400, "labels"),
-        ("region_description", {}, 400, "region"),
-        ("captioning", {"epsilon_factor": -1}, 400, "params.epsilon_factor"),
-        ("captioning", {"marks": [{}]}, 400, "params.marks.0.type"),
-        ("captioning", {"conf_threshold": 2}, 400, "params.conf_threshold"),
-        ("captioning", {"conf_threshold": 1e400}, 400, "params.conf_threshold"),
-        ("captioning", {"iou_threshold": 1e400}, 400, "params.iou_threshold"),
-        ("captioning", {"iou_threshold": 10**400}, 400, "params.iou_threshold"),
-        (
-            "captioning",
-            {"marks": [{"type": "rectangle", "data": [1e400]}]},
-            400,
-            "params.marks.0.data.0",
-        ),
-        (
-            "captioning",
-            {"marks": [{"type": "rectangle", "data": [0] * 1001}]},
-            400,
-            "params.marks.0.data",
-        ),
-        ("captioning", {"marks": [{"type": "x" * 201, "data": []}]}, 400, "params.marks.0.type"),
-        ("captioning", {"marks": [{"type": "point", "data": []}] * 1001}, 400, "params.marks"),
-        ("x" * 201, {}, 400, "params.current_task"),
-        ("open_vocabulary_detection", {"text_prompt": "a." * 5001}, 400, "params.text_prompt"),
-        ("open_vocabulary_detection", {"text_prompt": "\ud800"}, 400, "params.text_prompt"),
+        ("no_task", {}, "no_task"),
+        ("open_vocabulary_detection", {"text_prompt": " , "}, "labels"),
+        ("region_description", {}, "region"),
+        ("captioning", {"epsilon_factor": -1}, "params.epsilon_factor"),
+        ("captioning", {"marks": [{}]}, "params.marks.0.type"),
+        ("captioning", {"conf_threshold": 1e400}, "params.conf_threshold"),
+        ("captioning", {"iou_threshold": 10**400}, "params.iou_threshold"),
+        ("captioning", {"marks": [{"type": "x", "data": [1e400]}]}, "params.marks.0.data.0"),
+        ("captioning", {"marks": [{"type": "x", "data": [0] * 1001}]}, "params.marks.0.data"),
+        ("captioning", {"marks": [{"type": "x" * 201, "data": []}]}, "params.marks.0.type"),
+        ("captioning", {"marks": [{"type": "x", "data": []}] * 1001}, "params.marks"),
+        ("x" * 201, {}, "params.current_task"),
+        ("open_vocabulary_detection", {"text_prompt": "a." * 5001}, "params.text_prompt"),
+        ("open_vocabulary_detection", {"text_prompt": "\ud800"}, "params.text_prompt"),
     ],
 )
-def test_invalid_parameter_is_named(
-    task: str, params: dict[str, Any], status: int, name: str
-) -> None:
-    body = json.dumps(
-        {"model": FLORENCE_ID, "image": data_url(PNG), "params": {"current_task": task, **params}}
-    )
-    response = client().send(
-        "POST",
-        f"{PATH}/v1/predict",
-        content=body.replace("Infinity", "1e400"),
-        headers={"Content-Type": "application/json"},
-    )
-    assert response.status_code == status
+def test_invalid_parameter_is_named(task: str, params: dict[str, Any], name: str) -> None:
+    call = {"model": FLORENCE_ID, "image": data_url(PNG)}
+    body = json.dumps({**call, "params": {"current_task": task, **params}})
+    content = body.replace("Infinity", "1e400")
+    headers = {"Content-Type": "application/json"}
+    response = client().send("POST", f"{PATH}/v1/predict", content=content, headers=headers)
+    assert response.status_code == 400
     assert name in error_of(response)["message"]
 
 
@@ -201,39 +163,36 @@ def instances(*rings: Ring) -> InstancesResult:
     return InstancesResult((Instance(BOX, "dog", 0.5, rings, None),), True)
 
 
+def detections(*labels: str) -> DetectionsResult:
+    return DetectionsResult(tuple(Detection(BOX, label, 0.5) for label in labels), True)
+
+
 def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None = None) -> list[Any]:
     answer = shapes_json(typed_answer(result), epsilon_factor, region)
     assert answer["description"] == ""
-    return [
-        (shape["shape_type"], shape["label"], shape["points"], shape["score"])
-        for shape in answer["shapes"]
-    ]
+    names = ("shape_type", "label", "points", "score")
+    return [tuple(shape[name] for name in names) for shape in answer["shapes"]]
+
+
+DOG = ("polygon", "dog", CORNERS, 0.5)
 
 
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        (
-            DetectionsResult((Detection(BOX, "dog", 0.5),), True),
-            [("rectangle", "dog", CORNERS, 0.5)],
-        ),
-        (
-            DetectionsResult((Detection(BOX, "", 0.5),), True),
-            [("rectangle", "object", CORNERS, 0.5)],
-        ),
-        (DetectionsResult((), True), []),
+        (detections("dog"), [("rectangle", "dog", CORNERS, 0.5)]),
+        (detections(""), [("rectangle", "object", CORNERS, 0.5)]),
+        (detections(), []),
         (
             TextRegionsResult((TextRegion(QUAD, "HI", 0.5),), True),
             [("polygon", "text", [*map(list, QUAD)], 0.5)],
         ),
-        (instances(SQUARE), [("polygon", "dog", CORNERS, 0.5)]),
-        (instances(SQUARE, HOLE), [("polygon", "dog", CORNERS, 0.5)]),
+        (instances(SQUARE, HOLE), [DOG]),
         (
             instances(SQUARE, HOLE, ISLAND),
-            [("polygon", "dog", CORNERS, 0.5), ("polygon", "dog", [*map(list, ISLAND)], 0.5)],
+            [DOG, ("polygon", "dog", [*map(list, ISLAND)], 0.5)],
         ),
         (instances(SQUARE[:2]), []),
-        (instances(), []),
     ],
 )
 def test_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
@@ -258,39 +217,31 @@ MARKS = [
 
 
 @pytest.mark.parametrize(
-    ("params", "fields"),
+    ("task", "params", "fields"),
     [
-        ({}, {"task": "captioning", "min_score": 0}),
-        ({"current_task": "ocr", "conf_threshold": 0.5}, {"task": "ocr", "min_score": 0.5}),
+        ("captioning", {}, {}),
+        ("ocr", {"conf_threshold": 0.5}, {"min_score": 0.5}),
+        ("ocr", {"iou_threshold": 0.5}, {"nms_iou": 0.5}),
+        ("ocr", {"iou_threshold": 0}, {}),
+        ("ocr", {"iou_threshold": 1}, {}),
+        ("ocr", {"text_prompt": "a", "marks": MARKS}, {}),
         (
-            {"current_task": "ocr", "iou_threshold": 0.5},
-            {"task": "ocr", "min_score": 0, "nms_iou": 0.5},
+            "open_vocabulary_detection",
+            {"text_prompt": " a b, c;d . ,e"},
+            {"labels": ["a b", "c", "d", "e"]},
         ),
-        ({"current_task": "ocr", "iou_threshold": 0}, {"task": "ocr", "min_score": 0}),
-        ({"current_task": "ocr", "iou_threshold": 1}, {"task": "ocr", "min_score": 0}),
+        ("phrase_grounding", {"text_prompt": "a, b"}, {"caption": "a, b"}),
         (
-            {"current_task": "ocr", "text_prompt": "a", "marks": MARKS},
-            {"task": "ocr", "min_score": 0},
-        ),
-        (
-            {"current_task": "open_vocabulary_detection", "text_prompt": " a b, c;d . ,e"},
-            {"task": "open_vocabulary_detection", "min_score": 0, "labels": ["a b", "c", "d", "e"]},
-        ),
-        (
-            {"current_task": "phrase_grounding", "text_prompt": "a, b"},
-            {"task": "phrase_grounding", "min_score": 0, "caption": "a, b"},
-        ),
-        (
-            {"current_task": "region_description", "marks": MARKS},
-            {
-                "task": "region_description",
-                "min_score": 0,
-                "region": [5, 6, 7, 8],
-                "detail": "category",
-            },
+            "region_description",
+            {"marks": MARKS},
+            {"region": [5, 6, 7, 8], "detail": "category"},
         ),
     ],
 )
-def test_parameters_become_fields(params: dict[str, Any], fields: dict[str, Any]) -> None:
-    call = Call.model_validate({"model": "m", "params": params})
-    assert request_fields(call, ("captioning", "ocr")) == {"model": "m", **fields}
+def test_parameters_become_fields(
+    task: str, params: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    named = {} if task == "captioning" else {"current_task": task}  # the first is the default
+    call = Call.model_validate({"model": "m", "params": params | named})
+    expected = {"model": "m", "task": task, "min_score": 0} | fields
+    assert request_fields(call, ("captioning", "ocr")) == expected
