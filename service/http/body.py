@@ -257,7 +257,8 @@ def _form_document(body: bytes, content_type: str) -> dict[str, object]:
         return content.extend
 
     parser = FormParser(content_type, begin_part)
-    parser.write(body)
+    for start in range(0, len(body), PIECE_BYTES):
+        parser.write(body[start : start + PIECE_BYTES])
     parser.finish()
     values: dict[str, list[bytes | str]] = {}
     for name, filename, content in parts:

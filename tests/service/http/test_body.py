@@ -397,20 +397,6 @@ def test_long_number_at_the_start() -> None:
         json_object(b"1" * 300_000)
 
 
-def test_form_is_parsed_in_pieces() -> None:
-    async def scenario() -> None:
-        reading = asyncio.ensure_future(read_body(request([body], FORM), memory(len(body))))
-        while not reading.done():
-            turns.append(None)
-            await asyncio.sleep(0)
-        assert (await reading).fields == {"task": "a" * 10_000_000}
-
-    turns: list[None] = []
-    body = form(part("task", "a" * 10_000_000), file_part("image", IMAGE))
-    asyncio.run(scenario())
-    assert len(turns) >= 20
-
-
 @pytest.mark.parametrize("declared", ["-1", "many", "1e9", "", "\xb2", "9" * 5000])
 def test_any_content_length_is_handled(declared: str) -> None:
     try:

@@ -180,7 +180,7 @@ SEGMENTED = {
         "<loc_1><loc_1><loc_9><loc_1><loc_9><loc_9>"
     )
 }
-DRAWN = {"x": 10.02, "y": 10.02, "width": 80, "height": 80}
+DRAWN: dict[str, Any] = {"x": 10.02, "y": 10.02, "width": 80, "height": 80}
 
 
 @pytest.mark.parametrize(

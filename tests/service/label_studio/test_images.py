@@ -5,6 +5,7 @@ The fetcher's own rules are tested with it.
 
 import asyncio
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -22,7 +23,7 @@ EXCHANGED = response(b'{"access": "short"}', "200 OK", "Content-Type: applicatio
 
 
 def read(
-    source: str | None, token: str = LEGACY, prefix: str = "", **answers: bytes
+    source: str | None, answers: Mapping[str, bytes] = {}, token: str = LEGACY, prefix: str = ""
 ) -> tuple[bytes | ServiceError, list[str]]:
     """Return the image or the error, and the heads of the requests to Label Studio.
 
@@ -30,7 +31,7 @@ def read(
     """
 
     async def scenario() -> tuple[bytes | ServiceError, list[str]]:
-        async with listening(ImageHost(answers)) as host:
+        async with listening(ImageHost(dict(answers))) as host:
             settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}{prefix}/")
             names = Names({"images.test": ["127.0.0.1"]})
             allowed = [AllowedHost("images.test", host.port)]
@@ -64,20 +65,20 @@ def refusal(outcome: bytes | ServiceError) -> str:
     "source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"]
 )
 def test_uploaded_file_is_fetched(source: str) -> None:
-    outcome, (request,) = read(source, **{"/data/upload/1/a%20b.png": response(PNG)})
+    outcome, (request,) = read(source, {"/data/upload/1/a%20b.png": response(PNG)})
     assert outcome == PNG
     assert headers_of(request)["authorization"] == f"Token {LEGACY}"
 
 
 def test_local_file_has_its_query() -> None:
     path = "/data/local-files/?d=set%20a/sc%C3%A8ne.png"
-    assert read(path, **{path: response(PNG)})[0] == PNG
-    assert read("/data/local-files/?d=set a/scène.png", **{path: response(PNG)})[0] == PNG
+    assert read(path, {path: response(PNG)})[0] == PNG
+    assert read("/data/local-files/?d=set a/scène.png", {path: response(PNG)})[0] == PNG
 
 
 def test_personal_token_is_exchanged() -> None:
     answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
-    outcome, (exchange, request) = read("/data/a.png", PERSONAL, **answers)
+    outcome, (exchange, request) = read("/data/a.png", answers, PERSONAL)
     assert outcome == PNG
     assert exchange.startswith("POST ")
     assert "authorization" not in headers_of(exchange)
@@ -122,24 +123,24 @@ def test_token_is_exchanged_once_a_call() -> None:
 def test_exchanged_token_must_fit_a_header(access: object) -> None:
     answer = json.dumps({"access": access}).encode()
     exchanged = response(answer, "200 OK", "Content-Type: application/json")
-    outcome, requests = read("/data/a.png", PERSONAL, **{"/api/token/refresh/": exchanged})
+    outcome, requests = read("/data/a.png", {"/api/token/refresh/": exchanged}, PERSONAL)
     assert "does not accept the access token (status 200)" in refusal(outcome)
     assert len(requests) == 1
 
 
 def test_tokens_are_exchanged_below_the_path() -> None:
     answers = {"/ls/api/token/refresh/": EXCHANGED, "/ls/data/a.png": response(PNG)}
-    assert read("/ls/data/a.png", PERSONAL, "/ls", **answers)[0] == PNG
+    assert read("/ls/data/a.png", answers, PERSONAL, "/ls")[0] == PNG
 
 
 def test_other_hosts_get_no_token() -> None:
-    outcome, (request,) = read("http://images.test:PORT/a.png", **{"/a.png": response(PNG)})
+    outcome, (request,) = read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
     assert outcome == PNG
     assert "authorization" not in headers_of(request)
 
 
 def test_redirect_gets_no_token() -> None:
-    outcome, requests = read("/a.png", **{"/a.png": redirect("http://images.test:1/b.png")})
+    outcome, requests = read("/a.png", {"/a.png": redirect("http://images.test:1/b.png")})
     assert "image is a URL at images.test" in refusal(outcome)
     assert len(requests) == 1
 
@@ -162,7 +163,7 @@ def test_redirect_gets_no_token() -> None:
     ],
 )
 def test_unreadable_source(source: str | None, token: str, reason: str) -> None:
-    assert reason in refusal(read(source, token)[0])
+    assert reason in refusal(read(source, token=token)[0])
 
 
 def test_files_of_label_studio_need_its_url() -> None:

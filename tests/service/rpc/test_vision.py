@@ -279,12 +279,13 @@ def test_overload_has_retry_after() -> None:
     }
 
 
+NOT_FINITE = Failed(code="non_finite_logits", message="NaN")
+
+
 @pytest.mark.parametrize(
     "decoder",
     [
-        FakeDecoder(
-            {"What is the text in the image?": Failed(code="non_finite_logits", message="NaN")}
-        ),
+        FakeDecoder({"What is the text in the image?": NOT_FINITE}),
         FakeDecoder({}, failure=ValueError("a secret")),
     ],
 )
