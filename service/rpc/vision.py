@@ -50,7 +50,7 @@ def _message_fields(descriptor: Descriptor, value: Any) -> dict[str, Any]:
     if isinstance(value, list | tuple):
         is_list = descriptor.fields[0].is_repeated
         document = {names[0]: value} if is_list else dict(zip(names, value, strict=True))
-    elif "answer" in names and "model" in value and "error" not in value:
+    elif "answer" in names and "model" in value:  # or its error, which is set after it
         document = value | {"answer": value}
     elif "result" in value and "result" not in names:
         document = value | value["result"]
@@ -106,10 +106,8 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
         async with aclosing(stream_analysis(self._core, image, fields, context)) as events:
             async for event in events:
                 name, document = rendering.analysis_event(event, context.request_id)
-                if name == "answer":
-                    yield message_of(pb.AnalyzeEvent, {name: document | {"answer": document}})
-                else:
-                    yield message_of(pb.AnalyzeEvent, {"analysis": document})
+                field = "answer" if name == "answer" else "analysis"
+                yield message_of(pb.AnalyzeEvent, {field: document})
 
     @method
     async def ListModels(

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import contextlib
 import json
 import threading
 import time
@@ -244,8 +243,9 @@ def test_other_content_types_are_refused(content_type: str | None) -> None:
         (b"not multipart at all", FORM),
         (b"--b\r\n\r\n\r\nx\r\n--b--\r\n", FORM),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", FORM),
+        (form(file_part("image", IMAGE), part("labels", "a"), b"--b\r\nA: b\r\n\r\nb\r\n"), FORM),
         (b"--b\r\n" + b"A: b\r\n" * 10_000, FORM),
-        (form(*[part(f"f{i}", "x") for i in range(500)]), FORM),
+        (form(file_part("image", IMAGE), *[part(f"f{i}", "x") for i in range(240)]), FORM),
         (b"", FORM),
     ],
 )
@@ -261,15 +261,6 @@ def test_truncated_multipart_is_rejected() -> None:
     for num_bytes in range(len(body) - 2):
         with pytest.raises(InvalidRequest):
             read(body[:num_bytes], FORM)
-
-
-def test_charset_cannot_slow_down_parsing() -> None:
-    """Python's punycode decoder needs quadratic time, and would block the event loop."""
-    body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 150_000))
-    start_s = time.process_time()
-    with contextlib.suppress(InvalidRequest):  # refused is as good as read
-        asyncio.run(read_body(request([body], f"{FORM}; charset=punycode"), memory(2 * len(body))))
-    assert time.process_time() - start_s < 4  # 12 s with it
 
 
 @pytest.mark.parametrize(
@@ -403,11 +394,6 @@ def test_any_content_length_is_handled(declared: str) -> None:
         assert read(json.dumps({"image": BASE64}).encode(), JSON, declared).image == IMAGE
     except PayloadTooLarge:
         assert int(declared[:10]) > MAX_BYTES
-
-
-@pytest.mark.parametrize("charset", ["undefined", "\0", "base64", "utf-16", "\xe4", ""])
-def test_any_charset_is_handled(charset: str) -> None:
-    assert is_read_or_refused(form(file_part("image", IMAGE)), f"{FORM}; charset={charset}")
 
 
 FORM_PIECES = st.sampled_from(

@@ -79,6 +79,18 @@ def test_analysis_over_grpc() -> None:
     assert [step.id for step in last.analysis.steps] == ["things", "text"]
 
 
+def test_failed_step_over_grpc() -> None:
+    async def analyzed(channel: grpc.aio.Channel) -> list[Any]:
+        steps = [pb.Step(id="no", task="object_detection", models=["paligemma-mini"])]
+        stream = VisionStub(channel).AnalyzeStream(pb.AnalyzeRequest(image=PNG, steps=steps))
+        return [event async for event in stream]
+
+    event, last = called(analyzed)
+    (answer,) = last.analysis.steps[0].answers
+    assert event.answer.answer == answer
+    assert (answer.model, answer.error.code) == ("paligemma-mini", "unsupported_task")
+
+
 def test_wrong_step_over_grpc() -> None:
     async def wrong(channel: grpc.aio.Channel) -> Any:
         steps = [pb.Step(id="a", task="ocr", each="b")]
