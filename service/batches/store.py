@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -164,7 +164,7 @@ class Store:
         try:
             return self.content(file.id).open("rb")
         except FileNotFoundError as error:  # deleted meanwhile
-            raise _no_file(file_id) from error
+            raise _not_found("file", file_id) from error
 
     def add_file(self, owner: str, file_id: str, filename: str, kept_s: int) -> wire.FileObject:
         """Make a file of content in its place; raise `Overloaded` above a limit of the key."""
@@ -210,9 +210,12 @@ class Store:
             query += " AND purpose = :purpose"
         query += f" ORDER BY id {order} LIMIT :limit + 1"
         with self._transaction("BEGIN") as db:
-            if page.after is not None and _document(db, table, owner, page.after) is None:
+            try:
+                if page.after is not None:
+                    _document(db, table, owner, page.after)
+            except NotFound as error:
                 problem = f"after is {shown(page.after)}; it must be an id in this list"
-                raise InvalidRequest(problem, "after")
+                raise InvalidRequest(problem, "after") from error
             return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
@@ -237,8 +240,7 @@ class Store:
             if _file(db, owner, request.input_file_id).purpose != "batch":
                 problem = f"{request.input_file_id} cannot be an input file"
                 raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
-            query = "SELECT count(*) FROM batches WHERE owner = ?"
-            if _number(db, query, owner) >= MAX_BATCHES_PER_KEY:
+            if _usage(db, owner).num_batches >= MAX_BATCHES_PER_KEY:
                 usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(
                     f"{usage}; they are removed 30 days after they were created", wire.DAY_S
@@ -264,15 +266,15 @@ class Store:
         return batch
 
     def open_batches(self) -> list[OpenBatch]:
-        query = (
-            "SELECT id, owner, status,"
-            " json_extract(document, '$.batch.request_counts.total')"
-            " - json_extract(document, '$.batch.request_counts.completed')"
-            " - json_extract(document, '$.batch.request_counts.failed')"
-            f" FROM batches WHERE {_IS_OPEN} ORDER BY id"
-        )
+        """Return the batches that have not ended, the oldest first."""
+        batches: list[OpenBatch] = []
+        query = f"SELECT owner, document FROM batches WHERE {_IS_OPEN} ORDER BY id"
         with self._transaction("BEGIN") as db:
-            return [OpenBatch(*row) for row in db.execute(query)]
+            for owner, document in db.execute(query):
+                batch = BatchState.model_validate_json(document).batch
+                num_waiting = batch.request_counts.num_waiting
+                batches.append(OpenBatch(batch.id, owner, batch.status, num_waiting))
+        return batches
 
     def begin(self, batch: OpenBatch, num_requests: int) -> None:
         """Note that the input file was checked."""
@@ -294,7 +296,7 @@ class Store:
     def append(self, batch: OpenBatch, lines: Sequence[RenderedLine]) -> wire.Batch:
         """Write the first lines for which the key has room; raise `NoRoom` if some have none."""
         with self._changed(batch) as (db, state):
-            num_bytes = _used_bytes(db, batch.owner)
+            num_bytes = _usage(db, batch.owner).num_bytes
             fitting: list[RenderedLine] = []
             for line in lines:
                 num_bytes += len(line.data)
@@ -442,41 +444,43 @@ def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
-def _number(db: sqlite3.Connection, query: str, owner: str) -> int:
-    (number,) = db.execute(query, (owner,)).fetchone()
-    return int(number)
+class Usage(NamedTuple):
+    """The files and batches of a key, and the bytes of files and unfinished outputs."""
+
+    num_files: int
+    num_batches: int
+    num_bytes: int
+
+
+def _usage(db: sqlite3.Connection, owner: str) -> Usage:
+    query = "SELECT count(*), coalesce(sum(num_bytes), 0) FROM"
+    num_files, file_bytes = db.execute(f"{query} files WHERE owner = ?", (owner,)).fetchone()
+    num_batches, output_bytes = db.execute(f"{query} batches WHERE owner = ?", (owner,)).fetchone()
+    return Usage(num_files, num_batches, file_bytes + output_bytes)
 
 
 def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
-    num_files = _number(db, "SELECT count(*) FROM files WHERE owner = ?", owner)
-    num_used = _used_bytes(db, owner)
-    if num_files >= MAX_FILES_PER_KEY or num_used + num_bytes > MAX_BYTES_PER_KEY:
-        usage = f"{num_files} of {MAX_FILES_PER_KEY} files of {num_used} of {MAX_BYTES_PER_KEY}"
-        raise Overloaded(f"this key has {usage} bytes; delete some", 60)
+    """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
+    used = _usage(db, owner)
+    if used.num_files >= MAX_FILES_PER_KEY or used.num_bytes + num_bytes > MAX_BYTES_PER_KEY:
+        files = f"{used.num_files} of {MAX_FILES_PER_KEY} files"
+        usage = f"{files} of {used.num_bytes} of {MAX_BYTES_PER_KEY} bytes"
+        raise Overloaded(f"this key has {usage}; delete some", 60)
 
 
-def _used_bytes(db: sqlite3.Connection, owner: str) -> int:
-    return sum(
-        _number(db, f"SELECT coalesce(sum(num_bytes), 0) FROM {table} WHERE owner = ?", owner)
-        for table in ("files", "batches")
-    )
-
-
-def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str | None:
+def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str:
     query = f"SELECT document FROM {table} WHERE id = ? AND owner = ?"
-    row = db.execute(query, (object_id, owner)).fetchone()
-    return None if row is None else str(row[0])
+    for (document,) in db.execute(query, (object_id, owner)):
+        return str(document)
+    raise _not_found("file" if table == "files" else "batch", object_id)
+
+
+def _not_found(noun: str, object_id: str) -> NotFound:
+    return NotFound(f"no {noun} {shown(object_id)} of this API key", f"{noun}_id")
 
 
 def _file(db: sqlite3.Connection, owner: str, file_id: str) -> wire.FileObject:
-    document = _document(db, "files", owner, file_id)
-    if document is None:
-        raise _no_file(file_id)
-    return wire.FileObject.model_validate_json(document)
-
-
-def _no_file(file_id: str) -> NotFound:
-    return NotFound(f"no file {shown(file_id)} of this API key", "file_id")
+    return wire.FileObject.model_validate_json(_document(db, "files", owner, file_id))
 
 
 def _new_file(
@@ -501,10 +505,7 @@ def _insert(
 
 
 def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:
-    document = _document(db, "batches", owner, batch_id)
-    if document is None:
-        raise NotFound(f"no batch {shown(batch_id)} of this API key", "batch_id")
-    return BatchState.model_validate_json(document)
+    return BatchState.model_validate_json(_document(db, "batches", owner, batch_id))
 
 
 def _save(db: sqlite3.Connection, state: BatchState) -> None:

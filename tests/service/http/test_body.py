@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -7,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
@@ -396,41 +397,9 @@ def test_any_content_length_is_handled(declared: str) -> None:
         assert int(declared[:10]) > MAX_BYTES
 
 
-FORM_PIECES = st.sampled_from(
-    [
-        *(b"--b", b"--b--", b"\r\n", b"\n", b"\r", b"--", b"\0", b"\xff", b": ", b"name="),
-        *(b'"', b"[1", b'["a"]', b'; filename="f"'),
-        *(b'Content-Disposition: form-data; name="%s"' % name for name in (b"image", b"labels")),
-    ]
-)
-JSON_PIECES = st.sampled_from(
-    b'{ } [ ] "image" : , "QUJD" "task" 1 1e999 NaN null "\\ud800"'.split()
-)
-
-
-def is_read_or_refused(body: bytes, content_type: str) -> bool:
-    """Return True for a body or a `ServiceError`; other exceptions escape."""
-    try:
-        return isinstance(read(body, content_type), RequestBody)
-    except ServiceError as error:
-        return bool(error.message)
-
-
-@settings(max_examples=300)
-@given(st.one_of(st.binary(max_size=200), st.lists(FORM_PIECES, max_size=30).map(b"".join)))
-@example(b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n')
-def test_any_bytes_as_a_form(body: bytes) -> None:
-    assert is_read_or_refused(body, FORM)
-
-
-@settings(max_examples=300)
-@given(st.one_of(st.binary(max_size=200), st.lists(JSON_PIECES, max_size=30).map(b"".join)))
-@example(b'{"image": "\\ud800"}')
-def test_any_bytes_as_json(body: bytes) -> None:
-    assert is_read_or_refused(body, JSON)
-
-
 @settings(max_examples=200)
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_any_content_type(options: str) -> None:
-    assert is_read_or_refused(form(file_part("image", IMAGE)), f"multipart/form-data;{options}")
+    with contextlib.suppress(ServiceError):
+        body = read(form(file_part("image", IMAGE)), f"multipart/form-data;{options}")
+        assert body.image == IMAGE

@@ -1,4 +1,3 @@
-import contextlib
 import gzip
 import json
 import struct
@@ -6,10 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest
 from service.http.boundary import RestBoundary
 from service.open_inference.http_api import read_request
 from service.open_inference.tensors import InferRequest, Tensor
@@ -286,22 +283,3 @@ def test_invalid_json_length_is_rejected(header: str) -> None:
 def test_json_length_may_not_truncate(length: int) -> None:
     with pytest.raises(InvalidRequest, match="not JSON"):
         read_request(b'{"inputs": []}', str(length))
-
-
-WORDS = (
-    '{ } [ ] : , [1] 1 null NaN "\\ud800" "inputs" "outputs" "name" "task" "shape" "datatype"'
-    ' "BYTES" "data" "parameters" "binary_data_size"'
-)
-INPUT = {**TASK, "parameters": {"binary_data_size": 4}}
-PIECES = st.sampled_from([*WORDS.split(), json.dumps({"inputs": [INPUT]})])
-
-
-@settings(max_examples=300)
-@given(
-    st.one_of(st.binary(max_size=100), st.lists(PIECES, max_size=20).map("".join).map(str.encode)),
-    st.none() | st.integers(-1, 120).map(str) | st.text(max_size=3),
-)
-@example(b'{"inputs":[]}' + struct.pack("<I", 3), "13")
-def test_any_bytes_are_read_or_refused(body: bytes, header: str | None) -> None:
-    with contextlib.suppress(ServiceError):
-        assert isinstance(read_request(body, header), InferRequest)
