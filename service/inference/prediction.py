@@ -165,10 +165,7 @@ class QueuedModel:
         model = self.model
         on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
         timeout_s = max(0.0, self.deadline_s - start_s)
-        specs = [
-            _spec(model, request, prompts, index, timeout_s, on_text is not None)
-            for index in range(len(prompts))
-        ]
+        specs = [_spec(model, request, prompts, index, timeout_s) for index in range(len(prompts))]
         written = await self.runner.write(model.manifest, image, specs, on_text)
         parse_start_s = time.monotonic()
         # Fitted on the most likely answers; a sampled one with the same score is less often right.
@@ -236,7 +233,6 @@ def _spec(
     prompts: Sequence[Prompt],
     index: int,
     timeout_s: float,
-    has_pieces: bool,
 ) -> SequenceSpec:
     """Return the sequence of a prompt; if it asks for a mask, its grammar has that name alone."""
     options = request.fields
@@ -259,7 +255,6 @@ def _spec(
         adapter=model.adapter_key,
         own_token=next((segment.text for segment in prompt if segment.is_token), None),
         timeout_s=timeout_s,
-        has_pieces=has_pieces,
     )
 
 

@@ -2,16 +2,17 @@
 
 The first call has no pixels. If the runner has no features of the image, the pixels are decoded,
 resized and sent with a second call; those of a small image that this process has not sent before,
-with the first. Meanwhile the client's other calls about the image wait, and then send no pixels.
+with the first. One call of a client sends them for all that lack them at the same time.
 After a broken connection the sequences that had not ended are called for once more:
 calls are idempotent, and text that was already sent is not sent again.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -27,6 +28,7 @@ from service.errors import (
 )
 from service.images.decoding import LazyImage
 from wire.artifacts.manifest import Manifest
+from wire.pixels import Pixels
 from wire.runner_channel import (
     CallFailed,
     CallTimedOut,
@@ -62,6 +64,7 @@ _PARAMS = {
 }
 
 OnText = Callable[[str], None]
+Send = Callable[[RunnerCall], AsyncGenerator[WritingEvent, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,9 @@ class RunnerClient:
     def __init__(self, model_id: str, channel: RunnerChannel) -> None:
         self._model_id = model_id
         self.channel = channel
-        # keys of those sent or found
-        self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)
-        # keys: client and image; other calls wait until the runner has its features
+        # when the pixels of an image were sent, or its features found
+        self._sent_s: LRUCache[str, float] = LRUCache(_MAX_KNOWN_IMAGES)
+        # keys: client and image; one of its calls decodes and sends, and the runner joins the rest
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def write(
@@ -125,7 +128,8 @@ class RunnerClient:
         start_s = time.monotonic()
         outcomes: dict[int, Outcome] = {}
         text = None if on_text is None else StreamedText(self._model_id, len(specs), on_text)
-        async with aclosing(self._events(manifest, image, specs, text is not None)) as events:
+        send = self._whole if on_text is None else self.channel.stream
+        async with aclosing(self._events(send, manifest, image, specs)) as events:
             async for event in events:
                 if isinstance(event, CallBegun):
                     begun = event
@@ -160,65 +164,62 @@ class RunnerClient:
             yield SequenceEnd(index=index, outcome=outcome)
 
     async def _events(
-        self,
-        manifest: Manifest,
-        image: LazyImage,
-        specs: Sequence[SequenceSpec],
-        is_streamed: bool,
+        self, send: Send, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[CallEvent, None]:
         image_key = image.key(manifest)
         pixels = None
         preprocess_s = 0.0
+        needs_pixels = image_key not in self._sent_s and image.is_light
         is_repeated = False
         unfinished = list(range(len(specs)))
-        async with AsyncExitStack() as turn:
-            if image_key not in self._known_images:
-                lock = self._turns.setdefault((image.client, image_key), asyncio.Lock())
-                await turn.enter_async_context(lock)
-            is_known = image_key in self._known_images
-            if is_known:  # by now
-                await turn.aclose()
-            needs_pixels = image.is_light and not is_known
-            # a stream tells the calls that wait when the runner has the features
-            send = self._whole if is_known and not is_streamed else self.channel.stream
-            while unfinished:
-                if needs_pixels and pixels is None:
-                    missing_s = time.monotonic()
-                    with span("preprocess"):
-                        pixels = await image.pixels(manifest)
-                    preprocess_s = time.monotonic() - missing_s
-                indices = tuple(unfinished)
-                call = RunnerCall(image_key, [specs[index] for index in indices], pixels)
-                try:
-                    async with aclosing(send(call)) as events:
-                        async for event in events:
-                            if isinstance(event, FoundFeatures):
-                                self._known_images[image_key] = None
-                                await turn.aclose()
-                                yield CallBegun(event, preprocess_s)
-                                continue
-                            event.index = indices[event.index]
-                            if isinstance(event, SequenceEnd):
-                                unfinished.remove(event.index)
-                            yield event
-                except ChannelError as error:
-                    if isinstance(error, FeaturesMissing) and pixels is None:
-                        needs_pixels = True
-                        continue
-                    may_repeat = isinstance(error, RunnerUnreachable | RunnerUnavailable)
-                    if is_repeated or not may_repeat:
-                        raise _call_error(self._model_id, error) from error
-                    is_repeated = True
-                    logger.warning(
-                        "repeating a call to the runner of %s: %r", self._model_id, error
-                    )
-                    await asyncio.sleep(_RETRY_PAUSE_S)
+        called_s = time.monotonic()
+        while unfinished:
+            if needs_pixels and pixels is None:
+                missing_s = time.monotonic()
+                pixels = await self._unsent_pixels(manifest, image, called_s)
+                preprocess_s = time.monotonic() - missing_s
+            called_s = time.monotonic()
+            indices = tuple(unfinished)
+            call = RunnerCall(image_key, [specs[index] for index in indices], pixels)
+            try:
+                async with aclosing(send(call)) as events:
+                    async for event in events:
+                        if isinstance(event, FoundFeatures):
+                            self._sent_s.setdefault(image_key, called_s)
+                            yield CallBegun(event, preprocess_s)
+                            continue
+                        event.index = indices[event.index]
+                        if isinstance(event, SequenceEnd):
+                            unfinished.remove(event.index)
+                        yield event
+            except ChannelError as error:
+                if isinstance(error, FeaturesMissing) and pixels is None:
+                    needs_pixels = True
                     continue
-                if unfinished:
-                    raise InternalError(
-                        f"the runner of {self._model_id} ended the stream before the answer was"
-                        " complete"
-                    )
+                may_repeat = isinstance(error, RunnerUnreachable | RunnerUnavailable)
+                if is_repeated or not may_repeat:
+                    raise _call_error(self._model_id, error) from error
+                is_repeated = True
+                logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
+                await asyncio.sleep(_RETRY_PAUSE_S)
+                continue
+            if unfinished:
+                problem = "ended the stream before the answer was complete"
+                raise InternalError(f"the runner of {self._model_id} {problem}")
+
+    async def _unsent_pixels(
+        self, manifest: Manifest, image: LazyImage, called_s: float
+    ) -> Pixels | None:
+        """Return the pixels, or None if another call of the client has sent them meanwhile."""
+        image_key = image.key(manifest)
+        lock = self._turns.setdefault((image.client, image_key), asyncio.Lock())
+        async with lock:
+            if self._sent_s.get(image_key, -math.inf) > called_s:
+                return None
+            with span("preprocess"):
+                pixels = await image.pixels(manifest)
+            self._sent_s[image_key] = time.monotonic()
+            return pixels
 
 
 class StreamedText:

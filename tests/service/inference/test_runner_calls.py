@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import io
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,9 +72,21 @@ def writer() -> FakeDecoder:
 
 
 async def write(
-    client: RunnerClient, seed: int = 0, specs: Sequence[SequenceSpec] = (SPEC,)
+    client: RunnerClient,
+    seed: int = 0,
+    specs: Sequence[SequenceSpec] = (SPEC,),
+    on_text: Callable[[str], None] | None = None,
 ) -> WrittenAnswers:
-    return await client.write(MANIFEST, await opened(picture(seed)), specs)
+    return await client.write(MANIFEST, await opened(picture(seed)), specs, on_text)
+
+
+def streamed_by(channel: FakeChannel, num_sequences: int = 1) -> WrittenAnswers:
+    client = RunnerClient(MANIFEST.model_id, channel)
+    texts: list[str] = []
+    writing = write(client, specs=[SPEC] * num_sequences, on_text=texts.append)
+    answers = run(asyncio.wait_for(writing, 60))
+    assert "".join(texts) == answers.text
+    return answers
 
 
 def test_pixels_only_without_features() -> None:
@@ -118,41 +130,45 @@ def test_slow_image_is_asked_for_first() -> None:
     assert [call.pixels is not None for call in channel.calls] == [False, True]
 
 
-def test_later_calls_wait_for_features() -> None:
-    """Those of another client do not: it may have to wait for its turn to decode."""
+def num_with_pixels(channel: FakeChannel) -> int:
+    return len([call for call in channel.calls if call.pixels is not None])
 
-    async def scenario(second_client: str, num_with_pixels: int) -> None:
-        released = asyncio.Event()
+
+@pytest.mark.parametrize("size_wh", [INPUT_SIZE_WH, (800, 600)], ids=["light", "slow"])
+@pytest.mark.parametrize(("second_client", "expected"), [("test", 1), ("another", 2)])
+def test_one_of_many_calls_sends_pixels(
+    size_wh: tuple[int, int], second_client: str, expected: int
+) -> None:
+    """Those of another client do not wait for it: it may have to wait for its turn to decode."""
+
+    async def scenario() -> None:
         decoder = writer()
         decoder.released = asyncio.Event()
-        channel = FakeChannel(FakeEncoder(released=released), decoder)
+        channel = FakeChannel(FakeEncoder(), decoder)
         client = RunnerClient(MANIFEST.model_id, channel)
-        first = asyncio.create_task(write(client))
-        await until(lambda: channel.calls)
-        image = await opened(picture(), second_client)
-        others = [asyncio.create_task(client.write(MANIFEST, image, [SPEC])) for _ in range(3)]
-        await until(lambda: len(channel.calls) == num_with_pixels)
-        await asyncio.sleep(0.02)
-        assert len(channel.calls) == num_with_pixels
-        released.set()
-        await until(lambda: decoder.num_waiting == 4)  # for features, not for answers
+        first = await opened(picture(size_wh=size_wh))
+        others = [await opened(picture(size_wh=size_wh), second_client) for _ in range(3)]
+        calls = [client.write(MANIFEST, image, [SPEC]) for image in (first, *others)]
+        calling = asyncio.gather(*calls)
+        await until(lambda: decoder.num_waiting == 4)  # none waits for the answer of another
         decoder.released.set()
-        answers = await asyncio.gather(first, *others)
-        assert {answer.text for answer in answers} == {"a circle"}
-        assert len([call for call in channel.calls if call.pixels is not None]) == num_with_pixels
+        assert {answers.text for answers in await calling} == {"a circle"}
+        assert num_with_pixels(channel) == expected
 
-    run(scenario("test", 1))
-    run(scenario("another", 2))
+    run(scenario())
 
 
-def test_failed_call_ends_the_wait() -> None:
+def test_cancelled_sender_is_replaced() -> None:
     async def scenario() -> None:
-        encoder = FakeEncoder(failure=CallFailed("status 500"))
-        client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
-        calls = [asyncio.create_task(write(client)) for _ in range(3)]
+        channel = FakeChannel(FakeEncoder(), writer())
+        client = RunnerClient(MANIFEST.model_id, channel)
+        calls = [asyncio.create_task(write(client)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        calls[0].cancel()
         async with asyncio.timeout(10):
-            outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {InternalError}
+            assert (await calls[1]).text == "a circle"
+        assert num_with_pixels(channel) == 1
 
     run(scenario())
 
@@ -169,9 +185,8 @@ def test_times_of_an_answer() -> None:
             yield SequenceEnd(index=1, outcome=written(1.0, 1.0))
             yield SequenceEnd(index=0, outcome=written(8.0, 16.0))
 
-    client = RunnerClient(MANIFEST.model_id, TimedChannel(FakeEncoder(), writer()))
     start_s = time.monotonic()
-    answers = run(write(client, specs=[SPEC, SPEC]))
+    answers = streamed_by(TimedChannel(FakeEncoder(), writer()), 2)
     assert 0 < answers.preprocess_s < time.monotonic() - start_s
     assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 0.0)
     assert [written.prefill_s for written in answers.sequences] == [8.0, 1.0]
@@ -239,12 +254,12 @@ class BreakingChannel(FakeChannel):
 def test_unfinished_sequences_are_repeated() -> None:
     channel = BreakingChannel(FakeEncoder(), writer())
     channel.num_broken = 1
-    answers = run(write(RunnerClient(MANIFEST.model_id, channel), specs=[SPEC] * 3))
+    answers = streamed_by(channel, 3)
     assert answers.text == "a circle\na circle\na circle"
     assert [len(call.sequences) for call in channel.calls] == [3, 2]
     channel.num_broken = 2
     with pytest.raises(NotReady, match="starting or restarting"):
-        run(write(RunnerClient(MANIFEST.model_id, channel), specs=[SPEC] * 3))
+        streamed_by(channel, 3)
 
 
 def test_broken_whole_call_is_repeated() -> None:
@@ -294,7 +309,7 @@ class ForgettingChannel(FakeChannel):
 )
 def test_incomplete_stream_is_an_error(channel: FakeChannel, expected: type[ServiceError]) -> None:
     with pytest.raises(expected):
-        run(asyncio.wait_for(write(RunnerClient(MANIFEST.model_id, channel)), 60))
+        streamed_by(channel)
 
 
 def test_first_failed_sequence_is_raised() -> None:
@@ -339,17 +354,6 @@ def test_cancelled_call_ends_at_the_runner() -> None:
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
     run(scenario())
     assert decoder.num_cancelled == 1
-
-
-def test_streamed_call() -> None:
-    async def answers() -> WrittenAnswers:
-        return await client.write(MANIFEST, await opened(picture()), [SPEC], sent.append)
-
-    sent: list[str] = []
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
-    streamed = run(answers())
-    assert streamed.features.outcome == "miss"
-    assert "".join(sent) == streamed.sequences[0].text
 
 
 BEGIN = CallBegun(FoundFeatures(outcome="hit"), 0.0)
