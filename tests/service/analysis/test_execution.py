@@ -1,7 +1,7 @@
 """A plan's answers are those of single calls; failures end only what depends on them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -55,7 +55,7 @@ from tests.support.fake_service import (
     make_core,
 )
 from wire.runner_channel import RunnerCall, RunnerUnavailable
-from wire.runner_messages import Failed, Outcomes, WritingEvent
+from wire.runner_messages import Failed, Outcomes
 
 TWO = "red circle<loc_100><loc_200><loc_500><loc_600>blue square<loc_0><loc_0><loc_99><loc_99>"
 OD = "Locate the objects with category name in the image."
@@ -187,22 +187,19 @@ def test_best_objects_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.is_truncated for step in analysis.steps] == [False, True]
 
 
-def test_number_of_answers_is_limited() -> None:
+BOTH = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_answers"),
+    [((THINGS, WHAT), [1, 1]), ((BOTH | {"id": "one"}, BOTH | {"id": "two"}), [2, 0])],
+)
+def test_number_of_answers_is_limited(steps: tuple[Any, ...], num_answers: list[int]) -> None:
     of = core()
     of.settings = of.settings.model_copy(update={"max_step_answers": 2})
-    analysis = run(answered(of, THINGS, WHAT))
-    assert [(len(step.answers), step.is_truncated) for step in analysis.steps] == [
-        (1, False),
-        (1, True),
-    ]
-
-
-def test_answers_of_all_models_are_counted() -> None:
-    of = core()
-    of.settings = of.settings.model_copy(update={"max_step_answers": 3})
-    both = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
-    analysis = run(answered(of, both | {"id": "one"}, both | {"id": "two"}))
-    assert [len(step.answers) for step in analysis.steps] == [2, 0]
+    analysis = run(answered(of, *steps))
+    assert [len(step.answers) for step in analysis.steps] == num_answers
+    assert [step.is_truncated for step in analysis.steps] == [False, True]
 
 
 def test_answers_count_for_the_key() -> None:
@@ -226,13 +223,6 @@ def test_region_is_that_of_the_crop() -> None:
     florence = FakeDecoder(FLORENCE_TEXTS | {prompt: "a circle in a crop"})
     analysis = run(answered(core(florence), THINGS, WHAT | {"view": "crop", "max_each": 1}))
     assert outcomes(analysis)["what"] == [(0, FLORENCE_ID, "a circle in a crop")]
-
-
-def test_variant_of_one_model_of_several_is_an_answer() -> None:
-    models = [FLORENCE_ID, PALIGEMMA_ID]
-    step = {"id": "all", "task": "captioning", "detail": "paragraph", "models": models}
-    texts = {model_id: text for _, model_id, text in outcomes(run(answered(core(), step)))["all"]}
-    assert texts[PALIGEMMA_ID] == "unsupported_task"
 
 
 @pytest.mark.parametrize(
@@ -279,13 +269,6 @@ def test_restarting_runner_is_waited_for() -> None:
 
         num_calls = 0
 
-        async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-            self.num_calls += 1
-            if 1 < self.num_calls <= 4:
-                raise RunnerUnavailable("status 503")
-            async for event in super().stream(call):
-                yield event
-
         async def write(self, call: RunnerCall) -> Outcomes:
             self.num_calls += 1
             if 1 < self.num_calls <= 4:
@@ -301,21 +284,6 @@ def test_restarting_runner_is_waited_for() -> None:
         (1, FLORENCE_ID, "a square"),
     ]
     assert channel.num_calls > 4
-
-
-def test_answers_are_streamed() -> None:
-    async def scenario() -> None:
-        of = core()
-        fields = {"steps": [WHAT, THINGS]}
-        events = [event async for event in stream_analysis(of, PNG, fields, context())]
-        assert [event.step_id for event in events[:-1] if isinstance(event, StepAnswer)] == [
-            "things",
-            "what",
-            "what",
-        ]
-        assert isinstance(events[-1], Analysis)
-
-    run(scenario())
 
 
 def test_closed_stream_ends_sequences() -> None:
@@ -356,19 +324,6 @@ def test_cancelled_request_leaves_nothing() -> None:
             await request()
 
         assert await cancel_at_each_await(request, all_is_free) >= 4
-
-    run(scenario())
-
-
-def test_cancelled_request_ends_sequences() -> None:
-    async def scenario() -> None:
-        florence = FakeDecoder(FLORENCE_TEXTS, released=asyncio.Event())
-        of = core(florence)
-        running = asyncio.create_task(answered(of, THINGS, {"id": "all", "task": "captioning"}))
-        await until(lambda: florence.num_waiting)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        assert florence.num_waiting == 0
 
     run(scenario())
 

@@ -48,8 +48,11 @@ def fetcher(*allowed: str, names: Names | None = None, timeout_s: float = 5) -> 
 
 
 async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
-    receiver = Receiver(time.monotonic() + timeout_s, "test", lambda _num_bytes: None)
-    return await image_fetcher.fetch(ImageUrl(url), receiver)
+    counted: list[int] = []
+    receiver = Receiver(time.monotonic() + timeout_s, "test", counted.append)
+    body = await image_fetcher.fetch(ImageUrl(url), receiver)
+    assert sum(counted) == len(body)
+    return body
 
 
 async def outcome(
@@ -65,15 +68,14 @@ def fetched(
     answers: Mapping[str, bytes | Sequence[bytes]],
     path: str = "/a.png",
     limit_s: float = 5,
+    deadline_s: float = 60,
 ) -> bytes | ServiceError:
     """Return the outcome of fetching from a host on the internet."""
 
     async def scenario() -> bytes | ServiceError:
         async with listening(ImageHost(answers), OUTSIDE) as host:
-            return await outcome(
-                fetcher(f"*:{host.port}", timeout_s=limit_s),
-                f"http://images.test:{host.port}{path}",
-            )
+            url = f"http://images.test:{host.port}{path}"
+            return await outcome(fetcher(f"*:{host.port}", timeout_s=limit_s), url, deadline_s)
 
     return asyncio.run(scenario())
 
@@ -175,19 +177,14 @@ def test_checked_address_is_connected() -> None:
 
 
 def test_internal_names_are_not_revealed() -> None:
-    async def scenario() -> list[str]:
-        image_fetcher = fetcher("*")
-        return [
-            refused(await outcome(image_fetcher, f"http://{name}/"))
-            for name in ("intranet", "nowhere.test", "other.example")
-        ]
+    async def scenario() -> None:
+        messages = set[str]()
+        for name in ("intranet", "nowhere.test", "other.example"):
+            error = await outcome(fetcher("*"), f"http://{name}/")
+            messages.add(refused(error).replace(name, "X"))
+        assert len(messages) == 1
 
-    first, second, third = asyncio.run(scenario())
-    assert (
-        first.replace("intranet", "X")
-        == second.replace("nowhere.test", "X")
-        == third.replace("other.example", "X")
-    )
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -226,17 +223,16 @@ def test_redirect_to_a_forbidden_host() -> None:
 
 
 @pytest.mark.parametrize(
-    "status", ["204 No Content", "206 Partial", "304 Not Modified", "404 Not Found", "500 Error"]
+    ("status", "header", "problem"),
+    [
+        ("206 Partial", "A: b", "status 206"),
+        ("404 Not Found", "A: b", "status 404"),
+        ("200 OK", "Content-Encoding: gzip", "Content-Encoding"),
+        ("200 OK", "Content-Encoding: identity, gzip", "Content-Encoding"),
+    ],
 )
-def test_other_status_is_reported(status: str) -> None:
-    assert f"status {status.split()[0]}" in refused(fetched({"/a.png": response(b"", status)}))
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
-def test_compressed_body_is_refused(encoding: str) -> None:
-    assert "Content-Encoding" in refused(
-        fetched({"/a.png": response(BODY, "200 OK", f"Content-Encoding: {encoding}")})
-    )
+def test_other_response_is_reported(status: str, header: str, problem: str) -> None:
+    assert problem in refused(fetched({"/a.png": response(BODY, status, header)}))
 
 
 def test_fetched_size_is_limited() -> None:
@@ -252,34 +248,14 @@ def test_fetched_size_is_limited() -> None:
     assert fetched({"/a.png": response(bytes(max_bytes))}) == bytes(max_bytes)
 
 
-def test_fetched_bytes_are_counted() -> None:
-    async def scenario() -> list[int]:
-        counted: list[int] = []
-        async with listening(ImageHost({"/": response(BODY)}), OUTSIDE) as host:
-            receiver = Receiver(time.monotonic() + 60, "client", counted.append)
-            url = ImageUrl(f"http://images.test:{host.port}")
-            await fetcher(f"*:{host.port}").fetch(url, receiver)
-        return counted
-
-    assert sum(asyncio.run(scenario())) == len(BODY)
-
-
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12"])
 def test_stalled_host_times_out(sent: bytes) -> None:
     start_s = time.monotonic()
     error = fetched({"/a.png": [sent]}, limit_s=0.2)
     assert "within 0.2 s" in refused(error)
+    late = fetched({"/a.png": [sent]}, deadline_s=0.1)
+    assert isinstance(late, DeadlineExceeded)
     assert time.monotonic() - start_s < 30
-
-
-def test_deadline_ends_the_fetch() -> None:
-    async def scenario() -> bytes | ServiceError:
-        async with listening(ImageHost({"/": [b""]}), OUTSIDE) as host:
-            return await outcome(
-                fetcher(f"*:{host.port}"), f"http://images.test:{host.port}", timeout_s=0.1
-            )
-
-    assert isinstance(asyncio.run(scenario()), DeadlineExceeded)
 
 
 @pytest.mark.parametrize(
@@ -336,78 +312,21 @@ V4 = "93.184.215.14"
 V6 = "2606:2800:21f::1"
 
 
-@pytest.mark.parametrize(
-    "address", ["1.1.1.1", V4, "223.255.255.255", "172.32.0.1", "100.128.0.1", V6, "2a00::1"]
+PUBLIC = f"1.1.1.1 {V4} 223.255.255.255 172.32.0.1 100.128.0.1 {V6} 2a00::1"
+SPECIAL = (
+    "0.0.0.0 0.1.2.3 10.255.255.255 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.255"
+    " 169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.192 192.0.2.1 192.88.99.1 192.168.0.1"
+    " 198.18.0.1 198.19.255.255 198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1"
+    " 255.255.255.255 168.63.129.16 :: ::1 ::127.0.0.1 ::ffff:1.1.1.1 ::ffff:127.0.0.1"
+    " 64:ff9b::101:101 64:ff9b:1::1 100::1 2001::1 2001:db8::1 2002:101:101:: 3fff::1 5f00::1"
+    " fc00::1 fd00:ec2::254 fe80::1 fe80::1%eth0 fec0::1 ff02::1 2606:2800::1%eth0 4000::1"
+    " localhost 1.1.1"
 )
-def test_internet_address_is_public(address: str) -> None:
-    assert is_public(address)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        *(
-            "0.0.0.0",
-            "0.1.2.3",
-            "10.255.255.255",
-            "100.64.0.1",
-            "100.127.255.255",
-            "127.0.0.1",
-            "127.255.255.255",
-        ),
-        *(
-            "169.254.169.254",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.0.0.192",
-            "192.0.2.1",
-            "192.88.99.1",
-            "192.168.0.1",
-        ),
-        *(
-            "198.18.0.1",
-            "198.19.255.255",
-            "198.51.100.1",
-            "203.0.113.1",
-            "224.0.0.1",
-            "239.255.255.255",
-            "240.0.0.1",
-        ),
-        *("255.255.255.255", "168.63.129.16"),
-        *(
-            "::",
-            "::1",
-            "::127.0.0.1",
-            "::ffff:1.1.1.1",
-            "::ffff:127.0.0.1",
-            "64:ff9b::101:101",
-            "64:ff9b:1::1",
-        ),
-        *(
-            "100::1",
-            "2001::1",
-            "2001:db8::1",
-            "2002:101:101::",
-            "3fff::1",
-            "5f00::1",
-            "fc00::1",
-            "fd00:ec2::254",
-        ),
-        *(
-            "fe80::1",
-            "fe80::1%eth0",
-            "fec0::1",
-            "ff02::1",
-            "2606:2800::1%eth0",
-            "4000::1",
-            "",
-            "localhost",
-            "1.1.1",
-        ),
-    ],
-)
-def test_special_address_is_not_public(address: str) -> None:
-    assert not is_public(address)
+def test_internet_addresses_are_public() -> None:
+    assert not [address for address in PUBLIC.split() if not is_public(address)]
+    assert not [address for address in ["", *SPECIAL.split()] if is_public(address)]
 
 
 def resolve(addresses: list[str]) -> list[ResolveResult]:
@@ -421,15 +340,13 @@ def resolve(addresses: list[str]) -> list[ResolveResult]:
 
 
 def test_allowed_addresses_are_numbers() -> None:
-    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    assert resolve([V4, V6]) == [
-        ResolveResult(
-            hostname="a.test", host=V4, port=80, family=socket.AF_INET, proto=0, flags=numeric
-        ),
-        ResolveResult(
-            hostname="a.test", host=V6, port=80, family=socket.AF_INET6, proto=0, flags=numeric
-        ),
+    results = resolve([V4, V6])
+    assert [(result["host"], result["family"]) for result in results] == [
+        (V4, socket.AF_INET),
+        (V6, socket.AF_INET6),
     ]
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    assert {(result["port"], result["flags"]) for result in results} == {(80, numeric)}
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], [V4, "127.0.0.1"], ["::1", V6]])
@@ -457,9 +374,9 @@ def test_hanging_names_leave_room() -> None:
         ]
         done, waiting = await asyncio.wait(attack, timeout=0.2)
         assert (len(done), len(waiting)) == (84, 16)
-        assert {type(each.exception()) for each in done} == {Overloaded}
-        for each in waiting:
-            each.cancel()
+        assert {type(task.exception()) for task in done} == {Overloaded}
+        for task in waiting:
+            task.cancel()
         with pytest.raises(Overloaded):  # the threads are still busy
             await resolver.addresses("attacker", "images.test")
         assert await resolver.addresses("polite", "images.test") == [V4]
