@@ -1,4 +1,4 @@
-"""Adapters in the core: separate models that share the runner of their base, and so its queue."""
+"""The core over fake runners: one model, a stream, or several models, and their adapters."""
 
 import asyncio
 import dataclasses
@@ -16,7 +16,6 @@ from service.admission.places import RequestContext, TrafficGaps
 from service.admission.shared_limits import SharedLimits
 from service.errors import (
     DeadlineExceeded,
-    ImageTooLarge,
     InternalError,
     InvalidRequest,
     NotReady,
@@ -38,7 +37,6 @@ from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, 
 from tests.support.fake_runners import (
     DECODE_S,
     ENCODE_S,
-    NUM_PROMPT_TOKENS,
     PREFILL_S,
     FakeDecoder,
     FakeEncoder,
@@ -47,7 +45,6 @@ from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
     IMAGE_SIZE_WH,
-    INPUT_SIZE_WH,
     PALIGEMMA_ID,
     PNG,
     context,
@@ -100,12 +97,6 @@ def test_mask_formats(model: str) -> None:
         (instance,) = result.instances
         assert (instance.mask is not None, instance.polygons is None) == (has_mask, has_mask)
         assert instance.mask is None or instance.mask.size_hw == IMAGE_SIZE_WH[::-1]
-
-
-def test_image_is_resized() -> None:
-    encoder = FakeEncoder()
-    predict(make_core(encoders={FLORENCE_ID: encoder}), task="ocr")
-    assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)]
 
 
 def test_generation_fields_reach_the_decoder() -> None:
@@ -220,34 +211,6 @@ def test_region_within_the_upright_image() -> None:
     )
 
 
-def test_prompt_tokens_are_the_decoders() -> None:
-    assert (
-        predict(make_core(), task="ocr").written.sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
-    )
-
-
-def test_running_requests_of_a_runner() -> None:
-    def num_waiting() -> float | None:
-        return REGISTRY.get_sample_value(
-            "diptych_queue_depth", {"model": FLORENCE_ID, "stage": "admission"}
-        )
-
-    async def predict_eight() -> int:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
-        tasks = [
-            asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)
-        ]
-        await until(lambda: num_waiting() == 6 and len(decoder.specs) >= 2)
-        num_running = len(decoder.specs)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return num_running
-
-    assert run(predict_eight()) == 2
-
-
 def detections(core: Core, **fields: Any) -> tuple[Detection, ...]:
     result = predict(core, **{"task": "object_detection"} | fields).result
     assert isinstance(result, DetectionsResult)
@@ -283,35 +246,28 @@ def test_calibrated_scores() -> None:
     assert not predict(core, **LABELS).is_calibrated
 
 
-def test_comparison_order() -> None:
-    for models in (None, [PALIGEMMA_ID, FLORENCE_ID], [PALIGEMMA_ID, FLORENCE_ID, PALIGEMMA_ID]):
-        comparison = compare(make_core(), task="ocr", models=models)
-        assert list(codes(comparison)) == [FLORENCE_ID, PALIGEMMA_ID]
-        assert comparison.image_size_wh == IMAGE_SIZE_WH
-
-
-def test_comparison_of_all_models() -> None:
-    assert codes(compare(make_core(), task="object_detection")) == {FLORENCE_ID: "ok"}
-
-
-def test_comparison_with_an_unoffered_task() -> None:
-    comparison = compare(make_core(), task="object_detection", models=[FLORENCE_ID, PALIGEMMA_ID])
-    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
-
-
-def test_comparison_with_an_unoffered_variant() -> None:
-    comparison = compare(
-        make_core(
-            decoders={
-                FLORENCE_ID: FakeDecoder(
-                    {"Describe with a paragraph what is shown in the image.": "a"}
-                )
-            }
+@pytest.mark.parametrize(
+    ("fields", "florence", "paligemma"),
+    [
+        ({"task": "ocr"}, "ok", "ok"),
+        ({"task": "ocr", "models": [PALIGEMMA_ID, FLORENCE_ID, PALIGEMMA_ID]}, "ok", "ok"),
+        ({"task": "object_detection"}, "ok", None),
+        (
+            {"task": "object_detection", "models": [FLORENCE_ID, PALIGEMMA_ID]},
+            "ok",
+            "unsupported_task",
         ),
-        task="captioning",
-        detail="paragraph",
-    )
-    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
+        ({"task": "captioning", "detail": "paragraph"}, "ok", "unsupported_task"),
+    ],
+)
+def test_models_of_a_comparison(
+    fields: dict[str, Any], florence: str | None, paligemma: str | None
+) -> None:
+    texts = FLORENCE_ANSWERS | {"Describe with a paragraph what is shown in the image.": "a"}
+    comparison = compare(make_core(decoders={FLORENCE_ID: FakeDecoder(texts)}), **fields)
+    expected = [(FLORENCE_ID, florence), (PALIGEMMA_ID, paligemma)]
+    assert list(codes(comparison).items()) == [pair for pair in expected if pair[1] is not None]
+    assert comparison.image_size_wh == IMAGE_SIZE_WH
 
 
 @pytest.mark.parametrize(
@@ -324,10 +280,12 @@ def test_comparison_with_an_unoffered_variant() -> None:
     ],
 )
 def test_failed_model_of_a_comparison(failure: Exception, code: str) -> None:
-    assert codes(compare(florence_fails(failure), task="ocr")) == {
-        FLORENCE_ID: code,
-        PALIGEMMA_ID: "ok",
-    }
+    comparison = compare(florence_fails(failure), task="ocr")
+    assert codes(comparison) == {FLORENCE_ID: code, PALIGEMMA_ID: "ok"}
+    error = comparison.answers[0][1]
+    assert isinstance(error, ServiceError)
+    assert FLORENCE_ID in error.message
+    assert "defect" not in error.message
 
 
 def test_comparison_is_concurrent() -> None:
@@ -382,26 +340,6 @@ def test_comparison_refused_by_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "error"),
-    [
-        (RunnerUnreachable("refused"), NotReady),
-        (CallTimedOut("late"), DeadlineExceeded),
-        (RuntimeError("secret detail"), InternalError),
-    ],
-)
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_runner_failures_are_errors(
-    failure: Exception, error: type[ServiceError], part: str
-) -> None:
-    encoder = FakeEncoder(failure=failure if part == "encoder" else None)
-    decoder = FakeDecoder(FLORENCE_ANSWERS, failure=failure if part == "decoder" else None)
-    with pytest.raises(error) as caught:
-        predict(make_core({FLORENCE_ID: encoder}, {FLORENCE_ID: decoder}), task="ocr")
-    assert FLORENCE_ID in caught.value.message
-    assert str(failure) not in caught.value.message
-
-
-@pytest.mark.parametrize(
     ("code", "message", "error", "param"),
     [
         (
@@ -431,11 +369,6 @@ def test_failed_sequences_are_errors(
 def test_unreadable_image_of_a_comparison() -> None:
     with pytest.raises(UnsupportedImage):
         compare(make_core(), b"no image", task="ocr")
-
-
-def test_too_many_pixels() -> None:
-    with pytest.raises(ImageTooLarge):
-        predict(make_core(max_image_pixels=IMAGE_SIZE_WH[0] * IMAGE_SIZE_WH[1] - 1), task="ocr")
 
 
 @pytest.mark.parametrize(
@@ -474,24 +407,6 @@ def test_pending_requests_are_limited() -> None:
     assert run(asyncio.wait_for(three_requests(), 60)) == FLORENCE_ID
 
 
-@pytest.mark.parametrize("image", [PNG, b"no image"])
-def test_failed_requests_are_released(image: bytes) -> None:
-    async def fail_then_answer() -> str:
-        released = asyncio.Event()
-        encoder = FakeEncoder(released=released)
-        core = make_core(encoders={FLORENCE_ID: encoder}, max_pending=1)
-        task = asyncio.create_task(core.predict(image, {"task": "ocr"}, context()))
-        while not encoder.shapes and not task.done():
-            await asyncio.sleep(0.001)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled() or isinstance(task.exception(), UnsupportedImage)
-        released.set()
-        return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
-
-    assert run(asyncio.wait_for(fail_then_answer(), 60)) == FLORENCE_ID
-
-
 ADAPTERS = tuple(
     replace(FLORENCE, id=f"tuned-{index}", adapter_of=FLORENCE_ID) for index in range(3)
 )
@@ -501,52 +416,30 @@ ENTRIES = (FLORENCE, *ADAPTERS, PALIGEMMA)
 def test_adapters_share_a_queue() -> None:
     """With a queue each, four requests would be at the runner at the same time."""
 
-    async def largest_number_in_flight() -> int:
+    async def ask(core: Core, model_id: str) -> str:
+        return (await core.predict(PNG, {"task": "ocr", "model": model_id}, context())).model.id
+
+    async def scenario() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
         core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=2)
-        asked = [asyncio.create_task(_ask(core, entry.id)) for entry in (FLORENCE, *ADAPTERS)]
+        ids = [FLORENCE_ID, *(adapter.id for adapter in ADAPTERS)]
+        asking = [asyncio.create_task(ask(core, model_id)) for model_id in ids]
         await until(lambda: len(decoder.specs) == 2)
-        for _ in range(20):
-            await asyncio.sleep(0.001)
-        found = len(decoder.specs)
+        assert await ask(core, PALIGEMMA_ID) == PALIGEMMA_ID  # has its own queue
+        assert len(decoder.specs) == 2
         assert decoder.released is not None
         decoder.released.set()
-        await asyncio.gather(*asked)
-        assert len(decoder.specs) == len(asked)
-        return found
+        assert await asyncio.gather(*asking) == ids
 
-    assert run(largest_number_in_flight()) == 2
-
-
-def test_adapter_waits_for_its_base_only() -> None:
-    async def answered() -> list[str]:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-        core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=1)
-        waiting = [
-            asyncio.create_task(_ask(core, model_id)) for model_id in (FLORENCE_ID, ADAPTERS[0].id)
-        ]
-        await until(lambda: decoder.specs)
-        answers = [await _ask(core, PALIGEMMA_ID)]
-        assert decoder.released is not None
-        decoder.released.set()
-        return answers + [await each for each in waiting]
-
-    assert run(answered()) == [PALIGEMMA_ID, FLORENCE_ID, ADAPTERS[0].id]
+    run(scenario())
 
 
 def test_comparison_names_adapters() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS)
-    found = codes(
-        compare(
-            make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES), task="object_detection"
-        )
-    )
-    assert found == dict.fromkeys([FLORENCE_ID, *(each.id for each in ADAPTERS)], "ok")
+    core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES)
+    outcomes = codes(compare(core, task="object_detection"))
+    assert outcomes == dict.fromkeys([FLORENCE_ID, *(entry.id for entry in ADAPTERS)], "ok")
     assert sorted(spec.adapter is None for spec in decoder.specs) == [False, False, False, True]
-
-
-async def _ask(core: Core, model_id: str) -> str:
-    return (await core.predict(PNG, {"task": "ocr", "model": model_id}, context())).model.id
 
 
 FIELDS = {"task": "object_detection"}
@@ -558,14 +451,14 @@ class SharedLeases:
     """
 
     def __init__(self) -> None:
-        self.held: set[str] = set()
+        self.leases: set[str] = set()
         self._releases: set[asyncio.Task[None]] = set()
 
     # the interface has it
     async def lease(self, owner: str, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002
         await asyncio.sleep(0)
-        assert len(self.held) < max_leases
-        self.held.add(lease)
+        assert len(self.leases) < max_leases
+        self.leases.add(lease)
         await asyncio.sleep(0)
         return True
 
@@ -580,7 +473,7 @@ class SharedLeases:
 
     async def _release(self, lease: str) -> None:
         await asyncio.sleep(0)
-        self.held.discard(lease)
+        self.leases.discard(lease)
 
 
 Call = Callable[[Core, RequestContext], Coroutine[Any, Any, object]]
@@ -619,25 +512,10 @@ def test_gone_client_frees_all_limits(call: Call) -> None:
                 while len(asyncio.all_tasks()) > 1:
                     await asyncio.sleep(0)
                 await leases.released()
-                assert leases.held == set()
+                assert leases.leases == set()
                 await gaps.wait()
                 await request()
 
         assert await cancel_at_each_await(request, all_is_free) >= 6
 
-    run(scenario())
-
-
-def test_cancelled_stream_ends_sequences() -> None:
-    async def scenario() -> None:
-        decoder.released = asyncio.Event()
-        streaming = asyncio.create_task(call_stream(core, context()))
-        await until(lambda: decoder.specs)
-        streaming.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await streaming
-        await until(lambda: decoder.num_cancelled == 1)
-
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
-    core = make_core(decoders={FLORENCE_ID: decoder})
     run(scenario())

@@ -34,14 +34,14 @@ OD: dict[str, Any] = {"task": "object_detection"}
 FIND: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
 
-def proof(proved: float, score: float = 0.0, **changes: Any) -> dict[str, Any]:
+def proof(min_precision: float, score: float = 0.0, /, **changes: Any) -> dict[str, Any]:
     return {
         "model": FLORENCE_ID,
         "checkpoint": CHECKPOINT,
         "precision": "float32",
         "calibration": "",
         "fields": OD,
-        "min_precision": proved,
+        "min_precision": min_precision,
         "confidence": 0.95,
         "min_score": score,
         "max_labels": 1,
@@ -68,11 +68,11 @@ def core_with(folder: Path, *rows: dict[str, Any], answer: str | None = None) ->
 
 def test_proved_objects(tmp_path: Path) -> None:
     core = core_with(tmp_path, proof(0.9, SCORE - 0.01), proof(0.99, SCORE + 0.01))
-    kept = predict(core, **OD, min_precision=0.5)
-    assert isinstance(kept.result, DetectionsResult)
-    assert len(kept.result.detections) == 1
-    assert kept.guarantee is not None
-    assert (kept.guarantee.min_precision, kept.guarantee.left_out) == (0.9, 0)
+    proved = predict(core, **OD, min_precision=0.5)
+    assert isinstance(proved.result, DetectionsResult)
+    assert len(proved.result.detections) == 1
+    assert proved.guarantee is not None
+    assert (proved.guarantee.min_precision, proved.guarantee.left_out) == (0.9, 0)
     left_out = predict(core, **OD, min_precision=0.95, mask_format="rle")
     assert isinstance(left_out.result, DetectionsResult)
     assert left_out.result.detections == ()
@@ -108,11 +108,6 @@ def test_unproved_request(tmp_path: Path, fields: dict[str, Any], proved: str) -
     ) as caught:
         predict(core, **fields)
     assert caught.value.param == "min_precision"
-
-
-def test_min_score_with_min_precision() -> None:
-    with pytest.raises(InvalidRequest, match="min_precision chooses the score itself"):
-        predict(make_core(), **OD, min_precision=0.9, min_score=0.0)
 
 
 def test_proof_in_a_comparison(tmp_path: Path) -> None:

@@ -86,13 +86,8 @@ def test_unknown_field(fields_class: type[GenerationFields]) -> None:
     error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)
     assert error.param == "labls"
     assert "unknown field 'labls' (did you mean labels?)" in error.message
-    for allowed in ["image", *fields_class.model_fields, *PARAMETERS]:
-        assert allowed in error.message.partition("the fields are ")[2].split(", ")
-
-
-def test_model_and_models() -> None:
-    assert refusal({"task": "ocr", "model": "a"}, CompareFields).param == "model"
-    assert refusal({"task": "ocr", "models": ["a"]}, PredictFields).param == "models"
+    names = ["image", *fields_class.model_fields, *sorted(PARAMETERS)]
+    assert error.message.endswith(f"; the fields are {', '.join(names)}")
 
 
 @pytest.mark.parametrize("name", ["", "ä", "\ud800", "x" * 5000, "__class__", "self", "task\0"])
@@ -102,11 +97,6 @@ def test_unknown_name_can_be_encoded(name: str) -> None:
     assert len(error.message) < 500
     assert len(error.param or "") <= 80
     assert (error.message + (error.param or "")).encode()
-
-
-def test_missing_task_is_named() -> None:
-    error = refusal({})
-    assert (error.param, error.message[:15]) == ("task", "task is missing")
 
 
 @pytest.mark.parametrize("task", ["", "detect", "OCR", "ocr ", "\ud800", "x" * 5000])
@@ -147,23 +137,7 @@ def test_values_within_bounds(name: str, allowed: list[object]) -> None:
         ("num_beams", [0, MAX_BEAMS + 1, "1", True, 1.0]),
         ("top_p", [0, -0.1, 1.001, math.nan, None, "0.5", True]),
         ("constrained", [0, 1, None, "true", "no"]),
-        (
-            "temperature",
-            [
-                -0.1,
-                1e-300,
-                9.9e-7,
-                5e-324,
-                2.001,
-                math.inf,
-                math.nan,
-                10**400,
-                None,
-                "0.5",
-                True,
-                [0.5],
-            ],
-        ),
+        ("temperature", [-0.1, 1e-300, 9.9e-7, 2.001, math.inf, math.nan, None, "0.5", True, [0]]),
         ("seed", [-1, 2**63, 0.5, "7", False]),
         ("mask_format", ["mask", "RLE", "", None, 1]),
         ("min_score", [-0.1, 1.001, math.nan, None, "0.5", True]),
@@ -183,45 +157,34 @@ def test_values_out_of_bounds(name: str, refused: list[object]) -> None:
         assert len(error.message) < 300
 
 
-def test_smallest_temperature() -> None:
-    assert refusal({"task": "ocr", "temperature": 1e-300}).message == (
-        "temperature is 1e-300: it must be 0 or from 1e-06 to 2"
-    )
-
-
-def test_tiles_need_a_task_with_boxes() -> None:
-    error = refusal({"task": "captioning", "tiles": "auto"})
-    assert error.param == "tiles"
-    assert error.message == ("captioning is about the whole image; tiles are for objects and text")
-    assert predict(task="captioning", tiles="off").fields.tiles == "off"
-
-
-@pytest.mark.parametrize("fields", [{"overlap": 0.2}, {"min_object_px": 16, "tiles": "off"}])
-def test_options_of_tiles_need_tiles(fields: dict[str, Any]) -> None:
-    error = refusal({"task": "ocr", **fields})
-    assert error.param == min(fields)
-    assert "needs tiles, which is off" in error.message
-
-
-def test_beam_search_needs_temperature_0() -> None:
-    error = refusal({"task": "ocr", "num_beams": 3, "temperature": 0.5})
-    assert error.param == "num_beams"
-    assert error.message == "num_beams=3 with temperature=0.5: beam search needs temperature 0"
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"temperature": 1e-300}, "temperature", "is 1e-300: it must be 0 or from 1e-06 to 2"),
+        ({"task": "captioning", "tiles": "auto"}, "tiles", "captioning is about the whole image"),
+        ({"overlap": 0.2}, "overlap", "overlap needs tiles, which is off"),
+        ({"min_object_px": 16, "tiles": "off"}, "min_object_px", "needs tiles, which is off"),
+        ({"num_beams": 3, "temperature": 0.5}, "num_beams", "beam search needs temperature 0"),
+        ({"min_precision": 0.9, "min_score": 0.0}, "min_score", "chooses the score itself"),
+    ],
+)
+def test_fields_that_exclude_each_other(fields: dict[str, Any], param: str, message: str) -> None:
+    error = refusal({"task": "ocr"} | fields)
+    assert error.param == param
+    assert message in error.message
 
 
 @pytest.mark.parametrize("models", [[], ["a"] * 33, "a", [1], [None], {}, True])
 def test_comparison_takes_1_to_32_models(models: object) -> None:
     assert refusal({"task": "ocr", "models": models}, CompareFields).param == "models"
-
-
-def test_models_of_a_comparison() -> None:
-    values, _ = parse_fields(CompareFields, {"task": "ocr", "models": ["b", "a"]})
-    assert values.models == ["b", "a"]
+    values, _ = parse_fields(CompareFields, {"task": "ocr", "models": ["b"] * 32})
+    assert values.models == ["b"] * 32
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({}, "task"),
         ({"task": "ocr", "labels": ["dog"]}, "labels"),
         ({"task": "open_vocabulary_detection"}, "labels"),
         ({"task": "open_vocabulary_detection", "labels": None}, "labels"),
