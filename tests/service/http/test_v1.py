@@ -428,7 +428,6 @@ def images_api(tmp_path: Path) -> Client:
     keys.write_text("\n".join(map(hash_of, ("one", "two"))))
     limits = StoreLimits(10_000, 10_000, 100, KEPT_S)
     store = HandleStore(tmp_path / "images", limits, FakeClock())
-    store.prepare()
     return client(make_core(handles=store), ApiKeys.load(keys))
 
 
