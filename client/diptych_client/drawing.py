@@ -75,7 +75,6 @@ def _colors(items: Iterable[Item]) -> Colors:
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
-    """Return the image with the answer, the model id above it and a text result below it."""
     if isinstance(answer, ModelFailure):
         return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
     picture = image.convert("RGB")
@@ -113,7 +112,6 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
 
 
 def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
-    """Return the picture with a title above it and the text, if any, below it."""
     font = _font(picture)
     line_height = round(font.size * 1.4)
     num_columns = max(10, round(picture.width / (font.size * 0.55)))

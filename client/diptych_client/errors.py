@@ -121,7 +121,6 @@ class ConnectionFailed(DiptychError, code="connection_failed"):
 
 
 def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> DiptychError:
-    """Return an error of the class for the code."""
     return _CLASSES.get(detail.code, DiptychError)(detail, retry_after_s)
 
 
@@ -131,7 +130,7 @@ def new_error(
     return error_from(ErrorDetail(code, message, param, request_id))
 
 
-def affects_every_image(error: Exception) -> bool:
+def affects_every_image(error: DiptychError) -> bool:
     """Return True if the same request about another image would fail, too."""
     if isinstance(error, InvalidRequest):
         return error.param not in _IMAGE_FIELDS
@@ -139,7 +138,6 @@ def affects_every_image(error: Exception) -> bool:
 
 
 def connection_failed(reason: str, request_id: str, url: str = "", tried: str = "") -> DiptychError:
-    """Return the error of an attempt on a service; its message names URL, attempt and next step."""
     for sign, hint in _WRONG_PORT.items():
         if sign in reason.lower():
             reason = f"{reason} ({hint})"

@@ -45,15 +45,6 @@ def parse_box(values: Iterable[Any]) -> BoxXyxy:
     return (x1, y1, x2, y2)
 
 
-def parse_ring(points: Iterable[Any]) -> Ring:
-    return tuple((float(x), float(y)) for x, y in points)
-
-
-def parse_quad(points: Iterable[Any]) -> QuadXy:
-    first, second, third, fourth = parse_ring(points)
-    return (first, second, third, fourth)
-
-
 def bounding_box(points_xy: Ring) -> BoxXyxy:
     xs, ys = zip(*points_xy, strict=True)
     return (min(xs), min(ys), max(xs), max(ys))

@@ -92,7 +92,6 @@ class Problems:
             self.add(place, finding, f"{kind} left out")
 
     def summary(self) -> str:
-        """Return how often each consequence occurred."""
         return ", ".join(f"{count} x {name}" for name, count in sorted(self.counts.items()))
 
 
@@ -105,23 +104,27 @@ class ImageFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class NamedImage:
-    """The bytes of an image as a file object, whose name is in notes about it."""
-
-    name: str
-    data: bytes
-
-    def read(self) -> bytes:
-        return self.data
-
-
 class ImageStore(Protocol):
     """The place of the image files."""
 
     def read(self, image: ImageFile) -> bytes:
         """Return the file of an image; raise `OSError` if it cannot be read."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInStore:
+    """A file object that reads an image when its turn comes; its name is in notes about it."""
+
+    store: ImageStore
+    image: ImageFile
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+    def read(self) -> bytes:
+        return self.store.read(self.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,6 @@ class Folder:
 
 
 def find_images(folder: Path) -> list[ImageFile]:
-    """Return the images in a folder and its subfolders, sorted by name."""
     images = []
     for path in folder.rglob("*"):
         if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -187,7 +189,6 @@ class Opened:
     chosen: tuple[ImageFile, ...] | None = None
 
     def images(self) -> tuple[Folder, list[ImageFile]]:
-        """Return the images; raise `RunError` if there is none."""
         images = list(self.chosen or ())
         if self.chosen is None and self.path.is_dir():
             images = find_images(self.path)
@@ -267,7 +268,6 @@ def _made(work: Path, origin: str, source: Path | None, make: Callable[[Path], N
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Write images and label files of an archive into a folder; raise `RunError`."""
     limit = max(MIN_ARCHIVE_LIMIT_BYTES, MAX_ARCHIVE_RATIO * archive.stat().st_size)
     num_bytes = 0
     try:

@@ -142,13 +142,9 @@ class FailureLog:
         self.first: list[dict[str, object]] = []  # rows
         self._file = path.open("w", encoding="utf-8", buffering=1)
 
-    def append(self, request: Mapping[str, object], error: Exception) -> None:
+    def append(self, request: Mapping[str, object], error: DiptychError) -> None:
         """Write the fields that name the request, and its error."""
-        if isinstance(error, DiptychError):
-            detail = asdict(error.detail)
-        else:
-            detail = {"code": "unreadable_file", "message": str(error)}
-        row = {**request, **detail}
+        row = {**request, **asdict(error.detail)}
         self._file.write(json.dumps(row) + "\n")
         if len(self.first) < _MAX_LISTED_FAILURES:
             self.first.append(row)
@@ -164,7 +160,7 @@ class FailureLog:
 async def send_all(
     items: Iterable[ItemT],
     send: Callable[[ItemT], Awaitable[None]],
-    on_failure: Callable[[ItemT, Exception], None],
+    on_failure: Callable[[ItemT, DiptychError], None],
     concurrency: int,
 ) -> None:
     """Send all items concurrently; raise the first error that affects every request."""
@@ -174,7 +170,7 @@ async def send_all(
         for item in queue:
             try:
                 await send(item)
-            except (DiptychError, OSError) as error:
+            except DiptychError as error:
                 if affects_every_image(error):
                     raise
                 on_failure(item, error)
@@ -233,7 +229,6 @@ class Outputs:
         return path
 
     def write_lines(self, path: Path, rows: Iterable[object]) -> Path:
-        """Write a file with a line of JSON for each row."""
         return self.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def has_link(self, source: Path, path: Path) -> bool:

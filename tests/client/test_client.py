@@ -1,30 +1,76 @@
-"""Both clients have the same methods; the scheme of the URL selects the transport."""
+"""Calls of both clients as a server receives them: retries, deadlines, streams, stored images."""
 
+import asyncio
 import inspect
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from typing import Any
 
+import httpx
 import pytest
+from httpx_sse import EventSource
+from hypothesis import given
+from hypothesis import strategies as st
+from tenacity import Retrying
 
-from diptych_client import AsyncClient, Client, InvalidRequest
+from diptych_client import (
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ErrorDetail,
+    ImageExpired,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    StoredImage,
+)
+from diptych_client.clients.caller import retrying
+from diptych_client.errors import parse_retry_after_s
+from diptych_client.transports.messages import event_from_sse, to_json
+from tests.support.both_clients import KINDS, call
+from tests.support.client_answers import TEXT, answer
+from tests.support.running_service import free_port
+from tests.support.scripted_services import ANSWER, Refusal, Script, Step, scripted, serving_rest
+from tests.support.waiting import wait_until
 
 METHODS = (
     *("__init__", "predict", "predict_many", "stream", "compare", "analyze", "image"),
     *("models", "tasks", "close"),
 )
 GENERATORS = ("stream", "predict_many", "image")
+DETAIL = ErrorDetail("any", "", None, "r")
+GRPC_ROUNDING_S = 0.1  # the header of a gRPC timeout has few digits and is rounded up
+
+both_clients = pytest.mark.parametrize("kind", KINDS)
+both_interfaces = pytest.mark.parametrize("interface", ["rest", "grpc"])
+
+
+def predict(client: Any) -> Any:
+    return client.predict(b"image", "ocr")
+
+
+def stream(client: Any) -> Any:
+    return client.stream(b"image", "ocr")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_the_same_parameters_in_both_clients(name: str) -> None:
+def test_methods_have_the_same_parameters(name: str) -> None:
     one, other = (inspect.signature(getattr(client, name)) for client in (Client, AsyncClient))
     assert one.parameters == other.parameters
     assert name in ("__init__", *GENERATORS) or one.return_annotation == other.return_annotation
-
-
-def test_the_list_above_is_complete() -> None:
     for client in (Client, AsyncClient):
-        assert {name for name in vars(client) if not name.startswith("_")} == {*METHODS} - {
-            "__init__"
-        }
+        public = {method for method in vars(client) if not method.startswith("_")}
+        assert public == {*METHODS} - {"__init__"}
 
 
 @pytest.mark.parametrize(
@@ -36,15 +82,317 @@ def test_the_list_above_is_complete() -> None:
         ("grpcs://example.org:443/", "GrpcTransport"),
     ],
 )
-def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
+def test_scheme_selects_the_transport(url: str, transport: str) -> None:
     with Client(url) as client:
         assert type(client._transport).__name__ == transport
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:3000", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""]
+    "url", ["localhost", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""]
 )
-def test_an_invalid_url_is_rejected_with_the_allowed_forms(url: str) -> None:
+def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="grpcs://HOST:PORT, got ") as caught:
         Client(url)
     assert (caught.value.code, caught.value.param) == ("invalid_request", "url")
+
+
+def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 8) -> list[float]:
+    """Return the delays between the attempts of a call that always fails; nothing sleeps."""
+    delays: list[float] = []
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        retrying(Retrying, timeout_s, max_retries).copy(sleep=delays.append)(fail)
+    assert caught.value is error
+    return delays
+
+
+@pytest.mark.parametrize("kind", [Overloaded, NotReady, ConnectionFailed])
+def test_delay_is_the_retry_after_of_the_service(kind: type[DiptychError]) -> None:
+    for retry_after_s in (0.0, 3.0, 30.0):
+        assert delays_s(kind(DETAIL, retry_after_s), max_retries=3) == [retry_after_s] * 3
+    assert delays_s(kind(DETAIL, 0.0), max_retries=0) == []
+
+
+def test_delay_doubles_up_to_a_limit_and_half_is_random() -> None:
+    many = [delays_s(ConnectionFailed(DETAIL)) for _ in range(200)]
+    limits_s = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    for column, limit_s in zip(zip(*many, strict=True), limits_s, strict=True):
+        assert limit_s / 2 <= min(column) < 0.6 * limit_s
+        assert 0.9 * limit_s < max(column) <= limit_s
+
+
+@pytest.mark.parametrize("kind", [InvalidRequest, InternalError, DeadlineExceeded, DiptychError])
+def test_other_errors_are_not_retried(kind: type[DiptychError]) -> None:
+    assert delays_s(kind(DETAIL, 1.0)) == []
+
+
+def test_delay_beyond_the_deadline_is_not_waited_for() -> None:
+    assert delays_s(Overloaded(DETAIL, 5.0), timeout_s=5.0) == []
+    assert delays_s(Overloaded(DETAIL), timeout_s=0.05) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("0", 0),
+        ("120", 120),
+        ("Fri, 01 May 2026 11:00:00 GMT", 0),
+        ("Fri, 01 May 2026 12:00:30", None),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("²", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+    assert parse_retry_after_s(header) == seconds
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert parse_retry_after_s(soon) == pytest.approx(30, abs=5)
+
+
+@both_clients
+@both_interfaces
+def test_next_attempt_has_the_remaining_time_and_the_key(interface: str, kind: str) -> None:
+    with scripted(interface, [Refusal("overloaded", retry_after_s=1)]) as (url, script):
+        assert call(kind, url, predict, timeout_s=9.5, api_key="secret") == ANSWER
+    first, second = script.received
+    assert second.at_s - first.at_s >= 1
+    assert 0 < first.timeout_s <= 9.5 + GRPC_ROUNDING_S
+    assert 0 < second.timeout_s <= first.timeout_s - 1 + GRPC_ROUNDING_S
+    assert first.request_id == second.request_id
+    assert first.key == second.key == "Bearer secret"
+
+
+@both_clients
+@both_interfaces
+def test_broken_connection_is_retried(interface: str, kind: str) -> None:
+    with scripted(interface, [Refusal("not_ready"), None]) as (url, script):
+        assert call(kind, url, predict) == ANSWER
+    assert len(script.received) == 3
+
+
+@both_clients
+@both_interfaces
+@pytest.mark.parametrize(
+    ("code", "retry_after_s", "error", "num_sent"),
+    [
+        ("invalid_request", 0, InvalidRequest, 1),  # final
+        ("overloaded", 0, Overloaded, 3),
+        ("not_ready", 90, NotReady, 1),  # beyond the deadline
+    ],
+)
+def test_last_attempt_raises_the_error_of_the_service(
+    interface: str,
+    kind: str,
+    code: str,
+    retry_after_s: int,
+    error: type[DiptychError],
+    num_sent: int,
+) -> None:
+    start_s = time.monotonic()
+    with scripted(interface, [Refusal(code, retry_after_s)] * 3) as (url, script):
+        with pytest.raises(error) as caught:
+            call(kind, url, predict, max_retries=2)
+        assert len(script.received) == num_sent
+    assert (caught.value.message, caught.value.retry_after_s) == ("no", retry_after_s)
+    assert time.monotonic() - start_s < 30
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """Accept connections and never respond."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@both_clients
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_unreachable_or_silent_service_is_an_error(scheme: str, kind: str) -> None:
+    with pytest.raises(ConnectionFailed) as caught:
+        call(kind, f"{scheme}://127.0.0.1:{free_port()}", predict, max_retries=1)
+    assert len(caught.value.request_id) == 32
+    start_s = time.monotonic()
+    with silent_server() as port, pytest.raises(DeadlineExceeded):
+        call(kind, f"{scheme}://127.0.0.1:{port}", predict, timeout_s=0.3)
+    assert 0.25 < time.monotonic() - start_s < 30
+
+
+TOKENS = ["zwei", " Kreise\n\n", "größer\u2028", "二つ"]
+
+
+def event(kind: str, data: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def tokens(*texts: str) -> bytes:
+    return b"".join(event("token", {"text": text}) for text in texts)
+
+
+STREAM = tokens(*TOKENS) + event("result", to_json(answer(TEXT)))
+LATE = {"code": "deadline_exceeded", "message": "late", "param": None, "request_id": "theirs"}
+
+
+@given(st.lists(st.integers(0, len(STREAM))))
+def test_chunks_may_end_anywhere(cuts: list[int]) -> None:
+    def chunks() -> Iterator[bytes]:
+        for start, end in pairwise([0, *sorted(cuts), len(STREAM)]):
+            yield STREAM[start:end]
+
+    response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=chunks())
+    events = list(map(event_from_sse, EventSource(response).iter_sse()))
+    assert events == [*TOKENS, answer(TEXT)]
+
+
+@both_clients
+@pytest.mark.parametrize("lost", [None, b"", tokens("one")[:-1]])
+def test_stream_is_retried_before_its_first_piece(kind: str, lost: bytes | None) -> None:
+    whole = b": keep-alive\n\n" + STREAM.replace(b"\n", b"\r\n")  # of a proxy
+    steps = [whole] if lost is None else [lost, whole]
+    with scripted("rest", steps) as (url, script):
+        assert call(kind, url, stream) == [*TOKENS, answer(TEXT)]
+    assert len(script.received) == len(steps)
+    assert b'name="stream"\r\n\r\ntrue' in script.received[0].body
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("events", "error", "message"),
+    [
+        (tokens("one") + event("error", {"error": LATE}), DeadlineExceeded, "late"),
+        # text was yielded: a second attempt would repeat it
+        (STREAM[:-1], ConnectionFailed, "ended before the answer"),
+        (b"event: token\ndata: {no json\n\n", InternalError, "cannot parse the response"),
+        (event("other", {}), InternalError, "cannot parse the response"),
+    ],
+)
+def test_failed_stream_raises_its_error(
+    kind: str, events: bytes, error: type[DiptychError], message: str
+) -> None:
+    with scripted("rest", [events]) as (url, script):
+        with pytest.raises(error, match=message) as caught:
+            call(kind, url, stream)
+        assert len(script.received) == 1
+    assert error is not DeadlineExceeded or caught.value.request_id == "theirs"
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"]
+)
+def test_response_of_another_form_is_an_internal_error(body: bytes) -> None:
+    message = "cannot parse the response to Predict"
+    with scripted("rest", [body]) as (url, _), pytest.raises(InternalError, match=message):
+        call("sync", url, predict)
+
+
+DATA = b"the bytes of an image"
+EMPTY = {"id": "a", "task": "ocr", "image": {"width": 1, "height": 1}, "answers": []}
+COMPARISON = json.dumps(EMPTY).encode()
+
+
+def stored(image_id: str) -> bytes:
+    return json.dumps({"id": image_id}).encode()
+
+
+def sent_twice(kind: str, steps: Sequence[Step]) -> Script:
+    """Send two questions about one image; return the script."""
+
+    async def run(url: str) -> None:
+        async with AsyncClient(url) as client, client.image(DATA) as image:
+            assert await client.predict(image, "ocr") == ANSWER
+            assert (await client.compare(image, "ocr")) is not None
+
+    with scripted("rest", steps) as (url, script):
+        if kind == "async":
+            asyncio.run(run(url))
+            return script
+        with Client(url) as client, client.image(DATA) as image:
+            assert client.predict(image, "ocr") == ANSWER
+            assert client.compare(image, "ocr") is not None
+    return script
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("steps", "has_data", "removed"),
+    [
+        ([stored("img_1"), ANSWER, COMPARISON], [True, False, False], ["/v1/images/img_1"]),
+        (
+            [stored("img_1"), ANSWER, Refusal("image_expired"), stored("img_2"), COMPARISON],
+            [True, False, False, True, False],
+            ["/v1/images/img_2"],
+        ),
+        # a service that stores none, and an older one
+        ([Refusal("not_found"), ANSWER, COMPARISON], [True, True, True], []),
+        ([Refusal("invalid_request"), ANSWER, COMPARISON], [True, True, True], []),
+    ],
+)
+def test_stored_image_is_sent_once_or_again(
+    kind: str, steps: list[Step], has_data: list[bool], removed: list[str]
+) -> None:
+    script = sent_twice(kind, steps)
+    assert [DATA in request.body for request in script.received] == has_data
+    assert script.removed == removed
+    for path in removed:
+        assert path.rpartition("/")[2].encode() in script.received[-1].body
+
+
+def test_image_is_not_stored_over_grpc_or_by_an_id() -> None:
+    with scripted("grpc", []) as (url, script), Client(url) as client:
+        with client.image(DATA) as image:
+            assert image == StoredImage(DATA)
+            assert client.predict(image, "ocr") == ANSWER
+        assert len(script.received) == 1
+    with scripted("rest", [Refusal("image_expired")]) as (url, script), Client(url) as client:
+        with pytest.raises(ImageExpired):
+            client.predict("http://example.org/image.png", "ocr")
+        assert len(script.received) == 1
+
+
+def test_answers_are_in_order_and_few_images_are_read_ahead() -> None:
+    read: list[int] = []
+
+    def images() -> Iterator[bytes]:
+        for number in range(20):
+            read.append(number)
+            yield f"image {number}".encode()
+
+    before = set(threading.enumerate())
+    with serving_rest(Script([])) as url, Client(url) as client:
+        answers = client.predict_many(images(), "ocr", concurrency=4)
+        assert next(answers) == ANSWER
+        assert len(read) == 4
+        assert list(answers) == [ANSWER] * 19
+    wait_until(lambda: not set(threading.enumerate()) - before)
+
+
+@both_clients
+def test_failed_image_has_its_error_and_others_their_answers(kind: str) -> None:
+    images: list[str | bytes] = [b"a", "none.png", b"c"]
+    with scripted("rest", []) as (url, _):
+        first, error, last = call(kind, url, lambda client: client.predict_many(images, "ocr"))
+    assert isinstance(error, DiptychError)
+    assert error.code == "unreadable_file"
+    assert first == last == ANSWER
+
+
+@both_clients
+def test_error_of_every_image_ends_the_run(kind: str) -> None:
+    with scripted("rest", [Refusal("invalid_request")]) as (url, script):
+        many = [b"a"] * 50
+        with pytest.raises(InvalidRequest):
+            call(kind, url, lambda client: client.predict_many(many, "ocr", concurrency=1))
+        assert len(script.received) == 1
+
+
+def test_bar_is_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving_rest(Script([])) as url, Client(url) as client:
+        assert len(list(client.predict_many([b"a"] * 3, "ocr", progress=True))) == 3
+    printed = capsys.readouterr()
+    assert "100%" in printed.err
+    assert printed.out == ""

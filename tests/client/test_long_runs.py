@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from diptych_client.long_runs import BLOCK_BYTES, AppendLog, FailureLog, RunErro
 
 VALUES: list[dict[str, Any]] = [{"image": "a.png", "n": 1}, {"image": "größer.png", "n": None}, {}]
 LINES = "".join(f"{json.dumps(value)}\n" for value in VALUES).encode()
-Failures = list[tuple[int, Exception]]
+Failures = list[tuple[int, DiptychError]]
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def error(kind: Callable[[ErrorDetail], DiptychError], param: str | None = None)
     return kind(ErrorDetail("code", "no", param, "id"))
 
 
-def send(failing: dict[int, Exception], num_items: int = 9) -> tuple[list[int], Failures]:
+def send(failing: dict[int, DiptychError], num_items: int = 9) -> tuple[list[int], Failures]:
     """Send numbers, some of which fail; return the answered ones and the failures."""
     answered: list[int] = []
     failures: Failures = []
@@ -104,7 +105,7 @@ def send(failing: dict[int, Exception], num_items: int = 9) -> tuple[list[int], 
             raise failing[item]
         answered.append(item)
 
-    def fail(item: int, error: Exception) -> None:
+    def fail(item: int, error: DiptychError) -> None:
         failures.append((item, error))
 
     asyncio.run(send_all(range(num_items), send_one, fail, 3))
@@ -135,9 +136,9 @@ def test_allowed_number_of_requests_is_in_flight() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [error(NotReady), error(InvalidRequest, "image"), error(InvalidRequest, "region"), OSError()],
+    [error(NotReady), error(InvalidRequest, "image"), error(InvalidRequest, "region")],
 )
-def test_error_of_one_image_is_reported(failure: Exception) -> None:
+def test_error_of_one_image_is_reported(failure: DiptychError) -> None:
     answered, failures = send({0: failure, 4: failure})
     assert sorted(answered) == [1, 2, 3, 5, 6, 7, 8]
     assert failures == [(0, failure), (4, failure)]
@@ -153,7 +154,7 @@ def test_error_of_one_image_is_reported(failure: Exception) -> None:
         error(InvalidRequest),
     ],
 )
-def test_error_of_every_request_ends_the_run(failure: Exception) -> None:
+def test_error_of_every_request_ends_the_run(failure: DiptychError) -> None:
     with pytest.raises(type(failure)) as caught:
         send({4: failure}, 1000)
     assert caught.value is failure
@@ -180,11 +181,11 @@ def test_each_failure_is_a_line_at_once(path: Path) -> None:
     path.write_text("of an earlier run\n")
     with FailureLog(path) as log:
         log.append({"image": "a.png"}, error(InvalidRequest, "image"))
-        log.append({"image": "b.png", "model": "m"}, FileNotFoundError("gone"))
+        log.append({"image": "b.png", "model": "m"}, error(NotReady))
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert log.num_failures == 2
     assert rows == log.first
     assert rows == [
         {"image": "a.png", "code": "code", "message": "no", "param": "image", "request_id": "id"},
-        {"image": "b.png", "model": "m", "code": "unreadable_file", "message": "gone"},
+        {"image": "b.png", "model": "m"} | asdict(error(NotReady).detail),
     ]

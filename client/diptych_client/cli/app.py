@@ -50,7 +50,7 @@ from diptych_client.cli.terminal import (
 from diptych_client.downscaling import DEFAULT_MAX_PIXELS
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
-from diptych_client.inputs import Folder, ImageFile, open_images
+from diptych_client.inputs import ImageInStore, open_images
 from diptych_client.long_runs import RunError, refusal
 from diptych_client.requests import read_api_key
 from diptych_client.results import Answer, Task
@@ -352,7 +352,6 @@ class Recipe:
 
 
 def shipped_recipes() -> list[Recipe]:
-    """Return the recipes of the client, by name."""
     recipes = []
     for path in sorted(_SHIPPED_RECIPES.iterdir(), key=lambda path: path.name):
         if path.name.endswith(".yaml"):
@@ -362,7 +361,6 @@ def shipped_recipes() -> list[Recipe]:
 
 
 def read_recipe(name_or_path: str) -> Recipe:
-    """Return a recipe of the client, or that in a file; raise `RunError`."""
     shipped = {recipe.name: recipe for recipe in shipped_recipes()}
     if name_or_path in shipped:
         return shipped[name_or_path]
@@ -384,21 +382,6 @@ def _parse_recipe(name: str, text: str) -> Recipe:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise RunError(f"the recipe {name} must have steps: a list of objects")
     return Recipe(name, str(document.get("description", "")), tuple(steps))
-
-
-@dataclass(frozen=True, slots=True)
-class _ImageInFolder:
-    """An image that is read when its turn comes."""
-
-    folder: Folder
-    image: ImageFile
-
-    @property
-    def name(self) -> str:
-        return self.image.name
-
-    def read(self) -> bytes:
-        return self.folder.read(self.image)
 
 
 def check_drawing(path: Path, overwrite: bool) -> None:
@@ -445,7 +428,7 @@ def predict_images(
         for path in drawings.values():
             check_drawing(path, input_options.overwrite)
         answers = client.predict_many(
-            [_ImageInFolder(store, image) for image in images],
+            [ImageInStore(store, image) for image in images],
             task_options.task,
             task_options.parameters(),
             model=model,

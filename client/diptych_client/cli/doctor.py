@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -25,28 +25,16 @@ _MAX_SKEW_S = 30.0
 _PORTS = {"http": 80, "https": 443, "grpc": 3001, "grpcs": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was tried; it is skipped where an earlier failure makes it useless."""
-
-    name: str
-    is_right: bool
-    finding: str
-
-    def fields(self) -> dict[str, object]:
-        return {"name": self.name, "is_right": self.is_right, "found": self.finding}
-
-
 def examine(connection: ConnectionOptions, as_json: bool) -> bool:
-    """Print each check; return True if all are right."""
-    checks: list[Check] = []
+    """Print each check; return True if all are right. A failure makes some others useless."""
+    checks: list[dict[str, object]] = []
 
     def check(name: str, run: Callable[[], str]) -> bool:
         try:
-            checks.append(Check(name, True, run()))
+            checks.append({"name": name, "is_right": True, "found": run()})
         except (DiptychError, OSError, ValueError, LookupError) as error:
-            checks.append(Check(name, False, str(error)))
-        return checks[-1].is_right
+            checks.append({"name": name, "is_right": False, "found": str(error)})
+        return bool(checks[-1]["is_right"])
 
     if check("connection", lambda: connected(connection.url)):
         if connection.url.startswith("http"):
@@ -59,19 +47,20 @@ def examine(connection: ConnectionOptions, as_json: bool) -> bool:
     settings = f"deadline {connection.timeout_s:g} s, {connection.max_retries} retries"
     key = "with an API key" if connection.api_key else "without an API key"
     limit = f"images above {connection.max_pixels:,} pixels are downscaled"
-    checks.append(Check("this client", True, f"{settings}, {key}, {limit}"))
+    check("this client", lambda: f"{settings}, {key}, {limit}")
     if as_json:
-        echo(json.dumps([entry.fields() for entry in checks], indent=2, ensure_ascii=False))
+        echo(json.dumps(checks, indent=2, ensure_ascii=False))
     else:
         rows = []
-        for entry in checks:
-            rows.append((entry.name, "ok" if entry.is_right else "failed", entry.finding))
+        for row in checks:
+            rows.append(
+                (str(row["name"]), "ok" if row["is_right"] else "failed", str(row["found"]))
+            )
         Console().print(table_view(("check", "result", "found"), rows))
-    return all(entry.is_right for entry in checks)
+    return all(row["is_right"] for row in checks)
 
 
 def connected(url: str) -> str:
-    """Open a connection; raise `OSError` that names what was tried."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or _PORTS.get(parts.scheme, 0)
@@ -122,7 +111,6 @@ def tasks_of(client: Client) -> str:
 
 
 def predicted(client: Client) -> str:
-    """Run a task without parameters on a drawn image."""
     tasks = [task for task in client.tasks() if task.models and not task.parameters.get("required")]
     task = min(tasks, key=lambda task: task.id != "captioning")
     image = Image.new("RGB", (320, 240), "white")

@@ -141,7 +141,6 @@ class EvaluationRun:
         return models
 
     def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
-        """Return the names of the models in the report, also without tiles."""
         names = [model.id for model in models]
         if self.options.without_tiles:
             if not self.with_tiles:
@@ -152,7 +151,6 @@ class EvaluationRun:
         return tuple(names)
 
     def _dataset(self, opening: Opening) -> Dataset:
-        """Return the images that are to be sent, in their order."""
         opened = open_images(self.inputs, opening)
         if opened.chosen is None:
             split = self.options.split

@@ -133,7 +133,6 @@ class GuaranteedRun:
             raise RunError(f"--reviewed {reviewed_path}: {problem}; label all of them")
 
     def _prove(self, options: GuaranteeOptions) -> tuple[Guarantee, Shift | None]:
-        """Return what is proved, and how the folder differs from the labelled images."""
         assert options.labelled is not None
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
         pilot = self._pilot(set(filter(None, map(_path_in(store), truths))))
@@ -180,7 +179,6 @@ class GuaranteedRun:
         return [by_name[name] for name in names if name in by_name]
 
     def _appearances(self, store: ImageStore, answers: Iterable[Records]) -> list[Appearance]:
-        """Return the images as the test for a shift compares them."""
         labels = self.job.requested_labels()
         appearances = []
         for records in answers:
@@ -251,7 +249,6 @@ class GuaranteedRun:
         return self.outputs.write_lines(self.outputs.folder / name, rows)
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
-        """Write what is proved of a model as a part of a calibration file of the service."""
         (model,) = [served for served in models if served.id == self.job.model]
         fields = self.job.fields()
         common = {
@@ -281,7 +278,6 @@ class GuaranteedRun:
     def _suggest_most_left(
         self, answers: Sequence[Records], guarantee: Guarantee, number: int
     ) -> None:
-        """Suggest the images that a proof leaves most to a person."""
         gains = {}
         for records in answers:
             name = records[0].image.name

@@ -80,7 +80,6 @@ class InputOptions:
     overwrite: Overwrite = False
 
     def opening(self, out: Path) -> Opening:
-        """Return how an input is opened; archives, videos and URLs are unpacked in `out`."""
         return Opening(out / "input", Problems(self.strict), self.every)
 
 
@@ -267,7 +266,6 @@ class EvaluateOptions:
 
 
 def offered_task(tasks: Iterable[Task], name: str) -> Task:
-    """Return the task of this id; raise `RunError` if no model offers it."""
     offered = {task.id: task for task in tasks if task.models}
     if name not in offered:
         raise RunError(f"no model offers task {name!r}; offered are {', '.join(offered)}")

@@ -56,13 +56,10 @@ def printable(text: str) -> str:
 
 
 def echo(text: str, is_error: bool = False) -> None:
-    """Print a text on stdout, or on stderr."""
     typer.echo(printable(text), err=is_error)
 
 
 class _Notes(logging.Handler):
-    """Prints notes on stderr, above a progress bar."""
-
     def emit(self, record: logging.LogRecord) -> None:
         _ERRORS.print(printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
 
@@ -93,8 +90,6 @@ def note_problems(problems: Problems, outputs: Outputs | None) -> None:
 
 
 class _RateColumn(ProgressColumn):
-    """Images or requests per second in this run."""
-
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit

@@ -97,7 +97,6 @@ class Caller(Generic[TransportT]):
         parameters: Parameters,
         options: Options,
     ) -> Request:
-        """Return the request, with an image that is too large made smaller."""
         parameters = task_parameters(parameters)
         sent = sent_image(image, bgr)
         original = None
@@ -133,7 +132,6 @@ class Caller(Generic[TransportT]):
 
 
 def retrying(kind: type[RetryingT], timeout_s: float, max_retries: int) -> RetryingT:
-    """Return the retry loop of one call, which starts now."""
     return kind(
         retry=retry_if_exception_type((Overloaded, NotReady, ConnectionFailed)),
         wait=_delay_s,

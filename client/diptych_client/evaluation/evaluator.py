@@ -163,16 +163,6 @@ def measure_for(truth: Truth, task: str, names: ClassNames, by_size: bool = Fals
             return TextsMeasure(task)
 
 
-@dataclass(frozen=True, slots=True)
-class ClassAgreement:
-    """Objects of a class: found by both with IoU >= 0.5, by one only, or with another label."""
-
-    both: int
-    only_first: int
-    only_second: int
-    other_label: int
-
-
 @dataclass(slots=True)
 class PairAgreement:
     """Two models' answers without labels, added one by one."""
@@ -210,22 +200,17 @@ class PairAgreement:
         labels = frozenset(box.label for box in (*a, *b))
         return Outcome(disagreement, frozenset(kinds), labels)
 
-    def by_class(self) -> Mapping[str, ClassAgreement]:
+    def by_class(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the objects found by both with IoU >= 0.5, by one, or with another label."""
         agreements = {}
         for label, kinds in sorted(self.kinds_by_class.items()):
-            both = kinds["right"] + kinds["loosely placed"]
-            other_label = kinds["wrong class"] + kinds["badly placed"]
-            agreements[label] = ClassAgreement(both, kinds["missed"], kinds["extra"], other_label)
+            agreements[label] = {
+                "both": kinds["right"] + kinds["loosely placed"],
+                "only_first": kinds["missed"],
+                "only_second": kinds["extra"],
+                "other_label": kinds["wrong class"] + kinds["badly placed"],
+            }
         return agreements
-
-
-@dataclass(frozen=True, slots=True)
-class FailedRequest:
-    """A request without an answer."""
-
-    image: str
-    model: str
-    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +225,7 @@ class RunRecord:
     models: tuple[Mapping[str, str], ...]
     asked: tuple[str, ...]  # parameters of the first different requests
     num_failed: int = 0
-    failed: tuple[FailedRequest, ...] = ()
+    failed: tuple[Mapping[str, str], ...] = ()  # image, model, error
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -265,7 +250,8 @@ class RunRecord:
             requests[", ".join(f"{name}={_typed(value)}" for name, value in fields.items())] = None
         failed = []
         for row in failures.first:
-            failed.append(FailedRequest(str(row["image"]), str(row["model"]), str(row["message"])))
+            names = {"image": str(row["image"]), "model": str(row["model"])}
+            failed.append({**names, "error": str(row["message"])})
         return cls(
             datetime.now(UTC).isoformat(timespec="seconds"),
             {"service": service, **settings, "models": [model.id for model in models]},
@@ -293,22 +279,16 @@ def _typed(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Latency of a sample with the run's concurrency, and what the run answered in a second."""
+def speed(predictions: Sequence[tuple[float, float, int]]) -> dict[str, float]:
+    """Return latency with the run's concurrency, and what the run answered in a second.
 
-    latency_p50_ms: float
-    latency_p95_ms: float
-    images_per_s: float
-    tokens_per_s: float
-
-    @classmethod
-    def of(cls, predictions: Sequence[tuple[float, float, int]]) -> "Speed":
-        """Return the rates of a closed loop: a sample occupies its latency / requests in flight."""
-        latency_s, occupied_s, num_tokens = np.array(predictions, dtype=np.float64).T
-        p50_ms, p95_ms = np.quantile(1000 * latency_s, [0.5, 0.95]).tolist()
-        total_s = float(occupied_s.sum())
-        return cls(p50_ms, p95_ms, len(predictions) / total_s, float(num_tokens.sum()) / total_s)
+    The rates are those of a closed loop: a sample occupies its latency / requests in flight.
+    """
+    latency_s, occupied_s, num_tokens = np.array(predictions, dtype=np.float64).T
+    p50_ms, p95_ms = np.quantile(1000 * latency_s, [0.5, 0.95]).tolist()
+    total_s = float(occupied_s.sum())
+    rates = {"images_per_s": len(predictions) / total_s, "tokens_per_s": num_tokens.sum() / total_s}
+    return {"latency_p50_ms": p50_ms, "latency_p95_ms": p95_ms, **rates}
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,9 +317,9 @@ class Evaluation:
     seed: int
     measured: Estimates | None  # None without labels
     details: Mapping[str, Details]
-    speed: Mapping[str, Speed]
+    speed: Mapping[str, Mapping[str, float]]
     agreed: Estimates | None  # keyed by the title of two models; one model has none
-    agreement_by_class: Mapping[str, Mapping[str, ClassAgreement]]
+    agreement_by_class: Mapping[str, Mapping[str, Mapping[str, int]]]
     gallery: tuple[RankedSample, ...]
     run: RunRecord | None = None
 
@@ -384,7 +364,7 @@ class Evaluator:
             seed=seed,
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
             details={model: measure.details() for model, measure in self.measures.items()},
-            speed={model: Speed.of(times) for model, times in self.times.items() if times},
+            speed={model: speed(times) for model, times in self.times.items() if times},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
             agreement_by_class={pair.title: pair.by_class() for pair in self.agreements},
             gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),

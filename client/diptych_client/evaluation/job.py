@@ -8,7 +8,6 @@ The journal has a line of JSON for each image, appended when it is answered. A k
 at most one incomplete last line; only its image is requested again.
 """
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from diptych_client.clients.async_client import AsyncClient
-from diptych_client.inputs import ImageFile, ImageStore, NamedImage
+from diptych_client.errors import DiptychError
+from diptych_client.inputs import ImageFile, ImageInStore, ImageStore
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
@@ -120,7 +120,7 @@ async def ask(
 
     async def send(request: tuple[ImageFile, Job]) -> None:
         image, job = request
-        named = NamedImage(image.name, await asyncio.to_thread(store.read, image))
+        named = ImageInStore(store, image)
         start_s = time.monotonic()
         answer = await client.predict(
             named, job.task, job.parameters, model=job.model, options=job.options
@@ -128,7 +128,7 @@ async def ask(
         record(image, job, answer, time.monotonic() - start_s)
         advance()
 
-    def record_failure(request: tuple[ImageFile, Job], error: Exception) -> None:
+    def record_failure(request: tuple[ImageFile, Job], error: DiptychError) -> None:
         image, job = request
         fields = non_null_fields(job.parameters, DEFAULT_OPTIONS)
         failures.append({"image": image.name, "model": job.model, **fields}, error)

@@ -317,7 +317,6 @@ class ObjectsMeasure:
         return self._matches[iou_type]
 
     def scored(self) -> ScoredAnswers:
-        """Return the answers that COCO's evaluation counts, right at IoU 0.5."""
         matches = self.matches()[ALL]
         is_right = np.concatenate([of_class.is_right[0] for of_class in matches])
         is_counted = is_right | np.concatenate([of_class.is_wrong[0] for of_class in matches])

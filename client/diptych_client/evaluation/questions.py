@@ -118,7 +118,6 @@ class Prompts:
         return cls(prompts)
 
     def of(self, labels: Iterable[str]) -> tuple[str, ...]:
-        """Return the prompt of each label."""
         return tuple(self.of_label.get(label, (label,))[0] for label in labels)
 
     def names(self, classes: Sequence[str]) -> ClassNames:
@@ -249,7 +248,6 @@ class AnswerLog:
             yield cls(log, task, options)
 
     def requests(self, samples: Iterable[Sample], name: str) -> Iterator[tuple[ImageFile, Job]]:
-        """Yield every request of the samples to a model, also to one without tiles."""
         model = name.removesuffix(WITHOUT_TILES)
         options = self.options
         if model != name:
@@ -259,7 +257,6 @@ class AnswerLog:
                 yield sample.image, Job(self.task, model, parameters, options)
 
     def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[tuple[ImageFile, Job]]:
-        """Yield the requests that the log has no answer to."""
         for image, job in self.requests(samples, model):
             if _key(image, job) not in self._offsets:
                 yield image, job

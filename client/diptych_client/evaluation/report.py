@@ -100,7 +100,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     ]
     if (run := evaluation.run) is not None:
         all_tables.append(Table("Run", ("property", "value"), tuple(run.rows())))
-        failed = tuple((failure.image, failure.model, failure.error) for failure in run.failed)
+        failed = tuple(tuple(failure.values()) for failure in run.failed)
         note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
         all_tables.append(Table("Failed requests", ("image", "model", "error"), failed, note))
     return [table for table in all_tables if table.rows]
@@ -134,7 +134,7 @@ def _speed(evaluation: Evaluation) -> Table:
     speeds = evaluation.speed.values()
     rows = []
     for name, title in _SPEEDS.items() if speeds else ():
-        rows.append((title, *(_number(getattr(speed, name)) for speed in speeds)))
+        rows.append((title, *(_number(speed[name]) for speed in speeds)))
     note = "Measured in this client, with the run's concurrency."
     return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
 
@@ -195,7 +195,7 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
         header = ("class", "found by both", *sides, "other label or place")
         counts = []
         for label, agreement in classes.items():
-            counts.append((label, *map(str, asdict(agreement).values())))
+            counts.append((label, *map(str, agreement.values())))
         yield Table(f"Agreement by class: {title}", header, tuple(counts))
 
 

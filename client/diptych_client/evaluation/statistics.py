@@ -146,7 +146,6 @@ class Difference:
         return math.ceil(self.num_images * (half_width / value) ** 2)
 
     def as_subtracted(self) -> Interval:
-        """Return the metric of the second minus that of the first."""
         return self.interval.negated() if self.is_error else self.interval
 
     def __str__(self) -> str:
@@ -173,7 +172,6 @@ class Estimates:
 def estimates(
     metrics: Mapping[str, Sequence[Metric]], image_of_sample: Sequence[int], seed: int
 ) -> Estimates:
-    """Return the values of all metrics with their intervals."""
     images = np.asarray(image_of_sample, dtype=np.int64)
     num_images = int(images.max(initial=-1)) + 1
     rows: dict[str, list[list[float]]] = {model: [] for model in metrics}
@@ -199,7 +197,6 @@ def estimates(
 
 
 def resampled_counts(num_images: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each image is drawn in each resample."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_RESAMPLES if num_images else 0):
         drawn = rng.integers(num_images, size=num_images)

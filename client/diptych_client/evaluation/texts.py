@@ -40,7 +40,6 @@ Ngrams = Counter[tuple[str, ...]]
 
 
 def normalized(text: str) -> str:
-    """Return the text with single spaces."""
     return " ".join(text.split())
 
 

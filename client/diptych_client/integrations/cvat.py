@@ -41,7 +41,6 @@ class DiptychFunction:
         return cvataa.DetectionFunctionSpec(labels=labels)
 
     def close(self) -> None:
-        """Close the connection to the service."""
         self._client.close()
 
     def detect(

@@ -86,7 +86,6 @@ class GrpcTransport(_Channel):
             return _result(self._start(call), call)
 
     def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
-        """Yield pieces of the raw text, then the answer."""
         event = None
         with _status_errors(call):
             messages = self._start(call, is_stream=True)
@@ -112,7 +111,6 @@ class AsyncGrpcTransport(_Channel):
             return _result(await self._start(call), call)
 
     async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
-        """Yield pieces of the raw text, then the answer."""
         event = None
         with _status_errors(call):
             messages = self._start(call, is_stream=True)
@@ -134,7 +132,6 @@ def _result(message: Any, call: Call[ResultT]) -> ResultT:
 
 @contextmanager
 def _status_errors(call: Call[Any]) -> Iterator[None]:
-    """Raise the error of gRPC as a `DiptychError`."""
     timeout_s = call.remaining_s()
     try:
         yield
@@ -150,7 +147,6 @@ def _status_errors(call: Call[Any]) -> Iterator[None]:
 def error_from_status(
     status: grpc.StatusCode, reason: str, trailing: Mapping[str, str], call: Call[Any]
 ) -> DiptychError:
-    """Return the error from the trailing metadata if the service sent it, else from the status."""
     if "diptych-code" in trailing:
         param = trailing.get("diptych-param")
         request_id = trailing.get("x-request-id", call.request_id)

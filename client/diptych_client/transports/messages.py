@@ -162,7 +162,6 @@ TASKS: Operation[tuple[Task, ...]] = Operation(
 
 
 def removal(image_id: str) -> Operation[str]:
-    """Return the call that removes a stored image."""
     return replace(STORE, path=f"/v1/images/{image_id}", verb="DELETE")
 
 
@@ -177,7 +176,6 @@ class Call(Generic[ResultT]):
     url: str = ""  # the service, without credentials
 
     def remaining_s(self) -> float:
-        """Return the timeout of an attempt that starts now."""
         return max(_MIN_TIMEOUT_S, self.deadline_s - time.monotonic())
 
 

@@ -34,7 +34,6 @@ class RestTransport:
         return _result(response, call)
 
     def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
-        """Yield pieces of the raw text, then the answer."""
         request = _http_request(self._http, call, is_stream=True)
         event = None
         with _request_errors(call), closing(self._http.send(request, stream=True)) as response:
@@ -62,7 +61,6 @@ class AsyncRestTransport:
         return _result(response, call)
 
     async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
-        """Yield pieces of the raw text, then the answer."""
         request = _http_request(self._http, call, is_stream=True)
         event = None
         with _request_errors(call):
@@ -108,7 +106,6 @@ def _verb(call: Call[Any]) -> str:
 
 @contextmanager
 def _request_errors(call: Call[Any]) -> Iterator[None]:
-    """Raise the error of a request without a response as a `DiptychError`."""
     timeout_s = call.remaining_s()
     try:
         yield

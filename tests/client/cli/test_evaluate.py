@@ -129,7 +129,7 @@ def test_report_names_run_and_failures(
     page = (out / "report.md").read_text()
     assert "| date | 20" in page
     assert "| first | int8, checkpoint 000000000000 |" in page
-    assert "| a.png | first | image must be a JPEG, PNG or WebP file" in page
+    assert "| a.png | first | cannot read the image: image must be a JPEG, PNG or" in page
 
 
 def test_report_of_other_options_is_kept(diptych: Diptych, folder: Path, out: Path) -> None:

@@ -118,7 +118,7 @@ def test_metrics_are_those_of_the_answers(evaluation: Evaluation) -> None:
     assert second["mAP"].value == 0
     assert evaluation.measured.differences[0].first == "first-model"
     assert evaluation.details["second-model"].kinds == {"wrong class": 2, "missed": 1, "extra": 1}
-    speeds = [evaluation.speed[model].images_per_s for model in MODELS]
+    speeds = [evaluation.speed[model]["images_per_s"] for model in MODELS]
     assert speeds == [pytest.approx(10), pytest.approx(5)]
 
 

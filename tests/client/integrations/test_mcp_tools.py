@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from diptych_client import AnswerOptions, ErrorDetail, Guarantee, ModelFailure, Task, TaskParameters
-from diptych_client.integrations.mcp_tools import (
+from diptych_client.integrations.mcp_server import (
     ToolArguments,
     analysis_content,
     analyze_tool,

@@ -75,7 +75,6 @@ def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
 def _agreeing_pairs(
     boxes: Sequence[Box], num_first: int, min_iou: float, min_score: float
 ) -> list[tuple[int, int]]:
-    """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
     places = [box.box_xyxy for box in boxes]
     iou = pairwise_iou(places, places)
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)
@@ -109,7 +108,6 @@ def write_consensus(
 
 
 def write_review(outputs: Outputs, prefix: str, agreements: Sequence[Agreement], job: Job) -> None:
-    """Write the differing boxes of images for review, as COCO and as Label Studio's tasks."""
     models: list[str] = []
     records = []
     for image in agreements:

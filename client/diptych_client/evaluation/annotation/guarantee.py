@@ -115,7 +115,6 @@ def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
 
 
 def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> JudgedImage:
-    """Compare the labels that a rule may accept with the true ones."""
     answer = records[0].answer
     if isinstance(truth, TextsTruth):
         confidences = tuple(confidences_of(records, tolerance.min_iou))
@@ -202,7 +201,6 @@ class Promise:
 
     @property
     def level(self) -> float:
-        """Return the probability with which the promise may be broken."""
         return 1 - self.confidence
 
     def __str__(self) -> str:
@@ -234,7 +232,6 @@ class Scored:
         return cls(len(sizes), images, scores)
 
     def counts(self, is_counted: Flags) -> Floats:
-        """Return the number of counted ones of each image."""
         counts = np.bincount(self.images[is_counted], minlength=self.num_images)
         return counts.astype(np.float64)
 
@@ -415,7 +412,6 @@ class Guarantee:
     others: tuple[Proved, ...] = ()  # accepted labels with other shares of wrong ones
 
     def accept(self, records: Records) -> Agreement:
-        """Return the boxes of an image that are accepted, and those of the review list."""
         agreed = agreement(records, self.tolerance.min_iou, self._min_confidence(records))
         least = -math.inf if self.reviewing is None else self.reviewing.rule.min_confidence
         review = [entry for entry in agreed.differing if entry[1].score >= least]
@@ -432,13 +428,11 @@ class Guarantee:
         return replace(first, answer=replace(first.answer, result=accepted))
 
     def left_texts(self, records: Records) -> list[float]:
-        """Return the confidences of the text or text regions that are not accepted."""
         least = self._min_confidence(records)
         confidences = confidences_of(records, self.tolerance.min_iou)
         return [confidence for confidence in confidences if confidence < least]
 
     def _min_confidence(self, records: Records) -> float:
-        """Return the confidence from which labels of this image are accepted."""
         rule = self.accepting.rule
         confidences = confidences_of(records, self.tolerance.min_iou)
         num_labels = sum(confidence >= rule.min_confidence for confidence in confidences)

@@ -67,7 +67,6 @@ _MAX_LABELLED = 1000  # compared; all pairs of images are
 _DECIMALS = 9  # the order of a sum must not look like a difference
 _SEED = 0
 _REGION_WEIGHT = 0.85  # there are many regions: the level is mostly for folders
-_FIRST_REGION = 2  # the earlier kinds of parts have the other images alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,6 @@ PartOf = Callable[[Appearance], str]
 
 
 def appearance(records: Records, data: bytes, labels: Sequence[str]) -> Appearance:
-    """Return an encoded image, and the answers to it, as numbers."""
     size = records[0].answer.image
     answers: list[float] = []
     counts: list[float] = []
@@ -192,15 +190,18 @@ def find_shift(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> 
     """Return how other images differ from the labelled ones, if they are told apart."""
     compared = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
     images = [*compared, *others]
-    space = _Space.of(images)
-    kinds: list[PartOf] = [_any_part, Appearance.folder, Appearance.about_size]
-    kinds += [partial(space.cluster_of, group) for group in space.clustered_groups()]
-    parts = []
-    for part_of in kinds:
-        parts.append(np.array(list(map(part_of, images))))
+    scale = _Scale.of(images)
+    vectors = scale.vectors(images)
+    # kinds of parts, and whether they are regions, which have labelled images, too
+    kinds: dict[PartOf, bool] = {_any_part: False, Appearance.folder: False}
+    kinds[Appearance.about_size] = True
+    for group, column in scale.columns.items():
+        if group not in (SIZE, COLOURS) and vectors[:, column].std(axis=0).any():
+            kinds[partial(scale.cluster, group, _k_means(vectors[:, column]))] = True
     is_labelled = np.arange(len(images)) < len(compared)
-    pool = _Pool(space.vectors(images), is_labelled, tuple(parts))
-    differences = _differences(pool, space.columns)
+    parts = [np.array(list(map(part_of, images))) for part_of in kinds]
+    pool = _Pool(vectors, scale.columns, is_labelled, parts, list(kinds.values()))
+    differences = pool.differences()
     if not differences:
         return None
     most = differences[0].group
@@ -210,7 +211,8 @@ def find_shift(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> 
         if not names:
             continue
         rest = pool.without(kind, names)
-        if rest.is_enough() and not _differences(rest, space.columns):
+        is_enough = (~rest.is_labelled).sum() >= _MIN_PART and rest.is_labelled.any()
+        if is_enough and not rest.differences():
             left_out = []
             for name in names:
                 members = [images[index].name for index in pool.members(kind, name).tolist()]
@@ -224,13 +226,12 @@ def _any_part(_image: Appearance) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Space:
-    """Scales numbers over all images; cells around centres divide each group that varies."""
+class _Scale:
+    """Scales numbers over all images; `columns` are the places of a group."""
 
     means: Floats  # (F,)
-    scales: Floats  # (F,)
-    columns: Mapping[str, slice]  # places of a group
-    centres: dict[str, Floats]  # (cells, F of the group)
+    deviations: Floats  # (F,)
+    columns: Mapping[str, slice]
 
     @classmethod
     def of(cls, images: Sequence[Appearance]) -> Self:
@@ -241,42 +242,33 @@ class _Space:
             end += len(numbers)
         values = _values(images)
         means = values.mean(axis=0)
-        scales = values.std(axis=0)
-        scales[scales == 0] = 1
+        deviations = values.std(axis=0)
+        deviations[deviations == 0] = 1
         if COLOURS in columns:  # shares stay shares
             means[columns[COLOURS]] = 0
-            scales[columns[COLOURS]] = 1
-        space = cls(means, scales, columns, {})
-        vectors = space.vectors(images)
-        for group, column in columns.items():
-            if group not in (SIZE, COLOURS) and vectors[:, column].std(axis=0).any():
-                space.centres[group] = _k_means(vectors[:, column])
-        return space
+            deviations[columns[COLOURS]] = 1
+        return cls(means, deviations, columns)
 
     def vectors(self, images: Sequence[Appearance]) -> Floats:
-        scaled = (_values(images) - self.means) / self.scales
+        scaled = (_values(images) - self.means) / self.deviations
         return np.clip(scaled, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
 
-    def clustered_groups(self) -> Sequence[str]:
-        return tuple(self.centres)
-
-    def cluster_of(self, group: str, image: Appearance) -> str:
+    def cluster(self, group: str, centres: Floats, image: Appearance) -> str:
         vector = self.vectors([image])[:, self.columns[group]]
-        return f"cluster {_nearest(vector, self.centres[group])[0] + 1} by {group}"
+        return f"cluster {_nearest(vector, centres)[0] + 1} by {group}"
 
 
 def _values(images: Sequence[Appearance]) -> Floats:
-    rows = [list(chain.from_iterable(image.groups.values())) for image in images]
-    return np.array(rows)
+    return np.array([list(chain.from_iterable(image.groups.values())) for image in images])
 
 
 def _k_means(vectors: Floats) -> Floats:
     """Return the centres of k-means clusters; the first ones are far from each other."""
-    chosen = [int(np.argmin((vectors**2).sum(axis=1)))]
-    while len(chosen) < min(_NUM_CLUSTERS, len(vectors)):
-        distances = _squared_distances(vectors, vectors[chosen]).min(axis=1)
-        chosen.append(int(np.argmax(distances)))
-    centres = vectors[chosen]
+    indices = [int(np.argmin((vectors**2).sum(axis=1)))]
+    while len(indices) < min(_NUM_CLUSTERS, len(vectors)):
+        distances = _squared_distances(vectors, vectors[indices]).min(axis=1)
+        indices.append(int(np.argmax(distances)))
+    centres = vectors[indices]
     for _ in range(_NUM_STEPS):
         cells = _nearest(vectors, centres)
         for cell in np.unique(cells).tolist():
@@ -303,90 +295,79 @@ class _Pool:
     """Compared images: their vectors, which are labelled, and their parts, of each kind."""
 
     vectors: Floats  # (N, F)
+    columns: Mapping[str, slice]
     is_labelled: Flags  # (N,)
-    parts: tuple[NDArray[np.str_], ...]  # (N,) of each kind
+    parts: Sequence[NDArray[np.str_]]  # (N,) of each kind
+    are_regions: Sequence[bool]  # of each kind
 
     def members(self, kind: int, part: str) -> Indices:
         return np.flatnonzero((self.parts[kind] == part) & ~self.is_labelled)
 
-    def large_parts(self) -> Iterator[tuple[int, str, Indices]]:
-        """Yield kind, name and images of each part; the same images once."""
-        known = set[bytes]()
-        for kind, parts in enumerate(self.parts):
-            for part in np.unique(parts[~self.is_labelled]).tolist():
-                members = self.members(kind, part)
-                if len(members) >= _MIN_PART and members.tobytes() not in known:
-                    known.add(members.tobytes())
-                    yield kind, part, members
-
     def differing_parts(self, kind: int, differences: Sequence[_Difference]) -> list[str]:
         """Return the parts of a kind that differ, and regions too small to be tested."""
         names = dict.fromkeys(entry.part for entry in differences if entry.kind == kind)
-        if names and kind >= _FIRST_REGION:
+        if names and self.are_regions[kind]:
             parts = self.parts[kind]
-            unlabelled = np.setdiff1d(parts, parts[self.is_labelled]).tolist()
-            names |= dict.fromkeys(unlabelled)
+            names |= dict.fromkeys(np.setdiff1d(parts, parts[self.is_labelled]).tolist())
         return list(names)
 
     def without(self, kind: int, names: Sequence[str]) -> "_Pool":
         """Return the pool without parts; labelled images are not part of a folder."""
         remains = ~np.isin(self.parts[kind], names)
-        if kind < _FIRST_REGION:
+        if not self.are_regions[kind]:
             remains |= self.is_labelled
-        parts = tuple(of_kind[remains] for of_kind in self.parts)
-        return _Pool(self.vectors[remains], self.is_labelled[remains], parts)
+        parts = [of_kind[remains] for of_kind in self.parts]
+        vectors = self.vectors[remains]
+        return _Pool(vectors, self.columns, self.is_labelled[remains], parts, self.are_regions)
 
-    def is_enough(self) -> bool:
-        """Return True if both kinds of images can be compared."""
-        return bool((~self.is_labelled).sum() >= _MIN_PART and self.is_labelled.any())
+    def differences(self) -> list[_Difference]:
+        """Return the differences at the level of the test, the largest first."""
+        statistics = list(self._statistics())
+        if not statistics:
+            return []
+        rng = np.random.default_rng(_SEED)
+        labellings = [self.is_labelled]
+        labellings += [rng.permutation(self.is_labelled) for _ in range(_NUM_PERMUTATIONS)]
+        weights = np.stack([weights for _, weights in statistics], axis=1)  # (N, S)
+        sums = np.stack(labellings).astype(np.float64) @ weights
+        shares = np.round(sums, _DECIMALS)  # (P, S), as observed first
+        scales = shares.std(axis=0)
+        deviations = (shares.mean(axis=0) - shares) / np.where(scales > 0, scales, 1.0)
+        for index, (tested, _) in enumerate(statistics):
+            if self.are_regions[tested.kind]:
+                deviations[:, index] *= _REGION_WEIGHT
+        highest = deviations.max(axis=1)
+        differences = []
+        for index in np.argsort(-deviations[0]).tolist():
+            if (highest >= deviations[0, index]).mean() <= LEVEL:
+                differences.append(statistics[index][0])
+        return differences
 
-
-def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]:
-    """Return the differences at the level of the test, the largest first."""
-    tested = []
-    weights = []
-    for kind, part, members in pool.large_parts():
-        if kind >= _FIRST_REGION:
-            is_in = pool.parts[kind] == part
-            tested.append(_Difference(kind, part, part))
-            weights.append(is_in / is_in.sum())
-            continue
-        for group, near in _neighbours(pool.vectors, members, columns):
-            tested.append(_Difference(kind, part, group))
-            weights.append(near.mean(axis=0))
-    if not tested:
-        return []
-    rng = np.random.default_rng(_SEED)
-    labellings = [pool.is_labelled]
-    labellings += [rng.permutation(pool.is_labelled) for _ in range(_NUM_PERMUTATIONS)]
-    sums = np.stack(labellings).astype(np.float64) @ np.stack(weights, axis=1)
-    shares = np.round(sums, _DECIMALS)  # (P, S), as observed first
-    scales = shares.std(axis=0)
-    deviations = (shares.mean(axis=0) - shares) / np.where(scales > 0, scales, 1.0)
-    is_region = np.array([entry.kind >= _FIRST_REGION for entry in tested])
-    deviations *= np.where(is_region, _REGION_WEIGHT, 1.0)
-    highest = deviations.max(axis=1)
-    differences = []
-    for index in np.argsort(-deviations[0]).tolist():
-        if (highest >= deviations[0, index]).mean() <= LEVEL:
-            differences.append(tested[index])
-    return differences
-
-
-def _neighbours(
-    vectors: Floats, members: Indices, columns: Mapping[str, slice]
-) -> Iterator[tuple[str, Floats]]:
-    """Yield each group with the weights of all images as neighbours of some, (M, N)."""
-    for group, column in columns.items():
-        numbers = vectors[:, column]
-        if group == COLOURS:
-            yield group, _near_by_colour(numbers, members)
-        elif numbers.std(axis=0).any():
-            yield group, _near_by_distance(numbers, members)
+    def _statistics(self) -> Iterator[tuple[_Difference, Floats]]:
+        """Yield what is tested with the weight of each image, (N,): the same images once."""
+        known = set[bytes]()
+        for kind, parts in enumerate(self.parts):
+            for part in np.unique(parts[~self.is_labelled]).tolist():
+                members = self.members(kind, part)
+                if len(members) < _MIN_PART or members.tobytes() in known:
+                    continue
+                known.add(members.tobytes())
+                if self.are_regions[kind]:
+                    yield _Difference(kind, part, part), (parts == part) / (parts == part).sum()
+                    continue
+                for group, column in self.columns.items():
+                    numbers = self.vectors[:, column]
+                    if group == COLOURS:
+                        near = _near_by_colour(numbers, members)
+                    elif numbers.std(axis=0).any():
+                        near = _near_by_distance(numbers, members)
+                    else:
+                        continue
+                    yield _Difference(kind, part, group), near.mean(axis=0)
 
 
 def _near_by_distance(vectors: Floats, members: Indices) -> Floats:
-    """Weight the nearest images, as many as are in the part, equally."""
+    """Weight the nearest images, as many as are in the part, equally, (M, N)."""
     distances = _squared_distances(vectors[members], vectors)
     distances[np.arange(len(members)), members] = np.inf
     count = min(len(members) - 1, _MAX_NEIGHBOURS)
@@ -397,7 +378,7 @@ def _near_by_distance(vectors: Floats, members: Indices) -> Floats:
 
 
 def _near_by_colour(shares: Floats, members: Indices) -> Floats:
-    """Weight the images with the same colours, each by its part of all other images' pixels."""
+    """Weight the images with the same colours by their part of all other images' pixels, (M, N)."""
     rest = shares.sum(axis=0) - shares[members]
     is_seen = rest > 0.1**_DECIMALS
     common = np.divide(shares[members], rest, out=np.zeros_like(rest), where=is_seen)

@@ -1,0 +1,198 @@
+"""Images as callers hold them become files; large ones are sent smaller, answers scaled back."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych_client import (
+    AnswerOptions,
+    Client,
+    Detection,
+    DetectionsResult,
+    DiptychError,
+    ImageSize,
+    Instance,
+    InstancesResult,
+    InvalidRequest,
+    RunLengthMask,
+    TaskParameters,
+    TextRegion,
+    TextRegionsResult,
+)
+from diptych_client.downscaling import downscaled, restored
+from diptych_client.geometry import (
+    compressed_run_lengths,
+    run_length_mask,
+    uncompressed_run_lengths,
+)
+from diptych_client.image_sources import encoded_image
+from diptych_client.requests import answer_options, split_list, task_parameters
+from tests.support.client_answers import answer
+from tests.support.scripted_services import Script, serving_rest
+
+RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+
+
+def pixels(image: Any, bgr: bool = False) -> Any:
+    with Image.open(io.BytesIO(encoded_image(image, bgr))) as opened:
+        return np.asarray(opened)
+
+
+def test_arrays_are_rgb_or_bgr() -> None:
+    assert (pixels(RGB) == RGB).all()
+    assert (pixels(RGB[:, :, ::-1], bgr=True) == RGB).all()
+    rgba = np.dstack([RGB, np.full((4, 5), 9, np.uint8)])
+    assert (pixels(rgba[:, :, [2, 1, 0, 3]], bgr=True) == rgba).all()
+    assert (pixels(RGB[:, :, 0]) == pixels(RGB[:, :, :1])).all()
+    for dtype in (np.float32, np.float64, np.float16):
+        assert (pixels((RGB / 255).astype(dtype)) == RGB).all()
+
+
+def test_tensors_may_have_their_channels_first() -> None:
+    tensor = torch.from_numpy(RGB)
+    assert (pixels(tensor) == RGB).all()
+    assert (pixels(tensor.permute(2, 0, 1)) == RGB).all()
+    assert (pixels((tensor.permute(2, 0, 1) / 255).bfloat16()) - RGB.astype(int) <= 1).all()
+    assert (pixels((tensor / 255).requires_grad_()) == RGB).all()
+
+
+def test_files_are_sent_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"file")
+    with path.open("rb") as file:
+        sources: list[Any] = [path, str(path), b"file", bytearray(b"file"), memoryview(b"file")]
+        assert {encoded_image(source) for source in [*sources, file]} == {b"file"}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])
+def test_pil_image_of_any_mode_is_sent(mode: str) -> None:
+    assert pixels(Image.new(mode, (5, 3))).shape[:2] == (3, 5)
+
+
+def encoded(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", size_wh, (9, 99, 200)).save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+def test_pil_image_is_sent_without_exif_orientation() -> None:
+    with Image.open(io.BytesIO(encoded((5, 3), "JPEG", 6))) as image:
+        sent = Image.open(io.BytesIO(encoded_image(image)))
+    assert sent.size == (5, 3)
+    assert not sent.getexif()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (RGB.astype(np.int64), "must be uint8, or floats from 0 to 1, got int64"),
+        (RGB * 1.5, "must be 0 to 1, got floats from 0 to 88.5"),
+        (np.full((2, 2), np.nan), "must be 0 to 1"),
+        (np.zeros((2, 2, 5), np.uint8), r"got \(2, 2, 5\)"),
+        (np.zeros((0, 2), np.uint8), r"got \(0, 2\)"),
+        ([RGB], "got list; for several images use predict_many"),
+        (None, "an image must be a path, a URL"),
+        (io.StringIO("text"), "got StringIO"),
+        ("none.png", "cannot read the image: .*No such file"),
+        ("a\0.png", "cannot read the image"),
+    ],
+)
+def test_other_image_is_an_error_of_the_client(image: Any, message: str) -> None:
+    with pytest.raises(DiptychError, match=message):
+        encoded_image(image)
+
+
+def test_parameters_and_options_are_given_by_name() -> None:
+    assert task_parameters({"labels": ["a, b"]}) == TaskParameters(labels=["a, b"])
+    assert task_parameters({"labels": "a, b"}) == TaskParameters(labels=("a", "b"))
+    assert task_parameters(TaskParameters(phrases="x")).phrases == ("x",)
+    assert answer_options({"seed": 3}) == AnswerOptions(seed=3)
+    with pytest.raises(InvalidRequest, match="unknown field 'lables'; the fields are labels"):
+        task_parameters({"lables": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "elements"),
+    [
+        ("circle,square", ("circle", "square")),
+        (' a , "red car, parked",', ("a", "red car, parked")),
+        ("", ()),
+        ('5" pipe,x', ('5" pipe', "x")),
+    ],
+)
+def test_list_is_split_outside_quotes(text: str, elements: tuple[str, ...]) -> None:
+    assert split_list(text) == elements
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (1200, 900)), (6, (900, 1200))])
+def test_large_image_is_sent_upright_within_the_limit(
+    kind: str, orientation: int, upright: tuple[int, int]
+) -> None:
+    smaller = downscaled(encoded((1200, 900), kind, orientation), 100_000, "x")
+    assert smaller is not None
+    assert (smaller.original.width, smaller.original.height) == upright
+    with Image.open(io.BytesIO(smaller.data)) as image:
+        assert 90_000 < image.width * image.height <= 100_000
+        assert image.width / image.height == pytest.approx(upright[0] / upright[1], rel=0.01)
+        pixel = np.asarray(image.convert("RGB"))[5, 5]
+    assert np.allclose(pixel, (9, 99, 200), atol=6)
+
+
+def test_small_or_damaged_image_is_sent_unchanged() -> None:
+    small = encoded((30, 20), "PNG")
+    for data in (small, small[:40], b"\xff\xd8", b"text", b""):
+        assert downscaled(data, 100_000, "x") is None
+
+
+def test_image_of_108_megapixels_is_sent() -> None:
+    file = io.BytesIO()
+    Image.new("L", (12_000, 9_000)).save(file, "PNG")
+    smaller = downscaled(file.getvalue(), 1_000_000, "x")
+    assert smaller is not None
+    assert smaller.original == ImageSize(12_000, 9_000)
+
+
+def test_answer_is_scaled_to_the_original() -> None:
+    sent = ImageSize(4, 2)
+    original = ImageSize(8, 6)
+    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
+    runs = compressed_run_lengths(uncompressed_run_lengths(mask))
+    instance = Instance((0, 0, 2, 2), "a", 0.5, (((0, 0), (1, 0), (1, 1)),), None)
+    masked = Instance((0, 0, 2, 2), "a", 0.5, None, RunLengthMask((2, 4), runs))
+    region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), "t", 0.5)
+    boxes = restored(answer(DetectionsResult((Detection((1, 1, 2, 2), "a", 0.5),)), sent), original)
+    assert boxes.image == original
+    assert boxes.result == DetectionsResult((Detection((2, 3, 4, 6), "a", 0.5),))
+    shapes = restored(answer(InstancesResult((instance, masked)), sent), original).result
+    assert isinstance(shapes, InstancesResult)
+    assert shapes.instances[0].polygons_xy == (((0, 0), (2, 0), (2, 3)),)
+    assert shapes.instances[1].mask is not None
+    large = run_length_mask(shapes.instances[1].mask)
+    assert (large == mask.repeat(3, axis=0).repeat(2, axis=1)).all()
+    regions = restored(answer(TextRegionsResult((region,)), sent), original).result
+    quad = ((0, 0), (2, 0), (2, 3), (0, 3))
+    assert regions == TextRegionsResult((TextRegion(quad, "t", 0.5),))
+
+
+def test_client_sends_image_and_region_smaller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(encoded((400, 200), "PNG"))
+    small = DetectionsResult((Detection((0, 0, 100, 50), "a", 0.5),))
+    script = Script([answer(small, ImageSize(100, 50))])
+    with serving_rest(script) as url, Client(url, max_pixels=5000) as client:
+        large = client.predict(path, "t", TaskParameters(region=(0, 0, 400, 200)))
+    assert large.image == ImageSize(400, 200)
+    assert large.result == DetectionsResult((Detection((0, 0, 400, 200), "a", 0.5),))
+    assert b"[0.0, 0.0, 100.0, 50.0]" in script.received[0].body
+    (note,) = caplog.messages
+    assert note.startswith(f"{path} has 400 x 200 pixels; sent as 100 x 50")

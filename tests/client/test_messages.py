@@ -1,0 +1,247 @@
+"""Requests and responses: the same values over REST and gRPC, and errors with the same classes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+
+from diptych_client import (
+    Analysis,
+    Answer,
+    AnswerOptions,
+    Comparison,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ErrorDetail,
+    Guarantee,
+    InternalError,
+    InvalidRequest,
+    ModelFailure,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    StepAnswer,
+    StepAnswers,
+    Task,
+    TaskParameters,
+    Tiles,
+    UnsupportedTask,
+)
+from diptych_client.errors import connection_failed
+from diptych_client.requests import FieldValue, Request, non_null_fields
+from diptych_client.results import Result
+from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.grpc_transports import (
+    error_from_status,
+    json_from_message,
+    request_message,
+)
+from diptych_client.transports.messages import (
+    ANALYZE,
+    COMPARE,
+    MODELS,
+    PREDICT,
+    TASKS,
+    Call,
+    Operation,
+    error_from_response,
+    form_values,
+    from_json,
+    to_json,
+)
+from service.rpc.proto import vision_pb2 as service_pb
+from service.schema.rendering import AnswerJson
+from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, SQUARE, answer
+
+CODE = grpc.StatusCode
+CALL = Call(PREDICT, Request(), "mine", 0.0)
+DETAIL = ErrorDetail("unsupported_task", "not offered", "task", "id-1")
+FAILURE = ModelFailure("other", DETAIL)
+PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
+OPTIONS = AnswerOptions(
+    max_new_tokens=5, temperature=0.0, seed=0, constrained=False, mask_format="rle", tiles=6
+)
+FIELDS: dict[str, FieldValue] = {"task": "some_task", **non_null_fields(PARAMETERS, OPTIONS)}
+
+
+def test_form_has_lists_numbers_and_booleans_as_json() -> None:
+    assert non_null_fields(TaskParameters(), AnswerOptions()) == {}
+    assert form_values(FIELDS) == {
+        "task": "some_task",
+        "labels": '["a", "b; c"]',
+        "region": "[1, 2, 3.5, 4]",
+        "question": "wie viele?",
+        "max_new_tokens": "5",
+        "temperature": "0.0",
+        "seed": "0",
+        "constrained": "false",
+        "mask_format": "rle",
+        "tiles": "6",
+    }
+
+
+def test_message_has_the_same_fields() -> None:
+    message = request_message(pb.PredictRequest, Request(b"i", FIELDS))
+    assert message.image == b"i"
+    for name, value in FIELDS.items():
+        field = getattr(message, name)
+        assert (tuple(field) if isinstance(value, tuple) else field) == value, name
+        assert isinstance(value, tuple) or name == "task" or message.HasField(name), name
+    names: dict[str, FieldValue] = {"task": "ocr", "models": ("m", "n")}
+    assert request_message(pb.CompareRequest, Request(b"i", names)).models == ["m", "n"]
+    steps = ({"id": "b", "task": "ocr"}, {"id": "a", "each": "b", "region": (1, 2, 3, 4)})
+    first, second = request_message(pb.AnalyzeRequest, Request(b"i", {"steps": steps})).steps
+    assert (first.id, second.each, list(second.region)) == ("b", "b", [1, 2, 3, 4])
+    assert not second.HasField("view")
+
+
+def test_url_is_sent_over_rest_alone() -> None:
+    with pytest.raises(InvalidRequest, match="only REST takes one") as caught:
+        request_message(pb.PredictRequest, Request("https://example.org/a.png", FIELDS))
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
+def test_answer_is_read_back_and_conforms_to_the_api(result: Result) -> None:
+    body = json.dumps(to_json(answer(result)))
+    AnswerJson.model_validate_json(body)
+    assert from_json(Answer, json.loads(body)) == answer(result)
+
+
+def test_options_of_an_answer_are_read_back() -> None:
+    proof = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
+    tiled = replace(
+        answer(DETECTIONS), tiles=Tiles(2, 3, 5, 1, 4), guarantee=proof, calibrated=True
+    )
+    body = to_json(tiled)
+    AnswerJson.model_validate_json(json.dumps(body))
+    assert from_json(Answer, body) == tiled
+    message = json_from_message(pb.Answer(tiles=body["tiles"], guarantee=body["guarantee"]))
+    assert {name: message[name] for name in ("tiles", "guarantee")}.items() <= body.items()
+    assert not {"tiles", "guarantee", "labels"} & json_from_message(pb.Answer()).keys()
+
+
+def test_fields_of_other_versions_are_optional() -> None:
+    body = to_json(answer(DETECTIONS)) | {"unknown": 1}
+    body["usage"]["unknown"] = body["image"]["unknown"] = body["timings_ms"]["unknown"] = 1
+    del body["usage"]["constrained_tokens"], body["calibrated"]
+    older = from_json(Answer, body)
+    assert (older.usage.constrained_tokens, older.calibrated) == (0, False)
+
+
+@pytest.mark.parametrize("result", [{}, {"unknown": []}, {"text": 1}])
+def test_unknown_result_is_an_error(result: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no known kind|expected a text"):
+        from_json(Answer, to_json(answer(DETECTIONS)) | {"result": result})
+    with pytest.raises(ValueError, match="no known kind"):
+        PREDICT.parse(json_from_message(pb.Answer(id="r")))
+
+
+def test_comparison_and_analysis_are_read_back() -> None:
+    comparison = Comparison("id-1", "object_detection", SIZE, (answer(DETECTIONS), FAILURE))
+    assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
+    answers = (StepAnswer(answer(DETECTIONS), 0, (1, 2, 3, 4)), StepAnswer(FAILURE))
+    analysis = Analysis("id-1", SIZE, (StepAnswers("a", "ocr", True, answers),))
+    assert from_json(Analysis, json.loads(json.dumps(to_json(analysis)))) == analysis
+    assert list(analysis.step("a").of(0)) == [answer(DETECTIONS)]
+    with pytest.raises(KeyError):
+        analysis.step("b")
+
+
+def test_messages_are_the_json_of_rest() -> None:
+    points = [pb.Point(x=x, y=y) for x, y in SQUARE]
+    rings = pb.Polygons(rings=[pb.Ring(points=points)])
+    instance = pb.Instance(label="a", score=0.5, polygons=rings, box=pb.Box(x2=2))
+    message = json_from_message(pb.Answer(instances=pb.Instances(instances=[instance])))
+    (item,) = message["result"]["instances"]
+    assert (item["polygons"], item["box"]) == ([list(SQUARE)], (0, 0, 2, 0))
+    regions = pb.TextRegions(text_regions=[pb.TextRegion(quad=points, text="HI", score=0.5)])
+    message = json_from_message(pb.Answer(text_regions=regions))
+    assert message["result"]["text_regions"] == [{"quad": list(SQUARE), "text": "HI", "score": 0.5}]
+    error = pb.Error(code="overloaded", message="busy", request_id="1")
+    answers = [pb.StepAnswer(of=2, view=(1, 2, 3, 4), model="x", error=error)]
+    steps = [pb.StepAnswers(id="a", task="ocr", truncated=True, answers=answers)]
+    image = pb.Image(width=3, height=4)
+    analysis = ANALYZE.parse(json_from_message(pb.Analysis(id="1", image=image, steps=steps)))
+    failure = ModelFailure("x", ErrorDetail("overloaded", "busy", None, "1"))
+    assert analysis.step("a").answers == (StepAnswer(failure, 2, (1, 2, 3, 4)),)
+    assert (analysis.image.width, analysis.step("a").truncated) == (3, True)
+
+
+def test_listings_are_parsed() -> None:
+    fields: Mapping[str, Any] = {"id": "m", "parameters": 5, "tasks": ["ocr"], "license": "MIT"}
+    response = pb.ListModelsResponse(models=[pb.Model(**fields)])
+    (model,) = MODELS.parse(json_from_message(response))
+    assert (model.id, model.parameters, model.license) == ("m", 5, "MIT")
+    assert (model.tasks, model.features, model.adapter_of) == (("ocr",), (), None)
+    texts = {"id": "ocr", "description": "Read it.", "result": "text"}
+    task = pb.Task(**texts, parameters_json_schema='{"properties": {}}', models=["m"])
+    listing = json_from_message(pb.ListTasksResponse(tasks=[task]))
+    assert TASKS.parse(listing) == (Task("ocr", "Read it.", "text", {"properties": {}}, ("m",)),)
+
+
+@pytest.mark.parametrize(
+    "operation", [PREDICT, COMPARE, ANALYZE, MODELS, TASKS], ids=lambda operation: operation.method
+)
+def test_operation_has_the_messages_of_the_service(operation: Operation[object]) -> None:
+    """The client links to the service's generated code: one process can load both."""
+    method = service_pb.DESCRIPTOR.services_by_name["Vision"].methods_by_name[operation.method]
+    assert operation.request.DESCRIPTOR is method.input_type
+    assert operation.response.DESCRIPTOR is method.output_type
+    assert pb.__name__ != service_pb.__name__
+
+
+def test_error_has_the_detail_of_the_service() -> None:
+    body = json.dumps({"error": to_json(DETAIL)}).encode()
+    rest = error_from_response(422, {"retry-after": "2"}, body, "mine")
+    trailing = {"diptych-code": DETAIL.code, "diptych-param": "task", "x-request-id": "id-1"}
+    trailing["retry-after"] = "2"
+    for error in (rest, error_from_status(CODE.UNAVAILABLE, DETAIL.message, trailing, CALL)):
+        assert isinstance(error, UnsupportedTask)
+        assert (error.detail, error.retry_after_s) == (DETAIL, 2)
+    unknown = error_from_response(418, {}, body.replace(b"unsupported_task", b"unknown"), "mine")
+    assert (type(unknown), unknown.code) == (DiptychError, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (413, PayloadTooLarge),
+        (429, Overloaded),
+        (500, InternalError),
+        (502, ConnectionFailed),
+        (503, NotReady),
+        (504, DeadlineExceeded),
+        (CODE.UNAVAILABLE, ConnectionFailed),
+        (CODE.RESOURCE_EXHAUSTED, PayloadTooLarge),
+        (CODE.UNIMPLEMENTED, InternalError),
+    ],
+)
+def test_status_decides_without_a_detail(status: Any, kind: type[DiptychError]) -> None:
+    if not isinstance(status, int):
+        error = error_from_status(status, "why", {}, CALL)
+        assert (type(error), error.request_id) == (kind, "mine")
+        return
+    for body in (b"", b"<html>", b"[]", b'{"error": "none of ours"}', b'{"error": {}}', b"\xff"):
+        error = error_from_response(status, {"retry-after": "7"}, body, "mine")
+        assert type(error) is kind
+        assert (error.request_id, error.retry_after_s) == ("mine", 7)
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("illegal request line", "is this the gRPC port?"),
+        ("Trying to connect an http1.x server", "is this the REST port?"),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", "does the service serve TLS?"),
+    ],
+)
+def test_wrong_port_has_a_hint(reason: str, hint: str) -> None:
+    assert f"{reason} ({hint}" in connection_failed(reason, "r", "u", "GET /v1/models").message
+    error = error_from_response(404, {}, b"Not Found", "mine", "http://a/b/v1/models")
+    expected = "http://a/b/v1/models responded with status 404: Not Found; is this the URL of a"
+    assert error.message.startswith(expected)
