@@ -13,6 +13,8 @@ from tests.support.evaluations import write_images
 from tests.support.scripted_services import Refusal, Script
 
 TASK: dict[str, Any] = {"id": "t", "description": "", "parameters": {}}
+BOXES = "detections"
+LABELLED = ("--labelled", "x")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -27,7 +29,7 @@ def annotate(
     folder: Path,
     *words: object,
     models: tuple[str, ...] = ("a",),
-    result: str = "detections",
+    result: str = BOXES,
     script: Script | None = None,
 ) -> int:
     script = script or Script([answer(DETECTIONS)] * 6)
@@ -35,20 +37,14 @@ def annotate(
     return diptych(script, "annotate", folder, "--task", "t", *words)
 
 
-@pytest.mark.parametrize(("options", "is_noted"), [((), True), (("--quiet",), False)])
-def test_quiet_prints_results_alone(
-    diptych: Diptych, folder: Path, options: tuple[str, ...], is_noted: bool, capsys: Captured
-) -> None:
-    assert annotate(diptych, folder, "--json", *options) == 0
-    printed = capsys.readouterr()
-    assert json.loads(printed.out) == {
-        "dataset": f"{folder}-annotations/annotations.json",
-        "images": 3,
-        "labelled": 3,
-        "failed": 0,
-        "left_out": {},
-    }
-    assert ("3 images in " in printed.err) == is_noted
+def test_quiet_prints_results_alone(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    for option, is_noted in (("--quiet", False), ("--overwrite", True)):
+        out = folder.with_name(f"out{option}")
+        assert annotate(diptych, folder, "--json", option, "--out", out) == 0
+        printed = capsys.readouterr()
+        counts = {"images": 3, "labelled": 3, "failed": 0, "left_out": {}}
+        assert json.loads(printed.out) == {"dataset": f"{out}/annotations.json", **counts}
+        assert ("3 images in " in printed.err) == is_noted
 
 
 def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys: Captured) -> None:
@@ -56,7 +52,7 @@ def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys
     words = ("--concurrency", "1", "--max-retries", "0")
     assert annotate(diptych, folder, *words, script=script) == 1
     printed = capsys.readouterr()
-    assert "2 of 3 images are in " in printed.out
+    assert f"2 of 3 images are in {folder}-annotations/annotations.json" in printed.out
     assert "1 failed, see " in printed.err
     script = Script([answer(DETECTIONS)])
     assert annotate(diptych, folder, *words, script=script) == 0
@@ -95,20 +91,13 @@ def test_model_id_that_is_no_file_name_is_refused(
     ("words", "result", "message"),
     [
         ((), "text", "coco holds boxes and masks, but the task's result is text: use --format"),
-        (("--consensus",), "detections", "--model must name two models with --consensus, else one"),
-        (("--max-wrong", ".1"), "detections", "--suggest and --reviewed need --labelled"),
-        (
-            ("--labelled", "x", "--accept-score", ".1"),
-            "detections",
-            "omit --accept-score and",
-        ),
-        (
-            ("--labelled", "x", "--min-precision", ".9"),
-            "detections",
-            "omit --accept-score and",
-        ),
-        (("--labelled", "x", "--thresholds", "y", "--consensus"), "detections", "omit --consensus"),
-        (("--out", "images/out"), "detections", "must be outside the image folder images"),
+        (("--consensus",), BOXES, "--model must name two models with --consensus, else one"),
+        (("--max-wrong", ".1"), BOXES, "--suggest and --reviewed need --labelled"),
+        ((*LABELLED, "--accept-score", ".1"), BOXES, "omit --accept-score and"),
+        ((*LABELLED, "--min-precision", ".9"), BOXES, "omit --accept-score and"),
+        ((*LABELLED, "--thresholds", "y", "--consensus"), BOXES, "omit --consensus"),
+        (("--out", "images/out"), BOXES, "must be outside the image folder images"),
+        (("--out", "."), BOXES, "must be outside the image folder images"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

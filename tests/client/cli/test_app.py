@@ -1,7 +1,9 @@
-"""Small commands over a scripted service: compare, analyze, doctor; options of all commands."""
+"""Small commands over a scripted service, and that no text of a server controls the terminal."""
 
+import asyncio
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,29 +11,33 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from diptych_client import (
     Analysis,
     Comparison,
+    Detection,
+    DetectionsResult,
     ErrorDetail,
     ModelFailure,
     StepAnswer,
     StepAnswers,
     Task,
+    TextResult,
 )
 from diptych_client.cli.app import read_recipe, shipped_recipes
 from diptych_client.cli.options import TaskOptions, listed
-from diptych_client.cli.terminal import tasks_view
+from diptych_client.cli.terminal import answer_view, echo, printable, run_with_progress, tasks_view
 from diptych_client.long_runs import RunError
 from diptych_client.transports.messages import from_json, to_json
 from tests.client.cli.conftest import Diptych
 from tests.support.client_answers import DETECTIONS, SIZE, TEXT_REGIONS, answer
+from tests.support.evaluations import write_images
 from tests.support.scripted_services import ANSWER, Refusal, Script
 
 FAILURE = ModelFailure("third", ErrorDetail("unsupported_task", "no", "task", "id"))
 BOTH = (answer(DETECTIONS, model="first"), answer(TEXT_REGIONS, model="second"))
-COMPARISON = Comparison("id-1", "some_task", SIZE, (*BOTH, FAILURE))
+COMPARISON = to_json(Comparison("id-1", "some_task", SIZE, (*BOTH, FAILURE)))
 FIRST_STEP = StepAnswers("things", "object_detection", False, (StepAnswer(answer(DETECTIONS)),))
 SECOND_STEP = StepAnswers(
     "what", "captioning", True, (StepAnswer(BOTH[0], 0, (1, 2, 3, 4)), StepAnswer(FAILURE, 1))
@@ -44,36 +50,63 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image.png"
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(path)
-    return path
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path / "in")
+    return tmp_path / "in"
 
 
-def compare(diptych: Diptych, image: Path, *words: object) -> int:
-    script = Script([json.dumps(to_json(COMPARISON)).encode()])
-    return diptych(script, "compare", image, "--task", "some_task", *words)
+@pytest.fixture
+def image(folder: Path) -> Path:
+    return folder / "a.png"
 
 
-def test_compare_has_a_table_for_each_model(
-    diptych: Diptych, image: Path, capsys: Captured
+def test_each_image_has_an_answer_or_an_error(
+    diptych: Diptych, folder: Path, capsys: Captured
 ) -> None:
-    assert compare(diptych, image) == 0
+    (folder / "bad.png").write_text("no image")
+    assert diptych(Script([]), "predict", folder, "--task", "ocr", "--json") == 1
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["image"] for row in rows] == ["a.png", "b.png", "bad.png", "c.png"]
+    assert [row["error"]["code"] for row in rows if "error" in row] == ["unreadable_file"]
+    assert printed.err.startswith("error: bad.png: ")
+    assert diptych(Script([BOTH[0]] * 3), "predict", folder, "--task", "t") == 1
+    assert "\nc.png\n" in capsys.readouterr().out  # a title for each
+
+
+def test_one_image_has_its_answer_alone(diptych: Diptych, image: Path, capsys: Captured) -> None:
+    assert diptych(Script([BOTH[0]]), "predict", image, "--task", "t", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "first"
+    assert diptych(Script([BOTH[0]]), "predict", image, "--task", "t") == 0
+    assert "a.png" not in capsys.readouterr().out
+    assert diptych(Script([Refusal("invalid_request")]), "predict", image, "--task", "t") == 1
+    assert capsys.readouterr().err.startswith("error: invalid_request")
+
+
+def test_answers_are_drawn_into_a_folder(diptych: Diptych, folder: Path) -> None:
+    drawn = folder.with_name("drawn")
+    words = ("--task", "object_detection", "--draw", drawn)
+    assert diptych(Script([BOTH[0]] * 3), "predict", f"{folder}/*.png", *words) == 0
+    assert sorted(path.name for path in drawn.iterdir()) == ["a.png", "b.png", "c.png"]
+    with Image.open(drawn / "a.png") as picture, Image.open(folder / "a.png") as original:
+        assert picture.tobytes() != original.tobytes()
+
+
+def test_comparison_is_printed_and_drawn(diptych: Diptych, image: Path, capsys: Captured) -> None:
+    drawn = image.with_name("drawn.png")
+    words = ("compare", image, "--task", "some_task")
+    script = Script([json.dumps(COMPARISON).encode()] * 2)
+    assert diptych(script, *words, "--draw", drawn) == 0
+    with Image.open(drawn) as picture:
+        assert picture.width >= 2 * 100  # side by side
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines if " ms" in line] == ["first", "second"]
     rows = [" ".join(line.replace("│", " ").split()) for line in lines]
     assert "star 0.90 1.0 2.0 11.0 12.0" in rows
     assert "HI 0.80 5.0 5.0 15.0 6.0 14.0 10.0 4.0 9.0" in rows
     assert "third: unsupported_task: no" in rows
-
-
-def test_compare_prints_json_and_draws(diptych: Diptych, image: Path, capsys: Captured) -> None:
-    drawn = image.with_name("drawn.png")
-    assert compare(diptych, image, "--json", "--draw", drawn) == 0
-    expected = json.loads(json.dumps(to_json(COMPARISON)))
-    assert json.loads(capsys.readouterr().out) == expected
-    with Image.open(drawn) as picture:
-        assert picture.width >= 2 * SIZE.width  # side by side
+    assert diptych(script, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(COMPARISON))
 
 
 @pytest.mark.parametrize("words", [["--models", "a,b"], ["--model", "a", "--model", "b"]])
@@ -96,7 +129,7 @@ def analyze(diptych: Diptych, image: Path, *words: object) -> tuple[int, bytes]:
     return status, b"".join(received.body for received in script.received)
 
 
-def test_recipe_is_sent_and_its_answers_are_shown(
+def test_recipe_is_sent_and_its_answers_printed(
     diptych: Diptych, image: Path, capsys: Captured
 ) -> None:
     status, body = analyze(diptych, image, "--recipe", "both-models")
@@ -126,15 +159,14 @@ def test_recipe_takes_labels_or_is_a_file(diptych: Diptych, image: Path, capsys:
         read_recipe("none")
 
 
-def test_recipes_are_described_and_listed(diptych: Diptych, capsys: Captured) -> None:
+def test_recipes_are_described(diptych: Diptych, capsys: Captured) -> None:
     recipes = shipped_recipes()
     assert [recipe.name for recipe in recipes] == RECIPES
     assert diptych(Script([]), "recipes") == 0
     output = capsys.readouterr().out
-    tasks = [Task("captioning", "", "text", {}, ("a",))]
     for recipe in recipes:
         assert recipe.description in output
-        assert recipe.filled(["cat"], tasks)
+        assert recipe.filled(["cat"], [Task("captioning", "", "text", {}, ("a",))])
 
 
 def test_lists_have_commas() -> None:
@@ -145,15 +177,9 @@ def test_lists_have_commas() -> None:
     assert replace(options, tiles="2x3", min_score=0.5).answer_options().tiles == "2x3"
 
 
-def free_url() -> str:
+def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_refused_connection_names_the_doctor(
-    diptych: Diptych, image: Path, capsys: Captured
-) -> None:
-    url = free_url()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
     # options of all commands may follow the command, where the last one counts
     words = ("predict", image, "--task", "ocr", f"--url={url}", "--max-retries", "0")
     assert diptych(Script([]), *words) == 1
@@ -161,10 +187,6 @@ def test_refused_connection_names_the_doctor(
     assert f"POST /v1/predict at {url}: " in error
     assert f"`diptych --url {url} doctor` finds the cause" in error
     assert error.count("\n") == 1
-
-
-def test_doctor_names_what_fails(diptych: Diptych, capsys: Captured) -> None:
-    url = free_url()
     assert diptych(Script([]), "doctor", "--json", "--url", url) == 1
     connection, client = json.loads(capsys.readouterr().out)
     assert (connection["name"], connection["is_right"]) == ("connection", False)
@@ -174,7 +196,7 @@ def test_doctor_names_what_fails(diptych: Diptych, capsys: Captured) -> None:
     assert "failed" in capsys.readouterr().out
 
 
-def test_doctor_predicts_and_shows_times(diptych: Diptych, capsys: Captured) -> None:
+def test_doctor_predicts_and_prints_times(diptych: Diptych, capsys: Captured) -> None:
     task = TASK | {"id": "ocr", "models": ["m"]}
     script = Script([ANSWER], listings={"/v1/tasks": [task], "/v1/models": []})
     diptych(script, "doctor", "--json")
@@ -198,3 +220,43 @@ def test_version_and_help_are_printed(
     Console(width=80).print(tasks_view(tasks))
     lines = [*output.splitlines(), *capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
+
+
+ESCAPE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202eevil"
+ESCAPED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u000d\u202eevil"
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        answer_view(answer(TextResult(ESCAPE))),
+        answer_view(answer(DetectionsResult((Detection((0.0, 0.0, 1.0, 1.0), ESCAPE, 0.5),)))),
+        answer_view(ModelFailure(ESCAPE, ErrorDetail("internal", "no", None, ""))),
+        tasks_view([Task(ESCAPE, "description", "text", {}, ("m",))]),
+    ],
+)
+def test_view_escapes_control_characters(view: RenderableType) -> None:
+    console = Console(width=500, color_system=None)
+    with console.capture() as captured:
+        console.print(view)
+    assert ESCAPED in captured.get()
+    assert not {"\x1b", "\x9b", "\x07", "\r", "\u202e"} & set(captured.get())
+
+
+def test_text_and_bar_escape_control_characters(capsys: Captured) -> None:
+    echo(ESCAPE)
+    echo(ESCAPE, is_error=True)
+    assert capsys.readouterr() == (f"{ESCAPED}\n", f"{ESCAPED}\n")
+    assert printable("größer\n\t二") == "größer\n\t二"
+    document = json.dumps({"text": ESCAPE}, ensure_ascii=False)
+    assert json.loads(printable(document)) == {"text": ESCAPE}
+
+    async def run(advance: Callable[[], None]) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.01)  # a rate needs two times
+            advance()
+
+    run_with_progress(3, run, "[red]\x9b31m", unit="requests")
+    bar = " ".join(capsys.readouterr().err.split())
+    assert r"[red]\u009b31m" in bar
+    assert " requests/s" in bar

@@ -1,31 +1,41 @@
-"""The images that are evaluated, the gallery, phrases, and the agreement of two models."""
+"""The images that are evaluated, the gallery, phrases, agreement, and the better of two models."""
 
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
+from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject, TruePhrase
 from diptych_client.evaluation.evaluator import (
     Evaluation,
     Evaluator,
     PairAgreement,
     PhrasesMeasure,
+    Race,
     RunRecord,
+    decide,
     judge_phrases,
     sampled,
+    shuffled,
 )
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
+    Asker,
     ClassNames,
+    ObjectsTruth,
     PhrasesTruth,
     Prompts,
     Questionnaire,
     Sample,
     TextsTruth,
 )
+from diptych_client.evaluation.statistics import DIFFERENCE_BETS, log_wealth
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog, RunError
@@ -38,6 +48,8 @@ FAR: BoxXyxy = (50.0, 50.0, 60.0, 60.0)
 LARGE: BoxXyxy = (10.0, 10.0, 50.0, 50.0)
 RING = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
 HALF = ((0.0, 0.0), (10.0, 0.0), (10.0, 5.0), (0.0, 5.0))
+NAMES = ClassNames(("car",), {"car": "car"})
+NOTHING = DetectionsResult(())
 
 
 def dataset(num_images: int) -> Dataset:
@@ -46,7 +58,7 @@ def dataset(num_images: int) -> Dataset:
     return Dataset(images, Folder(Path()), ("car",))
 
 
-def test_images_are_drawn_by_seed_in_order() -> None:
+def test_images_are_drawn_and_shuffled_by_seed() -> None:
     whole = dataset(20)
     draws = []
     for seed in (1, 1, 2):
@@ -55,6 +67,9 @@ def test_images_are_drawn_by_seed_in_order() -> None:
     assert draws[0] == sorted(draws[0]) == draws[1] != draws[2]
     for number in (None, 20, 21):
         assert sampled(whole, number, seed=1) == whole
+    mixed = shuffled(whole, 1)
+    assert mixed == shuffled(whole, 1) != shuffled(whole, 2)
+    assert sorted(mixed.images, key=lambda image: image.image.name) == whole.images
 
 
 def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
@@ -70,23 +85,21 @@ def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
             for (image, job), number in zip(log.requests(samples, model), numbers, strict=True):
                 boxes = (detection("car", LARGE), *[detection("car", FAR)] * number)
                 if number >= 0:
-                    log.append(image, job, answer(DetectionsResult(boxes), SIZE), 0.1 + number, 2)
+                    result = answer(DetectionsResult(boxes), SIZE)
+                    log.append(image, job, result, 0.1 + number, 2)
         evaluator = Evaluator(log, tuple(num_wrong), questionnaire.names)
         return evaluator.evaluate("d", samples, seed=0, gallery=3)
 
 
-def test_gallery_has_worst_samples_first(tmp_path: Path) -> None:
-    evaluation = evaluated(tmp_path, {"model": [0, 3, 1, 5, -1, 2]})
+def test_gallery_has_worst_and_most_different_first(tmp_path: Path) -> None:
+    evaluation = evaluated(tmp_path / "one", {"model": [0, 3, 1, 5, -1, 2]})
     assert [ranked.sample_index for ranked in evaluation.gallery] == [3, 1, 5]
     assert evaluation.agreed is None
     assert (evaluation.num_samples, evaluation.num_unanswered) == (5, 1)
     speed = evaluation.speed["model"]
     assert speed["latency_p50_ms"] == pytest.approx(2100)
     assert speed["images_per_s"] == pytest.approx(5 / (11.5 / 2))
-
-
-def test_gallery_prefers_different_models(tmp_path: Path) -> None:
-    evaluation = evaluated(tmp_path, {"first": [0, 5, 5, 0], "second": [0, 5, 0, 1]})
+    evaluation = evaluated(tmp_path / "two", {"first": [0, 5, 5, 0], "second": [0, 5, 0, 1]})
     assert [ranked.sample_index for ranked in evaluation.gallery] == [2, 3, 1]
     assert evaluation.gallery[2].difference == 0
 
@@ -107,12 +120,11 @@ def test_agreement_is_of_all_images(tmp_path: Path) -> None:
 
 
 def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
-    requests = (TaskParameters(),)
     truths = (PhrasesTruth((TruePhrase("car", BOX),)), TextsTruth(("a",)))
-    samples = [Sample(ImageFile("a.png", 1, 1), requests, truth) for truth in truths]
+    samples = [Sample(ImageFile("a.png", 1, 1), (TaskParameters(),), truth) for truth in truths]
     with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
         for image, job in log.requests(samples[:1], "m"):
-            log.append(image, job, answer(DetectionsResult(())), 0.1, 1)
+            log.append(image, job, answer(NOTHING), 0.1, 1)
         with pytest.raises(RunError, match=r"a\.png: t cannot measure phrases and objects in one"):
             Evaluator(log, ("m",), ClassNames((), {})).evaluate("d", samples, 0, 1)
 
@@ -124,17 +136,12 @@ def test_boxes_agree_by_class_and_place() -> None:
     outcome = pair.add(first, prediction(second))
     counts = {"both": 0, "only_first": 0, "only_second": 0, "other_label": 0}
     dogs = counts | {"only_second": 1, "other_label": 1}
-    expected = {"car": counts | {"both": 1}, "dog": dogs}
-    assert pair.by_class() == expected
+    assert pair.by_class() == {"car": counts | {"both": 1}, "dog": dogs}
     assert outcome.error == 1 - 2 / 5
     assert outcome.kinds == {"found by both", "other label", "only B"}
     assert pair.add(prediction(), prediction()).error == 0
     assert pair.add(prediction([detection("car", BOX)]), prediction()).kinds == {"only A"}
     assert pair.scores == [pytest.approx(2 / 5), 1, 0]
-
-
-def test_texts_agree_by_edit_distance() -> None:
-    pair = PairAgreement("A", "B", ClassNames((), {}))
     assert pair.add(prediction(text="abcd"), prediction(text="abcx")).error == 0.25
     assert pair.add(prediction(text=""), prediction(text="")).kinds == {"same text"}
 
@@ -183,3 +190,113 @@ def test_run_is_written_as_typed(tmp_path: Path) -> None:
         "requests": "labels=car,red bus",
         "problems of the dataset": "2 x x left out",
     }
+
+
+def num_decided(rate: float, num_pairs: int, num_images: int, num_looks: int) -> int:
+    """Return how many pairs of equal models are told apart at any look."""
+    rng = np.random.default_rng(0)
+    num_told_apart = 0
+    for _ in range(num_pairs):
+        errors = list(map(tuple, (rng.random((num_images, 2)) < rate).astype(float).tolist()))
+        for look in range(1, num_looks + 1):
+            if decide(errors[: num_images * look // num_looks], None) is not None:
+                num_told_apart += 1
+                break
+    return num_told_apart
+
+
+def test_equal_models_are_rarely_told_apart() -> None:
+    assert num_decided(0.3, num_pairs=200, num_images=120, num_looks=12) <= 0.05 * 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_few_of_a_thousand_equal_pairs_are_told_apart(rate: float) -> None:
+    """Look after every 5 of 600 images."""
+    number = num_decided(rate, num_pairs=1000, num_images=600, num_looks=120)
+    print(f"error {rate}: {number} of 1000 told apart")
+    assert number <= 50
+
+
+@pytest.mark.parametrize(("better", "errors"), [("first", (0.0, 1.0)), ("second", (1.0, 0.0))])
+def test_decision_needs_half_the_level(better: str, errors: tuple[float, float]) -> None:
+    """Two ways to be wrong share it: the wealth must reach 40, not 20."""
+    decision = None
+    num_images = 0
+    while decision is None:
+        num_images += 1
+        decision = decide([errors] * num_images, None)
+    assert (decision.verdict, decision.num_images) == (better, num_images)
+    gains = np.full((num_images, 1), -1.0)
+    for count, is_enough in ((num_images, True), (num_images - 1, False)):
+        (logarithm,) = log_wealth(gains[:count], np.ones(1), DIFFERENCE_BETS)
+        assert (logarithm >= log(40)) == is_enough
+    name = "A" if better == "first" else "B"
+    expected = f"{name} is better: decided after {num_images} of 99 images"
+    assert decision.sentence(("A", "B"), 99).startswith(expected)
+
+
+def test_equal_models_need_a_margin() -> None:
+    errors = [(0.2, 0.2)] * 500
+    assert decide(errors, None) is None
+    decision = decide(errors, 0.02)
+    assert decision is not None
+    assert (decision.verdict, decision.difference) == ("equal", 0)
+    assert "A and B are equal: decided" in decision.sentence(("A", "B"), 500)
+    assert decide(errors[:50], 0.02) is None
+    first = (np.random.default_rng(0).random(500) < 0.5).astype(float)
+    differing = [(error, max(error - 0.02, 0.0)) for error in first.tolist()]
+    decision = decide(differing, 0.01)
+    assert decision is None or decision.verdict == "second"
+
+
+def sample(number: int, has_truth: bool = True, detail: str | None = None) -> Sample:
+    truth = ObjectsTruth((TrueObject("car", BOX),)) if has_truth else None
+    return Sample(ImageFile(f"{number}.png", 1, 1), (TaskParameters(detail=detail),), truth)
+
+
+def raced(
+    folder: Path, samples: Sequence[Sample], is_right: Callable[[int, str], bool | None]
+) -> tuple[Race, int]:
+    """Run a race over answers that are in the log; return it and the number of samples sent.
+
+    An answer is missing where `is_right` of image and model is None.
+    """
+    right = DetectionsResult((detection("car", BOX),))
+    with (
+        AnswerLog.open(folder / "answers.jsonl", "t", AnswerOptions()) as log,
+        FailureLog(folder / "failures.jsonl") as failures,
+    ):
+        for model in ("A", "B"):
+            for index, (image, job) in enumerate(log.requests(samples, model)):
+                if (is_found := is_right(index, model)) is not None:
+                    log.append(image, job, answer(right if is_found else NOTHING), 0.1, 1)
+        race = Race(Asker(Folder(folder), log, failures, 5), ("A", "B"), NAMES, None)
+
+        async def run() -> list[Sample]:
+            async with AsyncClient("http://127.0.0.1:9", max_retries=0) as client:
+                return await race.run(client, samples, lambda: None)
+
+        return race, len(asyncio.run(run()))
+
+
+def test_race_ends_when_decided(tmp_path: Path) -> None:
+    samples = [sample(number) for number in range(60)]
+    race, num_sent = raced(tmp_path, samples, lambda _, model: model == "A")
+    assert race.decision is not None
+    assert race.decision.num_images == num_sent < 60
+    assert num_sent % 5 == 0  # looks after each batch
+    assert race.sentence(60).startswith(f"A is better: decided after {num_sent} of 60 images")
+
+
+def test_race_leaves_out_incomplete_images(tmp_path: Path) -> None:
+    """An image that one model did not answer wholly counts for neither; an image counts once."""
+    samples = [sample(0), sample(0, detail="short"), sample(1), sample(1, False, "short")]
+    samples += [sample(number) for number in range(2, 6)]
+    race, num_sent = raced(
+        tmp_path, samples, lambda index, model: None if (index, model) == (1, "B") else True
+    )
+    assert (race.errors, num_sent) == ([(0.0, 0.0)] * 5, 8)
+    assert race.sentence(6) == "A and B are not told apart by 5 images"
+    with pytest.raises(RunError, match="--until-decided needs labels: no answered image has any"):
+        raced(tmp_path, [replace(samples[0], truth=None)], lambda *_: True)

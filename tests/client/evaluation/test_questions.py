@@ -1,18 +1,22 @@
-"""The requests that a task makes of a dataset's labels; their answers in a log."""
+"""The requests that a task makes of a dataset's labels; answers in a log or a job's journal."""
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from diptych_client import (
+    Answer,
     AnswerOptions,
     AsyncClient,
     Detection,
     DetectionsResult,
+    InvalidRequest,
     TaskParameters,
     TextRegionsResult,
     TextResult,
@@ -24,6 +28,7 @@ from diptych_client.evaluation.dataset import (
     TruePhrase,
     TrueQuestion,
 )
+from diptych_client.evaluation.job import Job, Journal, Record, ask
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
@@ -36,24 +41,27 @@ from diptych_client.evaluation.questions import (
     Sample,
     TextsTruth,
 )
-from diptych_client.inputs import Folder, ImageFile
+from diptych_client.inputs import Folder, ImageFile, find_images
 from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Result
-from tests.support.client_answers import INSTANCES, TEXT_REGIONS, answer
+from tests.support.client_answers import INSTANCES, RESULTS, TEXT_REGIONS, answer, record
 from tests.support.evaluations import detection
-from tests.support.scripted_services import Refusal, Script, scripted
+from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 
 IMAGE = ImageFile("a.png", 1, 1)
 BOX = (0.0, 0.0, 5.0, 5.0)
 CAR = TrueObject("car", BOX)
 NONE = TaskParameters()
 OPTIONS = AnswerOptions()
+LABELLED = LabelledImage(IMAGE, (CAR,))
+QUESTIONS = (TrueQuestion("how many?", ("2",)), TrueQuestion("where?", ()))
+PHRASES = (TruePhrase("left dog", BOX), TruePhrase("car", (2, 2, 3, 3)))
 
 
 def samples_of(
     task: str,
-    classes: tuple[str, ...],
-    labelled: LabelledImage,
+    classes: tuple[str, ...] = (),
+    labelled: LabelledImage = LABELLED,
     parameters: TaskParameters = NONE,
     **prompts: tuple[str, ...],
 ) -> list[Sample]:
@@ -61,48 +69,37 @@ def samples_of(
     return list(questionnaire.samples(Dataset([labelled], Folder(Path()))))
 
 
-def test_all_classes_are_in_requests_of_32_labels() -> None:
+def test_classes_are_in_requests_of_32_labels() -> None:
     classes = ("car", *(f"class {index}" for index in range(39)))
-    (sample,) = samples_of("open_vocabulary_detection", classes, LabelledImage(IMAGE, (CAR,)))
-    assert [len(request.labels or ()) for request in sample.requests] == [32, 8]
-    assert [label for request in sample.requests for label in request.labels or ()] == list(classes)
+    (sample,) = samples_of("open_vocabulary_detection", classes)
+    first, second = (tuple(request.labels or ()) for request in sample.requests)
+    assert (len(first), len(second), first + second) == (32, 8, classes)
     assert sample.truth == ObjectsTruth((CAR,))
-
-
-def test_prompt_replaces_label_and_synonym_counts() -> None:
-    prompts = Prompts({"auto": ("car", "Automobile")})
-    asked = Questionnaire("open_vocabulary_detection", NONE, prompts, ("auto", "dog"))
-    (sample,) = asked.samples(Dataset([LabelledImage(IMAGE, ())], Folder(Path())))
-    assert sample.requests[0].labels == ("car", "dog")
-    answers = [Detection(BOX, name, 1.0) for name in ("car", "automobile", "auto", "cat")]
-    assert list(map(asked.names.label, answers)) == ["auto", "auto", "auto", "cat"]
-
-
-def test_given_labels_restrict_the_classes() -> None:
     dogs = TaskParameters(labels=["dog"])
-    labelled = LabelledImage(IMAGE, (CAR,))
-    (sample,) = samples_of("open_vocabulary_detection", ("car", "dog"), labelled, dogs)
+    (sample,) = samples_of("open_vocabulary_detection", ("car", "dog"), LABELLED, dogs)
     assert sample.requests[0].labels == ("dog",)
     assert sample.truth == ObjectsTruth(())
 
 
+def test_prompt_replaces_label_and_synonym_counts() -> None:
+    prompts = Prompts({"auto": ("car", "Automobile")})
+    questionnaire = Questionnaire("open_vocabulary_detection", NONE, prompts, ("auto", "dog"))
+    (sample,) = questionnaire.samples(Dataset([LabelledImage(IMAGE, ())], Folder(Path())))
+    assert sample.requests[0].labels == ("car", "dog")
+    answers = [Detection(BOX, name, 1.0) for name in ("car", "automobile", "auto", "cat")]
+    assert list(map(questionnaire.names.label, answers)) == ["auto", "auto", "auto", "cat"]
+
+
 def test_masks_are_of_one_phrase_each() -> None:
-    labelled = LabelledImage(IMAGE, (CAR,))
-    (sample,) = samples_of("instance_segmentation", ("car", "dog"), labelled, car=("auto",))
+    (sample,) = samples_of("instance_segmentation", ("car", "dog"), car=("auto",))
     assert [request.phrase for request in sample.requests] == ["auto", "dog"]
-    given = TaskParameters(phrase="sky")
-    (sample,) = samples_of("instance_segmentation", ("car",), labelled, given)
-    assert (sample.requests, sample.truth) == ((given,), None)
-
-
-def test_region_proposal_has_one_class() -> None:
-    (sample,) = samples_of("region_proposal", ("car", "dog"), LabelledImage(IMAGE, (CAR,)))
-    assert sample.truth == ObjectsTruth((replace(CAR, label="object"),))
+    sky = TaskParameters(phrase="sky")
+    (sample,) = samples_of("instance_segmentation", ("car",), LABELLED, sky)
+    assert (sample.requests, sample.truth) == ((sky,), None)
 
 
 def test_each_question_is_a_sample() -> None:
-    questions = (TrueQuestion("how many?", ("2",)), TrueQuestion("where?", ()))
-    labelled = LabelledImage(IMAGE, questions=questions)
+    labelled = LabelledImage(IMAGE, questions=QUESTIONS)
     first, second = samples_of("visual_question_answering", (), labelled)
     assert (first.requests[0].question, first.truth) == ("how many?", TextsTruth(("2",)))
     assert (second.requests[0].question, second.truth) == ("where?", None)
@@ -110,37 +107,35 @@ def test_each_question_is_a_sample() -> None:
 
 
 def test_phrases_are_together_for_boxes() -> None:
-    phrases = (TruePhrase("left dog", BOX), TruePhrase("car", (2, 2, 3, 3)))
-    labelled = LabelledImage(IMAGE, phrases=phrases)
+    labelled = LabelledImage(IMAGE, phrases=PHRASES)
     (boxes,) = samples_of("phrase_grounding", (), labelled)
     (masks,) = samples_of("instance_segmentation", (), labelled)
     assert [request.phrases for request in boxes.requests] == [("left dog", "car")]
     assert [request.phrase for request in masks.requests] == ["left dog", "car"]
-    assert boxes.truth == masks.truth == PhrasesTruth(phrases)
-    (unknown,) = samples_of(
-        "phrase_grounding", (), LabelledImage(IMAGE, phrases=(TruePhrase("sky", None),))
-    )
-    assert unknown.truth is None
+    assert boxes.truth == masks.truth == PhrasesTruth(PHRASES)
+    unknown = LabelledImage(IMAGE, phrases=(TruePhrase("sky", None),))
+    assert samples_of("phrase_grounding", (), unknown)[0].truth is None
 
 
 @pytest.mark.parametrize("task", ["ocr", "ocr_with_regions", "region_description"])
 def test_text_is_of_its_region(task: str) -> None:
+    region = TaskParameters(region=BOX)
     (sample,) = samples_of(task, (), LabelledImage(IMAGE, text="EXIT", region=BOX))
-    assert sample.requests == (TaskParameters(region=BOX),)
-    assert sample.truth == TextsTruth(("EXIT",))
+    assert (sample.requests, sample.truth) == ((region,), TextsTruth(("EXIT",)))
     assert sample.title == "a.png | 0, 0, 5, 5"
-    given = TaskParameters(region=BOX)
-    (sample,) = samples_of(task, (), LabelledImage(IMAGE, text="EXIT"), given)
-    assert sample.requests == (given,)
+    (sample,) = samples_of(task, (), LabelledImage(IMAGE, text="EXIT"), region)
+    assert sample.requests == (region,)
 
 
-def test_image_without_labels_has_given_parameters() -> None:
+def test_other_tasks_have_one_request() -> None:
     labels = TaskParameters(labels=["a", "b"])
     (sample,) = samples_of("open_vocabulary_detection", (), LabelledImage(IMAGE), labels)
     assert sample.requests == (TaskParameters(labels=("a", "b")),)
     assert sample.truth is None
     (caption,) = samples_of("captioning", (), LabelledImage(IMAGE, captions=("two cats",)))
     assert caption.truth == TextsTruth(("two cats",))
+    (proposal,) = samples_of("region_proposal", ("car", "dog"))
+    assert proposal.truth == ObjectsTruth((replace(CAR, label="object"),))
 
 
 def test_file_of_prompts_is_read(tmp_path: Path) -> None:
@@ -153,11 +148,24 @@ def test_file_of_prompts_is_read(tmp_path: Path) -> None:
             Prompts.read(path)
 
 
+NUM_IMAGES = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for index in range(NUM_IMAGES):
+        (tmp_path / "photos" / f"{index}.png").write_bytes(b"\xff\xd8\xff any bytes of a JPEG")
+    return tmp_path / "photos"
+
+
 def sample_of(name: str, *requests: TaskParameters) -> Sample:
     return Sample(ImageFile(name, 1, 1), requests or (NONE,), None)
 
 
-def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str] = ("m",)) -> int:
+def num_failed(
+    folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str] = ("m",)
+) -> int:
     """Send unanswered requests; return the number of failures."""
 
     async def run(asker: Asker) -> None:
@@ -165,56 +173,47 @@ def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str]
             for model in models:
                 await asker.ask(client, samples, model, lambda: None)
 
-    out = folder / "out"
     with (
-        AnswerLog.open(out / "answers.jsonl", "ocr", OPTIONS) as log,
-        FailureLog(out / "failures.jsonl") as failures,
+        AnswerLog.open(folder / "answers.jsonl", "ocr", OPTIONS) as log,
+        FailureLog(folder / "failures.jsonl") as failures,
     ):
         asyncio.run(run(Asker(Folder(folder), log, failures, concurrency=2)))
     return failures.num_failures
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for index in range(6):
-        (tmp_path / f"{index}.png").write_bytes(b"\xff\xd8\xff any bytes of a JPEG")
-    return tmp_path
-
-
-def received(folder: Path, samples: Sequence[Sample], models: Sequence[str] = ("m",)) -> int:
-    script: Script
+def num_received(folder: Path, samples: Sequence[Sample], models: Sequence[str] = ("m",)) -> int:
     with scripted("rest", []) as (url, script):
-        ask(folder, samples, url, models)
+        num_failed(folder, samples, url, models)
     return len(script.received)
 
 
 def test_no_request_is_sent_twice(folder: Path) -> None:
     samples = [sample_of(f"{index}.png") for index in range(6)]
-    assert received(folder, samples[:4], models=("m", "n")) == 8
-    assert received(folder, samples, models=("m", "n")) == 4
-    assert received(folder, samples, models=("m", "n")) == 0
-    log = folder / "out" / "answers.jsonl"
+    assert num_received(folder, samples[:4], models=("m", "n")) == 8
+    assert num_received(folder, samples, models=("m", "n")) == 4
+    assert num_received(folder, samples, models=("m", "n")) == 0
+    log = folder / "answers.jsonl"
     log.write_bytes(log.read_bytes()[:-20])  # killed while an answer was written
-    assert received(folder, samples, models=("m", "n")) == 1
+    assert num_received(folder, samples, models=("m", "n")) == 1
     changed = replace(samples[0], image=ImageFile("0.png", 1, 2))
     detailed = sample_of("0.png", TaskParameters(detail="detailed"))
-    assert received(folder, [changed, detailed]) == 2
+    assert num_received(folder, [changed, detailed]) == 2
 
 
 def test_failure_is_listed_and_sent_again(folder: Path) -> None:
     samples = [sample_of("0.png", TaskParameters(detail="short")), sample_of("missing.png")]
     with scripted("rest", [Refusal("overloaded")]) as (url, _):
-        assert ask(folder, samples, url) == 2
-        lines = (folder / "out" / "failures.jsonl").read_text().splitlines()
+        assert num_failed(folder, samples, url) == 2
+        lines = (folder / "failures.jsonl").read_text().splitlines()
         rows = {row["image"]: row for row in map(json.loads, lines)}
         assert rows["0.png"]["code"] == "overloaded"
         assert (rows["0.png"]["model"], rows["0.png"]["detail"]) == ("m", "short")
         assert rows["missing.png"]["code"] == "unreadable_file"
-        assert ask(folder, samples, url) == 1
+        assert num_failed(folder, samples, url) == 1
 
 
 def predicted(
-    folder: Path, sample: Sample, results: Sequence[Result], latencies_s: Sequence[float]
+    folder: Path, sample: Sample, results: Sequence[Result], latencies_s: Sequence[float] = (1.0,)
 ) -> Prediction | None:
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         requests = log.requests([sample], "m")
@@ -237,23 +236,21 @@ def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "text"),
+    ("result", "text", "labels"),
     [
-        (TextResult("größer\n円"), "größer\n円"),
-        (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI"),
+        (TextResult("größer\n円"), "größer\n円", []),
+        (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI", [None, None]),
+        (INSTANCES, None, ["dog", "dog"]),  # of the phrase
     ],
 )
-def test_text_is_kept(result: Result, text: str, tmp_path: Path) -> None:
-    prediction = predicted(tmp_path, sample_of("a.png"), [result], [1.0])
+def test_prediction_has_text_and_phrase(
+    result: Result, text: str | None, labels: list[str | None], tmp_path: Path
+) -> None:
+    sample = sample_of("a.png", TaskParameters(phrase="dog"))
+    prediction = predicted(tmp_path, sample, [result])
     assert prediction is not None
     assert prediction.text == text
-
-
-def test_instance_has_label_of_its_phrase(tmp_path: Path) -> None:
-    sample = sample_of("a.png", TaskParameters(phrase="dog"))
-    prediction = predicted(tmp_path, sample, [INSTANCES], [1.0])
-    assert prediction is not None
-    assert [getattr(item, "label", None) for item in prediction.items] == ["dog", "dog"]
+    assert [getattr(item, "label", None) for item in prediction.items] == labels
 
 
 def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
@@ -263,4 +260,142 @@ def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
         ((_, untiled),) = log.requests([sample_of("a.png")], f"m{WITHOUT_TILES}")
     assert (tiled.model, untiled.model) == ("m", "m")
     assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
-    assert tiled.fields() != untiled.fields()
+
+
+JOB = Job("some_task", "some-model", TaskParameters(labels=["a", "b"]), AnswerOptions(seed=1))
+RECORDS = [record(result, f"sub/{index}.png") for index, result in enumerate(RESULTS)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a whole journal."""
+    path = tmp_path / "new" / "journal.jsonl"
+    with Journal.open(path, JOB) as journal:
+        for entry in RECORDS:
+            journal.append(entry)
+    return path
+
+
+def test_journal_is_read_back(path: Path) -> None:
+    fields = {"task": "some_task", "model": "some-model", "labels": ["a", "b"], "seed": 1}
+    assert json.loads(path.read_text().splitlines()[0]) == {"job": fields}
+    newer = record(RESULTS[1], RECORDS[0].image.name)
+    odd = record(RESULTS[0], "caf\udce9.png")  # a name that is not UTF-8
+    with Journal.open(path, replace(JOB, parameters=TaskParameters(labels=("a", "b")))) as journal:
+        assert list(journal.records.values()) == RECORDS
+        name = newer.image.name
+        assert journal.has(ImageFile(name, 100, 1))
+        for other in ((name, 101, 1), (name, 100, 2), ("other.png", 100, 1)):
+            assert not journal.has(ImageFile(*other))
+        journal.append(newer)
+        journal.append(odd)
+    with Journal.open(path, JOB) as journal:
+        assert journal.records[name] == newer
+        assert journal.has(odd.image)
+        assert len(journal.records) == len(RECORDS) + 1
+
+
+def test_cut_journal_loses_only_its_last_line(path: Path) -> None:
+    whole = path.read_bytes()
+    line_ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
+    for length in {*range(0, len(whole), 97), *line_ends, *(end + 1 for end in line_ends)}:
+        path.write_bytes(whole[:length])
+        num_complete = max(0, whole[:length].count(b"\n") - 1)
+        with Journal.open(path, JOB) as journal:
+            assert list(journal.records.values()) == RECORDS[:num_complete]
+            for entry in RECORDS[num_complete:]:
+                journal.append(entry)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        replace(JOB, task="other_task"),
+        replace(JOB, model="other-model"),
+        replace(JOB, parameters=TaskParameters(labels=["a"])),
+        replace(JOB, options=AnswerOptions(seed=2)),
+    ],
+)
+def test_journal_of_another_job_is_refused(path: Path, job: Job) -> None:
+    whole = path.read_bytes()
+    message = r"belongs to another job: recorded .*choose another --out"
+    with pytest.raises(RunError, match=message), Journal.open(path, job):
+        pass
+    assert path.read_bytes() == whole
+
+
+@dataclass(slots=True)
+class ConcurrencyScript(Script):
+    """Answers requests in groups of four and counts the requests in flight."""
+
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(4, timeout=60))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    num_in_flight: int = 0
+    max_in_flight: int = 0
+
+    def next_step(self, received: Received) -> Step:
+        """Wait for the rest of the group."""
+        with self.lock:
+            self.num_in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
+        self.barrier.wait()
+        with self.lock:
+            self.num_in_flight -= 1
+        return Script.next_step(self, received)
+
+
+def label(
+    folder: Path, url: str, concurrency: int = 1, images: Sequence[ImageFile] | None = None
+) -> tuple[int, dict[str, str]]:
+    """Label the images without an answer; return the number of records, and the failures."""
+    out = folder.with_name("out")
+    finished: list[None] = []
+    with (
+        Journal.open(out / "journal.jsonl", JOB) as journal,
+        FailureLog(out / "failures.jsonl") as failures,
+    ):
+        unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
+
+        def add(image: ImageFile, _job: Job, answer: Answer, _latency_s: float) -> None:
+            journal.append(Record(image, answer))
+
+        async def run() -> None:
+            requests = [(image, JOB) for image in unlabelled]
+            async with AsyncClient(url, max_retries=0) as client:
+                store = Folder(folder)
+                advance = partial(finished.append, None)
+                await ask(client, store, requests, add, failures, concurrency, advance)
+
+        asyncio.run(run())
+    assert len(finished) == len(unlabelled)
+    rows = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    return len(journal.records), {row["image"]: row["code"] for row in rows}
+
+
+def test_concurrency_is_reached_and_not_exceeded(folder: Path) -> None:
+    script = ConcurrencyScript([])
+    with serving_rest(script) as url:
+        assert label(folder, url, concurrency=4) == (NUM_IMAGES, {})
+    assert script.max_in_flight == 4
+
+
+def test_failed_image_is_retried_by_the_next_run(folder: Path) -> None:
+    images = find_images(folder)
+    (folder / "2.png").unlink()
+    codes = ("overloaded", "connection_failed", "unreadable_file")
+    with scripted("rest", [Refusal("overloaded"), None]) as (url, script):
+        failures = {f"{number}.png": code for number, code in enumerate(codes)}
+        assert label(folder, url, 1, images) == (NUM_IMAGES - 3, failures)
+        assert label(folder, url) == (NUM_IMAGES - 1, {})
+        assert len(script.received) == NUM_IMAGES + 1
+
+
+def test_error_of_every_image_ends_the_run(folder: Path) -> None:
+    with scripted("rest", []) as (url, script):
+        label(folder, url, 1, find_images(folder)[:2])
+        script.steps.append(Refusal("invalid_request"))
+        with pytest.raises(InvalidRequest):
+            label(folder, url)
+        assert len(script.received) == 3
+        assert label(folder, url) == (NUM_IMAGES, {})

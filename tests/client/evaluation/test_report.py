@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -82,6 +83,12 @@ def evaluated(
     return evaluation
 
 
+def labelled(folder: Path, labels: dict[str, Any]) -> Dataset:
+    write_images(folder)
+    (folder / "x.jsonl").write_text(json.dumps({"image": "a.png"} | labels))
+    return read_dataset(folder)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("evaluation")
@@ -130,6 +137,11 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     assert "first-model is better by 100.0 mAP" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert evaluation.measured is not None
+    difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
+    unclear = replace(evaluation, measured=replace(evaluation.measured, differences=(difference,)))
+    assert "| 1.0 [−4.0, 6.0] (not told apart) |" in markdown(unclear)
+    assert "(not told apart)" not in text
 
 
 def test_heading_counts_samples(evaluation: Evaluation) -> None:
@@ -141,32 +153,19 @@ def test_heading_counts_samples(evaluation: Evaluation) -> None:
     assert heading(replace(evaluation, num_labelled=0)) == f"{task}3 images without labels"
 
 
-def test_unclear_difference_is_marked(evaluation: Evaluation) -> None:
-    assert evaluation.measured is not None
-    assert "(not told apart)" not in markdown(evaluation)
-    difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
-    unclear = replace(evaluation, measured=replace(evaluation.measured, differences=(difference,)))
-    assert "| 1.0 [−4.0, 6.0] (not told apart) |" in markdown(unclear)
-
-
 @pytest.mark.usefixtures("evaluation")
-def test_only_matrices_are_coloured(folder: Path) -> None:
-    page = (folder / "out" / "report.html").read_text()
-    matrix = page.partition("Confusion matrix of first-model")[2].partition("</table>")[0]
-    cells = re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)
-    assert cells[:3] == [("30", "1"), ("0", "0"), ("0", "0")]
-    assert ("60", "2") in cells
-    assert "<td>100.0</td>" in page
-
-
-@pytest.mark.usefixtures("evaluation")
-def test_page_has_names_as_text(folder: Path) -> None:
+def test_page_has_names_as_text_and_coloured_matrices(folder: Path) -> None:
     """The dataset and a label are hostile: neither is markup, nor ends a script."""
     page = (folder / "out" / "report.html").read_text()
     assert page.count("<script") == page.count("</script>") == 2
     assert "<img" not in page
     assert "<title>open_vocabulary_detection on &lt;/script&gt;&lt;img src=x" in page
     assert "\\u003c/script\\u003e\\u003cimg src=x" in page  # in the cards
+    matrix = page.partition("Confusion matrix of first-model")[2].partition("</table>")[0]
+    cells = re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)
+    assert cells[:3] == [("30", "1"), ("0", "0"), ("0", "0")]
+    assert ("60", "2") in cells
+    assert "<td>100.0</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -211,14 +210,19 @@ def test_plots_end_at_tens_and_stay_inside() -> None:
     assert line.points == [(0, 0), (0.5, 1), (1, 0)]
 
 
+def cards_of(out: Path) -> list[dict[str, Any]]:
+    page = (out / "report.html").read_text()
+    match = re.search(r'id="cards">(.*?)</script>', page, re.S)
+    assert match is not None
+    cards: list[dict[str, Any]] = json.loads(match[1])
+    return cards
+
+
 def test_card_has_a_small_image(tmp_path: Path) -> None:
     Image.new("RGB", (1000, 500)).save(tmp_path / "a.png")
     answers = [(DetectionsResult((detection("x", (0, 0, 5, 5)),)), DetectionsResult(()))]
     evaluated(tmp_path / "out", "object_detection", read_dataset(tmp_path), answers)
-    page = (tmp_path / "out" / "report.html").read_text()
-    cards = re.search(r'id="cards">(.*?)</script>', page, re.S)
-    assert cards is not None
-    (card,) = json.loads(cards[1])
+    (card,) = cards_of(tmp_path / "out")
     assert (card["width"], card["height"], card["disagreement"]) == (100, 80, 1)
     kind, _, data = card["image"].partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -226,25 +230,34 @@ def test_card_has_a_small_image(tmp_path: Path) -> None:
 
 
 def test_masks_are_filled_outlines(tmp_path: Path) -> None:
-    write_images(tmp_path / "data")
     ring = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0]
     crowd = {"label": "car", "box": [0, 0, 99, 79], "iscrowd": True}
     objects = [{"label": "car", "box": [10, 10, 40, 30], "segmentation": [ring]}, crowd]
-    (tmp_path / "data" / "x.jsonl").write_text(json.dumps({"image": "a.png", "objects": objects}))
+    dataset = labelled(tmp_path / "data", {"objects": objects})
     points = ((10.0, 10.0), (40.0, 10.0), (40.0, 30.0))
     mask = InstancesResult((Instance((10, 10, 40, 30), "car", 0.9, (points,)),))
     answers = [(mask, InstancesResult(()))]
-    evaluated(tmp_path / "out", "instance_segmentation", read_dataset(tmp_path / "data"), answers)
-    page = (tmp_path / "out" / "report.html").read_text()
-    cards = re.search(r'id="cards">(.*?)</script>', page, re.S)
-    assert cards is not None
-    truth, first, second = json.loads(cards[1])[0]["panels"]
-    rings = [[[10, 10], [40, 10], [40, 30]]]
-    outline = {"rings": rings, "is_filled": True}
+    evaluated(tmp_path / "out", "instance_segmentation", dataset, answers)
+    truth, first, second = cards_of(tmp_path / "out")[0]["panels"]
+    outline = {"rings": [[[10, 10], [40, 10], [40, 30]]], "is_filled": True}
     assert truth["shapes"][0] == {"label": "car", "kind": "missed"} | outline
     assert (truth["shapes"][1]["kind"], truth["shapes"][1]["is_filled"]) == ("truth", False)
     assert first["shapes"] == [{"label": "car 0.90", "kind": "right"} | outline]
     assert second["shapes"] == []
+
+
+def test_answers_to_phrases_have_their_kind(tmp_path: Path) -> None:
+    box = OBJECTS["a.png"][0][1]
+    phrases = [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]
+    dataset = labelled(tmp_path / "data", {"phrases": phrases})
+    right = detection("left car", box, 0.9)
+    beside = detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9)
+    answers = (DetectionsResult((right, beside)), DetectionsResult((right,)))
+    evaluated(tmp_path / "out", "phrase_grounding", dataset, [answers])
+    kinds = []
+    for panel in cards_of(tmp_path / "out")[0]["panels"]:
+        kinds.append([shape["kind"] for shape in panel["shapes"]])
+    assert kinds == [["truth", "missed"], ["right", "badly placed"], ["right"]]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -313,25 +326,6 @@ def test_shapes_lie_on_their_objects(page: Page) -> None:
     assert panels.nth(2).locator(".shape.wrong-class").count() == 1
     assert panels.nth(0).locator(".shape.missed").count() == 1  # by the second model
     assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
-
-
-def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) -> None:
-    box = OBJECTS["a.png"][0][1]
-    write_images(tmp_path / "data")
-    phrases = [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]
-    (tmp_path / "data" / "x.jsonl").write_text(json.dumps({"image": "a.png", "phrases": phrases}))
-    right = detection("left car", box, 0.9)
-    beside = detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9)
-    answers = (DetectionsResult((right, beside)), DetectionsResult((right,)))
-    evaluated(tmp_path / "out", "phrase_grounding", read_dataset(tmp_path / "data"), [answers])
-    page = browser.new_page()
-    page.goto((tmp_path / "out" / "report.html").as_uri())
-    kinds = []
-    for panel in page.locator(".card .panel").all():
-        shapes = panel.locator(".shape")
-        kinds.append(shapes.evaluate_all("all => all.map(e => e.classList[1])"))
-    assert kinds == [["truth", "missed"], ["right", "badly-placed"], ["right"]]
-    page.close()
 
 
 def test_texts_are_below_their_image(browser: Browser, tmp_path: Path) -> None:
