@@ -1,6 +1,6 @@
 # make help       these lines
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base hf:owner/name"
-# make test       all checks: style, types, tests; a failed test that passes alone is printed as flaky
+# make test       all checks: style, types, tests; failed tests run once more, alone, and those that then pass are listed
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
@@ -60,7 +60,8 @@ test: $(VENV)/installed-dev $(VENV)/installed-export
 	$(MAKE) --jobs=2 check all-tests
 
 all-tests: export
-	$(PY) -m tests.support.flaky -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest --cache-clear -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	    || { [ $$? = 1 ] && $(PY) -m pytest -rp --last-failed --last-failed-no-failures none; }
 
 test-long: check export
 	$(PY) -m pytest -m long

@@ -5,14 +5,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.browser import CHROMIUM, MISSING
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
-from tests.support.haproxy import HAS_HAPROXY, MISSING_HAPROXY
-from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
-from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
-from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
-from tests.support.valkey import HAS_VALKEY, MISSING_VALKEY
 
 # Two workers share the cores, and a waiting thread of torch spins; read when torch is imported,
 # here and by exports.
@@ -21,19 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report in red, at the end, the parts that were not tested."""
-    if CHROMIUM is None:
-        terminalreporter.write_line(MISSING, red=True, bold=True)
-    if not HAS_PROMETHEUS:
-        terminalreporter.write_line(MISSING_PROMETHEUS, red=True, bold=True)
-    if not HAS_HAPROXY:
-        terminalreporter.write_line(MISSING_HAPROXY, red=True, bold=True)
-    if not HAS_VALKEY:
-        terminalreporter.write_line(MISSING_VALKEY, red=True, bold=True)
-    if not HAS_KUBECTL:
-        terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
     skipped = terminalreporter.stats.get("skipped", ())
-    if any(MISSING_NPM in str(report.longrepr) for report in skipped):
-        terminalreporter.write_line(MISSING_NPM, red=True, bold=True)
+    reasons = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
+    for reason in sorted(reasons):
+        if "NOT tested" in reason:
+            terminalreporter.write_line(reason, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,12 @@ until the calls in flight are finished; then the process ends.
 import asyncio
 import signal
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 from aiohttp import web
 
-from tests.deploy.small_calls import KEY, Answer
-
+KEY = "X-Diptych-Image-Key"
 CACHE_SIZE = 40
-MAX_BODY_BYTES = 4 << 20
 NUM_STREAM_LINES = 10
 
 
@@ -26,20 +23,14 @@ class SmallRunner:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._cached: OrderedDict[str, None] = OrderedDict()
+        self._cached_keys: list[str] = []
         self._num_in_flight = 0
         self._is_draining = False
 
     def app(self) -> web.Application:
-        """Return the application."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.add_routes(
-            [
-                web.get("/readyz", self._ready),
-                web.post("/write", self._call),
-                web.post("/stream", self._call),
-            ]
-        )
+        app = web.Application(client_max_size=4 << 20)
+        calls = [web.post(path, self._call) for path in ("/write", "/stream")]
+        app.add_routes([web.get("/readyz", self._ready), *calls])
         return app
 
     async def drain(self) -> None:
@@ -66,29 +57,20 @@ class SmallRunner:
         key = request.headers[KEY]
         seconds = float(request.headers.get("X-Seconds", "0"))
         has_pixels = len(await request.read()) > 0
-        if not has_pixels and key not in self._cached:
+        if not has_pixels and key not in self._cached_keys:
             return web.Response(status=404)
-        self._remember(key)
-        if request.path == "/stream":
-            return await self._stream(request, key, seconds)
-        await asyncio.sleep(seconds)
-        answer = Answer(key=key, runner=self._name, hit=not has_pixels)
-        return web.Response(text=answer.model_dump_json())
-
-    async def _stream(self, request: web.Request, key: str, seconds: float) -> web.StreamResponse:
+        others = [cached for cached in self._cached_keys if cached != key]
+        self._cached_keys = [*others, key][-CACHE_SIZE:]
+        if request.path == "/write":
+            await asyncio.sleep(seconds)
+            return web.json_response({"key": key, "runner": self._name, "hit": not has_pixels})
         response = web.StreamResponse()
         await response.prepare(request)
-        for index in range(NUM_STREAM_LINES):
+        for _ in range(NUM_STREAM_LINES):
             await asyncio.sleep(seconds / NUM_STREAM_LINES)
-            await response.write(f"{key} {self._name} {index}\n".encode())
+            await response.write(f"{key}\n".encode())
         await response.write_eof()
         return response
-
-    def _remember(self, key: str) -> None:
-        self._cached[key] = None
-        self._cached.move_to_end(key)
-        if len(self._cached) > CACHE_SIZE:
-            self._cached.popitem(last=False)
 
 
 async def serve(host: str, port: int, name: str) -> None:

@@ -9,18 +9,18 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import aiohttp
 import pytest
 
 from tests.deploy.name_server import NameServer, name_server
-from tests.deploy.runner_process import STOP_S, RunnerProcess, small_runners
-from tests.deploy.small_calls import KEY, PIXELS, Calls, image_key
-from tests.deploy.small_runner import CACHE_SIZE
+from tests.deploy.small_runner import CACHE_SIZE, KEY, NUM_STREAM_LINES
 from tests.support.export_cli import ROOT
 from tests.support.haproxy import (
     CONFIGURATION,
@@ -30,6 +30,7 @@ from tests.support.haproxy import (
     needs_haproxy,
     running_haproxy,
 )
+from tests.support.processes import is_open
 from tests.support.running_service import free_port
 from tests.support.waiting import wait_until
 
@@ -37,102 +38,132 @@ pytestmark = needs_haproxy
 
 MODEL = "florence-2-mini"
 DOMAIN = "diptych.svc.cluster.local"
+PIXELS = bytes(3 * 192 * 192)  # more than HAProxy's buffer, as every model's
 NUM_CLIENTS = 16
 CALL_S = 0.03
+PAUSE_S = 0.1  # service/inference/runner_calls.py
+STOP_S = 60
+BROKEN = (502, 503)
+
+
+class RunnerProcess:
+    """A small runner, which can be killed, stopped and started again."""
+
+    def __init__(self, name: str, host: str = "127.0.0.1", port: int | None = None) -> None:
+        self.name = name
+        self.host = host
+        self.port = port or free_port()
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        program = [sys.executable, "-m", "tests.deploy.small_runner"]
+        self.process = subprocess.Popen([*program, self.host, str(self.port), self.name], cwd=ROOT)
+        wait_until(lambda: is_open(self.port, self.host))
+
+    def stop(self) -> None:
+        """End the process, whatever state it is in."""
+        self.process.kill()
+        self.process.wait(STOP_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Calls:
+    """Calls as the gateway makes them: first without pixels, then with; a broken one is repeated
+    once after a pause.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+        self.answers: list[tuple[str, Any]] = []  # key, and None where the call failed for good
+        self.num_repeated = 0
+        self.in_flight: set[object] = set()
+
+    async def make(self, key: str, seconds: float) -> None:
+        """Make one call that the runner works on for `seconds`."""
+        token = object()
+        self.in_flight.add(token)
+        status, answer = await self._repeated(key, b"", seconds)
+        if status == 404:
+            _, answer = await self._repeated(key, PIXELS, seconds)
+        self.in_flight.remove(token)
+        self.answers.append((key, answer))
+
+    async def _repeated(self, key: str, body: bytes, seconds: float) -> tuple[int, Any]:
+        status, answer = await self._once(key, body, seconds)
+        if status not in BROKEN:
+            return status, answer
+        self.num_repeated += 1
+        await asyncio.sleep(PAUSE_S)
+        return await self._once(key, body, seconds)
+
+    async def _once(self, key: str, body: bytes, seconds: float) -> tuple[int, Any]:
+        headers = {KEY: key, "X-Seconds": str(seconds)}
+        try:
+            async with self._session.post(
+                f"{self._url}/write", data=body, headers=headers
+            ) as response:
+                return response.status, await response.json() if response.ok else None
+        except aiohttp.ClientError:
+            return BROKEN[0], None
+
+    async def make_all(
+        self, keys: Iterable[str], num_clients: int = 1, seconds: float = 0.0
+    ) -> None:
+        """Make the calls, `num_clients` at a time."""
+        remaining = iter(keys)
+
+        async def client() -> None:
+            for key in remaining:
+                await self.make(key, seconds)
+
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+
+    async def wait_for_more(self, count: int) -> None:
+        """Return when `count` more calls are finished."""
+        target = len(self.answers) + count
+        while len(self.answers) < target:
+            await asyncio.sleep(0.01)
+
+    def all_are_right(self) -> bool:
+        return all(answer and answer["key"] == key for key, answer in self.answers)
+
+    def runners(self, start: int = 0) -> list[str]:
+        """Return who answered each call, from the call `start` on."""
+        return [answer["runner"] for _, answer in self.answers[start:] if answer]
+
+
+def image_key(number: int) -> str:
+    """Return a key as the gateway's: 64 hexadecimal digits."""
+    return f"{number * 0x9E3779B97F4A7C15:064x}"[-64:]
+
+
+KEYS = [image_key(number) for number in range(CACHE_SIZE)]
 
 
 @pytest.fixture
 def runners() -> Iterator[list[RunnerProcess]]:
-    with small_runners("a", "b") as started:
-        yield started
+    with RunnerProcess("a") as first, RunnerProcess("b") as second:
+        yield [first, second]
 
 
 @pytest.fixture
 def balancer(runners: list[RunnerProcess], tmp_path: Path) -> Iterator[HaProxy]:
-    with haproxy({MODEL: [runner.url for runner in runners]}, tmp_path) as running:
+    urls = [f"http://127.0.0.1:{runner.port}" for runner in runners]
+    with haproxy({MODEL: urls}, tmp_path) as running:
         yield running
 
 
 @asynccontextmanager
-async def calls_to(url: str) -> AsyncIterator[Calls]:
+async def calls_to(balancer: HaProxy) -> AsyncIterator[Calls]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield Calls(session, url)
-
-
-def test_haproxy_takes_every_configuration_without_a_warning(tmp_path: Path) -> None:
-    (example,) = re.findall(
-        r"```haproxy\n(.*?)```",
-        (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-    (tmp_path / "hosts.cfg").write_text(example)
-    for models in (MODELS, tmp_path / "hosts.cfg"):
-        command = ["haproxy", "-c", "-f", str(CONFIGURATION), "-f", str(models)]
-        variables = os.environ | {"RUNNERS_DOMAIN": DOMAIN}
-        run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-        assert (run.returncode, run.stdout + run.stderr) == (0, "")
-
-
-def test_an_image_stays_with_one_runner_and_both_have_some(balancer: HaProxy) -> None:
-    async def ask() -> None:
-        async with calls_to(balancer.url(MODEL)) as calls:
-            keys = [image_key(number) for number in range(CACHE_SIZE)]
-            await calls.make_all(keys, 1)
-            assert calls.hit_share() == 0
-            await calls.make_all(keys, 1)
-            first = calls.done[: len(keys)]
-            second = calls.done[len(keys) :]
-            assert calls.hit_share() == 0.5
-            assert [call.answer and call.answer.runner for call in first] == [
-                call.answer and call.answer.runner for call in second
-            ]
-            assert min(calls.by_runner().values()) > len(keys) / 4
-
-    asyncio.run(ask())
-
-
-def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(
-    balancer: HaProxy,
-) -> None:
-    async def ask() -> None:
-        async with calls_to(balancer.url(MODEL)) as calls:
-            await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
-            assert not [call for call in calls.done if not call.is_right]
-            most, least = sorted(calls.by_runner().values(), reverse=True)
-            assert most >= least > 0
-
-    asyncio.run(ask())
-
-
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_nothing_is_lost_with_a_runner(
-    balancer: HaProxy, runners: list[RunnerProcess], kill: signal.Signals
-) -> None:
-    drawn = random.Random(2)
-    keys = (image_key(drawn.randrange(CACHE_SIZE)) for _ in itertools.count())
-
-    async def ask() -> None:
-        async with calls_to(balancer.url(MODEL)) as calls:
-            async with calls.under_load(keys, NUM_CLIENTS, CALL_S):
-                await calls.wait_for_more(10 * NUM_CLIENTS)
-                assert len(calls.by_runner()) == 2
-                runners[0].process.send_signal(kill)
-                await wait_for_ready(balancer, 1)
-                start = len(calls.done)
-                interrupted = set(calls.in_flight)
-                await calls.wait_for_more(10 * NUM_CLIENTS)
-                assert set(calls.by_runner(start + NUM_CLIENTS)) == {"b"}
-                async with asyncio.timeout(60):  # none hangs at the other
-                    while interrupted & calls.in_flight:
-                        await asyncio.sleep(0.05)
-                runners[0].bring_back(kill)
-                await wait_for_ready(balancer, 2)
-                start = len(calls.done)
-                await calls.wait_for_more(10 * NUM_CLIENTS)
-                assert set(calls.by_runner(start)) == {"a", "b"}
-            assert not [call for call in calls.done if not call.is_right]
-
-    asyncio.run(ask())
+        yield Calls(session, balancer.url(MODEL))
 
 
 async def wait_for_ready(balancer: HaProxy, count: int) -> None:
@@ -141,21 +172,101 @@ async def wait_for_ready(balancer: HaProxy, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_a_refused_connection_is_repeated_at_another_runner(
+def test_configurations_have_no_warning(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```haproxy\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "hosts.cfg").write_text(example)
+    for models in (MODELS, tmp_path / "hosts.cfg"):
+        command = ["haproxy", "-c", "-f", str(CONFIGURATION), "-f", str(models)]
+        variables = os.environ | {"RUNNERS_DOMAIN": DOMAIN}
+        run = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert (run.returncode, run.stdout + run.stderr) == (0, "")
+
+
+def test_an_image_stays_with_one_runner(balancer: HaProxy) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer) as calls:
+            await calls.make_all(KEYS * 2)
+            assert calls.all_are_right()
+            hits = [answer["hit"] for _, answer in calls.answers]
+            assert hits == [False] * CACHE_SIZE + [True] * CACHE_SIZE
+            assert calls.runners()[:CACHE_SIZE] == calls.runners(CACHE_SIZE)
+            assert min(Counter(calls.runners()).values()) > CACHE_SIZE / 2
+
+    asyncio.run(ask())
+
+
+def test_calls_about_one_image_are_shared(balancer: HaProxy) -> None:
+    async def ask() -> None:
+        async with calls_to(balancer) as calls:
+            await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
+            assert calls.all_are_right()
+            assert set(calls.runners()) == {"a", "b"}
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_nothing_is_lost_with_a_runner(
+    balancer: HaProxy, runners: list[RunnerProcess], end: signal.Signals
+) -> None:
+    random_numbers = random.Random(2)
+    stopped = asyncio.Event()
+
+    def keys() -> Iterator[str]:
+        while not stopped.is_set():
+            yield random_numbers.choice(KEYS)
+
+    async def end_and_bring_back(calls: Calls) -> None:
+        await calls.wait_for_more(10 * NUM_CLIENTS)
+        assert set(calls.runners()) == {"a", "b"}
+        runners[0].process.send_signal(end)
+        await wait_for_ready(balancer, 1)
+        start = len(calls.answers)
+        interrupted = set(calls.in_flight)
+        await calls.wait_for_more(10 * NUM_CLIENTS)
+        assert set(calls.runners(start + NUM_CLIENTS)) == {"b"}
+        async with asyncio.timeout(60):  # none hangs at the other
+            while interrupted & calls.in_flight:
+                await asyncio.sleep(0.05)
+        if end == signal.SIGSTOP:
+            runners[0].process.send_signal(signal.SIGCONT)
+        else:
+            assert runners[0].process.wait(STOP_S) == (0 if end == signal.SIGTERM else -end)
+            runners[0].start()
+        await wait_for_ready(balancer, 2)
+        start = len(calls.answers)
+        await calls.wait_for_more(10 * NUM_CLIENTS)
+        assert set(calls.runners(start)) == {"a", "b"}
+
+    async def ask() -> None:
+        async with calls_to(balancer) as calls:
+            load = asyncio.create_task(calls.make_all(keys(), NUM_CLIENTS, CALL_S))
+            try:
+                await end_and_bring_back(calls)
+            finally:
+                stopped.set()
+                await load
+            assert calls.all_are_right()
+            assert end != signal.SIGTERM or calls.num_repeated == 0
+
+    asyncio.run(ask())
+
+
+def test_refused_connection_goes_to_another_runner(
     balancer: HaProxy, runners: list[RunnerProcess]
 ) -> None:
-    async def ask(session: aiohttp.ClientSession, number: int) -> int | None:
-        try:
-            async with session.post(
-                f"{balancer.url(MODEL)}/write", headers={KEY: image_key(number)}
-            ) as response:
-                return response.status
-        except aiohttp.ServerDisconnectedError:
-            return None
-
     async def ask_all() -> Counter[int | None]:
+        statuses = Counter[int | None]()
         async with aiohttp.ClientSession() as session:
-            return Counter([await ask(session, number) for number in range(CACHE_SIZE)])
+            for key in KEYS:
+                url = f"{balancer.url(MODEL)}/write"
+                try:
+                    async with session.post(url, headers={KEY: key}) as response:
+                        statuses[response.status] += 1
+                except aiohttp.ServerDisconnectedError:
+                    statuses[None] += 1
+        return statuses
 
     runners[0].stop()
     statuses = asyncio.run(ask_all())
@@ -163,41 +274,15 @@ def test_a_refused_connection_is_repeated_at_another_runner(
     assert statuses[None] <= 1  # the call that is being repeated while its runner is marked down
 
 
-def test_a_draining_runner_finishes_its_calls_and_gets_no_new_ones(
-    balancer: HaProxy, runners: list[RunnerProcess]
-) -> None:
-    async def ask() -> None:
-        async with calls_to(balancer.url(MODEL)) as calls:
-            keys = [image_key(number) for number in range(NUM_CLIENTS)]
-            await calls.make_all(keys, 1)
-            named = [call.answer.runner for call in calls.done if call.answer is not None]
-            long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 4.0))
-            await asyncio.sleep(0.5)
-            runners[0].process.send_signal(signal.SIGTERM)
-            await wait_for_ready(balancer, 1)
-            new = [await calls.make(image_key(number)) for number in range(100, 120)]
-            assert {call.answer and call.answer.runner for call in new} == {"b"}
-            await long
-            finished = {call.key: call.answer for call in calls.done[-NUM_CLIENTS:]}
-            assert not [call for call in calls.done if not call.is_right]
-            assert calls.num_repeated == 0
-            assert "a" in {
-                answer.runner for answer in finished.values() if answer is not None
-            } & set(named)
-
-    asyncio.run(ask())
-    assert runners[0].process.wait(STOP_S) == 0
-
-
 @pytest.mark.parametrize("path", ["/write", "/stream"])
-def test_a_client_that_disconnects_ends_its_call_at_the_runner(
+def test_disconnection_ends_the_call_at_the_runner(
     balancer: HaProxy, path: str, tmp_path: Path
 ) -> None:
     aborted = tmp_path / "aborted"
 
     async def ask() -> None:
+        headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
         async with aiohttp.ClientSession() as session:
-            headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
             with pytest.raises(TimeoutError):
                 async with (
                     asyncio.timeout(0.5),
@@ -212,42 +297,38 @@ def test_a_client_that_disconnects_ends_its_call_at_the_runner(
 def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     async def ask() -> list[float]:
         loop = asyncio.get_running_loop()
-        async with aiohttp.ClientSession() as session:
-            headers = {KEY: image_key(1), "X-Seconds": "2"}
-            async with session.post(
-                f"{balancer.url(MODEL)}/stream", data=PIXELS, headers=headers
-            ) as response:
-                return [loop.time() async for _ in response.content]
+        url = f"{balancer.url(MODEL)}/stream"
+        headers = {KEY: image_key(1), "X-Seconds": "1"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url, data=PIXELS, headers=headers) as response,
+        ):
+            return [loop.time() async for _ in response.content]
 
     times_s = asyncio.run(ask())
-    assert len(times_s) == 10
+    assert len(times_s) == NUM_STREAM_LINES
     assert times_s[-1] - times_s[0] > 0.1  # buffered lines come together
 
 
-def test_without_any_runner_a_call_fails_at_once(
-    balancer: HaProxy, runners: list[RunnerProcess]
-) -> None:
-    for runner in runners:
-        runner.stop()
-
+def test_without_a_runner_a_call_fails(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
     async def ask() -> None:
         await wait_for_ready(balancer, 0)
-        async with calls_to(balancer.url(MODEL)) as calls:
-            call = await calls.make(image_key(1))
-            assert call.answer is None
+        async with calls_to(balancer) as calls:
+            await calls.make_all(KEYS[:1])
+            assert calls.answers == [(KEYS[0], None)]
 
+    for runner in runners:
+        runner.stop()
     asyncio.run(ask())
 
 
 @pytest.fixture
 def pods() -> Iterator[list[RunnerProcess]]:
     """Two runners with the port of all pods, each on a separate address."""
+    port = free_port()
     with ExitStack() as stack:
-        port = free_port()
-        yield [
-            stack.enter_context(RunnerProcess(host, host, port))
-            for host in ("127.0.0.2", "127.0.0.3")
-        ]
+        hosts = ("127.0.0.2", "127.0.0.3")
+        yield [stack.enter_context(RunnerProcess(host, host, port)) for host in hosts]
 
 
 @pytest.fixture
@@ -262,10 +343,9 @@ def sidecar(
 ) -> Iterator[HaProxy]:
     """HAProxy with models.cfg, but for the ports and the address of the name server."""
     shipped = MODELS.read_text(encoding="utf-8")
-    ports = {
-        model_id: free_port() for model_id in re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)
-    }
-    bound = iter(ports.values())
+    names = re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)
+    ports = {model_id: free_port() for model_id in names}
+    bound = itertools.cycle(ports.values())
     models = re.sub(r"(?<=bind 127\.0\.0\.1:)\d+", lambda _: str(next(bound)), shipped)
     models = models.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{cluster_dns.port}")
     models = models.replace(':3000"', f':{pods[0].port}"')
@@ -273,27 +353,26 @@ def sidecar(
         yield running
 
 
-def test_pods_come_and_go_with_dns_and_a_deleted_one_finishes_its_calls(
+def test_pods_come_and_go_with_dns(
     sidecar: HaProxy, cluster_dns: NameServer, pods: list[RunnerProcess]
 ) -> None:
     async def ask() -> None:
-        async with calls_to(sidecar.url(MODEL)) as calls:
-            keys = [image_key(number) for number in range(NUM_CLIENTS)]
+        async with calls_to(sidecar) as calls:
+            keys = KEYS[:NUM_CLIENTS]
             await wait_for_ready(sidecar, 1)
-            await calls.make_all(keys, 1)
-            assert set(calls.by_runner()) == {pods[0].host}
+            await calls.make_all(keys)
+            assert set(calls.runners()) == {pods[0].host}
             cluster_dns.addresses = [pod.host for pod in pods]
             await wait_for_ready(sidecar, 2)
-            start = len(calls.done)
-            await calls.make_all(keys, 1)
-            assert set(calls.by_runner(start)) == {pod.host for pod in pods}
+            await calls.make_all(keys)
+            assert set(calls.runners(len(keys))) == {pod.host for pod in pods}
             long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 5.0))
             await asyncio.sleep(0.5)
             cluster_dns.addresses = [pods[1].host]
             pods[0].process.send_signal(signal.SIGTERM)
             await wait_for_ready(sidecar, 1)
             await long
-            assert not [call for call in calls.done if not call.is_right]
+            assert calls.all_are_right()
             assert calls.num_repeated == 0
 
     asyncio.run(ask())

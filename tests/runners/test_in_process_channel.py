@@ -1,6 +1,6 @@
 """The channel to a model of the same process: batches of the encoder, and what is refused.
 
-tests/system/test_one_process.py asks a gateway over it.
+tests/system/test_killed_processes.py asks a gateway over it.
 """
 
 import asyncio

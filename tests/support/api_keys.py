@@ -1,6 +1,8 @@
-"""API keys without a file."""
+"""API keys without a file and in one."""
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 
 from service.admission.api_keys import ApiKeys, Clock, parse_keys
 
@@ -23,3 +25,9 @@ def api_keys(key: str, options: str = "", clock: Clock | None = None) -> ApiKeys
     """Return keys that accept one, with the options of a line of the file."""
     entries = parse_keys(f"{hash_of(key)} {options}")
     return ApiKeys(entries) if clock is None else ApiKeys(entries, clock=clock)
+
+
+def write_keys(file: Path, options: Mapping[str, str]) -> str:
+    """Write a file of keys, each with its options; return its path as a setting."""
+    file.write_text("".join(f"{hash_of(key)} {words}\n" for key, words in options.items()))
+    return str(file)

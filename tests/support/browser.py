@@ -1,6 +1,7 @@
 """The page in a real browser: what a person does there, and what can be read there."""
 
 import base64
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ from urllib.parse import urlencode, urlsplit
 from playwright.sync_api import (
     Browser,
     ConsoleMessage,
+    FilePayload,
     Locator,
     Page,
     Request,
     expect,
     sync_playwright,
 )
+
+from tests.support.playground_questions import SAMPLE
 
 # the shell takes a third less CPU than the whole browser in headless mode
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -30,7 +34,6 @@ _ARGUMENTS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
-
 
 _DRAWN_SHAPES = """panel => {
   const image = panel.querySelector(".canvas img");
@@ -76,8 +79,8 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass  # no slots: Playwright sets attributes on a listener
 class Witness:
-    """Notes what no page of the service may do: fail in a script, break its policy, ask another
-    host.
+    """Notes what no page of the service may do: fail in a script, break its policy, or need
+    another host.
     """
 
     complaints: list[str] = field(default_factory=list)
@@ -89,20 +92,15 @@ class Witness:
         page.on("request", lambda request: self._request(page, request))
 
     def _console(self, message: ConsoleMessage) -> None:
-        is_note_of_an_answer = (
-            message.text.startswith("Failed to load") and "/v1/" in message.location["url"]
-        )
-        if message.type == "error" and not is_note_of_an_answer:
+        is_failed_load = message.text.startswith("Failed to load")
+        if message.type == "error" and not (is_failed_load and "/v1/" in message.location["url"]):
             self.complaints.append(message.text)
 
     def _request(self, page: Page, request: Request) -> None:
-        where = urlsplit(request.url)
-        if (
-            where.scheme in ("http", "https")
-            and where.netloc != urlsplit(page.url).netloc
-            and page.url != "about:blank"
-        ):
-            self.complaints.append(f"asked {request.url}")
+        url = urlsplit(request.url)
+        is_other_host = page.url != "about:blank" and url.netloc != urlsplit(page.url).netloc
+        if url.scheme in ("http", "https") and is_other_host:
+            self.complaints.append(f"requested {request.url}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +110,33 @@ class Playground:
     page: Page
     url: str
 
-    def open(self, **link: str | list[str]) -> None:
+    def open(self, **link: str) -> None:
         """Open the page, by a link where fields are given, and wait until it can be used or has
         answered.
         """
         # or only what stands after # would change, and no page be loaded
         self.page.goto("about:blank")
-        self.page.goto(
-            f"{self.url}/playground" + (f"#{urlencode(link, doseq=True)}" if link else "")
-        )
+        self.page.goto(f"{self.url}/playground" + (f"#{urlencode(link)}" if link else ""))
         expect(self.page.locator("body[data-loading]")).to_have_count(0)
         if "task" in link:
             self.wait_for_answers()
         else:
             expect(self.page.locator("#preview img")).to_be_visible()
 
+    def begin(self, task: str) -> None:
+        """Open the page by a link that runs a task."""
+        self.page.goto(f"{self.url}/playground#task={task}&sample={SAMPLE}")
+
     def give(self, way: str, data: bytes) -> None:
         """Paste an image, or drop it on the page, and wait until it is shown."""
         self.page.evaluate(_GIVE, [way, base64.b64encode(data).decode()])
         expect(self.page.locator("#image-name")).to_contain_text(f"{way}.png")
+
+    def choose_file(self, name: str, data: bytes, size: str) -> None:
+        """Choose an image, and wait until it is shown with its size."""
+        file: FilePayload = {"name": name, "mimeType": "image/png", "buffer": data}
+        self.page.locator("#file").set_input_files(file)
+        expect(self.page.locator("#image-name")).to_have_text(f"{name} · {size}")
 
     def choose_task(self, task: str) -> None:
         """Choose a task by its id."""
@@ -147,12 +153,13 @@ class Playground:
         expect(self.page.locator("#answers")).to_have_attribute("aria-busy", "false")
 
     def panel(self, model: str) -> Locator:
-        """Return the panel of a model."""
         return self.page.locator(f".panel[data-model='{model}']")
 
+    def answer_text(self, model: str) -> Locator:
+        return self.panel(model).locator(".answer-text")
+
     def shapes(self, model: str) -> list[dict[str, Any]]:
-        """Return what is drawn in a panel: each shape's label and its corners in pixels of the
-        image.
+        """Return each visible shape's label and its corners in pixels of the image.
 
         The corners are measured on the screen, against the image below, and so hold at any size and
         zoom.
@@ -162,14 +169,12 @@ class Playground:
 
     def answer(self, model: str) -> dict[str, Any]:
         """Return the answer that the panel's button copies."""
-        answer: dict[str, Any] = self.page.evaluate(
-            "text => JSON.parse(text)", self.copied(model, "JSON")
-        )
+        answer: dict[str, Any] = json.loads(self.copied(model, "JSON"))
         return answer
 
-    def copied(self, model: str, what: str) -> str:
-        """Return what a button of the panel copies."""
-        button = self.panel(model).locator(f"[data-copy={what}]")
+    def copied(self, model: str, form: str) -> str:
+        """Return the text that a button of the panel copies."""
+        button = self.panel(model).locator(f"[data-copy={form}]")
         button.click()
         expect(button).to_have_text("Copied")
         text: str = self.page.evaluate("navigator.clipboard.readText()")

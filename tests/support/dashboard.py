@@ -1,4 +1,4 @@
-"""The committed Grafana dashboard: its panels, and its queries as Grafana sends them."""
+"""The committed Grafana dashboard, and its queries as Grafana sends them."""
 
 import json
 import re
@@ -9,29 +9,27 @@ from tests.support.export_cli import ROOT
 DASHBOARD: dict[str, Any] = json.loads(
     (ROOT / "deploy/grafana/dashboards/diptych.json").read_text(encoding="utf-8")
 )
-# What Grafana puts in the place of the variables when everything is chosen.
+# Values of the variables when everything is selected.
 _VARIABLES = {"$model": ".*", "$task": ".*", "$__rate_interval": "1m"}
-_VARIABLE = re.compile(r"\$\w+")
-
-
-def panels() -> list[dict[str, Any]]:
-    """Return every panel that shows something."""
-    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def queries() -> list[tuple[str, str]]:
-    """Return the title of the panel, and the query, of everything that is asked."""
-    asked = [(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]
-    asked += [(each["name"], each["expr"]) for each in DASHBOARD["annotations"]["list"]]
+    """Return the title and the query of every panel and annotation."""
+    pairs = [(note["name"], note["expr"]) for note in DASHBOARD["annotations"]["list"]]
+    for panel in DASHBOARD["panels"]:
+        pairs += [(panel["title"], target["expr"]) for target in panel.get("targets", ())]
     return [
-        (title, _VARIABLE.sub(lambda found: _VARIABLES[found[0]], query)) for title, query in asked
+        (title, re.sub(r"\$\w+", lambda match: _VARIABLES[match[0]], query))
+        for title, query in pairs
     ]
 
 
 def variable_queries() -> list[tuple[str, str]]:
     """Return the label, and the selector, of every variable that is read from Prometheus."""
-    variables = [each for each in DASHBOARD["templating"]["list"] if each["type"] == "query"]
-    found = [
-        re.fullmatch(r"label_values\((\w+), (\w+)\)", each["query"]["query"]) for each in variables
-    ]
-    return [(match[2], match[1]) for match in found if match]
+    pairs = []
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            match = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+            assert match
+            pairs.append((match[2], match[1]))
+    return pairs

@@ -1,5 +1,4 @@
-"""`python -m tests.support.hub_form FOLDER`: random checkpoints in the form of the released ones,
-exported and stored.
+"""Random checkpoints in the form of the released ones.
 
 They differ from those that transformers writes today: the weights are in shards with an index,
 without an output head, PaliGemma's under the names of transformers 4.41, with its configuration
@@ -8,21 +7,12 @@ models/paligemma/convert_paligemma_weights_to_hf.py.
 """
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from export.artifacts.store import new_version
-from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checkpoints.sources import WEIGHTS_INDEX_FILE
-from export.checks.parity import ProbePlan
-from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
-from tests.support.export_cli import MODELS
-from tests.support.fitting_entries import fitting
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
 
 KINDS: dict[str, RandomKind] = {
@@ -32,7 +22,6 @@ KINDS: dict[str, RandomKind] = {
 }
 EOS_TOKEN_IDS = [1, 107]  # PaliGemma 2: Gemma's <eos> and <end_of_turn>
 NUM_SHARDS = 3
-PROBES = ProbePlan(2, 12)
 _WEIGHTS = "model.safetensors"
 # Gemma 2 needs these: its answers would otherwise repeat one token.
 _EMBEDDING_FACTOR = 0.3
@@ -65,14 +54,13 @@ def write_hub_form(model_id: str, folder: Path) -> None:
         # the second one ends the answers
         embeddings[EOS_TOKEN_IDS] = embeddings[EOS_TOKEN_IDS[::-1]]
         embeddings *= _EMBEDDING_FACTOR
-        for name in (
-            name for name in weights if name.endswith("post_feedforward_layernorm.weight")
-        ):
-            weights[name] += _NORM_OFFSET
-        _update(
-            folder / "generation_config.json",
-            {"cache_implementation": "hybrid", "eos_token_id": EOS_TOKEN_IDS},
-        )
+        for name, weight in weights.items():
+            if name.endswith("post_feedforward_layernorm.weight"):
+                weight += _NORM_OFFSET
+        file = folder / "generation_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config |= {"cache_implementation": "hybrid", "eos_token_id": EOS_TOKEN_IDS}
+        file.write_text(json.dumps(config), encoding="utf-8")
     _write_shards(weights, folder)
 
 
@@ -98,44 +86,15 @@ def _join_processor_files(folder: Path) -> None:
     (folder / "processor_config.json").unlink()
 
 
-def _update(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(
-        json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8"
-    )
-
-
 def _write_shards(weights: dict[str, Any], folder: Path) -> None:
     (folder / _WEIGHTS).unlink()
-    files = [f"model-{i:05}-of-{NUM_SHARDS:05}.safetensors" for i in range(1, NUM_SHARDS + 1)]
-    names = {file: list(weights)[i::NUM_SHARDS] for i, file in enumerate(files)}
-    for file, own in names.items():
-        save_file(
-            {name: weights[name].contiguous() for name in own},
-            folder / file,
-            metadata={"format": "pt"},
-        )
-    index = {
-        "metadata": {},
-        "weight_map": {name: file for file, own in names.items() for name in own},
-    }
+    files: dict[str, str] = {}
+    for number in range(1, NUM_SHARDS + 1):
+        file = f"model-{number:05}-of-{NUM_SHARDS:05}.safetensors"
+        shard = {
+            name: weights[name].contiguous() for name in list(weights)[number - 1 :: NUM_SHARDS]
+        }
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(shard, file)
+    index = {"metadata": {}, "weight_map": files}
     (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
-
-
-def main(folder: Path) -> None:
-    """Write and export every kind."""
-    for model_id, kind in KINDS.items():
-        checkpoint = folder / model_id
-        checkpoint.mkdir()
-        write_hub_form(model_id, checkpoint)
-        mask_decoder = None if kind == "florence2" else MODELS / "paligemma-mini" / "vae.npz"
-        job = plan_job(
-            find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
-        )
-        with new_version(model_id) as artifacts, Progress(model_id, NUM_STEPS) as progress:
-            make_artifacts(
-                replace(fitting(job), photographs=()), artifacts, progress, probe_plan=PROBES
-            )
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -8,6 +8,7 @@ import httpx
 
 from tasks.table import TASKS, Task
 from tests.support.export_cli import ROOT
+from tests.support.running_service import post_form
 
 FOLDER = ROOT / "service/web/playground/samples"
 SAMPLES: dict[str, dict[str, Any]] = {
@@ -17,33 +18,22 @@ SAMPLES: dict[str, dict[str, Any]] = {
 SAMPLE = "mgql"
 
 
-def example_fields(task: Task, sample_id: str = SAMPLE) -> dict[str, Any]:
+def example_fields(task: Task) -> dict[str, Any]:
     """Return the fields of a task as the page suggests them: the first alternative, no defaults."""
-    examples = SAMPLES[sample_id]["examples"]
+    examples = SAMPLES[SAMPLE]["examples"]
     return {name: examples[name] for name in [*task.required, *task.exactly_one_of[:1]]}
 
 
-def api_response(
-    client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
-) -> httpx.Response:
-    """Return the API's response to a request for a sample."""
-    form = {
-        name: json.dumps(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
-    image = (FOLDER / SAMPLES[sample_id]["file"]).read_bytes()
-    return client.post(
-        "/v1/predict", data={"task": task_id, "model": model, **form}, files={"image": image}
-    )
+def api_response(client: httpx.Client, model: str, task_id: str, **fields: Any) -> httpx.Response:
+    """Return the API's response to a request for the sample."""
+    image = (FOLDER / SAMPLES[SAMPLE]["file"]).read_bytes()
+    form = {"task": task_id, "model": model, **fields}
+    return post_form(client, "/v1/predict", image, form)
 
 
-def api_answer(
-    client: httpx.Client, model: str, task_id: str, sample_id: str = SAMPLE, **fields: Any
-) -> dict[str, Any]:
-    """Return a model's answer to a request for a sample."""
-    answer: dict[str, Any] = (
-        api_response(client, model, task_id, sample_id, **fields).raise_for_status().json()
-    )
+def api_answer(client: httpx.Client, model: str, task_id: str, **fields: Any) -> dict[str, Any]:
+    response = api_response(client, model, task_id, **fields).raise_for_status()
+    answer: dict[str, Any] = response.json()
     return answer
 
 
@@ -52,14 +42,15 @@ def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, 
     return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
 
 
-def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
+def objects_of(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
     """Return label and corners of each drawable object of a result."""
-    if "detections" in result:
-        return [(each["label"], _corners(*each["box"])) for each in result["detections"]]
     if "instances" in result:
-        return [(each["label"], list(chain(*each["polygons"]))) for each in result["instances"]]
-    return [(each["text"], each["quad"]) for each in result["text_regions"]]
-
-
-def _corners(x1: float, y1: float, x2: float, y2: float) -> list[list[float]]:
-    return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
+        instances = result["instances"]
+        return [(instance["label"], list(chain(*instance["polygons"]))) for instance in instances]
+    if "text_regions" in result:
+        return [(region["text"], region["quad"]) for region in result["text_regions"]]
+    objects = []
+    for detection in result["detections"]:
+        x1, y1, x2, y2 = detection["box"]
+        objects.append((detection["label"], [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]))
+    return objects

@@ -1,5 +1,6 @@
-"""Processes of a running service, read from /proc."""
+"""Processes of a running service, and whether a port is open."""
 
+import socket
 from pathlib import Path
 from typing import Protocol
 
@@ -22,16 +23,12 @@ class Process(Protocol):
 
 
 def descendants(pid: int) -> list[int]:
-    """Return all descendants of a process."""
-    found: list[int] = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 def image_decoders(gateway: int | None = None) -> list[psutil.Process]:
     """Return the processes that decode images for a gateway, by default for this process."""
-    return [each for each in psutil.Process(gateway).children() if _decodes(each)]
+    return [child for child in psutil.Process(gateway).children() if _decodes(child)]
 
 
 def _decodes(process: psutil.Process) -> bool:
@@ -44,9 +41,15 @@ def _decodes(process: psutil.Process) -> bool:
 def is_alive(pid: int) -> bool:
     """Return True if a process runs; a zombie does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
+
+
+def is_open(port: int, host: str = "127.0.0.1") -> bool:
+    """Return True if a server accepts connections to the port."""
+    with socket.socket() as client:
+        return client.connect_ex((host, port)) == 0
 
 
 def run_folder_of(supervisor: int) -> Path:

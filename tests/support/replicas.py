@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.export_cli import ModelStore
-from tests.support.processes import descendants, is_alive
+from tests.support.processes import Process, descendants, is_alive
 from tests.support.running_service import OPEN, RunningService, forked_service, free_port
 from tests.support.waiting import wait_until
 
@@ -27,30 +27,30 @@ class Replicas:
     def start(self, ports: Sequence[int]) -> None:
         """Start runners side by side; return when they are ready."""
         with ThreadPoolExecutor(len(ports)) as pool:
-            self.running.update(zip(ports, pool.map(self._started, ports), strict=True))
+            self.running.update(zip(ports, pool.map(self._runner, ports), strict=True))
 
-    def _started(self, port: int) -> RunningService:
-        return self.service(("runner", MODEL), str(port), DIPTYCH_PORT=str(port))
+    def _runner(self, port: int) -> RunningService:
+        return self._service("runner", MODEL, DIPTYCH_PORT=str(port))
 
     def gateway(self, url: str, **settings: str) -> RunningService:
         """Start a gateway alone, whose runner is at `url`."""
         urls = {"DIPTYCH_RUNNER_URLS": f"{MODEL}={url}"}
-        return self.service(("gateway",), "gateway", DIPTYCH_MODELS=MODEL, **urls, **settings)
+        return self._service("gateway", DIPTYCH_MODELS=MODEL, **urls, **settings)
 
-    def service(self, arguments: Sequence[str], name: str, **settings: str) -> RunningService:
-        """Start the service with the arguments of a role."""
+    def _service(self, *role: str, **settings: str) -> RunningService:
         self._num_started += 1
-        log = self._folder / f"{name}-{self._num_started}.log"
-        running = forked_service(self._store.home, log, OPEN, arguments, **settings)
-        return self._stack.enter_context(running)
+        log = self._folder / f"{self._num_started}.log"
+        return self._stack.enter_context(
+            forked_service(self._store.home, log, OPEN, role, **settings)
+        )
 
-    def kill(self, port: int) -> None:
-        """End a runner with all its processes at once, as with its host."""
-        supervisor = self.running[port].process
-        workers = descendants(supervisor.pid)
-        supervisor.kill()
-        supervisor.wait()
-        wait_until(lambda: not any(is_alive(worker) for worker in workers))
+
+def kill_all(supervisor: Process) -> None:
+    """End a service with all its processes at once, as with its host."""
+    workers = descendants(supervisor.pid)
+    supervisor.kill()
+    supervisor.wait()
+    wait_until(lambda: not any(map(is_alive, workers)))
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The service with all its processes, on a free port."""
 
+import functools
 import itertools
+import json
 import os
 import signal
 import socket
@@ -12,16 +14,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
+import psutil
 
 from service.batches.store import Store
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.supervision.roles import Role
 from tests.support.export_cli import ROOT
 from tests.support.forked_python import fork
 from tests.support.processes import Process
+from tests.support.scene_images import scene_png
 from tests.support.waiting import wait_until_ready
 
 SERVICE = (sys.executable, "-m", "service")
+GATEWAY = "diptych"
 _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 60
 _FIRST_PORT = 10_000 + 100 * (os.getpid() % 60)
@@ -38,6 +45,9 @@ class Access:
     key: str | None = None
 
 
+OPEN = Access()
+
+
 @dataclass(frozen=True, slots=True)
 class RunningService:
     """A started service."""
@@ -49,13 +59,24 @@ class RunningService:
     access: Access
 
     def client(self) -> httpx.Client:
-        """Return an HTTP client of the service."""
         access = self.access
-        headers = {} if access.key is None else {"Authorization": f"Bearer {access.key}"}
+        headers = {} if access.key is None else bearer(access.key)
         return httpx.Client(base_url=self.url, timeout=60, verify=access.verify, headers=headers)
 
+    def predict(
+        self, image: bytes | None = None, headers: Mapping[str, str] = {}, **fields: object
+    ) -> httpx.Response:
+        """Post a form, by default about a scene."""
+        with self.client() as http:
+            return post_form(http, "/v1/predict", image or default_scene(), fields, headers)
+
+    @contextmanager
+    def vision(self) -> Iterator[VisionStub]:
+        """Yield a stub of the service over a new channel."""
+        with grpc.insecure_channel(self.grpc_address) as channel:
+            yield VisionStub(channel)
+
     def is_ready(self) -> bool:
-        """Return True if the service is ready."""
         try:
             with self.client() as client:
                 return client.get("/readyz", timeout=30).is_success
@@ -70,19 +91,47 @@ class RunningService:
         """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a
         runner.
         """
-        command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)]
-        rows = [
-            line.split()
-            for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-        ]
-        return {
-            row[row.index("--service-name") + 1]: int(row[0])
-            for row in rows
-            if "--service-name" in row
-        }
+        parts = {}
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                words = " ".join(child.cmdline()).split()
+                if "--service-name" in words:
+                    parts[words[words.index("--service-name") + 1]] = child.pid
+        return parts
+
+    def send_signal(self, part: str, number: signal.Signals) -> int:
+        """Send a signal to a part; return its process id."""
+        pid = self.parts()[part]
+        os.kill(pid, number)
+        return pid
+
+    def resident_bytes(self) -> int:
+        """Return the memory of the gateway."""
+        return int(psutil.Process(self.parts()[GATEWAY]).memory_info().rss)
 
 
-OPEN = Access()
+@functools.cache
+def default_scene() -> bytes:
+    return scene_png()
+
+
+def post_form(
+    client: httpx.Client,
+    path: str,
+    image: bytes,
+    fields: Mapping[str, object],
+    headers: Mapping[str, str] = {},
+) -> httpx.Response:
+    """Post an image with fields; lists and truth values are JSON."""
+    form = {
+        name: json.dumps(value) if isinstance(value, list | bool) else str(value)
+        for name, value in fields.items()
+    }
+    return client.post(path, data=form, files={"image": image}, headers=dict(headers))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 @contextmanager
@@ -125,16 +174,15 @@ def forked_service(
     """Do as `running_service`, without the checks of `python -m service` and seconds of imports."""
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
-    parsed = Role.parse(role)
-    environment = parsed.environment(_with_ports(bentoml_home, settings))
+    environment = Role.parse(role).environment(_with_ports(bentoml_home, settings))
+    program = (
+        "from service.supervision.roles import Role;"
+        "from service.supervision.supervisor import main;"
+        f"main(Role.parse({[*role]!r}))"
+    )
     with log.open("w") as output:
-        program = (
-            "from service.supervision.roles import Role;"
-            "from service.supervision.supervisor import main;"
-            f"main(Role.parse({[*role]!r}))"
-        )
         process = fork(("-c", program), environment, output.fileno(), output.fileno())
-    with _served_by(process, environment, log, access) as service:
+    with _served_by(process, environment, log, access, _START_TIMEOUT_S) as service:
         yield service
 
 
@@ -149,13 +197,11 @@ def _served_by(
     environment: Mapping[str, str],
     log: Path,
     access: Access,
-    start_timeout_s: float = _START_TIMEOUT_S,
+    start_timeout_s: float,
 ) -> Iterator[RunningService]:
-    port = environment["DIPTYCH_PORT"]
-    grpc_port = environment["DIPTYCH_GRPC_PORT"]
-    service = RunningService(
-        f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access
-    )
+    url = f"{access.scheme}://127.0.0.1:{environment['DIPTYCH_PORT']}"
+    grpc_address = f"127.0.0.1:{environment['DIPTYCH_GRPC_PORT']}"
+    service = RunningService(url, process, log, grpc_address, access)
     try:
         service.wait_until_ready(start_timeout_s)
         yield service
@@ -166,9 +212,8 @@ def _served_by(
 
 def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a service that is to start."""
-    return (
-        os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"} | settings
-    )
+    home = {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"}
+    return os.environ | home | settings
 
 
 def free_port() -> int:

@@ -16,14 +16,11 @@ def metric(service: RunningService, name: str, **labels: str) -> float:
 def samples(service: RunningService) -> list[Sample]:
     """Return all samples as they are now."""
     with service.client() as client:
-        families = text_string_to_metric_families(client.get("/metrics").raise_for_status().text)
-    return [sample for family in families for sample in family.samples]
+        text = client.get("/metrics").raise_for_status().text
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
-def total(found: Iterable[Sample], name: str, **labels: str) -> float:
+def total(samples: Iterable[Sample], name: str, **labels: str) -> float:
     """Return the sum of those of a name that have these labels."""
-    return sum(
-        sample.value
-        for sample in found
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    matching = (sample for sample in samples if labels.items() <= sample.labels.items())
+    return sum(sample.value for sample in matching if sample.name == name)

@@ -7,19 +7,29 @@ fields are valid.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
-from tests.support.fake_service import data_url
+import grpc
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 
 JsonSchema = Mapping[str, Any]
+Path = tuple[str | int, ...]
 
+LARGE_BYTES = 1_000_000
 _MARK = "@the value@"  # stands for the swept value in a body
-_PATH_BYTES = 20_000  # the head of a request has 64 kB, of which a quoted character takes up to 12
-_BOUNDARY = {"multipart/form-data": "; boundary=b"}
+_UNKNOWN = "a field that there is not"
+_PATH_BYTES = 1_600  # the head of a request has 64 kB, of which a quoted character takes up to 12
 
 # Repeated to the size, between quotes: what has cost quadratic time or much memory somewhere.
 _TEXTS = {
@@ -51,31 +61,27 @@ _NUMBERS = {
 _LISTS = {"objects": "{}", "texts": '""', "numbers": "1", "lists": "[]"}
 _NESTED = {"nested lists": ("[", "]"), "nested objects": ('{"a":', "0}")}
 _FEW = {"separators", "escapes", "many digits", "list of objects", "nested lists", "names"}
-LARGE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One request with the worst value of one field."""
 
-    route: str  # method and path as in the document
-    field: str
-    shape: str
+    name: str  # route or method, field and shape
     method: str
     path: str
     body: bytes
-    content_type: str
+    content_type: str = ""
 
     def __str__(self) -> str:
-        return f"{self.route} {self.field}, {self.shape}"
+        return self.name
 
 
 def worst_values(num_bytes: int) -> Iterator[tuple[str, str]]:
     """Yield the shape and the JSON text of each value; few of a size that costs nothing."""
-    values = _worst_values(num_bytes)
-    if num_bytes >= LARGE_BYTES:
-        return values
-    return ((shape, text) for shape, text in values if shape in _FEW)
+    for shape, text in _worst_values(num_bytes):
+        if num_bytes >= LARGE_BYTES or shape in _FEW:
+            yield shape, text
 
 
 def _worst_values(num_bytes: int) -> Iterator[tuple[str, str]]:
@@ -108,37 +114,50 @@ class HttpSweep:
 
     def distinct_routes(self) -> Iterator[tuple[str, str, JsonSchema]]:
         """Yield the routes without a body, and the first of those that read the same one."""
-        seen = set()
-        for route in self.routes():
-            body = json.dumps(route[2].get("requestBody"))
-            if body not in seen:
-                yield route
-            if "requestBody" in route[2]:
-                seen.add(body)
+        bodies = set()
+        for method, path, operation in self.routes():
+            body = json.dumps(operation.get("requestBody"))
+            if body not in bodies:
+                yield method, path, operation
+            if "requestBody" in operation:
+                bodies.add(body)
 
     def cases(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
         """Yield every case of a route."""
-        yield from self._of_path(method, path)
-        yield from self._of_query(method, path, operation)
+        filled = self.filled(path)
+        paths = {name: f"{{{name}}}" for name in re.findall(r"{(\w+)}", path)}
+        for name, place in paths.items():
+            for shape, text in worst_values(_PATH_BYTES):
+                changed = path.replace(place, quote(text.strip('"'), safe=""))
+                yield Case(f"{method} {path} {name}, {shape}", method, self.filled(changed), b"")
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "query":
+                name = parameter["name"]
+                for shape, text in worst_values(_PATH_BYTES):
+                    query = f"{filled}?{name}={quote(text.strip(chr(34)), safe='')}"
+                    yield Case(f"{method} {path} {name}, {shape}", method, query, b"")
         for content_type, content in operation.get("requestBody", {}).get("content", {}).items():
-            make = self._of_json if content_type == "application/json" else self._of_form
-            seen: set[str] = set()
-            for schema in self.alternatives(content["schema"]):
-                for field, shape, body in make(schema, seen):
-                    filled = self.filled(path)
-                    type_ = f"{content_type}{_BOUNDARY.get(content_type, '')}"
-                    yield Case(
-                        f"{method} {path} {content_type}", field, shape, method, filled, body, type_
-                    )
+            is_json = content_type == "application/json"
+            header = content_type if is_json else f"{content_type}; boundary=b"
+            for name, body in self._bodies(content["schema"], is_json):
+                yield Case(f"{method} {path} {name}", method, filled, body, header)
+
+    def _bodies(self, schema: JsonSchema, is_json: bool) -> Iterator[tuple[str, bytes]]:
+        """Yield field and shape, and the body, for every field of all alternatives once."""
+        make = self._json_bodies if is_json else self._forms
+        swept: set[str] = set()
+        for alternative in self.alternatives(schema):
+            for field in (*self.fields(alternative), (_UNKNOWN,)):
+                name = ".".join(map(str, field))
+                if name not in swept and (is_json or len(field) == 1):
+                    swept.add(name)
+                    for shape, body in make(alternative, field):
+                        yield f"{name}, {shape}", body
 
     def alternatives(self, schema: JsonSchema) -> Sequence[JsonSchema]:
         """Return the objects that a body may be, such as one for each task."""
         schema = self.resolved(schema)
         return [schema] if "properties" in schema else schema.get("oneOf", [schema])
-
-    def valid_body(self, schema: JsonSchema) -> bytes:
-        """Return a body of the required fields that is valid."""
-        return json.dumps(self.example(schema)).encode()
 
     def resolved(self, schema: JsonSchema) -> JsonSchema:
         """Return a schema without a reference at its top; of alternatives the first."""
@@ -149,20 +168,18 @@ class HttpSweep:
                 schema = schema["anyOf"][0]
         return schema
 
-    def fields(
-        self, schema: JsonSchema, path: tuple[str | int, ...] = ()
-    ) -> Iterator[tuple[str | int, ...]]:
+    def fields(self, schema: JsonSchema, path: Path = ()) -> Iterator[Path]:
         """Yield the path of every field, of objects in objects and lists too."""
         schema = self.resolved(schema)
         if path:
             yield path
-        for name, each in schema.get("properties", {}).items():
-            yield from self.fields(each, (*path, name))
+        for name, inner in schema.get("properties", {}).items():
+            yield from self.fields(inner, (*path, name))
         items = schema.get("items", {})
         for alternative in items.get("oneOf", items.get("anyOf", [items] if items else [])):
             yield from self.fields(alternative, (*path, 0))
 
-    def example(self, schema: JsonSchema, name: str = "") -> object:
+    def example(self, schema: JsonSchema, name: str = "") -> Any:
         """Return a valid value with the required fields."""
         schema = self.resolved(schema)
         if "const" in schema or "enum" in schema:
@@ -171,10 +188,10 @@ class HttpSweep:
             return self._samples[name]
         match schema.get("type"):
             case "object":
-                (needed, *_) = schema.get("oneOf", [{}])  # one of several parameters
-                required = [*schema.get("required", []), *needed.get("required", [])]
-                properties = schema.get("properties", {})
-                return {each: self.example(properties.get(each, {}), each) for each in required}
+                (alternative, *_) = schema.get("oneOf", [{}])  # one of several parameters
+                required = [*schema.get("required", []), *alternative.get("required", [])]
+                inner = schema.get("properties", {})
+                return {field: self.example(inner.get(field, {}), field) for field in required}
             case "array":
                 return [self.example(schema.get("items", {}))] * max(1, schema.get("minItems", 1))
             case "integer" | "number":
@@ -183,69 +200,64 @@ class HttpSweep:
                 return False
         return "a"
 
-    def _of_path(self, method: str, path: str) -> Iterator[Case]:
-        for name in re.findall(r"{(\w+)}", path):
-            for shape, text in worst_values(_PATH_BYTES // 12):
-                value = quote(text.strip('"'), safe="")
-                filled = self.filled(path.replace(f"{{{name}}}", value))
-                yield Case(f"{method} {path}", name, shape, method, filled, b"", "")
+    def _json_bodies(self, schema: JsonSchema, field: Path) -> Iterator[tuple[str, bytes]]:
+        body = json.dumps(_with_value(self.example(schema), field, _MARK))
+        before, _, after = body.partition(f'"{_MARK}"')
+        for shape, text in worst_values(self._num_bytes):
+            yield shape, f"{before}{text}{after}".encode()
 
-    def _of_query(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
-        queries = [
-            each["name"] for each in operation.get("parameters", []) if each["in"] == "query"
-        ]
-        for name in queries:
-            for shape, text in worst_values(_PATH_BYTES // 12):
-                filled = f"{self.filled(path)}?{name}={quote(text.strip(chr(34)), safe='')}"
-                yield Case(f"{method} {path}", name, shape, method, filled, b"", "")
-
-    def _of_json(self, schema: JsonSchema, seen: set[str]) -> Iterator[tuple[str, str, bytes]]:
-        for field in (*self.fields(schema), ("a field that there is not",)):
-            name = ".".join(map(str, field))
-            if name in seen:
-                continue
-            seen.add(name)
-            body = json.dumps(_with_value(self.example(schema), field, _MARK))
-            before, _, after = body.partition(f'"{_MARK}"')
-            for shape, text in worst_values(self._num_bytes):
-                yield name, shape, before.encode() + text.encode() + after.encode()
-
-    def _of_form(self, schema: JsonSchema, seen: set[str]) -> Iterator[tuple[str, str, bytes]]:
-        valid = cast(dict[str, object], self.example(schema))
-        for name in (*self.resolved(schema).get("properties", {}), "a field that there is not"):
-            if name in seen:
-                continue
-            seen.add(name)
-            others = [
-                form_part(each, _form_text(value)) for each, value in valid.items() if each != name
-            ]
-            for shape, text in worst_values(self._num_bytes):
-                value = text if shape.startswith(("list", "nested", "names")) else text.strip('"')
-                yield (
-                    name,
-                    shape,
-                    b"".join([*others, form_part(name, value.encode()), b"--b--\r\n"]),
-                )
-            many = [form_part(name, b"1")] * (self._num_bytes // 60)
-            yield name, "parts", b"".join([*others, *many, b"--b--\r\n"])
+    def _forms(self, schema: JsonSchema, field: Path) -> Iterator[tuple[str, bytes]]:
+        name = str(field[0])
+        others = b""
+        for other, value in self.example(schema).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            others += b"" if other == name else _part(other, text)
+        for shape, text in worst_values(self._num_bytes):
+            is_structure = shape.startswith(("list", "nested", "names"))
+            yield shape, others + _part(name, text if is_structure else text.strip('"')) + _END
+        yield "parts", others + _part(name, "1") * (self._num_bytes // 60) + _END
 
     def filled(self, path: str) -> str:
         """Return a path with valid values of its parameters."""
         return re.sub(r"{(\w+)}", lambda match: str(self._samples.get(match[1], "a")), path)
 
+    def unbounded_fields(self, schema: JsonSchema, name: str = "") -> Iterator[str]:
+        """Yield the path of every field that may be of any size."""
+        if "$ref" in schema:
+            schema = self.resolved(schema)
+        alternatives = schema.get("anyOf", schema.get("oneOf", []))
+        if alternatives and "properties" not in schema:
+            for alternative in alternatives:
+                yield from self.unbounded_fields(alternative, name)
+            return
+        if schema.keys() & {"const", "enum", "x-bound"}:
+            return
+        match schema.get("type"):
+            case "string" if "maxLength" not in schema:
+                yield name
+            case "array":
+                if "maxItems" not in schema:
+                    yield f"{name}[]"
+                yield from self.unbounded_fields(schema.get("items", {}), f"{name}[]")
+            case "object":
+                is_open = schema.get("additionalProperties", True) is not False
+                if is_open and "maxProperties" not in schema:
+                    yield f"{name}{{}}"
+                for field, inner in schema.get("properties", {}).items():
+                    yield from self.unbounded_fields(inner, f"{name}.{field}")
+            case None:
+                yield name
 
-def form_part(name: str, value: bytes) -> bytes:
+
+_END = b"--b--\r\n"
+
+
+def _part(name: str, value: str) -> bytes:
     """Return a part of a form whose boundary is `b`."""
-    return (
-        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
-    )
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
 
 
-def _form_text(value: object) -> bytes:
-    return (value if isinstance(value, str) else json.dumps(value)).encode()
-
-
-def _with_value(example: object, field: Sequence[str | int], value: object) -> object:
+def _with_value(example: Any, field: Path, value: object) -> Any:
     """Return the example with `value` at the path of a field; objects and lists on the way are
     made.
     """
@@ -254,65 +266,100 @@ def _with_value(example: object, field: Sequence[str | int], value: object) -> o
     name, *rest = field
     if isinstance(name, int):
         items = list(example) if isinstance(example, list) and example else [{}]
-        items[0] = _with_value(items[0], rest, value)
-        return items
+        return [_with_value(items[0], tuple(rest), value), *items[1:]]
     fields = dict(example) if isinstance(example, dict) else {}
-    fields[name] = _with_value(fields.get(name, {}), rest, value)
-    return fields
+    return fields | {name: _with_value(fields.get(name, {}), tuple(rest), value)}
 
 
-def samples(image: bytes, model: str, label_config: str) -> Mapping[str, object]:
-    """Return valid values of the fields that have no small set of values, by name."""
-    url = data_url(image)
-    tensor = {"datatype": "BYTES", "shape": [1]}
-    return {
-        "inputs": [
-            {"name": "image", **tensor, "data": [url]},
-            {"name": "task", **tensor, "data": ["ocr"]},
-        ],
-        "image": url,
-        "images": [url],
-        "url": url,
-        "model": model,
-        "region": [10, 10, 60, 60],
-        "content": [
-            {"type": "text", "text": "<OCR>"},
-            {"type": "image_url", "image_url": {"url": url}},
-        ],
-        "model_id": model,
-        "version": "1",
-        "status": "404",
-        "schema": label_config,
-        "label_config": label_config,
-        "tasks": [{"id": 1, "data": {"image": url}}],
-    }
+_GRPC_TEXTS = ("a", " ", "\n", "a;", "a.", "a,", "<loc_1>", "[{(<", "1")
+_FEW_GRPC_TEXTS = (" ; ", "é😀", "detect a ; ")
+_FLOATS = (math.nan, math.inf, 1e300, 1e-300, -1.0)
+_INTEGERS = (2**31 - 1, -1, 0)
+_MAX_DEPTH = 3
+
+Field = Any  # a FieldDescriptor of protobuf's Python or of upb, which have no common type
 
 
-def unbounded_fields(schema: JsonSchema, sweep: HttpSweep, name: str = "") -> Iterator[str]:
-    """Yield the path of every field that may be of any size."""
-    if "$ref" in schema:
-        schema = sweep.resolved(schema)
-    alternatives = [] if "properties" in schema else schema.get("anyOf", schema.get("oneOf", []))
-    for each in alternatives:
-        yield from unbounded_fields(each, sweep, name)
-    if alternatives:
-        return
-    if any(bound in schema for bound in ("const", "enum", "x-bound")):
-        return
-    match schema.get("type"):
-        case "string" if "maxLength" not in schema:
-            yield name
-        case "array":
-            if "maxItems" not in schema:
-                yield f"{name}[]"
-            yield from unbounded_fields(schema.get("items", {}), sweep, f"{name}[]")
-        case "object":
-            extra = schema.get("additionalProperties", True)
-            if extra is not False and "maxProperties" not in schema:
-                yield f"{name}{{}}"
-            for field, value in schema.get("properties", {}).items():
-                yield from unbounded_fields(value, sweep, f"{name}.{field}")
-        case "null" | "boolean" | "integer" | "number":
-            return
-        case None:
-            yield name
+class GrpcSweep:
+    """The calls of the methods of a channel's server; `valid` are values of fields by name."""
+
+    def __init__(self, channel: grpc.Channel, valid: Mapping[str, Any], num_bytes: int) -> None:
+        self._database = ProtoReflectionDescriptorDatabase(channel)
+        self._valid = valid
+        self._num_bytes = num_bytes
+
+    def cases(self) -> Iterator[Case]:
+        """Yield the calls of all services but that of reflection, a stream of requests."""
+        pool = DescriptorPool(self._database)
+        for name in self._database.get_services():
+            if "reflection" in name:
+                continue
+            for method in pool.FindServiceByName(name).methods:
+                path = f"/{name}/{method.name}"
+                for field, message in self._messages(GetMessageClass(method.input_type)):
+                    body = message.SerializePartialToString()
+                    yield Case(f"{path} {field}", method.name, path, body)
+
+    def _messages(self, make: Any, depth: int = 0) -> Iterator[tuple[str, Message]]:
+        """Yield field and shape, and a message, for every field of a type, and of the types of its
+        fields.
+        """
+        for field in make.DESCRIPTOR.fields:
+            for shape, value in self._values(field):
+                yield f"{field.name}, {shape}", self._message(make, field, value)
+            if field.message_type is None or _is_map(field) or depth == _MAX_DEPTH:
+                continue
+            for name, inner in self._messages(GetMessageClass(field.message_type), depth + 1):
+                value = [inner] if field.is_repeated else inner
+                yield f"{field.name}.{name}", self._message(make, field, value)
+
+    def _message(self, make: Callable[[], Message], field: Field, value: Any) -> Message:
+        """Return a valid message but for `value` of a field."""
+        message = make()
+        for name in self._valid.keys() & message.DESCRIPTOR.fields_by_name.keys():
+            setattr(message, name, self._valid[name])
+        if field.name == "images":  # a request has one of them
+            message.ClearField("image")
+        if _is_map(field):
+            for name in value:
+                getattr(message, field.name)[name]  # a map of messages makes what is looked up
+        elif field.is_repeated:
+            message.ClearField(field.name)
+            getattr(message, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(message, field.name).CopyFrom(value)
+        else:
+            setattr(message, field.name, value)
+        return message
+
+    def _values(self, field: Field) -> Iterator[tuple[str, Any]]:
+        if _is_map(field):
+            yield "many names", [str(number) for number in range(self._num_bytes // 20)]
+        elif field.message_type is not None:
+            if field.is_repeated:
+                messages = [GetMessageClass(field.message_type)()] * (self._num_bytes // 2)
+                yield "many messages", messages
+        else:
+            for value in self._scalars(field):
+                shape = str(value[:8] if isinstance(value, str | bytes) else value)
+                yield shape, [value] if field.is_repeated else value
+            if field.is_repeated:
+                zero = type(next(self._scalars(field), 0))()
+                yield "many", [zero] * (self._num_bytes // 4)
+
+    def _scalars(self, field: Field) -> Iterator[Any]:
+        match field.cpp_type:
+            case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
+                yield b"\xff" * self._num_bytes
+            case FieldDescriptor.CPPTYPE_STRING:
+                others = _GRPC_TEXTS if self._num_bytes >= LARGE_BYTES else ()
+                for unit in (*_FEW_GRPC_TEXTS, *others):
+                    yield unit * (self._num_bytes // len(unit.encode()))
+            case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
+                yield from _FLOATS
+            case FieldDescriptor.CPPTYPE_INT32 | FieldDescriptor.CPPTYPE_INT64:
+                yield from _INTEGERS
+
+
+def _is_map(field: Field) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry

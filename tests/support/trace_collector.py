@@ -124,8 +124,6 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
-    return (
-        [_value(each) for each in value.array_value.values]
-        if kind == "array_value"
-        else getattr(value, kind)
-    )
+    if kind == "array_value":
+        return list(map(_value, value.array_value.values))
+    return getattr(value, kind)

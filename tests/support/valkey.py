@@ -16,12 +16,13 @@ from tests.support.running_service import free_port
 from tests.support.waiting import wait_until
 
 _COMMAND = shutil.which("valkey-server") or shutil.which("redis-server")
-HAS_VALKEY = _COMMAND is not None
-MISSING_VALKEY = (
-    "no valkey-server here: limits shared between gateways are NOT tested (apt-get install"
-    " valkey-server)"
+needs_valkey = pytest.mark.skipif(
+    _COMMAND is None,
+    reason=(
+        "no valkey-server here: limits shared between gateways are NOT tested (apt-get install"
+        " valkey-server)"
+    ),
 )
-needs_valkey = pytest.mark.skipif(not HAS_VALKEY, reason=MISSING_VALKEY)
 
 
 class Valkey:
@@ -32,39 +33,26 @@ class Valkey:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = Redis(port=self.port)
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server; return when it answers."""
-        options = [
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
+        words = f"--bind 127.0.0.1 --port {self.port} --appendonly no --save".split()
         with (self._folder / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(_COMMAND), *options], cwd=self._folder, stdout=log, stderr=log
+                [str(_COMMAND), *words, ""], cwd=self._folder, stdout=log, stderr=log
             )
         wait_until(self._answers)
 
     def kill(self) -> None:
         """End the server at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._process.kill()
+        self._process.wait()
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Stop the process, whose socket still accepts connections, for as long as the context
         lasts.
         """
-        assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
         try:
             yield

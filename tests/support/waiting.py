@@ -1,10 +1,15 @@
 """Waiting until another thread or process has done something."""
 
+import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.processes import Process
+
+_STOP_TIMEOUT_S = 60
 
 
 def wait_until(
@@ -21,19 +26,39 @@ def wait_until(
 
 
 def wait_until_ready(
-    is_ready: Callable[[], bool], process: Process, log: Path, timeout_s: float = 120
+    is_ready: Callable[[], object], process: Process, log: Path, timeout_s: float = 120
 ) -> None:
     """Return when the server of `process` is ready; fail with its log if it ends, or is not ready
     in time.
     """
+
+    def end_of_log() -> str:
+        return log.read_text(encoding="utf-8")[-4000:]
+
     wait_until(
         lambda: is_ready() or process.poll() is not None,
         timeout_s,
-        lambda: _end(log),
+        end_of_log,
         pause_s=0.03,  # the start needs the core
     )
-    assert process.poll() is None, _end(log)
+    assert process.poll() is None, end_of_log()
 
 
-def _end(log: Path) -> str:
-    return log.read_text(encoding="utf-8")[-4000:]
+@contextmanager
+def running_program(
+    command: Sequence[str],
+    is_ready: Callable[[], object],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a program with further variables, yield it when it is ready, terminate it."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, stdout=output, stderr=output
+        )
+    try:
+        wait_until_ready(is_ready, process, log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(_STOP_TIMEOUT_S)

@@ -1,20 +1,32 @@
-"""The form of answers, and that an answer is the same however it was asked for."""
+"""One contract: the same requests over REST, gRPC and the client, whole or streamed, alone or at
+once, get equal answers, and errors that match.
+"""
 
 import base64
 import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields as fields_of
+from functools import cache
 from itertools import chain
 from typing import Any
 
 import httpx
+import pytest
 from pycocotools import mask as coco_mask
 
+from diptych_client import Answer, AnswerOptions, Client, DiptychError, TaskParameters
+from diptych_client.transports.messages import to_json
 from service.schema.rendering import AnswerJson, ComparisonJson
-from tests.support.scene_images import encoded, scene_image, scene_png
+from tests.support.running_service import RunningService, post_form
+from tests.support.scene_images import scene_png
 
 FLORENCE = "florence-2-mini"
 PALIGEMMA = "paligemma-mini"
 VARYING = {"id", "timings_ms", "vision_cache"}
-
+BROKEN_TOKEN = re.compile(r"<[a-z]+_?\d*$|^_?\d+>")
+SQUARE = {"task": "instance_segmentation", "phrase": "purple square"}
 REQUESTS: list[dict[str, Any]] = [
     {"task": "captioning"},
     {"task": "captioning", "detail": "detailed", "model": FLORENCE},
@@ -26,15 +38,10 @@ REQUESTS: list[dict[str, Any]] = [
     {"task": "phrase_grounding", "phrases": ["a red star", "a purple circle"], "model": PALIGEMMA},
     {"task": "region_proposal"},
     {"task": "dense_region_captioning"},
-    {"task": "instance_segmentation", "phrase": "purple square"},
-    {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA},
+    SQUARE,
+    SQUARE | {"model": PALIGEMMA},
     {"task": "instance_segmentation", "region": [50.0, 100.0, 140.5, 180.0], "mask_format": "rle"},
-    {
-        "task": "instance_segmentation",
-        "phrase": "purple square",
-        "model": PALIGEMMA,
-        "mask_format": "rle",
-    },
+    SQUARE | {"model": PALIGEMMA, "mask_format": "rle"},
     {"task": "ocr"},
     {"task": "ocr", "model": PALIGEMMA},
     {"task": "ocr_with_regions"},
@@ -42,25 +49,51 @@ REQUESTS: list[dict[str, Any]] = [
     {"task": "visual_question_answering", "question": "how many shapes are there?"},
     {"task": "captioning", "temperature": 0.7, "top_p": 0.9, "seed": 5, "max_new_tokens": 20},
     {"task": "object_detection", "num_beams": 3},
-    {
-        "task": "instance_segmentation",
-        "phrase": "purple square",
-        "model": PALIGEMMA,
-        "num_beams": 2,
-    },
+    SQUARE | {"model": PALIGEMMA, "num_beams": 2},
     {"task": "dense_region_captioning", "constrained": False},
 ]
 FEW = [REQUESTS[index] for index in (1, 5, 12, 11, 16, 20)]  # each kind of result, both models
+ERRORS: list[dict[str, Any]] = [
+    {"task": "nothing"},
+    {"task": "ocr", "model": "gpt"},
+    {"task": "ocr", "temperature": 9.0},
+    {"task": "ocr", "temperature": 0.5, "num_beams": 2},
+    {"task": "ocr", "max_new_tokens": 0},
+    {"task": "ocr", "max_new_tokens": 4096},
+    {"task": "ocr", "labels": ["a"]},
+    {"task": "object_detection", "model": PALIGEMMA},
+    {"task": "captioning", "detail": "paragraph", "model": PALIGEMMA},
+    {"task": "captioning", "language": "xx"},
+    {"task": "open_vocabulary_detection"},
+    {"task": "open_vocabulary_detection", "labels": ["a", "A"]},
+    {"task": "phrase_grounding", "caption": "a", "phrases": ["a"]},
+    {"task": "region_description", "region": [5.0, 5.0, 1.0, 1.0]},
+    {"task": "region_description", "region": [0.0, 0.0, 5000.0, 5000.0]},
+    {"task": "captioning", "mask_format": "png"},
+]
+SCENE = scene_png()
+CASES: list[tuple[bytes, dict[str, Any]]] = [
+    *((SCENE, request) for request in REQUESTS),
+    *((scene_png(11, (200, 300)), request) for request in FEW),
+    *((SCENE, request) for request in ERRORS),
+    (b"no image", {"task": "ocr"}),
+]
 
 
-def post_form(
-    client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]
-) -> httpx.Response:
-    form = {
-        name: json.dumps(value) if isinstance(value, list | bool) else value
-        for name, value in fields.items()
-    }
-    return client.post(path, data=form, files={"image": image})
+def rounded(value: Any) -> Any:
+    return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 3))
+
+
+def without_varying(answer: dict[str, Any]) -> Any:
+    return rounded({name: value for name, value in answer.items() if name not in VARYING})
+
+
+def outcome_of(response: httpx.Response) -> Any:
+    body = response.json()
+    if response.is_success:
+        AnswerJson.model_validate(body)
+        return without_varying(body)
+    return {name: body["error"][name] for name in ("code", "message", "param")}
 
 
 def post_json(
@@ -69,72 +102,107 @@ def post_json(
     return client.post(path, json={"image": base64.b64encode(image).decode(), **fields})
 
 
-def comparable(response: httpx.Response) -> dict[str, Any]:
-    assert response.status_code == 200, response.text
-    return {name: value for name, value in response.json().items() if name not in VARYING}
+def over_rest(post: Callable[..., httpx.Response], service: RunningService) -> list[Any]:
+    with service.client() as client:
+        return [outcome_of(post(client, "/v1/predict", *case)) for case in CASES]
 
 
-def test_answers_keep_to_the_schema(client: httpx.Client) -> None:
-    for fields in REQUESTS:
-        response = post_form(client, "/v1/predict", scene_png(), fields)
-        answer = AnswerJson.model_validate_json(response.content)
-        assert answer.task == fields["task"]
-        assert (answer.image.width, answer.image.height) == (320, 240)
+@cache
+def expected(service: RunningService) -> list[Any]:
+    return over_rest(post_form, service)
 
 
-def rounded(answer: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(answer), parse_float=lambda text: round(float(text), 3))
+def arguments_of(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request as arguments of the client."""
+
+    def values(kind: type[TaskParameters | AnswerOptions]) -> dict[str, Any]:
+        return {
+            field.name: request[field.name] for field in fields_of(kind) if field.name in request
+        }
+
+    return {
+        "task": request["task"],
+        "parameters": TaskParameters(**values(TaskParameters)),
+        "options": AnswerOptions(**values(AnswerOptions)),
+        "model": request.get("model"),
+    }
 
 
-def test_compare_gives_what_predict_gives_each_in_catalog_order(client: httpx.Client) -> None:
-    response = client.post("/v1/compare", data={"task": "captioning"}, files={"image": scene_png()})
+@pytest.fixture(params=["rest", "grpc"])
+def url(request: pytest.FixtureRequest, service: RunningService) -> str:
+    return service.url if request.param == "rest" else f"grpc://{service.grpc_address}"
+
+
+def test_requests_are_of_every_kind(service: RunningService) -> None:
+    outcomes = expected(service)
+    answers = [outcome for outcome in outcomes if "result" in outcome]
+    assert {answer["model"] for answer in answers} == {FLORENCE, PALIGEMMA}
+    assert len({answer["task"] for answer in answers}) == 11
+    assert len(answers) == len(REQUESTS) + len(FEW)
+    codes = {outcome["code"] for outcome in outcomes if "code" in outcome}
+    assert codes == {"invalid_request", "unknown_model", "unsupported_task", "unsupported_image"}
+
+
+def test_json_is_answered_like_a_form(service: RunningService) -> None:
+    assert over_rest(post_json, service) == expected(service)
+
+
+def test_mixed_batches_are_answered_like_single_requests(service: RunningService) -> None:
+    with service.client() as client, ThreadPoolExecutor(16) as pool:
+        responses = pool.map(lambda case: post_form(client, "/v1/predict", *case), CASES)
+        assert list(map(outcome_of, responses)) == expected(service)
+
+
+def test_client_has_the_answers_of_rest(service: RunningService, url: str) -> None:
+    with Client(url) as client:
+        for (image, fields), outcome in zip(CASES, expected(service), strict=True):
+            try:
+                answer = client.predict(image, **arguments_of(fields))
+            except DiptychError as error:
+                names = {"code": error.code, "message": error.message, "param": error.param}
+                assert names == outcome
+            else:
+                assert without_varying(to_json(answer)) == outcome
+
+
+def test_a_stream_is_the_whole_answer(url: str) -> None:
+    with Client(url) as client:
+        for request in FEW:
+            whole = client.predict(SCENE, **arguments_of(request))
+            *pieces, answer = client.stream(SCENE, **arguments_of(request))
+            texts = [str(piece) for piece in pieces]
+            assert "".join(texts) == whole.raw_text
+            assert not [text for text in texts if BROKEN_TOKEN.search(text)]
+            assert isinstance(answer, Answer)
+            assert without_varying(to_json(answer)) == without_varying(to_json(whole))
+        with pytest.raises(DiptychError, match=f"{PALIGEMMA} does not offer"):
+            list(client.stream(SCENE, "object_detection", model=PALIGEMMA))
+
+
+def test_text_is_sent_as_it_is_decoded(client: httpx.Client) -> None:
+    form = {"task": "captioning", "detail": "detailed", "num_beams": "1", "stream": "true"}
+    with client.stream("POST", "/v1/predict", data=form, files={"image": SCENE}) as response:
+        assert len([chunk for chunk in response.iter_raw() if chunk]) > 5
+
+
+def test_compare_has_the_answers_of_predict(client: httpx.Client) -> None:
+    response = post_form(client, "/v1/compare", SCENE, {"task": "captioning"})
     comparison = ComparisonJson.model_validate_json(response.content)
     assert [answer.model for answer in comparison.answers] == [FLORENCE, PALIGEMMA]
     for answer in response.json()["answers"]:
         fields = {"task": "captioning", "model": answer["model"]}
-        alone = comparable(post_form(client, "/v1/predict", scene_png(), fields))
-        assert {name: value for name, value in answer.items() if name not in VARYING} == alone
+        alone = post_form(client, "/v1/predict", SCENE, fields)
+        assert without_varying(answer) == outcome_of(alone)
 
 
-def test_a_rotated_photo_is_answered_upright(client: httpx.Client) -> None:
-    upright = scene_image(size_wh=(320, 240))
-    exif = upright.getexif()
-    exif[0x0112] = 6  # the camera was turned: shown turned by 90 degrees clockwise
-    turned = encoded(upright.rotate(90, expand=True), exif=exif)
-    expected = comparable(
-        post_form(client, "/v1/predict", encoded(upright), {"task": "object_detection"})
-    )
-    assert (
-        comparable(post_form(client, "/v1/predict", turned, {"task": "object_detection"}))
-        == expected
-    )
-
-
-def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> None:
-    for model, phrase in ((FLORENCE, "purple square"), (PALIGEMMA, "purple square")):
-        fields = {"task": "instance_segmentation", "phrase": phrase, "model": model}
-        (by_polygon,) = post_form(client, "/v1/predict", scene_png(), fields).json()["result"][
-            "instances"
-        ]
-        rle_fields = {**fields, "mask_format": "rle"}
-        (by_mask,) = post_form(client, "/v1/predict", scene_png(), rle_fields).json()["result"][
-            "instances"
-        ]
-        assert set(by_polygon) == {"box", "label", "score", "polygons"}
-        assert set(by_mask) == {"box", "label", "score", "mask"}
-        assert by_mask["mask"]["size"] == [240, 320]
-        rings = [list(chain(*ring)) for ring in by_polygon["polygons"]]
-        drawn = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
-        assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
-
-
-def test_an_enormous_and_a_tiny_image_are_answered_in_their_own_pixels(
-    client: httpx.Client,
-) -> None:
-    for size_wh in ((3000, 2000), (20, 30), (1, 1)):
-        fields = {"task": "object_detection"}
-        answer = comparable(post_form(client, "/v1/predict", scene_png(3, size_wh), fields))
-        for detection in answer["result"]["detections"]:
-            x1, y1, x2, y2 = detection["box"]
-            assert 0 <= x1 < x2 <= size_wh[0]
-            assert 0 <= y1 < y2 <= size_wh[1]
+@pytest.mark.parametrize("model", [FLORENCE, PALIGEMMA])
+def test_mask_covers_the_pixels_of_its_polygons(client: httpx.Client, model: str) -> None:
+    instances = []
+    for mask_format in ("polygon", "rle"):
+        fields = SQUARE | {"model": model, "mask_format": mask_format}
+        result = post_form(client, "/v1/predict", SCENE, fields).json()["result"]
+        instances += result["instances"]
+    outlined, masked = instances
+    rings = [list(chain(*ring)) for ring in outlined["polygons"]]
+    filled = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
+    assert coco_mask.iou([filled], [masked["mask"]], [0])[0][0] > 0.9

@@ -3,19 +3,19 @@ once.
 """
 
 import asyncio
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import grpc
 import httpx
 import pytest
 
 from service.rpc.proto import vision_pb2 as pb
-from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import RunningService, forked_service
+from tests.support.running_service import GATEWAY, RunningService, forked_service, post_form
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
@@ -23,9 +23,9 @@ from tests.support.waiting import wait_until
 # Tokens of every complete answer: the positions of the embedded models allow it.
 NUM_TOKENS = 280
 NUM_BEAMS = 8  # so that an answer takes far longer than scraping the metrics
-FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS), "num_beams": str(NUM_BEAMS)}
+FORM: dict[str, Any] = {"task": "captioning", "max_new_tokens": NUM_TOKENS, "num_beams": NUM_BEAMS}
 DEADLINE_S = 0.3  # too little for an answer
-# What a complete answer writes; how much of it a cancelled one has depends on the machine's load.
+# Tokens of a complete answer; how many of them a cancelled one has depends on the machine's load.
 COMPLETE = (NUM_TOKENS - 1) * NUM_BEAMS
 
 
@@ -36,152 +36,134 @@ def service(
     folder = tmp_path_factory.mktemp("endless")
     store = endless_models(exported, folder / "bentoml")
     with forked_service(store.home, folder / "service.log") as running:
-        ask(running, "compare")  # so that what follows is of warm models and a cached image
+        compare(running)  # so that what follows is of warm models and a cached image
         yield running
 
 
-def ask(service: RunningService, endpoint: str, **headers: str) -> httpx.Response:
-    files = {"image": scene_png()}
-    return httpx.post(
-        f"{service.url}/v1/{endpoint}", data=FORM, files=files, headers=headers, timeout=60
-    )
-
-
-def num_written(service: RunningService) -> dict[str, float]:
-    return {
-        model: metric(service, "diptych_batch_size_sum", model=model, stage="decode")
-        for model in EMBEDDED
-    }
+def compare(service: RunningService, **headers: str) -> Any:
+    with service.client() as client:
+        return post_form(client, "/v1/compare", scene_png(), FORM, headers).json()
 
 
 def num_live(service: RunningService) -> float:
     return metric(service, "diptych_live_sequences")
 
 
-async def ask_and_leave(service: RunningService, endpoint: str, num_sequences: int) -> None:
-    """Close the connection as soon as the sequences are being written."""
+def num_gone(service: RunningService) -> float:
+    return metric(service, "diptych_requests_total", status="client_gone")
+
+
+def num_written(service: RunningService) -> list[float]:
+    name = "diptych_batch_size_sum"
+    return [metric(service, name, model=model, stage="decode") for model in EMBEDDED]
+
+
+@contextmanager
+def cut_short(service: RunningService, num_tokens: int = COMPLETE) -> Iterator[None]:
+    """Check that the answers of the block are not written to their end."""
+    before = num_written(service)
+    yield
+    wait_until(lambda: num_live(service) == 0)
+    for first, last in zip(before, num_written(service), strict=True):
+        assert last - first < num_tokens
+
+
+@asynccontextmanager
+async def request_in_progress(
+    service: RunningService, path: str, num_sequences: int
+) -> "AsyncIterator[asyncio.Future[httpx.Response]]":
+    """Yield a request of which sequences are being written, and cancel it."""
+    form = {name: str(value) for name, value in FORM.items()}
+    files = {"image": scene_png()}
     async with httpx.AsyncClient(timeout=60) as client:
-        post = client.post(f"{service.url}/v1/{endpoint}", data=FORM, files={"image": scene_png()})
-        asking = asyncio.ensure_future(post)
+        request = asyncio.ensure_future(client.post(service.url + path, data=form, files=files))
         async with asyncio.timeout(30):
             while await asyncio.to_thread(num_live, service) < num_sequences:
-                assert not asking.done()
-        asking.cancel()
+                assert not request.done()
+        yield request
+        request.cancel()
 
 
-def errors_of(call: "grpc.Future[pb.Comparison]") -> set[str]:
-    """Return how each model's answer ended; nothing if the call ended before (the client's clock
-    was the first).
-    """
-    try:
-        return {answer.error.code for answer in call.result().answers}
-    except (grpc.RpcError, grpc.FutureCancelledError):
-        return set()
-
-
-def test_an_answer_that_is_waited_for_is_written_to_its_end(service: RunningService) -> None:
+def test_awaited_answer_is_complete(service: RunningService) -> None:
     before = num_written(service)
-    answers = ask(service, "compare").json()["answers"]
-    assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * len(
-        EMBEDDED
-    )
-    after = num_written(service)
-    assert all(after[model] - before[model] >= COMPLETE for model in EMBEDDED)
+    answers = compare(service)["answers"]
+    assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * 2
+    for first, last in zip(before, num_written(service), strict=True):
+        assert last - first >= COMPLETE
 
 
-@pytest.mark.parametrize(("endpoint", "num_sequences"), [("predict", 1), ("compare", 2)])
-def test_a_client_that_goes_frees_its_slots(
-    service: RunningService, endpoint: str, num_sequences: int
+@pytest.mark.parametrize(("path", "num_sequences"), [("/v1/predict", 1), ("/v1/compare", 2)])
+def test_disconnection_frees_the_slots(
+    service: RunningService, path: str, num_sequences: int
 ) -> None:
-    before = num_written(service)
-    gone = metric(service, "diptych_requests_total", status="client_gone")
-    asyncio.run(ask_and_leave(service, endpoint, num_sequences))
-    wait_until(lambda: num_live(service) == 0)
-    after = num_written(service)
-    assert all(after[model] - before[model] < COMPLETE for model in EMBEDDED)
-    assert metric(service, "diptych_requests_total", status="client_gone") == gone + 1
+    async def leave() -> None:
+        async with request_in_progress(service, path, num_sequences):
+            pass
+
+    gone = num_gone(service)
+    with cut_short(service):
+        asyncio.run(leave())
+    wait_until(lambda: num_gone(service) == gone + 1)
 
 
-def test_a_deadline_that_passes_frees_the_slots(service: RunningService) -> None:
-    before = num_written(service)
-    told = ask(service, "compare", **{"X-Deadline-Ms": f"{DEADLINE_S * 1000:.0f}"}).json()
-    answers = told.get("answers", [told])  # a busy machine may not have read the image by then
+def test_deadline_frees_the_slots(service: RunningService) -> None:
+    with cut_short(service):
+        body = compare(service, **{"X-Deadline-Ms": f"{DEADLINE_S * 1000:.0f}"})
+    answers = body.get("answers", [body])  # a busy machine may not have read the image by then
     assert {answer["error"]["code"] for answer in answers} == {"deadline_exceeded"}
-    wait_until(lambda: num_live(service) == 0)
-    after = num_written(service)
-    assert all(after[model] - before[model] < COMPLETE for model in EMBEDDED)
 
 
-@pytest.mark.parametrize("how", ["cancelled", "deadline"])
-def test_a_grpc_call_that_ends_early_frees_its_slots(service: RunningService, how: str) -> None:
-    request = pb.CompareRequest(
-        image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS
-    )
-    before = num_written(service)
-    gone = metric(service, "diptych_requests_total", api="grpc")
-    with grpc.insecure_channel(service.grpc_address) as channel:
-        grpc.channel_ready_future(channel).result(30)
-        call = VisionStub(channel).Compare.future(
-            request, timeout=60 if how == "cancelled" else DEADLINE_S
-        )
-        if how == "cancelled":
+@pytest.mark.parametrize("timeout_s", [60, DEADLINE_S], ids=["cancelled", "deadline"])
+def test_ended_grpc_call_frees_the_slots(service: RunningService, timeout_s: float) -> None:
+    request = pb.CompareRequest(image=scene_png(), **FORM)
+    counted = metric(service, "diptych_requests_total", api="grpc")
+    with cut_short(service), service.vision() as vision:
+        stub: Any = vision
+        call = stub.Compare.future(request, timeout=timeout_s)
+        if timeout_s > DEADLINE_S:
             wait_until(lambda: num_live(service) == len(EMBEDDED))
             call.cancel()
-        assert errors_of(call) <= {"deadline_exceeded"}
-        wait_until(lambda: metric(service, "diptych_requests_total", api="grpc") > gone)
-    wait_until(lambda: num_live(service) == 0)
-    after = num_written(service)
-    assert all(after[model] - before[model] < COMPLETE for model in EMBEDDED)
-
-
-def leave_rest_stream(service: RunningService, model: str) -> None:
-    data = {**FORM, "num_beams": "1", "model": model, "stream": "true"}
-    with service.client().stream(
-        "POST", "/v1/predict", data=data, files={"image": scene_png()}
-    ) as response:
-        assert next(response.iter_text()).startswith("event: token")
-
-
-def leave_grpc_stream(service: RunningService, model: str) -> None:
-    request = pb.PredictRequest(
-        image=scene_png(), task="captioning", model=model, max_new_tokens=NUM_TOKENS, num_beams=1
-    )
-    with grpc.insecure_channel(service.grpc_address) as channel:
-        call = VisionStub(channel).PredictStream(request, timeout=60)
-        assert next(call).text
-        call.cancel()
+        try:
+            codes = {answer.error.code for answer in call.result().answers}
+        except (grpc.RpcError, grpc.FutureCancelledError):  # the client's clock was the first
+            codes = set()
+        assert codes <= {"deadline_exceeded"}
+        wait_until(lambda: metric(service, "diptych_requests_total", api="grpc") > counted)
 
 
 @pytest.mark.parametrize("model", EMBEDDED)
-@pytest.mark.parametrize(
-    ("leave", "api"), [(leave_rest_stream, "rest"), (leave_grpc_stream, "grpc")]
-)
-def test_a_client_that_leaves_a_stream_frees_its_slot(
-    service: RunningService, leave: Callable[[RunningService, str], None], api: str, model: str
-) -> None:
-    labels = {"api": api, "status": "client_gone"}
-    before = num_written(service)
-    gone = metric(service, "diptych_requests_total", **labels)
-    leave(service, model)
-    wait_until(lambda: metric(service, "diptych_requests_total", **labels) == gone + 1)
-    wait_until(lambda: num_live(service) == 0)
-    assert num_written(service)[model] - before[model] < NUM_TOKENS - 1
+@pytest.mark.parametrize("api", ["rest", "grpc"])
+def test_left_stream_frees_its_slot(service: RunningService, api: str, model: str) -> None:
+    form = FORM | {"num_beams": 1, "model": model}
+    gone = num_gone(service)
+    with cut_short(service, NUM_TOKENS - 1):
+        if api == "rest":
+            data = {name: str(value) for name, value in form.items()} | {"stream": "true"}
+            files = {"image": scene_png()}
+            with (
+                service.client() as client,
+                client.stream("POST", "/v1/predict", data=data, files=files) as response,
+            ):
+                assert next(response.iter_text()).startswith("event: token")
+        else:
+            with service.vision() as vision:
+                call: Any = vision.PredictStream(pb.PredictRequest(image=scene_png(), **form))
+                assert next(call).text
+                call.cancel()
+        wait_until(lambda: num_gone(service) == gone + 1)
 
 
-def test_a_gateway_that_dies_frees_the_slots(service: RunningService) -> None:
+def test_killed_gateway_frees_the_slots(service: RunningService) -> None:
+    """The last of this file."""
+
     async def kill_while_writing() -> None:
-        async with httpx.AsyncClient(timeout=60) as client:
-            post = client.post(f"{service.url}/v1/compare", data=FORM, files={"image": scene_png()})
-            asking = asyncio.ensure_future(post)
-            async with asyncio.timeout(30):
-                while await asyncio.to_thread(num_live, service) < len(EMBEDDED):
-                    assert not asking.done()
-            os.kill(service.parts()["diptych"], signal.SIGKILL)
+        async with request_in_progress(service, "/v1/compare", len(EMBEDDED)) as request:
+            service.send_signal(GATEWAY, signal.SIGKILL)
             with pytest.raises(httpx.TransportError):
-                await asking
+                await request
 
     before = num_written(service)
     asyncio.run(kill_while_writing())
     service.wait_until_ready()
-    after = num_written(service)
-    assert all(after[model] - before[model] < COMPLETE for model in EMBEDDED)
+    for first, last in zip(before, num_written(service), strict=True):
+        assert last - first < COMPLETE

@@ -17,6 +17,10 @@ from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 
 UV = (sys.executable, "-m", "uv", "--quiet")  # pip takes half a minute
+FIND = """
+from importlib.util import find_spec
+print([name for name in ("service", "torch", "bentoml", "supervision") if find_spec(name)])
+"""
 STREAM = """
 import sys
 from diptych_client import Answer, Client
@@ -41,67 +45,44 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     versions used here.
     """
     folder = tmp_path_factory.mktemp("environment")
-    pins = "".join(f"{each.name}=={each.version}\n" for each in distributions())
-    constraints = folder / "constraints.txt"
-    constraints.write_text(pins)
+    pins = [f"{package.name}=={package.version}\n" for package in distributions()]
+    (folder / "constraints.txt").write_text("".join(pins))
     subprocess.run([*UV, "venv", "--python", sys.executable, folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    target = ("--python", python, "--constraints", constraints)
+    target = ("--python", python, "--constraints", folder / "constraints.txt")
     subprocess.run([*UV, "pip", "install", *target, wheel], check=True)
     return python.parent
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Path:
-    path = tmp_path / "scene.png"
-    path.write_bytes(scene_png())
-    return path
-
-
 def output(*command: str | Path) -> str:
     """Return what a command prints, run outside of the repository."""
-    return subprocess.run(
-        command, cwd="/", capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    run = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60)
+    return run.stdout
 
 
-def test_the_wheel_contains_the_package_its_types_and_its_grpc_code(wheel: Path) -> None:
+def test_wheel_has_the_package_alone(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    client = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))
-    assert {name.partition("/")[0] for name in names} == {
-        "diptych_client",
-        f"diptych_client-{client['project']['version']}.dist-info",
-    }
+    project = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    information = f"diptych_client-{project['version']}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"diptych_client", information}
     assert {"diptych_client/py.typed", "diptych_client/transports/vision_pb2.py"} <= names
 
 
-def test_the_environment_has_neither_the_service_nor_torch(environment: Path) -> None:
-    found = "[name for name in ('service', 'torch', 'bentoml', 'supervision') if find_spec(name)]"
-    assert (
-        output(
-            environment / "python", "-c", f"from importlib.util import find_spec; print({found})"
-        )
-        == "[]\n"
-    )
-
-
-def test_the_installed_command_predicts_over_rest_and_grpc(
-    environment: Path, service: RunningService, scene: Path
+def test_installed_client_predicts_and_streams(
+    environment: Path, service: RunningService, tmp_path: Path
 ) -> None:
-    answers = []
+    assert output(environment / "python", "-c", FIND) == "[]\n"
+    scene = tmp_path / "scene.png"
+    scene.write_bytes(scene_png())
+    raw_texts = set()
+    captions = set()
     for url in (service.url, f"grpc://{service.grpc_address}"):
         words = ("--url", url, "predict", scene, "--task", "object_detection")
-        shown = output(environment / "diptych", *words)
-        answers.append(json.loads(output(environment / "diptych", *words, "--json")))
-        labels = {detection["label"] for detection in answers[-1]["result"]["detections"]}
-        assert labels
-        assert all(label in shown for label in labels)
-    assert answers[0]["raw_text"] == answers[1]["raw_text"]
-
-
-def test_the_installed_package_streams_over_rest_and_grpc(
-    environment: Path, service: RunningService, scene: Path
-) -> None:
-    urls = (service.url, f"grpc://{service.grpc_address}")
-    first, second = (output(environment / "python", "-c", STREAM, url, scene) for url in urls)
-    assert first == second != "\n"
+        table = output(environment / "diptych", *words)
+        answer = json.loads(output(environment / "diptych", *words, "--json"))
+        for detection in answer["result"]["detections"]:
+            assert detection["label"] in table
+        raw_texts.add(answer["raw_text"])
+        captions.add(output(environment / "python", "-c", STREAM, url, scene).strip())
+    assert (len(raw_texts), len(captions)) == (1, 1)
+    assert all(captions | raw_texts)

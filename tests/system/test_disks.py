@@ -10,18 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import openai
 import pytest
 from PIL import Image
 
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import OPEN, SERVICE, RunningService, running_service
+from tests.support.running_service import (
+    GATEWAY,
+    OPEN,
+    SERVICE,
+    RunningService,
+    running_service,
+)
 from tests.support.service_metrics import metric
 from tests.system.test_batches import create, ended, openai_client, predict_line
 
 IN_NAMESPACE = ("unshare", "--mount", "sh", "-ec")
+# Each is called with the folder of the test and the command of the service.
 READ_ONLY = """
 mount -o remount,ro,bind /
 if touch "$1/file"; then exit 1; fi
@@ -37,10 +43,11 @@ if dd if=/dev/zero of="$disk/fill"; then exit 1; fi
 export BENTOML_HOME="$disk/bentoml" HOME="$disk" TMPDIR="$disk"
 exec "$@" >> "$disk/service.log" 2>&1  # nor can the log be written
 """
-FULL_MEMORY = """
+FILL = "dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true"
+FULL_MEMORY = f"""
 shift
 mount -t tmpfs -o size=4m tmpfs /dev/shm
-dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true
+{FILL}
 exec "$@"
 """
 SMALL_MEMORY = """
@@ -48,7 +55,6 @@ shift
 mount -t tmpfs -o size=8m tmpfs /dev/shm
 exec "$@"
 """
-FILL = "dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true"
 SMALL = """
 mount -t tmpfs -o size=3m tmpfs "$1"
 shift
@@ -67,31 +73,30 @@ TASKS = (
 pytestmark = pytest.mark.skipif(
     subprocess.run([*IN_NAMESPACE, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode
     != 0,
-    reason="no mounts are permitted here: what a full or read-only disk does is not tested",
+    reason="no mounts are permitted here: what a full or read-only disk does is NOT tested",
 )
 
 
-def large_image() -> bytes:
-    """Return a file of some MB: bodies of more than one lie in a file while they are read."""
-    file = io.BytesIO()
-    Image.fromarray(
-        np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
-    ).save(file, "PNG")
-    return file.getvalue()
-
-
 def answers(service: RunningService, task: str = "captioning") -> bool:
-    files = {"image": large_image()}
-    response = httpx.post(f"{service.url}/v1/predict", data={"task": task}, files=files, timeout=60)
+    """Send a file of some MB: bodies of more than one lie in a file while they are read."""
+    noise = np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    response = service.predict(file.getvalue(), task=task)
     return response.is_success and "result" in response.json()
 
 
 @contextmanager
-def served_with(exported: ModelStore, folder: Path, script: str) -> Iterator[RunningService]:
-    """Serve one model in a mount namespace that `script` has prepared."""
-    command = (*IN_NAMESPACE, script, "sh", str(folder), *SERVICE)
-    models = {"DIPTYCH_MODELS": "florence-2-mini"}
-    with running_service(exported.home, folder / "service.log", OPEN, command, **models) as service:
+def served_with(
+    exported: ModelStore, folder: Path, script: str, **settings: str
+) -> Iterator[RunningService]:
+    """Serve one model in a mount namespace that `script` has prepared with a disk at `folder`."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = (*IN_NAMESPACE, script, "sh", str(disk), *SERVICE)
+    settings |= {"DIPTYCH_MODELS": "florence-2-mini"}
+    log = folder / "service.log"
+    with running_service(exported.home, log, OPEN, command, **settings) as service:
         yield service
 
 
@@ -102,12 +107,8 @@ def served_with(exported: ModelStore, folder: Path, script: str) -> Iterator[Run
         pytest.param(FULL, id="full"),
     ],
 )
-def test_the_service_starts_answers_counts_and_stops(
-    exported: ModelStore, tmp_path: Path, script: str
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    with served_with(exported, disk, script) as service:
+def test_disk_changes_nothing(exported: ModelStore, tmp_path: Path, script: str) -> None:
+    with served_with(exported, tmp_path, script) as service:
         assert all(answers(service) for _ in range(3))
         assert metric(service, "diptych_requests_total", status="ok") == 3
         service.process.send_signal(signal.SIGTERM)
@@ -115,22 +116,19 @@ def test_the_service_starts_answers_counts_and_stops(
 
 
 @pytest.mark.long
-def test_without_space_in_memory_the_service_starts_and_answers(
-    exported: ModelStore, tmp_path: Path
-) -> None:
+def test_full_memory_costs_metrics_alone(exported: ModelStore, tmp_path: Path) -> None:
     with served_with(exported, tmp_path, FULL_MEMORY) as service:
         assert all(answers(service) for _ in range(3))
         assert "no space for metrics" in service.log.read_text()
 
 
 @pytest.mark.long
-def test_memory_that_fills_costs_metrics_and_no_process(
-    exported: ModelStore, tmp_path: Path
-) -> None:
+def test_memory_that_fills_costs_metrics_alone(exported: ModelStore, tmp_path: Path) -> None:
     with served_with(exported, tmp_path, SMALL_MEMORY) as service:
         assert answers(service)
         parts = service.parts()
-        subprocess.run(["nsenter", "-m", "-t", str(parts["diptych"]), "sh", "-c", FILL], check=True)
+        command = ["nsenter", "-m", "-t", str(parts[GATEWAY]), "sh", "-c", FILL]
+        subprocess.run(command, check=True)
         assert all(answers(service, task) for task in TASKS)
         with service.client() as client:
             assert client.get("/metrics").status_code == 200
@@ -138,21 +136,11 @@ def test_memory_that_fills_costs_metrics_and_no_process(
 
 
 @pytest.mark.long
-def test_files_that_do_not_fit_on_the_disk_are_refused_until_there_is_room(
-    exported: ModelStore, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = (*IN_NAMESPACE, SMALL, "sh", str(disk), *SERVICE)
-    settings = {
-        "DIPTYCH_MODELS": "florence-2-mini",
-        "DIPTYCH_BATCHES_FOLDER": str(disk / "batches"),
-    }
+def test_files_are_refused_until_there_is_room(exported: ModelStore, tmp_path: Path) -> None:
+    batches = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "disk" / "batches")}
     lines = [predict_line(number) for number in range(5)]
     with (
-        running_service(
-            exported.home, tmp_path / "service.log", OPEN, command, **settings
-        ) as service,
+        served_with(exported, tmp_path, SMALL, **batches) as service,
         openai_client(service, "-").with_options(max_retries=0) as client,
     ):
         large = client.files.create(file=("large", b"x" * 2_000_000), purpose="batch")

@@ -5,15 +5,13 @@ leftovers.
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -29,12 +27,13 @@ from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
+RUNNER = f"{MODEL}-runner"
 NUM_TOKENS = 160
 NUM_BEAMS = 4  # together these answers take some seconds
 # Some requests are queued in the gateway, and none finds its image encoded.
 SETTINGS = {"DIPTYCH_DECODER_MAX_BATCH_SIZE": "8", "DIPTYCH_VISION_CACHE_MB": "0"}
-NUM_TURNS = 12  # half as many again as the decoder writes at once
-FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS)}
+NUM_RUNNING = 12  # half as many again as the decoder writes at once
+FORM: dict[str, Any] = {"task": "captioning", "max_new_tokens": NUM_TOKENS}
 NUM_WHOLE = 16
 STOP_S = 60  # far above what the answers take
 
@@ -44,55 +43,26 @@ def endless(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> M
     return endless_models(exported, tmp_path_factory.mktemp("endless") / "bentoml")
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """A service that was told to stop, and whose runner stands still."""
-
-    service: RunningService
-    processes: Sequence[int]  # all but the supervisor
-
-
 @pytest.fixture(scope="module", autouse=True)
-def stopping(endless: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopping]:
-    """Stops while the other tests of this file run."""
+def stopping(
+    endless: ModelStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningService, list[int]]]:
+    """A service that stops while the other tests of this file run, and whose runner stands still;
+    and its processes.
+    """
     log = tmp_path_factory.mktemp("stopping") / "service.log"
     settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": MODEL}
     with forked_service(endless.home, log, **settings) as service:
         processes = descendants(service.process.pid)
-        os.kill(service.parts()[f"{MODEL}-runner"], signal.SIGSTOP)
+        service.send_signal(RUNNER, signal.SIGSTOP)
         service.process.send_signal(signal.SIGTERM)
-        yield Stopping(service, processes)
+        yield service, processes
 
 
-@pytest.fixture
-def service(endless: ModelStore, tmp_path: Path) -> Iterator[RunningService]:
-    with forked_service(endless.home, tmp_path / "service.log", **SETTINGS) as running:
-        yield running
-
-
-def ask(service: RunningService, **fields: str) -> httpx.Response:
-    return httpx.post(
-        f"{service.url}/v1/predict",
-        data=FORM | fields,
-        files={"image": scene_png()},
-        timeout=STOP_S,
-    )
-
-
-def call(channel: grpc.Channel) -> Any:
-    request = pb.PredictRequest(
-        image=scene_png(), task="captioning", max_new_tokens=NUM_TOKENS, num_beams=NUM_BEAMS
-    )
-    return VisionStub(channel).Predict.future(request, timeout=STOP_S)
-
-
-def num_beyond_turns(service: RunningService) -> float:
-    """Return how many more have come than have turns at once: those that wait, and those that gave
-    theirs up.
-    """
-    found = samples(service)
-    num_answered = total(found, "diptych_requests_total", status="ok")
-    return total(found, "diptych_queue_depth", stage="admission") + num_answered
+def num_queued_or_answered(service: RunningService) -> float:
+    measured = samples(service)
+    num_answered = total(measured, "diptych_requests_total", status="ok")
+    return total(measured, "diptych_queue_depth", stage="admission") + num_answered
 
 
 def is_serving(channel: grpc.Channel) -> bool:
@@ -101,48 +71,45 @@ def is_serving(channel: grpc.Channel) -> bool:
     return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def test_what_was_accepted_is_answered_and_the_rest_refused(service: RunningService) -> None:
-    # what forks the processes has no threads
-    assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1
+def test_accepted_requests_are_answered(endless: ModelStore, tmp_path: Path) -> None:
+    request = pb.PredictRequest(image=scene_png(), num_beams=NUM_BEAMS, **FORM)
     with ExitStack() as stack:
+        service = stack.enter_context(
+            forked_service(endless.home, tmp_path / "service.log", **SETTINGS)
+        )
+        # what forks the processes has no threads
+        assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1
         pool = stack.enter_context(ThreadPoolExecutor(NUM_WHOLE + 1))
         channel = stack.enter_context(grpc.insecure_channel(service.grpc_address))
+        vision: Any = VisionStub(channel)
         wait_until(lambda: is_serving(channel))
-        whole = [pool.submit(ask, service, num_beams=str(NUM_BEAMS)) for _ in range(NUM_WHOLE)]
-        stream = pool.submit(ask, service, num_beams="1", stream="true")
-        called = call(channel)
-        wait_until(lambda: num_beyond_turns(service) == NUM_WHOLE + 2 - NUM_TURNS)
+        whole = [
+            pool.submit(service.predict, **FORM, num_beams=NUM_BEAMS) for _ in range(NUM_WHOLE)
+        ]
+        stream = pool.submit(service.predict, **FORM, num_beams=1, stream=True)
+        call = vision.Predict.future(request, timeout=STOP_S)
+        wait_until(lambda: num_queued_or_answered(service) == NUM_WHOLE + 2 - NUM_RUNNING)
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not service.is_ready())
-        assert_refuses(service, channel)
+        refused = service.predict(**FORM)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert refused.headers["connection"] == "close"
+        assert not is_serving(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            vision.Predict(request, timeout=STOP_S)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         service.process.send_signal(signal.SIGTERM)  # a second one changes nothing
         assert not all(answer.done() for answer in whole)
-        assert_answered(whole, stream)
-        assert called.result().usage.generated_tokens == NUM_TOKENS
+        results = [answer.result().json() for answer in whole]
+        results.append(parse_events(stream.result().text)[-1][1])
+        assert {result["usage"]["generated_tokens"] for result in results} == {NUM_TOKENS}
+        assert call.result().usage.generated_tokens == NUM_TOKENS
+        assert service.process.wait(STOP_S) == 0
+    assert "ended with status" not in service.log.read_text()
+
+
+def test_late_processes_are_killed(stopping: tuple[RunningService, list[int]]) -> None:
+    service, processes = stopping
     assert service.process.wait(STOP_S) == 0
-    assert service.log.read_text().count("ended with status") == 0
-
-
-def assert_refuses(service: RunningService, channel: grpc.Channel) -> None:
-    refused = ask(service)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-    assert refused.headers["connection"] == "close"
-    assert not is_serving(channel)
-    with pytest.raises(grpc.RpcError) as caught:
-        call(channel).result()
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
-def assert_answered(
-    whole: "list[Future[httpx.Response]]", stream: "Future[httpx.Response]"
-) -> None:
-    for answer in whole:
-        assert answer.result().json()["usage"]["generated_tokens"] == NUM_TOKENS
-    name, result = parse_events(stream.result().text)[-1]
-    assert (name, result["usage"]["generated_tokens"]) == ("result", NUM_TOKENS)
-
-
-def test_what_does_not_end_in_time_is_killed(stopping: Stopping) -> None:
-    assert stopping.service.process.wait(STOP_S) == 0
-    assert not any(map(is_alive, stopping.processes))
-    assert re.search(f"killed after .* s: {MODEL}-runner", stopping.service.log.read_text())
+    assert not any(map(is_alive, processes))
+    assert re.search(f"killed after .* s: {RUNNER}", service.log.read_text())

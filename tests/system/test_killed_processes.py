@@ -1,71 +1,87 @@
 """kill -9 of each process under load: ready again soon, nobody hangs, nobody gets another's
-answer. kill -9 of the supervisor ends all.
+answer. kill -9 of the supervisor ends all. The same of a service in one process.
 """
 
-import os
 import signal
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.load import Load, load
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import RunningService, forked_service
+from tests.support.running_service import GATEWAY, RunningService, forked_service
+from tests.support.server_sent_events import parse_events
+from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
 NUM_CLIENTS = 10
-GATEWAY = "diptych"
-RUNNER = "florence-2-mini-runner"
+MODEL = EMBEDDED[0]
+DETECTION: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["circle", "triangle"]}
 
 
 @pytest.fixture(scope="module")
-def service(
+def killed(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
-    folder = tmp_path_factory.mktemp("killed")
-    with forked_service(
-        exported.home, folder / "service.log", DIPTYCH_VISION_CACHE_MB="0"
-    ) as running:
+    log = tmp_path_factory.mktemp("killed") / "service.log"
+    with forked_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def one(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service of both models in one process."""
+    log = tmp_path_factory.mktemp("one") / "service.log"
+    with forked_service(exported.home, log, DIPTYCH_PROCESSES="one") as running:
         yield running
 
 
 def kill_under_load(service: RunningService, part: str) -> Load:
-    with load(service.url, NUM_CLIENTS) as asked:
-        asked.wait_for_more(2 * NUM_CLIENTS)
-        killed = service.parts()[part]
-        os.kill(killed, signal.SIGKILL)
-        start_s = time.monotonic()
-        while service.parts().get(part, killed) == killed:
-            time.sleep(0.01)
+    with load(service.url, NUM_CLIENTS) as clients:
+        clients.wait_for_more(2 * NUM_CLIENTS)
+        pid = service.send_signal(part, signal.SIGKILL)
+        wait_until(lambda: service.parts().get(part, pid) != pid)
         service.wait_until_ready()
-        print(f"{part}: ready again after {time.monotonic() - start_s:.1f} s")
-        asked.wait_for_more(2 * NUM_CLIENTS)
-    print(f"{part}: {dict(asked.kinds())}, {asked.others()}")
-    return asked
+        clients.wait_for_more(2 * NUM_CLIENTS)
+    print(f"{part}: {dict(clients.kinds())}, {clients.failures()}")
+    assert len(clients.failures()) <= NUM_CLIENTS
+    return clients
 
 
-def test_a_killed_runner_costs_no_answer_but_streams_that_had_begun(
-    service: RunningService,
-) -> None:
-    asked = kill_under_load(service, RUNNER)
-    assert asked.kinds().keys() <= {"right", "refused", "cut"}
-    assert {outcome.detail for outcome in asked.others()} <= {"not_ready"}
-    assert len(asked.others()) <= NUM_CLIENTS
+def test_killed_runner_costs_only_begun_streams(killed: RunningService) -> None:
+    clients = kill_under_load(killed, f"{MODEL}-runner")
+    assert clients.kinds().keys() <= {"right", "refused", "cut"}
+    assert {outcome.detail for outcome in clients.failures()} <= {"not_ready"}
+    num_images = metric(killed, "diptych_batch_size_sum", stage="encode")
+    assert num_images > metric(killed, "diptych_batch_size_count", stage="encode")
 
 
-def test_a_killed_gateway_breaks_the_connections_that_it_had(service: RunningService) -> None:
-    asked = kill_under_load(service, GATEWAY)
-    assert asked.kinds().keys() <= {"right", "broken"}
-    assert len(asked.others()) <= NUM_CLIENTS
+def test_killed_gateway_breaks_its_connections(killed: RunningService) -> None:
+    assert kill_under_load(killed, GATEWAY).kinds().keys() <= {"right", "broken"}
 
 
-def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
-    """The last of this file."""
-    processes = descendants(service.process.pid)
+def test_killed_supervisor_leaves_no_process(killed: RunningService) -> None:
+    """The last of this service."""
+    processes = descendants(killed.process.pid)
     assert len(processes) == 3  # the gateway and two runners
-    service.process.kill()
-    service.process.wait()
+    killed.process.kill()
+    killed.process.wait()
     wait_until(lambda: not any(map(is_alive, processes)))
+
+
+def test_one_process_answers_as_several(one: RunningService, service: RunningService) -> None:
+    for model in EMBEDDED:
+        answers = [each.predict(**DETECTION, model=model).json() for each in (one, service)]
+        for name in ("result", "raw_text", "usage", "model"):
+            assert answers[0][name] == answers[1][name]
+    events = parse_events(one.predict(**DETECTION, model=EMBEDDED[1], stream=True).text)
+    assert events[-1][1]["result"] == answers[0]["result"]
+    assert one.parts().keys() == {GATEWAY}
+    assert metric(one, "diptych_vision_cache_requests_total", model=MODEL) > 0
+
+
+def test_killed_single_process_comes_back(one: RunningService) -> None:
+    assert kill_under_load(one, GATEWAY).kinds().keys() <= {"right", "broken"}

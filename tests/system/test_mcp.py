@@ -2,16 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 from mcp import Client, MCPError, StdioServerParameters
-from mcp_types import CallToolResult, TextContent, Tool
+from mcp_types import CallToolResult, TextContent
 
 from diptych_client import Client as DiptychClient
 from diptych_client.transports.messages import to_json
@@ -19,44 +18,29 @@ from tests.support.client_command import DIPTYCH
 from tests.support.running_service import RunningService, free_port
 from tests.support.scene_images import scene_png
 
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """A client of the protocol, whose event loop is in another thread, and the server's process."""
-
-    portal: BlockingPortal
-    client: Client
-
-    def tools(self) -> list[Tool]:
-        return self.portal.call(self.client.list_tools).tools
-
-    def call(self, tool: str, **arguments: Any) -> CallToolResult:
-        result: CallToolResult = self.portal.call(self.client.call_tool, tool, arguments)
-        return result
+Call = Callable[..., CallToolResult]
 
 
 @contextmanager
-def agent(url: str) -> Iterator[Agent]:
-    """Start the server as an agent's host does."""
-    server = StdioServerParameters(
-        command=DIPTYCH, args=["--url", url, "--max-retries", "0", "mcp"], env=dict(os.environ)
-    )
+def tools_of(url: str) -> Iterator[Call]:
+    """Start the server as an agent's host does; yield a function that calls its tools."""
+    arguments = ["--url", url, "--max-retries", "0", "mcp"]
+    server = StdioServerParameters(command=DIPTYCH, args=arguments, env=dict(os.environ))
     client = Client(server, read_timeout_seconds=60)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
-        yield Agent(portal, client)
+
+        def call(tool: str, **arguments: Any) -> CallToolResult:
+            portal.call(client.list_tools)
+            result: CallToolResult = portal.call(client.call_tool, tool, arguments)
+            return result
+
+        yield call
 
 
 @pytest.fixture(scope="module")
-def rest(service: RunningService) -> Iterator[Agent]:
-    """An agent whose server calls the service over REST."""
-    with agent(service.url) as started:
-        yield started
-
-
-def text_of(result: CallToolResult) -> str:
-    (content,) = result.content
-    assert isinstance(content, TextContent)
-    return content.text
+def rest(service: RunningService) -> Iterator[Call]:
+    with tools_of(service.url) as call:
+        yield call
 
 
 @pytest.fixture
@@ -66,55 +50,61 @@ def scene(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("interface", ["rest", "grpc"])
-def test_boxes_are_those_of_the_client(service: RunningService, scene: str, interface: str) -> None:
-    url = service.url if interface == "rest" else f"grpc://{service.grpc_address}"
-    with agent(url) as started:
-        result = started.call("object_detection", image=scene)
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def assert_detections(call: Call, url: str, scene: str) -> None:
+    result = call("object_detection", image=scene)
     assert not result.is_error
     assert json.loads(text_of(result)) == result.structured_content
-    (found,) = result.structured_content["answers"]
+    (answer,) = result.structured_content["answers"]
     with DiptychClient(url) as client:
         expected = to_json(client.predict(scene, "object_detection"))["result"]["detections"]
-    assert (
-        [each["label"] for each in found["detections"]]
-        == [each["label"] for each in expected]
-        != []
-    )
-    for detection, other in zip(found["detections"], expected, strict=True):
+    assert expected
+    for detection, other in zip(answer["detections"], expected, strict=True):
+        assert detection["label"] == other["label"]
         assert detection["box"] == pytest.approx(other["box"], abs=0.051)
 
 
-def test_steps_are_asked_about_each_box(rest: Agent, scene: str) -> None:
+def test_boxes_are_those_of_the_client(rest: Call, service: RunningService, scene: str) -> None:
+    assert_detections(rest, service.url, scene)
+    url = f"grpc://{service.grpc_address}"
+    with tools_of(url) as call:
+        assert_detections(call, url, scene)
+
+
+def test_steps_ask_about_each_box(rest: Call, scene: str) -> None:
     steps = [
         {"id": "things", "task": "object_detection"},
         {"id": "what", "task": "region_description", "each": "things"},
     ]
-    things, what = rest.call("analyze", image=scene, steps=steps).structured_content["steps"]
-    found = things["answers"][0]["detections"]
-    assert {each["of"] for each in what["answers"]} == set(range(len(found))) != set()
-    assert all(each["text"] for each in what["answers"])
-    refused = rest.call("analyze", image=scene, steps=[{**steps[1], "each": "thing"}])
+    things, what = rest("analyze", image=scene, steps=steps).structured_content["steps"]
+    num_things = len(things["answers"][0]["detections"])
+    assert num_things
+    assert {answer["of"] for answer in what["answers"]} == set(range(num_things))
+    assert all(answer["text"] for answer in what["answers"])
+    refused = rest("analyze", image=scene, steps=[{**steps[1], "each": "thing"}])
     assert "each is 'thing', which is not a step" in text_of(refused)
 
 
-def test_errors_are_results_with_the_message_of_the_service(
-    rest: Agent, scene: str, tmp_path: Path
-) -> None:
-    neither = rest.call("phrase_grounding", image=scene)
-    assert neither.is_error
-    assert "requires exactly one of caption, phrases" in text_of(neither)
-    url = rest.call("ocr", image="https://example.org/a.png")
-    assert url.is_error
-    assert "image URLs are disabled" in text_of(url)
+def test_errors_are_results(rest: Call, scene: str, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(scene_png()[:100])
-    assert "unsupported_image" in text_of(rest.call("ocr", image=str(tmp_path / "broken.png")))
+    calls = [
+        ("phrase_grounding", scene, "requires exactly one of caption, phrases"),
+        ("ocr", "https://example.org/a.png", "image URLs are disabled"),
+        ("ocr", str(tmp_path / "broken.png"), "unsupported_image"),
+    ]
+    for tool, image, message in calls:
+        result = rest(tool, image=image)
+        assert result.is_error
+        assert message in text_of(result)
 
 
-def test_the_server_starts_without_the_service() -> None:
+def test_missing_service_is_an_error_of_the_listing() -> None:
     refusal = "^cannot list the tasks of the service: connection_failed"
-    with (
-        agent(f"http://127.0.0.1:{free_port()}") as started,
-        pytest.raises(MCPError, match=refusal),
-    ):
-        started.tools()
+    url = f"http://127.0.0.1:{free_port()}"
+    with tools_of(url) as call, pytest.raises(MCPError, match=refusal):
+        call("ocr")

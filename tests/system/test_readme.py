@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
 
@@ -22,29 +20,19 @@ BLOCKS = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
 VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 
 
-def run(*command: str) -> str:
+def output(*command: str) -> str:
     """Return what a program prints in the repository, where it prints no warning."""
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
-@pytest.mark.parametrize(
-    ("language", "code", "output"), BLOCKS, ids=[language for language, *_ in BLOCKS]
-)
-def test_block_prints_what_the_readme_shows(
-    service: RunningService, tmp_path: Path, language: str, code: str, output: str
-) -> None:
-    code = adapted(code, service, tmp_path)
-    if language == "python":
-        assert run(sys.executable, "-c", code) == output
-    else:
-        printed = run("curl", "--silent", *shlex.split(code)[1:])
-        assert without_varying(json.loads(printed)) == without_varying(json.loads(output))
-
-
-def test_readme_has_a_request_and_a_program() -> None:
-    assert [language for language, *_ in BLOCKS] == ["bash", "python"]
+def test_blocks_print_what_the_readme_shows(service: RunningService, tmp_path: Path) -> None:
+    (bash, request, answer), (python, program, text) = BLOCKS
+    assert (bash, python) == ("bash", "python")
+    printed = output("curl", "--silent", *shlex.split(adapted(request, service, tmp_path))[1:])
+    assert without_varying(json.loads(printed)) == without_varying(json.loads(answer))
+    assert output(sys.executable, "-c", adapted(program, service, tmp_path)) == text
 
 
 def adapted(code: str, service: RunningService, folder: Path) -> str:

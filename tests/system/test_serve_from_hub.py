@@ -10,12 +10,10 @@ import pytest
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hub import COMMIT, REPOSITORY, running_hub
 from tests.support.running_service import OPEN, running_service
-from tests.support.scene_images import scene_png
 from wire.artifacts.manifest import read_manifest
 
 NAME = f"hf:{REPOSITORY}"
 MODEL_ID = "tests--florence-2-mini"
-UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
 START_TIMEOUT_S = 400  # export included
 # The environment is there; make would install it first.
 MAKE_SERVE = (
@@ -28,26 +26,22 @@ MAKE_SERVE = (
 
 
 @pytest.mark.long
-def test_a_repository_is_exported_and_served_by_its_name(tmp_path: Path) -> None:
+def test_repository_is_served_by_its_name(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "bentoml")
+    log = tmp_path / "log"
     with running_hub(MODELS / "florence-2-mini") as hub:
         environment = hub.environment(tmp_path / "cache") | {"MAKEFLAGS": ""}
-        with (
-            running_service(
-                store.home, tmp_path / "log", OPEN, MAKE_SERVE, START_TIMEOUT_S, **environment
-            ) as service,
-            service.client() as http,
-        ):
-            (listed,) = http.get("/v1/models").raise_for_status().json()["data"]
-            answer = http.post(
-                "/v1/predict",
-                data={"task": "captioning", "model": MODEL_ID},
-                files={"image": scene_png(6)},
-            )
+        with running_service(
+            store.home, log, OPEN, MAKE_SERVE, START_TIMEOUT_S, **environment
+        ) as service:
+            with service.client() as http:
+                (model,) = http.get("/v1/models").raise_for_status().json()["data"]
+            answer = service.predict(task="captioning", model=MODEL_ID).raise_for_status()
     assert not service.is_ready()  # it ends with make
-    assert (listed["id"], listed["parameters"], listed["resolution"]) == (MODEL_ID, 2610240, 192)
-    assert answer.raise_for_status().json()["result"]["text"]
+    assert (model["id"], model["parameters"], model["resolution"]) == (MODEL_ID, 2610240, 192)
+    assert answer.json()["result"]["text"]
     manifest = read_manifest(store.newest(MODEL_ID))
     assert (manifest.source, manifest.revision) == (REPOSITORY, COMMIT)
-    again = store.export("--if-changed", NAME, **environment | {"HF_ENDPOINT": UNREACHABLE})
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port: nothing listens
+    again = store.export("--if-changed", NAME, **environment)
     assert again.stdout == f"{MODEL_ID}: up to date\n", again.stderr

@@ -3,7 +3,6 @@
     runtime.c, libraries.c   memory, streams, captures, graphs; cuBLAS and cuDNN: kernels do nothing
     environment              `python -m tests.support.fake_cuda.environment`: installs the two
                              packages in build/fake-cuda and compiles the libraries beside them
-    counts                   the calls of the process, counted
     scenarios                what the tests run in that environment, one process each
 
 It proves structure: captures, launches, copies, waits, allocations, recovery. It proves no numbers

@@ -45,11 +45,11 @@ def make() -> None:
     if (reason := missing()) is not None:
         sys.exit(reason)
     lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
-    wanted = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
+    packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
     installed = FOLDER / "installed"
-    text = "\n".join([*wanted, *_HEADERS])
+    text = "\n".join([*packages, *_HEADERS])
     if not installed.exists() or installed.read_text() != text:
-        _install([*wanted, *_HEADERS])
+        _install([*packages, *_HEADERS])
         installed.write_text(text)
     _compile()
 
@@ -75,15 +75,15 @@ def _install(packages: Sequence[str]) -> None:
 def _compile() -> None:
     """Compile the libraries: one file under all names, with the versions of the symbols."""
     clients = [*SITE.glob("torch/lib/*.so*"), *SITE.glob("onnxruntime/capi/*.so*")]
-    wanted = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}") | _symbols(clients)
+    symbols = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}") | _symbols(clients)
     text = "".join((SOURCES / name).read_text() for name in ("runtime.c", "libraries.c"))
     defined = {*_DEFINED.findall(text), *_BY_MACRO.findall(text)}
     stubs = FOLDER / "stubs.c"
     stubs.write_text(
-        "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(wanted.keys() - defined))
+        "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(symbols.keys() - defined))
     )
     script = FOLDER / "versions.map"
-    script.write_text(_version_script(wanted))
+    script.write_text(_version_script(symbols))
     LIBRARIES.mkdir(parents=True, exist_ok=True)
     library = LIBRARIES / "libfake_cuda.so"
     command = ["cc", "-shared", "-fPIC", "-O1", "-w", "-pthread", "-o", str(library)]
@@ -114,12 +114,12 @@ def _looked_up(provider: Path) -> dict[str, str]:
         return {name.decode(): "" for name in _BY_NAME.findall(content)}
 
 
-def _version_script(wanted: dict[str, str]) -> str:
+def _version_script(symbols: dict[str, str]) -> str:
     """Return a linker script in which each symbol has its version."""
     nodes = []
-    for version in sorted(set(wanted.values()) - {""}):
-        own = "".join(f" {name};" for name in sorted(wanted) if wanted[name] == version)
-        nodes.append(f"{version} {{ global:{own} }};\n")
+    for version in sorted(set(symbols.values()) - {""}):
+        names = "".join(f" {name};" for name in sorted(symbols) if symbols[name] == version)
+        nodes.append(f"{version} {{ global:{names} }};\n")
     return "".join(nodes)
 
 

@@ -120,7 +120,7 @@ static cudaError_t refused(const char *name) {
 /* ---- kernels and library calls, counted by name ---- */
 
 #define NUM_NAMES (1 << 18)
-static struct { const void *key; const char *name; atomic_long count; } names[NUM_NAMES];
+static struct { const void *key; const char *name; } names[NUM_NAMES];
 
 static unsigned place_of(const void *key) {
     unsigned place = ((unsigned long)key >> 2) * 2654435761u % NUM_NAMES;
@@ -139,7 +139,6 @@ static void name_kernel(const void *key, const char *name) {
 static void count_launch(const void *key, const char *name, cudaStream_t stream, int has_stream) {
     unsigned place = place_of(key);
     if (!names[place].key) { name_kernel(key, name ? name : "?"); place = place_of(key); }
-    names[place].count++;
     if (has_stream ? is_captured(stream) : is_own_capture()) {
         counts[CAPTURED]++;
         capture.num_nodes++;
@@ -583,11 +582,3 @@ API int cuCtxGetCurrent(void **context) { return cuDevicePrimaryCtxRetain(contex
 API void fake_cuda_counts(long *found) { for (int i = 0; i < NUM_COUNTS; i++) found[i] = counts[i]; }
 API void fake_cuda_fail_allocations(long first, long num) { num_succeeding = first - 1, num_failing = num; }
 API void fake_cuda_lose_device(int code) { lost_code = code; }
-
-/* The number of launches of kernels with `part` in their (mangled) name, captured ones included. */
-API long fake_cuda_launches_of(const char *part) {
-    long found = 0;
-    for (int i = 0; i < NUM_NAMES; i++)
-        if (names[i].key && names[i].count && strstr(names[i].name, part)) found += names[i].count;
-    return found;
-}

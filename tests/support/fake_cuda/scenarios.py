@@ -3,19 +3,18 @@
 captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
              and the kernels of some
 traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
-attention    the attention kernels of a prefill and of a step
-widths       those of the released sizes
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
 service      the check of the service with both models, for some seconds
 failed       a decoder in which one product fails and the device does not
 """
 
+import ctypes
 import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -31,21 +30,12 @@ from laboratory.gpu_check.serving import check_service
 from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.captured_passes import capture_cuda_graph
-from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import FixedBatches, VisionEncoder
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
 from tests.support.device_traffic import make_endless
-from tests.support.fake_cuda.counts import (
-    counted,
-    counts,
-    fail_allocations,
-    fail_library_calls,
-    launches_of,
-    lose_device,
-)
 from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import DECODER_FILE
 
@@ -60,9 +50,62 @@ _KINDS: dict[str, dict[str, Any]] = {
 _NUM_TOKENS = 24
 _ADAPTER = "tuned"
 _WITHOUT_PLACE = "tuned, with a higher rank"
-_ATTENTION = ("flash_fwd", "fmha_cutlass", "cudnn", "softmax")
 _ALL = 10**6  # allocations
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
+
+_runtime = ctypes.CDLL("libcudart.so.13")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts in the order of runtime.c."""
+
+    launches: int
+    captured: int
+    stray: int
+    replays: int
+    to_device: int
+    to_host: int
+    on_device: int
+    waits: int
+    waits_for_all: int
+    events: int
+    allocations: int
+    frees: int
+    pinned: int
+    captures: int
+    illegal: int
+    num_bytes: int
+
+
+def counts() -> Counts:
+    """Return the counts since the start of the process."""
+    numbers = (ctypes.c_long * len(fields(Counts)))()
+    _runtime.fake_cuda_counts(numbers)
+    return Counts(*numbers)
+
+
+def counted(work: Callable[[], object]) -> dict[str, int]:
+    """Run `work`; return the counts that have changed, by how much."""
+    before = asdict(counts())
+    work()
+    changes = {name: after - before[name] for name, after in asdict(counts()).items()}
+    return {name: change for name, change in changes.items() if change}
+
+
+def fail_allocations(first: int, num: int) -> None:
+    """Fail `num` allocations of device memory; `first` is 1 for the next one."""
+    _runtime.fake_cuda_fail_allocations(ctypes.c_long(first), ctypes.c_long(num))
+
+
+def fail_library_calls(status: int, num: int) -> None:
+    """Fail the next `num` launches of cuBLAS or cuDNN with `status`."""
+    _runtime.fake_cuda_fail_library(status, num)
+
+
+def lose_device(code: int) -> None:
+    """Fail every call with `code` until the process ends."""
+    _runtime.fake_cuda_lose_device(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +146,7 @@ def captures(model: Model) -> dict[str, Any]:
         "freed features": freed,
         "decoder": graphs.num_captured,
         "decoder with adapters": with_adapters.graphs.num_captured,
-        "prefills": [each.prefills.num_captured for each in (engine, with_adapters)],
+        "prefills": [engine.prefills.num_captured, with_adapters.prefills.num_captured],
         "kernels of a step": _kernels_of_step(graphs),
         "kernels of a step with adapters": _kernels_of_step(with_adapters.graphs),
         "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
@@ -128,52 +171,19 @@ def traffic(model: Model) -> dict[str, Any]:
     """Return the calls of an admission, and those of ten steps, by kind and number of sequences."""
     decoder = _decoder_with_adapter(model)
     make_endless(decoder)
-    found: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
     for num in (1, 21, 64):
         for kind in _KINDS:
-            wanted = _requests(decoder, model, kind, num)
-            sequences = [start_sequence(request, decoder.rules) for request in wanted]
+            sequences = []
+            for request in _requests(decoder, model, kind, num):
+                sequences.append(start_sequence(request, decoder.rules))
             batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
             admission = counted(lambda: batch.admit(sequences))  # noqa: B023  # called at once
             batch.step()  # its tokens are those of the host, later ones are on the device
             steps = counted(lambda: [batch.step() for _ in range(10)])  # noqa: B023
             assert not any(sequence.error for sequence in sequences)
-            found[f"{kind}, {num}"] = {"admission": admission, "10 steps": steps}
-    return found
-
-
-def attention(model: Model) -> dict[str, Any]:
-    """Return the launches of each kind of attention kernel, in a prefill and in steps."""
-    decoder = model.decoder("cuda")
-    make_endless(decoder)
-    wanted = requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
-    captured = _kernels(lambda: LiveBatch(decoder, 2))
-    with torch.inference_mode():
-        prefill = _kernels(lambda: EagerEngine(decoder, 2).prefill(wanted, 0))
-    return {"captured": captured, "prefill": prefill}
-
-
-def widths(_model: Model) -> dict[str, Any]:
-    """Return the launches of each kind of attention kernel, at the sizes of released models."""
-    return {
-        "Florence-2, step": _attend(torch.float16, 12, 12, (1, 640), 64),
-        "Florence-2, prefill": _attend(torch.float16, 12, 12, (590, 590), 64),
-        "PaliGemma, step": _attend(torch.bfloat16, 8, 1, (1, 1280), 256),
-        "PaliGemma, prefill": _attend(torch.bfloat16, 8, 1, (300, 300), 256),
-    }
-
-
-def _attend(
-    dtype: torch.dtype, num_heads: int, num_key_heads: int, lengths: tuple[int, int], size: int
-) -> dict[str, int]:
-    queries = torch.empty(4, num_heads, lengths[0], size, dtype=dtype, device="cuda")
-    keys = torch.empty(4, num_key_heads, lengths[1], size, dtype=dtype, device="cuda")
-    mask = torch.empty(4, 1, 1, lengths[1], dtype=dtype, device="cuda")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # load_decoder does
-    is_shared = num_heads != num_key_heads
-    attend = partial(scaled_dot_product_attention, queries, keys, keys, mask, enable_gqa=is_shared)
-    with torch.inference_mode():
-        return _kernels(attend)
+            calls[f"{kind}, {num}"] = {"admission": admission, "10 steps": steps}
+    return calls
 
 
 def memory(model: Model) -> dict[str, Any]:
@@ -187,15 +197,15 @@ def memory(model: Model) -> dict[str, Any]:
         starts[f"{num} from {first}"] = _start(model, decoder, first, num)
     served = {}
     with scheduler(decoder, 8) as running:
-        wanted = requests(decoder, [model.features("cuda")] * 8, 6)
-        write(running, wanted)
+        pending = requests(decoder, [model.features("cuda")] * 8, 6)
+        write(running, pending)
         torch.cuda.empty_cache()
         idle_bytes = counts().num_bytes
         for first, num in product(range(1, 9), (1, _ALL)):
             fail_allocations(first, num)
-            outcomes = [_outcome(future.result) for future in running.submit(wanted)]
+            outcomes = [_outcome(future.result) for future in running.submit(pending)]
             fail_allocations(0, 0)
-            write(running, wanted)
+            write(running, pending)
             torch.cuda.empty_cache()
             served[f"{num} from {first}"] = outcomes
         after_bytes = counts().num_bytes
@@ -206,19 +216,19 @@ def lost(model: Model, code: str) -> dict[str, Any]:
     """Lose the device while a decoder serves; the process should not return."""
     decoder = model.decoder("cuda")
     with scheduler(decoder, 2) as running:
-        wanted = requests(decoder, [model.features("cuda")], 8)
-        write(running, wanted)
+        pending = requests(decoder, [model.features("cuda")], 8)
+        write(running, pending)
         lose_device(int(code))
-        return {"outcome": _outcome(lambda _: write(running, wanted))}
+        return {"outcome": _outcome(lambda _: write(running, pending))}
 
 
 def failed(model: Model) -> dict[str, Any]:
     """Fail a product once while a decoder serves; return the outcomes then and afterwards."""
     decoder = model.decoder("cuda")
     with scheduler(decoder, 2) as running:
-        (wanted,) = requests(decoder, [model.features("cuda")], 8)
+        (request,) = requests(decoder, [model.features("cuda")], 8)
         # too long for a captured prefill, whose products are replayed
-        long = [replace(wanted, prompt_ids=(wanted.prompt_ids * 100)[:100])]
+        long = [replace(request, prompt_ids=(request.prompt_ids * 100)[:100])]
         fail_library_calls(_EXECUTION_FAILED, 2)  # after cuBLASLt torch tries cuBLAS
         outcomes = [_outcome(lambda _: write(running, long)) for _ in range(2)]
     return {"outcomes": outcomes}
@@ -230,8 +240,7 @@ def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
 
 
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    each.__name__: each
-    for each in (captures, traffic, attention, widths, memory, lost, failed, service)
+    scenario.__name__: scenario for scenario in (captures, traffic, memory, lost, failed, service)
 }
 
 
@@ -240,10 +249,10 @@ def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[Seque
     made = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
     if kind.startswith("adapter"):
         name = _ADAPTER if kind == "adapter" else _WITHOUT_PLACE
-        return [replace(each, adapter=name) for each in made]
+        return [replace(request, adapter=name) for request in made]
     if kind == "constrained":
         constraint: Any = AnyToken(decoder.shape.num_tokens // 8 + 1)
-        return [replace(each, constraint=constraint) for each in made]
+        return [replace(request, constraint=constraint) for request in made]
     return made
 
 
@@ -273,16 +282,10 @@ def _decoder_with_adapter(model: Model) -> Decoder:
                 downs[layer + DOWN] = shape[1]
                 ups[layer + UP] = shape[0]
     for name, rank in ((_ADAPTER, 4), (_WITHOUT_PLACE, POOL_RANK)):
-        tensors = {each: torch.zeros(rank, size) for each, size in downs.items()}
-        tensors |= {each: torch.zeros(size, rank) for each, size in ups.items()}
+        tensors = {down: torch.zeros(rank, size) for down, size in downs.items()}
+        tensors |= {up: torch.zeros(size, rank) for up, size in ups.items()}
         adapters.add(name, tensors)
     return decoder
-
-
-def _kernels(work: Callable[[], object]) -> dict[str, int]:
-    before = {name: launches_of(name) for name in _ATTENTION}
-    work()
-    return {name: launches_of(name) - before[name] for name in _ATTENTION}
 
 
 def _start(model: Model, decoder: Decoder, first: int, num: int) -> str:

@@ -1,10 +1,12 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
 from tests.support.browser import CHROMIUM, MISSING, TIMEOUT_MS, Playground, Witness, chromium
+from tests.support.page_service import page_service
 from tests.support.running_service import RunningService
 
 
@@ -20,10 +22,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def profile(browser: Browser) -> Iterator[BrowserContext]:
-    """Make a fresh profile, 1440 px wide.
-
-    What it asks of another host and what its policy forbids fail.
-    """
+    """Make a fresh profile, 1440 px wide, which must not need another host or break its policy."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(TIMEOUT_MS)
     context.grant_permissions(["clipboard-read", "clipboard-write", "camera"])
@@ -54,3 +53,15 @@ def opened(browser: Browser, service: RunningService) -> Iterator[Playground]:
         playground = Playground(context.new_page(), service.url)
         playground.open()
         yield playground
+
+
+@pytest.fixture
+def serve_fakes(context: BrowserContext) -> Iterator[Callable[..., Playground]]:
+    """A function that serves fake models, given as to `page_service`, and returns their page."""
+    with ExitStack() as stack:
+
+        def serve(**fakes: Any) -> Playground:
+            served = stack.enter_context(page_service(**fakes))
+            return Playground(context.new_page(), served.url)
+
+        yield serve

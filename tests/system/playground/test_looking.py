@@ -1,99 +1,83 @@
 """How answers are looked at: highlights, scores, filters, and what differs."""
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import expect
 
 from tests.service.inference.test_proofs import core_with, proof
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
-from tests.support.page_service import page_service
 from tests.support.playground_questions import SAMPLE, example_answer
 
 FLORENCE, PALIGEMMA = EMBEDDED
 DETECTION = "open_vocabulary_detection"
 
 
-@pytest.fixture
-def detected(playground: Playground, client: httpx.Client) -> dict[str, list[dict[str, Any]]]:
-    """Both models' detections of the sample, shown on the page."""
+def lit_labels(playground: Playground) -> list[list[str | None]]:
+    """Return the labels of the highlighted shapes in each panel."""
+    labels = []
+    for model in EMBEDDED:
+        shapes = playground.panel(model).locator(".shape[data-lit]").all()
+        labels.append([shape.get_attribute("data-label") for shape in shapes])
+    return labels
+
+
+def test_labels_are_lit_in_both_panels(playground: Playground) -> None:
+    """Each has a colour of its own."""
     playground.open(task=DETECTION, sample=SAMPLE)
-    found = {
-        model: example_answer(client, model, DETECTION)["result"]["detections"]
-        for model in EMBEDDED
-    }
-    assert all(len(each) > 2 for each in found.values())
-    return found
-
-
-def lit(playground: Playground, model: str) -> list[str | None]:
-    shapes = playground.panel(model).locator(".shape[data-lit]")
-    return [shapes.nth(index).get_attribute("data-label") for index in range(shapes.count())]
-
-
-@pytest.mark.usefixtures("detected")
-def test_a_row_that_is_pointed_at_or_focused_lights_its_label_in_both_panels(
-    playground: Playground,
-) -> None:
-    row = playground.panel(FLORENCE).get_by_role("button", name="red triangle")
-    row.hover()
-    assert [lit(playground, model) for model in EMBEDDED] == [["red triangle"]] * 2
+    playground.panel(FLORENCE).get_by_role("button", name="red triangle").hover()
+    assert lit_labels(playground) == [["red triangle"]] * 2
     playground.page.mouse.move(0, 0)
-    assert [lit(playground, model) for model in EMBEDDED] == [[], []]
+    assert lit_labels(playground) == [[], []]
     playground.panel(PALIGEMMA).get_by_role("button", name="blue square").focus()
-    assert [lit(playground, model) for model in EMBEDDED] == [["blue square"]] * 2
-
-
-@pytest.mark.usefixtures("detected")
-def test_a_label_has_one_colour_and_no_two_have_the_same(playground: Playground) -> None:
-    colours: dict[str, set[str]] = {}
+    assert lit_labels(playground) == [["blue square"]] * 2
+    colours: dict[str | None, set[str]] = {}
     for shape in playground.page.locator(".shape").all():
         line = shape.locator(".line")
         look = f"{line.get_attribute('stroke')} {line.get_attribute('stroke-dasharray')}"
-        colours.setdefault(shape.get_attribute("data-label") or "", set()).add(look)
+        colours.setdefault(shape.get_attribute("data-label"), set()).add(look)
     assert len(colours) > 3
     assert all(len(looks) == 1 for looks in colours.values())
     assert len(set.union(*colours.values())) == len(colours)
 
 
-def test_the_score_slider_hides_what_is_below_it(
-    playground: Playground, detected: dict[str, list[dict[str, Any]]]
-) -> None:
-    scores = sorted(each["score"] for each in chain.from_iterable(detected.values()))
-    least = round(scores[len(scores) // 2] + 0.005, 2)
-    playground.page.get_by_label("Score at least").fill(str(least))
-    for model, found in detected.items():
-        expected = [each["label"] for each in found if each["score"] >= least]
+def test_score_slider_hides_lower_scores(playground: Playground, client: httpx.Client) -> None:
+    playground.open(task=DETECTION, sample=SAMPLE)
+    detections = {}
+    for model in EMBEDDED:
+        detections[model] = example_answer(client, model, DETECTION)["result"]["detections"]
+    scores = sorted(detection["score"] for detection in chain(*detections.values()))
+    minimum = round(scores[len(scores) // 2] + 0.005, 2)
+    playground.page.get_by_label("Score at least").fill(str(minimum))
+    for model in EMBEDDED:
+        expected = [item["label"] for item in detections[model] if item["score"] >= minimum]
         assert [shape["label"] for shape in playground.shapes(model)] == expected
-        assert playground.panel(model).locator(".objects tbody tr:visible").count() == len(expected)
+        rows = playground.panel(model).locator(".objects tbody tr:visible")
+        assert rows.count() == len(expected)
 
 
-def test_a_proved_precision_takes_the_place_of_the_score(
-    context: BrowserContext, tmp_path: Path
+def test_proved_precision_replaces_the_score(
+    serve_fakes: Callable[..., Playground], tmp_path: Path
 ) -> None:
-    core = core_with(tmp_path, proof(0.9, 0.2), proof(0.975, 0.5))
-    with page_service(core=core) as served:
-        playground = Playground(context.new_page(), served.url)
-        playground.open(task="object_detection", sample=SAMPLE)
-        page = playground.page
-        expect(page.get_by_label("Score at least")).to_be_hidden()
-        slider = page.get_by_label("Proved to be right")
-        slider.fill("1")
-        assert len(playground.shapes(FLORENCE)) == 1
-        expect(page.locator("#proved")).to_have_text(
-            f"{FLORENCE}: score at least 0.200, 80 images, 95 % confidence"
-        )
-        slider.fill("2")
-        assert playground.shapes(FLORENCE) == []
-        expect(page.locator("output[for=min-precision]")).to_have_text("97.5 %")
+    playground = serve_fakes(core=core_with(tmp_path, proof(0.9, 0.2), proof(0.975, 0.5)))
+    playground.open(task="object_detection", sample=SAMPLE)
+    page = playground.page
+    expect(page.get_by_label("Score at least")).to_be_hidden()
+    slider = page.get_by_label("Proved to be right")
+    slider.fill("1")
+    assert len(playground.shapes(FLORENCE)) == 1
+    text = f"{FLORENCE}: score at least 0.200, 80 images, 95 % confidence"
+    expect(page.locator("#proved")).to_have_text(text)
+    slider.fill("2")
+    assert playground.shapes(FLORENCE) == []
+    expect(page.locator("output[for=min-precision]")).to_have_text("97.5 %")
 
 
-@pytest.mark.usefixtures("detected")
-def test_answers_are_dimmed_while_the_form_asks_another_question(playground: Playground) -> None:
+def test_answers_to_another_question_are_dimmed(playground: Playground) -> None:
+    playground.open(task=DETECTION, sample=SAMPLE)
     panels = playground.page.locator("#panels")
     expect(panels).not_to_have_attribute("data-stale", "")
     playground.page.locator("[data-sample=juix]").click()
@@ -117,8 +101,7 @@ def test_text_appears_as_it_is_written(playground: Playground) -> None:
         new MutationObserver(note).observe(document, { childList: true, subtree: true });
     """)
     playground.open(task="captioning", detail="detailed", sample=SAMPLE)
-    seen = playground.page.evaluate("seen")
-    full = playground.panel(FLORENCE).locator(".answer-text").inner_text()
-    written = [text for text in seen if full.startswith(text)]
-    assert len(set(written)) > 3
-    assert written == sorted(written, key=len)
+    full = playground.answer_text(FLORENCE).inner_text()
+    texts = [text for text in playground.page.evaluate("seen") if full.startswith(text)]
+    assert len(set(texts)) > 3
+    assert texts == sorted(texts, key=len)

@@ -1,0 +1,68 @@
+"""Starts that must fail say why; test_adapters.py has another one."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.export_cli import ModelStore
+from tests.support.running_service import free_port
+
+MODEL = "florence-2-mini"
+
+
+def failure_of_start(store: ModelStore, **settings: str) -> str:
+    ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
+    run = store.forked("-m", "service.supervision.supervisor", **(ports | settings))
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    return run.stderr
+
+
+def test_unknown_setting(exported: ModelStore) -> None:
+    failure = failure_of_start(exported, DIPTYCH_PROT="3000")
+    assert "DIPTYCH_PROT is not a setting" in failure
+
+
+def test_changed_artifacts(exported: ModelStore, tmp_path: Path) -> None:
+    store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml", symlinks=True)))
+    with (store.newest("paligemma-mini") / "decoder.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    assert "decoder.safetensors has sha256" in failure_of_start(store)
+
+
+@pytest.mark.parametrize("processes", ["several", "one"])
+def test_calibration_of_another_checkpoint(
+    exported: ModelStore, tmp_path: Path, processes: str
+) -> None:
+    row = {"model": MODEL, "checkpoint": "0" * 64, "task": "object_detection"}
+    row |= {"scores": [0], "probabilities": [1]}  # type: ignore[dict-item]
+    (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
+    calibration = {"DIPTYCH_CALIBRATION": str(tmp_path / "old.json")}
+    failure = failure_of_start(exported, DIPTYCH_PROCESSES=processes, **calibration)
+    expected = f"diptych does not start: DIPTYCH_CALIBRATION: the calibration of {MODEL}"
+    assert expected in failure
+
+
+@pytest.mark.parametrize(
+    ("name", "num_gateways"),
+    [
+        ("DIPTYCH_PORT", "2"),
+        ("DIPTYCH_GRPC_PORT", "1"),
+        pytest.param("DIPTYCH_PORT", "1", marks=pytest.mark.long),
+        pytest.param("DIPTYCH_GRPC_PORT", "2", marks=pytest.mark.long),
+    ],
+)
+def test_port_in_use(exported: ModelStore, name: str, num_gateways: str) -> None:
+    """The port of a program that would share it, as another service with several gateways would."""
+    settings = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": num_gateways}
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port), reuse_port=True):
+        failure = failure_of_start(exported, **settings, **{name: str(port)})
+    (line,) = failure.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert line.endswith(f"; {name} chooses another port")
