@@ -26,9 +26,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     """A model store with both embedded models: those of `make export` where they are up to date."""
     store = ModelStore(tmp_path_factory.mktemp("bentoml"))
-    made = ModelStore(ROOT / ".bentoml")
+    embedded = ModelStore(ROOT / ".bentoml")
     for model_id in EMBEDDED:
-        store.add_newest(model_id, made)
+        store.add_newest(model_id, embedded)
     run = store.export("--if-changed", *EMBEDDED)
     assert run.returncode == 0, run.stderr
     return store

@@ -49,7 +49,7 @@ def violations(source: str) -> Iterator[str]:
         "from pickle import loads",
         "import numpy as np; np.load('a', allow_pickle=True)",
         "AutoModel.from_pretrained('a', trust_remote_code=True)",
-        "AutoModel.from_pretrained('a', trust_remote_code=given)",
+        "AutoModel.from_pretrained('a', trust_remote_code=value)",
         "torch.load('a')",
         "torch.load('a', weights_only=False)",
         "yaml.load(text)",
@@ -63,8 +63,8 @@ def test_what_makes_code_of_data_is_found(source: str) -> None:
 @pytest.mark.parametrize("folder", ARROWS)
 def test_no_module_makes_code_of_data(folder: str) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
-        found = list(violations(path.read_text(encoding="utf-8")))
-        assert found == OWN_DATA.get(path.relative_to(ROOT).as_posix(), []), path
+        names = list(violations(path.read_text(encoding="utf-8")))
+        assert names == OWN_DATA.get(path.relative_to(ROOT).as_posix(), []), path
 
 
 def test_what_is_served_is_loaded_from_safetensors_and_plain_arrays() -> None:

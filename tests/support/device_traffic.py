@@ -60,8 +60,8 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self:  # composite operations arrive whole in inference mode
             if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return result
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        on_device = [each for each in tensors if each.device.type == "meta"]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_device = [tensor for tensor in tensors if tensor.device.type == "meta"]
         target = torch.device(
             kwargs.get("device") or (args[0].device if func in _COPIES else "cpu")
         )
@@ -127,8 +127,8 @@ def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
 
 def _is_view(func: Any) -> bool:
     return any(
-        each.alias_info is not None and not each.alias_info.is_write
-        for each in func._schema.returns
+        output.alias_info is not None and not output.alias_info.is_write
+        for output in func._schema.returns
     )
 
 

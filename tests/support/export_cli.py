@@ -48,9 +48,9 @@ class ModelStore:
         assert not self.prefix
         return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
 
-    def _environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        own = {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
-        return {**os.environ, **own, **given}
+    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        home = {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
+        return {**os.environ, **home, **variables}
 
     def versions(self, model_id: str) -> list[Path]:
         """Return the folders of all stored versions of a model."""

@@ -57,6 +57,6 @@ def kill_all(supervisor: Process) -> None:
 def replicas(store: ModelStore, folder: Path, num_runners: int) -> Iterator[Replicas]:
     """Yield runners that run, and stop whatever was started."""
     with ExitStack() as stack:
-        made = Replicas(store, folder, stack, num_runners)
-        made.start(made.ports)
-        yield made
+        runners = Replicas(store, folder, stack, num_runners)
+        runners.start(runners.ports)
+        yield runners

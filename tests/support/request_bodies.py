@@ -25,8 +25,8 @@ def request(
         {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
     ]
     unsent = iter([*messages, {"type": "http.request"}])
-    given = [(b"content-type", content_type), (b"content-length", content_length)]
-    headers = [(name, value.encode("latin-1")) for name, value in given if value is not None]
+    values = {b"content-type": content_type, b"content-length": content_length}
+    headers = [(name, text.encode("latin-1")) for name, text in values.items() if text is not None]
 
     async def receive() -> Message:
         return next(unsent)

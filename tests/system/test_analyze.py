@@ -1,7 +1,6 @@
 """One analysis over the running service: the tokens of single calls, nothing left behind."""
 
 import io
-import json
 import signal
 import threading
 import time
@@ -19,8 +18,6 @@ from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, post_form, running_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
-from tests.support.service_metrics import metric
-from tests.support.waiting import wait_until
 
 PALIGEMMA = "paligemma-mini"
 SCENES = [scene_png(seed, (640, 480)) for seed in (3, 11, 12)]
@@ -110,28 +107,6 @@ def test_client_has_equal_analyses(service: RunningService) -> None:
             request = pb.AnalyzeRequest(image=stored.id.encode(), steps=[step])
             events = [event.WhichOneof("event") for event in vision.AnalyzeStream(request)]
     assert events == ["answer", "analysis"]
-
-
-def test_disconnection_ends_all_sequences(service: RunningService) -> None:
-    """The answers take seconds: they are long, sampled and not constrained."""
-    long = {"temperature": 2.0, "max_new_tokens": 300, "constrained": False, "model": PALIGEMMA}
-    caption = {"task": "captioning"}
-    steps = [caption | long | {"id": f"a{number}"} for number in range(15)]
-    form = {"steps": json.dumps([*steps, caption | {"id": "short"}]), "stream": "true"}
-    files = {"image": SCENES[0]}
-    gone_before = metric(service, "diptych_requests_total", status="client_gone")
-    with (
-        service.client() as client,
-        client.stream("POST", "/v1/analyze", data=form, files=files) as response,
-    ):
-        assert b"event: answer" in next(response.iter_raw())
-
-    def is_free() -> bool:
-        names = ("diptych_live_sequences", "diptych_request_memory_bytes")
-        is_gone = metric(service, "diptych_requests_total", status="client_gone") > gone_before
-        return is_gone and sum(metric(service, name) for name in names) == 0
-
-    wait_until(is_free)
 
 
 def answers_of(document: Any) -> list[tuple[str, int | None, Any]]:

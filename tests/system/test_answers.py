@@ -2,23 +2,19 @@
 once, get equal answers, and errors that match.
 """
 
-import base64
 import json
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields as fields_of
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import httpx
 import pytest
-from pycocotools import mask as coco_mask
 
 from diptych_client import Answer, AnswerOptions, Client, DiptychError, TaskParameters
 from diptych_client.transports.messages import to_json
-from service.schema.rendering import AnswerJson, ComparisonJson
+from service.schema.rendering import AnswerJson
 from tests.support.running_service import RunningService, post_form
 from tests.support.scene_images import scene_png
 
@@ -26,6 +22,7 @@ FLORENCE = "florence-2-mini"
 PALIGEMMA = "paligemma-mini"
 VARYING = {"id", "timings_ms", "vision_cache"}
 BROKEN_TOKEN = re.compile(r"<[a-z]+_?\d*$|^_?\d+>")
+CALIBRATED = "open_vocabulary_detection"
 SQUARE = {"task": "instance_segmentation", "phrase": "purple square"}
 REQUESTS: list[dict[str, Any]] = [
     {"task": "captioning"},
@@ -96,20 +93,10 @@ def outcome_of(response: httpx.Response) -> Any:
     return {name: body["error"][name] for name in ("code", "message", "param")}
 
 
-def post_json(
-    client: httpx.Client, path: str, image: bytes, fields: dict[str, Any]
-) -> httpx.Response:
-    return client.post(path, json={"image": base64.b64encode(image).decode(), **fields})
-
-
-def over_rest(post: Callable[..., httpx.Response], service: RunningService) -> list[Any]:
-    with service.client() as client:
-        return [outcome_of(post(client, "/v1/predict", *case)) for case in CASES]
-
-
 @cache
 def expected(service: RunningService) -> list[Any]:
-    return over_rest(post_form, service)
+    with service.client() as client:
+        return [outcome_of(post_form(client, "/v1/predict", *case)) for case in CASES]
 
 
 def arguments_of(request: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +128,6 @@ def test_requests_are_of_every_kind(service: RunningService) -> None:
     assert len(answers) == len(REQUESTS) + len(FEW)
     codes = {outcome["code"] for outcome in outcomes if "code" in outcome}
     assert codes == {"invalid_request", "unknown_model", "unsupported_task", "unsupported_image"}
-
-
-def test_json_is_answered_like_a_form(service: RunningService) -> None:
-    assert over_rest(post_json, service) == expected(service)
 
 
 def test_mixed_batches_are_answered_like_single_requests(service: RunningService) -> None:
@@ -185,24 +168,15 @@ def test_text_is_sent_as_it_is_decoded(client: httpx.Client) -> None:
         assert len([chunk for chunk in response.iter_raw() if chunk]) > 5
 
 
-def test_compare_has_the_answers_of_predict(client: httpx.Client) -> None:
-    response = post_form(client, "/v1/compare", SCENE, {"task": "captioning"})
-    comparison = ComparisonJson.model_validate_json(response.content)
-    assert [answer.model for answer in comparison.answers] == [FLORENCE, PALIGEMMA]
-    for answer in response.json()["answers"]:
-        fields = {"task": "captioning", "model": answer["model"]}
-        alone = post_form(client, "/v1/predict", SCENE, fields)
-        assert without_varying(answer) == outcome_of(alone)
-
-
-@pytest.mark.parametrize("model", [FLORENCE, PALIGEMMA])
-def test_mask_covers_the_pixels_of_its_polygons(client: httpx.Client, model: str) -> None:
-    instances = []
-    for mask_format in ("polygon", "rle"):
-        fields = SQUARE | {"model": model, "mask_format": mask_format}
-        result = post_form(client, "/v1/predict", SCENE, fields).json()["result"]
-        instances += result["instances"]
-    outlined, masked = instances
-    rings = [list(chain(*ring)) for ring in outlined["polygons"]]
-    filled = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
-    assert coco_mask.iou([filled], [masked["mask"]], [0])[0][0] > 0.9
+def test_embedded_models_are_calibrated(url: str) -> None:
+    labels = TaskParameters(labels=["circle", "star"])
+    with Client(url) as client:
+        for options in (AnswerOptions(), AnswerOptions(tiles=4), AnswerOptions(temperature=0.5)):
+            comparison = client.compare(SCENE, CALIBRATED, labels, options=options)
+            for answer in comparison.answers:
+                assert isinstance(answer, Answer)
+                assert answer.calibrated == (options.temperature is None)
+        for model in client.models():
+            assert CALIBRATED in model.calibrated_tasks
+            assert len(model.checkpoint) == 64
+        assert not client.predict(SCENE, "captioning").calibrated

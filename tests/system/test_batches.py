@@ -141,14 +141,6 @@ def test_cancelled_batch_has_its_answers(service: RunningService, client: openai
     assert client.files.delete(batch.input_file_id).deleted
 
 
-def test_invalid_file_fails_with_its_lines(client: openai.OpenAI) -> None:
-    failed = ended(client, create(client, [predict_line(0), predict_line(0), chat_line(0)]))
-    assert failed.status == "failed"
-    assert failed.errors is not None
-    codes = [(error.line, error.code) for error in failed.errors.data or ()]
-    assert codes == [(2, "duplicate_custom_id"), (3, "url_mismatch")]
-
-
 def leader(service: RunningService) -> int:
     """Return the process that holds the lock of the store, which the log names."""
     log = service.log.read_text().splitlines()

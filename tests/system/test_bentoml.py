@@ -31,8 +31,10 @@ def test_bentoml_serve_has_equal_answers(
     settings = {"DIPTYCH_PORT": port, "DIPTYCH_MODELS": MODEL}
     log = tmp_path / "bentoml.log"
     with running_service(exported.home, log, OPEN, command, **settings) as served:
-        answers = [each.predict(task="captioning", model=MODEL) for each in (served, service)]
-        first, second = (answer.json()["raw_text"] for answer in answers)
+        first, second = (
+            running.predict(task="captioning", model=MODEL).json()["raw_text"]
+            for running in (served, service)
+        )
         assert first == second
         assert metric(served, "diptych_batch_size_count", model=MODEL, stage="encode") == 1
 

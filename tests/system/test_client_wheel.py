@@ -3,11 +3,13 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -56,8 +58,10 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def output(*command: str | Path) -> str:
     """Return what a command prints, run outside of the repository."""
-    run = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60)
-    return run.stdout
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options: dict[str, Any] = {"cwd": "/", "env": environment, "timeout": 60}
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
+    return str(run.stdout)
 
 
 def test_wheel_has_the_package_alone(wheel: Path) -> None:

@@ -63,9 +63,11 @@ def num_listening(service: RunningService) -> int:
     ports = {int(address.rpartition(":")[2]) for address in (service.url, service.grpc_address)}
     num = 0
     for gateway in gateways(service):
-        connections = gateway.net_connections("tcp")
-        listening = [each for each in connections if each.status == psutil.CONN_LISTEN]
-        num += ports <= {listener.laddr.port for listener in listening}
+        open_ports = set[int]()
+        for connection in gateway.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                open_ports.add(connection.laddr.port)
+        num += ports <= open_ports
     return num
 
 

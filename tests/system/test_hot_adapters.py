@@ -20,9 +20,10 @@ from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hostile_adapters import SPECIAL_FILES, safetensors_file
 from tests.support.lora import write_adapter
-from tests.support.running_service import RunningService, forked_service, post_form
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
+from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 
@@ -133,7 +134,7 @@ class HotService:
 
     def ask(self, model: str, **fields: object) -> httpx.Response:
         form = {"task": "captioning", "detail": "paragraph", "model": model} | fields
-        return self.running.predict(scene_png(3), {"X-Deadline-Ms": "8000"}, **form)
+        return self.running.predict(scene_png(3), **form)
 
     def answers(self, *models: str) -> bool:
         return all(self.ask(model).is_success for model in models)
@@ -179,7 +180,7 @@ def hot_service(exported: ModelStore, folder: Path, **settings: str) -> Iterator
     model = Reference.load(MODELS / BASE).model
     adapters = (write_adapter(model, folder / "0", 0), write_adapter(model, folder / "1", 1))
     settings |= {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)}
-    settings |= {"DIPTYCH_STUCK_AFTER_S": "5"}
+    settings |= {"DIPTYCH_STUCK_AFTER_S": "5", "DIPTYCH_REQUEST_TIMEOUT_S": "8"}
     with forked_service(exported.home, folder / "service.log", **settings) as running:
         yield HotService(running, watched, adapters)
 
@@ -195,6 +196,8 @@ def test_adapter_is_served_replaced_and_removed(hot: HotService) -> None:
     hot.put(hot.adapters[0])
     until(lambda: NAME in hot.models())
     first = hot.text(NAME)
+    assert hot.ask(NAME).json()["vision_cache"] == "hit"
+    assert metric(hot.running, "diptych_requests_total", api="rest", model=NAME) > 0
     hot.put(hot.adapters[1])
     until(lambda: hot.text(NAME) != first)
     second = hot.text(NAME)
@@ -214,27 +217,6 @@ def test_adapter_is_served_replaced_and_removed(hot: HotService) -> None:
 def test_single_process_follows_the_folder(exported: ModelStore, tmp_path: Path) -> None:
     with hot_service(exported, tmp_path, DIPTYCH_PROCESSES="one") as one:
         test_adapter_is_served_replaced_and_removed(one)
-
-
-def test_adapter_is_in_every_listing(hot: HotService) -> None:
-    hot.put(hot.adapters[0])
-    until(lambda: NAME in hot.models())
-    models = hot.models()
-    entry = {"id": NAME, "adapter_of": BASE, "license": "MIT"}
-    shared = ("family", "resolution", "context_window", "parameters", "organization", "precision")
-    entry |= {key: models[BASE][key] for key in shared}
-    assert {key: models[NAME][key] for key in entry} == entry
-    tasks = {task["id"]: task["models"] for task in hot.get("/v1/tasks")["data"]}
-    assert (tasks["captioning"], tasks["ocr"]) == ([BASE, NAME], [BASE])
-    hot.text(NAME)
-    with hot.running.client() as http:
-        metrics = http.get("/metrics").text
-        compared = post_form(http, "/v1/compare", scene_png(3), {"task": "captioning"}).json()
-    assert f'diptych_requests_total{{api="rest",model="{NAME}"' in metrics
-    infos = [line for line in metrics.splitlines() if f'model="{NAME}"' in line and "_info" in line]
-    assert any(line.endswith(" 1.0") for line in infos)
-    assert [answer["model"] for answer in compared["answers"]] == [BASE, NAME]
-    assert hot.ask(NAME).json()["vision_cache"] == "hit"
 
 
 def test_bad_adapters_are_refused_in_one_line_each(hot: HotService) -> None:

@@ -74,11 +74,12 @@ def test_killed_supervisor_leaves_no_process(killed: RunningService) -> None:
 
 def test_one_process_answers_as_several(one: RunningService, service: RunningService) -> None:
     for model in EMBEDDED:
-        answers = [each.predict(**DETECTION, model=model).json() for each in (one, service)]
+        answer = one.predict(**DETECTION, model=model).json()
+        other = service.predict(**DETECTION, model=model).json()
         for name in ("result", "raw_text", "usage", "model"):
-            assert answers[0][name] == answers[1][name]
+            assert answer[name] == other[name]
     events = parse_events(one.predict(**DETECTION, model=EMBEDDED[1], stream=True).text)
-    assert events[-1][1]["result"] == answers[0]["result"]
+    assert events[-1][1]["result"] == answer["result"]
     assert one.parts().keys() == {GATEWAY}
     assert metric(one, "diptych_vision_cache_requests_total", model=MODEL) > 0
 

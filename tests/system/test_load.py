@@ -62,11 +62,3 @@ def test_missing_service_ends_the_run() -> None:
     assert run.returncode == 1
     assert "Connection refused" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-def test_invalid_mix_ends_the_run(tmp_path: Path) -> None:
-    (tmp_path / "mix.yaml").write_text("apis: {soap: 1}", encoding="utf-8")
-    run = run_load("http://127.0.0.1:1", "127.0.0.1:1", f"--mix {tmp_path / 'mix.yaml'}")
-    assert run.returncode == 1
-    assert run.stderr.rstrip().splitlines()[-1].startswith("  deadline_s: ")
-    assert "Traceback" not in run.stderr

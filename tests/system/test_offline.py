@@ -187,7 +187,8 @@ def assert_same(row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     for name in ("model", "task", "raw_text", "finish_reason", "calibrated"):
         assert row[name] == answer[name]
     assert {"width": row["width"], "height": row["height"]} == answer["image"]
-    row_scores, answer_scores = (pop_scores(each["result"]) for each in (row, answer))
+    row_scores = pop_scores(row["result"])
+    answer_scores = pop_scores(answer["result"])
     assert row["result"] == answer["result"]
     assert row_scores == pytest.approx(answer_scores, abs=SCORE_TOLERANCE)
 

@@ -103,13 +103,13 @@ def test_errors_are_those_of_rest(service: RunningService, transport: str) -> No
 
 
 def test_ids_options_and_timeouts_apply(service: RunningService, transport: str) -> None:
-    named, short, late = run(
+    ocr, short, late = run(
         service,
         transport,
         infer({"task": "ocr"}, options={"request_id": "mine-1", "model_version": "1"}),
         infer({"task": "captioning"}, options={"parameters": {"max_new_tokens": 4}}),
         infer({"task": "captioning"}, options={"timeout": 100}),
     )
-    assert (named["value"]["id"], named["value"]["result"]["id"]) == ("mine-1", "mine-1")
+    assert (ocr["value"]["id"], ocr["value"]["result"]["id"]) == ("mine-1", "mine-1")
     assert short["value"]["result"]["usage"]["generated_tokens"] == 4
     assert late["status"] in ("504", "StatusCode.DEADLINE_EXCEEDED")

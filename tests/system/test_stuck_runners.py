@@ -4,6 +4,7 @@ when it goes on.
 If it does not go on, it is restarted, and its stream continues.
 """
 
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.support.endless_models import endless_models
@@ -21,13 +23,52 @@ from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
-from tests.support.stopped_thread import busiest_thread, stop_thread_until_its_process_ends
 from tests.support.waiting import wait_until
 from wire.artifacts.manifest import MANIFEST_FILE
 
 FLORENCE = "florence-2-mini"
 PALIGEMMA = "paligemma-mini"
 LONG: dict[str, Any] = {"task": "captioning", "max_new_tokens": "200"}
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_DETACH = 17  # linux/ptrace.h
+_SEIZE = 0x4206
+_INTERRUPT = 0x4207
+_WALL = 0x40000000  # linux/wait.h: threads too
+
+
+def busiest_thread(pid: int) -> int:
+    """Return the thread of `pid` that computes most while one of them computes for 0.3 s."""
+    process = psutil.Process(pid)
+    before_s = {thread.id: thread.user_time for thread in process.threads()}
+
+    def durations_s() -> dict[int, float]:
+        times_s = {thread.id: thread.user_time for thread in process.threads()}
+        return {tid: time_s - before_s.get(tid, 0) for tid, time_s in times_s.items()}
+
+    wait_until(lambda: max(durations_s().values()) >= 0.3)
+    return max((duration_s, tid) for tid, duration_s in durations_s().items())[1]
+
+
+def stop_thread_until_its_process_ends(tid: int) -> None:
+    """Keep the thread `tid` stopped; let it go on, and fail, if its process has not ended in
+    time.
+    """
+    _ptrace(_SEIZE, tid)
+    _ptrace(_INTERRUPT, tid)
+    os.waitpid(tid, _WALL)  # it has stopped
+    try:
+        # the process ends once its tracer knows
+        wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))
+    except AssertionError:
+        _ptrace(_DETACH, tid)
+        raise
+
+
+def _ptrace(request: int, tid: int) -> None:
+    if _LIBC.ptrace(request, tid, None, None) == -1:
+        raise OSError(ctypes.get_errno(), f"ptrace request {request:#x} of thread {tid}")
 
 
 def test_runner_that_stands_still_is_noticed(exported: ModelStore, tmp_path: Path) -> None:

@@ -5,16 +5,11 @@ The bars are what the checkpoints are meant to reach, which over 1,000 scenes th
 laboratory.evaluation`).
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import httpx
 
-from diptych_client.matching import LabelledBox
-from export.scenes import Scene, box_xyxy, render_scene
-from laboratory.evaluation import SceneImage, encoded, evaluate, evaluation_scene, predict
-from laboratory.questions import DetectionsTruth, Question
-from laboratory.scoring import Measure, match_boxes
-from tests.support.running_service import RunningService
+from export.scenes import Scene, render_scene
+from laboratory.evaluation import SceneImage, encoded, evaluate
+from laboratory.scoring import Measure
 
 NUM_SCENES = 24
 NUM_CLIENTS = 4
@@ -68,37 +63,3 @@ def test_answers_are_true(client: httpx.Client, model_id: str) -> None:
     models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
     evaluated = {name.split(" ")[0] for name, _ in scorecard.tallies}
     assert evaluated == set(models[model_id]["tasks"])
-
-
-def bare_question(scene: Scene) -> Question:
-    """Return a question with shapes and coloured shapes without an article, of all objects."""
-    phrases = list(dict.fromkeys(shape.name for shape in scene.objects))
-    if scene.seed % 2:
-        phrases = [scene.objects[0].shape]
-    boxes = []
-    for phrase in phrases:
-        for shape in scene.objects:
-            if phrase in (shape.shape, shape.name):
-                boxes.append(LabelledBox(phrase, box_xyxy(shape)))
-    truth = DetectionsTruth(tuple(boxes))
-    return Question("bare", "phrase_grounding", {"phrases": phrases}, truth)
-
-
-def test_phrases_without_an_article_find_their_objects(
-    service: RunningService, model_id: str
-) -> None:
-    """Exactly the true boxes, each with its phrase as label."""
-    scenes = [evaluation_scene(index) for index in range(60)]
-    scenes = [scene for scene in scenes if scene.objects][:40]
-
-    def is_right(scene: Scene) -> bool:
-        image = stretched(scene)
-        question = bare_question(scene).scaled(image.size_wh)
-        response = predict(client, model_id, question, image, is_constrained=True)
-        assert response is not None
-        assert isinstance(question.truth, DetectionsTruth)
-        tally = match_boxes(response.json()["result"]["detections"], question.truth.boxes, 0.5)
-        return tally.num_right == tally.num_answered == tally.num_expected
-
-    with service.client() as client, ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        assert sum(pool.map(is_right, scenes)) >= 0.95 * len(scenes)

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from torch.nn.functional import scaled_dot_product_attention
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from laboratory.gpu_check.serving import check_service
@@ -246,14 +245,14 @@ _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[SequenceRequest]:
     features = [model.features("cuda")] * num
-    made = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
+    pending = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
     if kind.startswith("adapter"):
         name = _ADAPTER if kind == "adapter" else _WITHOUT_PLACE
-        return [replace(request, adapter=name) for request in made]
+        return [replace(request, adapter=name) for request in pending]
     if kind == "constrained":
         constraint: Any = AnyToken(decoder.shape.num_tokens // 8 + 1)
-        return [replace(request, constraint=constraint) for request in made]
-    return made
+        return [replace(request, constraint=constraint) for request in pending]
+    return pending
 
 
 def _decoder_with_adapter(model: Model) -> Decoder:

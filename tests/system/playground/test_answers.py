@@ -77,10 +77,10 @@ def test_boxes_of_a_recipe_open_into_their_answers(playground: Playground) -> No
     playground.open(task="describe-everything", sample=SAMPLE)
     panel = playground.panel(FLORENCE)
     expect(playground.page.locator(".panel")).to_have_count(1)
-    things, what, whole = playground.answer(FLORENCE)["steps"]
+    things, descriptions, whole = playground.answer(FLORENCE)["steps"]
     assert_drawn(playground.shapes(FLORENCE), things["answers"][0]["result"])
     expect(panel.get_by_text(whole["answers"][0]["result"]["text"])).to_be_visible()
-    texts = {answer["of"]: answer["result"]["text"] for answer in what["answers"]}
+    texts = {answer["of"]: answer["result"]["text"] for answer in descriptions["answers"]}
     for index, button in enumerate(panel.locator("button.object").all()):
         answer = panel.locator(".more").nth(index)
         expect(answer).to_be_hidden()
