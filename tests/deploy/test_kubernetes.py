@@ -206,7 +206,8 @@ def test_every_model_has_its_runner(replicated: Build) -> None:
 
 
 def test_selectors_match_their_own_pods(build: Build) -> None:
-    for name, pods in build.pods().items():
+    all_pods = build.pods()
+    for name, pods in all_pods.items():
         spread = [
             constraint["labelSelector"] for constraint in pods.template["topologySpreadConstraints"]
         ]
@@ -214,11 +215,7 @@ def test_selectors_match_their_own_pods(build: Build) -> None:
         budget = build.of_kind("PodDisruptionBudget")[name]["spec"]["selector"]
         assert len(spread) == 2
         for selector in (pods.deployment["spec"]["selector"], service, budget, *spread):
-            selected = [
-                other
-                for other, each_pods in build.pods().items()
-                if selects(selector, each_pods.labels)
-            ]
+            selected = [other for other in all_pods if selects(selector, all_pods[other].labels)]
             assert selected == [name]
 
 

@@ -13,8 +13,8 @@ import runpy
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 
 # All but prometheus_client, which chooses where its values are when it is imported.
 LARGE_PACKAGES = (
@@ -27,72 +27,59 @@ LARGE_PACKAGES = (
 _MAX_REQUEST_BYTES = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """A request, in the process that is forked for it; `outputs` are stdout and stderr."""
-
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-    outputs: Sequence[int]
-
-    def run(self) -> None:
-        """Become `python ARGUMENTS`."""
-        os.setsid()
-        os.environ.clear()
-        os.environ.update(self.environment)
-        tempfile.tempdir = None  # chosen by the environment at the first use
-        for descriptor, standard in zip(self.outputs, (1, 2), strict=True):
-            os.dup2(descriptor, standard)
-            os.close(descriptor)
-        option, program, *rest = self.arguments
-        sys.argv = [option, *rest]
-        if option == "-m":
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
-        else:
-            exec(program, {"__name__": "__main__"})
-
-
-def _next_program(requests: socket.socket) -> _Program:
-    """Answer requests until the clients have ended; return a request in its forked program."""
+def _next_program(requests: socket.socket) -> Sequence[str]:
+    """Answer requests until the clients have ended; return the arguments of one in its forked
+    program.
+    """
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
         if not message:
             sys.exit()
-        *outputs, report = descriptors
+        stdout, stderr, report = descriptors
         if not os.fork():
             requests.close()
-            if _is_program(report):
-                return _Program(**json.loads(message), outputs=outputs)
-            os._exit(0)
+            _fork_program(report)
+            return _prepared(**json.loads(message), stdout=stdout, stderr=stderr)
         for descriptor in descriptors:
             os.close(descriptor)
-        _reap()
+        with suppress(ChildProcessError):  # remove the monitors that have ended
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
-def _reap() -> None:
-    """Remove the monitors that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
-
-
-def _is_program(report: int) -> bool:
-    """Fork the program and return True in it; report of it in its parent, and return False."""
+def _fork_program(report: int) -> None:
+    """Fork the program and return in it; report of it in its parent, which ends with it."""
     pid = os.fork()
     if not pid:
         os.close(report)
-        return True
+        return
     os.write(report, str(pid).encode())
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.write(report, str(status).encode())
-    return False
+    os._exit(0)
+
+
+def _prepared(
+    arguments: Sequence[str], environment: dict[str, str], stdout: int, stderr: int
+) -> Sequence[str]:
+    """Make this process one that has just been started; return the arguments."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # chosen by the environment at the first use
+    for descriptor, standard in ((stdout, 1), (stderr, 2)):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    return arguments
 
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as _requests:
         for _package in LARGE_PACKAGES:
             importlib.import_module(_package)
-        _program = _next_program(_requests)
-    _program.run()
+        _option, _program, *_rest = _next_program(_requests)
+    sys.argv = [_option, *_rest]
+    if _option == "-m":
+        runpy.run_module(_program, run_name="__main__", alter_sys=True)
+    else:
+        exec(_program, {"__name__": "__main__"})

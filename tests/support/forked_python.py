@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,21 +24,21 @@ ROOT = Path(__file__).parents[2]
 _STARTING = threading.Lock()
 
 
-@dataclass(slots=True)
 class ForkedProcess:
     """A forked program: a part of the interface of `subprocess.Popen`."""
 
-    pid: int
-    _report: socket.socket
-    _status: int | None = field(default=None)
+    def __init__(self, report: socket.socket) -> None:
+        self.pid = int(report.recv(64))
+        self._report = report
+        self._status: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the program runs."""
-        return self._after(0)
+        return self._status_after(0)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status when the program has ended; raise after `timeout` seconds."""
-        status = self._after(timeout)
+        status = self._status_after(timeout)
         if status is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         return status
@@ -50,10 +49,9 @@ class ForkedProcess:
             os.kill(self.pid, sig)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def _after(self, timeout_s: float | None) -> int | None:
+    def _status_after(self, timeout_s: float | None) -> int | None:
         if self._status is None:
             reports = select.poll()  # select() takes no descriptor above 1,023
             reports.register(self._report, select.POLLIN)
@@ -67,15 +65,14 @@ def fork(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
 ) -> ForkedProcess:
     """Start `python ARGUMENTS` in the root of the repository."""
-    request = json.dumps(
-        {"arguments": list(arguments), "environment": process_environment(environment)}
-    )
+    program = {"arguments": list(arguments), "environment": process_environment(environment)}
     with _STARTING:
-        server = _server()
+        requests, _ = _server()
     report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        socket.send_fds(server.requests, [request.encode()], [stdout, stderr, theirs.fileno()])
-    return ForkedProcess(int(report.recv(64)), report)
+        descriptors = [stdout, stderr, theirs.fileno()]
+        socket.send_fds(requests, [json.dumps(program).encode()], descriptors)
+    return ForkedProcess(report)
 
 
 def run(
@@ -93,14 +90,8 @@ def run(
         return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
 
 
-@dataclass(frozen=True, slots=True)
-class _Server:
-    requests: socket.socket
-    process: subprocess.Popen[bytes]
-
-
 @cache
-def _server() -> _Server:
+def _server() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", "tests.support.forked_programs", str(theirs.fileno())]
@@ -108,4 +99,4 @@ def _server() -> _Server:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
         )
-    return _Server(ours, process)
+    return ours, process

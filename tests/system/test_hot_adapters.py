@@ -133,7 +133,7 @@ class HotService:
         new.rename(self.folder / name)
 
     def ask(self, model: str, **fields: object) -> httpx.Response:
-        form = {"task": "captioning", "detail": "paragraph", "model": model} | fields
+        form: Any = {"task": "captioning", "detail": "paragraph", "model": model} | fields
         return self.running.predict(scene_png(3), **form)
 
     def answers(self, *models: str) -> bool:
