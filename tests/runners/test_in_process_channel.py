@@ -50,46 +50,39 @@ class BlockedEncoder:
         return [EncodedImage(encode_s=int(image.image_key)) for image in images]
 
 
-async def encoded(encoder: BlockedEncoder, num_images: int) -> list[EncodedImage | BaseException]:
+async def encoded(
+    batcher: EncoderBatcher, encoder: BlockedEncoder, num_images: int
+) -> list[EncodedImage | BaseException]:
     """Encode images that all wait while the first batch runs."""
-    batcher = EncoderBatcher(encoder.encode, 3)
     outcomes = [asyncio.create_task(batcher.encoded(str(index))) for index in range(num_images)]
     await asyncio.sleep(0)
     encoder.released.set()
     return await asyncio.gather(*outcomes, return_exceptions=True)
 
 
-def test_images_are_encoded_in_batches_in_one_thread_and_have_their_own_outcome() -> None:
+def test_waiting_images_are_batched_in_one_thread() -> None:
     encoder = BlockedEncoder()
-    outcomes = asyncio.run(encoded(encoder, 8))
-    assert encoder.batches == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"]]
-    assert len(encoder.threads) == 1
-    assert outcomes == [EncodedImage(encode_s=index) for index in range(8)]
 
-
-def test_a_batch_that_fails_is_the_error_of_its_images_and_the_next_is_encoded() -> None:
-    error = RuntimeError("the encoder failed")
-    assert asyncio.run(encoded(BlockedEncoder(error), 5)) == [error] * 3 + [
-        EncodedImage(encode_s=i) for i in (3, 4)
-    ]
-
-
-def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
-    encoder = BlockedEncoder()
-    encoder.released.set()
-
-    async def main() -> None:
+    async def main() -> list[EncodedImage | BaseException]:
         batcher = EncoderBatcher(encoder.encode, 3)
-        for index in range(2):
-            assert await batcher.encoded(str(index)) == EncodedImage(encode_s=index)
+        outcomes = await encoded(batcher, encoder, 8)
+        outcomes.append(await batcher.encoded("8"))  # after a pause
+        return outcomes
 
-    asyncio.run(main())
-    assert encoder.batches == [["0"], ["1"]]
+    outcomes = asyncio.run(main())
+    assert encoder.batches == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"], ["8"]]
+    assert len(encoder.threads) == 1
+    assert outcomes == [EncodedImage(encode_s=index) for index in range(9)]
 
 
-def test_a_file_that_is_not_the_exported_one_is_refused_before_it_is_loaded(
-    exported: ModelStore, tmp_path: Path
-) -> None:
+def test_a_failed_batch_fails_its_images_only() -> None:
+    error = RuntimeError("the encoder failed")
+    encoder = BlockedEncoder(error)
+    outcomes = asyncio.run(encoded(EncoderBatcher(encoder.encode, 3), encoder, 5))
+    assert outcomes == [error] * 3 + [EncodedImage(encode_s=index) for index in (3, 4)]
+
+
+def test_a_changed_file_is_refused(exported: ModelStore, tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     file = store.newest(MODEL) / DECODER_FILE
@@ -101,7 +94,7 @@ def test_a_file_that_is_not_the_exported_one_is_refused_before_it_is_loaded(
     assert f"ArtifactError: {file}" in run.stderr.splitlines()[-1]
 
 
-def test_another_build_than_the_expected_is_refused(exported: ModelStore) -> None:
+def test_another_build_is_refused(exported: ModelStore) -> None:
     run = exported.forked("-c", OTHER_BUILD)
     assert run.returncode == 1
     ours = read_manifest(exported.newest(MODEL)).build_key

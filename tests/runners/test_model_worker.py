@@ -1,9 +1,18 @@
-"""The order in which a runner loads its parts, and the cores that it counts."""
+"""The order in which a runner loads its parts, the cores that it counts, and its streams."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
+from runners.model_worker import DecoderWorker
+from service.inference.served_models import runner_options
+from service.settings import Settings
 from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import read_manifest
+from wire.runner_messages import SequenceEnd, SequenceSpec, TextPiece, WritingEvent, Written
 
 # An adapter that has the encoder of its base and changes nothing in the decoder.
 LOADS_AN_ADAPTER = """
@@ -54,9 +63,7 @@ worker.stop()
 """
 
 
-def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(
-    exported: ModelStore, tmp_path: Path
-) -> None:
+def test_encoders_are_loaded_before_the_decoder(exported: ModelStore, tmp_path: Path) -> None:
     """A capture of CUDA graphs would forbid that thread to allocate, and slots take what the
     encoders leave.
     """
@@ -66,3 +73,45 @@ def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(
     encoders = ["EncoderWorker florence-2-mini on 1 core", "EncoderWorker tuned on 1 core"]
     loads = [*encoders, "DecoderWorker florence-2-mini on 1 core", "warm-up", "tuned True"]
     assert run.stdout.splitlines() == loads, run.stderr
+
+
+SPEC = SequenceSpec(
+    segments=[("What does the image describe?", False)], max_new_tokens=5, timeout_s=60
+)
+
+
+def events_of(artifacts: Path, *specs: SequenceSpec) -> list[WritingEvent]:
+    """Return what a real worker streams, on a CPU and with the default limits."""
+    manifest = read_manifest(artifacts)
+    options = runner_options(manifest.model_id, Settings(device="cpu"), ())
+    worker = DecoderWorker(manifest, options, "cpu")
+    worker.load(artifacts, 1)
+    features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
+
+    async def events() -> list[WritingEvent]:
+        return [event async for event in worker.stream(features, specs)]
+
+    streamed = asyncio.run(events())
+    worker.scheduler.stop()
+    return streamed
+
+
+@pytest.mark.parametrize(("max_work", "num_prefills"), [(800_000, 1), (1, 3)])
+def test_prefills_of_more_work_go_one_by_one(
+    exported: ModelStore, monkeypatch: pytest.MonkeyPatch, max_work: int, num_prefills: int
+) -> None:
+    monkeypatch.setattr("runners.options._CPU_PREFILL", max_work)
+    streamed = events_of(exported.newest("florence-2-mini"), *[SPEC] * 3)
+    outcomes = [event.outcome for event in streamed if isinstance(event, SequenceEnd)]
+    queues_s = [one.queue_s for one in outcomes if isinstance(one, Written)]
+    assert len(queues_s) == 3
+    assert len(set(queues_s)) == num_prefills  # equal within a prefill
+
+
+def test_only_requested_pieces_are_streamed(artifacts: Path) -> None:
+    streamed = events_of(artifacts, SPEC, SPEC.model_copy(update={"has_pieces": False}))
+    pieces = [event for event in streamed if isinstance(event, TextPiece)]
+    assert {piece.index for piece in pieces} == {0}
+    ends = {event.index: event.outcome for event in streamed if isinstance(event, SequenceEnd)}
+    texts = [outcome.text for outcome in ends.values() if isinstance(outcome, Written)]
+    assert texts == ["".join(piece.text for piece in pieces)] * 2

@@ -350,7 +350,11 @@ def test_copies_of_head_and_embeddings_change_nothing(
 @pytest.mark.parametrize(("num_missing", "num_rows"), [(0, 10), (1, 11), (63, 73), (64, 10)])
 def test_a_head_is_padded_to_the_rows_of_the_export(num_missing: int, num_rows: int) -> None:
     base = BaseWeights(Path("none"), {"lm_head.weight": (10 + num_missing, IN)}, "none")
-    assert len(base.padded(torch.ones(10, 2))) == num_rows
+    up = torch.arange(20.0).view(10, 2)
+    padded = base.padded(up)
+    assert len(padded) == num_rows
+    assert torch.equal(padded[:10], up)
+    assert (padded[10:] == up.mean(0)).all()
 
 
 NAMES = (

@@ -1,24 +1,45 @@
+"""The exported encoders in ONNX Runtime: batches on a CPU, and batches of fixed sizes, which run
+here in the CPU provider, that ignores CUDA graphs.
+"""
+
+import logging
+import subprocess
+import threading
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from runners.encoder.session import (
+    FixedBatches,
     VisionEncoder,
+    batch_sizes,
     check_provider,
     encode_splitting,
     execution_providers,
+    split_batch,
 )
+from runners.errors import EXIT_STATUS
 from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import VISION_ENCODER_FILE
+from wire.pixels import Pixels
 
+NAME = "the encoder of a model"
+ROUNDING = 1e-4  # features are up to about 6; sums have another order
 # The message of ONNX Runtime 1.32 with limited memory (reproduced below).
-ARENA = (
-    "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of"
-    " size 939524096"
+NO_MEMORY = RuntimeError(
+    "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
+)
+REFUSED = RuntimeError("This session cannot use the graph capture feature as requested by the user")
+INVALIDATED = RuntimeError(
+    "CUDA failure 901: operation failed due to a previous error during capture"
 )
 
 SEVERAL = """
@@ -38,7 +59,7 @@ for number in (0, 0, 1, 2):
     print((int(Path("/proc/self/statm").read_text().split()[1]) - start) * resource.getpagesize())
 """
 
-REAL = """
+HALVED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
@@ -62,60 +83,94 @@ features = encode_splitting(run, pixels)
 print(tried, bool(torch.allclose(features, expected, atol=1e-4)))
 """
 
+LITTLE_MEMORY = """
+import logging, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime as ort
+from runners.encoder.session import FixedBatches
+
+logging.basicConfig(level="INFO")
+arena = ort.OrtArenaCfg({"max_mem": 60_000_000, "arena_extend_strategy": 1})
+info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+ort.create_and_register_allocator(info, arena)
+
+def open_session(with_graphs):
+    options = ort.SessionOptions()
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    file = sys.argv[1] + "/vision_encoder.onnx"
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+batches = FixedBatches(open_session, 64, "cpu", "the encoder of a model")
+batches.load()
+print(batches.sizes, batches.encode(np.zeros((70, 192, 192, 3), np.uint8)).shape[0])
+"""
+
+LOST = """
+import sys
+from runners import errors
+from runners.encoder.session import FixedBatches
+from tests.runners.encoder.test_session import Sessions
+
+error = RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=a")
+def use_device():
+    raise error
+errors.use_device = use_device
+file = sys.argv[1] + "/vision_encoder.onnx"
+sessions = Sessions(file, lambda number, graph_id: error if graph_id == 2 else None)
+FixedBatches(sessions.open, 4, "cpu", "the encoder of a model").load()
+"""
+
+
+def in_python(code: str, exported: ModelStore) -> "subprocess.CompletedProcess[str]":
+    return exported.forked("-c", code, str(exported.newest("florence-2-mini")))
+
+
+def random_pixels(num_images: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
+
 
 class FakeGraph:
     """Runs up to `max_images` images; a feature is the image's first pixel value."""
 
-    def __init__(self, max_images: int, error: Exception) -> None:
+    def __init__(self, max_images: int, error: Exception = NO_MEMORY) -> None:
         self.tried: list[int] = []
         self._max_images = max_images
         self._error = error
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, pixels: Pixels) -> Tensor:
         self.tried.append(len(pixels))
         if len(pixels) > self._max_images:
             raise self._error
-        return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.float32))
+        return torch.from_numpy(pixels[:, 0, 0, 0].astype(np.float32))
 
 
-def numbered(num_images: int) -> NDArray[np.uint8]:
-    return np.arange(num_images, dtype=np.uint8)[:, None, None, None] + np.zeros(
-        (1, 4, 4, 3), dtype=np.uint8
-    )
+NUMBERED = np.arange(7, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), np.uint8)
 
 
-def test_a_batch_that_exceeds_the_memory_is_halved_and_keeps_its_order() -> None:
-    graph = FakeGraph(2, RuntimeError(ARENA))
-    features = encode_splitting(graph, numbered(7))
-    assert features[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+def test_a_batch_that_exceeds_the_memory_is_halved(exported: ModelStore) -> None:
+    graph = FakeGraph(2)
+    assert encode_splitting(graph, NUMBERED).tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert graph.tried == [7, 3, 1, 2, 4, 2, 2]
-
-
-def test_a_single_image_that_exceeds_the_memory_is_an_error() -> None:
-    graph = FakeGraph(0, RuntimeError(ARENA))
-    with pytest.raises(RuntimeError, match="Failed to allocate memory"):
-        encode_splitting(graph, numbered(4))
-    assert graph.tried == [4, 2, 1]
-
-
-def test_other_errors_are_not_retried() -> None:
-    graph = FakeGraph(0, RuntimeError("Non-zero status code returned while running Conv node"))
-    with pytest.raises(RuntimeError, match="Conv"):
-        encode_splitting(graph, numbered(4))
-    assert graph.tried == [4]
-
-
-def test_a_batch_is_halved_when_onnx_runtime_runs_out_of_memory(exported: ModelStore) -> None:
-    run = exported.forked("-c", REAL, str(exported.newest("florence-2-mini")))
+    run = in_python(HALVED, exported)
     assert run.stdout.split("\n")[0] == "[64, 32, 32] True", run.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "tried"),
+    [(NO_MEMORY, [4, 2, 1]), (RuntimeError("Non-zero status code of Conv node"), [4])],
+)
+def test_single_images_and_other_errors_are_not_retried(error: Exception, tried: list[int]) -> None:
+    graph = FakeGraph(0, error)
+    with pytest.raises(RuntimeError, match=str(error)[-20:]):
+        encode_splitting(graph, NUMBERED[:4])
+    assert graph.tried == tried
+
+
 @pytest.mark.long
-def test_batches_and_encoders_of_a_process_share_the_memory_of_activations(
-    exported: ModelStore,
-) -> None:
-    run = exported.forked("-c", SEVERAL, str(exported.newest("florence-2-mini")))
-    first, *others = map(int, run.stdout.split())
+def test_encoders_of_a_process_share_the_memory_of_activations(exported: ModelStore) -> None:
+    first, *others = map(int, in_python(SEVERAL, exported).stdout.split())
     assert first > 100_000_000
     assert max(others) < first / 4
 
@@ -126,11 +181,6 @@ def test_on_cuda_the_cpu_is_the_second_provider() -> None:
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert (options["enable_cuda_graph"], "gpu_mem_limit" in options) == ("0", False)
-
-
-def test_on_cuda_a_session_with_graphs_and_its_limit_of_memory_are_options_of_the_provider() -> (
-    None
-):
     (_, options), _ = execution_providers("cuda", with_graphs=True, max_bytes=2**30)
     assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
 
@@ -142,34 +192,212 @@ def test_a_fallback_to_the_cpu_is_refused() -> None:
         check_provider("cuda", ["CPUExecutionProvider"])
 
 
-@pytest.fixture
-def load(int8_artifacts: Path) -> Callable[[str], VisionEncoder]:
-    def load_at(precision: str) -> VisionEncoder:
-        encoder = VisionEncoder(int8_artifacts, 1, precision)  # type: ignore[arg-type]
-        encoder.load()
-        return encoder
-
-    return load_at
-
-
-def test_at_int8_an_image_has_the_same_features_in_every_batch(
-    load: Callable[[str], VisionEncoder],
-) -> None:
-    encoder = load("int8")
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 192, 192, 3), dtype=np.uint8)
+def test_an_image_has_the_same_int8_features_in_every_batch(int8_artifacts: Path) -> None:
+    encoder = VisionEncoder(int8_artifacts, 1, "int8")
+    encoder.load()
+    pixels = random_pixels(3)
     pixels[1] //= 64  # another range of values than its neighbours
     together = encoder.encode(pixels)
-    for index, one in enumerate(pixels):
-        assert torch.equal(encoder.encode(one[None])[0], together[index])
-    assert torch.equal(encoder.encode(pixels[:2]), together[:2])
+    for index, image in enumerate(pixels):
+        assert torch.equal(encoder.encode(image[None])[0], together[index])
 
 
-def test_features_do_not_change_when_the_next_batch_is_encoded(
-    load: Callable[[str], VisionEncoder],
+class Session:
+    """An encoder's session that records its runs and fails in some; `stale`: replays change
+    nothing.
+    """
+
+    def __init__(self, file: str, fault: "Fault", stale: bool = False) -> None:
+        self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        self._fault = fault
+        self._stale = stale
+        self._num_runs = 0
+        self.graph_ids: list[int] = []
+        self.threads: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any, options: onnxruntime.RunOptions) -> None:
+        graph_id = int(options.get_run_config_entry("gpu_graph_id"))
+        self._num_runs += 1
+        if error := self._fault(self._num_runs, graph_id):
+            raise RuntimeError(*error.args)  # a new one: its traceback holds this session
+        self.threads.add(threading.get_ident())
+        self.graph_ids.append(graph_id)
+        is_replay = graph_id > 0 and self.graph_ids.count(graph_id) > 1
+        if not (is_replay and self._stale):
+            self._session.run_with_iobinding(binding, options)
+
+
+Fault = Callable[[int, int], Exception | None]  # arguments: the numbers of a run and of its graph
+
+
+class Sessions:
+    """Opens sessions; those with graphs may be refused, have faults, or replay stale features."""
+
+    def __init__(
+        self,
+        file: str,
+        fault: Fault = lambda *_: None,
+        stale: bool = False,
+        refusal: Exception | None = None,
+    ) -> None:
+        self._file = file
+        self._fault = fault
+        self._stale = stale
+        self._refusal = refusal
+        # has graphs, and the number of sessions alive before
+        self.opened: list[tuple[bool, int]] = []
+        self._alive: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    @property
+    def session(self) -> Session:
+        (session,) = self._alive
+        return session
+
+    def open(self, with_graphs: bool) -> Any:
+        self.opened.append((with_graphs, len(self._alive)))
+        if with_graphs and self._refusal:
+            raise self._refusal
+        session = Session(self._file, self._fault, stale=self._stale and with_graphs)
+        self._alive.add(session)
+        return session
+
+
+@pytest.fixture
+def encoder_file(exported: ModelStore) -> str:
+    return str(exported.newest("florence-2-mini") / VISION_ENCODER_FILE)
+
+
+def loaded(sessions: Sessions) -> FixedBatches:
+    batches = FixedBatches(sessions.open, 8, "cpu", NAME)
+    batches.load()
+    return batches
+
+
+def check_features(batches: FixedBatches, encoder_file: str) -> None:
+    """Compare batches of several sizes with those of the encoder of the CPU."""
+    encoder = VisionEncoder(Path(encoder_file).parent)
+    encoder.load()
+    for num_images in (1, 13):
+        pixels = random_pixels(num_images)
+        features = batches.encode(pixels)
+        torch.testing.assert_close(features, encoder.encode(pixels), atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("max_batch_size", "sizes"), [(1, [1]), (2, [2, 1]), (24, [16, 8, 4, 2, 1])]
+)
+def test_sizes_are_the_powers_of_two(max_batch_size: int, sizes: list[int]) -> None:
+    assert batch_sizes(max_batch_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes", "expected"),
+    [
+        (13, [16, 8, 4, 2, 1], [8, 4, 1]),
+        (16, [16, 8, 4, 2, 1], [16]),
+        (16, [8, 4, 2, 1], [8, 8]),  # the largest exceeds the memory
+        (3, [1], [1, 1, 1]),
+    ],
+)
+def test_a_batch_is_split_without_padding(
+    num_images: int, sizes: list[int], expected: list[int]
 ) -> None:
-    encoder = load("float32")
-    first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 192, 192, 3), dtype=np.uint8)
-    features = encoder.encode(first)
-    kept = features.clone()
-    assert not torch.equal(encoder.encode(second), kept)
-    assert torch.equal(features, kept)
+    parts = list(split_batch(num_images, sizes))
+    assert [part.stop - part.start for part in parts] == expected
+    indices = [index for part in parts for index in range(part.start, part.stop)]
+    assert indices == list(range(num_images))
+
+
+def test_captures_follow_all_runs_and_checks_all_captures(artifacts: Path) -> None:
+    """A capture may not allocate, and may change the memory of those before."""
+    encoder_file = str(artifacts / VISION_ENCODER_FILE)
+    sessions = Sessions(encoder_file)
+    batches = loaded(sessions)
+    assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [8, 4, 2, 1])
+    assert sessions.session.graph_ids == [-1] * 4 + [8, 4, 2, 1] + [8, -1, 4, -1, 2, -1, 1, -1]
+    check_features(batches, encoder_file)
+    assert sessions.session.graph_ids[-3:] == [8, 4, 1]
+
+
+@pytest.mark.parametrize("num_images", [2, 3])  # one part, and two
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_features_do_not_change_with_later_batches(
+    encoder_file: str, num_images: int, is_fixed: bool
+) -> None:
+    encoder = VisionEncoder(Path(encoder_file).parent)
+    encoder.load()
+    encode = loaded(Sessions(encoder_file)).encode if is_fixed else encoder.encode
+    features = encode(random_pixels(num_images))
+    copy = features.clone()
+    assert not torch.equal(encode(255 - random_pixels(num_images)), copy)
+    assert torch.equal(features, copy)
+
+
+def test_batches_run_in_the_thread_that_captured(encoder_file: str) -> None:
+    sessions = Sessions(encoder_file)
+    batches = loaded(sessions)
+    with ThreadPoolExecutor(3) as callers:
+        features = list(callers.map(batches.encode, [random_pixels(1)] * 6))
+    assert all(torch.equal(one, features[0]) for one in features)
+    assert len(sessions.session.threads) == 1
+    assert threading.get_ident() not in sessions.session.threads
+
+
+def fail_at(number: int, graph_id: int, error: Exception) -> Fault:
+    return lambda *run: error if run == (number, graph_id) else None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refusal": REFUSED}, f"cannot use CUDA graphs; it runs without CUDA graphs: {REFUSED}"),
+        (
+            {"fault": fail_at(6, 4, INVALIDATED)},
+            f"cannot capture a batch of 4 images; it runs without CUDA graphs: {INVALIDATED}",
+        ),
+        (
+            {"stale": True},
+            "cannot replay a batch of 8 images; it runs without CUDA graphs: other features",
+        ),
+    ],
+    ids=["refused", "failed capture", "stale replay"],
+)
+def test_failed_graphs_leave_all_sizes_without(
+    encoder_file: str, caplog: pytest.LogCaptureFixture, options: dict[str, Any], message: str
+) -> None:
+    sessions = Sessions(encoder_file, **options)
+    batches = loaded(sessions)
+    assert sessions.opened == [(True, 0), (False, 0)]  # the weights are never on the device twice
+    assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [])
+    check_features(batches, encoder_file)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    (warning,) = [record.getMessage() for record in warnings]
+    assert warning.startswith(f"{NAME} {message}")
+
+
+def test_a_size_that_exceeds_the_memory_is_left_out(
+    exported: ModelStore, encoder_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = Sessions(encoder_file, fail_at(1, -1, NO_MEMORY))
+    batches = loaded(sessions)
+    assert (batches.sizes, batches.captured_sizes) == ([4, 2, 1], [4, 2, 1])
+    check_features(batches, encoder_file)
+    assert sessions.session.graph_ids[-4:] == [4, 4, 4, 1]
+    assert f"{NAME}: too little memory for batches of 8 images: {NO_MEMORY}" in caplog.text
+    run = in_python(LITTLE_MEMORY, exported)
+    assert run.stdout == "[16, 8, 4, 2, 1] 70\n", run.stderr
+    assert f"{NAME}: too little memory for batches of 64 images: " in run.stderr
+
+
+def test_a_single_image_that_exceeds_the_memory_ends_the_start(encoder_file: str) -> None:
+    with pytest.raises(RuntimeError, match="smaller than requested"):
+        loaded(Sessions(encoder_file, lambda *_: NO_MEMORY))
+
+
+def test_a_lost_device_ends_the_process(exported: ModelStore) -> None:
+    run = in_python(LOST, exported)
+    assert run.returncode == EXIT_STATUS, run.stderr
+    assert f"{NAME} lost its GPU" in run.stderr

@@ -5,53 +5,166 @@ The questions are those of the evaluation: all tasks with a grammar or a forced 
 phrases and regions.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from export.checkpoints.bases import CATALOG_FILE
 from export.checks.reference import Reference
+from export.scenes import render_scene
+from laboratory.evaluation import evaluation_scene
+from laboratory.questions import question_prompts, questions
+from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import GeneratedSequence
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import VisionEncoder
 from runners.kv_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
-from tasks.catalog import load_catalog
-from tasks.table import TASKS
+from runners.options import SchedulerLimits
+from tasks.families import FAMILIES
+from tasks.table import TASKS, parse_parameters
+from tests.support.catalog import CATALOG
 from tests.support.decoder_cases import MAX_NEAR_TIES, NEAR_TIE_LOGITS
-from tests.support.drafted_answers import Asked, asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import read_manifest
+from wire.runner_messages import SequenceSpec
 
 NUM_SCENES = 14
 NUM_ANSWERS = 20  # fewer than in the long tests
 BESIDE = 3  # requests in flight, so that drafts of different lengths share a pass
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt about an image, and its request."""
+
+    text: str
+    image: Image.Image
+    request: SequenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A decoder, the same checkpoint in transformers, and prompts."""
+
+    decoder: Decoder
+    reference: Reference
+    prompts: list[Prompt]
+
+    def requests(self, num: int) -> list[SequenceRequest]:
+        return [prompt.request for prompt in self.prompts[:num]]
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)
-def model(
-    request: pytest.FixtureRequest, exported: ModelStore
-) -> tuple[Decoder, list[Asked], Reference]:
+def model(request: pytest.FixtureRequest, exported: ModelStore) -> Model:
     folder = exported.newest(request.param)
-    entry = load_catalog(CATALOG_FILE)[request.param]
+    entry = CATALOG[request.param]
     decoder = load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
     encoder = VisionEncoder(folder, precision="float32")
     encoder.load()
-    questions = list(asked(decoder, encoder, entry, list(TASKS), range(NUM_SCENES)))
-    return decoder, questions, Reference.load(MODELS / request.param)
+    size_wh = (entry.resolution, entry.resolution)
+    prompts: list[Prompt] = []
+    for scene in map(evaluation_scene, range(NUM_SCENES)):
+        image = render_scene(scene, entry.resolution)
+        features = encoder.encode(np.asarray(image)[None])[0]
+        for question in questions(scene):
+            scaled = question.scaled(size_wh)
+            parameters = parse_parameters(TASKS[scaled.task], scaled.parameters)
+            grammar = FAMILIES[entry.family].answer_grammar(entry, scaled.task, parameters)
+            for prompt in question_prompts(entry, scaled, size_wh):
+                segments = [(segment.text, segment.is_control) for segment in prompt.segments]
+                spec = SequenceSpec(
+                    segments=segments, num_beams=1, grammar=grammar, timeout_s=TIMEOUT_S
+                )
+                text = "".join(text for text, _ in segments)
+                prompts.append(Prompt(text, image, to_request(decoder, features, spec)))
+    return Model(decoder, Reference.load(MODELS / request.param), prompts)
+
+
+def generate(
+    decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int, can_draft: bool = True
+) -> list[GeneratedSequence]:
+    """Generate the answers to `requests`, `num_clients` at a time."""
+    scheduler = Scheduler(decoder, "drafts", SchedulerLimits(num_clients, num_clients, 4096))
+
+    def answer(request: SequenceRequest) -> GeneratedSequence:
+        return scheduler.submit([request])[0].result(TIMEOUT_S).sequence
+
+    decoder.can_draft = can_draft
+    scheduler.start()
+    try:
+        with ThreadPoolExecutor(num_clients) as clients:
+            return list(clients.map(answer, requests))
+    finally:
+        scheduler.stop()
+        decoder.can_draft = True
+
+
+def differs_at_near_tie(model: Model, prompt: Prompt, answer: GeneratedSequence) -> bool:
+    """Return False for the tokens of `generate`, True at a near tie; fail for any others."""
+    request = prompt.request
+    expected = reference_answer(
+        model.reference, prompt.text, prompt.image, request.image_features, request.max_new_tokens
+    )
+    if answer.token_ids == expected.token_ids:
+        return False
+    pairs = enumerate(zip(answer.token_ids, expected.token_ids, strict=False))
+    step = next(index for index, (one, other) in pairs if one != other)
+    best, second = expected.logits[step].topk(2).values.tolist()
+    assert best - second <= NEAR_TIE_LOGITS, (prompt.text, answer.token_ids, expected.token_ids)
+    return True
+
+
+@pytest.mark.parametrize("num_answers", [NUM_ANSWERS, pytest.param(200, marks=pytest.mark.long)])
+def test_drafts_give_the_tokens_of_generate(
+    model: Model, num_answers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = generate(model.decoder, model.requests(num_answers), BESIDE)
+    num_near_ties = 0
+    for prompt, answer in zip(model.prompts[:num_answers], answers, strict=True):
+        num_near_ties += differs_at_near_tie(model, prompt, answer)
+    with capsys.disabled():
+        print(f"\n{num_near_ties} near ties in {num_answers} answers", end=" ")
+    assert num_near_ties <= MAX_NEAR_TIES * num_answers
+
+
+@pytest.mark.parametrize("num_clients", [1, BESIDE])
+def test_drafts_change_no_token_and_no_probability(model: Model, num_clients: int) -> None:
+    requests = model.requests(NUM_ANSWERS)
+    drafted = generate(model.decoder, requests, num_clients)
+    plain = generate(model.decoder, requests, num_clients, can_draft=False)
+    for one, other in zip(drafted, plain, strict=True):
+        assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_a_cut_answer_is_the_beginning_of_the_whole(model: Model) -> None:
+    for request in model.requests(5):
+        (whole,) = generate(model.decoder, [request], 1, can_draft=False)
+        limits = range(1, len(whole.token_ids) + 1)
+        cut = [replace(request, max_new_tokens=limit) for limit in limits]
+        drafted = generate(model.decoder, cut, BESIDE)
+        plain = generate(model.decoder, cut, BESIDE, can_draft=False)
+        assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
 
 
 class CountedDecoder:
     """A decoder that counts its passes."""
 
+    can_draft = True
+
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.num_passes = 0
         self.num_drafted = 0
-        self.can_draft = decoder.can_draft
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
@@ -62,72 +175,11 @@ class CountedDecoder:
         return self._decoder.decode_step(cache, places)
 
 
-def differs_at_near_tie(asked_one: Asked, answer: GeneratedSequence, reference: Reference) -> bool:
-    """Return False for the tokens of `generate`, True at a near tie; fail for any others."""
-    limit = asked_one.request.max_new_tokens
-    features = asked_one.request.image_features
-    expected = reference_answer(reference, asked_one.prompt, asked_one.image, features, limit)
-    if answer.token_ids == expected.token_ids:
-        return False
-    step = next(i for i, (a, b) in enumerate(zip(answer.token_ids, expected.token_ids)) if a != b)  # noqa: B905
-    best, second = expected.logits[step].topk(2).values.tolist()
-    assert best - second <= NEAR_TIE_LOGITS, (
-        asked_one.prompt,
-        answer.token_ids,
-        expected.token_ids,
-    )
-    return True
-
-
-@pytest.mark.parametrize("num_answers", [NUM_ANSWERS, pytest.param(200, marks=pytest.mark.long)])
-def test_drafts_give_the_tokens_of_generate(
-    model: tuple[Decoder, list[Asked], Reference],
-    num_answers: int,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    decoder, questions, reference = model
-    requests = [question.request for question in questions[:num_answers]]
-    answers = generate(decoder, requests, BESIDE)
-    assert len(answers) == num_answers
-    num_near_ties = sum(map(differs_at_near_tie, questions, answers, [reference] * num_answers))
-    with capsys.disabled():
-        print(f"\n{num_near_ties} near ties in {num_answers} answers", end=" ")
-    assert num_near_ties <= MAX_NEAR_TIES * num_answers
-
-
-def test_drafts_change_neither_tokens_nor_probabilities(
-    model: tuple[Decoder, list[Asked], Reference],
-) -> None:
-    decoder = model[0]
-    requests = [question.request for question in model[1][:NUM_ANSWERS]]
-    for num_clients in (1, BESIDE):
-        drafted = generate(decoder, requests, num_clients)
-        plain = generate_without_drafts(decoder, requests, num_clients)
-        for one, other in zip(drafted, plain, strict=True):
-            assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
-def test_an_answer_cut_anywhere_is_the_beginning_of_the_whole(
-    model: tuple[Decoder, list[Asked], Reference],
-) -> None:
-    decoder, questions, _ = model
-    for question in questions[:5]:
-        (whole,) = generate_without_drafts(decoder, [question.request], 1)
-        limits = range(1, len(whole.token_ids) + 1)
-        cut = [replace(question.request, max_new_tokens=limit) for limit in limits]
-        drafted = generate(decoder, cut, BESIDE)
-        plain = generate_without_drafts(decoder, cut, BESIDE)
-        assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
-
-
-def test_drafts_save_passes(model: tuple[Decoder, list[Asked], Reference]) -> None:
-    requests = [
-        each.request for each in model[1][:NUM_ANSWERS] if each.request.constraint is not None
-    ]
-    drafted: Any = CountedDecoder(model[0])
-    plain: Any = CountedDecoder(model[0])
+def test_drafts_save_passes(model: Model) -> None:
+    requests = [one for one in model.requests(NUM_ANSWERS) if one.constraint is not None]
+    drafted: Any = CountedDecoder(model.decoder)
+    plain: Any = CountedDecoder(model.decoder)
     generate(drafted, requests, 1)
-    generate_without_drafts(plain, requests, 1)
+    generate(plain, requests, 1, can_draft=False)
     assert plain.num_drafted == 0 < drafted.num_drafted
     assert drafted.num_passes < 0.9 * plain.num_passes
