@@ -21,7 +21,7 @@ from wire.runner_messages import SequenceSpec, Written
 BOS = 3
 
 
-def test_the_start_token_is_never_text_whether_it_is_forced_or_not() -> None:
+def test_the_start_token_is_never_text() -> None:
     for forced in ({}, {"forced_bos_token_id": BOS}):
         rules = GenerationRules.of({"eos_token_id": EOS, "bos_token_id": BOS, **forced})
         answer = AnswerText(FakeDecoder(rules))
@@ -41,7 +41,7 @@ def test_an_adapter_that_is_not_loaded_is_refused() -> None:
         to_request(decoder, features, spec.model_copy(update={"adapter": "b" * 64}))
 
 
-def test_a_prompts_own_token_must_be_one_token_of_the_checkpoint() -> None:
+def test_an_own_token_must_be_one_of_the_checkpoint() -> None:
     decoder = FakeDecoder()
     assert request(decoder, own_token="<eos>").prompt_ids == ()
     for text in ("<VQA>", "a", "<eos><eos>"):
@@ -60,44 +60,35 @@ def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
 
 def test_a_request_has_every_option_of_its_message() -> None:
     decoder = FakeDecoder()
+    heard: list[object] = []
+    options = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.25, "seed": 7, "num_beams": 3}
     features = torch.zeros(2, 4)
+    segments = [("ab", False)]
+    grammar = 'start: "a"'
+    spec = SequenceSpec.model_validate(
+        {"segments": segments, "timeout_s": 9, "grammar": grammar, **options}
+    )
     start_s = time.monotonic()
-    heard = list[object]()
-    spec = SequenceSpec(
-        segments=[("ab", False)],
-        max_new_tokens=5,
-        temperature=0.5,
-        top_p=0.25,
-        seed=7,
-        num_beams=3,
-        timeout_s=9,
-        grammar='start: "a"',
-    )
     made = to_request(decoder, features, spec, heard.append)
-    assert made.image_features is features
-    assert made.prompt_ids == decoder.text.prompt_ids([("ab", False)])
-    assert (made.max_new_tokens, made.num_beams, made.temperature, made.top_p, made.seed) == (
-        5,
-        3,
-        0.5,
-        0.25,
-        7,
-    )
-    assert made.constraint is decoder.text.constraints.get('start: "a"')
-    assert made.prompt_words == decoder.text.prompt_words(made.prompt_ids)
     assert start_s + 9 <= made.deadline_s <= time.monotonic() + 9
+    prompt_ids = decoder.text.prompt_ids(segments)
+    assert made == SequenceRequest(
+        features,
+        prompt_ids,
+        **options,
+        constraint=decoder.text.constraints.get(grammar),
+        deadline_s=made.deadline_s,
+        on_tokens=made.on_tokens,
+        prompt_words=decoder.text.prompt_words(prompt_ids),
+    )
     assert made.on_tokens is not None
     made.on_tokens([1])
     assert heard == [[1]]
-    unconstrained = request(decoder)
-    assert (unconstrained.constraint, unconstrained.prompt_words, unconstrained.on_tokens) == (
-        None,
-        None,
-        None,
-    )
+    plain = request(decoder)
+    assert (plain.constraint, plain.prompt_words, plain.on_tokens) == (None, None, None)
 
 
-def test_the_number_of_tokens_is_the_requests_else_the_checkpoints_within_the_positions() -> None:
+def test_max_new_tokens_fit_the_positions() -> None:
     left = MAX_POSITIONS - 2  # after two image tokens and an empty prompt
     short, long = (
         FakeDecoder(replace(FAKE_RULES, max_new_tokens=number)) for number in (4, MAX_POSITIONS)
@@ -116,7 +107,7 @@ def test_the_number_of_tokens_is_the_requests_else_the_checkpoints_within_the_po
         request(FakeDecoder(), max_new_tokens=left + 1)
 
 
-def test_the_number_of_beams_is_the_requests_else_the_checkpoints_and_one_if_sampled() -> None:
+def test_sampled_sequences_have_one_beam_by_default() -> None:
     decoder = FakeDecoder(replace(FAKE_RULES, num_beams=3))
     assert request(decoder).num_beams == 3
     assert request(decoder, temperature=0.1).num_beams == 1
@@ -124,7 +115,7 @@ def test_the_number_of_beams_is_the_requests_else_the_checkpoints_and_one_if_sam
     assert request(decoder, num_beams=2, temperature=0.1).num_beams == 2
 
 
-def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() -> None:
+def test_the_message_has_the_tokens_of_its_text() -> None:
     decoder = FakeDecoder()
     generated = GeneratedSequence((2, 4, EOS), (-0.5, -0.25, -0.125), "stop", 2)
     written = to_written(

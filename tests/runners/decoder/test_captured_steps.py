@@ -24,7 +24,6 @@ from runners.decoder.captured_passes import (
     row_counts,
     step_shapes,
 )
-from runners.decoder.engines import new_engine
 from runners.decoder.sequences import SequenceRequest
 from runners.tokens.choice import CAPTURED_KINDS, RowConditions, choose_tokens
 from tests.support.decoder_cases import Case, make_case
@@ -116,16 +115,14 @@ def test_steps_of_beams_read_few_prefixes() -> None:
 @pytest.mark.parametrize(
     ("num_rows", "length", "expected"), [(1, 1, 64), (3, 64, 64), (3, 65, 256), (6, 257, 300)]
 )
-def test_a_step_runs_in_the_smallest_bucket_that_holds_it(
-    num_rows: int, length: int, expected: int
-) -> None:
+def test_a_step_runs_in_the_smallest_shape(num_rows: int, length: int, expected: int) -> None:
     token_ids = torch.arange(2, 2 + num_rows)
     logits = logits_of(graphs_of(), token_ids.tolist(), length)
     assert logits[:, 1].tolist() == [expected] * num_rows
     assert logits.argmax(-1).tolist() == (2 * token_ids).tolist()
 
 
-def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
+def test_everything_is_captured_before_the_first_step() -> None:
     captured: list[int] = []
 
     def capture(compute: Callable[[], Tensor]) -> CudaGraph:
@@ -134,11 +131,7 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
 
     graphs = graphs_of(capture=capture)
     counts = row_counts(6)[::-1]
-    times = (
-        3,
-        len(CAPTURED_KINDS),
-        len(CAPTURED_KINDS),
-    )  # passes, choices of steps and of prefills
+    times = (3, len(CAPTURED_KINDS), len(CAPTURED_KINDS))  # passes, choices of steps, of prefills
     assert captured == np.concatenate([np.repeat(counts, each) for each in times]).tolist()
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
@@ -147,7 +140,7 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
     assert len(captured) == graphs.num_captured
 
 
-def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded() -> None:
+def test_chosen_tokens_are_the_next_inputs() -> None:
     graphs = graphs_of()
     assert chosen(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
     assert graphs.run(StepShape(2, 8)).argmax(-1).tolist() == [12, 16]
@@ -164,7 +157,7 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
     ],
     ids=["many banned", "many candidates", "wide nucleus"],
 )
-def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
+def test_conditions_without_room_are_chosen_eagerly(
     conditions: RowConditions,
 ) -> None:
     def flat(token_ids: Tensor, _shape: StepShape) -> Tensor:
@@ -180,40 +173,33 @@ def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
     assert (found.ahead, list(found.redrawn)) == (("ahead", [0]) if is_late else (None, []))
 
 
-def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:
+def test_tokens_of_eager_steps_are_chosen_too() -> None:
     """A step with adapters in its batch is not captured; its choice is."""
     graphs = graphs_of()
     logits_of(graphs, [3, 4, 5], 8)
     assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), StepShape(2, 9)))) == [14, 16]
 
 
-def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
-    def capture(_compute: Callable[[], Tensor]) -> CudaGraph:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    graphs = graphs_of(capture=capture)
-    logits = logits_of(graphs, [3, 4], 7)
-    assert logits.equal(doubling(torch.tensor([3, 4]), StepShape(2, 7)))
-    assert chosen(graphs, logits) == [6, 8]
-    assert [record.message for record in caplog.records] == [
-        "no CUDA graph for a step of 6 rows of 300 positions"
-    ]
-
-
-def test_after_a_failed_capture_of_a_choice_tokens_are_chosen_eagerly(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("fails", "name"),
+    [(lambda _: True, "a step of 6 rows of 300 positions"),
+     (lambda output: output.shape[1] != SIZE, "the choice of 6 tokens")],
+    ids=["step", "choice"],
+)  # fmt: skip
+def test_what_failed_to_be_captured_runs_eagerly(
+    caplog: pytest.LogCaptureFixture, fails: Callable[[Tensor], bool], name: str
 ) -> None:
     def capture(compute: Callable[[], Tensor]) -> CudaGraph:
-        if compute().shape[1] != SIZE:
+        if fails(compute()):
             raise RuntimeError("operation not permitted when stream is capturing")
         return capture_eagerly(compute)
 
     graphs = graphs_of(capture=capture)
-    assert chosen(graphs, logits_of(graphs, [3, 4], 7)) == [6, 8]
+    logits = logits_of(graphs, [3, 4], 7)
+    assert logits.argmax(-1).tolist() == [6, 8]
+    assert chosen(graphs, logits) == [6, 8]
     assert logits_of(graphs, [6, 8], 7).argmax(-1).tolist() == [12, 16]
-    assert [record.message for record in caplog.records] == [
-        "no CUDA graph for the choice of 6 tokens"
-    ]
+    assert [record.message for record in caplog.records] == [f"no CUDA graph for {name}"]
 
 
 def mixed_requests(case: Case) -> list[SequenceRequest]:
@@ -246,21 +232,16 @@ def test_answers_equal_those_of_eager_steps(
         assert found.logprobs == pytest.approx(sequence.logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize(("is_graphed", "num_beams"), [(False, 4), (True, 4), (True, 9)])
+@pytest.mark.parametrize("num_beams", [4, 9])
 def test_beams_continue_where_a_slot_before_theirs_is_freed(
-    exported: ModelStore, tmp_path: Path, is_graphed: bool, num_beams: int
+    exported: ModelStore, tmp_path: Path, num_beams: int
 ) -> None:
     """The last slot moves into the freed one, after the beams that its row has just chosen are in
-    it.
-
-    Captured steps have no room for nine beams: they run eagerly.
+    it. Captured steps have no room for nine beams: they run eagerly.
     """
     case = make_case("random florence2", exported, tmp_path)
-    engine = graph_engine if is_graphed else new_engine
-    requests = [
-        *(case.request(index, 2 + index) for index in range(14)),
-        case.request(5, 20, num_beams),
-    ]
-    together = [sequence.token_ids for sequence in generate_all(case.decoder, requests, engine)]
+    requests = [case.request(index, 2 + index) for index in range(14)]
+    requests.append(case.request(5, 20, num_beams))
+    together = [one.token_ids for one in generate_all(case.decoder, requests, graph_engine)]
     alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
     assert together == alone
