@@ -215,7 +215,13 @@ class DecoderWorker:
         """Return the outcome of a sequence; only the class of a model's exception is reported."""
         try:
             written = await asyncio.wrap_future(future)
-            _record_spans(written)
+            end_s = time.monotonic()
+            prefilled_s = end_s - written.decode_s
+            admitted_s = prefilled_s - written.prefill_s
+            past_span("decode_queue", admitted_s - written.queue_s, admitted_s)
+            past_span("prefill", admitted_s, prefilled_s)
+            num_tokens = {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)}
+            past_span("decode_steps", prefilled_s, end_s, num_tokens)
             return to_written(self._decoder, request, written)
         except SequenceError as error:
             failed = Failed(code=error.code, message=str(error))
@@ -234,16 +240,6 @@ class DecoderWorker:
                 loop.call_soon_threadsafe(events.put_nowait, TextPiece(index=index, text=text))
 
         return on_tokens
-
-
-def _record_spans(written: WrittenSequence) -> None:
-    end_s = time.monotonic()
-    prefilled_s = end_s - written.decode_s
-    admitted_s = prefilled_s - written.prefill_s
-    past_span("decode_queue", admitted_s - written.queue_s, admitted_s)
-    past_span("prefill", admitted_s, prefilled_s)
-    num_tokens = {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)}
-    past_span("decode_steps", prefilled_s, end_s, num_tokens)
 
 
 _NOT_PENDING = EncodedImage(

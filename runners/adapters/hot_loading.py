@@ -67,13 +67,8 @@ class HotAdapters:
         # build keys of the current versions, None for adapters of another base
         self._keys: dict[AdapterFolder, str | None] = {}
         self._added: dict[str, float | None] = {}  # keys: the time when the folder was gone
-        self._refused: dict[str, str] = {}  # keys: the reason
+        self.refused: dict[str, str] = {}  # current versions by key: the reason
         self._without_room: set[str] = set()  # keys that are tried again when another is freed
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """The reasons by key of the current versions that were refused."""
-        return dict(self._refused)
 
     def watch(self, loaded: Adapters) -> None:
         """Update `loaded` now and once a second, in a thread that ends with the process.
@@ -110,10 +105,10 @@ class HotAdapters:
             self._keys[folder] = key
             if key is not None:
                 folders[key] = folder
-        self._refused = {key: reason for key, reason in self._refused.items() if key in folders}
+        self.refused = {key: reason for key, reason in self.refused.items() if key in folders}
         self._remove_gone(loaded, folders)
         for key, adapter in folders.items():
-            if not (key in self._added or key in self._refused or key in loaded.keys):
+            if not (key in self._added or key in self.refused or key in loaded.keys):
                 self._add(loaded, key, adapter)
 
     def _key(self, adapter: AdapterFolder) -> str | None:
@@ -147,7 +142,7 @@ class HotAdapters:
                 del self._added[key]
                 logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)
                 for waiting in self._without_room:
-                    self._refused.pop(waiting, None)
+                    self.refused.pop(waiting, None)
                 self._without_room.clear()
 
     def _add(self, loaded: Adapters, key: str, adapter: AdapterFolder) -> None:
@@ -174,7 +169,7 @@ class HotAdapters:
                 logger.exception("the adapter %s cannot be loaded", adapter.name)
             if isinstance(error, NoRoomError):
                 self._without_room.add(key)
-            self._refused[key] = reason
+            self.refused[key] = reason
             logger.error("the adapter %s of %s is refused: %s", adapter.name, model_id, reason)
 
 

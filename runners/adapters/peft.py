@@ -8,12 +8,12 @@
                                 replaces the base's
 
 LAYER is a name in the model that was tuned: transformers 5's, an older version's or Microsoft's
-(wire/artifacts/microsoft_names.py). Needs neither peft nor the base's checkpoint: the export merges
-the vision part into it (export/adapters.py).
+(wire/artifacts/microsoft_names.py). The export merges the vision part
+into the base's checkpoint (export/adapters.py).
 
 Both files are foreign data: nothing in them is run, and `AdapterLimits` bounds what is read and
-computed. A pattern of layers is a regular expression, on which Python's `re` can take for ever,
-such as `(a+)+x`; RE2 never backtracks. Accepted is the syntax that both read alike.
+computed. A pattern of layers is a regular expression, on which Python's `re` can take for ever;
+RE2 never backtracks. Accepted is the syntax that both read alike.
 
 Both families tie the head to the embeddings. A product of lora_A and lora_B for the head is added
 to its output, and the embeddings stay as they are; PEFT's merge adds it to both: the merged model
@@ -29,7 +29,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import re2
 import torch
@@ -72,10 +72,11 @@ class LayerPatterns:
     @classmethod
     def compile(cls, key: str, values: Mapping[str, float]) -> "LayerPatterns":
         """Compile the patterns of a key; raise `AdapterError` for one that is not allowed."""
-        if len(values) > MAX_PATTERNS or sum(map(len, values)) > MAX_ALL_CHARS:
+        num_chars = sum(map(len, values))
+        if len(values) > MAX_PATTERNS or num_chars > MAX_ALL_CHARS:
             raise AdapterError(
-                f"{key} has {len(values)} patterns of {sum(map(len, values))} characters; allowed"
-                f" are {MAX_PATTERNS} patterns of {MAX_ALL_CHARS} characters in all"
+                f"{key} has {len(values)} patterns of {num_chars} characters; allowed are"
+                f" {MAX_PATTERNS} patterns of {MAX_ALL_CHARS} characters in all"
             )
         return cls(tuple((_compiled(key, pattern), value) for pattern, value in values.items()))
 
@@ -137,19 +138,14 @@ class PeftConfig:
             _require(key, value, is_rank, f"a whole number of 1 to {max_rank}")
             return int(value)
 
-        def alpha(key: str, value: Any) -> float:
-            is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
-            _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
-            return float(value)
-
         try:
             _check_supported(values)
             return cls(
                 rank=rank("r", values.get("r")),
-                alpha=alpha("lora_alpha", values.get("lora_alpha")),
+                alpha=_alpha("lora_alpha", values.get("lora_alpha")),
                 is_rank_stabilized=bool(values.get("use_rslora")),
                 ranks=_patterns("rank_pattern", values, rank),
-                alphas=_patterns("alpha_pattern", values, alpha),
+                alphas=_patterns("alpha_pattern", values, _alpha),
                 saved_modules=tuple(values.get("modules_to_save") or ()),
             )
         except AdapterError as error:
@@ -170,6 +166,12 @@ def _require(key: str, value: object, is_supported: bool, allowed: str) -> None:
         )
 
 
+def _alpha(key: str, value: Any) -> float:
+    is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
+    _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
+    return float(value)
+
+
 def _check_supported(values: Mapping[str, Any]) -> None:
     def require(key: str, is_supported: bool, allowed: str) -> None:
         _require(key, values.get(key), is_supported, allowed)
@@ -179,10 +181,10 @@ def _check_supported(values: Mapping[str, Any]) -> None:
     saved = values.get("modules_to_save") or []
     are_names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
     are_few_names = are_names and len(saved) <= _MAX_SAVED_MODULES
-    is_start = start in _INITIALISATIONS
+    starts_alone = f"one of {starts}: others change the base's weights"
     require("peft_type", values.get("peft_type") == "LORA", "LORA")
     require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
-    require("init_lora_weights", is_start, f"one of {starts}: others change the base's weights")
+    require("init_lora_weights", start in _INITIALISATIONS, starts_alone)
     require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
     require("modules_to_save", are_few_names, f"{_MAX_SAVED_MODULES} names at most")
     for key in sorted(values.keys() - {*_READ.split(), *_OF_TRAINING.split()}):
@@ -236,15 +238,17 @@ class BaseWeights:
             raise self.not_supported([layer])
         return name
 
-    def shape_of(self, layer: str) -> tuple[int, ...] | None:
-        return self._shape(f"{layer}.weight")
+    def shape_of(self, weight: str) -> tuple[int, ...] | None:
+        if weight not in self.shapes and _TIED.fullmatch(weight):
+            return self.shapes.get(self.tied)
+        return self.shapes.get(weight)
 
     def padded(self, up: Tensor) -> Tensor:
         """Add the rows of a head's matrix (V, R) that the base has beyond the tuned model's.
 
         The rows of the base are means, so that their tokens are never chosen; these are too.
         """
-        shape = self.shape_of(HEAD)
+        shape = self.shape_of(f"{HEAD}.weight")
         num_missing = shape[0] - len(up) if shape and up.ndim == 2 else 0
         if not 0 < num_missing < _ROWS_MULTIPLE:
             return up
@@ -265,7 +269,7 @@ class BaseWeights:
     def not_supported(self, names: Sequence[str]) -> AdapterError:
         """Return the error for weights of an adapter, with the memory that copies would take."""
         weights = sorted(set(map(_weight_of, names)))
-        shapes = [self._shape(weight) for weight in weights]
+        shapes = [self.shape_of(weight) for weight in weights]
         num_weights = sum(math.prod(shape) for shape in shapes if shape is not None)
         problem = f"the adapter changes {names[0]}, which is not supported"
         if num_weights:
@@ -281,11 +285,6 @@ class BaseWeights:
             " feed-forward layers of the language model, and layers and modules_to_save of the"
             " vision tower and the projector"
         )
-
-    def _shape(self, weight: str) -> tuple[int, ...] | None:
-        if weight not in self.shapes and _TIED.fullmatch(weight):
-            return self.shapes.get(self.tied)
-        return self.shapes.get(weight)
 
 
 def _weight_of(name: str) -> str:
@@ -310,12 +309,6 @@ class Product:
     rank: int  # R, as the configuration has it
     down: Tensor  # float32 (R, in), of a convolution (R, in, H, W)
     up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
-
-    @classmethod
-    def of(cls, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Self:
-        rank = config.rank_of(layer)
-        up = sides["B"].float() * config.factor_of(layer, rank)
-        return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
     def check(self, weight: tuple[int, ...] | None) -> None:
         """Raise `AdapterError` unless it fits a weight of that shape; no layer has None."""
@@ -391,15 +384,17 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
     for layer, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
             raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
-        product = Product.of(layer, sides, config)
+        rank = config.rank_of(layer)
+        up = sides["B"].float() * config.factor_of(layer, rank)
+        product = Product(layer, rank, sides["A"].float().contiguous(), up.contiguous())
         if (vision_name := _vision_name(f"{layer}.weight")) is not None:
             products[vision_name] = product
             continue
-        own_name = base.layer_of(layer)
-        if own_name == HEAD:
+        name_in_base = base.layer_of(layer)
+        if name_in_base == HEAD:
             product = replace(product, up=base.padded(product.up))
-        product.check(base.shape_of(own_name))
-        language |= {own_name + DOWN: product.down, own_name + UP: product.up}
+        product.check(base.shape_of(f"{name_in_base}.weight"))
+        language |= {name_in_base + DOWN: product.down, name_in_base + UP: product.up}
     vision = VisionPart(products, _replaced(path, saved, config.saved_modules, base))
     if not language and not vision.weights:
         raise AdapterError(f"{path} adapts no layer")

@@ -166,7 +166,11 @@ class Scheduler:
         return futures
 
     def _run(self) -> None:
-        while self._wait_for_work():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._live or self._queue or self._is_stopping)
+                if not (self._live or self._queue):
+                    return
             try:
                 with self.watchdog.iteration():
                     self._iterate()
@@ -182,12 +186,6 @@ class Scheduler:
                     scheduled.resolve(error)
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.num_used_slots)
-
-    def _wait_for_work(self) -> bool:
-        """Return True once a sequence is queued or live, False when the thread must end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._live or self._queue or self._is_stopping)
-            return bool(self._live or self._queue)
 
     def _iterate(self) -> None:
         for sequence, scheduled in self._live.items():

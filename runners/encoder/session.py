@@ -8,7 +8,7 @@
                     8 + 4 + 1, nothing is padded. All sizes run in one session, which keeps a graph
                     for each `gpu_graph_id`, over the first images of the same input and output
 
-On both, a batch that exceeds the memory is halved. On a GPU every size first runs without a graph,
+On a GPU every size first runs without a graph,
 the largest first, whose memory serves the others; one that exceeds the memory is left out. Then
 each is captured, and replays are compared; if one fails, all run without graphs. Invariants:
 
@@ -113,11 +113,8 @@ class BoundSession:
         shape = (max_batch_size, *self._input.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self._features = torch.zeros((max_batch_size, *self._output.shape[1:]), device=device)
+        self.features = torch.zeros((max_batch_size, *self._output.shape[1:]), device=device)
         self._bindings: dict[int, onnxruntime.IOBinding] = {}
-
-    def empty_features(self, num_images: int) -> Tensor:
-        return torch.empty((num_images, *self._features.shape[1:]), device=self._device)
 
     def encode(self, pixels: Pixels) -> Tensor:
         """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
@@ -125,7 +122,7 @@ class BoundSession:
         np.copyto(self._host_pixels[:size].numpy(), pixels)
         self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
         self.run(size, graph_id=size)
-        return self._features[:size]
+        return self.features[:size]
 
     def check_replay(self, size: int) -> None:
         """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
@@ -133,7 +130,7 @@ class BoundSession:
         noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
         replayed = self.encode(noise).clone()
         self.run(size)
-        cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
+        cosines = torch.cosine_similarity(replayed.flatten(1), self.features[:size].flatten(1))
         if not cosines.min() >= _MIN_COSINE:  # NaN also fails
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
@@ -153,7 +150,7 @@ class BoundSession:
             binding = self._bindings[size] = self._session.io_binding()
             for name, bind, memory, dtype in (
                 (self._input.name, binding.bind_input, self._pixels[:size], np.uint8),
-                (self._output.name, binding.bind_output, self._features[:size], np.float32),
+                (self._output.name, binding.bind_output, self.features[:size], np.float32),
             ):
                 bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
         return self._bindings[size]
@@ -189,7 +186,9 @@ class FixedBatches:
 
     def _encode(self, pixels: Pixels) -> Tensor:
         assert self._session is not None
-        features = self._session.empty_features(len(pixels))
+        features = self._session.features.new_empty(
+            (len(pixels), *self._session.features.shape[1:])
+        )
         for part in split_batch(len(pixels), self.sizes):
             features[part] = self._session.encode(pixels[part])
         if self._device == "cuda":
@@ -284,7 +283,7 @@ class VisionEncoder:
         """Return image features (B, N, C), float32, on the encoder's device, of resized RGB
         `pixels` (B, H, W, 3).
         """
-        return encode_splitting(self.backend.encode, pixels)
+        return self.backend.encode(pixels)
 
     def _open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -343,19 +342,3 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
             f" {', '.join(running)}, not on CUDA; install onnxruntime-gpu with its CUDA libraries,"
             " or set DIPTYCH_DEVICE to cpu or auto"
         )
-
-
-def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
-    """Return the features of `pixels` by `run`; on out-of-memory, one half after the other.
-
-    Other exceptions of `run` are raised, and out-of-memory errors of a single image.
-    """
-    try:
-        return run(pixels)
-    except Exception as error:
-        if len(pixels) == 1 or not is_out_of_memory(error):
-            raise
-    half = len(pixels) // 2
-    message = "out of memory in a batch of %d images; encoding %d and %d"
-    logger.warning(message, len(pixels), half, len(pixels) - half)
-    return torch.cat([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])

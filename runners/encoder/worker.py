@@ -1,12 +1,9 @@
 """The vision encoders of a runner: encode batches of images into features on the decoder's device.
 
-    EncoderWorker   the encoder of the model, or of an adapter that changes the vision tower or the
-                    projector
-    Encoders        all of them; a batch with images of several runs in parts, one after another
-
-Batches come from BentoML's adaptive batcher (runners/service.py), which is unknown here. It has one
-queue for all encoders: they share the cores or the GPU, where two batches at the same time would
-only slow each other down.
+The model has one, and so has each adapter that changes the vision tower or the projector. Batches
+come from BentoML's adaptive batcher (runners/service.py), which is unknown here. It has one queue
+for all encoders: they share the cores or the GPU, where two batches at the same time would only
+slow each other down. A batch with images of several runs in parts, one after another.
 """
 
 import logging

@@ -214,17 +214,14 @@ class PackedConditions:
                         rows["place"][index] = place
         if inputs is not None:
             num_rows = max(num_rows, len(inputs.rows))
-            self._write_inputs(inputs)
+            slots = self._rows[: len(inputs.rows)]
+            slots["input_row"] = [-1 if row is None else row for row in inputs.rows]
+            slots["input_token"] = inputs.tokens
+            self._rows["moved"][: len(inputs.parents)] = list(inputs.parents)
+            for slot, parents in inputs.parents.items():
+                self._rows["parents"][slot, : len(parents)] = parents
         if self._on_device is not self._host:
             self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
-
-    def _write_inputs(self, inputs: NextInputs) -> None:
-        slots = self._rows[: len(inputs.rows)]
-        slots["input_row"] = [-1 if row is None else row for row in inputs.rows]
-        slots["input_token"] = inputs.tokens
-        self._rows["moved"][: len(inputs.parents)] = list(inputs.parents)
-        for slot, parents in inputs.parents.items():
-            self._rows["parents"][slot, : len(parents)] = parents
 
     def field(self, name: str, num_rows: int) -> Tensor:
         """Return a field of the first rows on the device (R, values): a view."""

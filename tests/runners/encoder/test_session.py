@@ -15,14 +15,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
 
 from runners.encoder.session import (
     FixedBatches,
     VisionEncoder,
     batch_sizes,
     check_provider,
-    encode_splitting,
     execution_providers,
     split_batch,
 )
@@ -57,30 +55,6 @@ for number in (0, 0, 1, 2):
     start = int(Path("/proc/self/statm").read_text().split()[1])
     encoders[number].encode(pixels)
     print((int(Path("/proc/self/statm").read_text().split()[1]) - start) * resource.getpagesize())
-"""
-
-HALVED = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-import torch
-from runners.encoder.session import VisionEncoder, encode_splitting
-
-encoder = VisionEncoder(Path(sys.argv[1]), num_threads=1)
-encoder.load()
-pixels = np.random.default_rng(0).integers(0, 256, (64, 192, 192, 3), dtype=np.uint8)
-expected = torch.cat([encoder.encode(part) for part in np.split(pixels, 8)])
-tried = []
-
-def run(part):
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = in_use + 20_000_000 if len(part) > 32 else resource.RLIM_INFINITY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    tried.append(len(part))
-    return encoder.backend.run(part)
-
-features = encode_splitting(run, pixels)
-print(tried, bool(torch.allclose(features, expected, atol=1e-4)))
 """
 
 LITTLE_MEMORY = """
@@ -129,43 +103,6 @@ def in_python(code: str, exported: ModelStore) -> "subprocess.CompletedProcess[s
 
 def random_pixels(num_images: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
-
-
-class FakeGraph:
-    """Runs up to `max_images` images; a feature is the image's first pixel value."""
-
-    def __init__(self, max_images: int, error: Exception = NO_MEMORY) -> None:
-        self.tried: list[int] = []
-        self._max_images = max_images
-        self._error = error
-
-    def __call__(self, pixels: Pixels) -> Tensor:
-        self.tried.append(len(pixels))
-        if len(pixels) > self._max_images:
-            raise self._error
-        return torch.from_numpy(pixels[:, 0, 0, 0].astype(np.float32))
-
-
-NUMBERED = np.arange(7, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 4, 3), np.uint8)
-
-
-def test_a_batch_that_exceeds_the_memory_is_halved(exported: ModelStore) -> None:
-    graph = FakeGraph(2)
-    assert encode_splitting(graph, NUMBERED).tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert graph.tried == [7, 3, 1, 2, 4, 2, 2]
-    run = in_python(HALVED, exported)
-    assert run.stdout.split("\n")[0] == "[64, 32, 32] True", run.stderr
-
-
-@pytest.mark.parametrize(
-    ("error", "tried"),
-    [(NO_MEMORY, [4, 2, 1]), (RuntimeError("Non-zero status code of Conv node"), [4])],
-)
-def test_single_images_and_other_errors_are_not_retried(error: Exception, tried: list[int]) -> None:
-    graph = FakeGraph(0, error)
-    with pytest.raises(RuntimeError, match=str(error)[-20:]):
-        encode_splitting(graph, NUMBERED[:4])
-    assert graph.tried == tried
 
 
 @pytest.mark.long

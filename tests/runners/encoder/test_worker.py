@@ -3,6 +3,7 @@ their order.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import EMBEDDED, ModelStore
 from wire.artifacts.manifest import read_manifest
+from wire.pixels import Pixels
+from wire.runner_messages import Failed
 
 OPTIONS = runner_options(EMBEDDED[0], Settings(encoder_precision="float32"), ())
 OWNERS = (None, "tuned", "tuned", None, "tuned")  # one for each image of a batch
@@ -55,17 +58,31 @@ def test_an_encoder_on_cuda_without_cuda_ends_the_start_with_what_is_missing(
         encoders.add(None, read_manifest(folder), folder)
 
 
-def test_only_an_adapter_with_an_encoder_owns_one(exported: ModelStore) -> None:
+def test_a_failed_batch_is_encoded_one_by_one(exported: ModelStore) -> None:
     folder = exported.newest(EMBEDDED[0])
     encoders = Encoders(OPTIONS, "cpu", 1)
     encoders.add(None, read_manifest(folder), folder)
     encoders.add("with encoder", read_manifest(folder), folder)
-    assert [encoders.owner(each) for each in (None, "with encoder", "language only")] == [
-        None,
-        "with encoder",
-        None,
-    ]
+    owners = [encoders.owner(key) for key in (None, "with encoder", "language only")]
+    assert owners == [None, "with encoder", None]
     assert len(encoders.watchdogs) == 2
+    sizes: list[int] = []
+
+    def encode(pixels: Pixels) -> torch.Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > 1 or pixels.max() == 2:
+            raise RuntimeError("failed to allocate memory")
+        return torch.full((1, 3, 4), float(pixels.max()))
+
+    worker: Any = encoders._workers[None]
+    worker._encoder.encode = encode
+    batch = [Encoding(np.full((4, 4, 3), value, np.uint8), None) for value in (1, 2, 3)]
+    failed = [outcome.failed for outcome in encoders.encode(batch)]
+    assert sizes == [3, 1, 1, 1]
+    message = "the vision encoder failed: RuntimeError"
+    assert failed == [None, Failed(code="internal", message=message), None]
+    features = [encoding.features for encoding in batch]
+    assert [None if value is None else int(value.max()) for value in features] == [1, None, 3]
 
 
 def test_an_encoder_that_cannot_encode_ends_the_start(exported: ModelStore) -> None:
