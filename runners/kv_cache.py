@@ -1,22 +1,9 @@
 """The state of all sequences by slot, for every family: keys, values and lengths, allocated once.
 
 A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
-slots 0 to n - 1, so that a step reads a plain slice.
-
-    begin        give free slots to sequences and their beams, before their prefill; a captured one
-                 writes what `claim` returns
-    places       the places of a pass's tokens, and what they read; fixed for a captured pass
-    grow         keep the token of each slot that a pass has stored
-    accept       keep drafted tokens, too
-    roll_back    remove the last token of a slot
-    reorder      beams continue others of the same sequence
-    add_beams    the keys of a sequence's first slot, for its beams, after the prefill
-    free         free a slot; the sequence in the last one moves there
-    clear        zero a slot
-
-A pass stores keys and values at its places; only `grow` and `accept` count them, so that computing
-a pass twice gives the same result. A paged cache changes this module and what its users read from
-`TokenPlaces`.
+slots 0 to n - 1, so that a step reads a plain slice. A pass stores keys and values at its places;
+only `grow` and `accept` count them, so that computing a pass twice gives the same result. A paged
+cache changes this module and what its users read from `TokenPlaces`.
 
 Cross-attention reads prefixes, image and prompt, stored once for all beams of a sequence: a row
 reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared ones
@@ -148,10 +135,9 @@ class KeyValueCache:
         positions: slice,
         on_device: Tensor | None = None,
     ) -> None:
-        """Copy `positions` of the slots `sources` to `targets`, pairwise.
+        """Copy `positions` of slots pairwise; all are read before any is written.
 
-        All are read before any is written. `on_device` are sources and targets (2, M) on the
-        cache's device, which need not be copied there.
+        `on_device` are sources and targets (2, M) that need not be copied there.
         """
         view = self._memory[:, :, :, :, positions]
         if on_device is not None:
@@ -165,9 +151,7 @@ class KeyValueCache:
 
 class SlotLengths:
     """The number of tokens in each slot: on the host, which chooses shapes by it, and on the
-    device, which masks by it.
-
-    Both change together, so that no step waits for the device to tell a length.
+    device, which masks by it. Both change together: no step waits for a length.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
@@ -204,10 +188,7 @@ class SlotLengths:
 
 class PrefixCache:
     """Keys and values of cross-attention, by prefix, and which slot reads which: on the host, and
-    on the device, where captured steps read it.
-
-    Both change together by operations that take numbers of the host as arguments: none waits for
-    the device.
+    on the device, for captured steps. Both change together, and nothing waits for the device.
     """
 
     def __init__(self, shape: DecoderShape, num_slots: int) -> None:
@@ -239,9 +220,8 @@ class PrefixCache:
         return max(self.lengths.of(map(self.of, slots)))
 
     def add(self, slots: Sequence[int], length: int) -> int:
-        """Add a prefix for free slots, in the order of their places, and return its number.
-
-        `write` has to follow.
+        """Return the number of a new prefix for free slots, in the order of places; `write` has to
+        follow.
         """
         if slots[0] == 0:  # whatever a failed pass has left
             self._slots, self._of_slot = [], [None] * len(self._of_slot)
@@ -265,9 +245,8 @@ class PrefixCache:
             self._put(target, prefix, self._slots[prefix].pop(source))
 
     def release(self, slot: int) -> None:
-        """Free a slot; if its prefix ends, the last prefix gets its number.
-
-        A slot without a prefix, whose prefill has failed, is ignored.
+        """Free a slot; if its prefix ends, the last one gets its number. A slot whose prefill
+        failed has none.
         """
         prefix, self._of_slot[slot] = self._of_slot[slot], None
         if prefix is None:
@@ -306,8 +285,8 @@ class PrefixCache:
         return self.grouped(slots.stop, self.num_prefixes, self.width)
 
     def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
-        """Return what the rows of the slots from 0 on read, with at least as many prefixes and
-        places as there are.
+        """Return what rows from slot 0 on read, with at least as many prefixes and places as there
+        are.
         """
         width = min(width, self._rows.shape[1])
         rows = self._rows[:num_prefixes, :width].clamp(max=num_rows - 1)
@@ -338,9 +317,7 @@ class SlotCache:
         num_prefix_tokens: Sequence[int],
         adapters: Sequence[str | None],
     ) -> None:
-        """Start sequences with `num_prefix_tokens` in the slots of each, which are free and follow
-        all in use.
-        """
+        """Start sequences in the slots of each, which are free and follow all in use."""
         claimed = self.claim(slots_of, num_prefix_tokens, adapters)
         self.write_claimed(to_device(list(chain.from_iterable(claimed)), self._shape.device))
 
@@ -350,9 +327,7 @@ class SlotCache:
         num_prefix_tokens: Sequence[int],
         adapters: Sequence[str | None],
     ) -> list[list[ClaimedSlot]]:
-        """Like `begin`, on the host only; return the slots of each sequence for
-        `write_claimed`.
-        """
+        """Like `begin`, on the host only; return the slots of each for `write_claimed`."""
         claimed: list[list[ClaimedSlot]] = []
         for slots, length, adapter in zip(slots_of, num_prefix_tokens, adapters, strict=True):
             prefix = 0
@@ -406,8 +381,7 @@ class SlotCache:
         max_beams: int,
         prefix_length: int = 0,
     ) -> TokenPlaces:
-        """Return the places of `token_ids` (B,) of slots 0 to B - 1 in a pass of fixed shape: it
-        reads `length` positions, `prefix_length` of a prefix, and uses no value of the host.
+        """Return the places of `token_ids` (B,) of slots 0 to B - 1 without any value of the host.
 
         `num_prefixes`: that beams share, at most `max_beams` each; 0: each row has its own. A slot
         without a free position gets its last one overwritten.
@@ -422,8 +396,8 @@ class SlotCache:
         return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
-        """Return the number of prefixes that the first slots share and of slots that share one at
-        most; 0 and 1 if slot i reads prefix i.
+        """Return the number of shared prefixes, and of slots that share one at most; 0 and 1 if
+        slot i reads prefix i.
         """
         slots = slice(0, num_slots)
         if self.prefixes is None or self.prefixes.own(slots) == slots:
@@ -478,19 +452,15 @@ class SlotCache:
     def reorder(
         self, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
     ) -> None:
-        """Copy generated tokens from `sources` to `targets`, beams of the same sequences, pairwise.
-
-        All are read before any is written. `on_device` are sources and targets (2, M) on the
-        cache's device; only there, another slot of the sequence may be the source.
+        """Copy generated tokens between beams of the same sequences, pairwise; all are read before
+        any is written. Only `on_device` (2, M), other slots of a sequence may be sources.
         """
         start = min(self._starts[slot] for slot in sources)
         generated = slice(start, max(self.num_tokens.of(sources)))
         self.self_attention.copy(sources, targets, generated, on_device)
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy everything but the prefixes of slots, pairwise; all are read before any is
-        written.
-        """
+        """Copy everything but prefixes, pairwise; all are read before any is written."""
         tokens = slice(0, max(self.num_tokens.of(sources)))
         self.self_attention.copy(sources, targets, tokens)
         self.num_tokens.copy(sources, targets)

@@ -90,8 +90,8 @@ class DecoderWorker:
     def load(
         self, folder: Path, num_cores: int, adapters: Sequence[tuple[Path, Manifest]] = ()
     ) -> None:
-        """Load the weights and those of `adapters`, start the scheduler and generate one sequence
-        from zero features.
+        """Load the weights and `adapters`, start the scheduler and generate a sequence from zero
+        features.
         """
         options = self._options
         manifest = self._manifest
@@ -126,9 +126,7 @@ class DecoderWorker:
         self.scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
     def open_pool(self, free_bytes: int) -> None:
-        """Limit the adapters to what they may take of `free_bytes` of a GPU; give half of it to the
-        pool of captured passes.
-        """
+        """Limit the adapters to their part of `free_bytes` of a GPU; half of it is the pool."""
         self.max_adapter_bytes = max_adapter_bytes(
             free_bytes,
             self._reserved_bytes,
@@ -264,8 +262,8 @@ class ModelWorker:
     def load(self) -> None:
         """Load both parts and run each once; raise `ArtifactError` or a library's error.
 
-        The start of the service has hashed the artifacts (service/supervision/checks.py); a runner
-        that restarts loads at once.
+        The files have been hashed (service/supervision/checks.py): a runner that restarts loads at
+        once.
         """
         # starts a thread: only after this process was forked
         from runners.encoder.worker import Encoders
@@ -297,7 +295,6 @@ class ModelWorker:
         self.watchdogs = (*self._encoders.watchdogs, self._decoder.scheduler.watchdog)
 
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
-        """Load the adapters of the watched folder, if any, and start to watch it."""
         self._hot_adapters: HotAdapters | None = None
         options = self._options
         if options.adapters_folder is not None:
@@ -360,9 +357,8 @@ class ModelWorker:
                 yield event
 
     async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
-        """Return the features of a call's image, by the encoder of its adapter if that has one.
-
-        Raise `FeaturesMissing` if they are neither cached nor in its pixels.
+        """Return the features of a call's image, by its adapter's encoder, if any, or raise
+        `FeaturesMissing`.
         """
         adapter = call.sequences[0].adapter if call.sequences else None
         owner = self._encoders.owner(adapter)

@@ -70,10 +70,8 @@ def encoder_batch_size(options: RunnerOptions) -> int:
 
 
 def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
-    """Return the memory of a GPU, of which `free_bytes` are free, that an encoder may take: half.
-
-    The decoder, which loads later, needs the rest. `num_sharing` runners measure it, each maybe
-    before the others load.
+    """Return the memory of a GPU that an encoder may take: half of its part, as the decoder loads
+    later.
     """
     return free_bytes // num_sharing // 2
 
@@ -81,10 +79,7 @@ def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
 def max_adapter_bytes(
     free_bytes: int, reserved_bytes: int, max_bytes: int, num_sharing: int = 1
 ) -> int:
-    """Return the memory of a GPU that the adapters of a decoder may take, at most `max_bytes`.
-
-    Slots need most of what `reserved_bytes` leave; `num_sharing` runners divide it.
-    """
+    """Return the memory that adapters may take: slots need most of what `reserved_bytes` leave."""
     return min(max_bytes, max(0, free_bytes - reserved_bytes) // num_sharing // 4)
 
 
@@ -100,10 +95,8 @@ def slots_that_fit(
     num_sharing: int = 1,
     limit: int = _MAX_CUDA_SLOTS,
 ) -> int:
-    """Return the number of slots that fit into the free memory of a GPU, at most `limit`.
-
-    `num_sharing` runners divide what `reserved_bytes` leaves: each may measure before the others
-    have loaded.
+    """Return how many slots fit into the free memory, of which each of `num_sharing` runners takes
+    a part: each may measure before the others have loaded.
     """
     return max(0, min(limit, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
@@ -111,8 +104,7 @@ def slots_that_fit(
 def default_positions(device: Device, num_image_tokens: int) -> int:
     """Return the limit of a sequence's positions where none is set; 0: the model's.
 
-    On a GPU the memory of every slot is allocated at the start: 8,192 positions of PaliGemma 2 are
-    0.87 GB.
+    A GPU allocates every slot at the start: 8,192 positions of PaliGemma 2 are 0.87 GB.
     """
     return num_image_tokens + _CUDA_POSITIONS if device == "cuda" else 0
 

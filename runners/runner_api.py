@@ -5,14 +5,10 @@
     GET  /adapters  AdapterStates
     GET  /metrics   of all processes of this host (wire/telemetry/metric_files.py)
 
-It is a Starlette app: a BentoML API costs 0.4 ms more per call. A call without pixels answers 404
-if no features are cached under X-Diptych-Image-Key. When the caller disconnects, its slots are
-freed within one decode step.
-
-Foreign and long bodies, and calls for another build, are refused unread. BentoML 1.4.40 unpickles
-any request body whose content type is that of a pickle; only its entry service, the gateway,
-refuses these. The features of one build are noise to the decoder of another, without any error;
-builds can differ if a URL is that of another model, and while a new build is rolled out.
+It is a Starlette app: a BentoML API costs 0.4 ms more per call. When the caller disconnects, its
+slots are freed within one decode step. Foreign and long bodies are refused unread: BentoML 1.4.40
+unpickles any body whose content type is a pickle's. So are calls for another build, whose features
+are noise to this decoder without any error; builds differ while a new one is rolled out.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -67,11 +67,11 @@ def bounded_start(limit_s: float) -> Iterator[None]:
 
 
 def end_process_when_stuck(watchdogs: Sequence[Watchdog], limit_s: float) -> None:
-    """Report late watchdogs in a thread, and end the process once one is late for `limit_s`.
+    """Report late watchdogs in a thread, and end the process (status 1) once one is late for
+    `limit_s`.
 
-    The timer is one of C: it also ends a process in which a thread holds the GIL. It writes the
-    stack of each thread to stderr; the exit status is 1. The calls in flight are not answered: the
-    gateway repeats them.
+    The timer is one of C: it ends a process in which a thread holds the GIL, too, and writes all
+    stacks to stderr. The gateway repeats the calls in flight.
     """
     interval_s = min(_MAX_INTERVAL_S, limit_s / 10)
 

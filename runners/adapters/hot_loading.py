@@ -174,7 +174,7 @@ class HotAdapters:
 
 
 def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:
-    """Return the result of `read`; raise `TimeoutError` after `limit_s` and abandon its thread."""
+    """Raise `TimeoutError` after `limit_s` and abandon the thread of `read`."""
     result: Future[_Read] = Future()
 
     def run() -> None:

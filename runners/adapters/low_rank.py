@@ -6,9 +6,8 @@
 Problem: sequences of the base and of any number of its adapters are decoded together; a captured
 pass has fixed shapes and addresses, while adapters of any rank come and go.
 
-Solution: the base computes one product for all rows. The adapters of a layer are the columns of one
-pair of matrices, as many of each as its rank. A pass computes the products of columns for all rows,
-and masks those of other adapters between both matrices.
+Solution: the adapters of a layer are the columns of one pair of matrices, as many of each as its
+rank. A pass computes the products of columns for all rows, and masks those of other adapters.
 
     eager       the columns of the adapters in the batch, from matrices that are replaced when an
                 adapter is added or removed
@@ -16,9 +15,8 @@ and masks those of other adapters between both matrices.
 
 Invariants:
 - all values are finite: others, times a masked zero, would reach other rows, and are refused;
-- a pass reads a layer's matrices once, with the adapters that they hold: another thread may replace
-  them. An adapter may be in some layers only, which changes nothing: sequences may name it after
-  `add` has returned, and until `remove` is called;
+- a pass reads a layer's matrices once: another thread may replace them. Sequences may name an
+  adapter after `add` has returned, and until `remove` is called;
 - columns of the pool are written while no row selects them; an adapter without a place there, as
   too few are free, is in no captured pass.
 
@@ -87,7 +85,6 @@ class LowRank:
     def joined(
         cls, tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
     ) -> "LowRank | None":
-        """Return one product for the joined `layers`, or None if none of them is changed."""
         downs: list[Tensor] = []
         ups: list[Tensor] = []
         ends = np.cumsum(sizes)
@@ -131,7 +128,6 @@ class AdapterPool:
         self._columns: dict[str, range] = {}
 
     def layer(self, width: int, sizes: Sequence[int]) -> LowRank:
-        """Return the columns of a layer with inputs of `width` and joined outputs of `sizes`."""
         num_columns = self.num_columns * len(sizes)
         down = torch.zeros(num_columns, width, device=self._device)
         up = torch.zeros(num_columns, sum(sizes), device=self._device)
@@ -139,7 +135,6 @@ class AdapterPool:
         return LowRank(down, up, len(sizes))
 
     def free_columns(self, rank: int) -> range | None:
-        """Return columns for an adapter of this rank, or None if there are too few."""
         start = 0
         for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
             if start + rank <= taken.start:
@@ -238,7 +233,6 @@ class AdaptedLinear:
         return (self.width + sum(self.sizes)) * _FLOAT32_BYTES
 
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
-        """Return the size of the matrices with one more adapter."""
         num_columns = sum(dict(self.layer_adapters.columns).values())
         for layer in self.layers:
             if layer + DOWN in tensors:
@@ -246,7 +240,6 @@ class AdaptedLinear:
         return num_columns * self.column_bytes
 
     def add(self, adapter: str, tensors: Mapping[str, Tensor], places: range | None) -> None:
-        """Add the matrices of an adapter, if it changes this layer, to `places` of the pool too."""
         product = LowRank.joined(tensors, self.layers, self.sizes)
         if product is not None:
             self.layer_adapters = self.layer_adapters.with_adapter(adapter, product)
@@ -268,9 +261,7 @@ class Adapters:
         self._layouts: dict[tuple[tuple[str, int], ...], RowLayout | None] = {}
 
     def open_pool(self, max_columns: int, max_bytes: int) -> None:
-        """Make the pool of captured passes over the layers of the loaded decoder: as many columns
-        as `max_bytes` hold, at most `max_columns`; without any there is no pool.
-        """
+        """Make the pool of captured passes: as many columns as `max_bytes` hold, or none."""
         column_bytes = sum(len(layer.sizes) * layer.column_bytes for layer in self._layers)
         if num_columns := min(max_columns, max_bytes // column_bytes):
             self.pool = AdapterPool(num_columns, self._device)
@@ -332,7 +323,7 @@ class Adapters:
             self._layouts = {}
 
     def select_places(self, places: Tensor) -> None:
-        """Set the places in the pool (B,) of the rows of the next pass, which is captured."""
+        """Set the places in the pool (B,) of the rows of the next, captured pass."""
         assert self.pool is not None
         self.pool_layout = self.pool.layout(places)
 
@@ -351,9 +342,7 @@ class Adapters:
         sizes: Sequence[int],
         width: int,
     ) -> AdaptedLinear:
-        """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates;
-        their inputs have `width`.
-        """
+        """Return `base`, open to adapters of `layers`, whose outputs it concatenates."""
         adapted = AdaptedLinear(base, layers, sizes, width, self)
         self._layers.append(adapted)
         return adapted

@@ -81,7 +81,6 @@ class LayerPatterns:
         return cls(tuple((_compiled(key, pattern), value) for pattern, value in values.items()))
 
     def value_of(self, layer: str, default: float) -> float:
-        """Return the value of the first pattern that matches a layer's name or its dotted end."""
         return next((value for pattern, value in self.compiled if pattern.match(layer)), default)
 
 
@@ -244,10 +243,7 @@ class BaseWeights:
         return self.shapes.get(weight)
 
     def padded(self, up: Tensor) -> Tensor:
-        """Add the rows of a head's matrix (V, R) that the base has beyond the tuned model's.
-
-        The rows of the base are means, so that their tokens are never chosen; these are too.
-        """
+        """Add the rows that the base has beyond the tuned model's (V, R): means, never chosen."""
         shape = self.shape_of(f"{HEAD}.weight")
         num_missing = shape[0] - len(up) if shape and up.ndim == 2 else 0
         if not 0 < num_missing < _ROWS_MULTIPLE:
@@ -355,10 +351,7 @@ class AdapterParts:
 
 
 def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
-    """Return the tensors of a runner's adapter file.
-
-    Raise `AdapterError` for an adapter with a vision part, and where `read_parts` does.
-    """
+    """Return the tensors of a runner's adapter file; raise `AdapterError` for a vision part."""
     parts = read_parts(folder, base_decoder, limits)
     if parts.vision.weights:
         raise AdapterError(
@@ -370,10 +363,8 @@ def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dic
 
 
 def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
-    """Return the weights that PEFT's folder changes; `base_decoder` is a safetensors file.
-
-    Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for
-    a form that cannot be served.
+    """Return the weights that PEFT's folder changes; raise `AdapterError` for layers that the base
+    does not have, or has with another shape, and for a form that cannot be served.
     """
     config = PeftConfig.read(folder, limits.max_rank)
     path = folder / WEIGHTS_FILE
@@ -408,9 +399,7 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
 def _read_tensors(
     path: Path, max_bytes: int
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the
-    names of the file.
-    """
+    """Return the matrices of each layer by their sides "A" and "B", and whole weights, by name."""
     pairs = dict[str, dict[str, Tensor]]()
     saved = dict[str, Tensor]()
     for name, tensor in _load(path, max_bytes).items():
@@ -458,9 +447,8 @@ def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
 def _replaced(
     path: Path, saved: Mapping[str, Tensor], modules: Sequence[str], base: BaseWeights
 ) -> dict[str, Tensor]:
-    """Return the weights of `modules` by their names in transformers 5.
-
-    All must be of vision tower or projector; copies of the base's head change nothing.
+    """Return the weights of `modules`, all of the vision part; copies of the base's head are
+    skipped.
     """
     replaced: dict[str, Tensor] = {}
     refused: list[str] = []

@@ -24,11 +24,7 @@ def to_request(
     spec: SequenceSpec,
     on_tokens: TokenListener | None = None,
 ) -> SequenceRequest:
-    """Return the request for `spec` over `image_features` (N, C).
-
-    Raise `SequenceError` if it exceeds the model's positions, its grammar is malformed, its
-    adapter is not loaded, or the checkpoint does not have its token.
-    """
+    """Return the request over `image_features` (N, C); raise `SequenceError` for a bad `spec`."""
     token = spec.own_token
     if token is not None and not decoder.text.tokenizer.has_control_token(token):
         raise SequenceError(
@@ -90,7 +86,6 @@ class AnswerText:
 
 
 def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSequence) -> Written:
-    """Return the message for a generated sequence, without its start and end tokens."""
     sequence = written.sequence
     answer = AnswerText(decoder)
     answer.push(sequence.token_ids)

@@ -5,25 +5,22 @@ a device computes a pass whose tokens the host does not know. What the pass has 
 that end, leave or move must neither reach an answer nor another sequence.
 
 Solution: a table says which slots a sequence has (runners/decoder/slots.py). A launched pass keeps
-the rows that it was launched with, by sequence. At most one is in flight ahead, launched over
-tokens that only the device knows. The states of a pass:
+the rows that it was launched with, by sequence. At most one is in flight ahead:
 
     launched ──> chosen for             its tokens extend the sequences that still have rows in it
         │  └───> rolled back, by row    the row's sequence ended, was cancelled or failed, or the
         │                               device read a token that the host has replaced
-        └──────> dropped                a failed step: all slots are free
+        └──────> dropped                a failed step, or no rows are left
 
 Invariants:
 - a sequence gets the tokens that it would get alone: conditions and choices are by row;
 - a sequence takes its slots before its prefill, which may fail: removing it frees them;
 - rows are fixed at launch; slots may have moved since, and are looked up when tokens are stored;
-- a sequence that is not in a pass, admitted after its launch, waits for the next one: its last
-  token is known to the host;
+- a sequence admitted after a launch waits for the next one: its last token is known to the host;
 - before a slot is freed, its sequence is rolled back: the length of the slot is that of its answer;
 - when a row moves to a freed slot while a pass is in flight, the place that it leaves is rolled
   back, too: the pass may have written NaN there, and a masked NaN reaches the slot's next sequence;
-- for the same reason the slots of a sequence with an error are zeroed;
-- a pass without rows is not chosen for.
+- for the same reason the slots of a sequence with an error are zeroed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,8 +99,7 @@ class LiveBatch:
     def step(self) -> None:
         """Decode each live sequence's next token, and those that its draft predicted after it.
 
-        Sequences admitted since a pass was launched ahead are not in it: they wait for the next
-        step.
+        A pass launched ahead lacks sequences admitted since: they wait for the next step.
         """
         launched = self._ahead or self._launch()
         self._ahead = None
@@ -134,7 +130,6 @@ class LiveBatch:
         return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
 
     def _choose(self, launched: LaunchedPass, is_step: bool = False) -> Chosen[Any]:
-        """Choose the next token of each row of each sequence of a pass."""
         conditions = [_PADDING] * launched.num_rows
         for sequence, rows in launched.rows.items():
             draft = launched.drafts.get(sequence, ())
@@ -151,8 +146,8 @@ class LiveBatch:
         )
 
     def _next_inputs(self, running: LaunchedPass) -> NextInputs:
-        """Return the inputs of a pass over all slots, launched before the tokens of `running` are
-        known; those of sequences without rows in it are.
+        """Return the inputs of the next pass over all slots, launched before the tokens of
+        `running`.
         """
         rows: list[int | None] = [None] * self._slots.num_used
         tokens = [0] * self._slots.num_used
@@ -234,9 +229,7 @@ def generate_all(
 def generate_each(
     decoder: Decoder, requests: Sequence[SequenceRequest], make_engine: NewEngine = new_engine
 ) -> list[LiveSequence]:
-    """Generate all `requests` in one batch and return the ended sequences in order, each with its
-    result or error.
-    """
+    """Generate `requests` in one batch; return the ended sequences in order."""
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences), make_engine)
     batch.admit(sequences)

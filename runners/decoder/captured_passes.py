@@ -3,28 +3,22 @@
 Problem: launching the hundreds of small kernels of a pass one by one takes longer than running
 them; a graph launches them all at once, for the shapes and the memory that it was captured with.
 
-Solution: few shapes, for memory and capture time, but large enough for any batch. A pass runs in
-the smallest that holds it; the excess consists of free slots and masked positions. All are captured
-before the model is ready: a capture stops every kernel of the process, and takes memory. A pool on
-the device holds what passes and choices exchange: next tokens, moves of beams, logits.
+Solution: few shapes, for memory and capture time. A pass runs in the smallest that holds it; the
+excess consists of free slots and masked positions. All are captured before the model is ready: a
+capture stops every kernel of the process. A pool on the device holds what passes and choices
+exchange: next tokens, moves of beams, logits.
 
     load        tokens of the host into the pool: 1 transfer
-    run         a graph for each `StepShape`: a pass over the pool's tokens; its logits are in the
-                pool until the next pass
+    run         a graph for each `StepShape`: a pass over the pool's tokens
     choose      conditions to the device: 1 transfer; a graph for each number of rows and kind,
                 which puts the next tokens and the moves of beams into the pool; results to the
                 host: 1 transfer, which alone waits, after the next pass has been launched
     prefills    admitted sequences run in parts of 8, 4, 2 and 1, so that no row is padded; images
-                with their prompts are padded to a multiple of 16 positions, which masks hide. A
-                part takes 1 transfer of its numbers, 1 copy on the device of each sequence's
-                features, and 1 replay. Longer prompts, adapters and too many beams are left to the
-                eager prefill
+                with their prompts are padded to a multiple of 16 positions. A part takes 1 transfer
+                of its numbers, 1 copy of each sequence's features, and 1 replay. Longer prompts,
+                adapters and too many beams are left to the eager prefill
 
-The host uses the results, and computes the next conditions, while the next pass runs. With step and
-choice in one graph, either it would compute them before, or every length would have a graph of each
-kind.
-
-Invariants:
+The host uses the results, and computes the next conditions, while the next pass runs. Invariants:
 - a replay computes what it was captured with: every input is in memory at a fixed address;
 - the logits of a prefill have memory apart: a pass launched ahead may still wait for its choice;
 - what failed to be captured runs eagerly.
@@ -119,8 +113,7 @@ def step_shapes(
 ) -> list[StepShape]:
     """Return the shapes in which steps are captured, the smallest first.
 
-    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits
-    the largest step.
+    With a checkpoint's own number of beams, few prefixes are read; the largest fits any mixture.
     """
     lengths = {shape.num_positions}
     room = _SMALLEST_ROOM
@@ -169,11 +162,10 @@ class NoEvent:
 
 
 class CapturedSteps:
-    """The captured steps and choices of one cache of `num_slots` slots; `shapes` ascend.
+    """The captured steps and choices of `num_slots` slots; `shapes` ascend.
 
-    `step` takes the lengths of its sequences from the cache and leaves incrementing them to its
-    caller: computing it twice gives the same result. It also receives free slots, and may write
-    their last position.
+    `step` takes lengths from the cache and leaves incrementing them to its caller. It also receives
+    free slots, and may write their last position.
     """
 
     def __init__(
@@ -218,8 +210,8 @@ class CapturedSteps:
         return self._inputs[1:, :num_moves]
 
     def capture_all(self, end_token_ids: Iterable[int]) -> None:
-        """Capture all steps and choices while no slot is in use, the largest first, as its memory
-        serves the others; log a failure, after which the others run eagerly.
+        """Capture all while no slot is in use, the largest first; log a failure, after which the
+        rest is eager.
         """
         name = "logits"
         try:
@@ -245,9 +237,7 @@ class CapturedSteps:
         return self._logits[: shape.num_rows].copy_(logits)
 
     def _store_choice(self, is_first: bool, num_rows: int, kind: ChoiceKind) -> Tensor:
-        """Choose tokens and return the results; those of a step are by default the inputs of the
-        next.
-        """
+        """Return the results; those of a step are by default the inputs of the next."""
         conditions = self._conditions
         logits = (self.first_logits if is_first else self._logits)[:num_rows]
         results = choose(conditions, logits, kind)
@@ -273,10 +263,9 @@ class CapturedSteps:
         self._is_loading = True
 
     def run(self, step: StepShape) -> Tensor:
-        """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
+        """Return the logits (B, V) after the tokens of slots 0 to B - 1, valid until the next call.
 
-        They follow the pool's tokens, which the length counts. A slot without a free position,
-        whose sequence ends with the token before, gets its last one overwritten.
+        A slot without a free position, whose sequence ends, gets its last one overwritten.
         """
         shape = next((shape for shape in self._shapes if shape.holds(step)), None)
         if shape not in self._steps:
@@ -300,12 +289,12 @@ class CapturedSteps:
         look_ahead: Callable[[], PassT] | None = None,
         is_first: bool = False,
     ) -> Chosen[PassT]:
-        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
-        the last `run` or `store`, or of the last prefill.
+        """Return the choices as `choose_tokens` does, from the logits (R, V) of the last pass or
+        prefill.
 
-        `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next
-        pass: it is called after the choice is launched, which sets the next tokens and `moves`, and
-        before its results are awaited; it is not called if tokens are chosen eagerly.
+        `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next pass
+        after the choice is launched, before its results are awaited; not if tokens are chosen
+        eagerly.
         """
         inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
         num_rows = max(len(logits), len(inputs.rows))
@@ -388,9 +377,6 @@ class CapturedPrefills:
         return len(self._graphs)
 
     def capture_all(self, capture: Capture, device: torch.device) -> None:
-        """Capture all shapes while no slot is in use; log a failure, after which the others run
-        eagerly.
-        """
         num_features = 0
         num_numbers = 0
         for shape in self._shapes:
@@ -434,7 +420,6 @@ class CapturedPrefills:
             self._graphs[shape].replay()
 
     def _length(self, requests: Sequence[SequenceRequest]) -> int | None:
-        """Return the captured length that holds all `requests`, or None if there is none."""
         longest = max(request.num_prefix_tokens for request in requests)
         place = bisect_left(self._lengths, longest)
         return self._lengths[place] if place < len(self._lengths) else None

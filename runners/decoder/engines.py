@@ -8,23 +8,20 @@ Solution: two classes with the interface `Engine` (runners/decoder/protocol.py).
 
     EagerEngine    every pass in its own shape, with drafts and adapters
     GraphEngine    captured passes and choices (runners/decoder/captured_passes.py), the next pass
-                   launched before the host reads the tokens of this one: the host is one pass
-                   behind
+                   launched before the host reads the tokens of this one
 
 A draft is a likely continuation of an answer, read in the same pass as its last token: a token that
-the rules force, or words of the prompt where the grammar asks for them. A pass over a few tokens
-takes little longer than over one. Each is kept only if it is the token that the model chooses after
-those before it: answers are the same as without drafts. Source: greedy speculative decoding
-(Leviathan et al., arXiv 2211.17192) with drafts from the prompt
+the rules force, or words of the prompt where the grammar asks for them. Each is kept only if it is
+the token that the model chooses after those before it: answers are the same as without. Source:
+greedy speculative decoding (Leviathan et al., arXiv 2211.17192) with drafts from the prompt
 (github.com/apoorvumang/prompt-lookup-decoding).
 
 Invariants:
-- the batch and the scheduler know no engine: another backend is a class, and `new_engine` names it;
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
 - a captured choice puts next tokens and moves of beams into the pool on the device, where the next
   pass reads them;
-- captured passes have room for few beams and for adapters with a place in their pool
-  (runners/adapters/low_rank.py): other passes run eagerly, and none of these is launched ahead.
+- passes with many beams, or with an adapter without a place in the pool, run eagerly, and none of
+  these is launched ahead.
 
 Shapes: B slots, T tokens of a slot in a pass, R rows, V vocabulary.
 """
@@ -75,10 +72,8 @@ def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
 
 
 def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the drafts, cut to the length at which a pass reads most tokens for its time.
-
-    It reads as many tokens of each slot as of the one with the longest draft; all drafts are taken
-    to be right.
+    """Return the drafts, cut to the length at which a pass reads most tokens for its time, if all
+    are right: it reads as many tokens of each slot as of the longest draft.
     """
 
     def tokens_by_cost(length: int) -> float:
@@ -90,7 +85,6 @@ def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Sequence[int]]:
-    """Return the slots of each sequence of a prefill (`Engine.prefill`)."""
     following = count(first_slot + len(requests))
     return [
         [first, *islice(following, request.num_beams - 1)]
@@ -101,11 +95,7 @@ def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Seq
 def stack_requests(
     requests: Sequence[SequenceRequest], embed: Callable[[Tensor], Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return images and prompts (B, S, C), padded on the right, and their lengths (B,).
-
-    An image may have any number of features. `embed` returns the embeddings (S, C) of the token ids
-    of all prompts (S,), both on `device`.
-    """
+    """Return images and prompts (B, S, C), padded on the right, and their lengths (B,)."""
     tokens: list[tuple[int, int, int]] = []  # id, row and position of each token of a prompt
     for row, request in enumerate(requests):
         start = len(request.image_features)
@@ -248,7 +238,6 @@ class GraphEngine:
         return GraphPass(self.graphs.first_logits[: len(requests)], is_first=True)
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
-        """Compute a captured prefill; its logits (B, V) are put into the pool, too."""
         self._decoder.adapters.select(())
         self.cache.write_claimed(inputs.claimed.flatten(0, 1))
         slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
@@ -309,7 +298,7 @@ class GraphEngine:
         return GraphPass(logits)
 
     def _load_places(self, num_slots: int) -> bool:
-        """Copy the places of the slots' adapters, if changed; return True if there are any."""
+        """Return True if slots have adapters, whose places are then on the device."""
         adapters = self.cache.adapters[:num_slots]
         pool = self._decoder.adapters.pool
         if pool is None or not any(adapters):

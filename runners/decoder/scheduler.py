@@ -72,7 +72,6 @@ class ScheduledSequence:
     num_notified: int = 0  # tokens
 
     def notify_listener(self) -> None:
-        """Call the request's `on_tokens`, if any, with the tokens settled since the last call."""
         if (on_tokens := self.sequence.request.on_tokens) is None:
             return
         settled = self.sequence.settled_token_ids
@@ -201,10 +200,8 @@ class Scheduler:
             self._notify_and_finish()
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
-        """Dequeue the first sequences that have free slots and fit the token budget.
-
-        A sequence that exceeds the budget is returned alone. Cancelled and expired ones are
-        resolved and left out.
+        """Dequeue the first sequences that have free slots and fit the token budget, or one that
+        exceeds it.
         """
         now_s = time.monotonic()
         taken: list[ScheduledSequence] = []
@@ -258,7 +255,6 @@ class Scheduler:
         self._prefill(admitted[half:])
 
     def _notify_and_finish(self) -> None:
-        """Notify listeners of new tokens, then free slots of ended sequences and resolve them."""
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():

@@ -199,7 +199,6 @@ class SingleSequence(_Generation):
     def _state_after(
         self, state: ConstraintState | None, token_id: int, conditions: RowConditions
     ) -> ConstraintState | None:
-        """Return the state after a token; one that the constraint did not choose keeps it."""
         if self.request.constraint is None or state is None or conditions.allowed is None:
             return state
         return self.request.constraint.after(state, token_id)
@@ -217,10 +216,7 @@ class SingleSequence(_Generation):
         return (0,)
 
     def _append(self, choice: Choice, conditions: RowConditions) -> None:
-        """Append the next token, and set `finish_reason` if it is the last.
-
-        If rules and constraint together allow no token (-inf), the answer ends without it.
-        """
+        """Append a token; without an allowed one (-inf) the answer ends."""
         self.check_deadline()
         if choice.logprob == -math.inf and conditions.allowed is not None:
             self.finish_reason = "stop"
@@ -282,9 +278,7 @@ class BeamSequence(_Generation):
         return ()  # beams have no draft
 
     def conditions(self, _draft: Sequence[int] = ()) -> Sequence[RowConditions]:
-        """Return the conditions of all beams: enough candidates that `num_beams` remain if others
-        end.
-        """
+        """Each beam has enough candidates that `num_beams` remain if others end."""
         num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows
         conditions: list[RowConditions] = []
         for beam in self.beams:
@@ -304,8 +298,8 @@ class BeamSequence(_Generation):
         return conditions
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
-        """Collect finished beams, keep the best open ones as rows, and end the search if none of
-        them can improve.
+        """Collect finished beams, keep the best open ones as rows, and end a search that cannot
+        improve.
         """
         try:
             self.check_deadline()
@@ -345,9 +339,7 @@ class BeamSequence(_Generation):
         )
 
     def _add_finished(self, candidates: Sequence[Beam]) -> None:
-        """Add those that have ended and keep the best `num_beams`; early stopping closes a full
-        list.
-        """
+        """Keep the best `num_beams`; early stopping closes a full list."""
         if self._is_full and self.rules.early_stopping is True:
             return
         self.finished += [beam for beam in candidates if beam.finish_reason is not None]

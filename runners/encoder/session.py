@@ -99,7 +99,7 @@ def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
 
 
 class BoundSession:
-    """A session with input and output memory for `max_batch_size` images at fixed addresses."""
+    """Memory for input and output of `max_batch_size` images at fixed addresses."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device
@@ -135,7 +135,6 @@ class BoundSession:
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
-        """Compute the features of the first `size` images; without graphs `graph_id` is ignored."""
         if self._device == "cuda":
             # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
             # the run before.
@@ -203,7 +202,7 @@ class FixedBatches:
         logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
     def _capture(self) -> bool:
-        """Capture all sizes; return False if the session refuses, or a capture fails."""
+        """Return False if the session refuses, or a capture fails."""
         action = "use CUDA graphs"
         try:
             session = self._open(with_graphs=True)
@@ -225,7 +224,7 @@ class FixedBatches:
         return True
 
     def _open(self, with_graphs: bool) -> BoundSession:
-        """Open a session and run every size without a graph; drop sizes that exceed the memory."""
+        """Run every size without a graph; drop sizes that exceed the memory."""
         self._session = None  # a failed one is freed first
         session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
         self.sizes = []
@@ -280,8 +279,8 @@ class VisionEncoder:
         self.backend.load()
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return image features (B, N, C), float32, on the encoder's device, of resized RGB
-        `pixels` (B, H, W, 3).
+        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3), on the encoder's
+        device.
         """
         return self.backend.encode(pixels)
 
@@ -318,10 +317,8 @@ def _make_shared_arena() -> None:
 def execution_providers(
     device: Device, with_graphs: bool = False, max_bytes: int | None = None
 ) -> list[Any]:
-    """Return ONNX Runtime's providers for `device`; the CPU runs operators without a CUDA kernel.
-
-    `with_graphs`: for CUDA graphs, which a session with other operators refuses. `max_bytes`: of
-    the GPU's memory.
+    """Return the providers for `device`; the CPU runs operators without a CUDA kernel, which a
+    session with graphs refuses.
     """
     if device == "cpu":
         return [_CPU_PROVIDER]
@@ -332,10 +329,7 @@ def execution_providers(
 
 
 def check_provider(device: Device, running: Sequence[str]) -> None:
-    """Raise `RuntimeError` if `device` is CUDA and CUDA is not among the `running` providers.
-
-    ONNX Runtime itself falls back to the CPU, many times slower.
-    """
+    """Raise `RuntimeError` if ONNX Runtime has fallen back to the CPU, many times slower."""
     if device == "cuda" and CUDA_PROVIDER not in running:
         raise RuntimeError(
             f"ONNX Runtime {onnxruntime.__version__} runs the vision encoder with"

@@ -109,9 +109,7 @@ class PackedLinear:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Return True for what torch's oneDNN computes on a CPU: float32, and bfloat16 with AVX-512 or
-    Arm's BF16.
-    """
+    """Return True for what oneDNN computes: float32, bfloat16 with AVX-512 or Arm's BF16."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     has_bfloat16 = weight.dtype == torch.bfloat16 and _mkldnn._is_mkldnn_bf16_supported()
@@ -184,9 +182,7 @@ class Int8WeightLinear:
 
 
 def quantize_rows(weight: Tensor, max_weight: int, num_zeros: int = 0) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in + num_zeros) within ± `max_weight`, zeros at a row's end, and the
-    scale of each row (out,).
-    """
+    """Return integers (out, in + num_zeros) within ± `max_weight`, and scales (out,)."""
     num_inputs = weight.shape[1]
     integers = torch.zeros(len(weight), num_inputs + num_zeros, dtype=torch.int8)
     scales = torch.empty(len(weight))
@@ -212,9 +208,7 @@ _MASK_ALIGNMENT = 8  # strides of a mask in torch's memory-efficient attention
 
 
 def as_bias(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask as what is added to scores: attention would compute that from a boolean in each
-    layer, and align its rows.
-    """
+    """Return a mask as what is added to scores, aligned once for all layers."""
     width = is_visible.shape[-1]
     num_aligned = -(-width // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
     size = (*is_visible.shape[:-1], num_aligned)

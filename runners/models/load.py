@@ -41,10 +41,9 @@ def load_decoder(
 ) -> Decoder:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
-    `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the
-    weights; the export has one that keeps few layers in memory. `adapters` can be added to its
-    layers. `num_image_tokens` of one image size the captured passes of a GPU; 0: the family's own.
-    Raise `ArtifactError` for an unknown family.
+    `max_positions` limits a sequence, `num_image_tokens` sizes captured passes; 0: the model's own.
+    The export has a `weights_of` that keeps few layers in memory. Raise `ArtifactError` for an
+    unknown family.
     """
     if family not in DECODERS:
         known = ", ".join(DECODERS)

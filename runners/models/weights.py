@@ -68,9 +68,7 @@ class DecoderWeights:
         return self._adapted(base, layers, sizes, weight.shape[1])
 
     def output_head(self, embeddings: Tensor) -> Linear:
-        """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the
-        checkpoint ties them.
-        """
+        """Return the layer of logits: `lm_head`, or the tied `embeddings` (V, C)."""
         whole = replace(self, prefix="")
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
@@ -87,7 +85,6 @@ class DecoderWeights:
     def _adapted(
         self, base: Linear, layers: Sequence[str], sizes: Sequence[int], width: int
     ) -> Linear:
-        """Return `base`, open to adapters if there can be any."""
         return base if self.adapters is None else self.adapters.over(base, layers, sizes, width)
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -3,11 +3,10 @@
 Problem: a GPU replays captured operations of fixed shapes and reads no value between them; a CPU
 should compute nothing that no row needs.
 
-Solution: one implementation in fixed shapes. Conditions are packed into one buffer, which is copied
-to the device in one transfer; `choose` reads no value of the host, and its results are read in one
+Solution: one implementation in fixed shapes. Conditions are packed into one buffer, copied to the
+device in one transfer; `choose` reads no value of the host, and its results are read in one
 transfer. `ChoiceKind` names its optional parts. `choose_tokens` chooses eagerly, sequences of one
-kind together, with the parts that they need; a few kinds are captured
-(runners/decoder/captured_passes.py).
+kind together; a few kinds are captured (runners/decoder/captured_passes.py).
 
     rules        a forced token, banned tokens: of a beam after the log-softmax, else before it, as
                  in transformers
@@ -182,8 +181,7 @@ class PackedConditions:
     ) -> None:
         """Write what a choice of `kind` reads of the first rows; start one transfer to the device.
 
-        The sequences of a pass may have moved to other slots since it was launched, and others have
-        no row in it: `inputs` say what the next pass reads.
+        `inputs` say what the next pass reads: sequences may have moved or joined since the launch.
         """
         num_rows = len(conditions)
         rows = self._rows[:num_rows]
@@ -349,11 +347,8 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
 def _allowed_logprobs(
     conditions: PackedConditions, logits: Tensor, kind: ChoiceKind
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf, and the token
-    (R, 1) preferred without the mask.
-
-    Only operations that take numbers as arguments: a number that torch makes a tensor of would be
-    copied to the device, which a capture does not permit.
+    """Return log-probabilities (R, V), float32, forbidden tokens at -inf, and the token (R, 1)
+    preferred without the mask. No operation makes a tensor of a number: a capture cannot copy it.
     """
     num_rows = len(logits)
     scores = logits.float()
@@ -385,9 +380,7 @@ def _with_values(scores: Tensor, token_ids: Tensor, value: float) -> Tensor:
 def _draw(
     conditions: PackedConditions, logprobs: Tensor, kind: ChoiceKind
 ) -> tuple[Tensor, Tensor]:
-    """Draw a token of each row by its temperature, top-p and random number; return it and whether
-    its nucleus is wider than usual, (R, 1).
-    """
+    """Return a token of each row, and whether its nucleus is wider than usual, (R, 1) each."""
     temperature = conditions.field("temperature", len(logprobs))
     uniform = conditions.field("uniform", len(logprobs))
     warm = temperature.masked_fill(temperature == 0, 1.0)
@@ -423,8 +416,8 @@ def _draw_from_nucleus(
 
 
 def _draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return the indices (R, 1) at which the cumulative sums of `weights` (R, V) pass `uniform` (R,
-    1) of the total.
+    """Return where the cumulative sums of weights (R, V) pass `uniform` (R, 1) of the total, (R,
+    1).
     """
     sums = weights.cumsum(dim=-1, dtype=torch.float64)
     indices = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
@@ -434,11 +427,8 @@ def _draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
 def _best_candidates(
     conditions: PackedConditions, logprobs: Tensor, num_candidates: int
 ) -> list[Tensor]:
-    """Return tokens, log-probabilities, scores and beams (R, K each) of the best candidates of each
-    row's sequence.
-
-    The order is that of scores, NaN first, as it fails the sequence; of equal scores, that of the
-    beams.
+    """Return tokens, log-probabilities, scores and beams (R, K each) of each row's sequence, by
+    score, NaN first, as it fails the sequence; of equal scores, in the order of the beams.
     """
     beam_scores = conditions.field("beam_score", len(logprobs)).float()
     beams = conditions.field("beams", len(logprobs))  # (R, W), padded with -1
@@ -455,9 +445,7 @@ def _best_candidates(
 def next_tokens(
     conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor
 ) -> Tensor:
-    """Return the tokens (R,) that the first R slots read in the next pass; slots beyond those
-    written get any.
-    """
+    """Return the tokens (R,) that the first R slots read next; slots not written get any."""
     chosen = results[:, 0]
     if kind.has_beams:
         tokens, _ = _continued(conditions, results, end_token_ids)
@@ -482,10 +470,10 @@ def next_moves(conditions: PackedConditions, results: Tensor, end_token_ids: Ten
 def _continued(
     conditions: PackedConditions, results: Tensor, end_token_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return token and beam (R,) of the candidate that each row continues: the best that are
-    possible and do not end.
+    """Return token and beam (R,) of the candidate that each row continues: the best that do not
+    end.
 
-    Rows without a candidate of their own continue the best one, as in `BeamSequence`.
+    Rows without one of their own continue the best, as in `BeamSequence`.
     """
     candidates = results[:, _NUM_SINGLE:-1]
     tokens, _, scores, places = candidates.chunk(_NUM_OF_CANDIDATE, dim=1)  # (R, K)

@@ -59,10 +59,7 @@ class Constraint:
 
 def token_bounds(allowed: Tensor, num_tokens: int) -> Tensor:
     """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
-    set bit, else -inf.
-
-    The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each
-    token, and a GPU receives an eighth of the bytes.
+    set bit, else -inf. Looked-up bounds are faster than `torch.where`, and an eighth of the bytes.
     """
     bounds = functional.embedding(allowed.int(), _bounds_by_byte(allowed.device))  # (R, bytes, 8)
     return bounds.flatten(1)[:, :num_tokens]
@@ -76,10 +73,9 @@ def _bounds_by_byte(device: torch.device) -> Tensor:
 
 
 class Constraints:
-    """The grammar compiler of one checkpoint, with an LRU cache.
+    """The grammar compiler of one checkpoint; `get(grammar)` caches, and raises `SequenceError`.
 
-    `tokenizer` holds the parsed values of a `tokenizer.json`. `get(grammar)` returns its
-    `Constraint` or raises `SequenceError`.
+    `tokenizer` holds the parsed values of a `tokenizer.json`.
     """
 
     def __init__(self, tokenizer: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
@@ -113,7 +109,6 @@ class Constraints:
 
 
 def _token_rules(added_tokens: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """Yield a grammar rule for each class of tokens that the checkpoint has."""
     for name, pattern in _TOKEN_RULES.items():
         matching = (token for token in added_tokens if pattern.fullmatch(token["content"]))
         if ids := ",".join(str(token["id"]) for token in matching):

@@ -73,9 +73,7 @@ class PromptTokenizer:
         return self._tokenizer.token_to_id(text) in self._control_ids
 
     def _bare_id(self, token_id: int) -> int:
-        """Return the token with the text of `token_id` without its first space; `token_id` itself
-        if there is none.
-        """
+        """Return the token with the same text without its first space, or `token_id`."""
         text = self._tokenizer.id_to_token(token_id) or ""
         bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
         return token_id if bare is None else bare
@@ -99,11 +97,10 @@ class PromptWords:
     def continuation(
         self, state: ConstraintState, allowed: NDArray[np.uint8], written: Sequence[int]
     ) -> list[int]:
-        """Return the words of the prompt that an answer of `written` is likely to continue with.
+        """Return the words of the prompt that are likely to follow, those not `written` yet first.
 
-        Where `state` allows few tokens (`allowed`, a bit each), as in the labels asked for, the
-        words start with one of them; elsewhere they follow the last token. Words that are not
-        written yet are preferred.
+        Where few tokens are `allowed` (a bit each), as in labels, they start with one of them;
+        elsewhere they follow the last token.
         """
         spellings = [*enumerate(self.first_ids, 1), *enumerate(self.token_ids, 1)]
         runs: list[list[int]] = []

@@ -1,5 +1,6 @@
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,13 @@ def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
 def test_a_request_has_every_option_of_its_message() -> None:
     decoder = FakeDecoder()
     heard: list[object] = []
-    options = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.25, "seed": 7, "num_beams": 3}
+    options: dict[str, Any] = {
+        "max_new_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "seed": 7,
+        "num_beams": 3,
+    }
     features = torch.zeros(2, 4)
     segments = [("ab", False)]
     grammar = 'start: "a"'
