@@ -1,14 +1,13 @@
 import logging
 import time
 
-import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
 from service.errors import InternalError, InvalidRequest
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
-from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
+from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ID,
     PALIGEMMA_ANSWERS,
@@ -76,22 +75,6 @@ def test_answer_is_counted() -> None:
     assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + took_s
 
 
-def test_comparison_is_counted() -> None:
-    def counts() -> list[float]:
-        return [
-            metric("requests_total", api="test", model=model, task="ocr", status=status)
-            for model, status in (
-                (FLORENCE_ID, "ok"),
-                (FLORENCE_ID, "not_ready"),
-                (PALIGEMMA_ID, "ok"),
-            )
-        ]
-
-    before = counts()
-    compare(florence_fails(RunnerUnreachable("refused")), task="ocr")
-    assert (np.array(counts()) - before).tolist() == [0, 1, 1]
-
-
 def test_unparsed_text_is_counted() -> None:
     labels = {"model": FLORENCE_ID, "task": "object_detection"}
     before = metric("unparsed_outputs_total", **labels)
@@ -100,12 +83,6 @@ def test_unparsed_text_is_counted() -> None:
     assert answer.result == DetectionsResult((), is_parsed=False)
     assert answer.written.sequences[0].text == "nothing of the kind"
     assert metric("unparsed_outputs_total", **labels) - before == 1
-
-
-def test_queue_depth_after_failures() -> None:
-    for failure in (None, RunnerUnreachable("refused"), RuntimeError("a")):
-        compare(make_core(encoders={FLORENCE_ID: FakeEncoder(failure=failure)}), task="ocr")
-        assert metric("queue_depth", model=FLORENCE_ID, stage="encode") == 0
 
 
 def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:

@@ -139,14 +139,6 @@ def test_refused_version_is_not_listed(watched: Watched) -> None:
     assert watched.update() == BOTH
 
 
-def test_silent_runner_keeps_its_adapters(watched: Watched) -> None:
-    watched.answer(watched.write("tuned"))
-    watched.update()
-    watched.channels[FLORENCE_ID].adapter_states = None
-    watched.write("new", b"others")
-    assert watched.update() == [*BOTH, "tuned"]
-
-
 def test_changed_entry_is_served(watched: Watched) -> None:
     key = watched.write("tuned")
     watched.answer(key)

@@ -23,7 +23,7 @@ from service.inference.tiled_answers import flat_parts
 from tasks.results import DetectionsResult, InstancesResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
-from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
+from tests.support.core_calls import OD_PROMPT, predict, run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, written
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -170,11 +170,6 @@ def test_text_of_tiles() -> None:
     assert asked(overlapping, task="ocr").result == TextResult("HELLO world", True)
 
 
-def test_text_of_tiles_without_places() -> None:
-    answer = asked(make_core(), task="ocr", model=PALIGEMMA_ID)
-    assert answer.result == TextResult("HELLO", True)
-
-
 def test_masks_are_those_of_the_image() -> None:
     answer = asked(
         make_core(),
@@ -223,19 +218,6 @@ def test_calibration_without_tiles() -> None:
     assert isinstance(answer.result, DetectionsResult)
     assert (answer.result.detections[0].score, answer.is_calibrated) == (0.5, False)
     assert predict(core, picture(), **TASK).is_calibrated
-
-
-def test_comparison_in_tiles() -> None:
-    labels: dict[str, Any] = {
-        "task": "open_vocabulary_detection",
-        "labels": ["red circle"],
-        "tiles": 2,
-    }
-    comparison = compare(make_core(), picture(), **labels)
-    for _, answer in comparison.answers:
-        assert isinstance(answer, Answer)
-        assert answer.tiles is not None
-        assert answer.tiles.asked == 2
 
 
 def test_views_are_streamed() -> None:

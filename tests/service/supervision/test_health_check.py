@@ -39,24 +39,19 @@ def answering(status: int, certificate: trustme.LeafCert | None = None) -> Itera
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"),
-    [(200, None), (503, "/readyz answers 503"), (401, "/readyz answers 401")],
+    ("status", "needs_key", "expected"),
+    [
+        (200, False, None),
+        (503, False, "/readyz answers 503"),
+        (401, False, "/readyz answers 401"),
+        (401, True, None),
+        (503, True, "/readyz answers 503"),
+    ],
 )
-def test_only_200_is_healthy(status: int, expected: str | None) -> None:
+def test_problem_of_a_status(status: int, needs_key: bool, expected: str | None) -> None:
     with answering(status) as port:
-        assert problem(Settings(port=port)) == expected
-
-
-def test_healthy_with_a_required_key() -> None:
-    with answering(401) as port:
-        assert (
-            problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
-        )
-    with answering(503) as port:
-        assert (
-            problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys")))
-            == "/readyz answers 503"
-        )
+        settings = Settings(port=port, health_needs_key=needs_key, api_keys_file=Path("keys"))
+        assert problem(settings) == expected
 
 
 def test_certificate_of_another_host() -> None:

@@ -36,16 +36,14 @@ def test_role_determines_the_processes(
     arguments: tuple[str, ...], front: str, behind: list[str]
 ) -> None:
     role = Role.parse(arguments)
-    values = Settings(models=MODELS, runner_urls=URLS)
+    values = Settings(models=(*MODELS, B), runner_urls=URLS)
     assert (role.front(), role.runners_behind(values)) == (front, behind)
-
-
-def test_duplicate_model_runs_once() -> None:
-    assert Role.parse(()).runners_behind(Settings(models=(A, A))) == [f"{A}-runner"]
-
-
-def test_one_process_has_no_runner_behind() -> None:
-    assert Role.parse(()).runners_behind(Settings(models=MODELS, processes="one")) == []
+    assert role.runners_behind(values.model_copy(update={"processes": "one"})) == []
+    if role.name == "gateway":
+        with pytest.raises(SettingsError, match="RUNNER_URLS has no URL for paligemma-mini"):
+            check_runner_urls(role, values)
+    else:
+        check_runner_urls(role, values)
 
 
 def test_runner_alone() -> None:
@@ -53,19 +51,27 @@ def test_runner_alone() -> None:
         "DIPTYCH_MODELS": "b",
         "DIPTYCH_RUNNER_URLS": "b=http://x",
         "DIPTYCH_PROCESSES": "one",
+        "DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0",
         "DIPTYCH_PORT": "1",
         "PATH": "/bin",
     }
     alone = Role.parse(("runner", "a")).environment(environment)
-    assert alone == {"DIPTYCH_MODELS": "a", "DIPTYCH_PORT": "1", "PATH": "/bin"}
+    expected = {"DIPTYCH_MODELS": "a", "DIPTYCH_DEVICES": "a=cuda:0"}
+    assert alone == expected | {"DIPTYCH_PORT": "1", "PATH": "/bin"}
     assert Role.parse(("gateway",)).environment(environment) == environment
 
 
-def test_adapters_run_with_their_base(tmp_path: Path) -> None:
-    catalog = tmp_path / "catalog.yaml"
+def catalog_with(folder: Path, *adapters: str) -> Path:
+    """Write a catalog that also has adapters of the first model."""
+    file = folder / "catalog.yaml"
     rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
-    tuned = [{"id": f"tuned-{index}", "adapter_of": A, "source": "tuned"} for index in range(2)]
-    catalog.write_text(yaml.safe_dump({"models": [*rows, *tuned]}), encoding="utf-8")
+    rows += [{"id": name, "adapter_of": A, "source": "tuned"} for name in adapters]
+    file.write_text(yaml.safe_dump({"models": rows}), encoding="utf-8")
+    return file
+
+
+def test_adapters_run_with_their_base(tmp_path: Path) -> None:
+    catalog = catalog_with(tmp_path, "tuned-0", "tuned-1")
     values = Settings(models=(B, "tuned-0", A), catalog=catalog)
     assert Role.parse(()).runners_behind(values) == [f"{A}-runner", f"{B}-runner"]
     urls = (f"{A}=http://x", f"{B}=http://y")
@@ -76,44 +82,20 @@ def test_adapters_run_with_their_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "settings", "message"),
+    ("settings", "message"),
     [
-        ("tuned", {}, f"has tuned, which is an adapter of {A} and runs in its runner; add {A}"),
+        ({"models": "tuned"}, f"has tuned, which is an adapter of {A} and runs in its runner; add"),
+        ({"devices": "tuned=cpu"}, f"DEVICES names tuned, an adapter; name its base {A}"),
         (
-            f"{A},tuned",
-            {"devices": "tuned=cpu"},
-            f"DEVICES names tuned, an adapter; name its base {A}",
-        ),
-        (
-            f"{A},tuned",
             {"runner_urls": "tuned=http://x"},
             f"RUNNER_URLS names tuned, an adapter; name its base {A}",
         ),
     ],
 )
-def test_adapter_has_no_runner(
-    tmp_path: Path, models: str, settings: dict[str, str], message: str
-) -> None:
-    catalog = tmp_path / "catalog.yaml"
-    rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
-    tuned = {"id": "tuned", "adapter_of": A, "source": "tuned"}
-    catalog.write_text(yaml.safe_dump({"models": [*rows, tuned]}), encoding="utf-8")
-    values = Settings.model_validate({"models": models, "catalog": catalog} | settings)
+def test_adapter_has_no_runner(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    common = {"models": f"{A},tuned", "catalog": catalog_with(tmp_path, "tuned")}
     with pytest.raises(SettingsError, match=message):
-        served_entries(values)
-
-
-def test_device_of_a_runner_alone() -> None:
-    environment = {"DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0"}
-    assert Role.parse(("runner", "a")).environment(environment)["DIPTYCH_DEVICES"] == "a=cuda:0"
-
-
-def test_gateway_alone_needs_urls() -> None:
-    values = Settings(models=MODELS, runner_urls=URLS)
-    with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for paligemma-mini"):
-        check_runner_urls(Role.parse(("gateway",)), values)
-    check_runner_urls(Role.parse(()), values)
-    check_runner_urls(Role.parse(("gateway",)), Settings(models=(A,), runner_urls=URLS))
+        served_entries(Settings.model_validate(common | settings))
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])

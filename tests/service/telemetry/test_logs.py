@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from service.errors import InternalError
-from service.inference.recording import record_failure
 from service.telemetry import logs
 from service.telemetry.logs import JsonLines, configure_logging
-from tests.support.core_calls import florence_fails, predict
+from tests.support.core_calls import predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.telemetry.tracing import request_trace
@@ -98,19 +96,6 @@ def test_line_of_an_answer(written: io.StringIO) -> None:
     }
     assert all(isinstance(line[f"{name}_ms"], float) for name in TIMES)
     assert (line["encode_ms"], line["decode_ms"]) == (250, 1000)
-
-
-def test_lines_of_an_internal_error(written: io.StringIO) -> None:
-    with request_trace({"traceparent": TRACEPARENT}, "test", None):
-        with pytest.raises(InternalError, match=FLORENCE_ID) as caught:
-            predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)
-        record_failure(caught.value, "test", "request-1")
-    defect, end = lines(written)
-    assert {(line["request_id"], line["trace_id"]) for line in (defect, end)} == {
-        ("request-1", TRACE_ID)
-    }
-    assert "RuntimeError: a defect" in defect["exception"]
-    assert end["status"] == "internal"
 
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("text", False), ("json", True)])

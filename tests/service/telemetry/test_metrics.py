@@ -1,14 +1,11 @@
 """The metrics of requests."""
 
 import math
-import re
 from itertools import pairwise
 
 import pytest
 from prometheus_client import Histogram
-from prometheus_client.metrics import MetricWrapperBase
 
-from service.telemetry import metrics
 from service.telemetry.metrics import (
     REQUEST_SECONDS,
     STAGE_SECONDS,
@@ -26,12 +23,3 @@ def test_buckets_of_times(histogram: Histogram) -> None:
     assert (bounds[0], last, infinite) == (0.001, 60, math.inf)
     assert {f"{bound:e}"[0] for bound in bounds} == set("125")
     assert max(high / low for low, high in pairwise([*bounds, last])) <= 3
-
-
-def test_names_of_metrics() -> None:
-    found = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
-    described = [metric for each in found for metric in each.describe()]
-    assert len(described) > 5
-    for metric in described:
-        assert re.fullmatch("diptych_[a-z_]+", metric.name)
-        assert metric.documentation.endswith(".")

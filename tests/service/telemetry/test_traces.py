@@ -1,18 +1,14 @@
 """Trace id and spans of requests over HTTP and gRPC, with the real core over fake runners."""
 
 import asyncio
-import logging
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import httpx
 import pytest
-from opentelemetry.trace import INVALID_SPAN
 
 from service.admission.api_keys import ApiKeys
-from service.inference.recording import answer_span
 from service.rpc.proto import inference_pb2, inference_pb2_grpc
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
@@ -30,7 +26,7 @@ from tests.support.trace_collector import (
 )
 from wire.runner_channel import RunnerUnreachable
 from wire.telemetry import tracing
-from wire.telemetry.tracing import TraceOptions, request_trace
+from wire.telemetry.tracing import TraceOptions
 
 STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
@@ -261,36 +257,3 @@ def test_spans_are_named_by_route(collector: Collector) -> None:
     assert not any(
         b"purple-elephant" in span.bytes or b"BREW" in span.bytes for span in collector.spans
     )
-
-
-def test_traces_do_not_leak(collector: Collector) -> None:
-    with request_trace({"traceparent": TRACEPARENT}, "first", {}):
-        assert tracing.trace_id() == TRACE_ID
-    assert tracing.trace_id() == "0" * 32
-    with request_trace({}, "second", {}):
-        assert tracing.trace_id() != TRACE_ID
-    assert sent(collector)["second"].parent_id == ""
-
-
-def test_no_span_without_a_collector() -> None:
-    headers = httpx.Headers({"traceparent": TRACEPARENT})
-    with (
-        request_trace(headers, "POST", {}),
-        answer_span("a", "b", "c"),
-        tracing.span("prefill") as stage,
-    ):
-        assert stage is INVALID_SPAN
-
-
-def test_log_line_has_the_trace_id(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "service"):
-        for method, path, fields, status in REQUESTS.values():
-            if status >= 400 or (fields is not None and method == "POST"):
-                client().send(method, path, json=fields, headers={"traceparent": TRACEPARENT})
-    lines = [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "service.inference.recording"
-    ]
-    assert len(lines) >= 8
-    assert all(line.endswith(f" trace_id={TRACE_ID}") for line in lines)
