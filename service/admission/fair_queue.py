@@ -67,7 +67,7 @@ class FairShare:
 
     def excess(self, client: str, amount: float) -> float:
         """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
-        over_share = self._pending.get(client, 0) + amount - self._share(client)
+        over_share = self.of(client) + amount - self._share(client)
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def _share(self, client: str) -> float:

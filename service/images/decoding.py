@@ -60,7 +60,6 @@ _SMALL_FILE_BYTES = 64_000
 _RGB_BYTES = 4  # a pixel in Pillow
 _MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
 _NEAREST = int(Image.Resampling.NEAREST)
-_Resizing = tuple[tuple[int, int], int]  # size, resampling filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,56 +164,38 @@ async def _ended(process: Process) -> NotReady:
     return NotReady(f"the decoder of the image ended with status {status}; retry the request")
 
 
-@dataclass(slots=True, eq=False)
 class SharedDecoding:
     """One decoding of a file, shared by the models and requests of a client."""
 
-    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
-        default_factory=asyncio.Future
-    )
-    resizings: "dict[_Resizing, asyncio.Task[Pixels]]" = field(default_factory=dict)
-    num_users: int = 0
-    task: "asyncio.Task[None]" = field(init=False)
-
-    async def run(self, image: "LazyImage", decoder: "ImageDecoder") -> None:
-        """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
-        decoded = self.decoded  # the last user deletes the attribute
-        resizings = self.resizings
-        data = image.data
+    def __init__(self, image: "LazyImage", decoder: "ImageDecoder") -> None:
+        """Start; the last user cancels, which ends a process at once."""
+        self.decoded: asyncio.Future[DecodedImage | DecodingProcess] = asyncio.Future()
+        self.num_users = 0
         slot = decoder.slot(image.client, image.header.is_heavy)
-        is_heavy = image.header.is_heavy
-        del image  # whose memory ends with its request
-        async with slot:
-            try:
-                decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess]
-                if is_heavy:
-                    decoding = decoded_in_process(data, decoder.limits)
-                else:
-                    rgb = await in_thread(decode_image, data, decoder.limits)
-                    decoding = nullcontext(DecodedImage(rgb))
-                    del rgb
-                async with decoding as image_or_process:
-                    decoded.set_result(image_or_process)
-                    try:
-                        await asyncio.Event().wait()
-                    finally:
-                        for resizing in resizings.values():
-                            resizing.cancel()
-                        await asyncio.gather(*resizings.values(), return_exceptions=True)
-            except Exception as error:
-                decoded.set_exception(error)
+        decode = decoded_in_process if image.header.is_heavy else _decoded_in_thread
+        decoding = decode(image.data, decoder.limits)
+        self.task = asyncio.create_task(_hold(slot, decoding, self.decoded))
 
-    async def pixels(self, resizing: _Resizing, crop: PixelBox | None = None) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at exactly a size.
 
-        Raise `ImageError` or `NotReady`. Parts are not shared: an image may have many.
-        """
-        decoded = await asyncio.shield(self.decoded)
-        if crop is not None:
-            return await decoded.resized(*resizing, crop)
-        if resizing not in self.resizings:
-            self.resizings[resizing] = asyncio.create_task(decoded.resized(*resizing))
-        return await asyncio.shield(self.resizings[resizing])
+async def _hold(
+    slot: AbstractAsyncContextManager[None],
+    decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess],
+    decoded: "asyncio.Future[DecodedImage | DecodingProcess]",
+) -> None:
+    """Decode, and hold slot and decoded image until cancelled."""
+    async with slot:
+        try:
+            async with decoding as image:
+                decoded.set_result(image)
+                del image
+                await asyncio.Event().wait()
+        except Exception as error:
+            decoded.set_exception(error)
+
+
+@asynccontextmanager
+async def _decoded_in_thread(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodedImage]:
+    yield DecodedImage(await in_thread(decode_image, data, limits))
 
 
 class ImageDecoder:
@@ -247,8 +228,7 @@ class ImageDecoder:
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[key] = SharedDecoding()
-            decoding.task = asyncio.create_task(decoding.run(image, self))
+            decoding = self._decodings[key] = SharedDecoding(image, self)
         decoding.num_users += 1
         try:
             yield decoding
@@ -318,9 +298,9 @@ class LazyImage:
             if self.decoded is not None:
                 return await self.decoded.resized(*resizing, crop)
             with self.decoder.decoding(self) as decoding:
-                pixels = await decoding.pixels(resizing, crop)
-                self._retain(decoding.decoded.result())
-                return pixels
+                decoded = await asyncio.shield(decoding.decoded)
+                self._retain(decoded)
+                return await decoded.resized(*resizing, crop)
         except ImageError as error:
             raise _refusal(error) from error
 

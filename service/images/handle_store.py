@@ -30,7 +30,7 @@ import secrets
 import struct
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -305,26 +305,25 @@ class HandleStore(ImageStore):
 
     def make_room(self, added: Path) -> None:
         """Remove expired images, and others until all limits hold, `added` last."""
-        by_owner: dict[str, list[_Entry]] = defaultdict(list)
-        for entry in self._entries():
-            by_owner[entry.owner].append(entry)
-        num_bytes: dict[str, int] = {}
-        for owner, entries in by_owner.items():
-            # the next to go is at the end
-            entries.sort(key=lambda entry: (entry.path == str(added), entry.used_s), reverse=True)
-            num_bytes[owner] = sum(entry.num_bytes for entry in entries)
-        while num_bytes:
-            largest = max(num_bytes, key=lambda owner: (num_bytes[owner], len(by_owner[owner])))
-            num_images = sum(map(len, by_owner.values()))
+        entries = list(self._entries())
+        entries.sort(key=lambda entry: (entry.path == str(added), entry.used_s))
+        num_bytes = Counter[str]()
+        for entry in entries:
+            num_bytes[entry.owner] += entry.num_bytes
+        num_images = Counter(entry.owner for entry in entries)
+        while entries:
+            largest = max(num_bytes, key=lambda owner: (num_bytes[owner], num_images[owner]))
             if (
                 num_bytes[largest] <= self.limits.max_bytes_of_key
-                and sum(num_bytes.values()) <= self.limits.max_bytes
-                and num_images <= self.limits.max_images
+                and num_bytes.total() <= self.limits.max_bytes
+                and len(entries) <= self.limits.max_images
             ):
                 return
-            entry = by_owner[largest].pop()
-            num_bytes[largest] -= entry.num_bytes
-            Path(entry.path).unlink(missing_ok=True)
+            evicted = next(entry for entry in entries if entry.owner == largest)
+            entries.remove(evicted)
+            num_bytes[largest] -= evicted.num_bytes
+            num_images[largest] -= 1
+            Path(evicted.path).unlink(missing_ok=True)
 
     def _entries(self) -> Iterator[_Entry]:
         """Yield the images that are kept; remove expired ones and those of killed writers."""

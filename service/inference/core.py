@@ -85,11 +85,10 @@ class Core:
         )
         limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
         self._decoder = ImageDecoder(limits, settings.max_decoded)
+        self._max_running = settings.max_running
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            self._queues[runner] = FairQueue(
-                runner, settings.max_running, settings.max_waiting_tokens
-            )
+            self._queues[runner] = FairQueue(runner, self._max_running, settings.max_waiting_tokens)
         self._fetcher = fetcher
 
     async def is_ready(self, model: ServedModel) -> bool:
@@ -204,7 +203,7 @@ class Core:
             context.quota,
             context.deadline_s,
             self.settings.max_tiles,
-            self.settings.max_running,
+            self._max_running,
             partial(self.places.hold, context),
         )
         with answer_span(model.id, request.task.id, context.request_id):
