@@ -212,7 +212,7 @@ class ImageDecoder:
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # keys: client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
-        # key: hash of the file; cells of the image that are not flat (inference/tiled_answers.py)
+        # key: hash of the file; cells of the image that are not flat (inference/prediction.py)
         self.busy_cells: LRUCache[bytes, NDArray[np.bool_]] = LRUCache(_MAX_BUSY_CELLS)
 
     @asynccontextmanager

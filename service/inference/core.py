@@ -29,7 +29,7 @@ from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
-from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel
+from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, answer_about
 from service.inference.recording import (
     answer_span,
     as_service_error,
@@ -40,7 +40,6 @@ from service.inference.recording import (
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
-from service.inference.tiled_answers import answer_about
 from service.settings import Settings
 
 PieceT = TypeVar("PieceT")

@@ -1,19 +1,30 @@
 """One model's answer to one task: prompts and cost, the call of the runner, the parsed result.
 
-It knows no HTTP.
+With `tiles` it is about the whole image and about its tiles, merged. A tile is a view with its own
+image key, so that its features are cached. All views of a request are in the decoder's batch
+together, up to `max_in_flight`, which bounds the pixels in memory. A view that fails ends the
+others, and the answer. Flat tiles, in which there is nothing to find, such as paper or an even sky,
+are not asked about. It knows no HTTP.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from itertools import chain
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imaging.files import PixelBox
 from service.admission.api_keys import Quota
 from service.admission.fair_queue import FairQueue
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
-from service.images.decoding import LazyImage, in_thread
+from service.images.decoding import ImageView, LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
@@ -22,8 +33,11 @@ from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
-from tasks.scores import Calibration, Guarantee, refine
-from tasks.tiles.merging import View
+from tasks.scores import Calibration, Guarantee, keep_proved, refine
+from tasks.table import TASKS
+from tasks.tiles.grid import Tiling, grid_of, tile_boxes
+from tasks.tiles.merging import Merged, View, merge, placed
+from wire.pixels import Pixels
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import past_span, span
 
@@ -31,6 +45,19 @@ _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
 # Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
 _TYPICAL_NEW_TOKENS = 256
 _MAX_SHORT_CHARS = 1000
+_LOCATED_OCR = "ocr_with_regions"
+_CELL_PX = 16
+_BLOCK_PX = 4
+_MAX_LEVELS = 8
+_MAX_NOISE_LEVELS = 24
+# A quarter of an image without an edge shows its noise; some squares have more of it by chance
+_QUIET_PERCENT = 25
+_NOISE_FACTOR = 2.5
+_STRIP_BYTES = 1_000_000  # larger memory is new, and zeroed, for each strip
+
+Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there is not flat
+# (rows, columns, 6) of cells: an extreme of the channels of their pixels, then of their blocks
+Extremes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,3 +310,232 @@ def _parse(
     if isinstance(result, TextResult):
         return result
     return refine(result, calibration, request.fields.min_score, request.fields.nms_iou)
+
+
+async def answer_about(
+    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
+) -> Answer:
+    """Return the answer about an image, with proved objects alone if `min_precision` is set.
+
+    In tiles, `on_piece` receives the text about each view that is complete, the whole image first.
+    Raise `ServiceError`.
+    """
+    answering = model.answer if request.fields.tiles == "off" else partial(_tiled_answer, model)
+    answer = await answering(request, image, on_piece)
+    if request.fields.min_precision is None:
+        return answer
+    result, guarantee = keep_proved(answer.result, proof_for(answer.model, answer.request))
+    return replace(answer, result=result, guarantee=guarantee)
+
+
+async def _tiled_answer(
+    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None
+) -> Answer:
+    start_s = time.monotonic()
+    whole = image.whole if isinstance(image, ImageView) else image
+    whole.hold = model.hold
+    boxes, tiles = await _tiles(model, request, image)
+    if not boxes:
+        answer = await model.answer(request, image, on_piece)
+        return replace(answer, tiles=tiles)
+    planned_s = time.monotonic() - start_s
+    answers = await _answers(model, request, image, boxes, on_piece)
+    merge_start_s = time.monotonic()
+    with span("merge"):
+        merged = await in_thread(_merged, request, answers, boxes)
+    now_s = time.monotonic()
+    slowest = StageTimes.slowest([answer.times for answer in answers])
+    times = replace(
+        slowest,
+        preprocess_s=slowest.preprocess_s + planned_s,
+        postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
+        total_s=now_s - start_s + image.open_s,
+    )
+    is_fitted = (request.task.id, True) in model.model.calibrations
+    return Answer(
+        model.model,
+        request,
+        image.header.size_wh,
+        merged.result,
+        _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
+        times,
+        is_calibrated=answers[0].is_calibrated and is_fitted,
+        tiles=replace(tiles, merged=merged.num_merged),
+        num_views=len(answers),
+    )
+
+
+async def _tiles(
+    model: QueuedModel, request: TaskRequest, image: LazyImage
+) -> tuple[list[PixelBox], TilesSummary]:
+    """Return the tiles to ask about, each counted as a request and an image of the key.
+
+    Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or if
+    the tiles would not be answered before the deadline, or the error of the image.
+    """
+    model.check_cost(request, image, 1)  # before the image is decoded
+    size_wh = image.header.size_wh
+    fields = request.fields
+    tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
+    share = model.model.min_object_share(request.task.id)
+    grid = grid_of(tiling, size_wh, share, model.max_tiles)
+    if grid.num_tiles > model.max_tiles:
+        size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
+        message = f"tiles has {size}; the service allows {model.max_tiles}"
+        raise InvalidRequest(message, "tiles")
+    boxes = tile_boxes(grid, size_wh, fields.overlap)
+    try:
+        async with asyncio.timeout(model.deadline_s - time.monotonic()):
+            are_flat = await flat_parts(image, boxes) if boxes else []
+    except TimeoutError as error:
+        raise DeadlineExceeded("the image was not decoded before the deadline") from error
+    uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
+    if uneven:
+        model.check_cost(request, image, 1 + len(uneven))
+        await model.quota.take_request(len(uneven))
+        sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
+        await model.quota.take_pixels(sum(map(math.prod, sizes)))
+    num_flat = len(boxes) - len(uneven)
+    return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
+
+
+async def _answers(
+    model: QueuedModel,
+    request: TaskRequest,
+    image: LazyImage,
+    boxes: Sequence[PixelBox],
+    on_piece: OnPiece | None,
+) -> list[Answer]:
+    """Return the answer about the image and about each tile, in pixels of the image."""
+    if request.task.id == "ocr" and _LOCATED_OCR in model.model.entry.task_ids:
+        # Text of tiles is merged by the places of its lines
+        request = replace(request, task=TASKS[_LOCATED_OCR])
+    if fitted := model.model.calibrations.get((request.task.id, True)):
+        # A calibration does not change which score is higher: it may precede the merge
+        calibrations = {(request.task.id, False): fitted}
+        model = replace(model, model=replace(model.model, calibrations=calibrations))
+    in_flight = asyncio.Semaphore(model.max_in_flight)
+    size_wh = image.header.size_wh
+    whole: PixelBox = (0, 0, *size_wh)
+
+    async def answer_view(box: PixelBox) -> Answer:
+        view = image if box is whole else ImageView.of(image, box)
+        async with in_flight:
+            answer = await model.answer(request, view)
+        if view is image:
+            return answer
+        return replace(answer, result=await in_thread(placed, answer.result, box, size_wh))
+
+    answers: list[Answer] = []
+    views = [whole, *boxes]
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(answer_view(box)) for box in views]
+            for box, answering in zip(views, running, strict=True):
+                answer = await answering
+                text = f"\n{answer.written.text}" if answers else answer.written.text
+                answers.append(answer)
+                if on_piece is not None:
+                    # Objects that are not proved are not shown before the answer either
+                    is_hidden = request.fields.min_precision is not None
+                    on_piece(Piece(text, None if is_hidden else View(box, answer.result)))
+    except ExceptionGroup as errors:  # the others are cancelled
+        raise errors.exceptions[0] from None
+    return answers
+
+
+def _merged(request: TaskRequest, answers: Sequence[Answer], boxes: Sequence[PixelBox]) -> Merged:
+    size_wh = answers[0].image_size_wh
+    results = [answer.result for answer in answers]
+    views = list(map(View, [(0, 0, *size_wh), *boxes], results))
+    merged = merge(request.task.id, views, size_wh)
+    if request.fields.nms_iou is None:
+        return merged
+    return replace(merged, result=refine(merged.result, None, 0.0, request.fields.nms_iou))
+
+
+def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
+    """Return the sequences of all views as one answer; it is cut if objects are left out."""
+    outcomes = {part.features.outcome for part in parts}
+    outcome = min(outcomes, key=("miss", "joined", "hit").index)
+    features = parts[0].features.model_copy(update={"outcome": outcome})
+    sequences = tuple(chain.from_iterable(part.sequences for part in parts))
+    return replace(parts[0], sequences=sequences, features=features, is_cut=is_cut)
+
+
+async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
+    """Return which parts of an image are flat; decode it if none is known yet.
+
+    A part is flat if no square of 32 x 32 pixels that begins in it has an edge. Squares lie on a
+    grid of 16 pixels. In a flat square the levels of a colour channel differ by at most 8, so that
+    a shading passes. In a noisy image its pixels may differ by more, up to 24 levels as the noise
+    requires, but not the means of its blocks of 4 x 4 pixels: any thing of 8 pixels fills such a
+    block.
+    """
+    left = 0
+    top = 0
+    if isinstance(image, ImageView):
+        left, top, _, _ = image.box
+        image = image.whole
+    busy = image.decoder.busy_cells.get(image.header.digest)
+    if busy is None:
+        width, _ = image.header.size_wh
+        num_rows = max(1, _STRIP_BYTES // (width * 3 * _CELL_PX)) * _CELL_PX
+        lows: list[Extremes] = []
+        highs: list[Extremes] = []
+        async with aclosing(image.strips(num_rows)) as strips:
+            async for strip in strips:
+                low, high = await in_thread(_extremes, strip)
+                lows.append(low)
+                highs.append(high)
+        busy = await in_thread(busy_cells, np.concatenate(lows), np.concatenate(highs))
+        image.decoder.busy_cells[image.header.digest] = busy
+    flat: list[bool] = []
+    for x1, y1, x2, y2 in parts:
+        rows = slice((top + y1) // _CELL_PX, (top + y2 - 1) // _CELL_PX + 1)
+        columns = slice((left + x1) // _CELL_PX, (left + x2 - 1) // _CELL_PX + 1)
+        flat.append(not busy[rows, columns].any())
+    return flat
+
+
+def busy_cells(lows: Extremes, highs: Extremes) -> Busy:
+    """Return which squares of 2 x 2 cells are not flat."""
+    levels = _of_squares(highs, np.maximum) - _of_squares(lows, np.minimum)
+    of_pixels = levels[:, :, :3].max(axis=2)
+    of_blocks = levels[:, :, 3:].max(axis=2)
+    noise = _NOISE_FACTOR * np.percentile(of_pixels, _QUIET_PERCENT)
+    max_of_pixels = max(_MAX_LEVELS, min(_MAX_NOISE_LEVELS, noise))
+    busy: Busy = (of_pixels > max_of_pixels) | (of_blocks > _MAX_LEVELS)
+    return busy
+
+
+def _extremes(pixels: Pixels) -> tuple[Extremes, Extremes]:
+    """Return the least and the greatest levels in each cell of pixels (H, W, 3)."""
+    blocks: Pixels = np.asarray(Image.fromarray(pixels).reduce(_BLOCK_PX))
+    num_blocks = _CELL_PX // _BLOCK_PX
+
+    def extremes(extreme: np.ufunc) -> Extremes:
+        of_pixels = _of_cells(pixels, _CELL_PX, extreme)
+        of_blocks = _of_cells(blocks, num_blocks, extreme)
+        return np.concatenate([of_pixels, of_blocks], axis=2)
+
+    return extremes(np.minimum), extremes(np.maximum)
+
+
+def _of_cells(pixels: Pixels, cell_px: int, extreme: np.ufunc) -> Pixels:
+    """Return the extreme of each cell of pixels (H, W, 3), as (rows, columns, 3)."""
+    height, width, _ = pixels.shape
+    if missing := -height % cell_px:
+        pixels = np.pad(pixels, ((0, missing), (0, 0), (0, 0)), mode="edge")
+    # A reduction over an axis of known length is 20 times as fast as `reduceat`
+    rows = extreme.reduce(pixels.reshape(-1, cell_px, width, 3), axis=1)
+    cells: Pixels = extreme.reduceat(rows, range(0, width, cell_px), axis=1)
+    return cells
+
+
+def _of_squares(cells: Extremes, extreme: np.ufunc) -> NDArray[np.int16]:
+    """Return the extreme of each cell and its neighbours to the right and below."""
+    padded = np.pad(cells.astype(np.int16), ((0, 1), (0, 1), (0, 0)), mode="edge")
+    beside = extreme(padded[:, :-1], padded[:, 1:])
+    squares: NDArray[np.int16] = extreme(beside[:-1], beside[1:])
+    return squares

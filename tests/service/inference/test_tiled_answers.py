@@ -17,9 +17,8 @@ from service.admission.places import RequestContext
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from service.inference.core import Core
-from service.inference.prediction import Answer, Piece, TilesSummary
+from service.inference.prediction import Answer, Piece, TilesSummary, flat_parts
 from service.inference.served_models import ServedModels
-from service.inference.tiled_answers import flat_parts
 from tasks.results import DetectionsResult, InstancesResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
