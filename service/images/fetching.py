@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urljoin
 
@@ -19,6 +18,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from service.admission.fair_queue import FairShare
+from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
 from service.images.inputs import AllowedHost, CheckedUrl, ImageUrl, check_url, ip_address
 from service.settings import Settings
@@ -107,16 +107,6 @@ class CheckedResolver(AbstractResolver):
         """Do nothing: it holds nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receiver:
-    """The request that an image is fetched for."""
-
-    deadline_s: float  # time.monotonic()
-    client: str
-    hold: Callable[[int], None]  # counts received bytes; raises `Overloaded`
-    authorization: str | None = None  # sent to every allowed host
-
-
 class ImageFetcher:
     """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host.
 
@@ -148,22 +138,44 @@ class ImageFetcher:
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._lookups.remove, client, 1))
         return await asyncio.wrap_future(work)
 
-    async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
-        """Return the body at a URL; raise a `ServiceError`."""
-        timeout_s = min(self._timeout_s, receiver.deadline_s - time.monotonic())
+    async def fetch(
+        self,
+        url: ImageUrl,
+        context: RequestContext,
+        hold: Callable[[int], None],
+        authorization: str | None = None,
+    ) -> bytes:
+        """Return the body at a URL; raise a `ServiceError`.
+
+        `hold` counts received bytes. An authorization is sent to every allowed host.
+        """
+        resolver = CheckedResolver(partial(self.addresses, context.quota.name), self._is_allowed)
+        headers = {} if authorization is None else {"Authorization": authorization}
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=resolver, use_dns_cache=False, force_close=True
+            ),
+            headers=_HEADERS | headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(),  # no timeout here: the whole fetch has one
+        )
+        timeout_s = min(self._timeout_s, context.deadline_s - time.monotonic())
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._follow(check_url(url.text, self._allowed), receiver)
+            async with session, asyncio.timeout(timeout_s):
+                return await self._follow(session, check_url(url.text, self._allowed), hold)
         except TimeoutError as error:
             problem = "the image could not be fetched from its URL"
-            if time.monotonic() >= receiver.deadline_s:
+            if time.monotonic() >= context.deadline_s:
                 raise DeadlineExceeded(f"{problem} before the deadline") from error
             raise _failed(f"{problem} within {self._timeout_s:g} s") from error
 
-    async def _follow(self, url: CheckedUrl, receiver: Receiver) -> bytes:
+    async def _follow(
+        self, session: aiohttp.ClientSession, url: CheckedUrl, hold: Callable[[int], None]
+    ) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                body_or_location = await self._get(url, receiver)
+                body_or_location = await self._get(session, url, hold)
             except (aiohttp.ClientError, OSError) as error:
                 problem = "is unreachable or closed the connection"
                 # One text for all of these: a client must not learn which internal names exist.
@@ -182,28 +194,16 @@ class ImageFetcher:
             url = check_url(target, self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
-    async def _get(self, url: CheckedUrl, receiver: Receiver) -> bytes | str:
+    async def _get(
+        self, session: aiohttp.ClientSession, url: CheckedUrl, hold: Callable[[int], None]
+    ) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
         if ip_address(url.host) is not None and not self._is_allowed(url.host):
             raise socket.gaierror(f"{url.host} is not allowed")
-        resolver = CheckedResolver(partial(self.addresses, receiver.client), self._is_allowed)
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
-        headers = dict(_HEADERS)
-        if receiver.authorization is not None:
-            headers["Authorization"] = receiver.authorization
-        async with (
-            aiohttp.ClientSession(
-                connector=connector,
-                headers=headers,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(),  # no timeout here: `fetch` has one
-            ) as session,
-            session.get(url.text, allow_redirects=False) as response,
-        ):
+        async with session.get(url.text, allow_redirects=False) as response:
             if response.status in _REDIRECT_STATUSES:
                 return response.headers.get("Location", "")
-            return await self._read(response, receiver.hold)
+            return await self._read(response, hold)
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
         host = "the host of the image's URL"

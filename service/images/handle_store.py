@@ -9,17 +9,15 @@ The folder, which any number of gateways of one host may share:
     OWNER/NAME.N   an image that is being written
 
 An image is written beside its place and renamed: a process that is killed leaves a whole image or
-none. The names in a store of several hosts, which begin with `diptych:images:`:
+none. In a store of several hosts all names begin with `diptych:images:`:
 
     image:OWNER/NAME    as the file above; expires by itself
     secret              the key of the ids; a store that has lost its data gets another
-    expiry              sorted set of OWNER/NAME by the time at which they expire
-    used:OWNER          sorted set of OWNER/NAME by their last use
-    sizes, bytes        hashes: OWNER/NAME to its bytes, OWNER to those of all its images
+    facts               hash of OWNER/NAME to its number of bytes, and when it expires
+    used                sorted set of OWNER/NAME by their last use
 
-Each change there is one script, by the store's clock. OWNER identifies an API key by its hash.
-Above a limit the key that holds the most bytes loses the image that it has not used for the longest
-time. All calls block.
+OWNER identifies an API key by its hash. Above a limit the key that holds the most bytes loses the
+image that it has not used for the longest time. All calls block.
 """
 
 import asyncio
@@ -31,7 +29,7 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,62 +51,6 @@ _TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
 _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
 
-_FORGET = f"""
-local function key(name) return '{_PREFIX}' .. name end
-local t = redis.call('TIME') local now = t[1] + t[2] / 1000000
-local function forget(member)
-    local owner = string.match(member, '^[^/]*')
-    local size = tonumber(redis.call('HGET', key('sizes'), member) or 0)
-    redis.call('HDEL', key('sizes'), member)
-    redis.call('ZREM', key('expiry'), member)
-    redis.call('ZREM', key('used:' .. owner), member)
-    if redis.call('HINCRBY', key('bytes'), owner, -size) <= 0 then
-        redis.call('HDEL', key('bytes'), owner)
-    end
-    return redis.call('DEL', key('image:' .. member))
-end
-"""
-
-_ADD = f"""{_FORGET}
-local owner, name, data, kept_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local max_bytes, max_of_key = tonumber(ARGV[5]), tonumber(ARGV[6])
-local max_images = tonumber(ARGV[7])
-local member = owner .. '/' .. name
-forget(member)
-redis.call('SET', key('image:' .. member), data, 'EX', kept_s)
-redis.call('HSET', key('sizes'), member, #data)
-redis.call('HINCRBY', key('bytes'), owner, #data)
-redis.call('ZADD', key('expiry'), now + kept_s, member)
-redis.call('ZADD', key('used:' .. owner), now, member)
-for _, old in ipairs(redis.call('ZRANGEBYSCORE', key('expiry'), '-inf', now)) do forget(old) end
-while true do
-    local largest, most, total = nil, -1, 0
-    local held = redis.call('HGETALL', key('bytes'))
-    for index = 1, #held, 2 do
-        local size = tonumber(held[index + 1])
-        total = total + size
-        if size > most then largest, most = held[index], size end
-    end
-    local num_images = redis.call('ZCARD', key('expiry'))
-    local fits = most <= max_of_key and total <= max_bytes and num_images <= max_images
-    if fits or not largest then return end
-    local oldest = redis.call('ZRANGE', key('used:' .. largest), 0, 0)[1]
-    if oldest then forget(oldest) else redis.call('HDEL', key('bytes'), largest) end
-end
-"""
-
-_READ = f"""{_FORGET}
-local data = redis.call('GET', key('image:' .. ARGV[1] .. '/' .. ARGV[2]))
-if data then
-    redis.call('ZADD', key('used:' .. ARGV[1]), 'XX', now, ARGV[1] .. '/' .. ARGV[2])
-end
-return data
-"""
-
-_REMOVE = f"""{_FORGET}
-return forget(ARGV[1] .. '/' .. ARGV[2])
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
@@ -128,6 +70,16 @@ class StoredImage:
     num_bytes: int
     size_wh: tuple[int, int]  # px, upright
     expires_at: int  # seconds of the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored image, as eviction sees it."""
+
+    owner: str
+    name: str
+    num_bytes: int
+    used_s: float
 
 
 class ImageStore(ABC):
@@ -162,7 +114,7 @@ class ImageStore(ABC):
             raise _gone(handle)
         size, num_bytes, expires_at = facts
         width, height = _SIZE.unpack(size)
-        return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), int(expires_at))
+        return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
         """Return the file of an image."""
@@ -181,6 +133,27 @@ class ImageStore(ABC):
     async def remove_regularly(self) -> None:
         """Remove expired images until cancelled; here the store removes them by itself."""
         await asyncio.Event().wait()
+
+    def make_room(self, added: str) -> None:
+        """Remove images until all limits hold, that with the name `added` last."""
+        entries = sorted(self._entries(), key=lambda entry: (entry.name == added, entry.used_s))
+        num_bytes = Counter[str]()
+        for entry in entries:
+            num_bytes[entry.owner] += entry.num_bytes
+        num_images = Counter(entry.owner for entry in entries)
+        while entries:
+            largest = max(num_bytes, key=lambda owner: (num_bytes[owner], num_images[owner]))
+            if (
+                num_bytes[largest] <= self.limits.max_bytes_of_key
+                and num_bytes.total() <= self.limits.max_bytes
+                and len(entries) <= self.limits.max_images
+            ):
+                return
+            evicted = next(entry for entry in entries if entry.owner == largest)
+            entries.remove(evicted)
+            num_bytes[largest] -= evicted.num_bytes
+            num_images[largest] -= 1
+            self._delete(largest, evicted.name)
 
     def _name(self, owner: str, handle: ImageHandle) -> str:
         name = self._ids().name(owner, handle)
@@ -206,7 +179,7 @@ class ImageStore(ABC):
         """Store a file, and evict others until all limits hold."""
 
     @abstractmethod
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
         """Return the first bytes of a file, its number of bytes, and when it expires."""
 
     @abstractmethod
@@ -217,13 +190,9 @@ class ImageStore(ABC):
     def _delete(self, owner: str, name: str) -> bool:
         """Remove a file; return False if there is none."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    path: str
-    owner: str
-    num_bytes: int
-    used_s: float
+    @abstractmethod
+    def _entries(self) -> Iterable[Entry]:
+        """Return all images, expired ones excepted."""
 
 
 class HandleStore(ImageStore):
@@ -278,9 +247,9 @@ class HandleStore(ImageStore):
         with (self._folder / "lock").open("a") as lock:  # closing it unlocks
             fcntl.flock(lock, fcntl.LOCK_EX)
             part.rename(path)
-            self.make_room(path)
+            self.make_room(name)
 
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
         path = self._folder / owner / name
         with suppress(FileNotFoundError), path.open("rb") as file:
             stat = os.fstat(file.fileno())
@@ -303,30 +272,8 @@ class HandleStore(ImageStore):
         (self._folder / owner / name).unlink(missing_ok=True)
         return is_there
 
-    def make_room(self, added: Path) -> None:
-        """Remove expired images, and others until all limits hold, `added` last."""
-        entries = list(self._entries())
-        entries.sort(key=lambda entry: (entry.path == str(added), entry.used_s))
-        num_bytes = Counter[str]()
-        for entry in entries:
-            num_bytes[entry.owner] += entry.num_bytes
-        num_images = Counter(entry.owner for entry in entries)
-        while entries:
-            largest = max(num_bytes, key=lambda owner: (num_bytes[owner], num_images[owner]))
-            if (
-                num_bytes[largest] <= self.limits.max_bytes_of_key
-                and num_bytes.total() <= self.limits.max_bytes
-                and len(entries) <= self.limits.max_images
-            ):
-                return
-            evicted = next(entry for entry in entries if entry.owner == largest)
-            entries.remove(evicted)
-            num_bytes[largest] -= evicted.num_bytes
-            num_images[largest] -= 1
-            Path(evicted.path).unlink(missing_ok=True)
-
-    def _entries(self) -> Iterator[_Entry]:
-        """Yield the images that are kept; remove expired ones and those of killed writers."""
+    def _entries(self) -> Iterator[Entry]:
+        """Yield the images; remove expired ones and those of killed writers."""
         for owner in os.scandir(self._folder):
             if not owner.is_dir():
                 continue
@@ -338,7 +285,7 @@ class HandleStore(ImageStore):
                     if stat.st_mtime + kept_s <= self._now():
                         os.unlink(file.path)
                     elif not is_part:
-                        yield _Entry(file.path, owner.name, stat.st_size, stat.st_atime)
+                        yield Entry(owner.name, file.name, stat.st_size, stat.st_atime)
 
 
 def _written(path: Path, data: bytes) -> Path:
@@ -378,9 +325,6 @@ class ValkeyImages(ImageStore):
             retry=Retry(NoBackoff(), 1),  # for connections that the store has closed
         )
         self._store: Any = Redis.from_pool(pool)  # its types join those of two clients
-        self._run_add = self._store.register_script(_ADD)
-        self._run_read = self._store.register_script(_READ)
-        self._run_remove = self._store.register_script(_REMOVE)
 
     def _ids(self) -> HandleIds:
         with self._store.pipeline() as calls:
@@ -389,25 +333,56 @@ class ValkeyImages(ImageStore):
             return HandleIds(calls.execute()[1])
 
     def _put(self, owner: str, name: str, file: bytes) -> None:
-        limits = self.limits
-        bounds = [limits.max_bytes, limits.max_bytes_of_key, limits.max_images]
-        self._run_add(args=[owner, name, file, limits.kept_s, *bounds])
+        member = f"{owner}/{name}"
+        now_s = time.time()
+        facts = f"{len(file)} {int(now_s) + self.limits.kept_s}"
+        with self._store.pipeline() as calls:
+            calls.set(f"{_PREFIX}image:{member}", file, ex=self.limits.kept_s)
+            calls.hset(f"{_PREFIX}facts", member, facts)
+            calls.zadd(f"{_PREFIX}used", {member: now_s})
+            calls.execute()
+        self.make_room(name)
 
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, float] | None:
+    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
         member = f"{owner}/{name}"
         with self._store.pipeline() as calls:
-            calls.zscore(f"{_PREFIX}expiry", member)
-            calls.strlen(f"{_PREFIX}image:{member}")
             calls.getrange(f"{_PREFIX}image:{member}", 0, _SIZE.size - 1)
-            expires_at, num_bytes, size = calls.execute()
-        return None if expires_at is None or not num_bytes else (size, num_bytes, expires_at)
+            calls.hget(f"{_PREFIX}facts", member)
+            size, facts = calls.execute()
+        if not size or facts is None:
+            return None
+        num_bytes, expires_at = map(int, facts.split())
+        return size, num_bytes, expires_at
 
     def _get(self, owner: str, name: str) -> bytes | None:
-        file: bytes | None = self._run_read(args=[owner, name])
+        member = f"{owner}/{name}"
+        with self._store.pipeline() as calls:
+            calls.get(f"{_PREFIX}image:{member}")
+            calls.zadd(f"{_PREFIX}used", {member: time.time()}, xx=True)
+            file: bytes | None = calls.execute()[0]
         return file
 
     def _delete(self, owner: str, name: str) -> bool:
-        return bool(self._run_remove(args=[owner, name]))
+        member = f"{owner}/{name}"
+        with self._store.pipeline() as calls:
+            calls.delete(f"{_PREFIX}image:{member}")
+            calls.hdel(f"{_PREFIX}facts", member)
+            calls.zrem(f"{_PREFIX}used", member)
+            return bool(calls.execute()[0])
+
+    def _entries(self) -> Iterator[Entry]:
+        """Yield the images; forget those that have expired."""
+        with self._store.pipeline() as calls:
+            calls.hgetall(f"{_PREFIX}facts")
+            calls.zrange(f"{_PREFIX}used", 0, -1, withscores=True)
+            facts, used = calls.execute()
+        for member, used_s in used:
+            owner, name = member.decode().split("/")
+            num_bytes, expires_at = map(int, facts[member].split())
+            if expires_at > time.time():
+                yield Entry(owner, name, num_bytes, used_s)
+            else:
+                self._delete(owner, name)
 
 
 def image_store(values: Settings) -> ImageStore | None:

@@ -26,7 +26,7 @@ from service.admission.fair_queue import FairQueue
 from service.admission.places import Place, Places, RequestContext, TrafficGaps
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
-from service.images.fetching import ImageFetcher, Receiver
+from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
 from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, answer_about
@@ -243,9 +243,7 @@ class Core:
         if self._fetcher is None:
             problem = "image is a URL, and image URLs are disabled"
             raise InvalidRequest(f"{problem}; send a data: URL, base64 or a file", "image")
-        hold = partial(self.places.hold, context)
-        receiver = Receiver(context.deadline_s, context.quota.name, hold)
-        return await self._fetcher.fetch(image, receiver)
+        return await self._fetcher.fetch(image, context, partial(self.places.hold, context))
 
 
 MAX_IMAGES = 32  # one request

@@ -20,7 +20,7 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import parse_image
 from service.images.decoding import in_thread
-from service.images.fetching import ImageFetcher, Receiver
+from service.images.fetching import ImageFetcher
 from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core
 from service.settings import Settings, variable
@@ -131,8 +131,7 @@ class TaskImages:
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
         hold = partial(self._core.places.hold, context)
-        receiver = Receiver(context.deadline_s, context.quota.name, hold, authorization)
-        return await self._host.fetcher.fetch(url, receiver)
+        return await self._host.fetcher.fetch(url, context, hold, authorization)
 
     async def _header(self, host: LabelStudioHost) -> str:
         async with self._exchange:

@@ -26,11 +26,11 @@ from service.errors import (
 from service.images.fetching import (
     CheckedResolver,
     ImageFetcher,
-    Receiver,
     is_public,
 )
 from service.images.inputs import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
+from tests.support.fake_service import context
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 
 OUTSIDE = "127.0.0.2"  # stands for an internet address
@@ -49,8 +49,8 @@ def fetcher(*allowed: str, names: Names | None = None, timeout_s: float = 5) -> 
 
 async def get(image_fetcher: ImageFetcher, url: str, timeout_s: float = 60) -> bytes:
     counted: list[int] = []
-    receiver = Receiver(time.monotonic() + timeout_s, "test", counted.append)
-    body = await image_fetcher.fetch(ImageUrl(url), receiver)
+    request = context(timeout_s=timeout_s)
+    body = await image_fetcher.fetch(ImageUrl(url), request, counted.append)
     assert sum(counted) == len(body)
     return body
 
@@ -287,10 +287,10 @@ def test_certificate_is_verified() -> None:
         names.append(name)
 
     async def scenario() -> bytes | ServiceError:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("images.test").configure_cert(context)
-        context.sni_callback = note_name
-        server = await asyncio.start_server(ImageHost().serve, OUTSIDE, 0, ssl=context)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("images.test").configure_cert(tls)
+        tls.sni_callback = note_name
+        server = await asyncio.start_server(ImageHost().serve, OUTSIDE, 0, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         try:
             return await outcome(fetcher(f"*:{port}"), f"https://images.test:{port}")
