@@ -22,7 +22,7 @@ from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
 _QUIET_S = 0.05  # a client that asks one request after the other leaves shorter pauses
 _REST_FACTOR = 50
-MAX_RUNNING = 8
+_MAX_RUNNING = 8
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 
@@ -77,10 +77,7 @@ class TrafficGaps:
     models count together, as they may share cores or a GPU.
     """
 
-    def __init__(
-        self, max_running: int = MAX_RUNNING, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._max_running = max_running
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._num_online = 0
         self._quiet_since_s = -math.inf
@@ -117,7 +114,7 @@ class TrafficGaps:
         def note_end(task: asyncio.Task[None]) -> None:
             duration_s = self._now() - self._running.pop(task).start_s
             if not task.cancelled():
-                self._allowed = min(self._allowed + 1, self._max_running)
+                self._allowed = min(self._allowed + 1, _MAX_RUNNING)
             # Cancelled ones do not count: where all gaps are shorter than a request, only the turns
             # amid traffic complete.
             if not task.cancelled() or self._rested_at_s == -math.inf:

@@ -145,14 +145,6 @@ def test_own_token_of_a_fine_tune() -> None:
     assert spec.grammar is None
 
 
-def test_user_text_is_no_control() -> None:
-    decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
-    predict(
-        make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>"
-    )
-    assert [is_control for _, is_control in decoder.specs[0].segments] == [False]
-
-
 def test_times_are_reported_by_stage() -> None:
     times = predict(make_core(), task="ocr").times
     assert (times.encode_s, times.prefill_s, times.decode_s) == (ENCODE_S, PREFILL_S, DECODE_S)
@@ -199,16 +191,6 @@ def test_unsupported_request(fields: dict[str, Any], error: type[ServiceError], 
         predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
     assert caught.value.param == param
     assert encoder.shapes == []  # refused before any work
-
-
-def test_region_within_the_upright_image() -> None:
-    decoder = FakeDecoder(
-        {"What does the region <loc_0><loc_0><loc_999><loc_999> describe?": "all"}
-    )
-    core = make_core(decoders={FLORENCE_ID: decoder})
-    assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult(
-        "all", True
-    )
 
 
 def detections(core: Core, **fields: Any) -> tuple[Detection, ...]:
@@ -302,14 +284,6 @@ def test_comparison_is_concurrent() -> None:
         return await task
 
     assert codes(run(asyncio.wait_for(both(), 60))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
-
-
-def test_slow_model_of_a_comparison() -> None:
-    async def one_never_answers() -> Comparison:
-        core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
-        return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=2))
-
-    assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}
 
 
 def test_comparison_refused_by_all() -> None:

@@ -15,9 +15,7 @@ from imaging.files import ImageLimits
 from service.errors import (
     DeadlineExceeded,
     InternalError,
-    InvalidRequest,
     NotReady,
-    Overloaded,
     ServiceError,
 )
 from service.images.decoding import ImageDecoder, LazyImage
@@ -310,23 +308,6 @@ class ForgettingChannel(FakeChannel):
 def test_incomplete_stream_is_an_error(channel: FakeChannel, expected: type[ServiceError]) -> None:
     with pytest.raises(expected):
         streamed_by(channel)
-
-
-def test_first_failed_sequence_is_raised() -> None:
-    decoder = FakeDecoder(
-        {
-            "what is it?": "a circle",
-            "full": Failed(code="overloaded", message="full"),
-            "long": Failed(code="sequence_too_long", message="max_new_tokens=9"),
-        }
-    )
-    specs = [SPEC.model_copy(update={"segments": [(text, True)]}) for text in ("full", "long")]
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
-    with pytest.raises(Overloaded, match="full"):
-        run(write(client, specs=[SPEC, *specs]))
-    with pytest.raises(InvalidRequest) as caught:
-        run(write(client, specs=[SPEC, *reversed(specs)]))
-    assert caught.value.param == "max_new_tokens"
 
 
 def test_failed_encoding_is_not_cached() -> None:
