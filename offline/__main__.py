@@ -19,7 +19,7 @@ import yaml
 from tqdm import tqdm
 
 from offline.filesystems import InputError, is_within
-from offline.output import COCO_NAME, Build, Job, Output, OutputFormat, write_coco
+from offline.output import COCO_NAME, Job, Output, OutputFormat, build_of, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis.steps import parse_plan
 from service.errors import ServiceError
@@ -128,7 +128,7 @@ def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Sha
         fields = {"steps": read_steps(options.steps, model.id)}
         check_steps(fields["steps"], model, settings)
     return Job(
-        build=Build.of(model, fields, settings),
+        build=build_of(model, fields, settings),
         fields=fields,
         output_format=options.format,
         shard_size=options.shard_size,

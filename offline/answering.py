@@ -11,10 +11,10 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from offline.output import Attempt, Build, Job, Row, RowError, differences
+from offline.output import Attempt, Job, Row, RowError, build_of, differences
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.places import RequestContext
@@ -49,8 +49,8 @@ _MAX_DEATHS = 2  # workers that died at the same image
 def load_answerer(job: Job, settings: Settings) -> "Answerer":
     """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
-    model = models[job.build.model]
-    if differing := differences(asdict(job.build), asdict(Build.of(model, job.fields, settings))):
+    model = models[job.build["model"]]
+    if differing := differences(job.build, build_of(model, job.fields, settings)):
         message = "export the same checkpoint, with the same catalog and calibration, on every host"
         raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
     base = models[model.runner_id].manifest

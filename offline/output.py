@@ -61,52 +61,37 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
-    """Everything of a host that determines its answers: artifacts, catalog, settings."""
-
-    model: str
-    build_key: str  # the model's artifacts
-    precision: str  # encoder and decoder
-    calibration: str | None  # hash of those of the tasks, and of what is proved
-    template: str | None  # the catalog's own prompts for the tasks, one a line
-    one_name_per_prompt: bool
-    max_image_pixels: int
-    max_image_side_px: int
-    decoder_max_positions: int
-    max_tiles: int
-
-    @classmethod
-    def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
-        """Return the build that answers the fields of a job."""
-        tasks = [str(step["task"]) for step in fields.get("steps", [fields])]
-        calibrations = ""
-        for (task, _), calibration in sorted(model.calibrations.items()):  # without and with tiles
-            if task in tasks:
-                calibrations += repr(calibration)
-        if "min_precision" in json.dumps(fields):
-            calibrations += "".join(repr(proof.proof) for proof in model.proofs)
-        digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
-        templates = filter(None, map(model.entry.template, tasks))
-        return cls(
-            model=model.id,
-            build_key=model.manifest.build_key,
-            precision=model.precision,
-            calibration=digest,
-            template="\n".join(templates) or None,
-            one_name_per_prompt=model.entry.one_name_per_prompt,
-            max_image_pixels=settings.max_image_pixels,
-            max_image_side_px=settings.max_image_side_px,
-            decoder_max_positions=settings.decoder_max_positions,
-            max_tiles=settings.max_tiles,
-        )
+def build_of(
+    model: ServedModel, fields: Mapping[str, Any], settings: Settings
+) -> dict[str, object]:
+    """Return all that determines the answers of this host: artifacts, catalog, settings."""
+    tasks = [str(step["task"]) for step in fields.get("steps", [fields])]
+    calibrations = ""
+    for (task, _), calibration in sorted(model.calibrations.items()):  # without and with tiles
+        if task in tasks:
+            calibrations += repr(calibration)
+    if "min_precision" in json.dumps(fields):
+        calibrations += "".join(repr(proof.proof) for proof in model.proofs)
+    return {
+        "model": model.id,
+        "build_key": model.manifest.build_key,
+        "precision": model.precision,
+        "calibration": blake3(calibrations.encode()).hexdigest() if calibrations else None,
+        # the catalog's own prompts for the tasks
+        "template": "\n".join(filter(None, map(model.entry.template, tasks))) or None,
+        "one_name_per_prompt": model.entry.one_name_per_prompt,
+        "max_image_pixels": settings.max_image_pixels,
+        "max_image_side_px": settings.max_image_side_px,
+        "decoder_max_positions": settings.decoder_max_positions,
+        "max_tiles": settings.max_tiles,
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """Everything that determines the rows of the output, and which shard has them."""
 
-    build: Build
+    build: Mapping[str, Any]  # of `build_of`
     fields: Mapping[str, Any]  # the request's: task included, or steps
     output_format: OutputFormat
     shard_size: int
@@ -129,9 +114,8 @@ class Job:
         except (ValueError, TypeError) as error:
             raise InputError(f"{place} is not a manifest: {error}") from error
         if differing := differences(theirs, json.loads(self.manifest())):
-            raise InputError(
-                f"the output is of another job ({differing}); choose another folder: {place}"
-            )
+            problem = f"the output is of another job ({differing})"
+            raise InputError(f"{problem}; choose another folder: {place}")
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,10 +71,6 @@ BENTOML_ENTRY_POINTS = {
     "export/artifacts/store.py",
     "export/bento.py",
 }
-EXPORT_TOOLS = {"optimum", "onnx", "onnxscript", "huggingface_hub"}
-OFFLINE_TOOLS = {"ray", "pyarrow", "fsspec"}
-SERVICE_PACKAGES = {"torch", "bentoml", "pydantic", "starlette", "service", "tasks", "imaging"}
-CLIENT_EXTRAS = {"supervision", "typer", "mcp", "cvat_sdk", "fiftyone", "jsonschema"}
 LINUX = re.compile(
     r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""
 )
@@ -83,53 +79,70 @@ LINUX_OF_TOOLS = {
     "loadtest/figures.py",  # names the processor
     "loadtest/processes.py",  # counts the cores
 }
+SYSTEM_MODULES = {"fcntl", "msvcrt", "pwd", "resource", "termios"}
+CLIENT = "client/diptych_client"
+# folders that must not import these packages, anywhere
+FORBIDDEN = {
+    ("tasks",): {"torch", "transformers", "PIL", "bentoml", "pydantic"},
+    ("wire",): {"torch", "transformers", "safetensors"},  # gateways import all of it
+    ("service", "runners", "wire"): {"optimum", "onnx", "onnxscript", "huggingface_hub"},
+    ("service", "runners", "wire", "tasks"): {"ray", "pyarrow", "fsspec"},
+}
+# packages that importing the client must not load
+NOT_LOADED = (
+    "torch bentoml pydantic starlette service supervision typer tasks imaging mcp cvat_sdk fiftyone"
+    " jsonschema"
+)
 
 
 def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths, folder
+    return paths
 
 
 def package(folder: str) -> str:
     return folder.rpartition("/")[2]
 
 
-def imported_modules(path: Path) -> Iterator[str]:
-    """Yield the name of every module from which a module imports, anywhere in it."""
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
+    """Return the name of every module from which a module imports, anywhere in it."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            names.append(node.module)
+    return tuple(names)
 
 
-def imported(path: Path) -> set[str]:
+def packages(path: Path) -> set[str]:
     """Return the first part of every name that a module imports."""
     return {name.split(".")[0] for name in imported_modules(path)}
 
 
-def lies_in(module: str, packages: set[str]) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+def lies_in(module: str, roots: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{root}.") for root in roots)
 
 
 @pytest.mark.parametrize("folder", ARROWS)
 def test_imports_point_one_way(folder: str) -> None:
-    assert modules(folder)
+    rooms = {*map(package, ARROWS), "tests"}
+    allowed = ARROWS[folder] | {package(folder)}
     for path in modules(folder):
-        ours = [
-            name
-            for name in imported_modules(path)
-            if lies_in(name, {*map(package, ARROWS), "tests"})
-        ]
-        assert all(lies_in(name, ARROWS[folder] | {package(folder)}) for name in ours), path
+        for name in imported_modules(path):
+            assert not lies_in(name, rooms) or lies_in(name, allowed), (path, name)
 
 
 @pytest.mark.parametrize("folder", ARROWS)
-def test_entry_points_alone_import_bentoml(folder: str) -> None:
-    """And one module alone its private names."""
+def test_imports_of_bentoml(folder: str) -> None:
+    """Entry points alone import it, and one module alone uses its private names."""
     for path in modules(folder):
-        names = set(imported_modules(path))
-        assert str(path.relative_to(ROOT)) in BENTOML_ENTRY_POINTS or "bentoml" not in names
+        name = str(path.relative_to(ROOT))
+        assert "bentoml" not in packages(path) or name in BENTOML_ENTRY_POINTS, name
         if path.name != "bentoml_internals.py":
+            names = imported_modules(path)
             assert not [name for name in names if name.startswith(("_bentoml", "bentoml._"))], path
             assert "BENTOML_RUNNER_MAP" not in path.read_text(encoding="utf-8"), path
 
@@ -138,37 +151,30 @@ def test_entry_points_alone_import_bentoml(folder: str) -> None:
 def test_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
     for path in modules(folder):
-        room = ".".join(path.parent.relative_to(ROOT / folder).parts) or "."
-        others = {room_of(folder, name) for name in imported_modules(path)} - {None, room, "."}
-        rooms.setdefault(room, set()).update(map(str, others))
-    rooms.pop(".", None)  # it composes the others
+        room = ".".join(path.parent.relative_to(ROOT / folder).parts)
+        imported_rooms = {room_of(folder, name) for name in imported_modules(path)}
+        rooms.setdefault(room, set()).update(imported_rooms - {room, ""})
+    rooms.pop("", None)  # it composes the others
     try:
         graphlib.TopologicalSorter(rooms).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-def room_of(folder: str, module: str) -> str | None:
+def room_of(folder: str, module: str) -> str:
     """Return the sub-package of `folder` that a module of it lies in."""
-    package = folder.rpartition("/")[2]
-    if not lies_in(module, {package}):
-        return None
+    if not lies_in(module, {package(folder)}):
+        return ""
     path = (ROOT / folder).joinpath(*module.split(".")[1:])
     room = path if (path / "__init__.py").is_file() else path.parent
-    return ".".join(room.relative_to(ROOT / folder).parts) or "."
+    return ".".join(room.relative_to(ROOT / folder).parts)
 
 
-@pytest.mark.parametrize(
-    ("folder", "packages"),
-    [
-        ("tasks", {"torch", "transformers", "PIL", "bentoml", "pydantic"}),
-        ("wire", {"torch", "transformers", "safetensors"}),  # gateways import all of it
-        *((folder, EXPORT_TOOLS | OFFLINE_TOOLS) for folder in ("service", "runners", "wire")),
-    ],
-)
-def test_heavy_packages_are_not_imported(folder: str, packages: set[str]) -> None:
-    for path in modules(folder):
-        assert not packages & imported(path), path
+@pytest.mark.parametrize("folders", FORBIDDEN)
+def test_forbidden_imports(folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        for path in modules(folder):
+            assert not FORBIDDEN[folders] & packages(path), path
 
 
 def test_imaging_needs_pillow_and_blake3_only() -> None:
@@ -176,7 +182,7 @@ def test_imaging_needs_pillow_and_blake3_only() -> None:
     service.
     """
     for path in modules("imaging"):
-        assert imported(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
+        assert packages(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
 
 
 def test_one_module_alone_needs_linux() -> None:
@@ -188,20 +194,17 @@ def test_one_module_alone_needs_linux() -> None:
                 assert not LINUX.search(path.read_text(encoding="utf-8")), name
 
 
-def test_the_client_and_the_tasks_load_no_module_of_one_system() -> None:
-    for path in [*modules("client/diptych_client"), *modules("tasks")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.Import):
-                names = {alias.name for alias in node.names}
-                assert not names & {"fcntl", "msvcrt", "pwd", "resource", "termios"}, path
+def test_client_and_tasks_load_no_module_of_one_system() -> None:
+    for path in [*modules(CLIENT), *modules("tasks")]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert not names & SYSTEM_MODULES, path
 
 
 def test_client_loads_neither_torch_nor_the_service() -> None:
     code = "import sys, diptych_client; print(*{name.split('.')[0] for name in sys.modules})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert {"diptych_client", "httpx", "grpc"} <= loaded
-    assert not loaded & (SERVICE_PACKAGES | CLIENT_EXTRAS)
+    assert loaded.isdisjoint(NOT_LOADED.split())

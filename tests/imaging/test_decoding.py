@@ -40,6 +40,8 @@ from tests.support.image_files import (
     png,
 )
 
+PNG_END = chunk(b"IEND", b"")
+
 
 @pytest.mark.parametrize(
     ("image_format", "options", "max_mean_difference"),
@@ -51,9 +53,7 @@ from tests.support.image_files import (
         ("WEBP", {"quality": 95}, 6),
     ],
 )
-def test_jpeg_png_and_webp_are_decoded(
-    image_format: str, options: dict[str, object], max_mean_difference: int
-) -> None:
+def test_formats(image_format: str, options: dict[str, object], max_mean_difference: int) -> None:
     decoded = decode(encoded(colour_steps(), image_format, **options))
     assert decoded.mode == "RGB"
     assert decoded.size == (64, 32)
@@ -78,16 +78,9 @@ def test_other_formats_are_unsupported(image_format: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"\0",
-        b"garbage" * 100,
-        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
-        b"\x89PNG\r\n\x1a\n",
-        b"\xff\xd8\xff",
-        b"RIFF\x10\0\0\0WEBPVP8 ",
-        encoded(colour_steps())[8:],
-        png(0, 5, 8, 2, b""),
-        png(5, 0, 8, 2, b""),
+        *(b"", b"garbage" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xff\xd8\xff"),
+        *(b"\x89PNG\r\n\x1a\n", b"RIFF\x10\0\0\0WEBPVP8 ", encoded(colour_steps())[8:]),
+        *(png(0, 5, 8, 2, b""), png(5, 0, 8, 2, b"")),
     ],
 )
 def test_other_bytes_are_unsupported(data: bytes) -> None:
@@ -105,14 +98,14 @@ def test_truncated_image_is_unsupported(image_format: str, part: float) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "MPO"])
-def test_first_frame_of_an_animation_is_decoded(image_format: str) -> None:
+def test_first_frame_of_an_animation(image_format: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, (0, 0, 255))]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert differences(decode(data), frames[0]).max() <= 2  # MPO is lossy
 
 
-def test_palette_image_without_its_palette_is_unsupported() -> None:
+def test_missing_palette_is_unsupported() -> None:
     data = encoded(Image.new("P", (8, 4)))
     start = data.index(b"PLTE") - 4  # a chunk: length, type, content, check sum
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -120,77 +113,62 @@ def test_palette_image_without_its_palette_is_unsupported() -> None:
         decode(data[:start] + data[end:])
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-def test_transparent_pixels_become_white(image_format: str) -> None:
-    image = decode(encoded(half_transparent("RGBA"), image_format, lossless=True, exact=True))
-    assert (image.getpixel((2, 2)), image.getpixel((60, 2))) == (RED, WHITE)
-
-
-def test_half_transparent_pixels_are_blended_with_white() -> None:
-    pixel = decode(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128)))).getpixel((0, 0))
-    assert pixel == (255, 127, 127)
-
-
-def test_grey_with_alpha_becomes_white_where_transparent() -> None:
-    image = decode(encoded(half_transparent("LA")))
-    assert (image.getpixel((2, 2)), image.getpixel((60, 2))) == ((76, 76, 76), WHITE)
-
-
-def test_transparent_palette_entry_becomes_white() -> None:
+def palette() -> Image.Image:
     image = Image.new("P", (64, 32), 0)
     image.putpalette([*RED, 0, 0, 0])
     image.paste(1, (32, 0, 64, 32))
-    decoded = decode(encoded(image, transparency=1))
-    assert (decoded.getpixel((2, 2)), decoded.getpixel((60, 2))) == (RED, WHITE)
+    return image
 
 
-def test_colour_key_of_an_rgb_png_becomes_white() -> None:
-    image = colour_steps()
-    decoded = decode(encoded(image, transparency=RED))
-    assert (decoded.getpixel((2, 2)), decoded.getpixel((60, 2))) == (WHITE, (0, 255, 0))
+def black_and_white() -> Image.Image:
+    image = Image.new("1", (64, 32), 0)
+    image.paste(1, (32, 0, 64, 32))
+    return image
 
 
-def test_cmyk_jpeg_is_converted_to_rgb() -> None:
+RGB_16 = struct.pack(">6H", 0x1000, 0x8000, 0xF000, 0, 0x4000, 0xFFFF)
+TONES = [0, 0x0180, 0x4000, 0x8000, 0xC000, 0xFFFF]
+GREY = [(tone >> 8,) * 3 for tone in TONES]
+WITHOUT_BLACK = chunk(b"tRNS", struct.pack(">H", 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [
+        (encoded(half_transparent("RGBA")), {2: RED, 60: WHITE}),
+        (encoded(half_transparent("RGBA"), "WEBP", lossless=True, exact=True), {2: RED, 60: WHITE}),
+        (encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128))), {0: (255, 127, 127)}),
+        (encoded(half_transparent("LA")), {2: (76, 76, 76), 60: WHITE}),
+        (encoded(palette(), transparency=1), {2: RED, 60: WHITE}),
+        (encoded(colour_steps(), transparency=RED), {2: WHITE, 60: (0, 255, 0)}),
+        (encoded(black_and_white()), {0: (0, 0, 0), 63: WHITE}),
+        (grey16(TONES), dict(enumerate(GREY))),
+        (grey16(TONES, WITHOUT_BLACK), dict(enumerate(GREY))),
+        (png(2, 1, 16, 2, b"\0" + RGB_16), {0: (0x10, 0x80, 0xF0), 1: (0, 0x40, 0xFF)}),
+    ],
+)
+def test_colours(data: bytes, pixels: dict[int, tuple[int, ...]]) -> None:
+    """Transparent pixels are white, and tones of 16 bits are kept."""
+    decoded = decode(data)
+    assert {x: decoded.getpixel((x, 0)) for x in pixels} == pixels
+
+
+def test_cmyk() -> None:
     data = encoded(colour_steps().convert("CMYK"), "JPEG", quality=95, subsampling=0)
     assert differences(decode(data), colour_steps()).max() <= 8  # lossy in four channels
 
 
-def test_16_bit_grey_keeps_its_tones() -> None:
-    tones = [0, 0x0180, 0x4000, 0x8000, 0xC000, 0xFFFF]
-    image = decode(grey16(tones))
-    assert [image.getpixel((x, 0)) for x in range(len(tones))] == [
-        (tone >> 8,) * 3 for tone in tones
-    ]
-
-
-def test_16_bit_grey_with_a_transparent_tone_keeps_its_tones() -> None:
-    tones = [0, 0x4000, 0x8000, 0xFFFF]
-    image = decode(grey16(tones, chunk(b"tRNS", struct.pack(">H", 0))))
-    assert [image.getpixel((x, 0))[0] for x in range(1, 4)] == [0x40, 0x80, 0xFF]  # type: ignore[index]
-
-
-def test_16_bit_rgb_keeps_its_tones() -> None:
-    rows = b"\0" + struct.pack(">6H", 0x1000, 0x8000, 0xF000, 0, 0x4000, 0xFFFF)
-    image = decode(png(2, 1, 16, 2, rows))
-    assert [image.getpixel((x, 0)) for x in range(2)] == [(0x10, 0x80, 0xF0), (0, 0x40, 0xFF)]
-
-
-def test_1_bit_image_is_black_and_white() -> None:
-    image = Image.new("1", (16, 4), 0)
-    image.paste(1, (8, 0, 16, 4))
-    decoded = decode(encoded(image))
-    assert (decoded.getpixel((0, 0)), decoded.getpixel((15, 0))) == ((0, 0, 0), WHITE)
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_image_is_turned_upright_by_its_exif_orientation(
-    image_format: str, orientation: int
-) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
+def test_orientation(image_format: str, orientation: int) -> None:
     options = {"lossless": True} if image_format == "WEBP" else {"quality": 95, "subsampling": 0}
-    data = encoded(colour_steps(), image_format, exif=exif, **options)
+    data = encoded(colour_steps(), image_format, exif=turned(orientation), **options)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     decoded = decode(data)
     assert decoded.size == ((32, 64) if orientation >= 5 else (64, 32))
@@ -198,60 +176,43 @@ def test_image_is_turned_upright_by_its_exif_orientation(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_png_with_its_orientation_behind_the_pixels_is_turned_upright(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    behind = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + chunk(b"IEND", b"")
-    data = encoded(colour_steps(), "PNG").removesuffix(chunk(b"IEND", b"")) + behind
+def test_orientation_behind_the_pixels(orientation: int) -> None:
+    content = turned(orientation).tobytes().removeprefix(b"Exif\0\0")
+    data = encoded(colour_steps(), "PNG").removesuffix(PNG_END) + chunk(b"eXIf", content) + PNG_END
     assert decode(data).size == ((32, 64) if orientation >= 5 else (64, 32))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_unknown_orientation_is_ignored(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    assert decode(encoded(colour_steps(), exif=exif)).size == (64, 32)
+    assert decode(encoded(colour_steps(), exif=turned(orientation))).size == (64, 32)
 
 
-def exif_with_text_as_rational(orientation: int) -> bytes:
-    """Return EXIF whose X resolution is a text of one byte: cameras' software writes worse."""
-    entries = [
-        (ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)),
-        (X_RESOLUTION, 2, 2, b"7\0\0\0"),
-    ]
-    ifd = b"".join(
-        struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries
-    )
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + ifd + struct.pack("<I", 0)
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    tags = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4)
 
 
-def exif_with_orientation_of_type(kind: int, value: bytes) -> bytes:
-    entry = struct.pack("<HHI", ORIENTATION, kind, 1) + value
-    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
-
-
-def test_photo_with_malformed_exif_tags_is_turned_upright() -> None:
-    data = encoded(colour_steps(), "JPEG", exif=exif_with_text_as_rational(6))
-    assert decode(data).size == (32, 64)
-
-
-@pytest.mark.parametrize("kind", [1, 2, 4, 7, 9, 11])
-def test_orientation_of_a_wrong_type_raises_no_defect(kind: int) -> None:
-    data = encoded(colour_steps(), "JPEG", exif=exif_with_orientation_of_type(kind, b"\6\0\0\0"))
-    assert decode(data).size in ((64, 32), (32, 64))
+def test_malformed_exif() -> None:
+    """A text as X resolution, as software of cameras writes it, and orientations of any type."""
+    text = (X_RESOLUTION, 2, 2, b"7\0\0\0")
+    exif = exif_of((ORIENTATION, 3, 1, b"\6\0\0\0"), text)
+    assert decode(encoded(colour_steps(), "JPEG", exif=exif)).size == (32, 64)
+    for kind in (1, 2, 4, 7, 9, 11):
+        exif = exif_of((ORIENTATION, kind, 1, b"\6\0\0\0"))
+        assert decode(encoded(colour_steps(), "JPEG", exif=exif)).size in ((64, 32), (32, 64))
 
 
 @pytest.mark.parametrize(
     "size_wh", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)]
 )
-def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> None:
+def test_too_many_pixels_are_refused(size_wh: tuple[int, int]) -> None:
+    """They are refused by the header, before memory is allocated."""
     data = png(*size_wh, 8, 2, b"\0" * 100)
     decode(encoded(colour_steps()))  # Pillow's plugins are loaded now
+    size = f"{size_wh[0]} x {size_wh[1]}"
     tracemalloc.start()
     try:
-        with pytest.raises(
-            OversizedImage, match=rf"{size_wh[0]} x {size_wh[1]}.*the maximum is {MAX_PIXELS}"
-        ):
+        with pytest.raises(OversizedImage, match=rf"{size}.*the maximum is {MAX_PIXELS}"):
             decode(data)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
@@ -259,14 +220,12 @@ def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> 
     assert peak_bytes < 1_000_000
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
-def test_too_many_pixels_are_refused_in_the_other_formats(image_format: str) -> None:
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_maximum_number_of_pixels(image_format: str) -> None:
+    data = encoded(colour_steps(), image_format)
+    assert decode_image(data, ImageLimits(64 * 32)).size == (64, 32)
     with pytest.raises(OversizedImage):
-        decode_image(encoded(colour_steps(), image_format), ImageLimits(64 * 32 - 1))
-
-
-def test_maximum_number_of_pixels_is_decoded() -> None:
-    assert decode_image(encoded(colour_steps()), ImageLimits(64 * 32)).size == (64, 32)
+        decode_image(data, ImageLimits(64 * 32 - 1))
 
 
 def test_limit_above_that_of_pillow_applies() -> None:
@@ -275,9 +234,7 @@ def test_limit_above_that_of_pillow_applies() -> None:
         decode_image(data, ImageLimits(200_000_000))
 
 
-@pytest.mark.parametrize(
-    "resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST]
-)
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.NEAREST])
 def test_resize_equals_that_of_pillow(resample: Image.Resampling) -> None:
     decoded = decode(encoded(colour_steps()))
     pixels = np.asarray(resize(decoded, (30, 50), int(resample)))
@@ -292,36 +249,25 @@ def test_extreme_shapes_are_resized(size_wh: tuple[int, int]) -> None:
     assert pixels.reshape(-1, 3).tolist() == [list(RED)] * (24 * 16)
 
 
-PNG_END = chunk(b"IEND", b"")
-
-
-def test_jpeg_of_many_scans_is_refused_by_its_header() -> None:
+def test_scans_of_a_jpeg() -> None:
+    """A small image may have more of them."""
     bomb = repeated_scans((1000, 1000), 900)
-    with pytest.raises(
-        OversizedImage, match="has 910 scans of 1000 x 1000 pixels; the maximum is 16"
-    ):
+    with pytest.raises(OversizedImage, match="910 scans of 1000 x 1000 pixels; the maximum is 16"):
         read_header(bomb, LIMITS)
+    for side, times in ((1000, 0), (100, 500)):
+        assert decode_image(repeated_scans((side, side), times), LIMITS).size == (side, side)
 
 
-@pytest.mark.parametrize("size_wh", [(1000, 1000), (64, 32)])
-def test_progressive_jpeg_is_decoded(size_wh: tuple[int, int]) -> None:
-    assert decode_image(repeated_scans(size_wh, 0), LIMITS).size == size_wh
-
-
-def test_small_jpeg_may_have_more_scans() -> None:
-    assert decode_image(repeated_scans((100, 100), 500), LIMITS).size == (100, 100)
-
-
-@pytest.mark.parametrize("size_wh", [(2**24, 2), (20_001, 1), (1, 20_001)])
-def test_animation_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
-    with pytest.raises(OversizedImage):
-        read_header(animated_webp(size_wh), ImageLimits(50_000_000))
-
-
-@pytest.mark.parametrize("size_wh", [(50_000_000, 1), (20_001, 10)])
-def test_png_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(animated_webp(size_wh) for size_wh in ((2**24, 2), (20_001, 1), (1, 20_001))),
+        *(png(*size_wh, 8, 2, b"\0" * 100) for size_wh in ((50_000_000, 1), (20_001, 10))),
+    ],
+)
+def test_long_side_is_refused(data: bytes) -> None:
     with pytest.raises(OversizedImage, match="the maximum of a side is 20000"):
-        read_header(png(*size_wh, 8, 2, b"\0" * 100), ImageLimits(50_000_000))
+        read_header(data, ImageLimits(50_000_000))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +275,7 @@ def test_png_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
     [b"", chunk(b"eXIf", b"II*\0\x08" + bytes(9)), chunk(b"tEXt", b"Raw profile type exif\0")],
     ids=["nothing", "eXIf", "text"],
 )
-def test_no_pixel_of_a_png_is_decoded_for_an_orientation_behind_the_pixels(behind: bytes) -> None:
+def test_header_needs_no_pixels(behind: bytes) -> None:
     file = png(7000, 7000, 8, 2, b"\0" * 100).removesuffix(PNG_END) + behind + PNG_END
     assert read_header(file, ImageLimits(50_000_000)).size_wh == (7000, 7000)
     with pytest.raises(ImageError):  # there is one to decode
@@ -356,35 +302,33 @@ def decodes_or_refuses(data: bytes) -> bool:
         return bool(str(error))
 
 
-EXIF = Image.Exif()
-EXIF[ORIENTATION] = 6
+EXIF = turned(6)
 EXIF[DESCRIPTION] = "a"
 EXIF[X_RESOLUTION] = 72.0
-SEEDS = [
-    encoded(image.resize((8, 4)), image_format, exif=EXIF)
-    for image, image_format in itertools.product(
-        (
-            colour_steps(),
-            half_transparent("RGBA"),
-            colour_steps().convert("P"),
-            colour_steps().convert("1"),
-        ),
-        ("PNG", "WEBP"),
-    )
-] + [encoded(colour_steps().resize((8, 4)), "JPEG", exif=EXIF)]
+SEEDS = [encoded(colour_steps().resize((8, 4)), "JPEG", exif=EXIF)]
+for image, image_format in itertools.product(
+    (
+        colour_steps(),
+        half_transparent("RGBA"),
+        colour_steps().convert("P"),
+        colour_steps().convert("1"),
+    ),
+    ("PNG", "WEBP"),
+):
+    SEEDS.append(encoded(image.resize((8, 4)), image_format, exif=EXIF))
 
 
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]),
     st.binary(max_size=300),
 )
-def test_random_bytes_are_decoded_or_refused(start: bytes, rest: bytes) -> None:
+def test_random_bytes(start: bytes, rest: bytes) -> None:
     assert decodes_or_refuses(start + rest)
 
 
 @settings(max_examples=500)
 @given(st.sampled_from(SEEDS), st.data())
-def test_mutated_images_are_decoded_or_refused(seed: bytes, data: st.DataObject) -> None:
+def test_mutated_images(seed: bytes, data: st.DataObject) -> None:
     mutated = bytearray(seed)
     places = st.one_of(st.integers(0, len(seed) - 1), st.integers(0, min(120, len(seed) - 1)))
     for place, value in data.draw(
@@ -397,9 +341,7 @@ def test_mutated_images_are_decoded_or_refused(seed: bytes, data: st.DataObject)
 
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(PARTS)), st.data())
-def test_any_parts_in_any_order_are_decoded_or_refused(
-    image_format: str, data: st.DataObject
-) -> None:
+def test_parts_in_any_order(image_format: str, data: st.DataObject) -> None:
     parts = split(intact(image_format))
     part = st.sampled_from([*parts, *PARTS[image_format]])
     runs = st.tuples(st.integers(1, len(parts)), part, st.sampled_from([0, 1, 2, 50, NUM_MANY]))

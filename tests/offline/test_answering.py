@@ -36,21 +36,20 @@ from tests.support.offline_runs import write_scenes
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OTHER_BUILDS = """
-from dataclasses import replace
 from offline.answering import load_answerer
-from offline.output import Build, Job
+from offline.output import Job, build_of
 from wire.artifacts.manifest import ArtifactError
 from service.inference.served_models import load_served_models
 from service.settings import read_settings
 
 settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
 model = load_served_models(settings)["florence-2-mini"]
-build = Build.of(model, {"task": "object_detection"}, settings)
-assert build.calibration is not None
-assert Build.of(model, {"task": "captioning"}, settings).calibration is None
+build = build_of(model, {"task": "object_detection"}, settings)
+assert build["calibration"] is not None
+assert build_of(model, {"task": "captioning"}, settings)["calibration"] is None
 
 for name in ("build_key", "precision", "calibration"):
-    job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
+    job = Job({**build, name: "theirs"}, {"task": "object_detection"}, "jsonl", 1, 1, "")
     try:
         load_answerer(job, settings)
     except ArtifactError as error:
@@ -143,7 +142,7 @@ def rows_of(*listed: InputImage, decoder: FakeDecoder | None = None, **options: 
 
 
 def codes(rows: Sequence[Row]) -> list[str | None]:
-    return [row.error and row.error.code for row in rows]
+    return [None if row.error is None else row.error.code for row in rows]
 
 
 def attempt(tmp_path: Path, **deaths: int) -> Attempt:
@@ -346,7 +345,7 @@ def test_bad_steps_are_refused(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_row_counts_what_a_proof_leaves_out() -> None:
-    fields = {"task": "object_detection"}
+    fields: dict[str, Any] = {"task": "object_detection"}
     _, request = parse_fields(PredictFields, fields)
     proof = ServedProof(Proof(FLORENCE.id, "", "", "", fields, 0.9, 0.95, 0.99, 1, 80), request)
     (row,) = rows_of(image("0"), proofs=(proof,), min_precision=0.9, **fields)

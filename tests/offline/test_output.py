@@ -12,7 +12,6 @@ from offline.filesystems import InputError
 from offline.output import (
     COCO_NAME,
     Attempt,
-    Build,
     Job,
     Output,
     OutputFormat,
@@ -24,7 +23,7 @@ from offline.output import (
 )
 from tasks.run_length import encode_mask
 
-BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0, 64)
+BUILD = {"model": "m", "build_key": "b", "calibration": None, "max_image_pixels": 1_000_000}
 JOB = Job(BUILD, {"task": "object_detection"}, "parquet", shard_size=2, num_shards=2, images="d")
 BOXES = {"detections": [{"box": [1.5, 2.0, 11.5, 22.0], "label": "größer", "score": 0.5}]}
 RLE = {"size": [4, 4], "counts": encode_mask(np.eye(4, dtype=np.bool_)).counts}
@@ -89,11 +88,10 @@ def test_run_killed_before_its_manifest_begins_again(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"fields": {"task": "ocr"}}, '"object_detection"}, now {"task": "ocr"}'),
-        ({"build": replace(BUILD, model="n")}, 'model: "m", now "n"'),
-        ({"build": replace(BUILD, build_key="c")}, 'build_key: "b", now "c"'),
-        ({"build": replace(BUILD, precision="int8")}, 'precision: "float32", now "int8"'),
-        ({"build": replace(BUILD, calibration="d")}, 'calibration: null, now "d"'),
-        ({"build": replace(BUILD, max_image_pixels=2, max_tiles=9)}, "1000000, now 2; max_tiles:"),
+        ({"build": BUILD | {"model": "n"}}, 'model: "m", now "n"'),
+        ({"build": BUILD | {"build_key": "c"}}, 'build_key: "b", now "c"'),
+        ({"build": BUILD | {"calibration": "d"}}, 'calibration: null, now "d"'),
+        ({"build": BUILD | {"max_image_pixels": 2, "max_tiles": 9}}, "1000000, now 2; max_tiles:"),
         ({"shard_size": 3, "num_shards": 1}, "shard_size: 2, now 3; num_shards: 2, now 1"),
         ({"images": "e"}, 'images: "d", now "e"'),
         ({"output_format": "jsonl"}, "output_format"),

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from offline.answering import load_answerer
 from offline.filesystems import StoredFile
-from offline.output import Build, Job, Row
+from offline.output import Job, Row, build_of
 from offline.shards import FilesShard
 from service.inference.served_models import load_served_models
 from service.settings import read_settings
@@ -23,7 +23,7 @@ from service.settings import read_settings
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:
     settings = read_settings({"DIPTYCH_MODELS": model} | dict(os.environ))
     fields = {"task": task}
-    build = Build.of(load_served_models(settings)[model], fields, settings)
+    build = build_of(load_served_models(settings)[model], fields, settings)
     job = Job(build, fields, "jsonl", len(files), 1, "")
     answerer = load_answerer(job, settings)
     return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))

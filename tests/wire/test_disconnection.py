@@ -1,15 +1,13 @@
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from wire.disconnection import while_connected
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,80 +40,75 @@ class Work:
         return "done"
 
 
-def run(test: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a test and check that no task remains."""
+Scenario = Callable[[Client, Work], Coroutine[Any, Any, None]]
 
-    async def checked() -> T:
-        result = await test()
+
+def run(scenario: Scenario) -> None:
+    """Run a scenario and check that no task remains."""
+
+    async def checked() -> None:
+        await scenario(Client(), Work())
         await asyncio.sleep(0)  # lets cancelled tasks end
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        return result
 
-    return asyncio.run(checked())
+    asyncio.run(checked())
 
 
-async def started(client: Client, work: Work) -> "asyncio.Task[str]":
-    task = asyncio.ensure_future(while_connected(client.receive, work()))
+async def started(client: Client, work: Awaitable[str]) -> "asyncio.Task[str]":
+    task = asyncio.ensure_future(while_connected(client.receive, work))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     return task
 
 
-def test_the_result_is_returned_to_a_connected_client() -> None:
-    async def test() -> str:
-        client = Client([{"type": "http.request", "body": b"", "more_body": False}])
-        work = Work()
-        task = await started(client, work)
+def test_result_of_work() -> None:
+    async def scenario(client: Client, work: Work) -> None:
+        client.messages.append({"type": "http.request", "body": b"", "more_body": False})
+        task = await started(client, work())
         work.released.set()
-        return await task
+        assert await task == "done"
+        client.gone.set()  # a result that is ready is returned despite the disconnection
+        assert await while_connected(client.receive, work()) == "done"
 
-    assert run(test) == "done"
+    run(scenario)
 
 
-def test_the_work_is_cancelled_when_the_client_disconnects() -> None:
-    async def test() -> None:
-        client = Client()
-        work = Work()
-        task = await started(client, work)
+def test_disconnection_cancels_work() -> None:
+    async def scenario(client: Client, work: Work) -> None:
+        task = await started(client, work())
         client.gone.set()
         with pytest.raises(ClientDisconnect):
             await task
         assert work.is_cancelled
 
-    run(test)
+    run(scenario)
 
 
-def test_a_result_that_is_ready_is_returned_despite_the_disconnection() -> None:
-    async def test() -> str:
-        client = Client()
-        work = Work()
-        client.gone.set()
-        work.released.set()
-        return await while_connected(client.receive, work())
-
-    assert run(test) == "done"
-
-
-def test_the_work_is_cancelled_with_its_caller() -> None:
-    async def test() -> None:
-        client = Client()
-        work = Work()
-        task = await started(client, work)
+def test_cancelled_caller_cancels_work() -> None:
+    async def scenario(client: Client, work: Work) -> None:
+        task = await started(client, work())
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert work.is_cancelled
 
-    run(test)
+    run(scenario)
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_a_disconnection_leaves_the_caller_as_cancelled_as_it_was(is_cancelled: bool) -> None:
+def test_caller_is_as_cancelled_as_before(is_cancelled: bool) -> None:
     """The caller runs the work itself, which is cancelled with it."""
 
-    async def test() -> None:
-        client = Client()
-        task = asyncio.create_task(answer(client))
+    async def answer(client: Client, work: Work) -> int:
+        with pytest.raises(ClientDisconnect):
+            await while_connected(client.receive, work())
+        await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    async def scenario(client: Client, work: Work) -> None:
+        task = asyncio.create_task(answer(client, work))
         await asyncio.sleep(0.01)
         client.gone.set()
         await asyncio.sleep(0)  # the disconnection is noticed in the next turn
@@ -126,45 +119,28 @@ def test_a_disconnection_leaves_the_caller_as_cancelled_as_it_was(is_cancelled: 
         else:
             assert await task == 0
 
-    async def answer(client: Client) -> int:
-        with pytest.raises(ClientDisconnect):
-            await while_connected(client.receive, Work()())
-        await asyncio.sleep(0)
-        task = asyncio.current_task()
-        assert task is not None
-        return task.cancelling()
-
-    run(test)
+    run(scenario)
 
 
-async def failing() -> Any:
-    raise ValueError("broken")
+@pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
+def test_error_of_work(error: BaseException) -> None:
+    async def failing() -> str:
+        raise error
+
+    async def scenario(client: Client, _: Work) -> None:
+        with pytest.raises(type(error)):
+            await while_connected(client.receive, failing())
+
+    run(scenario)
 
 
-def test_exceptions_of_the_work_are_raised() -> None:
-    async def test() -> None:
-        with pytest.raises(ValueError, match="broken"):
-            await while_connected(Client().receive, failing())
+def test_error_of_receive_cancels_work() -> None:
+    async def failing() -> Message:
+        raise ValueError("broken")
 
-    run(test)
-
-
-def test_exceptions_of_receive_cancel_the_work_and_are_raised() -> None:
-    async def test() -> None:
-        work = Work()
+    async def scenario(_: Client, work: Work) -> None:
         with pytest.raises(ValueError, match="broken"):
             await while_connected(failing, work())
         assert not work.released.is_set()
 
-    run(test)
-
-
-def test_work_cancelled_from_elsewhere_raises_cancelled_error() -> None:
-    async def cancelled() -> None:
-        raise asyncio.CancelledError
-
-    async def test() -> None:
-        with pytest.raises(asyncio.CancelledError):
-            await while_connected(Client().receive, cancelled())
-
-    run(test)
+    run(scenario)

@@ -30,18 +30,15 @@ subprocess.run([sys.executable, "-c", child, str(__import__("os").getpid())])
 """
 
 
-def test_telemetry_of_libraries_is_off() -> None:
-    environment = process_environment({"PATH": "/bin"})
+def test_environment_of_processes() -> None:
+    """Telemetry of libraries is off."""
+    environment = process_environment({"PATH": "/bin", "OMP_WAIT_POLICY": "ACTIVE"})
+    assert (environment["PATH"], environment["OMP_WAIT_POLICY"]) == ("/bin", "ACTIVE")
     assert environment["ORT_DISABLE_TELEMETRY"] == "1"
     assert environment["BENTOML_DO_NOT_TRACK"] == "True"
-    assert environment["PATH"] == "/bin"
 
 
-def test_environment_overrides_the_defaults() -> None:
-    assert process_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
-
-
-def test_an_anonymous_file_is_unlinked_and_nothing_of_linux_is_used() -> None:
+def test_portable_files() -> None:
     run = subprocess.run(
         [sys.executable, "-c", FILES],
         cwd=ROOT,
@@ -53,7 +50,7 @@ def test_an_anonymous_file_is_unlinked_and_nothing_of_linux_is_used() -> None:
     assert run.stdout.endswith(" (deleted)\n")
 
 
-def test_a_child_ends_with_its_parent() -> None:
+def test_child_ends_with_its_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT],
         cwd=ROOT,
@@ -67,7 +64,7 @@ def test_a_child_ends_with_its_parent() -> None:
     wait_until(lambda: not is_alive(child))
 
 
-def test_a_child_whose_parent_has_ended_before_it_begins_ends_at_once() -> None:
+def test_child_of_an_ended_parent() -> None:
     begins = "import os; from wire.host import end_with; end_with(os.getpid()); print('begins')"
     child = subprocess.run([sys.executable, "-c", begins], cwd=ROOT, capture_output=True)
     assert (child.returncode, child.stdout) == (1, b"")
@@ -87,5 +84,5 @@ assert command_line.read_bytes().rstrip(b"\\0") == b"diptych"
 """
 
 
-def test_the_name_in_ps_is_cut_to_the_length_of_the_command_line() -> None:
+def test_name_in_ps() -> None:
     subprocess.run([sys.executable, "-c", SHOWN], cwd=ROOT, check=True)

@@ -5,7 +5,7 @@ the body.
 import asyncio
 import os
 import socket as socket_module
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -74,9 +74,7 @@ class Runner:
     async def write(self, request: web.Request) -> web.Response:
         with suppress(BadCall):  # a caller that has left has closed its memory
             await self._receive(request)
-        if self.is_dying:
-            assert request.transport is not None
-            request.transport.close()
+        self._die(request)
         if self.released is not None:
             await self.released.wait()
         return web.Response(status=self.status, body=OUTCOMES.model_dump_json())
@@ -89,18 +87,18 @@ class Runner:
             await response.prepare(request)
             for event in EVENTS:
                 await response.write(event.model_dump_json().encode() + b"\n")
-                if self.is_dying:
-                    assert request.transport is not None
-                    request.transport.close()
+                self._die(request)
         return response
 
     async def state(self, request: web.Request) -> web.Response:
-        body = (
-            AdapterStates(loaded=frozenset({"a"}), refused={}).model_dump_json()
-            if request.path == "/adapters"
-            else ""
-        )
+        states = AdapterStates(loaded=frozenset({"a"}), refused={})
+        body = states.model_dump_json() if request.path == "/adapters" else ""
         return web.Response(status=self.status, body=body)
+
+    def _die(self, request: web.Request) -> None:
+        if self.is_dying:
+            assert request.transport is not None
+            request.transport.close()
 
     async def _receive(self, request: web.Request) -> None:
         self.connections.add(request.transport)
@@ -124,11 +122,9 @@ async def channel_to(
     app.add_routes([web.get(path, runner.state) for path in ("/readyz", "/adapters")])
     serving = web.AppRunner(app, access_log=None)
     await serving.setup()
-    site: web.BaseSite = (
-        web.TCPSite(serving, "127.0.0.1", 0)
-        if socket is None
-        else web.UnixSite(serving, str(socket))
-    )
+    site: web.BaseSite = web.TCPSite(serving, "127.0.0.1", 0)
+    if socket is not None:
+        site = web.UnixSite(serving, str(socket))
     await site.start()
     url = f"tcp://127.0.0.1:{serving.addresses[0][1]}" if socket is None else f"file://{socket}"
     channel = HttpChannel(url, "build", timeout_s)
@@ -139,99 +135,104 @@ async def channel_to(
         await serving.cleanup()
 
 
+Work = Callable[[HttpChannel, Runner], Awaitable[None]]
+OnChannel = Callable[..., None]
+
+
 @pytest.fixture(params=["socket", "TCP"])
-def socket(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    return tmp_path / "runner.sock" if request.param == "socket" else None
+def on_channel(request: pytest.FixtureRequest, tmp_path: Path) -> OnChannel:
+    """Runs some work with a channel and its runner, over a socket and over TCP."""
+    socket = tmp_path / "runner.sock" if request.param == "socket" else None
+
+    def run_work(work: Work, timeout_s: float = 10) -> None:
+        async def scenario() -> None:
+            runner = Runner()
+            async with channel_to(runner, socket, timeout_s) as channel:
+                await work(channel, runner)
+
+        run(scenario())
+
+    return run_work
 
 
-def test_a_call_brings_its_pixels_and_returns_the_outcomes(socket: Path | None) -> None:
-    async def scenario() -> None:
-        runner = Runner()
-        async with channel_to(runner, socket) as channel:
-            assert await channel.write(RunnerCall("key", SPECS, PIXELS)) == OUTCOMES
-            assert [event async for event in channel.stream(RunnerCall("key", SPECS))] == list(
-                EVENTS
-            )
+def test_calls(on_channel: OnChannel) -> None:
+    async def work(channel: HttpChannel, runner: Runner) -> None:
+        assert await channel.write(RunnerCall("key", SPECS, PIXELS)) == OUTCOMES
+        events = [event async for event in channel.stream(RunnerCall("key", SPECS))]
+        assert events == list(EVENTS)
         with_pixels, without = runner.received
         assert with_pixels.pixels is not None
         assert np.array_equal(with_pixels.pixels, PIXELS)
-        assert list(without.call.sequences) == SPECS
-        assert without.pixels is None
+        assert (list(without.call.sequences), without.pixels) == (SPECS, None)
 
-    run(scenario())
-
-
-def test_missing_features_cost_no_connection(socket: Path | None) -> None:
-    async def scenario() -> None:
-        runner = Runner()
-        async with channel_to(runner, socket) as channel:
-            runner.status = 404
-            for _ in range(2):
-                with pytest.raises(FeaturesMissing):
-                    await channel.write(RunnerCall("key", SPECS))
-            assert len(runner.connections) == 1
-
-    run(scenario())
+    on_channel(work)
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        (400, CallFailed),
-        (404, CallFailed),  # though the pixels came along
-        (500, CallFailed),
-        (502, RunnerUnavailable),
-        (503, RunnerUnavailable),
-        (504, CallTimedOut),
-    ],
-)
-def test_an_error_status_is_an_error_of_the_channel(
-    tmp_path: Path, status: int, expected: type[ChannelError]
-) -> None:
-    async def scenario() -> None:
-        runner = Runner()
-        runner.status = status
-        async with channel_to(runner, tmp_path / "runner.sock") as channel:
-            with pytest.raises(expected, match=f"status {status}"):
+def test_missing_features_cost_no_connection(on_channel: OnChannel) -> None:
+    async def work(channel: HttpChannel, runner: Runner) -> None:
+        runner.status = 404
+        for _ in range(2):
+            with pytest.raises(FeaturesMissing):
+                await channel.write(RunnerCall("key", SPECS))
+        assert len(runner.connections) == 1
+
+    on_channel(work)
+
+
+def test_error_statuses(on_channel: OnChannel) -> None:
+    errors: dict[int, type[ChannelError]] = {
+        400: CallFailed,
+        404: CallFailed,  # though the pixels came along
+        500: CallFailed,
+        502: RunnerUnavailable,
+        503: RunnerUnavailable,
+        504: CallTimedOut,
+    }
+
+    async def work(channel: HttpChannel, runner: Runner) -> None:
+        for status, error in errors.items():
+            runner.status = status
+            with pytest.raises(error, match=f"status {status}"):
                 await channel.write(RunnerCall("key", SPECS, PIXELS))
 
-    run(scenario())
+    on_channel(work)
 
 
-def test_a_connection_that_breaks_or_is_refused_is_an_unreachable_runner(
-    socket: Path | None,
-) -> None:
-    async def scenario() -> None:
-        runner = Runner()
+def test_broken_and_refused_connections(on_channel: OnChannel) -> None:
+    channels: list[HttpChannel] = []
+
+    async def work(channel: HttpChannel, runner: Runner) -> None:
         runner.is_dying = True
-        async with channel_to(runner, socket) as channel:
-            with pytest.raises(RunnerUnreachable, match="ServerDisconnectedError"):
-                await channel.write(RunnerCall("key", SPECS))
-            events = channel.stream(RunnerCall("key", SPECS))
-            assert await anext(events) == EVENTS[0]
-            with pytest.raises(RunnerUnreachable, match="ClientPayloadError"):
-                await anext(events)
-        gone = HttpChannel(channel.url, "build", 10)
+        with pytest.raises(RunnerUnreachable, match="ServerDisconnectedError"):
+            await channel.write(RunnerCall("key", SPECS))
+        events = channel.stream(RunnerCall("key", SPECS))
+        assert await anext(events) == EVENTS[0]
+        with pytest.raises(RunnerUnreachable, match="ClientPayloadError"):
+            await anext(events)
+        channels.append(HttpChannel(channel.url, "build", 10))
+
+    async def after_the_end() -> None:
+        (gone,) = channels
         with pytest.raises(RunnerUnreachable, match="ClientConnectorError"):
             await gone.write(RunnerCall("key", SPECS))
+        assert not await gone.is_ready()
         await gone.close()
 
-    run(scenario())
+    on_channel(work)
+    run(after_the_end())
 
 
-def test_a_call_that_takes_longer_than_its_limit_has_timed_out(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        runner = Runner()
+def test_call_that_takes_too_long(on_channel: OnChannel) -> None:
+    async def work(channel: HttpChannel, runner: Runner) -> None:
         runner.released = asyncio.Event()
-        async with channel_to(runner, tmp_path / "runner.sock", timeout_s=0.2) as channel:
-            with pytest.raises(CallTimedOut):
-                await channel.write(RunnerCall("key", SPECS))
-            runner.released.set()
+        with pytest.raises(CallTimedOut):
+            await channel.write(RunnerCall("key", SPECS))
+        runner.released.set()
 
-    run(scenario())
+    on_channel(work, timeout_s=0.2)
 
 
-def test_host_that_does_not_answer_is_unreachable() -> None:
+def test_host_that_does_not_answer() -> None:
     """A connection has less time than a call: the one below would take a minute."""
 
     async def scenario(port: int) -> None:
@@ -252,60 +253,49 @@ def test_host_that_does_not_answer_is_unreachable() -> None:
         run(scenario(address[1]))
 
 
-def test_readiness_and_adapters_are_those_that_the_runner_reports(socket: Path | None) -> None:
-    async def scenario() -> None:
-        runner = Runner()
-        async with channel_to(runner, socket) as channel:
-            assert await channel.is_ready()
-            states = await channel.adapters()
-            assert states is not None
-            assert states.loaded == {"a"}
-            runner.status = 503
-            assert not await channel.is_ready()
-            assert await channel.adapters() is None
-        gone = HttpChannel(channel.url, "build", 10)
-        assert not await gone.is_ready()
-        await gone.close()
+def test_state_of_a_runner(on_channel: OnChannel) -> None:
+    async def work(channel: HttpChannel, runner: Runner) -> None:
+        assert await channel.is_ready()
+        states = await channel.adapters()
+        assert states is not None
+        assert states.loaded == {"a"}
+        runner.status = 503
+        assert not await channel.is_ready()
+        assert await channel.adapters() is None
 
-    run(scenario())
+    on_channel(work)
 
 
 def num_memories() -> int:
     """Return the number of open memories with pixels, the runner's maps apart."""
-    links = []
+    num_open = 0
     for fd in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:
-            continue  # the listing itself opened it
-    return sum(link.startswith("/memfd:diptych-") for link in links)
+        with suppress(FileNotFoundError):  # the listing itself opened it
+            num_open += os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:diptych-")
+    return num_open
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["write", "stream"])
-def test_a_call_cancelled_at_any_moment_leaves_neither_memory_nor_work(
-    socket: Path | None, is_stream: bool
-) -> None:
-    async def scenario() -> None:
-        runner = Runner()
-        async with channel_to(runner, socket) as channel:
+def test_cancelled_call_leaves_nothing(on_channel: OnChannel, is_stream: bool) -> None:
+    async def work(channel: HttpChannel, runner: Runner) -> None:
+        async def call() -> None:
+            if not is_stream:
+                await channel.write(RunnerCall("key", SPECS, PIXELS))
+                return
+            async with aclosing(channel.stream(RunnerCall("key", SPECS, PIXELS))) as events:
+                async for _ in events:
+                    pass
 
-            async def call() -> None:
-                if not is_stream:
-                    await channel.write(RunnerCall("key", SPECS, PIXELS))
-                    return
-                async with aclosing(channel.stream(RunnerCall("key", SPECS, PIXELS))) as events:
-                    async for _ in events:
-                        pass
+        def is_idle() -> bool:
+            return runner.num_in_flight == 0 and len(asyncio.all_tasks()) <= num_tasks + 1
 
-            async def nothing_is_left() -> None:
-                await until(
-                    lambda: runner.num_in_flight == 0 and len(asyncio.all_tasks()) <= num_tasks + 1
-                )
-                assert num_memories() == 0
-                await call()
-
+        async def nothing_is_left() -> None:
+            await until(is_idle)
+            assert num_memories() == 0
             await call()
-            num_tasks = len(asyncio.all_tasks())
-            assert await cancel_at_each_await(call, nothing_is_left) >= 2
 
-    run(scenario())
+        await call()
+        num_tasks = len(asyncio.all_tasks())
+        assert await cancel_at_each_await(call, nothing_is_left) >= 2
+
+    on_channel(work)

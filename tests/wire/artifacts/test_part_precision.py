@@ -9,6 +9,7 @@ from wire.artifacts.manifest import (
     RUNNABLE,
     ArtifactError,
     Device,
+    Manifest,
     Part,
     WantedPrecision,
     choose_precision,
@@ -17,40 +18,32 @@ from wire.artifacts.manifest import (
     vision_encoder_file,
 )
 
+PARTS: list[tuple[Device, Part]] = [(d, part) for d, parts in RUNNABLE.items() for part in parts]
 
-def test_the_default_is_the_precision_in_the_manifest(artifacts: Path) -> None:
-    read = read_manifest(artifacts)
+
+@pytest.fixture
+def manifest(artifacts: Path) -> Manifest:
+    return read_manifest(artifacts)
+
+
+@pytest.mark.parametrize(("device", "part"), PARTS)
+def test_precision_of_a_part(manifest: Manifest, device: Device, part: Part) -> None:
+    """The default is in the manifest; float32 can be set everywhere."""
     manifest = replace(
-        read,
-        files={**read.files, vision_encoder_file("int8"): ""},
+        manifest,
+        files={**manifest.files, vision_encoder_file("int8"): ""},
         precision={
             "cpu": {"encoder": "int8", "decoder": "bfloat16"},
             "cuda": {"encoder": "float16", "decoder": "float32"},
         },
     )
-    chosen = {
-        (device, part): choose_precision(manifest, part, device, "auto")
-        for device, part in device_parts()
-    }
-    assert chosen == {
-        ("cpu", "encoder"): "int8",
-        ("cpu", "decoder"): "bfloat16",
-        ("cuda", "encoder"): "float16",
-        ("cuda", "decoder"): "float32",
-    }
-
-
-def device_parts() -> list[tuple[Device, Part]]:
-    return [(device, part) for device, parts in RUNNABLE.items() for part in parts]
-
-
-@pytest.mark.parametrize(("device", "part"), device_parts())
-def test_float32_can_be_set_everywhere(artifacts: Path, device: Device, part: Part) -> None:
-    assert choose_precision(read_manifest(artifacts), part, device, "float32") == "float32"
+    default = manifest.precision[device][part]
+    assert choose_precision(manifest, part, device, "auto") == default
+    assert choose_precision(manifest, part, device, "float32") == "float32"
 
 
 @pytest.mark.parametrize(
-    ("part", "device", "wanted"),
+    ("part", "device", "setting"),
     [
         ("encoder", "cpu", "float16"),
         ("encoder", "cuda", "int8"),
@@ -59,48 +52,37 @@ def test_float32_can_be_set_everywhere(artifacts: Path, device: Device, part: Pa
         ("decoder", "cpu", "float16"),
     ],
 )
-def test_a_precision_that_the_device_lacks_is_refused(
-    artifacts: Path, part: Part, device: Device, wanted: WantedPrecision
+def test_precision_that_cannot_run_is_refused(
+    manifest: Manifest, part: Part, device: Device, setting: WantedPrecision
 ) -> None:
-    with pytest.raises(
-        ArtifactError,
-        match=f"the {part} of .* cannot run in {wanted} on {device}; its artifacts allow",
-    ):
-        choose_precision(read_manifest(artifacts), part, device, wanted)
+    message = f"the {part} of .* cannot run in {setting} on {device}; its artifacts allow float32"
+    with pytest.raises(ArtifactError, match=message):
+        choose_precision(manifest, part, device, setting)
 
 
-def test_an_encoder_that_was_not_exported_is_refused(artifacts: Path) -> None:
-    manifest = read_manifest(artifacts)
+def test_missing_encoder_is_refused(manifest: Manifest) -> None:
     files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
-    with pytest.raises(
-        ArtifactError, match="cannot run in int8 on cpu; its artifacts allow float32"
-    ):
+    with pytest.raises(ArtifactError, match="int8 on cpu; its artifacts allow float32;"):
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
 
 
-def test_a_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Path) -> None:
+def test_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
-    values = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(values | {"precision": "float32"}))
-    with pytest.raises(
-        ArtifactError, match="precision is 'float32'; it must be a mapping by device and part"
-    ):
+    values = json.loads((folder / "manifest.json").read_text()) | {"precision": "float32"}
+    (folder / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by dev"):
         read_manifest(folder)
 
 
-def test_agreement_is_that_of_the_pictures_that_decide(artifacts: Path) -> None:
-    manifest = read_manifest(artifacts)
-    (expected,) = [
-        run
+def test_agreement_of_precisions(manifest: Manifest) -> None:
+    """It is about the pictures that decide; float32 is the reference."""
+    (agreement,) = [
+        run["agreement"]
         for run in manifest.parity["answers"]["runs"]
         if (run["encoder"], run["decoder"], run["pictures"]) == ("int8", "float32", "scenes")
     ]
     measured = measured_agreement(manifest, "int8", "float32")
-    assert measured == {"pictures": "scenes", "num_pictures": 12} | expected["agreement"]
-
-
-def test_float32_and_artifacts_without_a_comparison_have_no_agreement(artifacts: Path) -> None:
-    manifest = read_manifest(artifacts)
+    assert measured == {"pictures": "scenes", "num_pictures": 12} | agreement
     assert measured_agreement(manifest, "float32", "float32") is None
     before = {name: value for name, value in manifest.parity.items() if name != "answers"}
     assert measured_agreement(replace(manifest, parity=before), "int8", "float32") is None
