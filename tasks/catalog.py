@@ -101,7 +101,6 @@ class CatalogEntry:
         object.__setattr__(self, "task_ids", offered)
 
     def template(self, task_id: str) -> str | None:
-        """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
 
@@ -253,7 +252,6 @@ def _checked(entry: CatalogEntry) -> CatalogEntry:
 
 
 def _parsed_values(row: object, required: Collection[str]) -> dict[str, Any]:
-    """Return the typed values of an entry by its keys."""
     entry_id = row.get("id") if isinstance(row, dict) else None
     is_id, allowed = _RULES["id"]
     if not isinstance(row, dict) or not is_id(entry_id):
@@ -276,7 +274,6 @@ def _parsed_values(row: object, required: Collection[str]) -> dict[str, Any]:
 
 
 def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
-    """Return the change of an entry to a task; raise `CatalogError`."""
     if not isinstance(task_id, str) or task_id not in TASKS:
         allowed = ", ".join(TASKS)
         message = f"tasks has the unknown task {task_id!r}; allowed are {allowed}"
@@ -303,7 +300,6 @@ _Rule = tuple[Callable[[object], bool], str]  # a test of a value, and what is a
 
 
 def _rule(hint: Any) -> _Rule:
-    """Return the rule of a field's type."""
     options = get_args(hint)
     if type(None) in options:
         is_right, allowed = _rule(options[0])

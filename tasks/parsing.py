@@ -35,9 +35,8 @@ class GeneratedText:
 
     def __post_init__(self) -> None:
         if len(self.token_ends) != len(self.logprobs):
-            raise ValueError(
-                f"{len(self.token_ends)} token ends for {len(self.logprobs)} log-probabilities"
-            )
+            numbers = f"{len(self.token_ends)} token ends for {len(self.logprobs)}"
+            raise ValueError(f"{numbers} log-probabilities")
 
     def is_read_as(self, results: Sequence[object]) -> bool:
         """Return True if there are results, or the text is blank."""
@@ -46,20 +45,15 @@ class GeneratedText:
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
         """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
-        A label of several tokens is as likely as all of them; a box has the mean of its locations,
-        so that scores of boxes and of outlines, which have more of them, can be compared.
+        The mean, so that scores of boxes and of outlines, which have more of them, are comparable.
         """
-        of_label = self._logprobs_in(label)
         of_locations = self._logprobs_in(locations)
         mean = math.fsum(of_locations) / max(1, len(of_locations))
-        return min(1.0, math.exp(math.fsum(of_label) + mean))
+        return min(1.0, math.exp(math.fsum(self._logprobs_in(label)) + mean))
 
     def _logprobs_in(self, spans: Sequence[Span]) -> list[float]:
-        """Return the log-probabilities of the tokens that overlap any of `spans`.
-
-        A token that completes no character (a byte of a longer one) has no width; it belongs to the
-        token after it.
-        """
+        # a token that completes no character (a byte of a longer one) has no width: it belongs to
+        # the token after it
         starts = (0, *self.token_ends)
         indices = set[int]()
         for start, end in spans:
@@ -83,7 +77,6 @@ Locations = Sequence[Location]  # adjacent tokens, at least one
 
 
 def span_of(locations: Locations) -> Span:
-    """Return the span of adjacent locations in the text."""
     return (locations[0].span[0], locations[-1].span[1])
 
 

@@ -27,7 +27,6 @@ def encode_rings(rings: Sequence[Ring], image_size_wh: tuple[int, int]) -> RunLe
 
 
 def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of run lengths."""
     encoded = {"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")}
     decoded: NDArray[np.uint8] = coco.decode(encoded)
     return decoded.astype(np.bool_)
@@ -49,7 +48,6 @@ def place_mask(
 
 
 def unite_masks(masks: Sequence[RunLengthMask]) -> RunLengthMask:
-    """Return the union of masks of one image."""
     encoded = [{"size": list(mask.size_hw), "counts": mask.counts.encode()} for mask in masks]
     return _typed(coco.merge(encoded))
 

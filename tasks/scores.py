@@ -147,7 +147,6 @@ def read_proofs(path: Path) -> tuple[Proof, ...]:
 
 
 def _read(path: Path, kind: str, row_type: type[RowT]) -> tuple[RowT, ...]:
-    """Return the rows of one kind of a calibration file, which has at least one kind."""
     try:
         document = dict(json.loads(path.read_text(encoding="utf-8")))
         if not {"calibrations", "proofs"} & document.keys():
@@ -162,7 +161,6 @@ def _read(path: Path, kind: str, row_type: type[RowT]) -> tuple[RowT, ...]:
 
 
 def _values(row: Mapping[str, Any], row_type: type[RowT]) -> dict[str, Any]:
-    """Return the values of a row, each converted to the type of its field."""
     values: dict[str, Any] = {}
     for field in fields(row_type):
         if field.name in row or field.default is MISSING:

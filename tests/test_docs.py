@@ -5,7 +5,6 @@ tests/system/test_readme.py runs the README's blocks.
 
 import importlib.util
 import re
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -22,16 +21,18 @@ FOLDERS = (
     "service|runners|wire|imaging|tasks|export|laboratory|offline|"
     "client|loadtest|models|deploy|docs|tests"
 )
+CARDS = sorted(ROOT.glob("models/*-*/README.md"))
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-CARDS = {
-    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
-    for page in sorted(ROOT.glob("models/*-*/README.md"))
-}
+ALL_TEXTS = TEXTS | {str(card.relative_to(ROOT)): card.read_text("utf-8") for card in CARDS}
+SETTINGS = {variable(field) for field in Settings.model_fields}
+FILE_NAMES = {path.name for path in ROOT.iterdir()}
+for folder in FOLDERS.split("|"):
+    FILE_NAMES |= {path.name for path in (ROOT / folder).rglob("*")}
 README = TEXTS["README.md"]
 TREE = README.partition("## Folders\n\n```text\n")[2].partition("```")[0]
 
 
-@pytest.fixture(params=TEXTS | CARDS)
+@pytest.fixture(params=ALL_TEXTS)
 def page(request: pytest.FixtureRequest) -> str:
     """The name of each page, and of each model's card."""
     return str(request.param)
@@ -40,14 +41,14 @@ def page(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def text(page: str) -> str:
     """Its text."""
-    return (TEXTS | CARDS)[page]
+    return ALL_TEXTS[page]
 
 
-def test_every_table_is_the_generated_one(text: str) -> None:
+def test_generated_tables(text: str) -> None:
     assert with_tables(text) == text, "write the tables again: python -m docs.tables"
 
 
-def test_each_task_is_a_row_and_each_model_a_column() -> None:
+def test_task_table() -> None:
     lines = task_table([FLORENCE, PALIGEMMA]).splitlines()
     assert lines[0] == "| task | parameters | florence-2-mini | paligemma-mini |"
     assert lines[1] == "| --- | --- | --- | --- |"
@@ -58,7 +59,7 @@ def test_each_task_is_a_row_and_each_model_a_column() -> None:
     assert len(lines) == 13
 
 
-def test_every_link_leads_somewhere(page: str, text: str) -> None:
+def test_links(page: str, text: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
         assert "://" not in path, target
@@ -67,86 +68,63 @@ def test_every_link_leads_somewhere(page: str, text: str) -> None:
         assert not anchor or anchor in map(slug, headings(file.read_text(encoding="utf-8"))), target
 
 
-def test_every_file_that_a_page_names_is_there(text: str) -> None:
-    names = re.findall(rf"`((?:{FOLDERS})/[\w/.*-]*)`", text)
-    assert [name for name in names if not list(ROOT.glob(name))] == []
+def test_names_on_pages(text: str) -> None:
+    """Files, modules without their folder, settings and metrics that a page names are there."""
+    files = re.findall(rf"`((?:{FOLDERS})/[\w/.*-]*)`", text)
+    assert [name for name in files if not list(ROOT.glob(name))] == []
+    assert set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text)) - FILE_NAMES == set()
+    assert set(re.findall(r"DIPTYCH_[A-Z_]*[A-Z]", text)) - SETTINGS == set()
+    metrics = re.findall(r"`(diptych_\w+?)(?:_total|_bucket|_sum|_count)?`", text)
+    assert set(metrics) - declared_metrics() - {"diptych_client"} == set()
 
 
-def test_every_module_that_a_page_names_without_its_folder_is_there(text: str) -> None:
-    names = set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text))
-    folders = [ROOT, *map(ROOT.joinpath, FOLDERS.split("|"))]
-    below = chain.from_iterable(root.rglob("*") for root in folders[1:])
-    there = {path.name for path in chain(ROOT.iterdir(), below)}
-    assert names - there == set()
-
-
-def test_every_setting_that_a_page_names_is_one(text: str) -> None:
-    settings = {variable(field) for field in Settings.model_fields}
-    assert set(re.findall(r"DIPTYCH_[A-Z_]*[A-Z]", text)) - settings == set()
-
-
-def test_every_metric_that_a_page_names_is_declared(text: str) -> None:
-    for name in set(re.findall(r"`(diptych_\w+)`", text)) - {"diptych_client"}:
-        assert re.sub(r"_(total|bucket|sum|count)$", "", name) in declared_metrics()
-
-
-def test_every_command_that_a_page_names_is_one(text: str) -> None:
+def test_commands_on_pages(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    blocks = [
-        code for _, code in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    ]
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     commands = "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
     assert set(re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)) - targets == set()
     for module in re.findall(r"python -m ([\w.]+)", commands):
         assert importlib.util.find_spec(module), module
 
 
-def test_every_page_is_listed_in_the_readme() -> None:
+def test_pages_in_the_readme() -> None:
     assert {name for name in TEXTS if f"({name})" in README} == set(TEXTS) - {"README.md"}
 
 
-def test_the_tree_of_the_readme_has_every_folder() -> None:
-    names = set[str]()
+def test_tree_of_the_readme() -> None:
+    folders = set[str]()
     above = ""
     for indent, name in re.findall(r"^( *)([\w]+)/ ", TREE, re.MULTILINE):
         above = above if indent else name
-        names.add(f"{above}/{name}" if indent else name)
-    assert [name for name in sorted(names) if not (ROOT / name).is_dir()] == []
-    packages = {
-        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")
-    }
-    trees = ("service", "runners", "wire", "tasks")
-    listed = {name for name in packages if name.split("/")[0] in trees}
-    assert listed - names - {"service/rpc/proto"} == set()
+        folders.add(f"{above}/{name}" if indent else name)
+    assert [name for name in sorted(folders) if not (ROOT / name).is_dir()] == []
+    for path in ROOT.glob("[!.]*/*/__init__.py"):
+        name = path.parent.relative_to(ROOT).as_posix()
+        if name.split("/")[0] in ("service", "runners", "wire", "tasks"):
+            assert name in folders, name
 
 
-def test_the_entries_of_a_tuned_checkpoint_and_of_an_adapter_are_entries(tmp_path: Path) -> None:
+def test_entries_on_the_page_of_models(tmp_path: Path) -> None:
     tuned, adapter, watched = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/models.md"], re.DOTALL)
     catalog = tmp_path / "catalog.yaml"
-    catalog.write_text(
-        (ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8") + tuned + adapter
-    )
-    *_, checkpoint, adapted = (entries := load_catalog(catalog)).values()
-    named = adapter_entry(
-        "invoices", "adapters/invoices", yaml.safe_load(watched), entries["florence-2-base"]
-    )
-    assert "visual_question_answering" in checkpoint.task_ids
-    assert "ocr" not in checkpoint.task_ids
+    released = (ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8")
+    catalog.write_text(released + tuned + adapter)
+    entries = load_catalog(catalog)
+    *_, tuned_entry, adapted = entries.values()
+    row = yaml.safe_load(watched)
+    other = adapter_entry("invoices", "adapters/invoices", row, entries["florence-2-base"])
+    assert "visual_question_answering" in tuned_entry.task_ids
+    assert "ocr" not in tuned_entry.task_ids
     assert adapted.adapter_of == "florence-2-base"
     assert "visual_question_answering" in adapted.task_ids
-    assert named.tasks == adapted.tasks
+    assert other.tasks == adapted.tasks
 
 
 def headings(text: str) -> set[str]:
     """Return the headings of a page, without code blocks."""
-    return set(
-        re.findall(
-            r"^#+ (.+)$",
-            re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE),
-            re.MULTILINE,
-        )
-    )
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"^#+ (.+)$", prose, re.MULTILINE))
 
 
 def slug(heading: str) -> str:

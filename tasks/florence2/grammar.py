@@ -139,7 +139,6 @@ def location_token(bin_index: int) -> str:
 
 
 def box_tokens(box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]) -> str:
-    """Return the four location tokens of a box."""
     return "".join(
         location_token(quantize(p, s)) for p, s in zip(box_xyxy, image_size_wh * 2, strict=True)
     )

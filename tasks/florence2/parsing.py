@@ -151,7 +151,6 @@ def _polygons(instance: Sequence[Locations]) -> list[Locations]:
 
 
 def _ring(locations: Locations, image_size_wh: tuple[int, int]) -> Ring:
-    """Return the points of an even number of locations."""
     width, height = image_size_wh
     xs = (dequantize(location.bin_index, width) for location in locations[0::2])
     ys = (dequantize(location.bin_index, height) for location in locations[1::2])

@@ -116,7 +116,6 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
 
 
 def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
-    """Return the task of a token that is none of the processor's; raise `ParameterError`."""
     for task_id in entry.task_ids:
         template = entry.template(task_id)
         if template is None or f"<{token}>" not in template:
@@ -160,7 +159,6 @@ def _own_token_prompt(
 
 
 def _variant(task_id: str, parameters: TaskParameters) -> str:
-    """Return the second part of a key of the sentences."""
     match task_id:
         case "captioning":
             return parameters.detail or "short"

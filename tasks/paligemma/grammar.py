@@ -65,7 +65,6 @@ class Entry:
 
 
 def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
-    """Return the object names requested by all prompts."""
     single = parameters.phrase or parameters.caption
     return (single,) if single else parameters.labels or parameters.phrases or ()
 

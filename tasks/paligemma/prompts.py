@@ -75,7 +75,6 @@ def asked_per_prompt(
 
 
 def _read_word(text: str) -> AskedTask | None:
-    """Return the task of a prompt that begins with a task word, or None."""
     match = _WORD.fullmatch(text)
     if match is None:
         return None
@@ -106,7 +105,6 @@ def _names(text: str) -> list[str]:
 
 
 def _template(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
-    """Return the family's prompt of a task, whose fields are still to be filled."""
     match task_id:
         case "captioning":
             detail = parameters.detail or "short"

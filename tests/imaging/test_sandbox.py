@@ -47,14 +47,15 @@ IMAGES = [
 ]
 
 
+def output_of(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return ended.stdout.strip()
+
+
 def attempted(attempt: str) -> str:
-    """Return what a process in the sandbox gets for an attempt: whether it has a filter, and the
-    error.
-    """
-    command = [sys.executable, "-c", ATTEMPT.format(attempt=attempt)]
-    return subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    ).stdout.strip()
+    """Return whether a process in the sandbox has a filter, and the error of an attempt."""
+    return output_of("-c", ATTEMPT.format(attempt=attempt))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def attempted(attempt: str) -> str:
         "os.setpriority(os.PRIO_PROCESS, 0, 19)",
     ],
 )
-def test_other_system_calls_than_those_of_decoding_are_refused(attempt: str) -> None:
+def test_other_system_calls_are_refused(attempt: str) -> None:
     assert attempted(attempt) == "True EPERM"
 
 
@@ -82,11 +83,14 @@ def test_memory_is_limited() -> None:
     assert attempted("bytearray(2_000_000_000)") == "True ENOMEM"
 
 
-def test_a_decoder_is_in_its_sandbox_before_it_decodes() -> None:
+def test_sandbox_is_entered_before_decoding() -> None:
+    async def decode() -> None:
+        bomb = repeated_scans((5000, 5000), 800)
+        async with decoded_in_process(bomb, ImageLimits(2_000_000_000)):
+            pass
+
     async def scenario() -> None:
-        decoding = asyncio.ensure_future(
-            decode(repeated_scans((5000, 5000), 800), ImageLimits(2_000_000_000))
-        )
+        decoding = asyncio.ensure_future(decode())
         await until(filtered)
         child = filtered()
         assert child is not None
@@ -95,10 +99,6 @@ def test_a_decoder_is_in_its_sandbox_before_it_decodes() -> None:
         assert not decoding.done()
         decoding.cancel()
         await asyncio.gather(decoding, return_exceptions=True)
-
-    async def decode(data: bytes, limits: ImageLimits) -> None:
-        async with decoded_in_process(data, limits):
-            pass
 
     run(scenario())
 
@@ -111,7 +111,7 @@ def filtered() -> psutil.Process | None:
     return None
 
 
-def test_images_of_all_kinds_are_decoded_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         for data in IMAGES:
             async with decoded_in_process(data, LIMITS) as image:
@@ -123,7 +123,7 @@ def test_images_of_all_kinds_are_decoded_in_the_sandbox(caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_a_decoder_does_not_get_the_environment_of_the_gateway(
+def test_environment_of_the_decoder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario() -> None:
@@ -137,7 +137,7 @@ def test_a_decoder_does_not_get_the_environment_of_the_gateway(
 
 
 @pytest.mark.parametrize("lack", ["unknown-architecture", "refusing-kernel"])
-def test_without_a_filter_images_are_decoded_and_the_log_says_so_once(lack: str) -> None:
+def test_missing_filter_is_logged_once(lack: str) -> None:
     command = [sys.executable, "-m", "tests.support.without_seccomp", lack]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == ["(9, 7, 3)"] * 2
@@ -146,13 +146,9 @@ def test_without_a_filter_images_are_decoded_and_the_log_says_so_once(lack: str)
 
 
 @pytest.mark.parametrize("attempt", ["socket.socket()", "open('/tmp/a-file', 'w')"])
-def test_without_a_filter_files_and_sockets_are_refused_by_their_number(attempt: str) -> None:
-    unknown = (
-        f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c',"
-        f" {ATTEMPT.format(attempt=attempt)!r}])"
-    )
+def test_limits_without_a_filter(attempt: str) -> None:
+    """Files and sockets are refused by their number."""
+    program = [sys.executable, "-c", ATTEMPT.format(attempt=attempt)]
+    unknown = f"os.execv({sys.executable!r}, {program!r})"
     code = f"import ctypes, os; ctypes.CDLL(None).personality(8); {unknown}"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
-    assert ended.stdout.strip() == "False EMFILE"
+    assert output_of("-c", code) == "False EMFILE"

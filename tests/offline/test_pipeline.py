@@ -36,7 +36,7 @@ def test_progress_and_rate(
 ) -> None:
     """The total of archives is estimated from the shards that are done."""
     show_progress(iter(DONE), 3, num_images)
-    shown = capsys.readouterr()
-    assert f"10/{total} " in shown.err
-    assert "failed=1, shards=2/3" in shown.err
-    assert shown.out == "10 images in 5.00 s, 2.00 images/s\n"
+    printed = capsys.readouterr()
+    assert f"10/{total} " in printed.err
+    assert "failed=1, shards=2/3" in printed.err
+    assert printed.out == "10 images in 5.00 s, 2.00 images/s\n"

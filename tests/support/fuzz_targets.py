@@ -64,17 +64,21 @@ _LAYER = "model.language_model.layers.0.self_attn.q_proj"
 _SPLIT = b"\n--\n"
 
 
-def _image(data: bytes) -> None:
-    read_header(data, _LIMITS)
-    decode_image(data, _LIMITS)
+def _in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """Return a reader of the bytes of a file of this name in a new folder."""
+
+    def read_file(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            read(path)
+
+    return read_file
 
 
-def _upload(data: bytes) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
-
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(read_upload(FORM, chunks(), Path(folder, "file")))
+def _of_text(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: read(data.decode("utf-8", "replace"))
 
 
 def _two_parts(data: bytes) -> tuple[bytes, bytes]:
@@ -82,46 +86,44 @@ def _two_parts(data: bytes) -> tuple[bytes, bytes]:
     return first, second
 
 
-def _adapter(data: bytes) -> None:
-    config, weights = _two_parts(data)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, CONFIG_FILE).write_bytes(config)
-        Path(folder, WEIGHTS_FILE).write_bytes(weights)
-        base = Path(folder, "decoder.safetensors")
-        save_file({f"{_LAYER}.weight": torch.zeros(4, 6)}, base)
-        read_parts(Path(folder), base, AdapterLimits())
+def _image(data: bytes) -> None:
+    read_header(data, _LIMITS)
+    decode_image(data, _LIMITS)
 
 
-def _dataset(name: str) -> Callable[[bytes], object]:
-    def read_file(data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            images = Path(folder, "images")
-            for each in (path.parent, images):
-                each.mkdir(exist_ok=True)
-            for each in (Path(folder), images):
-                (each / "a.png").write_bytes(_pictures()[-1])
-            path.write_bytes(data)
-            read_dataset(Path(folder) if name.startswith("Annotations/") else path, images=None)
+def _upload(path: Path) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield path.read_bytes()
 
-    return read_file
+    asyncio.run(read_upload(FORM, chunks(), path.with_name("file")))
 
 
-def _journal(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "journal.jsonl")
-        path.write_bytes(data)
-        with AppendLog.open(path, "job") as log:
-            for _ in log.values():
-                pass
+def _adapter(path: Path) -> None:
+    config, weights = _two_parts(path.read_bytes())
+    path.with_name(CONFIG_FILE).write_bytes(config)
+    path.with_name(WEIGHTS_FILE).write_bytes(weights)
+    base = path.with_name("decoder.safetensors")
+    save_file({f"{_LAYER}.weight": torch.zeros(4, 6)}, base)
+    read_parts(path.parent, base, AdapterLimits())
 
 
-def _archive(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "shard.tar")
-        path.write_bytes(data)
-        for image in images_of(ArchiveShard(StoredFile(folder, str(path)))):
-            image.read()
+def _dataset(path: Path) -> None:
+    is_folder = path.parent.name == "Annotations"
+    folder = path.parent.parent if is_folder else path.parent
+    for images in (folder, folder / "images"):
+        images.mkdir(exist_ok=True)
+        (images / "a.png").write_bytes(_pictures()[-1])
+    read_dataset(folder if is_folder else path, images=None)
+
+
+def _journal(path: Path) -> None:
+    with AppendLog.open(path, "job") as log:
+        list(log.values())
+
+
+def _archive(path: Path) -> None:
+    for image in images_of(ArchiveShard(StoredFile(str(path.parent), str(path)))):
+        image.read()
 
 
 def _open_inference(data: bytes) -> None:
@@ -176,27 +178,20 @@ def _models() -> ServedModels:
 @cache
 def _pictures() -> tuple[bytes, ...]:
     picture = Image.new("RGB", (9, 7), "red")
-    jpeg = encoded(picture, "JPEG", quality=30)
-    progressive = encoded(picture, "JPEG", quality=30, progressive=True)
     exif = Image.Exif()
     exif[0x0112] = 6
-    formats = ("WEBP", "PNG")
     return (
-        jpeg,
-        progressive,
+        encoded(picture, "JPEG", quality=30),
+        encoded(picture, "JPEG", quality=30, progressive=True),
         encoded(picture, "PNG", exif=exif),
-        *(encoded(picture, each) for each in formats),
+        encoded(picture, "WEBP"),
+        encoded(picture, "PNG"),
     )
 
 
 def _adapter_seed() -> bytes:
-    config = {
-        "peft_type": "LORA",
-        "r": 1,
-        "lora_alpha": 2,
-        "bias": "none",
-        "target_modules": ["q_proj"],
-    }
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none"}
+    config["target_modules"] = ["q_proj"]
     name = f"base_model.model.{_LAYER}"
     tensors = {f"{name}.lora_A.weight": torch.ones(1, 6), f"{name}.lora_B.weight": torch.ones(4, 1)}
     return json.dumps(config).encode() + _SPLIT + save(tensors)
@@ -218,17 +213,11 @@ def _parquet_seed() -> bytes:
     return file.getvalue()
 
 
+_POLYGON = {"segmentation": [[1, 2, 3, 4, 5, 6]]}
 _COCO = {
     "images": [{"id": 1, "file_name": "a.png"}],
     "categories": [{"id": 1, "name": "cat"}],
-    "annotations": [
-        {
-            "image_id": 1,
-            "category_id": 1,
-            "bbox": [1, 2, 3, 4],
-            "segmentation": [[1, 2, 3, 4, 5, 6]],
-        }
-    ],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], **_POLYGON}],
 }
 _LINES = (
     b'{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}\n',
@@ -265,76 +254,62 @@ _STEPS: dict[str, Any] = {
         {"id": "text", "task": "ocr", "each": "things", "view": "crop", "margin": 0.2},
     ]
 }
-# the command line prints them (client/diptych_client/cli/app.py)
-_DATASET_ERRORS = (RunError, OSError, ValueError)
+
+
+def _service(read: Callable[[bytes], object], *seeds: bytes) -> Target:
+    return Target(read, (ServiceError,), seeds)
+
+
+def _labels(name: str, *seeds: bytes) -> Target:
+    # the command line prints these errors (client/diptych_client/cli/app.py)
+    return Target(_in_file(name, _dataset), (RunError, OSError, ValueError), seeds)
+
+
+_UPLOAD = form(part("purpose", "batch"), part("file", _BATCH_LINE, '; filename="a.jsonl"'))
+_IMAGES = form(file_part("images", IMAGE), file_part("images", IMAGE), part("steps", "[{}]"))
+_MESSAGE = pb.AnalyzeRequest(image=IMAGE, images=[IMAGE], **_STEPS).SerializeToString()
+_KEY = b"ab" * 32 + b" name=a requests_per_minute=5 max_concurrent=2\n"
+_CALLS = (_SPLIT + _WRITE, str(len(_WRITE)).encode() + _SPLIT + _WRITE + bytes(12))
+_URLS = (b"https://example.org:443/a.png?b=c", b"http://[2001:db8::1]/a")
+_ANY_HOST = [AllowedHost("*")]
 
 TARGETS = {
     "image": Target(_image, (ImageError,), _pictures()),
-    "form": Target(
-        lambda data: read(data, FORM),
-        (ServiceError,),
-        (form(file_part("image", IMAGE), part("labels", '["a"]')),),
+    "form": _service(
+        lambda data: read(data, FORM), form(file_part("image", IMAGE), part("labels", '["a"]'))
     ),
-    "json": Target(
-        lambda data: read(data, JSON),
-        (ServiceError,),
-        (b'{"image": "QUJD", "task": "ocr", "x": [1.5]}',),
+    "json": _service(
+        lambda data: read(data, JSON), b'{"image": "QUJD", "task": "ocr", "x": [1.5]}'
     ),
-    "fields": Target(_fields, (ServiceError,), (_FIELDS, _TILED_FIELDS)),
-    "steps": Target(
-        lambda data: _plan(json_object(data)), (ServiceError,), (json.dumps(_STEPS).encode(),)
-    ),
+    "fields": _service(_fields, _FIELDS, _TILED_FIELDS),
+    "steps": _service(lambda data: _plan(json_object(data)), json.dumps(_STEPS).encode()),
     "steps_message": Target(
         lambda data: _plan(request_fields(pb.AnalyzeRequest.FromString(data))),
         (ServiceError, DecodeError),
-        (pb.AnalyzeRequest(image=IMAGE, images=[IMAGE], **_STEPS).SerializeToString(),),
+        (_MESSAGE,),
     ),
-    "images_form": Target(
-        _images(FORM),
-        (ServiceError,),
-        (form(file_part("images", IMAGE), file_part("images", IMAGE), part("steps", "[{}]")),),
-    ),
-    "images_json": Target(
-        _images(JSON), (ServiceError,), (b'{"images": ["QUJD", "img_0"], "steps": [{}]}',)
-    ),
+    "images_form": _service(_images(FORM), _IMAGES),
+    "images_json": _service(_images(JSON), b'{"images": ["QUJD", "img_0"], "steps": [{}]}'),
     "image_id": Target(_image_id, (), (b"img_" + b"0a" * 24,)),
-    "image_url": Target(
-        lambda data: check_url(data.decode("utf-8", "replace"), [AllowedHost("*")]),
-        (ServiceError,),
-        (b"https://example.org:443/a.png?b=c", b"http://[2001:db8::1]/a"),
+    "image_url": _service(_of_text(lambda url: check_url(url, _ANY_HOST)), *_URLS),
+    "labelling_config": _service(_of_text(parse_config), _CONFIG),
+    "batch_line": _service(parse_line, _BATCH_LINE),
+    "batch_upload": _service(_in_file("body", _upload), _UPLOAD),
+    "open_inference": _service(
+        _open_inference, str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a"
     ),
-    "labelling_config": Target(
-        lambda data: parse_config(data.decode("utf-8", "replace")), (ServiceError,), (_CONFIG,)
+    "runner_call": Target(_call, (BadCall,), _CALLS),
+    "key_file": Target(_of_text(parse_keys), (SettingsError,), (_KEY,)),
+    "adapter": Target(_in_file("parts", _adapter), (ArtifactError,), (_adapter_seed(),)),
+    "coco": _labels("a.json", json.dumps(_COCO).encode()),
+    "json_lines": _labels("a.jsonl", *_LINES),
+    "voc": _labels("Annotations/a.xml", _VOC),
+    "yolo": _labels("data.yaml", b"path: .\ntrain: images\nnames:\n  0: cat\n"),
+    "parquet": _labels("a.parquet", _parquet_seed()),
+    "journal": Target(
+        _in_file("journal.jsonl", _journal),
+        (RunError,),
+        (b'{"job": {}}\n{"image": "a.png", "answer": {}}\n',),
     ),
-    "batch_line": Target(parse_line, (ServiceError,), (_BATCH_LINE,)),
-    "batch_upload": Target(
-        _upload,
-        (ServiceError,),
-        (form(part("purpose", "batch"), part("file", _BATCH_LINE, '; filename="a.jsonl"')),),
-    ),
-    "open_inference": Target(
-        _open_inference,
-        (ServiceError,),
-        (str(len(_INFER)).encode() + _SPLIT + _INFER + b"\1\0\0\0a",),
-    ),
-    "runner_call": Target(
-        _call,
-        (BadCall,),
-        (_SPLIT + _WRITE, str(len(_WRITE)).encode() + _SPLIT + _WRITE + bytes(12)),
-    ),
-    "key_file": Target(
-        lambda data: parse_keys(data.decode("utf-8", "replace")),
-        (SettingsError,),
-        (b"ab" * 32 + b" name=a requests_per_minute=5 max_concurrent=2\n",),
-    ),
-    "adapter": Target(_adapter, (ArtifactError,), (_adapter_seed(),)),
-    "coco": Target(_dataset("a.json"), _DATASET_ERRORS, (json.dumps(_COCO).encode(),)),
-    "json_lines": Target(_dataset("a.jsonl"), _DATASET_ERRORS, _LINES),
-    "voc": Target(_dataset("Annotations/a.xml"), _DATASET_ERRORS, (_VOC,)),
-    "yolo": Target(
-        _dataset("data.yaml"), _DATASET_ERRORS, (b"path: .\ntrain: images\nnames:\n  0: cat\n",)
-    ),
-    "parquet": Target(_dataset("a.parquet"), _DATASET_ERRORS, (_parquet_seed(),)),
-    "journal": Target(_journal, (RunError,), (b'{"job": {}}\n{"image": "a.png", "answer": {}}\n',)),
-    "archive": Target(_archive, (Unreadable, OSError), (_tar_seed(),)),
+    "archive": Target(_in_file("shard.tar", _archive), (Unreadable, OSError), (_tar_seed(),)),
 }

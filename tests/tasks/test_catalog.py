@@ -91,6 +91,8 @@ def test_variants(tmp_path: Path) -> None:
     assert not entry.has_labels(MASKS)
     assert entry.tasks[QUESTIONS].separator == " | "
     assert parse_entry(entry_row(entry)) == entry
+    adapter = ADAPTER | {"adapter_of": "some-seg"}
+    assert list(loaded(tmp_path, row, adapter)) == ["some-seg", "tuned"]  # its base is needed
     with pytest.raises(CatalogError, match=r"some-other is not in the catalog: .* one of seg"):
         loaded(tmp_path, row, names=("some-other",))
 

@@ -6,7 +6,7 @@ from tasks.parsing import GeneratedText, resolve_label
 
 
 @pytest.mark.parametrize(
-    ("written", "asked", "expected"),
+    ("written", "names", "expected"),
     [
         ("dog", ["Dog", "cat"], "Dog"),
         ("STRASSE", ["straße"], "straße"),
@@ -22,10 +22,8 @@ from tasks.parsing import GeneratedText, resolve_label
         ("", [], ""),
     ],
 )
-def test_a_label_is_the_name_that_was_asked_for(
-    written: str, asked: list[str], expected: str
-) -> None:
-    assert resolve_label(written, asked) == expected
+def test_label_of_a_name(written: str, names: list[str], expected: str) -> None:
+    assert resolve_label(written, names) == expected
 
 
 TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0, -16.0), "stop")
@@ -45,16 +43,14 @@ TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0
         (((0, 13),), [-1, -2, -4, -8, -16]),
     ],
 )
-def test_score_is_the_probability_of_the_label_times_the_geometric_mean_of_the_locations(
-    spans: tuple[tuple[int, int], ...], logprobs: list[float]
-) -> None:
+def test_score(spans: tuple[tuple[int, int], ...], logprobs: list[float]) -> None:
     mean = sum(logprobs) / len(logprobs)
     assert TEXT.score((), spans) == pytest.approx(math.exp(mean))
     assert TEXT.score(spans, ()) == pytest.approx(math.exp(sum(logprobs)))
     assert TEXT.score(spans, spans) == pytest.approx(math.exp(sum(logprobs) + mean))
 
 
-def test_score_is_at_most_one_despite_rounding() -> None:
+def test_score_is_at_most_one() -> None:
     assert GeneratedText("a", (1,), (1e-7,), "length").score((), [(0, 1)]) == 1.0
 
 

@@ -81,8 +81,9 @@ def test_calibrated_scores_are_compared_with_minimum() -> None:
     boxes = DetectionsResult((box(0.5), box(0.625)), is_parsed=True)
     assert refine(boxes, CALIBRATION, 0.625, None).detections == (boxes.detections[1],)  # type: ignore[union-attr]
     flat = replace(CALIBRATION, probabilities=(1.0, 1.0, 1.0))
-    refined = refine(boxes, flat, 1.0, 0.5)
-    assert refined == DetectionsResult((box(1.0),), is_parsed=True)
+    for max_iou in (0.5, 0.0):
+        refined = refine(boxes, flat, 1.0, max_iou)
+        assert refined == DetectionsResult((box(1.0),), is_parsed=True)
 
 
 def test_nothing_changes_without_options() -> None:

@@ -112,6 +112,7 @@ def test_region_proposals(text: str, expected: Any, is_parsed: bool) -> None:
         ((f"blue cat{BOX}", ""), [], True),  # asked for a dog
         ((BOX, OTHER), [("dog", BOX_PX), ("blue cat", OTHER_PX)], True),
         ((f"dog{BOX}", "none"), [("dog", BOX_PX)], False),
+        (("none", f"blue cat{OTHER}"), [("blue cat", OTHER_PX)], False),
     ],
 )
 def test_answers_to_each_name(texts: tuple[str, ...], expected: Any, is_parsed: bool) -> None:
@@ -283,15 +284,15 @@ CASES = [
 def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
-    for found in objects_of(parse(task_id, text, size_wh=(width, height), **values)):
-        assert 0 <= found.score <= 1
-        points: list[tuple[float, float]] = list(getattr(found, "quad", ()))
+    for item in objects_of(parse(task_id, text, size_wh=(width, height), **values)):
+        assert 0 <= item.score <= 1
+        points: list[tuple[float, float]] = list(getattr(item, "quad", ()))
         if not points:
-            x1, y1, x2, y2 = found.box  # type: ignore[union-attr]
+            x1, y1, x2, y2 = item.box  # type: ignore[union-attr]
             assert x1 < x2
             assert y1 < y2
             points = [(x1, y1), (x2, y2)]
-        for ring in getattr(found, "polygons", None) or ():
+        for ring in getattr(item, "polygons", None) or ():
             points += ring
         for x, y in points:
             assert 0 <= x <= width
@@ -315,5 +316,5 @@ LOGPROBS |= {f"<loc_{n}>": -0.01 * n for n in range(1000)}
 )
 def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
     result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
-    logarithms = [math.log(found.score) for found in objects_of(result)]
+    logarithms = [math.log(item.score) for item in objects_of(result)]
     assert logarithms == pytest.approx(expected)

@@ -10,7 +10,9 @@ out, which that copy breaks).
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from transformers import AutoTokenizer
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
 from tasks.florence2.parsing import parse_answer
+from tasks.results import Detection, Instance, TextRegion, TextResult, objects_of
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import RELEASED, ROOT
@@ -108,25 +111,18 @@ def without_debris(case: Case, text: str) -> str:
     return whole
 
 
-def without_degenerate_polygons(text: str) -> str:
-    polygons = []
-    for run in LOCATION_RUN.findall(text):
-        if run.count("<") >= 6:
-            polygons.append(run)
-    return "<sep>".join(polygons)
-
-
 def explanation(case: Case, text: str) -> tuple[str, str]:
     """Return the class of a difference, and an answer that the reference reads as we do `text`."""
-    if case.task_id == "region_description":
-        return "box after a region's text", TOKEN.split(text)[0]
-    if case.task_id == "captioning":
-        return "tokens in a caption", TOKEN.sub("", text)
-    if case.task_id == "instance_segmentation":
-        return "degenerate polygon", without_degenerate_polygons(text)
-    one_line = text.replace("\n", " ")
+    match case.task_id:
+        case "region_description":
+            return "box after a region's text", TOKEN.split(text)[0]
+        case "captioning":
+            return "tokens in a caption", TOKEN.sub("", text)
+        case "instance_segmentation":
+            polygons = [run for run in LOCATION_RUN.findall(text) if run.count("<") >= 6]
+            return "degenerate polygon", "<sep>".join(polygons)
     name = "newline in a label" if "\n" in text else "debris"
-    return name, without_debris(case, one_line)
+    return name, without_debris(case, text.replace("\n", " "))
 
 
 @pytest.fixture(scope="module")
@@ -163,22 +159,20 @@ def test_differences_from_the_reference(post_processor: Florence2PostProcessor) 
 def ours(case: Case, text: str) -> Objects | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
     banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
-    entry = RELEASED["florence2"]
-    result: Any = parse_answer(
-        entry, case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
-    )
+    request = (RELEASED["florence2"], case.task_id, parameters, [generated(text)], IMAGE_WH)
+    result = parse_answer(*request, "polygon", None, banned)
+    if isinstance(result, TextResult):
+        return result.text
     objects: Objects = []
-    match TASKS[case.task_id].result_kind:
-        case "text":
-            return str(result.text)
-        case "detections":
-            objects = [(found.label, truncated(found.box)) for found in result.detections]
-        case "text_regions":
-            objects = [(found.text, flat(found.quad)) for found in result.text_regions]
-        case _:
-            for instance in result.instances:
-                objects += [("", flat(ring)) for ring in instance.polygons]
-    return [(ascii_only(label), coordinates) for label, coordinates in objects]
+    for item in objects_of(result):
+        match item:
+            case Detection(box):
+                objects.append((ascii_only(item.label), truncated(box)))
+            case TextRegion(quad):
+                objects.append((ascii_only(item.text), truncated(chain(*quad))))
+            case Instance():
+                objects += [("", truncated(chain(*ring))) for ring in item.polygons or ()]
+    return objects
 
 
 def reference(post_processor: Florence2PostProcessor, case: Case, text: str) -> Objects | str:
@@ -217,9 +211,5 @@ def ascii_only(label: str) -> str:
     return " ".join(label.encode("ascii", "ignore").decode("ascii").split())
 
 
-def truncated(coordinates: Any) -> list[int]:
+def truncated(coordinates: Iterable[float]) -> list[int]:
     return [int(coordinate) for coordinate in coordinates]
-
-
-def flat(points: Any) -> list[int]:
-    return truncated(coordinate for point in points for coordinate in point)

@@ -80,6 +80,8 @@ def test_prompt_for_each_name() -> None:
     assert prompts(GROUNDING, phrases=["a dog", "An owl"]) == expected
     untuned = prompts(VOCABULARY, UNTUNED, labels=["a dog"])
     assert untuned == [[("Locate a dog in the image.", False)]]
+    masks = prompts(SEGMENTATION, phrase="a dog")
+    assert masks == [[("Locate a dog in the image with mask", False)]]
 
 
 def test_control_tokens_of_a_prompt() -> None:

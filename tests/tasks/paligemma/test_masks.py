@@ -168,6 +168,7 @@ def test_points_lie_within_the_box() -> None:
 def test_empty_field() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     assert rings_in_box(field, BOX) == ()
+    assert rings_in_box(-field, (5.0, 5.0, 5.0, 5.0)) == ()
     assert not mask_in_image(field, BOX, IMAGE_WH).any()
 
 

@@ -197,7 +197,7 @@ LOGPROBS |= {f"<seg{n:03d}>": -99.0 for n in range(128)}
 )
 def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
     result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
-    logarithms = [math.log(found.score) for found in objects_of(result)]
+    logarithms = [math.log(item.score) for item in objects_of(result)]
     assert logarithms == pytest.approx(expected)
 
 
@@ -226,12 +226,12 @@ def test_any_text_is_read(
 ) -> None:
     result = parse(task_id, text, size_wh=(width, height), **values)
     objects: tuple[Any, ...] = objects_of(result)
-    for found in objects:
-        x1, y1, x2, y2 = found.box
+    for item in objects:
+        x1, y1, x2, y2 = item.box
         assert 0 <= x1 < x2 <= width
         assert 0 <= y1 < y2 <= height
-        assert 0 <= found.score <= 1
-        for ring in getattr(found, "polygons", ()):
+        assert 0 <= item.score <= 1
+        for ring in getattr(item, "polygons", ()):
             for x, y in ring:
                 assert x1 - 1e-6 <= x <= x2 + 1e-6
                 assert y1 - 1e-6 <= y <= y2 + 1e-6

@@ -25,6 +25,7 @@ def auto(size_wh: tuple[int, int], min_object_px: int = 16, max_tiles: int = 64)
         ("6", 6),
         ({"rows": 2, "columns": 3}, Grid(2, 3)),
         ("2x3", Grid(2, 3)),
+        ("32x32", Grid(32, 32)),
         ('{"rows": 2, "columns": 3}', Grid(2, 3)),
         (MAX_TILES, MAX_TILES),
     ],

@@ -38,11 +38,11 @@ def reading(lines: list[list[str]], tile: PixelBox) -> TextRegionsResult:
         if not top <= y + height / 2 <= bottom:
             continue
         text = " ".join(words)
-        seen = [i for i in range(len(text)) if left <= MARGIN_PX + (i + 0.5) * width <= right]
-        read = "".join(text[i] for i in seen)
+        indices = [i for i in range(len(text)) if left <= MARGIN_PX + (i + 0.5) * width <= right]
+        read = "".join(text[i] for i in indices)
         if read.strip():
-            x1 = max(MARGIN_PX + (seen[0] + len(read) - len(read.lstrip())) * width, left)
-            x2 = min(MARGIN_PX + (seen[-1] + 1 - len(read) + len(read.rstrip())) * width, right)
+            x1 = max(MARGIN_PX + (indices[0] + len(read) - len(read.lstrip())) * width, left)
+            x2 = min(MARGIN_PX + (indices[-1] + 1 - len(read) + len(read.rstrip())) * width, right)
             y1 = max(y, top)
             y2 = min(y + height, bottom)
             quad = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
@@ -51,7 +51,7 @@ def reading(lines: list[list[str]], tile: PixelBox) -> TextRegionsResult:
 
 
 @pytest.mark.parametrize("grid", [Grid(2, 2), Grid(3, 4), Grid(6, 5), Grid(8, 8)])
-def test_the_words_of_a_page_are_read_once_and_in_order(grid: Grid) -> None:
+def test_words_of_a_page(grid: Grid) -> None:
     lines = page()
     views = [View((0, 0, *PAGE_WH), TextRegionsResult((), True))]
     for tile in tile_boxes(grid, PAGE_WH, 0.2):

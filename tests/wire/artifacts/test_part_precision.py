@@ -15,6 +15,7 @@ from wire.artifacts.manifest import (
     choose_precision,
     measured_agreement,
     read_manifest,
+    verify_files,
     vision_encoder_file,
 )
 
@@ -72,6 +73,22 @@ def test_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Pa
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by dev"):
         read_manifest(folder)
+
+
+def test_files_of_artifacts(artifacts: Path, manifest: Manifest, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "copy"))
+    verify_files(folder, manifest)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"config\.json has sha256 44136fa3.*, its manifest"):
+        verify_files(folder, manifest)
+    verify_files(folder, manifest, names=())
+    (folder / "more.json").touch()
+    with pytest.raises(ArtifactError, match=r"does not list: \['more.json'\]"):
+        verify_files(folder, manifest, names=())
+    (folder / "more.json").rename(folder / "model.yaml")  # BentoML's
+    (folder / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks config\.json"):
+        verify_files(folder, manifest, names=())
 
 
 def test_agreement_of_precisions(manifest: Manifest) -> None:
