@@ -34,100 +34,52 @@ SEPARATOR = ";"  # between the names in a PaliGemma prompt: within a name it wou
 
 JsonSchema = dict[str, object]
 
-
-@dataclass(frozen=True, slots=True)
-class TextParameter:
-    """A string."""
-
-    name: str
-    description: str
-    max_chars: int = MAX_TEXT_CHARS
-    is_phrase: bool = False  # names an object: must not contain the separator
-    default: None = None
-
-    def json_schema(self) -> JsonSchema:
-        return {"description": self.description, **_text_schema(self.max_chars, self.is_phrase)}
-
-    def parse(self, value: object) -> str:
-        """Return the normalized string; raise `ParameterError`."""
-        return _parse_text(self.name, value, self.max_chars, self.is_phrase)
+_NAME: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS}
+_NAME["pattern"] = f"^[^{SEPARATOR}]*$"
+_NAMES: JsonSchema = {"type": "array", "minItems": 1, "maxItems": MAX_LABELS, "items": _NAME}
+_NAMES["uniqueItems"] = True
+_TEXT: JsonSchema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARS}
+_NUMBER: JsonSchema = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
+_BOX: JsonSchema = {"type": "array", "items": _NUMBER, "minItems": 4, "maxItems": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class TextListParameter:
-    """A list of unique object names."""
+class Parameter:
+    """A parameter of tasks: a text, names of objects, a box or one of some words."""
 
     name: str
     description: str
-    default: None = None
+    schema: JsonSchema  # one of those above; a box has x1 < x2 and y1 < y2, too
+    choices: tuple[str, ...] = ()
+    default: str | None = None  # of a choice
 
     def json_schema(self) -> JsonSchema:
-        items = _text_schema(MAX_LABEL_CHARS, is_phrase=True)
-        limits: JsonSchema = {"minItems": 1, "maxItems": MAX_LABELS, "uniqueItems": True}
-        return {"description": self.description, "type": "array", "items": items, **limits}
+        schema = {"description": self.description, **self.schema}
+        return (
+            schema | {"enum": [*self.choices], "default": self.default} if self.choices else schema
+        )
 
-    def parse(self, value: object) -> tuple[str, ...]:
-        """Return the normalized strings; raise `ParameterError`."""
-        if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_LABELS:
-            raise _refusal(self.name, f"a list of 1 to {MAX_LABELS} strings", value)
-        texts: dict[str, str] = {}  # keyed by the form that must be unique
-        for index, item in enumerate(value):
-            text = _parse_text(f"{self.name}[{index}]", item, MAX_LABEL_CHARS, is_phrase=True)
-            if text.casefold() in texts:
-                message = f"{self.name} must be unique ignoring case; {text!r} is repeated"
-                raise ParameterError(self.name, message)
-            texts[text.casefold()] = text
-        return tuple(texts.values())
+    @property
+    def is_text(self) -> bool:
+        """True for a text and for names."""
+        return self.schema in (_TEXT, _NAME, _NAMES)
 
+    @property
+    def is_list(self) -> bool:
+        """True for names."""
+        return self.schema is _NAMES
 
-@dataclass(frozen=True, slots=True)
-class BoxParameter:
-    """A box `[x1, y1, x2, y2]` in pixels of the original image."""
-
-    name: str
-    description: str
-    default: None = None
-
-    def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the value; it cannot express x1 < x2 and y1 < y2."""
-        number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
-        array: JsonSchema = {"type": "array", "items": number, "minItems": 4, "maxItems": 4}
-        return {"description": self.description, **array}
-
-    def parse(self, value: object) -> BoxXyxy:
-        """Return the box; raise `ParameterError`. The image's size is not known here."""
-        corners = value if isinstance(value, list | tuple) else ()
-        numbers = [number for number in corners if isinstance(number, float) or type(number) is int]
-        in_range = [0 <= number <= MAX_COORDINATE_PX for number in numbers]  # false for NaN
-        if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
-            allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
-            raise _refusal(self.name, allowed, value)
-        x1, y1, x2, y2 = map(float, numbers)
-        if not (x1 < x2 and y1 < y2):
-            raise _refusal(self.name, "a box with x1 < x2 and y1 < y2", value)
-        return (x1, y1, x2, y2)
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceParameter:
-    """One of a closed set of words."""
-
-    name: str
-    description: str
-    choices: tuple[str, ...]
-    default: str
-
-    def json_schema(self) -> JsonSchema:
-        choice: JsonSchema = {"type": "string", "enum": list(self.choices), "default": self.default}
-        return {"description": self.description, **choice}
-
-    def parse(self, value: object) -> str:
-        if not isinstance(value, str) or value not in self.choices:
-            raise _refusal(self.name, f"one of {', '.join(self.choices)}", value)
-        return value
-
-
-Parameter = TextParameter | TextListParameter | BoxParameter | ChoiceParameter
+    def parse(self, value: object) -> str | tuple[str, ...] | BoxXyxy:
+        """Return the typed value; raise `ParameterError`. The image's size is not known here."""
+        if self.choices:
+            if not isinstance(value, str) or value not in self.choices:
+                raise _refusal(self.name, f"one of {', '.join(self.choices)}", value)
+            return value
+        if self.schema is _NAMES:
+            return _parse_names(self.name, value)
+        if self.schema is _BOX:
+            return _parse_box(self.name, value)
+        return _parse_text(self.name, value, is_name=self.schema is _NAME)
 
 
 def _refusal(name: str, allowed: str, value: object) -> ParameterError:
@@ -136,12 +88,34 @@ def _refusal(name: str, allowed: str, value: object) -> ParameterError:
     return ParameterError(param, f"{name} must be {allowed}, not {shown(value)}")
 
 
-def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
-    schema: JsonSchema = {"type": "string", "minLength": 1, "maxLength": max_chars}
-    return schema | {"pattern": f"^[^{SEPARATOR}]*$"} if is_phrase else schema
+def _parse_names(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_LABELS:
+        raise _refusal(name, f"a list of 1 to {MAX_LABELS} strings", value)
+    texts: dict[str, str] = {}  # keyed by the form that must be unique
+    for index, item in enumerate(value):
+        text = _parse_text(f"{name}[{index}]", item, is_name=True)
+        if text.casefold() in texts:
+            message = f"{name} must be unique ignoring case; {text!r} is repeated"
+            raise ParameterError(name, message)
+        texts[text.casefold()] = text
+    return tuple(texts.values())
 
 
-def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool) -> str:
+def _parse_box(name: str, value: object) -> BoxXyxy:
+    corners = value if isinstance(value, list | tuple) else ()
+    numbers = [number for number in corners if isinstance(number, float) or type(number) is int]
+    in_range = [0 <= number <= MAX_COORDINATE_PX for number in numbers]  # false for NaN
+    if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
+        allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
+        raise _refusal(name, allowed, value)
+    x1, y1, x2, y2 = map(float, numbers)
+    if not (x1 < x2 and y1 < y2):
+        raise _refusal(name, "a box with x1 < x2 and y1 < y2", value)
+    return (x1, y1, x2, y2)
+
+
+def _parse_text(name: str, value: object, is_name: bool) -> str:
+    max_chars = MAX_LABEL_CHARS if is_name else MAX_TEXT_CHARS
     if not isinstance(value, str):
         raise _refusal(name, "a string", value)
     if len(value) > MAX_GIVEN_CHARS:
@@ -153,7 +127,7 @@ def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool) -> st
         raise _refusal(name, allowed, value)
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise _refusal(name, "a string without control characters and lone surrogates", value)
-    if is_phrase and SEPARATOR in text:
+    if is_name and SEPARATOR in text:
         raise _refusal(name, f"a string without {SEPARATOR!r}, which separates names", value)
     return text
 
@@ -191,20 +165,20 @@ _BOTH: frozenset[Family] = frozenset(FAMILY_NAMES)
 _FLORENCE2: frozenset[Family] = frozenset({"florence2"})
 _PALIGEMMA: frozenset[Family] = frozenset({"paligemma"})
 
-_LANGUAGE = ChoiceParameter("language", "Language code of the answer.", LANGUAGES, "en")
-_REGION = BoxParameter("region", "Box [x1, y1, x2, y2] in pixels of the image.")
-_CAPTION_DETAIL = ChoiceParameter(
-    "detail", "Level of detail of the caption.", ("short", "detailed", "paragraph"), "short"
+_WORD: JsonSchema = {"type": "string"}
+_LANGUAGE = Parameter("language", "Language code of the answer.", _WORD, LANGUAGES, "en")
+_REGION = Parameter("region", "Box [x1, y1, x2, y2] in pixels of the image.", _BOX)
+_DETAILS = ("short", "detailed", "paragraph")
+_CAPTION_DETAIL = Parameter("detail", "Level of detail of the caption.", _WORD, _DETAILS, "short")
+_READINGS = ("category", "description", "text")
+_REGION_DETAIL = Parameter(
+    "detail", "What to return about the region.", _WORD, _READINGS, "description"
 )
-_REGION_DETAIL = ChoiceParameter(
-    "detail", "What to return about the region.", ("category", "description", "text"), "description"
-)
-
-_LABELS = TextListParameter("labels", "Names of the objects to detect.")
-_CAPTION = TextParameter("caption", "A sentence whose phrases are located.")
-_PHRASES = TextListParameter("phrases", "The phrases to locate.")
-_PHRASE = TextParameter("phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, True)
-_QUESTION = TextParameter("question", "The question.")
+_LABELS = Parameter("labels", "Names of the objects to detect.", _NAMES)
+_CAPTION = Parameter("caption", "A sentence whose phrases are located.", _TEXT)
+_PHRASES = Parameter("phrases", "The phrases to locate.", _NAMES)
+_PHRASE = Parameter("phrase", "Phrase that names what to segment.", _NAME)
+_QUESTION = Parameter("question", "The question.", _TEXT)
 
 _ROWS = (
     Task("captioning", "Describe the image.", "text", _BOTH, (_CAPTION_DETAIL, _LANGUAGE)),

@@ -28,7 +28,7 @@ from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
 from tasks.results import BoxXyxy
-from tasks.table import TASKS, ResultKind, Task, TextListParameter, TextParameter
+from tasks.table import TASKS, ResultKind, Task
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256
@@ -42,11 +42,7 @@ _NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
     "text_regions": frozenset({"text"}),
 }
 _NAME = re.compile(r"\{(label|text)\}")
-_TEXT_FIELDS = frozenset(
-    name
-    for name, parameter in PARAMETERS.items()
-    if isinstance(parameter, TextParameter | TextListParameter)
-)
+_TEXT_FIELDS = frozenset(name for name, parameter in PARAMETERS.items() if parameter.is_text)
 
 
 class StepFields(StrictModel):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from runners.tokens.text import PromptTokenizer
 from tasks.families import FAMILIES
-from tasks.table import TASKS, TextListParameter, TextParameter, parse_parameters
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 
 ENTRIES = {entry.id: entry for entry in (FLORENCE, PALIGEMMA)}
@@ -37,11 +37,11 @@ HOSTILE = [
     "<poly>",
 ]
 CASES = [
-    (entry.id, task_id, parameter.name, isinstance(parameter, TextListParameter))
+    (entry.id, task_id, parameter.name, parameter.is_list)
     for entry in ENTRIES.values()
     for task_id in entry.task_ids
     for parameter in TASKS[task_id].parameters
-    if isinstance(parameter, TextParameter | TextListParameter)
+    if parameter.is_text
 ]
 
 
