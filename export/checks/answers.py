@@ -462,5 +462,5 @@ def generated_text(decoder: Decoder, sequence: GeneratedSequence) -> GeneratedTe
     answer = AnswerText(decoder)
     answer.push(sequence.token_ids)
     pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
-    logprobs = tuple(logprob for token_id, logprob in pairs if answer.has(token_id))
+    logprobs = tuple(logprob for token_id, logprob in pairs if token_id not in answer.framing_ids)
     return GeneratedText(answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason)
