@@ -14,5 +14,4 @@ ATTACKS: list[str] = _DATA["urls"]
 
 
 def attacks(port: int) -> list[str]:
-    """Return the URLs for an internal host on `port`."""
     return [url.replace("PORT", str(port)) for url in ATTACKS]

@@ -69,7 +69,6 @@ _GIVE = """([kind, base64]) => {
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start a headless Chromium, the system's own."""
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
@@ -139,7 +138,6 @@ class Playground:
         expect(self.page.locator("#image-name")).to_have_text(f"{name} · {size}")
 
     def choose_task(self, task: str) -> None:
-        """Choose a task by its id."""
         self.page.locator(f"label:has(#task-{task})").click()
 
     def run(self) -> None:

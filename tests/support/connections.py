@@ -15,7 +15,6 @@ def answer_to(connection: socket.socket, head: bytes) -> bytes:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Return True if the server has closed the connection."""
     connection.setblocking(False)
     try:
         return not connection.recv(1)

@@ -20,7 +20,6 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    """Wait until `condition` is true; raise TimeoutError after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)

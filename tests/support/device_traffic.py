@@ -90,7 +90,6 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def note(self, transfers: "Counter[str]", func: Any) -> None:
-        """Count a transfer."""
         assert not self.is_capturing, f"a captured step must not use the host: {func}"
         transfers[str(func)] += 1
 

@@ -53,11 +53,9 @@ class ModelStore:
         return {**os.environ, **home, **variables}
 
     def versions(self, model_id: str) -> list[Path]:
-        """Return the folders of all stored versions of a model."""
         return [path.parent for path in (self.home / "models" / model_id).glob("*/model.yaml")]
 
     def newest(self, model_id: str) -> Path:
-        """Return the folder of the newest version of a model."""
         folder = self.home / "models" / model_id
         return folder / (folder / "latest").read_text(encoding="utf-8").strip()
 

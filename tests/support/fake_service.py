@@ -86,7 +86,6 @@ def served(entry: CatalogEntry) -> ServedModel:
 
 
 def served_models(*entries: CatalogEntry) -> ServedModels:
-    """Return the embedded models, or those of `entries`, as the gateway serves them."""
     return ServedModels({entry.id: served(entry) for entry in entries or (FLORENCE, PALIGEMMA)})
 
 
@@ -138,19 +137,16 @@ def make_core(
 def context(
     request_id: str = "request-1", timeout_s: float = math.inf, quota: Quota = UNLIMITED
 ) -> RequestContext:
-    """Return the context of a request that has `timeout_s` left."""
     return RequestContext(request_id, "test", time.monotonic() + timeout_s, quota)
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    """Return the image as the bytes of a file."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def data_url(data: bytes) -> str:
-    """Return the bytes as a data: URL."""
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 

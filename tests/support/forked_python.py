@@ -78,7 +78,6 @@ def fork(
 def run(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` to its end."""
     with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
         process = fork(arguments, environment, stdout.fileno(), stderr.fileno())
         try:

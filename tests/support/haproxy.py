@@ -33,7 +33,6 @@ class HaProxy:
     status_url: str
 
     def url(self, model_id: str) -> str:
-        """Return the URL of a model's runners."""
         return f"http://127.0.0.1:{self.ports[model_id]}"
 
     def is_healthy(self) -> bool:

@@ -54,7 +54,6 @@ class Load:
         return Counter(outcome.kind for outcome in self.outcomes)
 
     def failures(self) -> list[Outcome]:
-        """Return the outcomes that are not right."""
         return [outcome for outcome in self.outcomes if outcome.kind != "right"]
 
     def wait_for_more(self, count: int, timeout_s: float = 60) -> None:

@@ -41,7 +41,6 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
 
 
 def peft_model(model: Any, seed: int, options: Mapping[str, Any]) -> Any:
-    """Return PEFT's model over `model`, with random products and weights."""
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **options}
     config = LoraConfig(**values)
     with _without_warnings():
@@ -61,7 +60,6 @@ def peft_model(model: Any, seed: int, options: Mapping[str, Any]) -> Any:
 
 
 def save_adapter(tuned: Any, folder: Path) -> None:
-    """Write the adapter of PEFT's model in PEFT's format."""
     with _without_warnings():
         tuned.save_pretrained(str(folder))
 

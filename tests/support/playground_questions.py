@@ -25,7 +25,6 @@ def example_fields(task: Task) -> dict[str, Any]:
 
 
 def api_response(client: httpx.Client, model: str, task_id: str, **fields: Any) -> httpx.Response:
-    """Return the API's response to a request for the sample."""
     image = (FOLDER / SAMPLES[SAMPLE]["file"]).read_bytes()
     form = {"task": task_id, "model": model, **fields}
     return post_form(client, "/v1/predict", image, form)
@@ -38,7 +37,6 @@ def api_answer(client: httpx.Client, model: str, task_id: str, **fields: Any) ->
 
 
 def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
-    """Return a model's answer to the page's default request."""
     return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
 
 

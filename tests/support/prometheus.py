@@ -27,7 +27,6 @@ needs_prometheus = pytest.mark.skipif(
 
 
 def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:
-    """Return every committed rule that is an alert, or that records."""
     rules = []
     for path in sorted(RULES.glob("*.yml")):
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
@@ -42,7 +41,6 @@ class Prometheus:
     url: str
 
     def values(self, query: str) -> list[float]:
-        """Return the value of every series of an instant query."""
         series = self.data("query", {"query": query})["result"]
         return [float(sample["value"][1]) for sample in series]
 

@@ -72,7 +72,6 @@ def _added(first_id: int, contents: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def _gemma(definition: dict[str, Any]) -> dict[str, Any]:
-    """Add PaliGemma's tokens."""
     contents = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
     num_tokens = len(definition["model"]["vocab"])
     definition["added_tokens"] += _added(num_tokens, [*contents, "<image>"])

@@ -25,7 +25,6 @@ class Replicas:
         self._num_started = 0
 
     def start(self, ports: Sequence[int]) -> None:
-        """Start runners side by side; return when they are ready."""
         with ThreadPoolExecutor(len(ports)) as pool:
             self.running.update(zip(ports, pool.map(self._runner, ports), strict=True))
 
@@ -33,7 +32,6 @@ class Replicas:
         return self._service("runner", MODEL, DIPTYCH_PORT=str(port))
 
     def gateway(self, url: str, **settings: str) -> RunningService:
-        """Start a gateway alone, whose runner is at `url`."""
         urls = {"DIPTYCH_RUNNER_URLS": f"{MODEL}={url}"}
         return self._service("gateway", DIPTYCH_MODELS=MODEL, **urls, **settings)
 

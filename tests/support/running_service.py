@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -71,7 +72,18 @@ class RunningService:
             return post_form(http, "/v1/predict", image or default_scene(), fields, headers)
 
     @contextmanager
-    def vision(self) -> Iterator[VisionStub]:
+    def chunks(self, image: bytes | None = None, **fields: object) -> Iterator[Iterator[str]]:
+        """Post a form for a stream; yield its text as it arrives."""
+        files = {"image": image or default_scene()}
+        form = form_of({**fields, "stream": True})
+        with (
+            self.client() as http,
+            http.stream("POST", "/v1/predict", data=form, files=files) as response,
+        ):
+            yield response.iter_text()
+
+    @contextmanager
+    def vision(self) -> Iterator[Any]:
         """Yield a stub of the service over a new channel."""
         with grpc.insecure_channel(self.grpc_address) as channel:
             yield VisionStub(channel)
@@ -122,12 +134,16 @@ def post_form(
     fields: Mapping[str, object],
     headers: Mapping[str, str] = {},
 ) -> httpx.Response:
-    """Post an image with fields; lists and truth values are JSON."""
-    form = {
+    form = form_of(fields)
+    return client.post(path, data=form, files={"image": image}, headers=dict(headers))
+
+
+def form_of(fields: Mapping[str, object]) -> dict[str, str]:
+    """Return fields as texts; lists and truth values are JSON."""
+    return {
         name: json.dumps(value) if isinstance(value, list | bool) else str(value)
         for name, value in fields.items()
     }
-    return client.post(path, data=form, files={"image": image}, headers=dict(headers))
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -211,7 +227,6 @@ def _served_by(
 
 
 def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
-    """Return the environment of a service that is to start."""
     home = {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"}
     return os.environ | home | settings
 

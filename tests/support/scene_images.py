@@ -8,17 +8,14 @@ from export.scenes import render_scene, sample_scene
 
 
 def scene_image(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> Image.Image:
-    """Return a scene stretched to `size_wh`."""
     return render_scene(sample_scene(seed), 384).resize(size_wh)
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    """Return the image as a file's bytes."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def scene_png(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> bytes:
-    """Return a scene as PNG."""
     return encoded(scene_image(seed, size_wh))

@@ -23,7 +23,6 @@ class ServedApp:
 def serving_app(
     app: ASGIApp, protocol: type[asyncio.Protocol] | None = None
 ) -> Iterator[ServedApp]:
-    """Serve until the caller is done."""
     loop = asyncio.new_event_loop()
     # Only with the protocol named does asyncio switch off Nagle's algorithm, which would add 40 ms
     # to every answer.

@@ -14,7 +14,6 @@ def metric(service: RunningService, name: str, **labels: str) -> float:
 
 
 def samples(service: RunningService) -> list[Sample]:
-    """Return all samples as they are now."""
     with service.client() as client:
         text = client.get("/metrics").raise_for_status().text
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -46,7 +46,6 @@ class WaitingListener(socket.socket):
 
 
 def main(folder: Path) -> None:
-    """Run until SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     configure_logging("text")
     metrics = folder / "metrics"

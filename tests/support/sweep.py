@@ -107,7 +107,6 @@ class HttpSweep:
         self._num_bytes = num_bytes
 
     def routes(self) -> Iterator[tuple[str, str, JsonSchema]]:
-        """Yield method, path and operation of each route."""
         for path, operations in self._document["paths"].items():
             for method, operation in operations.items():
                 yield method, path, operation
@@ -123,7 +122,6 @@ class HttpSweep:
                 bodies.add(body)
 
     def cases(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
-        """Yield every case of a route."""
         filled = self.filled(path)
         paths = {name: f"{{{name}}}" for name in re.findall(r"{(\w+)}", path)}
         for name, place in paths.items():
@@ -169,7 +167,6 @@ class HttpSweep:
         return schema
 
     def fields(self, schema: JsonSchema, path: Path = ()) -> Iterator[Path]:
-        """Yield the path of every field, of objects in objects and lists too."""
         schema = self.resolved(schema)
         if path:
             yield path
@@ -289,7 +286,6 @@ class GrpcSweep:
         self._num_bytes = num_bytes
 
     def cases(self) -> Iterator[Case]:
-        """Yield the calls of all services but that of reflection, a stream of requests."""
         pool = DescriptorPool(self._database)
         for name in self._database.get_services():
             if "reflection" in name:

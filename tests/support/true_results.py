@@ -7,7 +7,6 @@ from laboratory.questions import DetectionsTruth, InstancesTruth, TextRegionsTru
 
 
 def detection(label: str, box: Sequence[float], score: float = 0.9) -> dict[str, Any]:
-    """Return one detection."""
     return {"label": label, "box": list(box), "score": score}
 
 

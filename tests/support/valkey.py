@@ -35,7 +35,6 @@ class Valkey:
         self._folder = folder
 
     def start(self) -> None:
-        """Start the server; return when it answers."""
         words = f"--bind 127.0.0.1 --port {self.port} --appendonly no --save".split()
         with (self._folder / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -44,7 +43,6 @@ class Valkey:
         wait_until(self._answers)
 
     def kill(self) -> None:
-        """End the server at once."""
         self._process.kill()
         self._process.wait()
 
@@ -68,7 +66,6 @@ class Valkey:
 
 @contextmanager
 def running_valkey(folder: Path) -> Iterator[Valkey]:
-    """Start a server and end it."""
     server = Valkey(folder)
     server.start()
     try:

@@ -162,10 +162,9 @@ def test_a_stream_is_the_whole_answer(url: str) -> None:
             list(client.stream(SCENE, "object_detection", model=PALIGEMMA))
 
 
-def test_text_is_sent_as_it_is_decoded(client: httpx.Client) -> None:
-    form = {"task": "captioning", "detail": "detailed", "num_beams": "1", "stream": "true"}
-    with client.stream("POST", "/v1/predict", data=form, files={"image": SCENE}) as response:
-        assert len([chunk for chunk in response.iter_raw() if chunk]) > 5
+def test_text_is_sent_as_it_is_decoded(service: RunningService) -> None:
+    with service.chunks(task="captioning", detail="detailed", num_beams=1) as chunks:
+        assert len(list(filter(None, chunks))) > 5
 
 
 def test_embedded_models_are_calibrated(url: str) -> None:

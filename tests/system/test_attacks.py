@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,11 +23,10 @@ import pytest
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import write_keys
-from tests.support.attack_images import animated_webp, repeated_scans
+from tests.support.attack_images import repeated_scans
 from tests.support.connections import is_closed
 from tests.support.export_cli import ModelStore
 from tests.support.haproxy import Front, needs_haproxy, running_front
-from tests.support.image_files import png
 from tests.support.processes import image_decoders
 from tests.support.running_service import (
     GATEWAY,
@@ -127,23 +126,13 @@ def test_unfinished_grpc_messages_take_no_memory(attacked: Attacked, method: str
     assert num_sent < 100 * LARGE_BYTES / 4
 
 
-def test_malformed_messages_are_refused_behind_the_key(attacked: Attacked) -> None:
-    def code(*keys: str) -> grpc.StatusCode:
-        metadata = [("authorization", f"Bearer {key}") for key in keys]
-        with pytest.raises(grpc.RpcError) as caught:
-            call(b"\xff" * 100, timeout=20, metadata=metadata)
-        return caught.value.code()
-
-    log_size = attacked.service.log.stat().st_size
-    with grpc.insecure_channel(attacked.service.grpc_address) as channel:
-        call: Any = channel.unary_unary(PREDICT)
-        assert code() == code(ATTACKER, ATTACKER) == grpc.StatusCode.UNAUTHENTICATED
-        assert code(ATTACKER) == grpc.StatusCode.INVALID_ARGUMENT
-    logged = attacked.service.log.read_text()[log_size:]
-    assert "Traceback" not in logged
-    assert len(logged.splitlines()) <= 3
+def test_two_keys_are_refused(attacked: Attacked) -> None:
     headers = [("Authorization", f"Bearer {ATTACKER}")] * 2
     assert httpx.get(f"{attacked.service.url}/v1/models", headers=headers).status_code == 401
+    metadata = [("authorization", f"Bearer {ATTACKER}")] * 2
+    with attacked.service.vision() as vision, pytest.raises(grpc.RpcError) as caught:
+        vision.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_silent_connections_are_closed(attacked: Attacked) -> None:
@@ -164,35 +153,9 @@ def test_silent_connections_are_closed(attacked: Attacked) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-BOMBS = {
-    "scans": partial(repeated_scans, (4000, 4000), 1500),
-    "animation": partial(animated_webp, (2**24, 2)),
-    "long side": partial(png, 50_000_000, 1, 8, 2, b"\0" * 100),
-}
-
-
-@pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS.keys())
-def test_image_bombs_are_refused(attacked: Attacked, make: Callable[[], bytes]) -> None:
-    bomb = make()
-    with ThreadPoolExecutor(6) as threads:
-        answers = list(threads.map(lambda _: attacked.post(ATTACKER, bomb), range(6)))
-    assert {answer.status_code for answer in answers} == {413}
-
-
-@cache
-def heavy_image() -> bytes:
-    return repeated_scans((7000, 7000), 6)
-
-
-def test_decoding_ends_with_the_deadline(attacked: Attacked) -> None:
-    answer = attacked.post(ATTACKER, heavy_image() + b"late", **{"X-Deadline-Ms": "300"})
-    assert answer.status_code == 504
-    wait_until(lambda: not attacked.decoders())
-
-
 def test_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
     with polite_rest(attacked), ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(attacked.post, ATTACKER, heavy_image() + b"killed")
+        answer = threads.submit(attacked.post, ATTACKER, repeated_scans((7000, 7000), 6))
         decoders: list[psutil.Process] = []
         while not decoders:
             assert not answer.done()

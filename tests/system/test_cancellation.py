@@ -15,7 +15,13 @@ import pytest
 from service.rpc.proto import vision_pb2 as pb
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import GATEWAY, RunningService, forked_service, post_form
+from tests.support.running_service import (
+    GATEWAY,
+    RunningService,
+    forked_service,
+    form_of,
+    post_form,
+)
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
@@ -73,7 +79,7 @@ async def request_in_progress(
     service: RunningService, path: str, num_sequences: int
 ) -> "AsyncIterator[asyncio.Future[httpx.Response]]":
     """Yield a request of which sequences are being written, and cancel it."""
-    form = {name: str(value) for name, value in FORM.items()}
+    form = form_of(FORM)
     files = {"image": scene_png()}
     async with httpx.AsyncClient(timeout=60) as client:
         request = asyncio.ensure_future(client.post(service.url + path, data=form, files=files))
@@ -118,8 +124,7 @@ def test_ended_grpc_call_frees_the_slots(service: RunningService, timeout_s: flo
     request = pb.CompareRequest(image=scene_png(), **FORM)
     counted = metric(service, "diptych_requests_total", api="grpc")
     with cut_short(service), service.vision() as vision:
-        stub: Any = vision
-        call = stub.Compare.future(request, timeout=timeout_s)
+        call = vision.Compare.future(request, timeout=timeout_s)
         if timeout_s > DEADLINE_S:
             wait_until(lambda: num_live(service) == len(EMBEDDED))
             call.cancel()
@@ -138,13 +143,8 @@ def test_left_stream_frees_its_slot(service: RunningService, api: str, model: st
     gone = num_gone(service)
     with cut_short(service, NUM_TOKENS - 1):
         if api == "rest":
-            data = {name: str(value) for name, value in form.items()} | {"stream": "true"}
-            files = {"image": scene_png()}
-            with (
-                service.client() as client,
-                client.stream("POST", "/v1/predict", data=data, files=files) as response,
-            ):
-                assert next(response.iter_text()).startswith("event: token")
+            with service.chunks(**form) as chunks:
+                assert next(chunks).startswith("event: token")
         else:
             with service.vision() as vision:
                 call: Any = vision.PredictStream(pb.PredictRequest(image=scene_png(), **form))

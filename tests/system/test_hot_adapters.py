@@ -253,14 +253,10 @@ def test_removed_adapter_completes_its_stream(hot: HotService) -> None:
     until(lambda: NAME in hot.models())
     build = hot.log_lines(f"the adapter {NAME} of {BASE} is loaded")[-1].rpartition(" ")[2]
     form: dict[str, Any] = {"task": "object_detection", "model": NAME}
-    files = {"image": scene_png(10)}
-    expected = hot.running.predict(files["image"], **form).json()
+    image = scene_png(10)
+    expected = hot.running.predict(image, **form).json()
     assert expected["usage"]["generated_tokens"] > 60
-    with (
-        hot.running.client() as http,
-        http.stream("POST", "/v1/predict", data=form | {"stream": "true"}, files=files) as response,
-    ):
-        chunks = response.iter_text()
+    with hot.running.chunks(image, **form) as chunks:
         first = next(chunks)
         hot.running.send_signal(RUNNER, signal.SIGSTOP)
         try:

@@ -31,7 +31,6 @@ def send(service: RunningService, number: int) -> None:
     """Send a request: an answer, a stream, an error of each kind, or a client that disconnects."""
     form: dict[str, Any] = {"task": "captioning", "model": EMBEDDED[number % 2]}
     image = IMAGES[number % len(IMAGES)]
-    files = {"image": image}
     match number % 8:
         case 0:
             assert service.predict(image, **form, colour="red").status_code == 400
@@ -41,15 +40,11 @@ def send(service: RunningService, number: int) -> None:
             late = service.predict(image, {"X-Deadline-Ms": "1"}, **form)
             assert late.status_code in (429, 504)
         case 3:
-            data = form | {"stream": "true"}
-            with (
-                service.client() as client,
-                client.stream("POST", "/v1/predict", data=data, files=files) as response,
-            ):
-                next(response.iter_lines())
+            with service.chunks(image, **form) as chunks:
+                next(chunks)
         case 4:
             with service.client() as client, suppress(httpx.ReadTimeout):
-                client.post("/v1/predict", data=form, files=files, timeout=0.03)
+                client.post("/v1/predict", data=form, files={"image": image}, timeout=0.03)
         case 5:
             assert "event: result" in service.predict(image, **form, stream=True).text
         case _:

@@ -96,9 +96,8 @@ def test_gateways_share_the_requests_of_a_minute(stand: Stand) -> None:
 
 def grpc_code(gateway: RunningService) -> Any:
     with gateway.vision() as vision:
-        stub: Any = vision
         metadata = [("authorization", f"Bearer {REQUESTS}")]
-        call = stub.ListModels.future(pb.ListModelsRequest(), metadata=metadata, timeout=30)
+        call = vision.ListModels.future(pb.ListModelsRequest(), metadata=metadata, timeout=30)
         return call.code()  # waits
 
 

@@ -21,7 +21,6 @@ import pytest
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, forked_service
-from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.waiting import wait_until
 from wire.artifacts.manifest import MANIFEST_FILE
@@ -110,15 +109,8 @@ def busy(service: RunningService) -> Iterator[None]:
 
 def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple[str, Any]]:
     """Stop the decoder's thread of a process, not the process, while a stream is read."""
-    form = LONG | {"stream": "true"}
-    files = {"image": scene_png()}
-    with (
-        busy(service),
-        service.client() as client,
-        client.stream("POST", "/v1/predict", data=form, files=files) as response,
-    ):
+    with busy(service), service.chunks(**LONG) as chunks:
         decoder_thread = busiest_thread(pid)
-        chunks = response.iter_text()
         first = next(chunks)
         stop_thread_until_its_process_ends(decoder_thread)
         return parse_events(first + "".join(chunks))

@@ -47,9 +47,8 @@ STOP_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The answers, log lines and spans of a service that has ended."""
+    """The log lines and spans of a service that has ended."""
 
-    texts: list[str]
     log: list[dict[str, Any]]
     spans: list[CollectedSpan]
 
@@ -73,8 +72,8 @@ class Records:
         return lines
 
 
-def send_all(service: RunningService) -> list[str]:
-    """Send a request of each kind; return the texts of two answers."""
+def send_all(service: RunningService) -> None:
+    """Send a request of each kind."""
     responses = {}
     with service.client() as client:
         for trace_id, (path, fields) in REQUESTS.items():
@@ -85,12 +84,10 @@ def send_all(service: RunningService) -> list[str]:
     assert responses[FAILED_TRACE].status_code == 400
     assert parse_events(responses[STREAM_TRACE].text)[-1][0] == "result"
     with service.vision() as vision:
-        stub: Any = vision
         request = pb.PredictRequest(image=scene_png(), model=PALIGEMMA, **CAPTION)
         metadata = [("traceparent", TRACEPARENT.replace(TRACE_ID, GRPC_TRACE))]
-        answer, call = stub.Predict.with_call(request, timeout=60, metadata=metadata)
+        _, call = vision.Predict.with_call(request, timeout=60, metadata=metadata)
         assert dict(call.trailing_metadata())["x-trace-id"] == GRPC_TRACE
-    return [responses[TRACE_ID].json()["result"]["text"], answer.text]
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +96,9 @@ def records(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> R
     with collecting() as collector:
         settings = {"DIPTYCH_OTLP_ENDPOINT": collector.url, "DIPTYCH_LOG_FORMAT": "json"}
         with forked_service(exported.home, log, **settings, **KEPT_BACK) as service:
-            texts = send_all(service)
+            send_all(service)
             assert not collector.spans
-    return Records(texts, list(map(json.loads, log.read_text().splitlines())), collector.spans)
+    return Records(list(map(json.loads, log.read_text().splitlines())), collector.spans)
 
 
 def test_spans_connect_up_to_the_caller(records: Records) -> None:
@@ -158,15 +155,6 @@ def test_every_log_line_is_an_object(records: Records) -> None:
         assert re.fullmatch("[0-9a-f]{32}", line["request_id"])
         assert line["status"] == ("invalid_request" if line["trace_id"] == FAILED_TRACE else "ok")
         assert f"trace_id={line['trace_id']}" in line["message"]
-
-
-def test_spans_and_log_have_no_contents(records: Records) -> None:
-    assert all(len(text) > 20 for text in records.texts)
-    spans = b"".join(span.bytes for span in records.spans).decode("utf-8", "replace")
-    everything = spans + json.dumps(records.log)
-    assert TRACE_ID in everything
-    for secret in (QUESTION, LABEL, *records.texts, repr(scene_png())[2:42]):
-        assert secret not in everything, secret
 
 
 @pytest.mark.long

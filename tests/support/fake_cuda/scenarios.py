@@ -2,7 +2,6 @@
 
 captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
              and the kernels of some
-traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
 service      the check of the service with both models, for some seconds
@@ -14,81 +13,51 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from laboratory.gpu_check.serving import check_service
 from runners.adapters.low_rank import POOL_RANK, Adapters
-from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.batch import LiveBatch
 from runners.decoder.captured_passes import capture_cuda_graph
 from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import FixedBatches, VisionEncoder
+from runners.encoder.session import FixedBatches
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
 from tests.support.device_traffic import make_endless
 from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import DECODER_FILE
 
-_KINDS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
-    "constrained": {},
-    "3 beams": {"num_beams": 3},
-    "adapter": {},
-    "adapter, no place": {},
-}
-_NUM_TOKENS = 24
-_ADAPTER = "tuned"
-_WITHOUT_PLACE = "tuned, with a higher rank"
+RANK = 4  # of the adapter
 _ALL = 10**6  # allocations
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
 
+_COUNTS = (
+    *("launches", "captured", "stray", "replays", "to_device", "to_host", "on_device", "waits"),
+    *("waits_for_all", "events", "allocations", "frees", "pinned", "captures", "illegal"),
+    "num_bytes",
+)
 _runtime = ctypes.CDLL("libcudart.so.13")
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Counts in the order of runtime.c."""
-
-    launches: int
-    captured: int
-    stray: int
-    replays: int
-    to_device: int
-    to_host: int
-    on_device: int
-    waits: int
-    waits_for_all: int
-    events: int
-    allocations: int
-    frees: int
-    pinned: int
-    captures: int
-    illegal: int
-    num_bytes: int
-
-
-def counts() -> Counts:
-    """Return the counts since the start of the process."""
-    numbers = (ctypes.c_long * len(fields(Counts)))()
+def counts() -> dict[str, int]:
+    """Return the counts since the start of the process, in the order of runtime.c."""
+    numbers = (ctypes.c_long * len(_COUNTS))()
     _runtime.fake_cuda_counts(numbers)
-    return Counts(*numbers)
+    return dict(zip(_COUNTS, numbers, strict=True))
 
 
 def counted(work: Callable[[], object]) -> dict[str, int]:
     """Run `work`; return the counts that have changed, by how much."""
-    before = asdict(counts())
+    before = counts()
     work()
-    changes = {name: after - before[name] for name, after in asdict(counts()).items()}
+    changes = {name: after - before[name] for name, after in counts().items()}
     return {name: change for name, change in changes.items() if change}
 
 
@@ -97,37 +66,9 @@ def fail_allocations(first: int, num: int) -> None:
     _runtime.fake_cuda_fail_allocations(ctypes.c_long(first), ctypes.c_long(num))
 
 
-def fail_library_calls(status: int, num: int) -> None:
-    """Fail the next `num` launches of cuBLAS or cuDNN with `status`."""
-    _runtime.fake_cuda_fail_library(status, num)
-
-
-def lose_device(code: int) -> None:
-    """Fail every call with `code` until the process ends."""
-    _runtime.fake_cuda_lose_device(code)
-
-
-@dataclass(frozen=True, slots=True)
-class AnyToken:
-    """A constraint that allows all tokens: the fake card always chooses 0."""
-
-    num_bytes: int
-
-    def start(self) -> int:
-        return 0
-
-    def allowed(self, state: int) -> NDArray[np.uint8]:  # noqa: ARG002
-        return np.full(self.num_bytes, 255, np.uint8)
-
-    def after(self, state: int, token_id: int) -> int:  # noqa: ARG002
-        return state
-
-
 def captures(model: Model) -> dict[str, Any]:
     """Return the captured sizes of the encoder, and the graphs of a decoder with 64 slots."""
-    loaded: list[VisionEncoder] = []
-    of_encoder = counted(lambda: loaded.append(model.encoder("cuda")))
-    (encoder,) = loaded
+    encoder = model.encoder("cuda")
     assert isinstance(encoder.backend, FixedBatches)
     images = model.images(3)
     encoded: list[torch.Tensor] = []
@@ -136,11 +77,9 @@ def captures(model: Model) -> dict[str, Any]:
     engine: Any = LiveBatch(model.decoder("cuda"), 64)._engine
     with_adapters: Any = LiveBatch(_decoder_with_adapter(model), 64)._engine
     graphs = engine.graphs
-    prefills = engine.prefills
-    shape = next(iter(prefills._graphs))
+    choose = partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
     return {
         "encoder": encoder.backend.captured_sizes,
-        "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
         "batch of 3": batch,
         "freed features": freed,
         "decoder": graphs.num_captured,
@@ -148,12 +87,9 @@ def captures(model: Model) -> dict[str, Any]:
         "prefills": [engine.prefills.num_captured, with_adapters.prefills.num_captured],
         "kernels of a step": _kernels_of_step(graphs),
         "kernels of a step with adapters": _kernels_of_step(with_adapters.graphs),
-        "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
-        "kernels of a choice": _num_captured(
-            partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
-        ),
-        "stray": counts().stray,
-        "illegal": counts().illegal,
+        "kernels of a choice": _num_captured(choose),
+        "stray": counts()["stray"],
+        "illegal": counts()["illegal"],
     }
 
 
@@ -164,25 +100,6 @@ def _kernels_of_step(graphs: Any) -> int:
 
 def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
     return counted(partial(capture_cuda_graph, compute))["captured"]
-
-
-def traffic(model: Model) -> dict[str, Any]:
-    """Return the calls of an admission, and those of ten steps, by kind and number of sequences."""
-    decoder = _decoder_with_adapter(model)
-    make_endless(decoder)
-    calls: dict[str, Any] = {}
-    for num in (1, 21, 64):
-        for kind in _KINDS:
-            sequences = []
-            for request in _requests(decoder, model, kind, num):
-                sequences.append(start_sequence(request, decoder.rules))
-            batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
-            admission = counted(lambda: batch.admit(sequences))  # noqa: B023  # called at once
-            batch.step()  # its tokens are those of the host, later ones are on the device
-            steps = counted(lambda: [batch.step() for _ in range(10)])  # noqa: B023
-            assert not any(sequence.error for sequence in sequences)
-            calls[f"{kind}, {num}"] = {"admission": admission, "10 steps": steps}
-    return calls
 
 
 def memory(model: Model) -> dict[str, Any]:
@@ -199,7 +116,7 @@ def memory(model: Model) -> dict[str, Any]:
         pending = requests(decoder, [model.features("cuda")] * 8, 6)
         write(running, pending)
         torch.cuda.empty_cache()
-        idle_bytes = counts().num_bytes
+        idle_bytes = counts()["num_bytes"]
         for first, num in product(range(1, 9), (1, _ALL)):
             fail_allocations(first, num)
             outcomes = [_outcome(future.result) for future in running.submit(pending)]
@@ -207,7 +124,7 @@ def memory(model: Model) -> dict[str, Any]:
             write(running, pending)
             torch.cuda.empty_cache()
             served[f"{num} from {first}"] = outcomes
-        after_bytes = counts().num_bytes
+        after_bytes = counts()["num_bytes"]
     return {"starts": starts, "served": served, "idle": idle_bytes, "after": after_bytes}
 
 
@@ -217,7 +134,7 @@ def lost(model: Model, code: str) -> dict[str, Any]:
     with scheduler(decoder, 2) as running:
         pending = requests(decoder, [model.features("cuda")], 8)
         write(running, pending)
-        lose_device(int(code))
+        _runtime.fake_cuda_lose_device(int(code))  # every later call fails
         return {"outcome": _outcome(lambda _: write(running, pending))}
 
 
@@ -228,7 +145,8 @@ def failed(model: Model) -> dict[str, Any]:
         (request,) = requests(decoder, [model.features("cuda")], 8)
         # too long for a captured prefill, whose products are replayed
         long = [replace(request, prompt_ids=(request.prompt_ids * 100)[:100])]
-        fail_library_calls(_EXECUTION_FAILED, 2)  # after cuBLASLt torch tries cuBLAS
+        # after cuBLASLt torch tries cuBLAS
+        _runtime.fake_cuda_fail_library(_EXECUTION_FAILED, 2)
         outcomes = [_outcome(lambda _: write(running, long)) for _ in range(2)]
     return {"outcomes": outcomes}
 
@@ -239,26 +157,12 @@ def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
 
 
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (captures, traffic, memory, lost, failed, service)
+    scenario.__name__: scenario for scenario in (captures, memory, lost, failed, service)
 }
 
 
-def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[SequenceRequest]:
-    features = [model.features("cuda")] * num
-    pending = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
-    if kind.startswith("adapter"):
-        name = _ADAPTER if kind == "adapter" else _WITHOUT_PLACE
-        return [replace(request, adapter=name) for request in pending]
-    if kind == "constrained":
-        constraint: Any = AnyToken(decoder.shape.num_tokens // 8 + 1)
-        return [replace(request, constraint=constraint) for request in pending]
-    return pending
-
-
 def _decoder_with_adapter(model: Model) -> Decoder:
-    """Return a decoder with adapters of all linear layers but the head; one has a place in the
-    pool of captured passes.
-    """
+    """Return a decoder with an adapter of all linear layers but the head."""
     adapters = Adapters("cuda")
     precision = model.manifest.precision["cuda"]["decoder"]
     decoder = load_decoder(
@@ -280,10 +184,9 @@ def _decoder_with_adapter(model: Model) -> Decoder:
             if len(shape) == 2 and layer.endswith(("_proj", "fc1", "fc2")):
                 downs[layer + DOWN] = shape[1]
                 ups[layer + UP] = shape[0]
-    for name, rank in ((_ADAPTER, 4), (_WITHOUT_PLACE, POOL_RANK)):
-        tensors = {down: torch.zeros(rank, size) for down, size in downs.items()}
-        tensors |= {up: torch.zeros(size, rank) for up, size in ups.items()}
-        adapters.add(name, tensors)
+    tensors = {down: torch.zeros(RANK, size) for down, size in downs.items()}
+    tensors |= {up: torch.zeros(size, RANK) for up, size in ups.items()}
+    adapters.add("tuned", tensors)
     return decoder
 
 
