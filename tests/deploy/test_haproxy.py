@@ -125,12 +125,6 @@ class Calls:
 
         await asyncio.gather(*(client() for _ in range(num_clients)))
 
-    async def wait_for_more(self, count: int) -> None:
-        """Return when `count` more calls are finished."""
-        target = len(self.answers) + count
-        while len(self.answers) < target:
-            await asyncio.sleep(0.01)
-
     def all_are_right(self) -> bool:
         return all(answer and answer["key"] == key for key, answer in self.answers)
 
@@ -217,33 +211,21 @@ def test_nothing_is_lost_with_a_runner(
         while not stopped.is_set():
             yield random_numbers.choice(KEYS)
 
-    async def end_and_bring_back(calls: Calls) -> None:
-        await calls.wait_for_more(10 * NUM_CLIENTS)
-        assert set(calls.runners()) == {"a", "b"}
-        runners[0].process.send_signal(end)
-        await wait_for_ready(balancer, 1)
-        start = len(calls.answers)
-        interrupted = set(calls.in_flight)
-        await calls.wait_for_more(10 * NUM_CLIENTS)
-        assert set(calls.runners(start + NUM_CLIENTS)) == {"b"}
-        async with asyncio.timeout(60):  # none hangs at the other
-            while interrupted & calls.in_flight:
-                await asyncio.sleep(0.05)
-        if end == signal.SIGSTOP:
-            runners[0].process.send_signal(signal.SIGCONT)
-        else:
-            assert runners[0].process.wait(STOP_S) == (0 if end == signal.SIGTERM else -end)
-            runners[0].start()
-        await wait_for_ready(balancer, 2)
-        start = len(calls.answers)
-        await calls.wait_for_more(10 * NUM_CLIENTS)
-        assert set(calls.runners(start)) == {"a", "b"}
-
     async def ask() -> None:
         async with calls_to(balancer) as calls:
             load = asyncio.create_task(calls.make_all(keys(), NUM_CLIENTS, CALL_S))
             try:
-                await end_and_bring_back(calls)
+                assert set(await next_runners(calls)) == {"a", "b"}
+                runners[0].process.send_signal(end)
+                await wait_for_ready(balancer, 1)
+                interrupted = set(calls.in_flight)
+                assert set((await next_runners(calls))[NUM_CLIENTS:]) == {"b"}
+                async with asyncio.timeout(60):  # none hangs at the other
+                    while interrupted & calls.in_flight:
+                        await asyncio.sleep(0.05)
+                bring_back(runners[0], end)
+                await wait_for_ready(balancer, 2)
+                assert set(await next_runners(calls)) == {"a", "b"}
             finally:
                 stopped.set()
                 await load
@@ -251,6 +233,22 @@ def test_nothing_is_lost_with_a_runner(
             assert end != signal.SIGTERM or calls.num_repeated == 0
 
     asyncio.run(ask())
+
+
+async def next_runners(calls: Calls) -> list[str]:
+    """Return who answers the next calls."""
+    start = len(calls.answers)
+    while len(calls.answers) < start + 10 * NUM_CLIENTS:
+        await asyncio.sleep(0.01)
+    return calls.runners(start)
+
+
+def bring_back(runner: RunnerProcess, end: signal.Signals) -> None:
+    if end == signal.SIGSTOP:
+        runner.process.send_signal(signal.SIGCONT)
+    else:
+        assert runner.process.wait(STOP_S) == (0 if end == signal.SIGTERM else -end)
+        runner.start()
 
 
 def test_refused_connection_goes_to_another_runner(

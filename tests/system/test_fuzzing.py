@@ -141,7 +141,7 @@ def test_requests_of_the_contract_are_no_server_error(service: RunningService, p
     operation = schema[path]["POST"]
 
     @settings(
-        max_examples=60,
+        max_examples=40,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

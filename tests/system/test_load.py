@@ -38,7 +38,7 @@ def run_load(url: str, grpc_address: str, options: str) -> "subprocess.Completed
     return subprocess.run(locust, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("arrivals", ["open", "closed"])
+@pytest.mark.parametrize("arrivals", ["open", pytest.param("closed", marks=pytest.mark.long)])
 def test_every_interface_is_answered(
     service: RunningService, tmp_path: Path, arrivals: str
 ) -> None:
