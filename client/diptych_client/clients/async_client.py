@@ -1,7 +1,7 @@
 """The client for asyncio, and the source of the one that blocks.
 
 client.py is written from this file: python -m tests.support.blocking_client. A call is one for
-both: `Caller` of caller.py retries it, a transport sends each attempt.
+both: `Caller` of caller.py retries it, a transport here sends each attempt.
 """
 
 import asyncio
@@ -9,8 +9,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
+import grpc.aio
+import httpx
+from httpx_sse import EventSource
 from tenacity import AsyncRetrying
 
 from diptych_client.clients.caller import (
@@ -37,7 +40,12 @@ from diptych_client.requests import (
     StoredImage,
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
-from diptych_client.transports.grpc_transports import AsyncGrpcTransport
+from diptych_client.transports.grpc_transports import (
+    GrpcChannel,
+    event_from_message,
+    grpc_result,
+    status_errors,
+)
 from diptych_client.transports.messages import (
     ANALYZE,
     COMPARE,
@@ -47,13 +55,76 @@ from diptych_client.transports.messages import (
     TASKS,
     Call,
     Operation,
+    check_stream_is_complete,
+    event_from_sse,
+    parsed,
     removal,
 )
-from diptych_client.transports.rest_transports import AsyncRestTransport
+from diptych_client.transports.rest_transports import (
+    check_status,
+    http_request,
+    http_result,
+    key_headers,
+    request_errors,
+)
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 AsyncEvents = AsyncGenerator[str | Answer, None]
+
+
+class AsyncRestTransport:
+    """REST: a pool of connections."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=key_headers(api_key))
+
+    async def send(self, call: Call[ResultT]) -> ResultT:
+        with request_errors(call):
+            response = await self._http.send(http_request(self._http, call))
+        return http_result(response, call)
+
+    async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
+        request = http_request(self._http, call, is_stream=True)
+        event = None
+        with request_errors(call):
+            async with aclosing(await self._http.send(request, stream=True)) as response:
+                if not response.is_success:
+                    await response.aread()
+                    check_status(response, call)
+                async with aclosing(EventSource(response).aiter_sse()) as events:
+                    async for sse in events:
+                        event = parsed(event_from_sse, sse, call)
+                        yield event
+        check_stream_is_complete(event, call)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+class AsyncGrpcTransport(GrpcChannel):
+    """A channel of gRPC."""
+
+    _grpc: ClassVar = grpc.aio
+
+    async def send(self, call: Call[ResultT]) -> ResultT:
+        with status_errors(call):
+            return grpc_result(await self.start(call), call)
+
+    async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
+        event = None
+        with status_errors(call):
+            messages = self.start(call, is_stream=True)
+            try:
+                async for message in messages:
+                    event = parsed(event_from_message, message, call)
+                    yield event
+            finally:
+                messages.cancel()
+        check_stream_is_complete(event, call)
+
+    async def close(self) -> None:
+        await self._channel.close()
 
 
 class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):

@@ -5,8 +5,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
+import grpc
+import httpx
+from httpx_sse import EventSource
 from tenacity import Retrying
 
 from diptych_client.clients.caller import (
@@ -33,7 +36,12 @@ from diptych_client.requests import (
     StoredImage,
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
-from diptych_client.transports.grpc_transports import GrpcTransport
+from diptych_client.transports.grpc_transports import (
+    GrpcChannel,
+    event_from_message,
+    grpc_result,
+    status_errors,
+)
 from diptych_client.transports.messages import (
     ANALYZE,
     COMPARE,
@@ -43,13 +51,76 @@ from diptych_client.transports.messages import (
     TASKS,
     Call,
     Operation,
+    check_stream_is_complete,
+    event_from_sse,
+    parsed,
     removal,
 )
-from diptych_client.transports.rest_transports import RestTransport
+from diptych_client.transports.rest_transports import (
+    check_status,
+    http_request,
+    http_result,
+    key_headers,
+    request_errors,
+)
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 Events = Generator[str | Answer, None, None]
+
+
+class RestTransport:
+    """REST: a pool of connections."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._http = httpx.Client(base_url=url, headers=key_headers(api_key))
+
+    def send(self, call: Call[ResultT]) -> ResultT:
+        with request_errors(call):
+            response = self._http.send(http_request(self._http, call))
+        return http_result(response, call)
+
+    def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
+        request = http_request(self._http, call, is_stream=True)
+        event = None
+        with request_errors(call):
+            with closing(self._http.send(request, stream=True)) as response:
+                if not response.is_success:
+                    response.read()
+                    check_status(response, call)
+                with closing(EventSource(response).iter_sse()) as events:
+                    for sse in events:
+                        event = parsed(event_from_sse, sse, call)
+                        yield event
+        check_stream_is_complete(event, call)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class GrpcTransport(GrpcChannel):
+    """A channel of gRPC."""
+
+    _grpc: ClassVar = grpc
+
+    def send(self, call: Call[ResultT]) -> ResultT:
+        with status_errors(call):
+            return grpc_result(self.start(call), call)
+
+    def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
+        event = None
+        with status_errors(call):
+            messages = self.start(call, is_stream=True)
+            try:
+                for message in messages:
+                    event = parsed(event_from_message, message, call)
+                    yield event
+            finally:
+                messages.cancel()
+        check_stream_is_complete(event, call)
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 class Client(Caller[RestTransport | GrpcTransport]):

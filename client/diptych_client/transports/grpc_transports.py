@@ -1,16 +1,15 @@
-"""gRPC, synchronous and for asyncio: one attempt of a call, to a result or a `DiptychError`.
+"""gRPC: the messages and the errors of an attempt, for both kinds of clients.
 
 Requests become messages of vision.proto, responses the JSON of REST.
 """
 
 import json
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
 from diptych_client.errors import (
@@ -25,7 +24,7 @@ from diptych_client.errors import (
 from diptych_client.requests import Request
 from diptych_client.results import Answer
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.messages import Call, check_stream_is_complete, from_json, parsed
+from diptych_client.transports.messages import Call, from_json, parsed
 
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -48,7 +47,7 @@ _CODE_OF_STATUS = {
 }
 
 
-class _Channel:
+class GrpcChannel:
     """Starts calls on a channel of `grpc` or `grpc.aio`, which have the same functions."""
 
     _grpc: ClassVar[ModuleType]
@@ -61,7 +60,7 @@ class _Channel:
             self._channel = self._grpc.insecure_channel(address, _OPTIONS)
         self._key = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
 
-    def _start(self, call: Call[Any], is_stream: bool = False) -> Any:
+    def start(self, call: Call[Any], is_stream: bool = False) -> Any:
         """Return a response, or a stream's iterator; of `grpc.aio` an awaitable or async one."""
         operation = call.operation
         serialize = operation.request.SerializeToString
@@ -76,62 +75,12 @@ class _Channel:
         return method(message, timeout=call.remaining_s(), metadata=metadata)
 
 
-class GrpcTransport(_Channel):
-    """A channel."""
-
-    _grpc: ClassVar = grpc
-
-    def send(self, call: Call[ResultT]) -> ResultT:
-        with _status_errors(call):
-            return _result(self._start(call), call)
-
-    def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
-        event = None
-        with _status_errors(call):
-            messages = self._start(call, is_stream=True)
-            try:
-                for message in messages:
-                    event = parsed(event_from_message, message, call)
-                    yield event
-            finally:
-                messages.cancel()
-        check_stream_is_complete(event, call)
-
-    def close(self) -> None:
-        self._channel.close()
-
-
-class AsyncGrpcTransport(_Channel):
-    """A channel of one event loop."""
-
-    _grpc: ClassVar = grpc.aio
-
-    async def send(self, call: Call[ResultT]) -> ResultT:
-        with _status_errors(call):
-            return _result(await self._start(call), call)
-
-    async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
-        event = None
-        with _status_errors(call):
-            messages = self._start(call, is_stream=True)
-            try:
-                async for message in messages:
-                    event = parsed(event_from_message, message, call)
-                    yield event
-            finally:
-                messages.cancel()
-        check_stream_is_complete(event, call)
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-
-def _result(message: Any, call: Call[ResultT]) -> ResultT:
+def grpc_result(message: Any, call: Call[ResultT]) -> ResultT:
     return parsed(lambda reply: call.operation.parse(json_from_message(reply)), message, call)
 
 
 @contextmanager
-def _status_errors(call: Call[Any]) -> Iterator[None]:
+def status_errors(call: Call[Any]) -> Iterator[None]:
     timeout_s = call.remaining_s()
     try:
         yield
