@@ -28,6 +28,7 @@ from diptych_client import (
     StepAnswers,
     Task,
     TaskParameters,
+    TextResult,
     Tiles,
     UnsupportedTask,
 )
@@ -133,9 +134,14 @@ def test_fields_of_other_versions_are_optional() -> None:
     assert (older.usage.constrained_tokens, older.calibrated) == (0, False)
 
 
-@pytest.mark.parametrize("result", [{}, {"unknown": []}, {"text": 1}])
+SHORT_BOX = {"box": [1, 2, 3], "label": "a", "score": 1}
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"unknown": []}, {"text": 1}, {"detections": [SHORT_BOX]}], ids=str
+)
 def test_unknown_result_is_an_error(result: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"no known kind|expected a text"):
+    with pytest.raises(ValueError, match=r"no known kind|expected a text|is shorter"):
         from_json(Answer, to_json(answer(DETECTIONS)) | {"result": result})
     with pytest.raises(ValueError, match="no known kind"):
         PREDICT.parse(json_from_message(pb.Answer(id="r")))
@@ -144,7 +150,8 @@ def test_unknown_result_is_an_error(result: dict[str, Any]) -> None:
 def test_comparison_and_analysis_are_read_back() -> None:
     comparison = Comparison("id-1", "object_detection", SIZE, (answer(DETECTIONS), FAILURE))
     assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
-    answers = (StepAnswer(answer(DETECTIONS), 0, (1, 2, 3, 4)), StepAnswer(FAILURE))
+    failure = ModelFailure("other", replace(DETAIL, param=None))
+    answers = (StepAnswer(answer(DETECTIONS), 0, (1, 2, 3, 4)), StepAnswer(failure))
     analysis = Analysis("id-1", SIZE, (StepAnswers("a", "ocr", True, answers),))
     assert from_json(Analysis, json.loads(json.dumps(to_json(analysis)))) == analysis
     assert list(analysis.step("a").of(0)) == [answer(DETECTIONS)]
@@ -170,6 +177,10 @@ def test_messages_are_the_json_of_rest() -> None:
     failure = ModelFailure("x", ErrorDetail("overloaded", "busy", None, "1"))
     assert analysis.step("a").answers == (StepAnswer(failure, 2, (1, 2, 3, 4)),)
     assert (analysis.image.width, analysis.step("a").truncated) == (3, True)
+    message = pb.Comparison(image=image, answers=[pb.ModelAnswer(answer=pb.Answer(text="EXIT"))])
+    (outcome,) = COMPARE.parse(json_from_message(message)).answers
+    assert isinstance(outcome, Answer)
+    assert outcome.result == TextResult("EXIT")
 
 
 def test_listings_are_parsed() -> None:

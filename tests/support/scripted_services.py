@@ -19,6 +19,7 @@ from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer
 from tests.support.client_answers import answer
 
 ANSWER = answer(TextResult("done"))
+_FIELDS = {name: value for name, value in to_json(ANSWER).items() if name != "result"}
 _STATUSES = {
     "overloaded": 429,
     "not_ready": 503,
@@ -105,18 +106,12 @@ def serving_rest(script: Script) -> Iterator[str]:
 
         def _send(self, step: Refusal | Answer | bytes, request_id: str) -> None:
             if isinstance(step, Refusal):
-                error = {
-                    "code": step.code,
-                    "message": "no",
-                    "param": None,
-                    "request_id": request_id,
-                }
-                retry_after = (
-                    {} if step.retry_after_s is None else {"Retry-After": str(step.retry_after_s)}
-                )
-                self._respond(
-                    _STATUSES[step.code], json.dumps({"error": error}).encode(), retry_after
-                )
+                detail = {"code": step.code, "message": "no", "param": None}
+                body = json.dumps({"error": detail | {"request_id": request_id}}).encode()
+                headers = {}
+                if step.retry_after_s is not None:
+                    headers["Retry-After"] = str(step.retry_after_s)
+                self._respond(_STATUSES[step.code], body, headers)
             elif isinstance(step, Answer):
                 self._respond(200, json.dumps(to_json(step)).encode(), {})
             else:
@@ -148,19 +143,18 @@ def _grpc(script: Script) -> Iterator[str]:
     class Vision(VisionServicer):
         def Predict(self, _request: pb.PredictRequest, context: Any) -> pb.Answer:
             metadata = dict(context.invocation_metadata())
-            received = Received(
-                metadata["x-request-id"], context.time_remaining(), metadata.get("authorization")
-            )
+            key = metadata.get("authorization")
+            received = Received(metadata["x-request-id"], context.time_remaining(), key)
             step = script.next_step(received)
             if step is None:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if isinstance(step, Refusal):
-                retry_after = (
-                    [] if step.retry_after_s is None else [("retry-after", str(step.retry_after_s))]
-                )
-                context.set_trailing_metadata([("diptych-code", step.code), *retry_after])
+                trailing = [("diptych-code", step.code)]
+                if step.retry_after_s is not None:
+                    trailing.append(("retry-after", str(step.retry_after_s)))
+                context.set_trailing_metadata(trailing)
                 context.abort(_CODES[step.code], "no")
-            return _message()
+            return pb.Answer(text="done", **_FIELDS)
 
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
@@ -171,19 +165,3 @@ def _grpc(script: Script) -> Iterator[str]:
             yield f"grpc://127.0.0.1:{port}"
         finally:
             server.stop(0).wait()
-
-
-def _message() -> pb.Answer:
-    times = to_json(ANSWER)["timings_ms"]
-    return pb.Answer(
-        id=ANSWER.id,
-        model=ANSWER.model,
-        task=ANSWER.task,
-        text="done",
-        raw_text="raw",
-        finish_reason="stop",
-        image=pb.Image(width=ANSWER.image.width, height=ANSWER.image.height),
-        usage=pb.Usage(image_tokens=3, prompt_tokens=2, generated_tokens=1, constrained_tokens=1),
-        vision_cache="miss",
-        timings_ms=pb.Timings(**times),
-    )

@@ -88,7 +88,8 @@ class AsyncRestTransport:
         request = http_request(self._http, call, is_stream=True)
         event = None
         with request_errors(call):
-            async with aclosing(await self._http.send(request, stream=True)) as response:
+            response = await self._http.send(request, stream=True)
+            async with aclosing(response):
                 if not response.is_success:
                     await response.aread()
                     check_status(response, call)

@@ -84,7 +84,8 @@ class RestTransport:
         request = http_request(self._http, call, is_stream=True)
         event = None
         with request_errors(call):
-            with closing(self._http.send(request, stream=True)) as response:
+            response = self._http.send(request, stream=True)
+            with closing(response):
                 if not response.is_success:
                     response.read()
                     check_status(response, call)

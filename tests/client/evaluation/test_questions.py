@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Result
 from tests.support.client_answers import INSTANCES, RESULTS, TEXT_REGIONS, answer, record
 from tests.support.evaluations import detection
-from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
+from tests.support.scripted_services import Refusal, scripted
 
 IMAGE = ImageFile("a.png", 1, 1)
 BOX = (0.0, 0.0, 5.0, 5.0)
@@ -325,28 +324,8 @@ def test_journal_of_another_job_is_refused(path: Path, job: Job) -> None:
     assert path.read_bytes() == whole
 
 
-@dataclass(slots=True)
-class ConcurrencyScript(Script):
-    """Answers requests in groups of four and counts the requests in flight."""
-
-    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(4, timeout=60))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    num_in_flight: int = 0
-    max_in_flight: int = 0
-
-    def next_step(self, received: Received) -> Step:
-        """Wait for the rest of the group."""
-        with self.lock:
-            self.num_in_flight += 1
-            self.max_in_flight = max(self.max_in_flight, self.num_in_flight)
-        self.barrier.wait()
-        with self.lock:
-            self.num_in_flight -= 1
-        return Script.next_step(self, received)
-
-
 def label(
-    folder: Path, url: str, concurrency: int = 1, images: Sequence[ImageFile] | None = None
+    folder: Path, url: str, images: Sequence[ImageFile] | None = None
 ) -> tuple[int, dict[str, str]]:
     """Label the images without an answer; return the number of records, and the failures."""
     out = folder.with_name("out")
@@ -365,19 +344,12 @@ def label(
             async with AsyncClient(url, max_retries=0) as client:
                 store = Folder(folder)
                 advance = partial(finished.append, None)
-                await ask(client, store, requests, add, failures, concurrency, advance)
+                await ask(client, store, requests, add, failures, 1, advance)
 
         asyncio.run(run())
     assert len(finished) == len(unlabelled)
     rows = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
     return len(journal.records), {row["image"]: row["code"] for row in rows}
-
-
-def test_concurrency_is_reached_and_not_exceeded(folder: Path) -> None:
-    script = ConcurrencyScript([])
-    with serving_rest(script) as url:
-        assert label(folder, url, concurrency=4) == (NUM_IMAGES, {})
-    assert script.max_in_flight == 4
 
 
 def test_failed_image_is_retried_by_the_next_run(folder: Path) -> None:
@@ -386,14 +358,14 @@ def test_failed_image_is_retried_by_the_next_run(folder: Path) -> None:
     codes = ("overloaded", "connection_failed", "unreadable_file")
     with scripted("rest", [Refusal("overloaded"), None]) as (url, script):
         failures = {f"{number}.png": code for number, code in enumerate(codes)}
-        assert label(folder, url, 1, images) == (NUM_IMAGES - 3, failures)
+        assert label(folder, url, images) == (NUM_IMAGES - 3, failures)
         assert label(folder, url) == (NUM_IMAGES - 1, {})
         assert len(script.received) == NUM_IMAGES + 1
 
 
 def test_error_of_every_image_ends_the_run(folder: Path) -> None:
     with scripted("rest", []) as (url, script):
-        label(folder, url, 1, find_images(folder)[:2])
+        label(folder, url, find_images(folder)[:2])
         script.steps.append(Refusal("invalid_request"))
         with pytest.raises(InvalidRequest):
             label(folder, url)

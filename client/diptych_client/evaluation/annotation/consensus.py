@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.evaluation.formats.coco import coco_of_records
-from diptych_client.evaluation.formats.label_studio import label_studio_task
+from diptych_client.evaluation.formats.annotations import coco_of_records, label_studio_task
 from diptych_client.evaluation.formats.writing import DatasetFormat, class_indices, write_dataset
 from diptych_client.evaluation.job import Box, Job, Record
 from diptych_client.long_runs import Outputs

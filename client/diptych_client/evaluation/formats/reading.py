@@ -5,10 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, NoSuchSplit, read_json
-from diptych_client.evaluation.formats.coco import read_coco
-from diptych_client.evaluation.formats.label_studio import is_label_studio, read_label_studio
+from diptych_client.evaluation.formats.annotations import (
+    is_label_studio,
+    read_coco,
+    read_cvat,
+    read_label_studio,
+    read_voc,
+)
 from diptych_client.evaluation.formats.rows import arrow_files, read_hugging_face, read_json_lines
-from diptych_client.evaluation.formats.xml import read_cvat, read_voc
 from diptych_client.evaluation.formats.yolo import YOLO_FILES, read_yolo, read_yolo_folder
 from diptych_client.inputs import Folder, Problems, find_images
 from diptych_client.long_runs import RunError

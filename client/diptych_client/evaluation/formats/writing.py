@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
-from diptych_client.evaluation.formats.coco import coco_of_records
+from diptych_client.evaluation.formats.annotations import coco_of_records
 from diptych_client.evaluation.formats.yolo import check_yolo_names, write_yolo
 from diptych_client.evaluation.job import Job, Record
 from diptych_client.inputs import ImageFile

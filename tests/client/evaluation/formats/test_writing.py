@@ -20,8 +20,7 @@ from diptych_client import (
     InstancesResult,
     TaskParameters,
 )
-from diptych_client.evaluation.formats.coco import coco_of_records
-from diptych_client.evaluation.formats.label_studio import label_studio_task
+from diptych_client.evaluation.formats.annotations import coco_of_records, label_studio_task
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
