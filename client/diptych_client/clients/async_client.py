@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import grpc.aio
 import httpx
@@ -93,7 +93,8 @@ class AsyncRestTransport:
                 if not response.is_success:
                     await response.aread()
                     check_status(response, call)
-                async with aclosing(EventSource(response).aiter_sse()) as events:
+                events: Any = EventSource(response).aiter_sse()
+                async with aclosing(events):
                     async for sse in events:
                         event = parsed(event_from_sse, sse, call)
                         yield event

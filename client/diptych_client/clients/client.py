@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import grpc
 import httpx
@@ -89,7 +89,8 @@ class RestTransport:
                 if not response.is_success:
                     response.read()
                     check_status(response, call)
-                with closing(EventSource(response).iter_sse()) as events:
+                events: Any = EventSource(response).iter_sse()
+                with closing(events):
                     for sse in events:
                         event = parsed(event_from_sse, sse, call)
                         yield event

@@ -215,6 +215,10 @@ def test_version_and_help_are_printed(
     output = capsys.readouterr().out
     assert "--install-completion" in output
     assert "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted." in output
+    assert diptych(Script([]), "annotate", "--help") == 0
+    options = capsys.readouterr().out
+    for panel in ("Task parameters", "Generation", "Objects", "Tiles of large images", "Guarantee"):
+        assert f"─ {panel} ─" in options
     name = "a_task_with_a_long_name_for_a_table"
     tasks = [Task(name, "", "detections", {"properties": dict.fromkeys("abcdef")}, ("m" * 60,) * 3)]
     Console(width=80).print(tasks_view(tasks))

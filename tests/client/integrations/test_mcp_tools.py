@@ -182,11 +182,11 @@ def test_an_analysis_has_the_answers_of_its_steps_and_what_each_is_of() -> None:
     with pytest.raises(ValueError, match=r"steps\.0\.task: 'ocr' is not one of"):
         ToolArguments.parse(tool, {"image": URL, "steps": [{"id": "a", "task": "ocr"}]})
     failure = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
-    answers = (StepAnswer(answer(DETECTIONS), 2), StepAnswer(failure))
+    answers = (StepAnswer(answer(DETECTIONS), 0), StepAnswer(failure))
     content = analysis_content(Analysis("id", SIZE, (StepAnswers("a", SEGMENT.id, True, answers),)))
     assert tool.output_schema is not None
     Draft202012Validator(tool.output_schema).validate(json.loads(json.dumps(content)))
     (step,) = content["steps"]
     found, failed = step["answers"]
-    assert (step["truncated"], found["of"], "of" in failed) == (True, 2, False)
+    assert (step["truncated"], found["of"], "of" in failed) == (True, 0, False)
     assert found["detections"] == content_of(SIZE, [answer(DETECTIONS)])["answers"][0]["detections"]

@@ -101,6 +101,10 @@ def test_review_list_is_as_short_as_proved() -> None:
     equal = decide_review(Scored.of([[0.3]] * 400), 1, [0.0, 0.3, 0.6], PROMISE)
     assert isinstance(equal, Proved)
     assert equal.rule == Rule(0.3, 1)  # boxes from the score on are listed
+    one_missed = Scored.of([[0.9]] * 67 + [[0.2]])  # proved with twice the level
+    decision = decide_review(one_missed, 1, [0.0, 0.3], Promise(0.1, 0.95))
+    assert isinstance(decision, Proved)
+    assert decision.rule == Rule(0.0, 1)
 
 
 def test_exceeded_share_is_rarely_proved() -> None:

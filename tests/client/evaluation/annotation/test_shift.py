@@ -43,6 +43,11 @@ def test_differing_folder_is_left_out() -> None:
     assert shift.has(images(3, 1, "night")[0])
     assert not shift.has(images(3, 1, "day")[0])
     assert "folder night (20 sampled images, such as night/0.jpg, " in shift.sentence()
+    again = find_shift(images(0, 90, "night"), others)  # folders of two places with one name
+    assert again is not None
+    assert again.parts == shift.parts
+    few = [*images(1, 60, "day"), *images(2, 7, "night", 4.0)]
+    assert find_shift(images(0, 90, "labelled"), few) is None
 
 
 def test_folder_of_a_labelled_kind_is_alike() -> None:
