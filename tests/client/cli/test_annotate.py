@@ -68,8 +68,8 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     assert "0 images have boxes to review, see " in capsys.readouterr().out
     steps = [answer(DETECTIONS)] * 5
     script = Script([*steps[:3], Refusal("overloaded"), *steps[3:]])
-    words = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
-    assert annotate(diptych, folder, *words, models=("a", "b"), script=script) == 1
+    cut = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
+    assert annotate(diptych, folder, *cut, models=("a", "b"), script=script) == 1
     assert "2 of 3 images are in " in capsys.readouterr().out
 
 
