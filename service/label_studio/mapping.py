@@ -119,11 +119,7 @@ class Ask:
                 for box in detections:
                     yield from canvas.located(corners(box.box), box.label, box, self.region_tags)
             case results.TextResult(text):
-                if control.tag == "Choices":
-                    name = control.label_of(text.strip().rstrip("."))
-                    value = None if name is None else {"choices": [name]}
-                else:
-                    value = {"text": [text]} if text.strip() else None
+                value = _text_value(control, text)
                 if value is not None:
                     yield canvas.region(control, value, None)
             case results.DetectionsResult(detections) if control.tag == "Choices":
@@ -311,8 +307,8 @@ def _box_asks(
     for control in controls:
         if control.tag in ("PolygonLabels", "BrushLabels"):
             names = [label.value for label in control.labels]
-            chosen = [name for name in names if isinstance(box_labels, list) and name in box_labels]
-            label = (chosen or names)[0]
+            marked = [name for name in names if isinstance(box_labels, list) and name in box_labels]
+            label = (marked or names)[0]
             yield Ask(control, _fields(control, "instance_segmentation"), label, box=box)
         elif _is_text(control):
             fields = {"task": "region_description"}
@@ -390,6 +386,14 @@ def _mask_values(
             yield canvas.polygon(simplified(ring, _TOLERANCE_PX))
     elif instance.mask is not None:
         yield {"format": "rle", "rle": brush_rle(instance.mask)}
+
+
+def _text_value(control: Control, text: str) -> JsonObject | None:
+    """Return the text of the image or the choice that it names; None for any other answer."""
+    if control.tag != "Choices":
+        return {"text": [text]} if text.strip() else None
+    choice = control.label_of(text.strip().rstrip("."))
+    return None if choice is None else {"choices": [choice]}
 
 
 def _object_choices(

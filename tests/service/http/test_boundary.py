@@ -427,18 +427,18 @@ def test_gone_client_cancels_decoding(
 
 def test_gone_client_of_an_analysis() -> None:
     """The server cancels the stream again and again until it has ended."""
-    held = FakeDecoder(PALIGEMMA_ANSWERS)
+    blocked = FakeDecoder(PALIGEMMA_ANSWERS)
     steps = [{"id": "a", "task": "ocr"}, {"id": "b", "task": "ocr", "model": PALIGEMMA_ID}]
 
     async def ask() -> None:
-        held.released = asyncio.Event()
+        blocked.released = asyncio.Event()
         fields = {"image": OCR["image"], "steps": steps, "stream": True}
-        await leave("/v1/analyze", fields, {PALIGEMMA_ID: held})
-        await until(lambda: not held.num_waiting)
+        await leave("/v1/analyze", fields, {PALIGEMMA_ID: blocked})
+        await until(lambda: not blocked.num_waiting)
 
     before = num_gone("rest")
     asyncio.run(asyncio.wait_for(ask(), 60))
-    assert held.num_cancelled == 1
+    assert blocked.num_cancelled == 1
     assert num_gone("rest") == before + 1
 
 

@@ -165,7 +165,7 @@ def test_connections_are_bounded() -> None:
             return [stack.enter_context(connect(served, address)) for _ in range(20)]
 
         def num_open(*connections: socket.socket) -> int:
-            return sum(not is_closed(each) for each in connections)
+            return sum(not is_closed(connection) for connection in connections)
 
         burst_is_whole = threading.Event()
         served.loop.call_soon_threadsafe(burst_is_whole.wait, PATIENT_S)  # accepted at once

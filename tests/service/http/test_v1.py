@@ -134,8 +134,8 @@ def test_piece_about_a_view() -> None:
     assert {name for name, _ in tokens} == {"token"}
     whole, _, right = [data for _, data in tokens]
     assert (whole["view"], right["view"]) == ([0, 0, 800, 400], [356, 0, 800, 400])
-    (found,) = right["result"]["detections"]
-    assert found["box"][0] > right["view"][0]
+    (detection,) = right["result"]["detections"]
+    assert detection["box"][0] > right["view"][0]
 
 
 def test_form_can_request_a_stream() -> None:
@@ -374,11 +374,11 @@ def test_analysis_has_all_steps() -> None:
     document = analyze().json()
     assert fits(document, "AnalysisJson")
     assert document["image"] == {"width": 640, "height": 480}
-    things, what, everything = document["steps"]
-    named = (things["id"], things["task"], things["truncated"])
-    assert named == ("things", "object_detection", False)
+    things, texts, everything = document["steps"]
+    fields = (things["id"], things["task"], things["truncated"])
+    assert fields == ("things", "object_detection", False)
     assert "of" not in things["answers"][0]
-    (answer,) = what["answers"]
+    (answer,) = texts["answers"]
     assert (answer["of"], answer["result"]) == (0, {"text": "a circle"})
     assert answer["id"] == document["id"]
     assert [answer["model"] for answer in everything["answers"]] == [FLORENCE_ID, PALIGEMMA_ID]

@@ -298,10 +298,7 @@ def fields_of(*tags: str) -> list[Mapping[str, object]]:
     [
         (
             labelled("RectangleLabels", *map(str, range(33))),
-            [
-                DETECTION | {"labels": list(map(str, range(32)))},
-                DETECTION | {"labels": ["32"]},
-            ],
+            [DETECTION | {"labels": list(map(str, range(32)))}, DETECTION | {"labels": ["32"]}],
         ),
         (labelled("RectangleLabels", "dog", "Dog"), [DETECTION | {"labels": ["Dog"]}]),
         (

@@ -11,12 +11,7 @@ from service.http.boundary import RestBoundary
 from service.open_inference.http_api import read_request
 from service.open_inference.tensors import InferRequest, Tensor
 from tests.support.api_keys import api_keys
-from tests.support.fake_service import (
-    FLORENCE_ID,
-    PALIGEMMA_ID,
-    data_url,
-    make_core,
-)
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, data_url, make_core
 from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client
 
 INFER = f"/v2/models/{FLORENCE_ID}/infer"

@@ -48,8 +48,7 @@ def refusal(request_body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "request_body",
-    [body(DETECT, response_format={"type": "json_object"}), with_schema(SCHEMA)],
+    "request_body", [body(DETECT, response_format={"type": "json_object"}), with_schema(SCHEMA)]
 )
 def test_content_is_the_result(request_body: dict[str, Any]) -> None:
     predicted = client().predict({**OCR, **FIELDS, "model": request_body["model"]}).json()

@@ -144,10 +144,10 @@ def test_number_of_values_is_limited(message: Message) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_can_be_counted(data: bytes) -> None:
-    found = num_values(data, infer.ModelInferRequest.DESCRIPTOR, 10_000)
+    num = num_values(data, infer.ModelInferRequest.DESCRIPTOR, 10_000)
     try:
         message = infer.ModelInferRequest.FromString(data)
     except DecodeError:
         return
-    assert found >= len(message.ListFields())
-    assert found >= len(message.inputs) + len(message.parameters)
+    assert num >= len(message.ListFields())
+    assert num >= len(message.inputs) + len(message.parameters)

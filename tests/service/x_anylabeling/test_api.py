@@ -188,10 +188,7 @@ DOG = ("polygon", "dog", CORNERS, 0.5)
             [("polygon", "text", [*map(list, QUAD)], 0.5)],
         ),
         (instances(SQUARE, HOLE), [DOG]),
-        (
-            instances(SQUARE, HOLE, ISLAND),
-            [DOG, ("polygon", "dog", [*map(list, ISLAND)], 0.5)],
-        ),
+        (instances(SQUARE, HOLE, ISLAND), [DOG, ("polygon", "dog", [*map(list, ISLAND)], 0.5)]),
         (instances(SQUARE[:2]), []),
     ],
 )
@@ -231,17 +228,13 @@ MARKS = [
             {"labels": ["a b", "c", "d", "e"]},
         ),
         ("phrase_grounding", {"text_prompt": "a, b"}, {"caption": "a, b"}),
-        (
-            "region_description",
-            {"marks": MARKS},
-            {"region": [5, 6, 7, 8], "detail": "category"},
-        ),
+        ("region_description", {"marks": MARKS}, {"region": [5, 6, 7, 8], "detail": "category"}),
     ],
 )
 def test_parameters_become_fields(
     task: str, params: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    named = {} if task == "captioning" else {"current_task": task}  # the first is the default
-    call = Call.model_validate({"model": "m", "params": params | named})
+    task_field = {} if task == "captioning" else {"current_task": task}  # the first is the default
+    call = Call.model_validate({"model": "m", "params": params | task_field})
     expected = {"model": "m", "task": task, "min_score": 0} | fields
     assert request_fields(call, ("captioning", "ocr")) == expected
