@@ -155,13 +155,13 @@ def test_malformed_form_is_refused(
 def test_size_of_an_upload_is_limited(
     rest: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names = [b'name="%0100d"\r\n\r\n' % number for number in range(101)]
+    error(rest.send("POST", "/v1/files", **form(FILE_PART, *names)), "payload_too_large")
     monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1000)
     assert upload(rest, b"x" * 1000).is_success
     rest.send("DELETE", f"/v1/files/{rest.get('/v1/files').json()['first_id']}")
     assert "1000 bytes" in error(upload(rest, b"x" * 20_000), "payload_too_large")
     error(upload(rest, data={"purpose": "x" * 10_500}), "payload_too_large")
-    names = [b'name="%0100d"\r\n\r\n' % number for number in range(101)]
-    error(rest.send("POST", "/v1/files", **form(FILE_PART, *names)), "payload_too_large")
     assert contents(tmp_path) == []
 
 
