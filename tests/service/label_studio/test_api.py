@@ -324,8 +324,6 @@ INFINITE = view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>'))
         ({"tasks": [{"data": {"image": "/\udfff"}}]}, "tasks.0.data.image"),
         ({"label_config": RED_CIRCLE.replace("red", "\ud800")}, "label_config"),
         ({"project": "\ud800"}, "project"),
-        ({"tasks": [{}] * 1001}, "tasks"),
-        ({"tasks": []}, "tasks"),
         ({"tasks": [[[]]]}, "tasks.0"),
         ({"label_config": None}, "label_config"),
         ({"label_config": INFINITE}, "min_score"),

@@ -1,14 +1,18 @@
 """POST /v1/chat/completions over fake runners: tasks of texts, form of answers and errors."""
 
+import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.types import Message
 
 from service.http.boundary import STATUSES
 from service.inference.request_fields import GenerationFields
 from service.openai.wire import ChatRequest
+from tests.service.http.test_boundary import leave, num_gone
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -21,6 +25,8 @@ from tests.support.fake_service import (
     make_core,
 )
 from tests.support.rest_client import OCR, client, fits
+from tests.support.server_sent_events import parse_events
+from wire.runner_channel import RunnerUnreachable
 from wire.runner_messages import SequenceSpec
 
 PATH = "/v1/chat/completions"
@@ -73,23 +79,13 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
     ("request_body", "code", "param"),
     [
         ({}, "invalid_request", "model"),
-        ({**body(), "n": 2}, "invalid_request", "n"),
-        ({**body(), "tools": [{}] * 129}, "invalid_request", "tools"),
-        ({**body(), "tool_choice": "required"}, "invalid_request", "tool_choice"),
         ({**body(), "temperature": 1e-300}, "invalid_request", "temperature"),
-        ({**body(), "max_tokens": 0}, "invalid_request", "max_tokens"),
-        ({**body(), "seed": 2**63}, "invalid_request", "seed"),
-        (body("detect " + "a ; " * 2500), "invalid_request", "messages.0.content.0.text.text"),
-        (message(*[text("<OCR>")] * 17), "invalid_request", "messages.0.content"),
-        (body(model="x" * 1001), "invalid_request", "model"),
-        ({**body(), "user": "x" * 1001}, "invalid_request", "user"),
         (message(IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>")), "invalid_request", "messages"),
         (message(text("<OCR>"), text("<OD>"), IMAGE), "invalid_request", "messages"),
         (message(text("<GENERATE_TAGS>"), IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
-        (message(text("<OCR>"), IMAGE, role="tool"), "invalid_request", "messages.0.role"),
         (message({"type": "input_audio"}), "invalid_request", "messages.0.content.0"),
         (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
@@ -147,12 +143,6 @@ def test_latest_of_two_images_is_sent() -> None:
     assert features(about("red")) != of_blue
 
 
-def test_number_of_messages_is_limited() -> None:
-    chat = ("user", [text("<OCR>"), IMAGE])
-    assert content_of(conversation(*[chat] * 64)) == "HELLO"
-    assert client().send("POST", PATH, json=conversation(*[chat] * 65)).status_code == 400
-
-
 def test_assistant_has_not_the_last_message() -> None:
     chat = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
     error = client().send("POST", PATH, json=chat).json()["error"]
@@ -195,3 +185,166 @@ def test_region_is_of_width_and_height() -> None:
     prompt = f"What is the region {region}?"
     spec = spec_of(body() | {"messages": [{"role": "user", "content": chat}]}, {prompt: "a circle"})
     assert "".join(segment for segment, _ in spec.segments) == prompt
+
+
+END = "data: [DONE]\n\n"
+
+
+def chunks_of(**fields: Any) -> list[dict[str, Any]]:
+    """Return the chunks of a streamed caption."""
+    response = client().send("POST", PATH, json=body("<CAPTION>", stream=True, **fields))
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.text.endswith(END)
+    events = parse_events(response.text.removesuffix(END))
+    chunks = [chunk for _, chunk in events]
+    assert {name for name, _ in events} == {"message"}
+    assert {chunk["id"] for chunk in chunks} == {response.headers["x-request-id"]}
+    assert {(chunk["model"], chunk["object"]) for chunk in chunks} == {
+        (FLORENCE_ID, "chat.completion.chunk")
+    }
+    assert len({chunk["created"] for chunk in chunks}) == 1
+    return chunks
+
+
+def test_chunks_of_a_stream() -> None:
+    first, *pieces, last = [chunk["choices"][0] for chunk in chunks_of()]
+    assert (first["delta"], first["finish_reason"]) == ({"role": "assistant", "content": ""}, None)
+    assert len(pieces) > 1
+    assert "".join(piece["delta"]["content"] for piece in pieces) == "a red circle"
+    assert {piece["finish_reason"] for piece in pieces} == {None}
+    assert (last["delta"], last["finish_reason"]) == ({}, "stop")
+
+
+def test_usage_is_a_last_chunk() -> None:
+    *others, last = chunks_of(stream_options={"include_usage": True})
+    assert last["choices"] == []
+    whole = client().send("POST", PATH, json=body("<CAPTION>")).json()
+    assert last["usage"] == whole["usage"]
+    assert {chunk["usage"] for chunk in others} == {None}
+    assert {chunk["usage"] for chunk in chunks_of()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"model": "gpt-4o"}, "unknown_model"), ({"temperature": 3}, "invalid_request")],
+)
+def test_error_before_the_first_chunk(fields: dict[str, Any], code: str) -> None:
+    response = client().send("POST", PATH, json=body(stream=True) | fields)
+    assert response.status_code >= 400
+    assert fits(response.json(), "ChatError")
+    assert response.json()["error"]["code"] == code
+
+
+def test_error_after_the_first_chunk() -> None:
+    broken = FakeDecoder(FLORENCE_ANSWERS, broken=RunnerUnreachable("it died"))
+    core = make_core(decoders={FLORENCE_ID: broken})
+    response = client(core).send("POST", PATH, json=body(stream=True))
+    assert "[DONE]" not in response.text
+    *chunks, (name, error) = parse_events(response.text)
+    assert len(chunks) >= 2
+    assert name == "error"
+    assert fits(error, "ChatError")
+    assert error["error"]["code"] == "not_ready"
+    assert error["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_disconnected_client_is_counted(is_streamed: bool) -> None:
+    async def ask() -> list[Message]:
+        decoder.released = asyncio.Event()
+        return await leave(PATH, body(stream=is_streamed), {FLORENCE_ID: decoder})
+
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    before = num_gone("openai")
+    asyncio.run(ask())
+    assert decoder.num_cancelled == 1
+    assert num_gone("openai") == before + 1
+
+
+DETECT = "<OPEN_VOCABULARY_DETECTION>red circle"
+FIELDS = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+DETECTION = {
+    "type": "object",
+    "properties": {
+        "label": {"type": "string"},
+        "box": {"type": "array", "items": {"type": "number"}},
+        "score": {"type": "number"},
+    },
+    "required": ["label", "box", "score"],
+    "additionalProperties": False,
+}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"detections": {"type": "array", "items": {"$ref": "#/$defs/Detection"}}},
+    "required": ["detections"],
+    "$defs": {"Detection": DETECTION},
+}
+EXPONENTIAL: dict[str, Any] = {
+    "$ref": "#/$defs/a0",
+    "$defs": {
+        **{f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)},
+        "a40": {"type": "string"},
+    },
+}
+
+
+def with_schema(schema: object) -> dict[str, Any]:
+    response_format = {"type": "json_schema", "json_schema": {"name": "found", "schema": schema}}
+    return body(DETECT, response_format=response_format)
+
+
+def refusal(request_body: dict[str, Any]) -> str:
+    response = client().send("POST", PATH, json=request_body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith("response_format")
+    return str(response.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    "request_body", [body(DETECT, response_format={"type": "json_object"}), with_schema(SCHEMA)]
+)
+def test_content_is_the_result(request_body: dict[str, Any]) -> None:
+    predicted = client().predict({**OCR, **FIELDS, "model": request_body["model"]}).json()
+    assert json.loads(content_of(request_body)) == predicted["result"]
+    assert predicted["result"]["detections"][0]["score"] > 0
+
+
+def test_streamed_result_is_one_piece() -> None:
+    chat = with_schema(SCHEMA)
+    response = client().send("POST", PATH, json={**chat, "stream": True})
+    chunks = [json.loads(line[6:]) for line in response.text.splitlines() if "{" in line]
+    pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+    assert [piece for piece in pieces if piece] == [content_of(chat)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "object", "required": ["boxes"]}, "does not match"),
+        ({"type": "thing"}, "is not a JSON Schema: $.type"),
+        ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "too many alternatives"),
+        (EXPONENTIAL, "too many alternatives"),
+        ({"$ref": "http://127.0.0.1/schema.json"}, "outside itself"),
+        ({"patternProperties": {"(a+)+x": {}}}, "uses patternProperties"),
+        ({"properties": {"a": {"enum": ["x" * 20_001]}}}, "20,000 characters"),
+        ({"enum": list(range(1_999))}, "2,000 values"),  # beside the list and the schema
+    ],
+)
+def test_unfit_schema_is_refused(schema: dict[str, Any], problem: str) -> None:
+    assert problem in refusal(with_schema(schema))
+
+
+def test_schema_is_checked_before_a_stream() -> None:
+    assert "is not a JSON Schema" in refusal({**with_schema({"type": "thing"}), "stream": True})
+
+
+def test_largest_schema_is_accepted() -> None:
+    assert "does not match" in refusal(with_schema({"enum": list(range(1_998))}))
+
+
+def test_deep_and_missing_schemas() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(40):
+        deep = {"not": deep}
+    assert "32 levels" in refusal(with_schema(deep))
+    assert "with type json_schema" in refusal(body(response_format={"type": "json_schema"}))
