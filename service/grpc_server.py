@@ -106,7 +106,7 @@ class GrpcServer:
             ("grpc.max_receive_message_length", max_message_bytes),
             *(_SEVERAL_GATEWAYS if self._settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
-        self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
+        self._server = grpc.aio.server(interceptors=[ReadOnDemand()], options=options)
         arguments = (self._core, self._api_keys, self._settings)
         add_VisionServicer_to_server(VisionApi(*arguments), self._server)
         add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*arguments), self._server)

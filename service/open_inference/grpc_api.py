@@ -13,7 +13,7 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnknownModel
 from service.inference.prediction import Answer
 from service.open_inference import tensors
-from service.rpc.boundary import GrpcApi, method
+from service.rpc.boundary import GrpcApi
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto import inference_pb2_grpc as pb_grpc
 from tasks.errors import shown
@@ -37,13 +37,11 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     open_methods = frozenset({"ServerMetadata"})
     health_methods = frozenset({"ServerLive", "ServerReady"})
 
-    @method
     async def ServerLive(
         self, _: pb.ServerLiveRequest, __: RequestContext
     ) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    @method
     async def ServerReady(
         self, _: pb.ServerReadyRequest, __: RequestContext
     ) -> pb.ServerReadyResponse:
@@ -51,7 +49,6 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
             ready=all([await self._core.is_ready(model) for model in self._core.models])
         )
 
-    @method
     async def ModelReady(
         self, request: pb.ModelReadyRequest, _: RequestContext
     ) -> pb.ModelReadyResponse:
@@ -62,27 +59,23 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._core.is_ready(model))
 
-    @method
     async def ServerMetadata(
         self, _: pb.ServerMetadataRequest, __: RequestContext
     ) -> pb.ServerMetadataResponse:
         return ParseDict(tensors.server_metadata(), pb.ServerMetadataResponse())
 
-    @method
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, _: RequestContext
     ) -> pb.ModelMetadataResponse:
         model = tensors.model_of(self._core.models, request.name, request.version)
         return ParseDict(tensors.model_metadata(model), pb.ModelMetadataResponse())
 
-    @method
     async def ModelConfig(
         self, request: pb.ModelConfigRequest, _: RequestContext
     ) -> pb.ModelConfigResponse:
         model = tensors.model_of(self._core.models, request.name, request.version)
         return ParseDict({"config": tensors.model_config(model)}, pb.ModelConfigResponse())
 
-    @method
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: RequestContext
     ) -> pb.ModelInferResponse:

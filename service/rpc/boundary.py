@@ -14,11 +14,11 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from functools import partial, wraps
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import grpc
@@ -193,55 +193,7 @@ class Incoming:
             raise InvalidRequest("the message is malformed: it is not one of the method") from error
 
 
-Handler = Any  # grpc.RpcMethodHandler, which has no types
 Messages = AsyncIterator[bytes]
-
-
-class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives methods of `services` an `Incoming`, and others a message it has read."""
-
-    def __init__(self, services: Collection[str]) -> None:
-        self._services = services
-        self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Handler:
-        """Return the handler of a call, or None for an unknown method."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        is_own = details.method.split("/")[1] in self._services
-        if handler.unary_unary is not None:
-
-            async def unary(messages: Messages, context: Context) -> Message:
-                incoming = self._incoming(handler, messages, context)
-                request = incoming if is_own else await _read(incoming, context)
-                reply: Message = await handler.unary_unary(request, context)
-                return reply
-
-            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-
-        async def write(messages: Messages, context: Context) -> None:
-            message = await _read(self._incoming(handler, messages, context), context)
-            await handler.unary_stream(message, context)
-
-        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
-            incoming = self._incoming(handler, messages, context)
-            async with aclosing(_messages(incoming, context)) as requests:
-                replies = (
-                    handler.unary_stream(incoming, context)
-                    if is_own
-                    else handler.stream_stream(requests, context)  # reflection
-                )
-                async with aclosing(replies):
-                    async for reply in replies:
-                        yield reply
-
-        stream = answers if is_own or handler.unary_stream is None else write
-        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-
-    def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
-        message_class = handler.request_deserializer.__self__  # its method FromString
-        return Incoming(messages, message_class, self._small, str(context.peer()))
 
 
 async def _read(incoming: Incoming, context: Context) -> Message:
@@ -354,40 +306,51 @@ class GrpcApi:
         return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
 
 
-AnswerT = TypeVar("AnswerT")
-ApiT = TypeVar("ApiT", bound=GrpcApi)
-Method = Callable[[ApiT, Any, RequestContext], Awaitable[AnswerT]]
-Stream = Callable[[ApiT, Any, RequestContext], AsyncGenerator[AnswerT, None]]
+class ReadOnDemand(grpc.aio.ServerInterceptor):
+    """Gives methods of a `GrpcApi` their message and request context, and others their messages.
 
+    A method of a `GrpcApi` ends with a status for whatever it raises.
+    """
 
-def method(
-    function: Method[ApiT, AnswerT],
-) -> Callable[[ApiT, Incoming, Context], Awaitable[AnswerT]]:
-    """Return `function` with its request context, and with a status for whatever it raises."""
+    def __init__(self) -> None:
+        self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
 
-    @wraps(function)
-    async def answer(api: ApiT, incoming: Incoming, context: Context) -> AnswerT:
-        async with api.call(function.__name__, incoming, context) as (message, call):
-            return await function(api, message, call)
-        raise AssertionError("context.abort() returned")
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Return the handler of a call, or None for an unknown method."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        behavior = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        api = getattr(behavior, "__self__", None)
+        name = details.method.rpartition("/")[2]
+        message_class = handler.request_deserializer.__self__  # its method FromString
 
-    return answer
+        def incoming(messages: Messages, context: Context) -> Incoming:
+            return Incoming(messages, message_class, self._small, str(context.peer()))
 
+        async def answer(messages: Messages, context: Context) -> Any:
+            """Answer one message; the stream of health is written, not returned."""
+            if not isinstance(api, GrpcApi):
+                message = await _read(incoming(messages, context), context)
+                return await behavior(message, context)
+            async with api.call(name, incoming(messages, context), context) as (message, call):
+                return await behavior(message, call)
+            raise AssertionError("context.abort() returned")
 
-def stream(
-    function: Stream[ApiT, AnswerT],
-) -> Callable[[ApiT, Incoming, Context], AsyncGenerator[AnswerT, None]]:
-    """Do the same for a method with a stream of answers."""
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            async with AsyncExitStack() as stack:
+                if isinstance(api, GrpcApi):
+                    called = api.call(name, incoming(messages, context), context)
+                    replies = behavior(*await stack.enter_async_context(called))
+                else:  # reflection
+                    requests = _messages(incoming(messages, context), context)
+                    replies = behavior(await stack.enter_async_context(aclosing(requests)), context)
+                async for reply in await stack.enter_async_context(aclosing(replies)):
+                    yield reply
 
-    @wraps(function)
-    async def answers(
-        api: ApiT, incoming: Incoming, context: Context
-    ) -> AsyncGenerator[AnswerT, None]:
-        async with (
-            api.call(function.__name__, incoming, context) as (message, call),
-            aclosing(function(api, message, call)) as replies,
-        ):
-            async for reply in replies:
-                yield reply
-
-    return answers
+        serializer = handler.response_serializer
+        if handler.unary_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
+        is_written = handler.unary_stream is not None and not isinstance(api, GrpcApi)
+        stream = answer if is_written else answers
+        return grpc.stream_stream_rpc_method_handler(stream, None, serializer)

@@ -16,7 +16,7 @@ from service.analysis.execution import stream_analysis
 from service.errors import InvalidRequest
 from service.images.inputs import ImageInput, file_or_handle
 from service.inference.core import MAX_IMAGES
-from service.rpc.boundary import Descriptor, GrpcApi, method, stream
+from service.rpc.boundary import Descriptor, GrpcApi
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto import vision_pb2_grpc as pb_grpc
 from service.schema import rendering
@@ -76,19 +76,15 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     service = pb.DESCRIPTOR.services_by_name["Vision"].full_name
     image_methods = frozenset({"Predict", "PredictStream", "Compare", "Analyze", "AnalyzeStream"})
 
-    @method
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
         return await self._answered(pb.Answer, rendering.predicted, request, context)
 
-    @method
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
         return await self._answered(pb.Comparison, rendering.compared, request, context)
 
-    @method
     async def Analyze(self, request: pb.AnalyzeRequest, context: RequestContext) -> pb.Analysis:
         return await self._answered(pb.Analysis, rendering.analyzed, request, context)
 
-    @stream
     async def PredictStream(
         self, request: pb.PredictRequest, context: RequestContext
     ) -> AsyncGenerator[pb.PredictEvent, None]:
@@ -97,7 +93,6 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
             async for event in events:
                 yield event_message(*rendering.prediction_event(event, context.request_id))
 
-    @stream
     async def AnalyzeStream(
         self, request: pb.AnalyzeRequest, context: RequestContext
     ) -> AsyncGenerator[pb.AnalyzeEvent, None]:
@@ -109,14 +104,12 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
                 field = "answer" if name == "answer" else "analysis"
                 yield message_of(pb.AnalyzeEvent, {field: document})
 
-    @method
     async def ListModels(
         self, _: pb.ListModelsRequest, __: RequestContext
     ) -> pb.ListModelsResponse:
         rows = rendering.models_json(self._core.models)["data"]
         return message_of(pb.ListModelsResponse, {"models": rows})
 
-    @method
     async def ListTasks(self, _: pb.ListTasksRequest, __: RequestContext) -> pb.ListTasksResponse:
         rows = rendering.tasks_json(self._core.models)["data"]
         for row in rows:
