@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +27,7 @@ from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileList, FileObject
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.http.body import BodyMemory, read_json
-from service.http.boundary import RestBoundary
+from service.http.boundary import Body, RestBoundary
 from service.images.decoding import in_thread
 from service.openai.api import OPENAI
 from service.settings import variable
@@ -43,7 +43,7 @@ _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
 _LIMIT = re.compile(r"[0-9]{1,5}")
 
-StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Response]]
+StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Body]]
 
 
 class _OpenFile(FileResponse):
@@ -69,7 +69,7 @@ class BatchesApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: StoreEndpoint) -> Route:
-            async def answer(request: Request, context: RequestContext) -> Response:
+            async def answer(request: Request, context: RequestContext) -> Body:
                 if self._store is None:
                     setting = variable("batches_folder")
                     raise NotFound(f"files and batches are disabled: {setting} is not set")
@@ -81,7 +81,7 @@ class BatchesApi:
                     problem = f"the disk of files and batches fails: {error.strerror}"
                     raise NotReady(f"{problem}; try again later") from error
 
-            return Route(path, self._boundary.endpoint(answer, OPENAI), methods=[method])
+            return self._boundary.route(method, path, answer, OPENAI)
 
         return [
             route("POST", "/v1/files", self.upload),
@@ -95,7 +95,7 @@ class BatchesApi:
             route("POST", "/v1/batches/{batch_id}/cancel", _object(Store.cancel)),
         ]
 
-    async def upload(self, store: Store, request: Request, context: RequestContext) -> Response:
+    async def upload(self, store: Store, request: Request, context: RequestContext) -> Body:
         owner = context.quota.owner
         await in_thread(store.check_room, owner)
         file_id = new_id("file-")
@@ -113,9 +113,9 @@ class BatchesApi:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return _json(file)
+        return file
 
-    async def list_files(self, store: Store, request: Request, context: RequestContext) -> Response:
+    async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
         order = request.query_params.get("order", "desc")
         purpose = request.query_params.get("purpose")
         if order not in ("asc", "desc"):
@@ -126,31 +126,29 @@ class BatchesApi:
         page = _page(request, _MAX_FILES, _MAX_FILES)
         page = replace(page, is_ascending=order == "asc", purpose=purpose)
         files = await in_thread(store.files, context.quota.owner, page)
-        return _json(FileList.model_validate(_list_fields(files, page.limit)))
+        return FileList.model_validate(_list_fields(files, page.limit))
 
-    async def content(self, store: Store, request: Request, context: RequestContext) -> Response:
+    async def content(self, store: Store, request: Request, context: RequestContext) -> Body:
         file_id = request.path_params["file_id"]
         return _OpenFile(await in_thread(store.open, context.quota.owner, file_id))
 
-    async def create(self, store: Store, request: Request, context: RequestContext) -> Response:
+    async def create(self, store: Store, request: Request, context: RequestContext) -> Body:
         body = await self._boundary.read(read_json, request, context)
         batch_request = validated(BatchRequest, body)
-        return _json(await in_thread(store.create_batch, context.quota.owner, batch_request))
+        return await in_thread(store.create_batch, context.quota.owner, batch_request)
 
-    async def list_batches(
-        self, store: Store, request: Request, context: RequestContext
-    ) -> Response:
+    async def list_batches(self, store: Store, request: Request, context: RequestContext) -> Body:
         page = _page(request, _USUAL_BATCHES, _MAX_BATCHES)
         batches = await in_thread(store.batches, context.quota.owner, page)
-        return _json(BatchList.model_validate(_list_fields(batches, page.limit)))
+        return BatchList.model_validate(_list_fields(batches, page.limit))
 
 
 def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
     """Return an endpoint that calls a method of the store with the id in the path."""
 
-    async def answer(store: Store, request: Request, context: RequestContext) -> Response:
+    async def answer(store: Store, request: Request, context: RequestContext) -> Body:
         (object_id,) = request.path_params.values()
-        return _json(await in_thread(method, store, context.quota.owner, object_id))
+        return await in_thread(method, store, context.quota.owner, object_id)
 
     return answer
 
@@ -170,7 +168,3 @@ def _list_fields(objects: Sequence[FileObject] | Sequence[Batch], limit: int) ->
         "last_id": page[-1].id if page else None,
         "has_more": len(objects) > limit,
     }
-
-
-def _json(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json")

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
@@ -56,7 +58,9 @@ STATUSES: dict[ErrorCode, int] = {
 }
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; for access logs only, as the client has disconnected
 
-Endpoint = Callable[[Request, RequestContext], Awaitable[Response]]
+# Bodies other than responses are sent as JSON
+Body = Response | BaseModel | Mapping[str, Any]
+Endpoint = Callable[[Request, RequestContext], Awaitable[Body]]
 BodyT = TypeVar("BodyT")
 Reader = Callable[[Request, BodyMemory], Awaitable[BodyT]]
 ErrorForm = Callable[[ServiceError, str], Mapping[str, Any]]
@@ -78,6 +82,7 @@ class Interface:
     api: str  # its label in metrics
     error_form: ErrorForm = error_json
     authorization: Callable[[Request], str | None] = authorization  # `Bearer KEY`
+    respond: Callable[[Request, Response], Response] | None = None  # changes responses
 
 
 REST = Interface("rest")
@@ -96,10 +101,16 @@ class RestBoundary:
         self._core = core
         self._api_keys = api_keys
 
-    def endpoint(
-        self, function: Endpoint, interface: Interface = REST, *, is_public: bool = False
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Return `function` with its context, and with errors as bodies of `interface`.
+    def route(
+        self,
+        method: str,
+        path: str,
+        function: Endpoint,
+        interface: Interface = REST,
+        *,
+        is_public: bool = False,
+    ) -> Route:
+        """Return a route to `function` with its context, and with errors as bodies of `interface`.
 
         It is called for requests with an accepted key, each of which counts for its quota; for all
         if `is_public`.
@@ -121,7 +132,7 @@ class RestBoundary:
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = None
                 try:
-                    response = await function(request, context)
+                    response = _response(await function(request, context))
                 finally:  # the place of a stream lasts as long as its events
                     if core is not None and not isinstance(response, StreamingResponse):
                         await core.places.leave(context)
@@ -133,9 +144,11 @@ class RestBoundary:
             response.headers["X-Request-Id"] = request.state.request_id
             if core is not None and core.places.is_closed:
                 response.headers["Connection"] = "close"
-            return response
+            if interface.respond is None:
+                return response
+            return interface.respond(request, response)
 
-        return answer
+        return Route(path, answer, methods=[method])
 
     def core(self) -> Core:
         """Return the core; raise `NotReady` before the start."""
@@ -186,6 +199,14 @@ class RestBoundary:
                 f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}"
             )
         return min(int(header) / 1000, self.settings.request_timeout_s)
+
+
+def _response(body: Body) -> Response:
+    if isinstance(body, Response):
+        return body
+    if isinstance(body, BaseModel):
+        return Response(body.model_dump_json(), media_type="application/json")
+    return JSONResponse(body)
 
 
 async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:

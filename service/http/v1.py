@@ -11,14 +11,20 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.analysis.execution import stream_analysis
 from service.errors import InvalidRequest
 from service.http.body import read_body, read_images_body
-from service.http.boundary import REST, Endpoint, RestBoundary, event_stream, server_sent_event
+from service.http.boundary import (
+    REST,
+    Body,
+    Endpoint,
+    RestBoundary,
+    event_stream,
+    server_sent_event,
+)
 from service.images.decoding import in_thread
 from service.images.handle_store import StoredImage, stored
 from service.images.inputs import ImageHandle, ImageInput
@@ -39,20 +45,19 @@ class RestApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        endpoint = self._boundary.endpoint
+        route = self._boundary.route
         predict = self._answering(rendering.predicted, Core.stream)
         analyze = self._answering(rendering.analyzed, stream_analysis, rendering.analysis_event)
-        image = "/v1/images/{image_id}"
         return [
-            Route("/v1/predict", endpoint(predict), methods=["POST"]),
-            Route("/v1/compare", endpoint(self._answering(rendering.compared)), methods=["POST"]),
-            Route("/v1/models", endpoint(self.list_models), methods=["GET"]),
-            Route("/v1/models/{model_id}", endpoint(self.show_model), methods=["GET"]),
-            Route("/v1/tasks", endpoint(self.list_tasks), methods=["GET"]),
-            Route("/v1/analyze", endpoint(analyze), methods=["POST"]),
-            Route("/v1/images", endpoint(self.store), methods=["POST"]),
-            Route(image, endpoint(self.show), methods=["GET"]),
-            Route(image, endpoint(self.delete), methods=["DELETE"]),
+            route("POST", "/v1/predict", predict),
+            route("POST", "/v1/compare", self._answering(rendering.compared)),
+            route("GET", "/v1/models", self.list_models),
+            route("GET", "/v1/models/{model_id}", self.show_model),
+            route("GET", "/v1/tasks", self.list_tasks),
+            route("POST", "/v1/analyze", analyze),
+            route("POST", "/v1/images", self.store),
+            route("GET", "/v1/images/{image_id}", self.show),
+            route("DELETE", "/v1/images/{image_id}", self.delete),
         ]
 
     def _answering(
@@ -63,7 +68,7 @@ class RestApi:
     ) -> Endpoint:
         """Return an endpoint that answers with a body, or with a stream that ends with the body."""
 
-        async def answer(request: Request, context: RequestContext) -> Response:
+        async def answer(request: Request, context: RequestContext) -> Body:
             core = self._boundary.core()
             body = await self._boundary.read(read_images_body, request, context)
             if stream is not None and body.fields.get("stream") is True:
@@ -79,28 +84,27 @@ class RestApi:
                 if body.images is None
                 else rendering.answered_each(core, body.images, context, answer_one)
             )
-            rendered = await while_connected(request.receive, answered)
-            return Response(rendered.model_dump_json(), media_type="application/json")
+            return await while_connected(request.receive, answered)
 
         return answer
 
-    async def list_models(self, request: Request, _context: RequestContext) -> Response:
+    async def list_models(self, request: Request, _context: RequestContext) -> Body:
         models = self._boundary.core().models
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):
             raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
-        return JSONResponse(
+        return (
             rendering.catalog_json(models) if catalog == "true" else rendering.models_json(models)
         )
 
-    async def show_model(self, request: Request, _context: RequestContext) -> Response:
+    async def show_model(self, request: Request, _context: RequestContext) -> Body:
         models = self._boundary.core().models
-        return JSONResponse(rendering.model_json(models.get(request.path_params["model_id"])))
+        return rendering.model_json(models.get(request.path_params["model_id"]))
 
-    async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(rendering.tasks_json(self._boundary.core().models))
+    async def list_tasks(self, _request: Request, _context: RequestContext) -> Body:
+        return rendering.tasks_json(self._boundary.core().models)
 
-    async def store(self, request: Request, context: RequestContext) -> Response:
+    async def store(self, request: Request, context: RequestContext) -> Body:
         """Store an image; the same bytes of a key have the same id."""
         core = self._boundary.core()
         images = stored(core.handles)
@@ -110,18 +114,18 @@ class RestApi:
         async with core.opened(body.image, context) as image:
             size_wh = image.header.size_wh
             stored_image = await in_thread(images.add, context.quota.owner, image.data, size_wh)
-        return _json(stored_image)
+        return _stored_json(stored_image)
 
-    async def show(self, request: Request, context: RequestContext) -> Response:
+    async def show(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
-        return _json(await in_thread(images.describe, context.quota.owner, handle))
+        return _stored_json(await in_thread(images.describe, context.quota.owner, handle))
 
-    async def delete(self, request: Request, context: RequestContext) -> Response:
+    async def delete(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
         await in_thread(images.remove, context.quota.owner, handle)
-        return JSONResponse(rendering.DeletedImageJson(id=handle.text).model_dump())
+        return rendering.DeletedImageJson(id=handle.text)
 
 
 def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str]:
@@ -129,9 +133,8 @@ def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str
     return [server_sent_event(json.dumps(document), name)]
 
 
-def _json(image: StoredImage) -> Response:
+def _stored_json(image: StoredImage) -> rendering.StoredImageJson:
     width, height = image.size_wh
-    body = rendering.StoredImageJson(
+    return rendering.StoredImageJson(
         id=image.id, expires_at=image.expires_at, bytes=image.num_bytes, width=width, height=height
     )
-    return JSONResponse(body.model_dump())

@@ -13,7 +13,7 @@ label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers)
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote_plus, unquote_plus
@@ -26,7 +26,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnsupportedTask
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
-from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary, authorization
+from service.http.boundary import STATUSES, Body, Endpoint, Interface, RestBoundary, authorization
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
@@ -77,7 +77,20 @@ def _credentials(request: Request) -> tuple[str, str]:
     return (key, token) if is_token(token) else (password, "")
 
 
-LABEL_STUDIO = Interface("label_studio", authorization=_authorization)
+def _redirected(request: Request, response: Response) -> Response:
+    """Redirect Label Studio to the message of an error."""
+    is_failed = response.status_code in STATUSES.values()
+    agent = request.headers.get("user-agent", "")
+    if request.url.path.startswith(f"{PREFIX}/failed/"):
+        return response
+    if not (is_failed and agent.startswith(_LABEL_STUDIO_AGENT)):
+        return response
+    message = json.loads(bytes(response.body))["error"]["message"]
+    url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
+    return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
+
+
+LABEL_STUDIO = Interface("label_studio", authorization=_authorization, respond=_redirected)
 
 
 class _Body(BaseModel):
@@ -110,45 +123,29 @@ class LabelStudioApi:
         self._host = LabelStudioHost.of(boundary.settings)
 
     def routes(self) -> list[Route]:
-        failed = self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True)
-        routes = [Route(f"{PREFIX}/failed/{{status}}", failed, methods=["GET"])]
-        for path in (PREFIX, f"{PREFIX}/{{model}}"):
-            for method, name, function in (
-                ("GET", "health", self.health),
-                ("GET", "versions", self.versions),
-                ("POST", "setup", self.setup),
-                ("POST", "predict", self.predict),
-                ("POST", "webhook", self.webhook),
-            ):
+        def route(method: str, path: str, function: Endpoint, *, is_public: bool = False) -> Route:
+            return self._boundary.route(
+                method, PREFIX + path, function, LABEL_STUDIO, is_public=is_public
+            )
+
+        routes = [route("GET", "/failed/{status}", self.failed, is_public=True)]
+        for path in ("", "/{model}"):
+            routes += [
+                route("GET", f"{path}/health", self.health),
+                route("GET", f"{path}/versions", self.versions),
+                route("POST", f"{path}/setup", self.setup),
+                route("POST", f"{path}/predict", self.predict),
                 # events come without the key
-                endpoint = self._endpoint(function, is_public=name == "webhook")
-                routes.append(Route(f"{path}/{name}", endpoint, methods=[method]))
+                route("POST", f"{path}/webhook", self.webhook, is_public=True),
+            ]
         return routes
 
-    def _endpoint(
-        self, function: Endpoint, *, is_public: bool
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Return an endpoint that redirects Label Studio to the message of an error."""
-        endpoint = self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)
-
-        async def answer(request: Request) -> Response:
-            response = await endpoint(request)
-            is_failed = response.status_code in STATUSES.values()
-            agent = request.headers.get("user-agent", "")
-            if not (is_failed and agent.startswith(_LABEL_STUDIO_AGENT)):
-                return response
-            message = json.loads(bytes(response.body))["error"]["message"]
-            url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
-            return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
-
-        return answer
-
-    async def health(self, request: Request, _context: RequestContext) -> Response:
+    async def health(self, request: Request, _context: RequestContext) -> Body:
         core = self._boundary.core()
         await core.check_ready(_models(core, request))
-        return JSONResponse({"status": "UP", "model_class": "Diptych"})
+        return {"status": "UP", "model_class": "Diptych"}
 
-    async def failed(self, request: Request, context: RequestContext) -> Response:
+    async def failed(self, request: Request, context: RequestContext) -> Body:
         """Repeat the status of a failed call, whose message is in the URL."""
         failed_status = request.path_params["status"]
         codes = [code for code, status in STATUSES.items() if str(status) == failed_status]
@@ -159,11 +156,11 @@ class LabelStudioApi:
         detail = ErrorDetail(code=code, message=message, param=None, request_id=context.request_id)
         return JSONResponse(ErrorJson(error=detail).model_dump(), STATUSES[code])
 
-    async def versions(self, request: Request, _context: RequestContext) -> Response:
+    async def versions(self, request: Request, _context: RequestContext) -> Body:
         models = _models(self._boundary.core(), request)
-        return JSONResponse({"versions": [version_of(model) for model in models]})
+        return {"versions": [version_of(model) for model in models]}
 
-    async def setup(self, request: Request, context: RequestContext) -> Response:
+    async def setup(self, request: Request, context: RequestContext) -> Body:
         """Check the labelling configuration.
 
         Return the version of the first model that can fill it.
@@ -173,9 +170,9 @@ class LabelStudioApi:
         core = self._boundary.core()
         setup = await self._read(_parser(SetupBody), request, context)
         plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
-        return JSONResponse({"model_version": plan.version(plan.questions())})
+        return {"model_version": plan.version(plan.questions())}
 
-    async def predict(self, request: Request, context: RequestContext) -> Response:
+    async def predict(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         body = await self._read(_parser(PredictBody), request, context)
         prompt = body.params.context
@@ -193,7 +190,7 @@ class LabelStudioApi:
         results = await while_connected(request.receive, answering)
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
-    async def webhook(self, request: Request, context: RequestContext) -> Response:
+    async def webhook(self, request: Request, context: RequestContext) -> Body:
         """Refuse to train; accept other events unread, as they come without the key."""
         if self._boundary.is_authorized(request, LABEL_STUDIO):
             body = await self._read(_json, request, context)
@@ -201,7 +198,7 @@ class LabelStudioApi:
                 raise UnsupportedTask(
                     "models are not trained from annotations here; see docs/models.md for adapters"
                 )
-        return JSONResponse({"status": "ok"})
+        return {"status": "ok"}
 
     async def _read(
         self, parse: Callable[[bytes], BodyT], request: Request, context: RequestContext

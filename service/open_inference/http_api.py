@@ -27,7 +27,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import BodyMemory, json_object, off_loop, parsed, read_bytes
-from service.http.boundary import Endpoint, Interface, RestBoundary
+from service.http.boundary import Body, Endpoint, Interface, RestBoundary
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.open_inference import tensors
@@ -122,17 +122,17 @@ class OpenInferenceRest:
 
     def routes(self) -> list[Route]:
         def route(path: str, function: Endpoint, *, is_public: bool = False) -> Route:
-            endpoint = self._boundary.endpoint(function, OPEN_INFERENCE, is_public=is_public)
             method = "POST" if path.endswith("/infer") else "GET"
-            return Route(path, endpoint, methods=[method])
+            return self._boundary.route(
+                method, PREFIX + path, function, OPEN_INFERENCE, is_public=is_public
+            )
 
         routes = [
-            route(PREFIX, self.server, is_public=True),
-            route(f"{PREFIX}/health/live", self.is_live, is_public=True),
-            route(f"{PREFIX}/health/ready", self.is_ready, is_public=True),
+            route("", self.server, is_public=True),
+            route("/health/live", self.is_live, is_public=True),
+            route("/health/ready", self.is_ready, is_public=True),
         ]
-        models = f"{PREFIX}/models/{{model}}"
-        for model in (models, f"{models}/versions/{{version}}"):
+        for model in ("/models/{model}", "/models/{model}/versions/{version}"):
             routes += [
                 route(model, self.model),
                 route(f"{model}/config", self.config),
@@ -141,34 +141,34 @@ class OpenInferenceRest:
             ]
         return routes
 
-    async def server(self, _request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(tensors.server_metadata())
+    async def server(self, _request: Request, _context: RequestContext) -> Body:
+        return tensors.server_metadata()
 
-    async def is_live(self, _request: Request, _context: RequestContext) -> Response:
-        return JSONResponse({"live": True})
+    async def is_live(self, _request: Request, _context: RequestContext) -> Body:
+        return {"live": True}
 
-    async def is_ready(self, _request: Request, _context: RequestContext) -> Response:
+    async def is_ready(self, _request: Request, _context: RequestContext) -> Body:
         core = self._boundary.core()
         await core.check_ready(tuple(core.models))
-        return JSONResponse({"ready": True})
+        return {"ready": True}
 
-    async def model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(tensors.model_metadata(self._model(request)))
+    async def model(self, request: Request, _context: RequestContext) -> Body:
+        return tensors.model_metadata(self._model(request))
 
-    async def config(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(tensors.model_config(self._model(request)))
+    async def config(self, request: Request, _context: RequestContext) -> Body:
+        return tensors.model_config(self._model(request))
 
-    async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
+    async def is_model_ready(self, request: Request, _context: RequestContext) -> Body:
         model = self._model(request)
         await self._boundary.core().check_ready([model])
-        return JSONResponse({"name": model.id, "ready": True})
+        return {"name": model.id, "ready": True}
 
     def _model(self, request: Request) -> ServedModel:
         models = self._boundary.core().models
         parameters = request.path_params
         return tensors.model_of(models, parameters["model"], parameters.get("version", ""))
 
-    async def infer(self, request: Request, context: RequestContext) -> Response:
+    async def infer(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         model = self._model(request)
         encoding = request.headers.get("content-encoding", "identity")

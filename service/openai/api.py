@@ -21,13 +21,12 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import parse_image, read_json
-from service.http.boundary import Interface, RestBoundary, event_stream, server_sent_event
+from service.http.boundary import Body, Interface, RestBoundary, event_stream, server_sent_event
 from service.images.decoding import in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields
@@ -75,16 +74,14 @@ class OpenAiApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        endpoint = self._boundary.endpoint(self.chat, OPENAI)
-        return [Route("/v1/chat/completions", endpoint, methods=["POST"])]
+        return [self._boundary.route("POST", "/v1/chat/completions", self.chat, OPENAI)]
 
-    async def chat(self, request: Request, context: RequestContext) -> Response:
+    async def chat(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         body = await self._boundary.read(read_json, request, context)
         chat = validated(wire.ChatRequest, body)
         if not chat.stream:
-            completion = await while_connected(request.receive, complete(chat, core, context))
-            return Response(completion.model_dump_json(), media_type="application/json")
+            return await while_connected(request.receive, complete(chat, core, context))
         await _check_format(chat.response_format)
         events = core.stream(image_of(chat), fields_of(chat, core), context)
         form = _chunk_form(chat, context.request_id)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from service.admission.places import RequestContext
-from service.http.boundary import RestBoundary
+from service.http.boundary import Body, RestBoundary
 from service.http.middleware import with_page_policy
 from service.web.openapi import openapi_document
 
@@ -31,11 +31,11 @@ class Pages:
         self._playground = StaticFiles(directory=_FOLDER / "playground")
 
     def routes(self) -> list[Route]:
-        endpoint = self._boundary.endpoint
+        route = self._boundary.route
         return [
-            Route("/openapi.json", endpoint(self.openapi, is_public=True), methods=["GET"]),
-            Route("/docs", endpoint(self.docs, is_public=True), methods=["GET"]),
-            Route("/docs/start.js", endpoint(self.docs_script, is_public=True), methods=["GET"]),
+            route("GET", "/openapi.json", self.openapi, is_public=True),
+            route("GET", "/docs", self.docs, is_public=True),
+            route("GET", "/docs/start.js", self.docs_script, is_public=True),
             Route("/", self.home, methods=["GET"]),
             Route("/playground", self.playground, methods=["GET"]),
             Route("/playground/{file:path}", self.playground, methods=["GET"]),
@@ -44,7 +44,7 @@ class Pages:
     async def home(self, _request: Request) -> Response:
         return RedirectResponse("playground")
 
-    async def openapi(self, _request: Request, _context: RequestContext) -> Response:
+    async def openapi(self, _request: Request, _context: RequestContext) -> Body:
         models = self._boundary.core().models
         described = tuple((model.id, frozenset(model.entry.task_ids)) for model in models)
         if described != self._described:  # building it takes 12 ms of the event loop
@@ -52,10 +52,10 @@ class Pages:
             self._described = described
         return Response(self._document, media_type="application/json")
 
-    async def docs(self, _request: Request, _context: RequestContext) -> Response:
+    async def docs(self, _request: Request, _context: RequestContext) -> Body:
         return with_page_policy(FileResponse(_FOLDER / "docs/index.html"))
 
-    async def docs_script(self, _request: Request, _context: RequestContext) -> Response:
+    async def docs_script(self, _request: Request, _context: RequestContext) -> Body:
         """Return the script that starts Swagger UI: the page's policy forbids inline scripts."""
         return with_page_policy(FileResponse(_FOLDER / "docs/start.js"))
 

@@ -26,12 +26,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.http.body import MAX_JSON_VALUES, read_body
-from service.http.boundary import Endpoint, Interface, RestBoundary
+from service.http.boundary import Body, Endpoint, Interface, RestBoundary
 from service.images.decoding import in_thread
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
@@ -142,8 +141,7 @@ class XAnyLabelingApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: Endpoint) -> Route:
-            endpoint = self._boundary.endpoint(function, X_ANYLABELING)
-            return Route(PREFIX + path, endpoint, methods=[method])
+            return self._boundary.route(method, PREFIX + path, function, X_ANYLABELING)
 
         return [
             route("GET", "/health", self.health),
@@ -152,19 +150,19 @@ class XAnyLabelingApi:
             route("POST", "/v1/predict", self.predict),
         ]
 
-    async def health(self, _request: Request, _context: RequestContext) -> Response:
+    async def health(self, _request: Request, _context: RequestContext) -> Body:
         num_models = len(tuple(self._boundary.core().models))
         now = datetime.now(UTC).isoformat()
-        return JSONResponse({"status": "healthy", "models_loaded": num_models, "timestamp": now})
+        return {"status": "healthy", "models_loaded": num_models, "timestamp": now}
 
-    async def list_models(self, _request: Request, _context: RequestContext) -> Response:
+    async def list_models(self, _request: Request, _context: RequestContext) -> Body:
         return _succeeded({model.id: _model_json(model) for model in self._boundary.core().models})
 
-    async def show_model(self, request: Request, _context: RequestContext) -> Response:
+    async def show_model(self, request: Request, _context: RequestContext) -> Body:
         model: ServedModel = self._boundary.core().models.get(request.path_params["model"])
         return _succeeded({"model_id": model.id, **_model_json(model)})
 
-    async def predict(self, request: Request, context: RequestContext) -> Response:
+    async def predict(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         body = await self._boundary.read(read_body, request, context)
         call = validated(Call, body.fields)
@@ -174,8 +172,8 @@ class XAnyLabelingApi:
         return _succeeded(await in_thread(shapes_json, answer, call.params.epsilon_factor, region))
 
 
-def _succeeded(data: object) -> Response:
-    return JSONResponse({"success": True, "data": data})
+def _succeeded(data: object) -> JsonObject:
+    return {"success": True, "data": data}
 
 
 def _model_json(model: ServedModel) -> JsonObject:
