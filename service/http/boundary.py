@@ -80,6 +80,7 @@ class Interface:
     """An HTTP interface."""
 
     api: str  # its label in metrics
+    prefix: str = ""  # of its paths
     error_form: ErrorForm = error_json
     authorization: Callable[[Request], str | None] = authorization  # `Bearer KEY`
     respond: Callable[[Request, Response], Response] | None = None  # changes responses
@@ -148,7 +149,7 @@ class RestBoundary:
                 return response
             return interface.respond(request, response)
 
-        return Route(path, answer, methods=[method])
+        return Route(interface.prefix + path, answer, methods=[method])
 
     def core(self) -> Core:
         """Return the core; raise `NotReady` before the start."""

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnsupportedTask
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
-from service.http.boundary import STATUSES, Body, Endpoint, Interface, RestBoundary, authorization
+from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
@@ -90,7 +90,7 @@ def _redirected(request: Request, response: Response) -> Response:
     return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
 
 
-LABEL_STUDIO = Interface("label_studio", authorization=_authorization, respond=_redirected)
+LABEL_STUDIO = Interface("label_studio", PREFIX, authorization=_authorization, respond=_redirected)
 
 
 class _Body(BaseModel):
@@ -123,11 +123,7 @@ class LabelStudioApi:
         self._host = LabelStudioHost.of(boundary.settings)
 
     def routes(self) -> list[Route]:
-        def route(method: str, path: str, function: Endpoint, *, is_public: bool = False) -> Route:
-            return self._boundary.route(
-                method, PREFIX + path, function, LABEL_STUDIO, is_public=is_public
-            )
-
+        route = partial(self._boundary.route, interface=LABEL_STUDIO)
         routes = [route("GET", "/failed/{status}", self.failed, is_public=True)]
         for path in ("", "/{model}"):
             routes += [

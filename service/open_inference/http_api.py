@@ -27,7 +27,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import BodyMemory, json_object, off_loop, parsed, read_bytes
-from service.http.boundary import Body, Endpoint, Interface, RestBoundary
+from service.http.boundary import Body, Interface, RestBoundary
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.open_inference import tensors
@@ -109,9 +109,7 @@ class OpenInferenceError(StrictModel):
     error: str
 
 
-OPEN_INFERENCE = Interface(
-    tensors.API, lambda error, _request_id: OpenInferenceError(error=error.message).model_dump()
-)
+OPEN_INFERENCE = Interface(tensors.API, PREFIX, lambda error, _id: {"error": error.message})
 
 
 class OpenInferenceRest:
@@ -121,23 +119,18 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        def route(path: str, function: Endpoint, *, is_public: bool = False) -> Route:
-            method = "POST" if path.endswith("/infer") else "GET"
-            return self._boundary.route(
-                method, PREFIX + path, function, OPEN_INFERENCE, is_public=is_public
-            )
-
+        route = partial(self._boundary.route, interface=OPEN_INFERENCE)
         routes = [
-            route("", self.server, is_public=True),
-            route("/health/live", self.is_live, is_public=True),
-            route("/health/ready", self.is_ready, is_public=True),
+            route("GET", "", self.server, is_public=True),
+            route("GET", "/health/live", self.is_live, is_public=True),
+            route("GET", "/health/ready", self.is_ready, is_public=True),
         ]
         for model in ("/models/{model}", "/models/{model}/versions/{version}"):
             routes += [
-                route(model, self.model),
-                route(f"{model}/config", self.config),
-                route(f"{model}/ready", self.is_model_ready),
-                route(f"{model}/infer", self.infer),
+                route("GET", model, self.model),
+                route("GET", f"{model}/config", self.config),
+                route("GET", f"{model}/ready", self.is_model_ready),
+                route("POST", f"{model}/infer", self.infer),
             ]
         return routes
 

@@ -64,7 +64,7 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     return wire.ChatError(error=detail).model_dump()
 
 
-OPENAI = Interface("openai", error_body)
+OPENAI = Interface("openai", error_form=error_body)
 
 
 class OpenAiApi:

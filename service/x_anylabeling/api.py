@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -30,7 +31,7 @@ from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.http.body import MAX_JSON_VALUES, read_body
-from service.http.boundary import Body, Endpoint, Interface, RestBoundary
+from service.http.boundary import Body, Interface, RestBoundary
 from service.images.decoding import in_thread
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
@@ -130,7 +131,7 @@ def _authorization(request: Request) -> str | None:
     return ", ".join((*headers.getlist("authorization"), *bearers)) or None
 
 
-X_ANYLABELING = Interface("x_anylabeling", authorization=_authorization)
+X_ANYLABELING = Interface("x_anylabeling", PREFIX, authorization=_authorization)
 
 
 class XAnyLabelingApi:
@@ -140,9 +141,7 @@ class XAnyLabelingApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        def route(method: str, path: str, function: Endpoint) -> Route:
-            return self._boundary.route(method, PREFIX + path, function, X_ANYLABELING)
-
+        route = partial(self._boundary.route, interface=X_ANYLABELING)
         return [
             route("GET", "/health", self.health),
             route("GET", "/v1/models", self.list_models),

@@ -308,6 +308,7 @@ def fields_of(*tags: str) -> list[Mapping[str, object]]:
         (labelled("BrushLabels", "dog", attributes='smartOnly="true"'), []),
         (SHAPES, [{"task": "region_proposal"}]),
         (SHAPES + PER_REGION, [{"task": "ocr_with_regions"}]),
+        (labelled("Choices", "dog", attributes='perRegion="true"'), []),
         (labelled("Choices", "dog", attributes='model_question="what?"'), [QUESTION]),
         (
             '<TextArea name="t" toName="image" model_question="what?" model_language="de"/>',
