@@ -20,9 +20,10 @@ pytestmark = pytest.mark.long
 
 # cudaError: ECC, NVLink, contained ECC, busy, illegal address, assert, launch failure, unknown
 LOST = (214, 220, 226, 46, 700, 710, 719, 999)
-# kernels of a captured step with 3 and 5 layers, and of a greedy choice
-STEP_KERNELS = {"florence-2-mini": 90, "paligemma-mini": 142}
-CHOICE_KERNELS = 32
+# Graphs of a decoder, without and with adapters; the most kernels of a step, likewise.
+NUM_GRAPHS = {"florence-2-mini": (104, 152), "paligemma-mini": (77, 98)}
+MAX_KERNELS = {"florence-2-mini": (90, 186), "paligemma-mini": (142, 248)}
+MAX_CHOICE_KERNELS = 32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,15 +53,11 @@ def result_of(exported: ModelStore, *arguments: str, **settings: str) -> Any:
 def test_passes_are_captured(exported: ModelStore, model_id: str) -> None:
     result = result_of(exported, "captures", model_id)
     assert result["encoder"] == [16, 8, 4, 2, 1]
-    assert result["decoder"] == {"florence-2-mini": 104, "paligemma-mini": 77}[model_id]
-    with_adapters = {"florence-2-mini": 152, "paligemma-mini": 98}
-    assert result["decoder with adapters"] == with_adapters[model_id]
+    assert (result["decoder"], result["decoder with adapters"]) == NUM_GRAPHS[model_id]
     assert result["prefills"] == [16, 16]
-    # docs/operations.md has figures made from these, and these themselves
-    assert result["kernels of a step"] == STEP_KERNELS[model_id]
-    of_adapters = {"florence-2-mini": 186, "paligemma-mini": 248}
-    assert result["kernels of a step with adapters"] == of_adapters[model_id]
-    assert result["kernels of a choice"] == CHOICE_KERNELS
+    for kind, limit in zip(("a step", "a step with adapters"), MAX_KERNELS[model_id], strict=True):
+        assert 0 < result[f"kernels of {kind}"] <= limit
+    assert 0 < result["kernels of a choice"] <= MAX_CHOICE_KERNELS
     assert (result["stray"], result["illegal"]) == (0, 0)
     batch = result["batch of 3"]
     assert batch["replays"] == 2

@@ -1,13 +1,20 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
+from service.inference.core import Core
+from service.settings import Settings
+from tests.support.api_keys import api_keys
 from tests.support.browser import CHROMIUM, MISSING, TIMEOUT_MS, Playground, Witness, chromium
-from tests.support.page_service import page_service
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
 from tests.support.running_service import RunningService
+from tests.support.served_app import serving_app
 
 
 # Not for the whole session: while Playwright runs, no other test can start an event loop.
@@ -57,11 +64,22 @@ def opened(browser: Browser, service: RunningService) -> Iterator[Playground]:
 
 @pytest.fixture
 def serve_fakes(context: BrowserContext) -> Iterator[Callable[..., Playground]]:
-    """A function that serves fake models, given as to `page_service`, and returns their page."""
+    """A function that serves fake models, and returns their page: a core, or one with a decoder of
+    Florence-2, or with texts of it by prompt.
+    """
     with ExitStack() as stack:
 
-        def serve(**fakes: Any) -> Playground:
-            served = stack.enter_context(page_service(**fakes))
+        def serve(
+            answers: Mapping[str, str] = {},
+            decoder: FakeDecoder | None = None,
+            key: str | None = None,
+            core: Core | None = None,
+        ) -> Playground:
+            boundary = RestBoundary(Settings())
+            decoders = {FLORENCE_ID: decoder or FakeDecoder({**FLORENCE_ANSWERS, **answers})}
+            keys = ApiKeys(None) if key is None else api_keys(key)
+            boundary.start(core or make_core(decoders=decoders), keys)
+            served = stack.enter_context(serving_app(rest_app(boundary)))
             return Playground(context.new_page(), served.url)
 
         yield serve
