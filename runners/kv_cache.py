@@ -16,7 +16,6 @@ key-value heads, P positions, D head size.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -311,23 +310,16 @@ class SlotCache:
         self._starts = [0] * num_slots  # position of each slot's first generated token
         self.adapters: list[str | None] = [None] * num_slots  # adapter of each slot
 
-    def begin(
-        self,
-        slots_of: Sequence[Sequence[int]],
-        num_prefix_tokens: Sequence[int],
-        adapters: Sequence[str | None],
-    ) -> None:
-        """Start sequences in the slots of each, which are free and follow all in use."""
-        claimed = self.claim(slots_of, num_prefix_tokens, adapters)
-        self.write_claimed(to_device(list(chain.from_iterable(claimed)), self._shape.device))
-
     def claim(
         self,
         slots_of: Sequence[Sequence[int]],
         num_prefix_tokens: Sequence[int],
         adapters: Sequence[str | None],
     ) -> list[list[ClaimedSlot]]:
-        """Like `begin`, on the host only; return the slots of each for `write_claimed`."""
+        """Start sequences in the slots of each, which are free and follow all in use, on the host.
+
+        `write_claimed` has to follow on the device, with what is returned.
+        """
         claimed: list[list[ClaimedSlot]] = []
         for slots, length, adapter in zip(slots_of, num_prefix_tokens, adapters, strict=True):
             prefix = 0
@@ -435,10 +427,6 @@ class SlotCache:
             targets += beam_slots
         if targets:
             self._copy(sources, targets)
-
-    def add_fixed_beams(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy the keys of first tokens, in a captured prefill of a decoder with prefixes."""
-        self.self_attention.copy((), (), slice(0, 1), torch.stack([sources, targets]))
 
     def free(self, slot: int, last: int) -> None:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""

@@ -18,8 +18,8 @@ from export.scenes import render_scene, sample_scene
 from imaging.files import resize
 from runners.decoder.answers import to_request
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.engines import new_engine
-from runners.decoder.protocol import Decoder, NewEngine
+from runners.decoder.engines import NewEngine, new_engine
+from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import CudaOptions, VisionEncoder

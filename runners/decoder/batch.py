@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 
-from runners.decoder.engines import new_engine, rows_of, width_of
-from runners.decoder.protocol import Decoder, NewEngine
+from runners.decoder.engines import NewEngine, new_engine, rows_of, width_of
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import (
     BeamSequence,
     GeneratedSequence,

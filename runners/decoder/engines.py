@@ -4,7 +4,7 @@ Problem: a CPU gains from reading likely tokens in the same pass, in whatever sh
 gains from captured passes in fixed shapes, and must not idle while the host reads the tokens of one
 pass to launch the next.
 
-Solution: two classes with the interface `Engine` (runners/decoder/protocol.py).
+Solution: two classes with the same methods; the batch and the scheduler know neither.
 
     EagerEngine    every pass in its own shape, with drafts and adapters
     GraphEngine    captured passes and choices (runners/decoder/captured_passes.py), the next pass
@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ from runners.decoder.captured_passes import (
     prefill_shapes,
     step_shapes,
 )
-from runners.decoder.protocol import Decoder, Engine
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache import PrefixReads, SlotCache, TokenPlaces
 from runners.staging import array_into, to_device
@@ -121,6 +120,7 @@ class EagerEngine:
     def drafts(
         self, sequences: Sequence[LiveSequence], is_first: bool = False
     ) -> list[Sequence[int]]:
+        """Return a draft for each of `sequences`; `is_first`: read in a prefill."""
         can_read = not is_first or self._decoder.start_token_id is not None
         if self._decoder.can_draft and can_read and len(sequences) <= MAX_SLOTS:
             return paying([sequence.propose() for sequence in sequences])
@@ -132,10 +132,15 @@ class EagerEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
+        """Process images and prompts into free slots: from `first_slot` on one of each sequence,
+        then those of further beams, in order.
+        """
         decoder = self._decoder
         slots_of = slots_from(first_slot, requests)
         adapters = [request.adapter for request in requests]
-        self.cache.begin(slots_of, [request.num_prefix_tokens for request in requests], adapters)
+        num_tokens = [request.num_prefix_tokens for request in requests]
+        claimed = chain.from_iterable(self.cache.claim(slots_of, num_tokens, adapters))
+        self.cache.write_claimed(to_device(list(claimed), decoder.shape.device))
         decoder.adapters.select(adapters)
         embeds, lengths = stack_requests(requests, decoder.embed, decoder.shape.device)
         first = None
@@ -151,6 +156,7 @@ class EagerEngine:
         return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Process the next token of each slot from 0 on, and its draft after it."""
         places = self.cache.places(tokens)
         self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
         logits = self._decoder.decode_step(self.cache, places)
@@ -164,6 +170,11 @@ class EagerEngine:
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,  # noqa: ARG002
     ) -> Chosen[Tensor]:
+        """Return the choices of `sequences`, the rows of each, as `choose_tokens` does.
+
+        An engine that launches the next pass ahead calls `following`, which is None if that pass
+        would be superfluous.
+        """
         return Chosen(choose_tokens(launched, conditions, sequences))
 
 
@@ -254,7 +265,8 @@ class GraphEngine:
         if self.cache.prefixes is not None:
             targets = inputs.claimed[..., 0]
             sources = slots[:, None].expand_as(targets)
-            self.cache.add_fixed_beams(sources.flatten(), targets.flatten())
+            moves = torch.stack([sources.flatten(), targets.flatten()])
+            self.cache.self_attention.copy((), (), slice(0, 1), moves)  # of first tokens
         self.graphs.first_logits.index_copy_(0, inputs.rows, logits)
         return logits
 
@@ -317,6 +329,10 @@ class GraphEngine:
         return num_beams <= MAX_BEAMS and (have_places or not any(adapters))
 
 
-def new_engine(decoder: Decoder, num_slots: int) -> Engine[Any]:
+Engine = EagerEngine | GraphEngine
+NewEngine = Callable[[Decoder, int], Engine]  # arguments: a decoder and its number of slots
+
+
+def new_engine(decoder: Decoder, num_slots: int) -> Engine:
     is_cuda = decoder.shape.device.type == "cuda"
     return GraphEngine(decoder, num_slots) if is_cuda else EagerEngine(decoder, num_slots)

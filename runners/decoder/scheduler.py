@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 import torch
 
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.engines import new_engine
-from runners.decoder.protocol import Decoder, NewEngine
+from runners.decoder.engines import NewEngine, new_engine
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.errors import SequenceError, exit_if_device_lost
 from runners.options import SchedulerLimits

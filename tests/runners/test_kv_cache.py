@@ -4,6 +4,7 @@ calls.
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from random import Random
 
 import pytest
@@ -215,6 +216,12 @@ def write(cache: SlotCache, tokens: list[list[int]]) -> None:
     cache.grow(range(len(tokens)))
 
 
+def claim(cache: SlotCache, slots: list[list[int]], *adapters: str | None) -> None:
+    """Start sequences with prefixes of 2 tokens."""
+    claimed = cache.claim(slots, [2] * len(slots), adapters)
+    cache.write_claimed(torch.tensor(list(chain.from_iterable(claimed))))
+
+
 def tokens_of(cache: SlotCache, slot: int) -> list[int]:
     """Return the tokens that a slot holds from the start of its answer."""
     keys, values = cache.self_attention.read(0, slice(slot, slot + 1), 8)
@@ -229,7 +236,7 @@ def tokens_of(cache: SlotCache, slot: int) -> list[int]:
 def cache(request: pytest.FixtureRequest) -> SlotCache:
     """Three slots of sequences with prefixes of 2 tokens."""
     slots = SlotCache(request.param, 3)
-    slots.begin([[0], [1], [2]], [2, 2, 2], ["a", None, "b"])
+    claim(slots, [[0], [1], [2]], "a", None, "b")
     return slots
 
 
@@ -260,7 +267,7 @@ def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(cache: SlotCache) 
 @by_shape
 def test_beams_continue_each_other(shape: DecoderShape) -> None:
     cache = SlotCache(shape, 4)
-    cache.begin([[0, 1, 2]], [2], ["a"])
+    claim(cache, [[0, 1, 2]], "a")
     write(cache, [[5]])
     cache.add_beams({0: [1, 2]})
     assert cache.adapters[:3] == ["a"] * 3

@@ -95,7 +95,7 @@ def test_drafts_are_cut_to_the_length_that_pays(lengths: list[int], expected: li
 
 def test_shorter_drafts_are_padded_with_their_last_token_at_its_own_position() -> None:
     cache = SlotCache(FAKE_SHAPE, 5)
-    cache.begin([[1], [2], [3]], [10, 20, 30], [None] * 3)
+    cache.claim([[1], [2], [3]], [10, 20, 30], [None] * 3)
     places = cache.places([[4, 7, 8], [5], [6, 9]], first_slot=1)
     assert places.token_ids.tolist() == [[4, 7, 8], [5, 5, 5], [6, 9, 9]]
     assert places.positions.tolist() == [[10, 11, 12], [20, 20, 20], [30, 31, 31]]
