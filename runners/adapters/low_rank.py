@@ -153,14 +153,16 @@ class AdapterPool:
         self._columns = others
         self._owners[columns.start : columns.stop] = _FREE
 
-    def have_places(self, by_row: Sequence[str | None]) -> bool:
-        return all(adapter is None or adapter in self._columns for adapter in by_row)
-
-    def places(self, by_row: Sequence[str | None]) -> list[int]:
+    def places(self, by_row: Sequence[str | None]) -> list[int] | None:
+        """Return the place of each row's adapter, or None if one has none."""
         places: list[int] = []
         for adapter in by_row:
-            columns = None if adapter is None else self._columns.get(adapter)
-            places.append(_BASE if columns is None else _place(columns))
+            if adapter is None:
+                places.append(_BASE)
+            elif adapter in self._columns:
+                places.append(_place(self._columns[adapter]))
+            else:
+                return None
         return places
 
     def layout(self, places: Tensor) -> RowLayout:
@@ -187,20 +189,17 @@ class LayerAdapters:
         return LayerAdapters(columns, LowRank(down, torch.cat([self.product.up, product.up])))
 
     def without(self, adapter: str) -> "LayerAdapters":
-        if adapter not in dict(self.columns):
+        if self.product is None or adapter not in dict(self.columns):
             return self
-        assert self.product is not None
-        columns: list[tuple[str, int]] = []
-        is_other: list[bool] = []
-        for other, num_columns in self.columns:
-            is_other += [other != adapter] * num_columns
-            if other != adapter:
-                columns.append((other, num_columns))
+        columns = tuple(column for column in self.columns if column[0] != adapter)
         if not columns:
             return LayerAdapters()
-        rows = torch.tensor(is_other, device=self.product.down.device)
-        product = LowRank(self.product.down[rows], self.product.up[rows])
-        return LayerAdapters(tuple(columns), product)
+        rows: list[bool] = []
+        for other, num_columns in self.columns:
+            rows += [other != adapter] * num_columns
+        of_others = torch.tensor(rows, device=self.product.down.device)
+        product = LowRank(self.product.down[of_others], self.product.up[of_others])
+        return LayerAdapters(columns, product)
 
 
 @dataclass(slots=True)

@@ -303,30 +303,28 @@ class GraphEngine:
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
         prefixes = self.cache.prefixes
         prefix_length = 0 if prefixes is None else prefixes.length(slots)
-        has_adapters = self._load_places(num_slots)
+        has_adapters = any(self.cache.adapters[:num_slots])
+        if has_adapters:
+            self._load_places(num_slots)
         step = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
         logits = self.graphs.run(step)
         self.cache.grow(slots)
         return GraphPass(logits)
 
-    def _load_places(self, num_slots: int) -> bool:
-        """Return True if slots have adapters, whose places are then on the device."""
-        adapters = self.cache.adapters[:num_slots]
+    def _load_places(self, num_slots: int) -> None:
+        """Put the places of the slots' adapters on the device, if changed."""
         pool = self._decoder.adapters.pool
-        if pool is None or not any(adapters):
-            return False
-        places = pool.places(adapters)
-        if places != self._loaded_places:
+        places = None if pool is None else pool.places(self.cache.adapters[:num_slots])
+        if places and places != self._loaded_places:
             array_into(self._places[:num_slots], np.array(places))
             self._loaded_places = places
-        return True
 
     def _is_captured(self, num_slots: int) -> bool:
         _, num_beams = self.cache.shared_prefixes(num_slots)
         adapters = self.cache.adapters[:num_slots]
         pool = self._decoder.adapters.pool
-        have_places = pool is not None and pool.have_places(adapters)
-        return num_beams <= MAX_BEAMS and (have_places or not any(adapters))
+        has_places = pool is not None and pool.places(adapters) is not None
+        return num_beams <= MAX_BEAMS and (has_places or not any(adapters))
 
 
 Engine = EagerEngine | GraphEngine

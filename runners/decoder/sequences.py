@@ -109,6 +109,16 @@ class _Generation(ABC):
                 "deadline_exceeded", f"the deadline passed after {self.num_tokens} tokens"
             )
 
+    def row_conditions(
+        self, token_ids: Sequence[int], state: ConstraintState | None
+    ) -> RowConditions:
+        """Return the conditions of rules and constraint after `token_ids`."""
+        forced = self.forced_token(len(token_ids))
+        allowed = None
+        if forced is None and self.request.constraint is not None and state is not None:
+            allowed = self.request.constraint.allowed(state)
+        return RowConditions(forced, self.rules.banned_tokens(token_ids), allowed)
+
     def non_finite_error(self) -> SequenceError:
         message = f"the logits of token {self.num_tokens} are not finite"
         return SequenceError("non_finite_logits", message)
@@ -169,31 +179,22 @@ class SingleSequence(_Generation):
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         written = list(self.token_ids)
         state = self._state
-        conditions = [self._row_conditions(written, state)]
+        conditions = [self._sampled(self.row_conditions(written, state))]
         for token_id in draft:
             state = self._state_after(state, token_id, conditions[-1])
             written.append(token_id)
-            conditions.append(self._row_conditions(written, state))
+            conditions.append(self._sampled(self.row_conditions(written, state)))
         self._draft = draft
         self._conditions = conditions
         return conditions
 
-    def _row_conditions(
-        self, written: Sequence[int], state: ConstraintState | None
-    ) -> RowConditions:
-        constraint = self.request.constraint
-        allowed = None
-        forced = self.forced_token(len(written))
-        if forced is None and constraint is not None and state is not None:
-            allowed = constraint.allowed(state)
-        temperature = self.request.temperature
-        return RowConditions(
-            forced=forced,
-            banned=self.rules.banned_tokens(written),
-            allowed=allowed,
-            temperature=temperature,
-            top_p=self.request.top_p,
-            uniform=self._random.random() if temperature else 0.0,
+    def _sampled(self, conditions: RowConditions) -> RowConditions:
+        request = self.request
+        if not request.temperature:
+            return conditions
+        uniform = self._random.random()
+        return replace(
+            conditions, temperature=request.temperature, top_p=request.top_p, uniform=uniform
         )
 
     def _state_after(
@@ -258,6 +259,10 @@ class BeamSequence(_Generation):
     beams: list[Beam] = field(default_factory=lambda: [Beam()])
     finished: list[Beam] = field(default_factory=list)  # best first, at most `num_beams`
 
+    def __post_init__(self) -> None:
+        if self.request.constraint is not None:
+            self.beams = [Beam(state=self.request.constraint.start())]
+
     @property
     def num_tokens(self) -> int:
         return len(self.beams[0].token_ids)
@@ -282,19 +287,8 @@ class BeamSequence(_Generation):
         num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows
         conditions: list[RowConditions] = []
         for beam in self.beams:
-            forced = self.forced_token(len(beam.token_ids))
-            constraint = self.request.constraint
-            allowed = None
-            if forced is None and constraint is not None:
-                allowed = constraint.allowed(beam.state or constraint.start())
-            row = RowConditions(
-                forced=forced,
-                banned=self.rules.banned_tokens(beam.token_ids),
-                allowed=allowed,
-                beam_score=beam.score,
-                num_candidates=num_candidates,
-            )
-            conditions.append(row)
+            row = self.row_conditions(beam.token_ids, beam.state)
+            conditions.append(replace(row, beam_score=beam.score, num_candidates=num_candidates))
         return conditions
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
@@ -323,10 +317,10 @@ class BeamSequence(_Generation):
 
     def _extended(self, choice: Choice) -> Beam:
         before = self.beams[choice.row]
-        constraint = self.request.constraint
         state = before.state
-        if constraint is not None and self.forced_token(len(before.token_ids)) is None:
-            state = constraint.after(state or constraint.start(), choice.token_id)
+        is_forced = self.forced_token(len(before.token_ids)) is not None
+        if self.request.constraint is not None and state is not None and not is_forced:
+            state = self.request.constraint.after(state, choice.token_id)
         token_ids = (*before.token_ids, choice.token_id)
         return Beam(
             token_ids,

@@ -98,63 +98,6 @@ def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
             start += size
 
 
-class BoundSession:
-    """Memory for input and output of `max_batch_size` images at fixed addresses."""
-
-    def __init__(
-        self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device
-    ) -> None:
-        self._session = session
-        self._device = device
-        (self._input,) = session.get_inputs()
-        (self._output,) = session.get_outputs()
-        if device == "cuda":  # the thread's stream is the encoder's
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
-        shape = (max_batch_size, *self._input.shape[1:])
-        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
-        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.features = torch.zeros((max_batch_size, *self._output.shape[1:]), device=device)
-        self._bindings: dict[int, onnxruntime.IOBinding] = {}
-
-    def encode(self, pixels: Pixels) -> Tensor:
-        """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
-        size = len(pixels)
-        np.copyto(self._host_pixels[:size].numpy(), pixels)
-        self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
-        self.run(size, graph_id=size)
-        return self.features[:size]
-
-    def check_replay(self, size: int) -> None:
-        """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
-        shape = tuple(self._pixels[:size].shape)
-        noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
-        replayed = self.encode(noise).clone()
-        self.run(size)
-        cosines = torch.cosine_similarity(replayed.flatten(1), self.features[:size].flatten(1))
-        if not cosines.min() >= _MIN_COSINE:  # NaN also fails
-            raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
-
-    def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
-        if self._device == "cuda":
-            # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
-            # the run before.
-            torch.cuda.current_stream().synchronize()
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        # returns when the features are computed
-        self._session.run_with_iobinding(self._binding(size), options)
-
-    def _binding(self, size: int) -> onnxruntime.IOBinding:
-        if size not in self._bindings:
-            binding = self._bindings[size] = self._session.io_binding()
-            for name, bind, memory, dtype in (
-                (self._input.name, binding.bind_input, self._pixels[:size], np.uint8),
-                (self._output.name, binding.bind_output, self.features[:size], np.float32),
-            ):
-                bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
-        return self._bindings[size]
-
-
 class FixedBatches:
     """Runs batches of any size in parts of fixed ones; `name` is the encoder's in the log."""
 
@@ -172,7 +115,7 @@ class FixedBatches:
         self._device = device
         self._name = name
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._session: BoundSession | None = None
+        self._bindings: dict[int, onnxruntime.IOBinding] = {}
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
 
@@ -184,18 +127,17 @@ class FixedBatches:
         return self._thread.submit(self._encode, pixels).result()
 
     def _encode(self, pixels: Pixels) -> Tensor:
-        assert self._session is not None
-        features = self._session.features.new_empty(
-            (len(pixels), *self._session.features.shape[1:])
-        )
+        features = self._features.new_empty((len(pixels), *self._features.shape[1:]))
         for part in split_batch(len(pixels), self.sizes):
-            features[part] = self._session.encode(pixels[part])
+            features[part] = self._replay(pixels[part])
         if self._device == "cuda":
             torch.cuda.current_stream().synchronize()
             features.record_stream(torch.cuda.default_stream())
         return features
 
     def _load(self) -> None:
+        if self._device == "cuda":  # the thread's stream is the encoder's
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         if not (self._with_graphs and self._capture()):
             self._open(with_graphs=False)
         sizes = self.sizes, self.captured_sizes
@@ -205,14 +147,14 @@ class FixedBatches:
         """Return False if the session refuses, or a capture fails."""
         action = "use CUDA graphs"
         try:
-            session = self._open(with_graphs=True)
+            self._open(with_graphs=True)
             for size in self.sizes:
                 action = f"capture a batch of {size} images"
-                session.run(size, graph_id=size)
+                self._run(size, graph_id=size)
             # replayed after all captures: none may have changed the memory of another
             for size in self.sizes:
                 action = f"replay a batch of {size} images"
-                session.check_replay(size)
+                self._check_replay(size)
         # The session then runs without graphs, or raises errors that graphs do not cause
         except Exception as error:
             exit_if_device_lost(error, self._name)
@@ -223,22 +165,68 @@ class FixedBatches:
         self.captured_sizes = list(self.sizes)
         return True
 
-    def _open(self, with_graphs: bool) -> BoundSession:
+    def _open(self, with_graphs: bool) -> None:
         """Run every size without a graph; drop sizes that exceed the memory."""
-        self._session = None  # a failed one is freed first
-        session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
+        self._bindings.clear()  # a failed session and its memory are freed first
+        self._session: Any = None
+        self._features = torch.empty(0)
+        self._session = self._open_session(with_graphs)
+        (model_input,) = self._session.get_inputs()
+        (output,) = self._session.get_outputs()
+        # input and output at fixed addresses
+        shape = (self._max_batch_size, *model_input.shape[1:])
+        is_cuda = self._device == "cuda"
+        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
+        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        features_shape = (self._max_batch_size, *output.shape[1:])
+        self._features = torch.zeros(features_shape, device=self._device)
         self.sizes = []
         for size in batch_sizes(self._max_batch_size):
             try:
-                session.run(size)
+                self._run(size)
                 self.sizes.append(size)
             except Exception as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
                 message = "%s: too little memory for batches of %d images: %s"
                 logger.warning(message, self._name, size, str(error))
-        self._session = session
-        return session
+
+    def _replay(self, pixels: Pixels) -> Tensor:
+        """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
+        size = len(pixels)
+        np.copyto(self._host_pixels[:size].numpy(), pixels)
+        self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
+        self._run(size, graph_id=size)
+        return self._features[:size]
+
+    def _check_replay(self, size: int) -> None:
+        """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
+        shape = tuple(self._pixels[:size].shape)
+        noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
+        replayed = self._replay(noise).clone()
+        self._run(size)
+        cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
+        if not cosines.min() >= _MIN_COSINE:  # NaN also fails
+            raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
+
+    def _run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
+        if size not in self._bindings:
+            (model_input,) = self._session.get_inputs()
+            (output,) = self._session.get_outputs()
+            binding = self._bindings[size] = self._session.io_binding()
+            for name, bind, memory, dtype in (
+                (model_input.name, binding.bind_input, self._pixels[:size], np.uint8),
+                (output.name, binding.bind_output, self._features[:size], np.float32),
+            ):
+                bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
+        if self._device == "cuda":
+            # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
+            # the run before.
+            torch.cuda.current_stream().synchronize()
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        # returns when the features are computed
+        self._session.run_with_iobinding(self._bindings[size], options)
 
 
 @dataclass(frozen=True, slots=True)

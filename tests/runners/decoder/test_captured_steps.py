@@ -24,9 +24,8 @@ from runners.decoder.captured_passes import (
     row_counts,
     step_shapes,
 )
-from runners.decoder.sequences import SequenceRequest
 from runners.tokens.choice import CAPTURED_KINDS, RowConditions, choose_tokens
-from tests.support.decoder_cases import Case, make_case
+from tests.support.decoder_cases import make_case
 from tests.support.device_traffic import capture_eagerly, graph_engine
 from tests.support.export_cli import ModelStore
 from tests.support.fake_decoder import FAKE_SHAPE
@@ -200,36 +199,6 @@ def test_what_failed_to_be_captured_runs_eagerly(
     assert chosen(graphs, logits) == [6, 8]
     assert logits_of(graphs, [6, 8], 7).argmax(-1).tolist() == [12, 16]
     assert [record.message for record in caplog.records] == [f"no CUDA graph for {name}"]
-
-
-def mixed_requests(case: Case) -> list[SequenceRequest]:
-    """Return greedy and sampled requests and ones with beams, with and without a constraint, of
-    different lengths.
-    """
-    words = case.decoder.text.constraints.get("start: /[a-z <>_0-9]{0,60}/")
-    requests = []
-    for index in range(12):
-        request = case.request(index, 3 + 3 * index, 3 if index % 4 == 0 else 1)
-        if index % 4 == 1:
-            request = replace(
-                request, temperature=0.9, top_p=0.8 if index % 8 == 1 else 1.0, seed=index
-            )
-        requests.append(replace(request, constraint=words if index % 3 == 0 else None))
-    return requests
-
-
-@pytest.mark.parametrize(
-    "name", ["florence-2-mini", "florence-2-mini released rules", "random paligemma2"]
-)
-def test_answers_equal_those_of_eager_steps(
-    name: str, exported: ModelStore, tmp_path: Path
-) -> None:
-    case = make_case(name, exported, tmp_path)
-    expected = generate_all(case.decoder, mixed_requests(case))
-    written = generate_all(case.decoder, mixed_requests(case), graph_engine)
-    assert [each.token_ids for each in written] == [each.token_ids for each in expected]
-    for found, sequence in zip(written, expected, strict=True):
-        assert found.logprobs == pytest.approx(sequence.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("num_beams", [4, 9])

@@ -44,21 +44,6 @@ def num_bytes(engine: EagerEngine) -> int:
     return sum(memory._memory.nbytes for memory in memories)
 
 
-def test_a_family_has_at_most_ten_members() -> None:
-    members = [name for name in (*Decoder.__annotations__, *vars(Decoder)) if name[0] != "_"]
-    assert sorted(members) == [
-        "adapters",
-        "can_draft",
-        "decode_step",
-        "embed",
-        "prefill",
-        "rules",
-        "shape",
-        "start_token_id",
-        "text",
-    ]
-
-
 def test_the_words_of_a_prompt_are_those_within_its_frame(decoder: Decoder) -> None:
     text = decoder.text
     prompt_ids = text.prompt_ids([("abc", False)])

@@ -204,16 +204,3 @@ def test_a_listener_receives_a_draft_at_once() -> None:
     scheduler.stop()
     assert received == [(5,), (6, 7, 8, 9), (10,), (EOS,)]
     assert future.result().sequence.token_ids == (*ANSWER, EOS)
-
-
-def test_a_cancelled_drafted_sequence_frees_its_slot() -> None:
-    decoder = FakeDecoder(step_s=0.01)
-    scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=1))
-    gone, kept = scheduler.submit(
-        [request(ANSWER[:2], answer=ANSWER * 6, max_new_tokens=60), request(ANSWER)]
-    )
-    scheduler.start()
-    gone.cancel()
-    assert kept.result(30).sequence.token_ids == (*ANSWER, EOS)
-    scheduler.stop()
-    assert gone.cancelled()
