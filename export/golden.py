@@ -232,7 +232,7 @@ def framed_text(decoder: Decoder, token_ids: Sequence[int]) -> str:
     kept = [token_id for token_id in token_ids if token_id not in rules.eos_token_ids]
     if kept[:1] == [rules.forced_bos_token_id]:
         del kept[0]
-    stream = decoder.text.text_stream()
+    stream = decoder.text.tokenizer.text_stream()
     return "".join(stream.push(token_id) for token_id in kept)
 
 

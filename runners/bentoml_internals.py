@@ -18,9 +18,8 @@ def dispatch_at_once() -> None:
     """Make the adaptive batcher dispatch queued requests as soon as the previous batch is done.
 
     By default it delays a request by about the mean wait of the last 50 batches, `wait`: after a
-    burst, a single request waits for nothing (measured at 36bfd84). Its training,
-    during the first 12 batches, delays requests in the same way; the estimates from it are
-    recomputed every 5 s.
+    burst, a single request waits for nothing (measured at 36bfd84). So does its training, during
+    the first 12 batches.
     """
     from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 

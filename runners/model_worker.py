@@ -37,7 +37,6 @@ from runners.options import (
     RunnerOptions,
     default_positions,
     default_prefill_tokens,
-    max_adapter_bytes,
     max_default_slots,
     slots_that_fit,
 )
@@ -127,12 +126,9 @@ class DecoderWorker:
 
     def open_pool(self, free_bytes: int) -> None:
         """Limit the adapters to their part of `free_bytes` of a GPU; half of it is the pool."""
-        self.max_adapter_bytes = max_adapter_bytes(
-            free_bytes,
-            self._reserved_bytes,
-            self._options.adapter_limits.max_total_bytes,
-            self._options.num_sharing_gpu,
-        )
+        # slots need most of what the reserve leaves
+        free_bytes = max(0, free_bytes - self._reserved_bytes) // self._options.num_sharing_gpu
+        self.max_adapter_bytes = min(self.max_adapter_bytes, free_bytes // 4)
         self.adapters.open_pool(POOL_RANK, self.max_adapter_bytes // 2)
         pool = self.adapters.pool
         logger.info(

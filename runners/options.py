@@ -69,20 +69,6 @@ def encoder_batch_size(options: RunnerOptions) -> int:
     return options.max_batch_size or default
 
 
-def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
-    """Return the memory of a GPU that an encoder may take: half of its part, as the decoder loads
-    later.
-    """
-    return free_bytes // num_sharing // 2
-
-
-def max_adapter_bytes(
-    free_bytes: int, reserved_bytes: int, max_bytes: int, num_sharing: int = 1
-) -> int:
-    """Return the memory that adapters may take: slots need most of what `reserved_bytes` leave."""
-    return min(max_bytes, max(0, free_bytes - reserved_bytes) // num_sharing // 4)
-
-
 def max_default_slots(setting: DeviceSetting) -> int:
     """Return a decoder's default number of slots; on a GPU `slots_that_fit` may be fewer."""
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS

@@ -66,7 +66,7 @@ class AnswerText:
     """The incremental text of one answer, without the tokens that start and end every answer."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._stream = decoder.text.text_stream()
+        self._stream = decoder.text.tokenizer.text_stream()
         rules = decoder.rules
         self.framing_ids = rules.eos_token_ids | {
             rules.bos_token_id,

@@ -18,7 +18,7 @@ import torch
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import CudaOptions, VisionEncoder
 from runners.errors import exit_if_device_lost
-from runners.options import RunnerOptions, encoder_batch_size, encoder_bytes
+from runners.options import RunnerOptions, encoder_batch_size
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import encoder_device, num_threads
 from wire.artifacts.manifest import Device, Manifest, choose_precision
@@ -49,7 +49,9 @@ class EncoderWorker:
         max_bytes = None
         # without a GPU, ONNX Runtime says what is missing
         if device == "cuda" and torch.cuda.is_available():
-            max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
+            free_bytes, _ = torch.cuda.mem_get_info()
+            # half of its part of the GPU: the decoder, which loads later, needs the rest
+            max_bytes = free_bytes // options.num_sharing_gpu // 2
         cuda = CudaOptions(encoder_batch_size(options), max_bytes, self._name)
         self._encoder = VisionEncoder(folder, threads, precision, device, cuda)
         self._encoder.load()

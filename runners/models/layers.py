@@ -1,6 +1,6 @@
 """Operations of both families: linear layers, and the masks of attention.
 
-A linear layer is made by precision and device; another precision is a line of `_DTYPES` and, with
+A linear layer is made by precision and device; another precision is a line of `DTYPES` and, with
 kernels of its own, a class and a line of `linear_layer`.
 
     torch's linear    the dtype of its weights
@@ -51,7 +51,7 @@ _onednn: Any = torch.ops.onednn
 _weight_product: Any = torch.ops.aten._weight_int8pack_mm.default
 _quantize: Any = torch.ops.quantized.embedding_bag_byte_prepack.default
 
-_DTYPES: dict[Precision, torch.dtype] = {
+DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "int8": torch.float32,  # activations and non-matrix weights
     "bfloat16": torch.bfloat16,
@@ -59,11 +59,6 @@ _DTYPES: dict[Precision, torch.dtype] = {
 }
 
 Linear = Callable[[Tensor], Tensor]  # (…, in) -> (…, out)
-
-
-def dtype_of(precision: Precision) -> torch.dtype:
-    """Return the dtype of activations and of weights that are no matrix."""
-    return _DTYPES[precision]
 
 
 def linear_layer(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from runners.adapters.low_rank import Adapters
-from runners.models.layers import Linear, dtype_of, linear_layer
+from runners.models.layers import DTYPES, Linear, linear_layer
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from runners.tokens.text import PromptTokenizer
@@ -100,7 +100,7 @@ class DecoderWeights:
         return joined
 
     def _allocate(self, _names: Sequence[str], shape: Sequence[int]) -> Tensor:
-        return torch.empty(tuple(shape), dtype=dtype_of(self.precision), device=self.device)
+        return torch.empty(tuple(shape), dtype=DTYPES[self.precision], device=self.device)
 
 
 @dataclass(frozen=True, slots=True)

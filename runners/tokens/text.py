@@ -137,6 +137,3 @@ class CheckpointText:
         if not self.labels_start_bare:
             return PromptWords(words, words)
         return PromptWords(words, [self.tokenizer.bare_id(token_id) for token_id in words])
-
-    def text_stream(self) -> TextStream:
-        return self.tokenizer.text_stream()

@@ -13,8 +13,6 @@ from runners.models.layers import linear_layer
 from runners.options import (
     CUDA_RESERVE_BYTES,
     default_prefill_tokens,
-    encoder_bytes,
-    max_adapter_bytes,
     max_default_slots,
     slots_that_fit,
 )
@@ -49,22 +47,12 @@ def test_slots_fill_what_the_reserve_leaves(
 
 
 def test_defaults_of_a_device() -> None:
-    assert encoder_bytes(16 * GB) == 8 * GB  # the decoder needs the other half
-    assert encoder_bytes(16 * GB, num_sharing=2) == 4 * GB
     assert (max_default_slots("cpu"), max_default_slots("cuda")) == (16, 64)
     # released models are prefilled one by one on a CPU: an image and a short prompt each
     assert default_prefill_tokens("cpu", hidden_size=768) < 2 * 580
     assert default_prefill_tokens("cpu", hidden_size=2048) < 2 * 260
     assert default_prefill_tokens("cpu", hidden_size=192) == 4096
     assert default_prefill_tokens("cuda", hidden_size=2048) == 4096
-
-
-@pytest.mark.parametrize(
-    ("free_gb", "num_sharing", "expected_gb"), [(35, 1, 4), (11, 1, 2), (11, 2, 1), (2, 1, 0)]
-)
-def test_adapters_take_at_most_a_quarter(free_gb: int, num_sharing: int, expected_gb: int) -> None:
-    max_bytes = max_adapter_bytes(free_gb * GB, 3 * GB, 4 * GB, num_sharing)
-    assert max_bytes == expected_gb * GB
 
 
 class Memory:
@@ -105,6 +93,16 @@ def worker_with_layer(num_sharing_gpu: int = 1, **adapters: Any) -> Any:
     decoder_worker.adapters.over(base, ["q"], [600], 400)
     decoder_worker.open_pool(8 * GB)
     return decoder_worker
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "num_sharing", "expected_gb"), [(35, 1, 4), (11, 1, 2), (11, 2, 1), (2, 1, 0)]
+)
+def test_adapters_take_at_most_a_quarter(free_gb: int, num_sharing: int, expected_gb: int) -> None:
+    sharing = worker_with_layer(num_sharing)
+    sharing.max_adapter_bytes = 4 * GB
+    sharing.open_pool(free_gb * GB)
+    assert sharing.max_adapter_bytes / GB == expected_gb
 
 
 def test_slots_leave_room_to_adapters() -> None:
