@@ -31,6 +31,7 @@ from wire.telemetry import tracing
 from wire.telemetry.tracing import TraceOptions, call_headers, span
 
 PICKLE = "application/vnd.bentoml+pickle"
+JSON = "application/json"
 
 
 async def request(app: ASGIApp, method: str, path: str, **options: object) -> httpx.Response:
@@ -44,16 +45,11 @@ async def echo(received: Request) -> Response:
 
 
 def guarded_status(
-    method: str,
-    content_type: str | None,
-    path: str = "/encode",
-    loaded: str | None = "a",
-    **more: str,
+    method: str, path: str, headers: dict[str, str], loaded: str | None = "a"
 ) -> int:
     api = RunnerApi()
     api.build_key = loaded
-    routes = [Route(each, echo, methods=["GET", "POST"]) for each in ("/encode", "/write")]
-    headers = more if content_type is None else {"Content-Type": content_type} | more
+    routes = [Route(route, echo, methods=["GET", "POST"]) for route in ("/encode", "/write")]
     app = CallGuard(Starlette(routes=routes), api)
     return asyncio.run(request(app, method, path, content=b"{}", headers=headers)).status_code
 
@@ -61,23 +57,20 @@ def guarded_status(
 @pytest.mark.parametrize(
     ("content_type", "path", "status"),
     [
-        ("application/json", "/encode", 200),
+        (JSON, "/encode", 200),
         ("application/octet-stream", "/write", 200),
         ("application/octet-stream", "/encode", 415),
-        (None, "/encode", 415),
         ("", "/encode", 415),
         (PICKLE, "/write", 415),
         (PICKLE.upper(), "/encode", 415),
         (f"{PICKLE}; a=b", "/encode", 415),
         (f" {PICKLE}", "/encode", 415),
         (f"application/json, {PICKLE}", "/encode", 415),
-        ("text/plain", "/encode", 415),
     ],
 )
-def test_bodies_of_other_types_are_refused(
-    content_type: str | None, path: str, status: int
-) -> None:
-    assert guarded_status("POST", content_type, path) == status
+def test_bodies_of_other_types_are_refused(content_type: str, path: str, status: int) -> None:
+    assert guarded_status("POST", path, {"Content-Type": content_type}) == status
+    assert guarded_status("POST", path, {}) == 415
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ def test_bodies_of_other_types_are_refused(
     ],
 )
 def test_a_body_needs_a_length_up_to_the_maximum(headers: dict[str, str], status: int) -> None:
-    assert guarded_status("POST", "application/json", **headers) == status
+    assert guarded_status("POST", "/encode", {"Content-Type": JSON} | headers) == status
 
 
 @pytest.mark.parametrize(
@@ -109,79 +102,87 @@ def test_requests_for_another_build_are_refused(
     loaded: str | None, requested: str | None, status: int
 ) -> None:
     headers = {} if requested is None else {BUILD_HEADER: requested}
-    assert guarded_status("GET", None, loaded=loaded, **headers) == status
+    assert guarded_status("GET", "/encode", headers, loaded) == status
 
 
 FAILED = Failed(code="internal", message="this worker only records")
 
 
 class RecordingWorker(ModelWorker):
-    """Records the adapters for which features are read."""
+    """Records the calls whose features are read."""
 
     def __init__(self, features: Failed | None = FAILED) -> None:
         self.image_shape_hwc = (2, 2, 3)
         self.build_key = "a"
         self._features = features
-        self.adapters_read: list[str | None] = []
+        self.calls: list[RunnerCall] = []
 
     async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
-        self.adapters_read.append(call.sequences[0].adapter if call.sequences else None)
+        self.calls.append(call)
         if self._features is None:
             raise FeaturesMissing
         return self._features
 
 
-def body_of_call(*adapters: str | None) -> str:
+def body_of_call(*adapters: str | None) -> bytes:
     """Return a call with a sequence for each of `adapters`."""
-    specs = [
-        SequenceSpec(segments=[("caption", False)], adapter=adapter, timeout_s=1)
-        for adapter in adapters
-    ]
-    return WriteCall(sequences=specs).model_dump_json()
+    specs: list[SequenceSpec] = []
+    for adapter in adapters:
+        specs.append(SequenceSpec(segments=[("caption", False)], adapter=adapter, timeout_s=1))
+    return WriteCall(sequences=specs).model_dump_json().encode()
 
 
-def posted(worker: RecordingWorker, *adapters: str | None) -> httpx.Response:
-    """Post a call with a sequence for each of `adapters`."""
+def api_of(worker: RecordingWorker) -> Starlette:
     api = RunnerApi()
     api.start(worker)
-    headers = {IMAGE_KEY_HEADER: "a"}
-    call = request(api.app(), "POST", "/write", content=body_of_call(*adapters), headers=headers)
-    return asyncio.run(call)
+    return api.app()
+
+
+def posted(worker: RecordingWorker, *adapters: str | None, key: str = "a") -> httpx.Response:
+    """Post a call with a sequence for each of `adapters`."""
+    headers = {IMAGE_KEY_HEADER: key}
+    body = body_of_call(*adapters)
+    return asyncio.run(request(api_of(worker), "POST", "/write", content=body, headers=headers))
 
 
 @pytest.mark.parametrize("adapters", [(None, None), ("tuned", "tuned"), ()], ids=str)
-def test_a_call_reads_the_features_of_its_adapter(adapters: Sequence[str | None]) -> None:
+def test_a_call_reads_the_features_of_its_image(adapters: Sequence[str | None]) -> None:
     worker = RecordingWorker()
     response = posted(worker, *adapters)
     assert response.status_code == 200
-    assert len(Outcomes.model_validate_json(response.content).outcomes) == len(adapters)
-    assert worker.adapters_read == list(adapters[:1] or [None])
+    assert Outcomes.model_validate_json(response.content).outcomes == [FAILED] * len(adapters)
+    (call,) = worker.calls
+    assert (call.image_key, [spec.adapter for spec in call.sequences]) == ("a", list(adapters))
 
 
-def test_a_call_with_several_adapters_is_refused() -> None:
-    worker = RecordingWorker()
-    response = posted(worker, "tuned", None)
-    assert response.status_code == 400
-    assert response.text == "the sequences name 2 adapters; all must name the same one, or all none"
-    assert not worker.adapters_read
+@pytest.mark.parametrize(
+    ("adapters", "key", "features", "status", "message"),
+    [
+        (
+            ("tuned", None),
+            "a",
+            FAILED,
+            400,
+            "the sequences name 2 adapters; all must name the same",
+        ),
+        ((None,), "", FAILED, 400, "the header X-Diptych-Image-Key is missing"),
+        ((None,), "a", None, 404, "no features are cached under this image key; repeat the call"),
+    ],
+)
+def test_calls_that_cannot_be_answered_are_refused(
+    adapters: Sequence[str | None], key: str, features: Failed | None, status: int, message: str
+) -> None:
+    response = posted(RecordingWorker(features), *adapters, key=key)
+    assert response.status_code == status
+    assert response.text.startswith(message)
 
 
-def test_a_call_without_features_answers_404() -> None:
-    response = posted(RecordingWorker(features=None), None)
-    assert response.status_code == 404
-    assert response.text == (
-        "no features are cached under this image key; repeat the call with pixels"
-    )
-
-
-def test_each_event_of_a_stream_is_a_line() -> None:
-    api = RunnerApi()
-    api.start(RecordingWorker())
-    call: Message = {"type": "http.request", "body": body_of_call(None, None).encode()}
+@pytest.mark.parametrize("features", [FAILED, None], ids=["a failed image", "no features"])
+def test_each_event_of_a_stream_is_a_line(features: Failed | None) -> None:
     sent: list[Message] = []
 
     async def stream() -> None:
-        received = [call]
+        received: list[Message] = [{"type": "http.request", "body": body_of_call(None, None)}]
 
         async def receive() -> Message:
             return received.pop() if received else await asyncio.Future()
@@ -191,21 +192,21 @@ def test_each_event_of_a_stream_is_a_line() -> None:
 
         headers = [(IMAGE_KEY_HEADER.lower().encode(), b"a")]
         scope = {"type": "http", "method": "POST", "path": "/stream", "headers": headers}
-        await api.app()(scope, receive, send)
+        await api_of(RecordingWorker(features))(scope, receive, send)
 
     asyncio.run(asyncio.wait_for(stream(), timeout=60))
-    events = (
-        FoundFeatures(outcome="miss"),
-        SequenceEnd(index=0, outcome=FAILED),
-        SequenceEnd(index=1, outcome=FAILED),
-    )
     start, *bodies = sent
-    assert start["status"] == 200
-    assert start["headers"] == [(b"content-type", b"application/x-ndjson")]
-    assert [message["body"] for message in bodies] == [
-        *(event.model_dump_json().encode() + b"\n" for event in events),
-        b"",
-    ]
+    if features is None:
+        assert start["status"] == 404
+        return
+    events = [FoundFeatures(outcome="miss")]
+    ends = [SequenceEnd(index=index, outcome=FAILED) for index in range(2)]
+    lines = [event.model_dump_json().encode() + b"\n" for event in (*events, *ends)]
+    assert (start["status"], start["headers"]) == (
+        200,
+        [(b"content-type", b"application/x-ndjson")],
+    )
+    assert [message["body"] for message in bodies] == [*lines, b""]
     assert [message["more_body"] for message in bodies] == [True, True, True, False]
 
 
@@ -229,12 +230,11 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
             asyncio.run(call())
         finally:
             tracing.stop()
+    assert len(collector.spans) == 4
     (trace_id,) = {one.trace_id for one in collector.spans if one.name == "call"}
     made = {one.name: one for one in collector.spans if one.trace_id == trace_id}
     assert set(made) == {"call", "POST /encode", "work"}
-    assert made["POST /encode"].parent_id == made["call"].span_id
-    assert made["work"].parent_id == made["POST /encode"].span_id
-    assert made["POST /encode"].kind == "SERVER"
-    assert made["POST /encode"].attributes["http.response.status_code"] == 503
-    assert (made["POST /encode"].has_failed, made["work"].has_failed) == (True, False)
-    assert len(collector.spans) == 4
+    server = made["POST /encode"]
+    assert (server.parent_id, made["work"].parent_id) == (made["call"].span_id, server.span_id)
+    assert (server.kind, server.attributes["http.response.status_code"]) == ("SERVER", 503)
+    assert (server.has_failed, made["work"].has_failed) == (True, False)
