@@ -270,16 +270,16 @@ class PrefixCache:
         self._places[slot] = place
         self._rows[prefix, place] = slot
 
-    def own(self, slots: slice) -> slice | None:
+    def consecutive(self, slots: slice) -> slice | None:
         """Return the prefixes of `slots` if they are consecutive, one per slot; otherwise None."""
         numbers = self._of_slot[slots]
         first = self.of(slots.start)
-        consecutive = range(first, first + len(numbers))
-        return slice(first, consecutive.stop) if numbers == [*consecutive] else None
+        last = first + len(numbers)
+        return slice(first, last) if numbers == [*range(first, last)] else None
 
     def reads(self, slots: slice) -> PrefixReads:
         """Return what the rows of a pass over `slots` read."""
-        if (prefixes := self.own(slots)) is not None:
+        if (prefixes := self.consecutive(slots)) is not None:
             return PrefixReads(prefixes)
         return self.grouped(slots.stop, self.num_prefixes, self.width)
 
@@ -392,7 +392,7 @@ class SlotCache:
         slot i reads prefix i.
         """
         slots = slice(0, num_slots)
-        if self.prefixes is None or self.prefixes.own(slots) == slots:
+        if self.prefixes is None or self.prefixes.consecutive(slots) == slots:
             return 0, 1
         return self.prefixes.num_prefixes, self.prefixes.width
 

@@ -104,12 +104,12 @@ class LiveBatch:
         launched = self._ahead or self._launch()
         self._ahead = None
         rows = self._slots.rows()
-        chosen = self._choose(launched, is_step=True)
+        result = self._choose(launched, is_step=True)
         sequences = list(launched.rows)
-        moves = self._advance(launched, chosen)
-        if chosen.ahead is not None:
-            self._ahead = LaunchedPass(chosen.ahead, self._slots.num_used, rows)
-            redrawn = [sequences[place] for place in chosen.redrawn]
+        moves = self._advance(launched, result)
+        if result.ahead is not None:
+            self._ahead = LaunchedPass(result.ahead, self._slots.num_used, rows)
+            redrawn = [sequences[place] for place in result.redrawn]
             self._roll_back([sequence for sequence in redrawn if not sequence.has_ended])
         elif moves:
             sources, targets = zip(*moves, strict=True)
@@ -163,11 +163,11 @@ class LiveBatch:
                     parents[slot] = [slot] if chosen_rows is None else slots
         return NextInputs(rows, tokens, parents)
 
-    def _advance(self, launched: LaunchedPass, chosen: Chosen[Any]) -> list[tuple[int, int]]:
+    def _advance(self, launched: LaunchedPass, result: Chosen[Any]) -> list[tuple[int, int]]:
         """Append chosen tokens, keep drafted ones; return the moves of beams, slot to slot."""
         moves: list[tuple[int, int]] = []
         accepted: dict[int, int] = {}  # numbers of drafted tokens by slot
-        for sequence, choices in zip(launched.rows, chosen.choices, strict=True):
+        for sequence, choices in zip(launched.rows, result.choices, strict=True):
             parents = sequence.advance(choices)
             if sequence.has_ended:
                 continue

@@ -277,8 +277,8 @@ def choose_tokens(
     choices: list[list[Choice]] = [[] for _ in sequences]
     for places in alike.values():
         group = [sequences[place] for place in places]
-        for place, chosen in zip(places, _choose_alike(logits, conditions, group), strict=True):
-            choices[place] = chosen
+        for place, choice in zip(places, _choose_alike(logits, conditions, group), strict=True):
+            choices[place] = choice
     return choices
 
 
@@ -446,14 +446,14 @@ def next_tokens(
     conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor
 ) -> Tensor:
     """Return the tokens (R,) that the first R slots read next; slots not written get any."""
-    chosen = results[:, 0]
+    token_ids = results[:, 0]
     if kind.has_beams:
         tokens, _ = _continued(conditions, results, end_token_ids)
         is_beam = conditions.field("beams", len(results))[:, 0] >= 0
-        chosen = torch.where(is_beam, tokens, chosen)
+        token_ids = torch.where(is_beam, tokens, token_ids)
     rows = conditions.field("input_row", len(results))[:, 0]
     known = conditions.field("input_token", len(results))[:, 0]
-    return torch.where(rows < 0, known, chosen.long()[rows.clamp(0, len(results) - 1)])
+    return torch.where(rows < 0, known, token_ids.long()[rows.clamp(0, len(results) - 1)])
 
 
 def next_moves(conditions: PackedConditions, results: Tensor, end_token_ids: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
             sequences.remove(random.choice(sequences.owners))
         if sequences.owners:
             sequences.check()
-            num_grouped += sequences.prefixes.own(slice(0, len(sequences.owners))) is None
+            num_grouped += sequences.prefixes.consecutive(slice(0, len(sequences.owners))) is None
     assert num_grouped > 10
 
 

@@ -232,9 +232,9 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
             tracing.stop()
     assert len(collector.spans) == 4
     (trace_id,) = {one.trace_id for one in collector.spans if one.name == "call"}
-    made = {one.name: one for one in collector.spans if one.trace_id == trace_id}
-    assert set(made) == {"call", "POST /encode", "work"}
-    server = made["POST /encode"]
-    assert (server.parent_id, made["work"].parent_id) == (made["call"].span_id, server.span_id)
+    built = {one.name: one for one in collector.spans if one.trace_id == trace_id}
+    assert set(built) == {"call", "POST /encode", "work"}
+    server = built["POST /encode"]
+    assert (server.parent_id, built["work"].parent_id) == (built["call"].span_id, server.span_id)
     assert (server.kind, server.attributes["http.response.status_code"]) == ("SERVER", 503)
-    assert (server.has_failed, made["work"].has_failed) == (True, False)
+    assert (server.has_failed, built["work"].has_failed) == (True, False)

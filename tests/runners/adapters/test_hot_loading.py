@@ -164,7 +164,7 @@ def test_a_vision_part_is_refused_in_one_line(
     watched.write("a")
     path = watched.folder / "a" / WEIGHTS_FILE
     weights = load_file(path).items()
-    moved = {name.replace("language_model", "vision_tower"): each for name, each in weights}
+    moved = {name.replace("language_model", "vision_tower"): one for name, one in weights}
     save_file(moved, path)
     assert watched.update() == frozenset()
     (line,) = caplog.messages

@@ -18,11 +18,11 @@ COLUMN_BYTES = 2 * (6 + 4 + 5) * 4
 
 def tensors(rank: int, *layers: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(rank)
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for layer in layers:
-        found[f"{layer}.down"] = torch.randn(rank, WIDTH, generator=generator)
-        found[f"{layer}.up"] = torch.randn(SIZES[layer], rank, generator=generator)
-    return found
+        result[f"{layer}.down"] = torch.randn(rank, WIDTH, generator=generator)
+        result[f"{layer}.up"] = torch.randn(SIZES[layer], rank, generator=generator)
+    return result
 
 
 def pooled_layer(num_columns: int) -> tuple[Adapters, AdapterPool, AdaptedLinear]:
@@ -39,7 +39,7 @@ def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) 
     """Return the outputs of rows by the pool, and by their adapters' own matrices."""
     assert adapters.pool is not None
     hidden_states = torch.randn(len(by_row), 1, WIDTH, generator=torch.Generator().manual_seed(0))
-    found = []
+    result = []
     for is_captured in (True, False):
         adapters.select(by_row)
         if is_captured:
@@ -47,8 +47,8 @@ def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) 
             assert places is not None
             assert len(set(places)) == len(set(by_row))
             adapters.select_places(torch.tensor(places))
-        found.append(layer(hidden_states))
-    return found
+        result.append(layer(hidden_states))
+    return result
 
 
 def test_rows_get_the_products_of_their_adapters_after_others_came_and_went() -> None:

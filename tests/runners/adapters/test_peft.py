@@ -187,7 +187,7 @@ def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "weight", "named"),
+    ("rank", "weight", "message"),
     [
         (2, None, "changes vision_tower.conv, which its base does not have"),
         (
@@ -200,10 +200,10 @@ def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
     ],
 )
 def test_a_product_must_fit_its_layer(
-    rank: int, weight: tuple[int, ...] | None, named: str
+    rank: int, weight: tuple[int, ...] | None, message: str
 ) -> None:
     product = Product("vision_tower.conv", rank, torch.ones(2, 6, 3, 3), torch.ones(4, 2, 1, 1))
-    with pytest.raises(AdapterError, match=named):
+    with pytest.raises(AdapterError, match=message):
         product.check(weight)
     Product("vision_tower.conv", 2, product.down, product.up).check((4, 6, 3, 3))
 
@@ -227,7 +227,7 @@ def header(
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "message"),
     [
         (b"", UNREADABLE),
         (
@@ -253,10 +253,10 @@ def header(
     ],
     ids=range(12),
 )
-def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     write(tmp_path, pair(LAYER))
     (tmp_path / WEIGHTS_FILE).write_bytes(content)
-    with pytest.raises(AdapterError, match=named):
+    with pytest.raises(AdapterError, match=message):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
 
 
@@ -289,7 +289,7 @@ def nested(depth: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("config", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"bias": "all"}, "bias is 'all'"),
@@ -317,9 +317,11 @@ def nested(depth: int) -> list[Any]:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
+def test_an_unsupported_option_is_named(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
-    with pytest.raises(AdapterError, match=named):
+    with pytest.raises(AdapterError, match=message):
         PeftConfig.read(tmp_path, LIMITS.max_rank)
 
 
@@ -388,8 +390,8 @@ REFUSED = r"""
 @pytest.mark.parametrize("pattern", ["", *PATTERNS.split()])
 def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
     patterns = LayerPatterns.compile("rank_pattern", {pattern: 4})
-    found = {name: patterns.value_of(name, 2) for name in NAMES}
-    assert found == {
+    values_by_name = {name: patterns.value_of(name, 2) for name in NAMES}
+    assert values_by_name == {
         name: 4 if get_pattern_key([pattern], name) == pattern else 2 for name in NAMES
     }
 

@@ -76,20 +76,20 @@ def test_a_request_has_every_option_of_its_message() -> None:
         {"segments": segments, "timeout_s": 9, "grammar": grammar, **options}
     )
     start_s = time.monotonic()
-    made = to_request(decoder, features, spec, heard.append)
-    assert start_s + 9 <= made.deadline_s <= time.monotonic() + 9
+    built = to_request(decoder, features, spec, heard.append)
+    assert start_s + 9 <= built.deadline_s <= time.monotonic() + 9
     prompt_ids = decoder.text.prompt_ids(segments)
-    assert made == SequenceRequest(
+    assert built == SequenceRequest(
         features,
         prompt_ids,
         **options,
         constraint=decoder.text.constraints.get(grammar),
-        deadline_s=made.deadline_s,
-        on_tokens=made.on_tokens,
+        deadline_s=built.deadline_s,
+        on_tokens=built.on_tokens,
         prompt_words=decoder.text.prompt_words(prompt_ids),
     )
-    assert made.on_tokens is not None
-    made.on_tokens([1])
+    assert built.on_tokens is not None
+    built.on_tokens([1])
     assert heard == [[1]]
     plain = request(decoder)
     assert (plain.constraint, plain.prompt_words, plain.on_tokens) == (None, None, None)

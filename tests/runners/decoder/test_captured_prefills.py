@@ -37,29 +37,33 @@ class Computed:
         self.prefills.capture_all(capture, CPU)
 
     def _compute(self, inputs: FixedPrefill) -> Tensor:
-        copied = [getattr(inputs, each.name).clone() for each in fields(inputs)]
+        copied = [getattr(inputs, field.name).clone() for field in fields(inputs)]
         self.ran.append(FixedPrefill(*copied))
         return torch.zeros(1)
 
 
-def test_shapes_are_the_largest_first_and_limited_by_slots_and_positions() -> None:
+def test_shapes_are_limited_by_slots_and_positions() -> None:
     shapes = prefill_shapes(SHAPE, num_slots=5)
-    assert [(each.num_sequences, each.length) for each in shapes[:3]] == [(4, 80), (4, 64), (4, 48)]
+    assert [(shape.num_sequences, shape.length) for shape in shapes[:3]] == [
+        (4, 80),
+        (4, 64),
+        (4, 48),
+    ]
     assert len(shapes) == 15
     wide = prefill_shapes(replace(SHAPE, num_positions=2000, num_image_tokens=1024), 64)
-    assert {each.num_sequences for each in wide} == {1, 2, 4}
+    assert {shape.num_sequences for shape in wide} == {1, 2, 4}
 
 
-def test_sequences_run_in_parts_without_padded_rows_and_in_the_smallest_length() -> None:
+def test_sequences_run_in_parts_without_padded_rows() -> None:
     computed = Computed()
     requests = [replace(REQUEST, prompt_ids=(5,) * (1 + index)) for index in range(11)]
     computed.prefills.run(requests, [[(slot, 0, slot, 0, 9)] for slot in range(11)])
-    assert [len(each.rows) for each in computed.ran] == [8, 2, 1]
-    assert torch.cat([each.rows for each in computed.ran]).tolist() == [*range(11)]
-    assert {each.features.shape[1] for each in computed.ran} == {32}  # 18 tokens
+    assert [len(inputs.rows) for inputs in computed.ran] == [8, 2, 1]
+    assert torch.cat([inputs.rows for inputs in computed.ran]).tolist() == [*range(11)]
+    assert {inputs.features.shape[1] for inputs in computed.ran} == {32}  # 18 tokens
 
 
-def test_inputs_have_features_tokens_and_all_slots_at_their_places() -> None:
+def test_inputs_have_features_tokens_and_slots() -> None:
     computed = Computed()
     claimed = [[(3, 0, 1, 0, 9), (4, 0, 1, 1, 9)], [(2, 0, 2, 0, 8)]]
     computed.prefills.run([REQUEST, replace(REQUEST, prompt_ids=(9,))], claimed)
@@ -103,11 +107,11 @@ def test_captures_leave_no_nan_in_slots(artifacts: Path) -> None:
     if engine.cache.prefixes is not None:
         memories.append(engine.cache.prefixes.memory)
     assert engine.prefills.num_captured == 4
-    assert all(bool(each._memory.isfinite().all()) for each in memories)
+    assert all(bool(memory._memory.isfinite().all()) for memory in memories)
 
 
 @torch.inference_mode()
-def test_a_captured_prefill_leaves_what_an_eager_one_leaves(artifacts: Path) -> None:
+def test_captured_prefills_equal_eager_ones(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
     decoder = load_decoder(artifacts, manifest.family, "float32", "cpu", 400)
     generator = torch.Generator().manual_seed(0)
@@ -125,5 +129,5 @@ def test_a_captured_prefill_leaves_what_an_eager_one_leaves(artifacts: Path) -> 
     num_rows = sum(request.num_beams for request in requests)
     tokens = [[5]] * num_rows
     assert engine.cache.shared_prefixes(num_rows) == eager.cache.shared_prefixes(num_rows)
-    found = engine.decode(tokens).logits
-    torch.testing.assert_close(found, eager.decode(tokens), rtol=1e-4, atol=1e-4)
+    logits = engine.decode(tokens).logits
+    torch.testing.assert_close(logits, eager.decode(tokens), rtol=1e-4, atol=1e-4)

@@ -56,11 +56,11 @@ def logits_of(
     return graphs.run(StepShape(len(token_ids), length, shared))
 
 
-def chosen(graphs: CapturedSteps, logits: Tensor) -> list[int]:
+def greedy(graphs: CapturedSteps, logits: Tensor) -> list[int]:
     """Return the greedy choice of each row."""
     rows = [[row] for row in range(len(logits))]
-    found = graphs.choose(logits, [RowConditions()] * len(rows), rows).choices
-    return [own[0].token_id for own in found]
+    choices = graphs.choose(logits, [RowConditions()] * len(rows), rows).choices
+    return [choice.token_id for (choice,) in choices]
 
 
 def test_steps_have_few_shapes_the_largest_first() -> None:
@@ -86,7 +86,7 @@ def test_steps_read_no_more_of_usual_prompts(num_positions: int, lengths: list[i
 def test_steps_of_beams_read_few_prefixes() -> None:
     shape = replace(FAKE_SHAPE, has_prefixes=True, num_positions=300, num_image_tokens=7)
     shapes = step_shapes(shape, 6, num_beams=3, has_adapters=True)
-    rows = dict.fromkeys((each.num_rows, each.num_prefixes) for each in shapes)
+    rows = dict.fromkeys((shape.num_rows, shape.num_prefixes) for shape in shapes)
     assert list(rows) == [
         (1, 0),
         (2, 0),
@@ -131,17 +131,17 @@ def test_everything_is_captured_before_the_first_step() -> None:
     graphs = graphs_of(capture=capture)
     counts = row_counts(6)[::-1]
     times = (3, len(CAPTURED_KINDS), len(CAPTURED_KINDS))  # passes, choices of steps, of prefills
-    assert captured == np.concatenate([np.repeat(counts, each) for each in times]).tolist()
+    assert captured == np.concatenate([np.repeat(counts, num) for num in times]).tolist()
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
         assert logits.argmax(-1).tolist() == [2 * token_id for token_id in token_ids]
-        chosen(graphs, logits)
+        greedy(graphs, logits)
     assert len(captured) == graphs.num_captured
 
 
 def test_chosen_tokens_are_the_next_inputs() -> None:
     graphs = graphs_of()
-    assert chosen(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
+    assert greedy(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
     assert graphs.run(StepShape(2, 8)).argmax(-1).tolist() == [12, 16]
     assert logits_of(graphs, [6, 5], 8).argmax(-1).tolist() == [12, 10]
     assert graphs.run(StepShape(1, 8)).argmax(-1).tolist() == [12]
@@ -165,18 +165,18 @@ def test_conditions_without_room_are_chosen_eagerly(
     graphs = graphs_of(flat)
     logits = logits_of(graphs, [1, 2], 8)
     expected = choose_tokens(logits, [conditions, RowConditions()], [[0], [1]])
-    found = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: "ahead")
-    assert found.choices == expected
+    result = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: "ahead")
+    assert result.choices == expected
     # only a wide nucleus is known after the choice: the next pass reads another token
     is_late = conditions.temperature > 0
-    assert (found.ahead, list(found.redrawn)) == (("ahead", [0]) if is_late else (None, []))
+    assert (result.ahead, list(result.redrawn)) == (("ahead", [0]) if is_late else (None, []))
 
 
 def test_tokens_of_eager_steps_are_chosen_too() -> None:
     """A step with adapters in its batch is not captured; its choice is."""
     graphs = graphs_of()
     logits_of(graphs, [3, 4, 5], 8)
-    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), StepShape(2, 9)))) == [14, 16]
+    assert greedy(graphs, graphs.store(doubling(torch.tensor([7, 8]), StepShape(2, 9)))) == [14, 16]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_what_failed_to_be_captured_runs_eagerly(
     graphs = graphs_of(capture=capture)
     logits = logits_of(graphs, [3, 4], 7)
     assert logits.argmax(-1).tolist() == [6, 8]
-    assert chosen(graphs, logits) == [6, 8]
+    assert greedy(graphs, logits) == [6, 8]
     assert logits_of(graphs, [6, 8], 7).argmax(-1).tolist() == [12, 16]
     assert [record.message for record in caplog.records] == [f"no CUDA graph for {name}"]
 

@@ -78,9 +78,9 @@ def test_images_of_different_sizes_share_a_prefill(decoder: Decoder) -> None:
     generator = torch.Generator().manual_seed(0)
     width = hidden_size(decoder)
     images = [torch.randn(size, width, generator=generator) for size in (16, 24, 9)]
-    wanted = [SequenceRequest(image, prompt, max_new_tokens=4) for image in images]
-    together = EagerEngine(decoder, 3).prefill(wanted, 0)
-    for row, request in zip(together, wanted, strict=True):
+    requests_ = [SequenceRequest(image, prompt, max_new_tokens=4) for image in images]
+    together = EagerEngine(decoder, 3).prefill(requests_, 0)
+    for row, request in zip(together, requests_, strict=True):
         (alone,) = EagerEngine(decoder, 1).prefill([request], 0)
         torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
 

@@ -133,11 +133,11 @@ def test_an_admission_waits_for_its_first_tokens_only(
     admitted: LiveBatch, traffic: DeviceTraffic
 ) -> None:
     engine: Any = admitted._engine
-    requests = [replace(each.request) for each in admitted.live]
+    requests = [replace(one.request) for one in admitted.live]
     rules = admitted.live[0].rules
     admitted.clear()
     traffic.clear()
-    admitted.admit([start_sequence(each, rules) for each in requests])
+    admitted.admit([start_sequence(one, rules) for one in requests])
     assert traffic.waits.total() == 0, "only the event of the results may wait"
     assert traffic.to_host.total() == 1
     assert engine.prefills.hold(requests)

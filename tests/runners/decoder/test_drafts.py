@@ -117,8 +117,10 @@ def request(
     """Return a request whose prompt, and so its answer, is `answer`, and whose drafts come from
     `words`.
     """
-    made = SequenceRequest(torch.zeros(2, 4), tuple(answer), max_new_tokens=16, constraint=ANY_TEXT)
-    return replace(made, prompt_words=PromptWords(words, words), **options)  # type: ignore[arg-type]
+    built = SequenceRequest(
+        torch.zeros(2, 4), tuple(answer), max_new_tokens=16, constraint=ANY_TEXT
+    )
+    return replace(built, prompt_words=PromptWords(words, words), **options)  # type: ignore[arg-type]
 
 
 def num_steps(decoder: FakeDecoder, *requests: SequenceRequest) -> int:

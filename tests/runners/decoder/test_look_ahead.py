@@ -69,7 +69,7 @@ def in_traffic(
     while waiting or batch.live:
         arrived: list[LiveSequence] = []
         while waiting and random.random() < 0.4:
-            if sum(each.num_rows for each in [*arrived, waiting[0]]) > batch.num_free_slots:
+            if sum(one.num_rows for one in [*arrived, waiting[0]]) > batch.num_free_slots:
                 break
             arrived.append(waiting.pop(0))
         if arrived:
@@ -219,12 +219,12 @@ def test_nan_of_a_moved_sequence_fails_it_alone(artifacts: Path, num_beams: int)
     decoder, requests = endless(artifacts, 64)
     short = replace(requests[0], max_new_tokens=4)
     requests[4] = replace(requests[4], temperature=0.0, num_beams=num_beams)
-    ended, kept, moved = [
+    ended, others, moved = [
         start_sequence(request, decoder.rules) for request in (short, requests[2], requests[4])
     ]
     batch, passes = passes_batch(decoder)
     passes.poisoned = (2, 2)
-    batch.admit([ended, kept, moved])
+    batch.admit([ended, others, moved])
     for _ in range(2):
         batch.step()
         batch.remove_ended()
@@ -237,8 +237,8 @@ def test_nan_of_a_moved_sequence_fails_it_alone(artifacts: Path, num_beams: int)
         batch.step()
         batch.remove_ended()
     assert is_failure("non_finite_logits")(moved.error)
-    alone = [each.result().token_ids for each in generate_each(decoder, [requests[0], requests[2]])]
-    assert [admitted.result().token_ids, kept.result().token_ids] == alone
+    alone = [one.result().token_ids for one in generate_each(decoder, [requests[0], requests[2]])]
+    assert [admitted.result().token_ids, others.result().token_ids] == alone
 
 
 @pytest.mark.parametrize(("pool_rank", "num_without"), [(0, 9), (4, 1)])

@@ -127,17 +127,17 @@ def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_pat
 def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(
     tmp_path: Path, precision: Precision
 ) -> None:
-    own = {
+    values = {
         "a.weight": torch.eye(2),
         "b.weight": torch.full((1, 2), 3.0),
         "embed.weight": torch.zeros(4, 2),
     }
-    tensors = {f"model.language_model.{name}": tensor.half() for name, tensor in own.items()}
+    tensors = {f"model.language_model.{name}": tensor.half() for name, tensor in values.items()}
     save_file(tensors, tmp_path / "tied.safetensors")
-    save_file(tensors | {"lm_head.weight": torch.ones(4, 2)}, tmp_path / "own.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.ones(4, 2)}, tmp_path / "untied.safetensors")
     tied, untied = (
         DecoderWeights.open(tmp_path / f"{name}.safetensors", precision, "cpu")
-        for name in ("tied", "own")
+        for name in ("tied", "untied")
     )
     states = torch.tensor([[1.0, 2.0]], dtype=getattr(torch, precision))
     assert tied.linear("a", "b")(states).tolist() == [[1.0, 2.0, 9.0]]

@@ -74,8 +74,8 @@ def test_choices_equal_those_of_eager_operations(size: int) -> None:
         conditions, sequences = random_batch(random, size, MAX_ROWS)
         logits = torch.randn(len(conditions), size, generator=generator) * 4
         expected = choose_tokens(logits, conditions, sequences)
-        found = captured(logits, conditions, sequences)
-        for ours, theirs in zip(found, expected, strict=True):
+        result = captured(logits, conditions, sequences)
+        for ours, theirs in zip(result, expected, strict=True):
             assert without_impossible(ours) == without_impossible(theirs)
         num_rows_compared += len(conditions)
 
@@ -100,12 +100,12 @@ def test_rows_that_are_not_finite_or_allow_no_token_are_found_and_change_no_othe
         RowConditions(),
     ]
     rows = [[0], [1], [2], [3, 4], [5]]
-    found = captured(logits, conditions, rows)
+    result = captured(logits, conditions, rows)
     expected = choose_tokens(logits, conditions, rows)
-    assert math.isnan(found[0][0].logprob)
-    assert math.isnan(found[3][0].score)
-    assert found[2][0].logprob == -math.inf
-    assert [found[1], found[4]] == [expected[1], expected[4]]
+    assert math.isnan(result[0][0].logprob)
+    assert math.isnan(result[3][0].score)
+    assert result[2][0].logprob == -math.inf
+    assert [result[1], result[4]] == [expected[1], expected[4]]
 
 
 def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
@@ -134,9 +134,9 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     kind = ChoiceKind(True, True)
     packed.write([strict, mask], rows, kind, NextInputs([1, 1], [0, 0], {0: [1, 0], 1: [1, 0]}))
     packed.write([plain, plain], rows, kind, NextInputs([1, None], [0, 7]))
-    found = choose(packed, logits, kind)
-    assert unpack(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
-    assert next_tokens(packed, found, kind, torch.tensor([2])).tolist() == [int(found[1, 0]), 7]
+    result = choose(packed, logits, kind)
+    assert unpack(result.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
+    assert next_tokens(packed, result, kind, torch.tensor([2])).tolist() == [int(result[1, 0]), 7]
 
 
 @pytest.mark.parametrize("end_token_ids", [{2}, {2, 5}], ids=["one end token", "two end tokens"])

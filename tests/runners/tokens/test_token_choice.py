@@ -58,7 +58,7 @@ def draw(probabilities: Tensor, top_p: float, num: int = 4000) -> Tensor:
 def test_a_row_gets_the_same_token_alone_and_among_others() -> None:
     logits = logits_of(len(EVERY))
     together = singles(logits, EVERY)
-    assert together == [singles(logits[row : row + 1], [each])[0] for row, each in enumerate(EVERY)]
+    assert together == [singles(logits[row : row + 1], [one])[0] for row, one in enumerate(EVERY)]
     assert together[EVERY.index(CONSTRAINED)].token_id % 3 == 0
     assert together[EVERY.index(FORCED)] == Choice(0, 7, 0.0, 0.0)
 
@@ -80,10 +80,10 @@ def test_a_token_is_constrained_if_the_mask_forbids_the_preferred_one(
     logits = torch.zeros(1, SIZE)
     logits[0, 4] = 9.0
     logits[0, 3] = 5.0
-    own = singles(logits, [conditions])[0]
+    (choice,) = singles(logits, [conditions])
     beam = replace(conditions, temperature=0.0, beam_score=-1.0, num_candidates=2)
     (searched,) = choose_tokens(logits, [beam], [[0]])
-    assert own.is_constrained == expected
+    assert choice.is_constrained == expected
     assert {choice.is_constrained for choice in searched} == {expected}
 
 
@@ -146,9 +146,9 @@ def test_beams_of_several_sequences_are_searched_as_each_alone() -> None:
     conditions = [BEAM, GREEDY, BEAM, BEAM, RULED, BEAM, BEAM]
     rows = [(0, 2), (1,), (3, 5, 6), (4,)]
     together = choose_tokens(logits, conditions, rows)
-    for own, choices in zip(rows, together, strict=True):
+    for sequence, choices in zip(rows, together, strict=True):
         alone = choose_tokens(
-            logits[list(own)], [conditions[row] for row in own], [range(len(own))]
+            logits[list(sequence)], [conditions[row] for row in sequence], [range(len(sequence))]
         )
         assert choices == alone[0]
     assert [len(choices) for choices in together] == [6, 1, 6, 1]
@@ -159,7 +159,7 @@ def test_beams_of_several_sequences_are_searched_as_each_alone() -> None:
 @pytest.mark.parametrize(
     "conditions",
     [[GREEDY], [SAMPLED], [CONSTRAINED], [RULED, FORCED], [BEAM] * 3],
-    ids=lambda each: repr(each[0])[:40],
+    ids=lambda one: repr(one[0])[:40],
 )
 def test_the_number_of_operations_does_not_depend_on_the_number_of_rows(
     conditions: list[RowConditions],
