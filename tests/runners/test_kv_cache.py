@@ -110,10 +110,13 @@ def test_lengths_are_equal_on_host_and_device() -> None:
 
 
 def add(prefixes: PrefixCache, *slots: int, name: int = 0) -> int:
-    """Add a prefix with one key, its name, on the host and on the device."""
-    prefix = prefixes.add(slots, 1)
+    """Add a prefix whose first key is its name, on the host and on the device."""
+    length = 1 + name % 9
+    prefix = prefixes.add(slots, length)
     places = torch.arange(len(slots))
-    prefixes.write(torch.tensor(slots), torch.full_like(places, prefix), places, torch.tensor(1))
+    prefixes.write(
+        torch.tensor(slots), torch.full_like(places, prefix), places, torch.tensor(length)
+    )
     prefixes.memory.write_prefix(0, slice(prefix, prefix + 1), torch.full((1, 1, 2, 1, 1), name))
     return prefix
 
@@ -150,8 +153,9 @@ class Sequences:
         assert [int(stored[prefixes.of(slot)]) for slot in range(len(self.owners))] == self.owners
         counts = Counter(self.owners)
         assert prefixes.num_prefixes == len(counts)
-        assert prefixes.lengths.of(range(len(counts))) == [1] * len(counts)
-        assert prefixes.lengths.on_device[: len(counts)].tolist() == [1] * len(counts)
+        lengths = [1 + int(name) % 9 for name in stored[: len(counts)]]
+        assert prefixes.lengths.of(range(len(counts))) == lengths
+        assert prefixes.lengths.on_device[: len(counts)].tolist() == lengths
         reads = prefixes.reads(slice(0, len(self.owners)))
         assert isinstance(reads.prefixes, slice)
         if reads.rows is None or reads.places is None:
@@ -247,6 +251,11 @@ def test_accepted_tokens_stay_and_rolled_back_ones_are_zeroed(cache: SlotCache) 
     cache.roll_back(0)
     assert tokens_of(cache, 0) == [5, 6]
     assert 7 not in cache.self_attention._memory[:, :, 0]
+    cache.self_attention._memory.fill_(1)
+    cache.num_tokens.set([1], [9])  # a full slot, whose last token was overwritten
+    cache.roll_back(1)
+    assert cache.num_tokens.of([1]) == [8]
+    assert cache.self_attention._memory[0, 0, 1, 0, :, 0].tolist() == [1] * 7 + [0]
 
 
 def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(cache: SlotCache) -> None:
