@@ -88,12 +88,17 @@ class Constraints:
         # ends.
         known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
         self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
-        self.num_tokens: int = self._tokenizer.vocab_size
-        if last_id >= self.num_tokens:
+        num_tokens = self._tokenizer.vocab_size
+        if last_id >= num_tokens:
             raise ValueError(
-                f"tokenizer.json has token id {last_id}; ids must be below {self.num_tokens}"
+                f"tokenizer.json has token id {last_id}; ids must be below {num_tokens}"
             )
-        self._token_rules = "".join(_token_rules(tokenizer["added_tokens"]))
+        self._token_rules = ""  # one for each class of tokens that the checkpoint has
+        for name, pattern in _TOKEN_RULES.items():
+            added = tokenizer["added_tokens"]
+            ids = [str(token["id"]) for token in added if pattern.fullmatch(token["content"])]
+            if ids:
+                self._token_rules += f"{name}: <[{','.join(ids)}]>\n"
         self.get = lru_cache(_MAX_COMPILED)(self._compile)
 
     @classmethod
@@ -106,10 +111,3 @@ class Constraints:
         if matcher.is_error():
             raise SequenceError("internal", matcher.get_error())
         return Constraint(matcher, self._eos_token_ids)
-
-
-def _token_rules(added_tokens: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    for name, pattern in _TOKEN_RULES.items():
-        matching = (token for token in added_tokens if pattern.fullmatch(token["content"]))
-        if ids := ",".join(str(token["id"]) for token in matching):
-            yield f"{name}: <[{ids}]>\n"
