@@ -47,16 +47,13 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     return int(answer.status)
 
 
-def test_health_of_the_server() -> None:
-    async def scenario() -> None:
-        for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
-            async with started(make_core(), are_ready=are_ready) as (server, channel):
-                for service in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
-                    assert await health(channel, service) == state
-                await server.set_not_serving()
-                assert await health(channel) == STATES.NOT_SERVING
-
-    asyncio.run(scenario())
+async def test_health_of_the_server() -> None:
+    for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
+        async with started(make_core(), are_ready=are_ready) as (server, channel):
+            for service in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
+                assert await health(channel, service) == state
+            await server.set_not_serving()
+            assert await health(channel) == STATES.NOT_SERVING
 
 
 def test_calls_in_flight_end_before_a_stop() -> None:

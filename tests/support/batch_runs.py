@@ -12,7 +12,7 @@ from service.batches.wire import ENDED, Batch, BatchRequest
 from service.batches.worker import BatchWorker
 from service.inference.core import Core
 from service.settings import Settings
-from tests.support.core_calls import run, until
+from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
 from tests.support.rest_client import OCR
@@ -69,12 +69,9 @@ def ends(store: Store, *batches: Batch, owner: str = "me") -> Callable[[], bool]
     return lambda: all(now(store, batch, owner).status in ENDED for batch in batches)
 
 
-def completed(store: Store, batch: Batch, core: Core | None = None) -> Batch:
-    async def scenario() -> None:
-        async with working(store, core or make_core()):
-            await until(ends(store, batch))
-
-    run(scenario())
+async def completed(store: Store, batch: Batch, core: Core | None = None) -> Batch:
+    async with working(store, core or make_core()):
+        await until(ends(store, batch))
     return now(store, batch)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.admission.places import MAX_RUNNING, TrafficGaps
+from service.admission.places import TrafficGaps
 from service.batches import input_file
 from service.batches import store as store_module
 from service.batches import worker as worker_module
@@ -37,7 +37,7 @@ from tests.support.batch_runs import (
     release,
     working,
 )
-from tests.support.core_calls import run, until
+from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, context, make_core
 from tests.support.full_disk import full_disk
@@ -49,8 +49,8 @@ def codes(batch: Batch) -> list[str]:
     return [] if batch.errors is None else [error.code for error in batch.errors.data]
 
 
-def test_each_request_has_its_answer(store: Store) -> None:
-    batch = completed(store, create(store, *(line(str(number)) for number in range(30))))
+async def test_each_request_has_its_answer(store: Store) -> None:
+    batch = await completed(store, create(store, *(line(str(number)) for number in range(30))))
     assert (batch.status, batch.error_file_id, batch.errors) == ("completed", None, None)
     assert batch.request_counts.model_dump() == {"total": 30, "completed": 30, "failed": 0}
     lines = output(store, batch.output_file_id)
@@ -74,17 +74,17 @@ def test_each_request_has_its_answer(store: Store) -> None:
         ),
     ],
 )
-def test_every_endpoint_answers(
+async def test_every_endpoint_answers(
     store: Store, endpoint: str, body: object, path: tuple[str | int, ...]
 ) -> None:
-    batch = completed(store, create(store, line("a", endpoint, body), endpoint=endpoint))
+    batch = await completed(store, create(store, line("a", endpoint, body), endpoint=endpoint))
     value = output(store, batch.output_file_id)["a"]["response"]["body"]
     for name in path:
         value = value[name]
     assert value == "HELLO"
 
 
-def test_errors_are_those_of_the_endpoint(store: Store) -> None:
+async def test_errors_are_those_of_the_endpoint(store: Store) -> None:
     lines = [
         line("good"),
         line("model", body={**OCR, "model": "gpt"}),
@@ -92,7 +92,7 @@ def test_errors_are_those_of_the_endpoint(store: Store) -> None:
         line("bytes", body={**OCR, "image": "####"}),
         line("stream", body={**OCR, "stream": True}),
     ]
-    batch = completed(store, create(store, *lines))
+    batch = await completed(store, create(store, *lines))
     assert batch.status == "completed"
     assert batch.request_counts.model_dump() == {"total": 5, "completed": 1, "failed": 4}
     assert set(output(store, batch.output_file_id)) == {"good"}
@@ -101,7 +101,8 @@ def test_errors_are_those_of_the_endpoint(store: Store) -> None:
     assert statuses == {"model": 404, "image": 400, "bytes": 415, "stream": 400}
     assert failed["model"]["response"]["body"]["error"]["code"] == "unknown_model"
     chat = create(store, line("a", CHAT, {**CHAT_BODY, "stream": True}), endpoint=CHAT)
-    error = output(store, completed(store, chat).error_file_id)["a"]["response"]["body"]["error"]
+    line_of_chat = output(store, (await completed(store, chat)).error_file_id)["a"]
+    error = line_of_chat["response"]["body"]["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
 
 
@@ -118,32 +119,31 @@ HOSTILE_BODIES = {
 }
 
 
-def test_hostile_body_fails_its_own_request(store: Store) -> None:
+async def test_hostile_body_fails_its_own_request(store: Store) -> None:
     frame = '{"custom_id": "%s", "method": "POST", "url": "/v1/predict", "body": %s}\n'
     bodies = {name: body.replace("IMAGE", OCR["image"]) for name, body in HOSTILE_BODIES.items()}
     content = "".join(frame % item for item in bodies.items()).encode()
-    batch = completed(store, create(store, line("first"), content, line("last")))
+    batch = await completed(store, create(store, line("first"), content, line("last")))
     assert output(store, batch.output_file_id).keys() == {"first", "last"}
     failed = output(store, batch.error_file_id)
     statuses = {name: error["response"]["status_code"] for name, error in failed.items()}
     assert statuses == dict.fromkeys(bodies, 400)
 
 
-def test_missing_runner_is_waited_for(store: Store) -> None:
-    async def scenario() -> None:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, failure=RunnerUnreachable())
-        batch = create(store, line("a"))
-        async with working(store, make_core(decoders={FLORENCE_ID: decoder})):
-            await until(lambda: len(decoder.specs) > 5)
-            assert now(store, batch).status == "in_progress"
-            store.cancel("me", batch.id)
-            await until(ends(store, batch))
-        assert now(store, batch).status == "cancelled"
-
-    run(scenario())
+async def test_missing_runner_is_waited_for(store: Store) -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, failure=RunnerUnreachable())
+    batch = create(store, line("a"))
+    async with working(store, make_core(decoders={FLORENCE_ID: decoder})):
+        await until(lambda: len(decoder.specs) > 5)
+        assert now(store, batch).status == "in_progress"
+        store.cancel("me", batch.id)
+        await until(ends(store, batch))
+    assert now(store, batch).status == "cancelled"
 
 
-def test_late_request_has_three_attempts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_late_request_has_three_attempts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts: list[None] = []
 
     async def is_late(*_: object) -> None:
@@ -151,58 +151,52 @@ def test_late_request_has_three_attempts(store: Store, monkeypatch: pytest.Monke
         raise DeadlineExceeded("late")
 
     monkeypatch.setattr(worker_module, "_answer_body", is_late)
-    batch = completed(store, create(store, line("a")))
+    batch = await completed(store, create(store, line("a")))
     assert output(store, batch.error_file_id)["a"]["response"]["status_code"] == 504
     assert len(attempts) == 3
 
 
-def test_request_waits_for_memory(store: Store) -> None:
+async def test_request_waits_for_memory(store: Store) -> None:
     data = jsonl(line("a")).strip()
     num_bytes = len(data) + parsed_bytes(data)
 
-    async def scenario() -> None:
-        core = make_core(max_bytes=num_bytes)
-        online = context()
-        core.places.hold(online, 1)  # its client gets half of the memory
-        batch = create(store, line("a"))
-        async with working(store, core):
-            await until(lambda: now(store, batch).status == "in_progress")
-            await asyncio.sleep(0.1)
-            assert now(store, batch).request_counts.completed == 0
-            await core.places.leave(online)
-            await until(ends(store, batch))
-        assert now(store, batch).request_counts.completed == 1
-        assert core.places.num_bytes == 0
-        core, decoder = blocked()
-        create(store, line("a"))
-        async with working(store, core):
-            await until(lambda: decoder.num_waiting)
-            assert core.places.num_bytes == num_bytes
-        assert core.places.num_bytes == 0
-
-    run(scenario())
+    core = make_core(max_bytes=num_bytes)
+    online = context()
+    core.places.hold(online, 1)  # its client gets half of the memory
+    batch = create(store, line("a"))
+    async with working(store, core):
+        await until(lambda: now(store, batch).status == "in_progress")
+        await asyncio.sleep(0.1)
+        assert now(store, batch).request_counts.completed == 0
+        await core.places.leave(online)
+        await until(ends(store, batch))
+    assert now(store, batch).request_counts.completed == 1
+    assert core.places.num_bytes == 0
+    core, decoder = blocked()
+    create(store, line("a"))
+    async with working(store, core):
+        await until(lambda: decoder.num_waiting)
+        assert core.places.num_bytes == num_bytes
+    assert core.places.num_bytes == 0
 
 
-def test_keys_take_turns(store: Store) -> None:
-    async def scenario() -> None:
-        gaps = TrafficGaps()
-        worker = BatchWorker(store, make_core(), gaps, SETTINGS)
-        order: list[str] = []
+async def test_keys_take_turns(store: Store) -> None:
+    gaps = TrafficGaps()
+    worker = BatchWorker(store, make_core(), gaps, SETTINGS)
+    order: list[str] = []
 
-        async def start(owner: str) -> None:
-            async with worker.turn(owner):
-                order.append(owner)
+    async def start(owner: str) -> None:
+        async with worker.turn(owner):
+            order.append(owner)
 
-        gaps.begin_online()
-        gaps.end_online()  # the gap begins in a moment
-        async with asyncio.TaskGroup() as group:
-            for owner in "aaabb":
-                group.create_task(start(owner))
-            await asyncio.sleep(0)
-            assert order == []
-        assert order == list("ababa")
-
-    run(scenario())
+    gaps.begin_online()
+    gaps.end_online()  # the gap begins in a moment
+    async with asyncio.TaskGroup() as group:
+        for owner in "aaabb":
+            group.create_task(start(owner))
+        await asyncio.sleep(0)
+        assert order == []
+    assert order == list("ababa")
 
 
 def grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:
@@ -210,41 +204,38 @@ def grows_by(decoder: FakeDecoder, num_requests: int) -> Callable[[], bool]:
     return lambda: len(decoder.specs) > num_sent + num_requests
 
 
-def test_online_request_cancels_and_puts_back(store: Store) -> None:
-    async def scenario() -> None:
-        gaps = TrafficGaps()
-        core, decoder = blocked(gaps)
-        release(decoder)
-        batches = {}
-        for owner in ("first", "second"):
-            lines = [line(f"{owner}-{number}") for number in range(40)]
-            batches[owner] = create(store, *lines, owner=owner)
-        async with working(store, core, gaps):
-            for num_cancelled in (8, 16):
-                await hold_back(decoder, 8)
-                online = asyncio.create_task(core.predict(SMALL_PNG, {"task": "ocr"}, context()))
-                await until(lambda: decoder.num_cancelled)
-                await until(lambda: decoder.num_waiting == 1)  # the online request
-                assert decoder.num_cancelled == num_cancelled
-                release(decoder)
-                await online
-                await until(grows_by(decoder, 8))
-            for owner, batch in batches.items():
-                await until(ends(store, batch, owner=owner))
+async def test_online_request_cancels_and_puts_back(store: Store) -> None:
+    gaps = TrafficGaps()
+    core, decoder = blocked(gaps)
+    release(decoder)
+    batches = {}
+    for owner in ("first", "second"):
+        lines = [line(f"{owner}-{number}") for number in range(40)]
+        batches[owner] = create(store, *lines, owner=owner)
+    async with working(store, core, gaps):
+        for num_cancelled in (8, 16):
+            await hold_back(decoder, 8)
+            online = asyncio.create_task(core.predict(SMALL_PNG, {"task": "ocr"}, context()))
+            await until(lambda: decoder.num_cancelled)
+            await until(lambda: decoder.num_waiting == 1)  # the online request
+            assert decoder.num_cancelled == num_cancelled
+            release(decoder)
+            await online
+            await until(grows_by(decoder, 8))
         for owner, batch in batches.items():
-            assert now(store, batch, owner).status == "completed"
-            answered = output(store, now(store, batch, owner).output_file_id, owner)
-            assert answered.keys() == {f"{owner}-{number}" for number in range(40)}
-
-    run(scenario())
+            await until(ends(store, batch, owner=owner))
+    for owner, batch in batches.items():
+        assert now(store, batch, owner).status == "completed"
+        answered = output(store, now(store, batch, owner).output_file_id, owner)
+        assert answered.keys() == {f"{owner}-{number}" for number in range(40)}
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
-def test_unusable_file_fails_its_batch(store: Store, is_deleted: bool) -> None:
+async def test_unusable_file_fails_its_batch(store: Store, is_deleted: bool) -> None:
     batch = create(store, line("a"), line("a"))
     if is_deleted:
         store.content(batch.input_file_id).unlink()
-    failed = completed(store, batch)
+    failed = await completed(store, batch)
     assert (failed.status, bool(failed.failed_at)) == ("failed", True)
     assert codes(failed) == ["file_not_found" if is_deleted else "duplicate_custom_id"]
 
@@ -259,91 +250,83 @@ def open_inputs(store: Store, *batches: Batch) -> int:
     return sum(link in paths for link in links)
 
 
-def test_batches_of_a_key_run_in_order(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_batches_of_a_key_run_in_order(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "service.batches.worker")
 
     def begun() -> list[str]:
         messages = [record.getMessage() for record in caplog.records]
         return [text.split()[1][:-1] for text in messages if text.endswith("requests wait")]
 
-    async def scenario() -> None:
-        core, decoder = blocked()
-        batches = [create(store, *(line(str(number)) for number in range(20))) for _ in range(3)]
-        async with working(store, core):
-            await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
-            await until(lambda: decoder.num_waiting)
-            assert open_inputs(store, *batches) == open_inputs(store, batches[0]) == 1
-            assert begun() == [batches[0].id]
-            await until(lambda: BATCH_REQUESTS_WAITING._value.get() == 60)
-            release(decoder)
-            await until(ends(store, *batches))
-        assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
-        assert begun() == [batch.id for batch in batches]
-
-    run(scenario())
+    core, decoder = blocked()
+    batches = [create(store, *(line(str(number)) for number in range(20))) for _ in range(3)]
+    async with working(store, core):
+        await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
+        await until(lambda: decoder.num_waiting)
+        assert open_inputs(store, *batches) == open_inputs(store, batches[0]) == 1
+        assert begun() == [batches[0].id]
+        await until(lambda: BATCH_REQUESTS_WAITING._value.get() == 60)
+        release(decoder)
+        await until(ends(store, *batches))
+    assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
+    assert begun() == [batch.id for batch in batches]
 
 
-def test_next_batch_begins_early(store: Store) -> None:
-    async def scenario() -> None:
-        core, decoder = blocked()
-        first = create(store, line("a"))
-        second = create(store, line("a"))
-        async with working(store, core):
-            await until(lambda: open_inputs(store, second) and decoder.num_waiting)
-            assert now(store, first).status == "in_progress"
-
-    run(scenario())
+async def test_next_batch_begins_early(store: Store) -> None:
+    core, decoder = blocked()
+    first = create(store, line("a"))
+    second = create(store, line("a"))
+    async with working(store, core):
+        await until(lambda: open_inputs(store, second) and decoder.num_waiting)
+        assert now(store, first).status == "in_progress"
 
 
-def test_files_are_checked_in_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_are_checked_in_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_file, "_PIECE_BYTES", 1)
     monkeypatch.setattr(input_file, "_PAUSE_S", 0.001)
     owners = ("one", "one", "one", "two")
 
-    async def scenario() -> None:
-        core, _ = blocked()
-        lines = [line(str(number)) for number in range(10)]
-        batches = [create(store, *lines, owner=owner) for owner in owners]
-        checked: list[Batch] = []
-        async with working(store, core):
-            while len(checked) < len(batches):
-                assert open_inputs(store, batches[1], batches[2]) <= 1
-                for owner, batch in zip(owners, batches, strict=True):
-                    if batch not in checked and now(store, batch, owner).in_progress_at:
-                        checked.append(batch)
-                await asyncio.sleep(0)
-        assert checked == [batches[0], batches[3], batches[1], batches[2]]
-
-    run(scenario())
+    core, _ = blocked()
+    lines = [line(str(number)) for number in range(10)]
+    batches = [create(store, *lines, owner=owner) for owner in owners]
+    checked: list[Batch] = []
+    async with working(store, core):
+        while len(checked) < len(batches):
+            assert open_inputs(store, batches[1], batches[2]) <= 1
+            for owner, batch in zip(owners, batches, strict=True):
+                if batch not in checked and now(store, batch, owner).in_progress_at:
+                    checked.append(batch)
+            await asyncio.sleep(0)
+    assert checked == [batches[0], batches[3], batches[1], batches[2]]
 
 
-def test_waiting_batch_is_cancelled_at_once(store: Store) -> None:
-    async def scenario() -> None:
-        core, decoder = blocked()
-        first, waiting = (create(store, line("a"), line("b")) for _ in range(2))
-        async with working(store, core):
-            await until(lambda: decoder.num_waiting and now(store, waiting).in_progress_at)
-            store.cancel("me", waiting.id)
-            await until(ends(store, waiting))
-            assert now(store, first).status == "in_progress"
-        cancelled = now(store, waiting)
-        assert (cancelled.status, cancelled.request_counts.total) == ("cancelled", 2)
-
-    run(scenario())
+async def test_waiting_batch_is_cancelled_at_once(store: Store) -> None:
+    core, decoder = blocked()
+    first, waiting = (create(store, line("a"), line("b")) for _ in range(2))
+    async with working(store, core):
+        await until(lambda: decoder.num_waiting and now(store, waiting).in_progress_at)
+        store.cancel("me", waiting.id)
+        await until(ends(store, waiting))
+        assert now(store, first).status == "in_progress"
+    cancelled = now(store, waiting)
+    assert (cancelled.status, cancelled.request_counts.total) == ("cancelled", 2)
 
 
-def test_batch_is_cancelled_before_its_check(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_is_cancelled_before_its_check(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(input_file, "_PIECE_BYTES", 1)
     monkeypatch.setattr(input_file, "_PAUSE_S", 0.1)
     checked = create(store, *(line(str(number)) for number in range(50)))
     waiting = create(store, line("a"))
     store.cancel("me", waiting.id)
-    ended = completed(store, waiting)
+    ended = await completed(store, waiting)
     assert (ended.status, ended.request_counts.total) == ("cancelled", 0)
     assert now(store, checked).status == "validating"
 
 
-def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of one batch changes after its check."""
     scan = Store.open_batches
     failures = [RuntimeError("a defect"), OSError("the disk")]
@@ -357,27 +340,26 @@ def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     store.begin(store.open_batches()[0], 2)
     store.content(broken.input_file_id).write_bytes(b"{}\n{}\n")
     monkeypatch.setattr(Store, "open_batches", fails_at_first)
-    failed = completed(store, broken)
+    failed = await completed(store, broken)
     assert (failed.status, codes(failed), failures) == ("failed", ["internal"], [])
 
 
-def test_ended_batch_does_not_run_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ended_batch_does_not_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scan may be older than the end of a batch."""
-    batch = completed(store, create(store, line("a")))
+    batch = await completed(store, create(store, line("a")))
     stale = OpenBatch(batch.id, "me", "in_progress", 1)
     monkeypatch.setattr(Store, "open_batches", lambda _: [stale])
 
-    async def scenario() -> None:
-        core, decoder = blocked()
-        async with working(store, core):
-            await asyncio.sleep(0.1)
-        assert decoder.specs == []
-
-    run(scenario())
+    core, decoder = blocked()
+    async with working(store, core):
+        await asyncio.sleep(0.1)
+    assert decoder.specs == []
     assert now(store, batch) == batch
 
 
-def test_next_process_continues(store: Store) -> None:
+async def test_next_process_continues(store: Store) -> None:
     """Every other line is bad, and has its error once."""
     good = {f"good-{number}" for number in range(100)}
     bad = {f"bad-{number}" for number in range(100)}
@@ -393,23 +375,19 @@ def test_next_process_continues(store: Store) -> None:
         core, decoder = blocked()
         release(decoder)
         async with working(store, core):
-            await until(lambda: len(decoder.specs) > num_done + MAX_RUNNING)
+            await until(lambda: len(decoder.specs) > num_done + 8)
             assert decoder.released is not None
             decoder.released.clear()  # or all could be answered before the first write
             await until(lambda: num_ended() > num_done)
 
     for num_done in (2, 20):
-        run(first(num_done))
+        await first(num_done)
         assert now(store, batch).status == "in_progress"
         assert num_done < num_ended() < 100
     core, decoder = blocked()
-
-    async def second() -> None:
-        release(decoder)
-        async with working(store, core):
-            await until(ends(store, batch))
-
-    run(second())
+    release(decoder)
+    async with working(store, core):
+        await until(ends(store, batch))
     ended = now(store, batch)
     assert ended.request_counts.model_dump() == {"total": 200, "completed": 100, "failed": 100}
     assert output(store, ended.output_file_id).keys() == good
@@ -417,38 +395,34 @@ def test_next_process_continues(store: Store) -> None:
     assert len(decoder.specs) < 80
 
 
-def test_answers_are_written_at_the_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answers_are_written_at_the_stop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_module, "_SAVE_S", 60)
 
-    async def scenario() -> None:
-        core, decoder = blocked()
+    core, decoder = blocked()
+    release(decoder)
+    batch = create(store, *(line(str(number)) for number in range(40)))
+    async with working(store, core):
+        await hold_back(decoder, 8)
+        assert now(store, batch).request_counts.completed == 0
+    assert now(store, batch).request_counts.completed == len(decoder.specs) - 8
+
+
+async def test_cancelled_batch_runs_no_more(store: Store) -> None:
+    core, decoder = blocked()
+    batch = create(store, *(line(str(number)) for number in range(20)))
+    async with working(store, core):
+        await until(lambda: decoder.specs)
+        store.cancel("me", batch.id)
+        await asyncio.sleep(0.5)
+        assert now(store, batch).status == "cancelling"
         release(decoder)
-        batch = create(store, *(line(str(number)) for number in range(40)))
-        async with working(store, core):
-            await hold_back(decoder, 8)
-            assert now(store, batch).request_counts.completed == 0
-        assert now(store, batch).request_counts.completed == len(decoder.specs) - 8
-
-    run(scenario())
-
-
-def test_cancelled_batch_runs_no_more(store: Store) -> None:
-    async def scenario() -> None:
-        core, decoder = blocked()
-        batch = create(store, *(line(str(number)) for number in range(20)))
-        async with working(store, core):
-            await until(lambda: decoder.specs)
-            store.cancel("me", batch.id)
-            await asyncio.sleep(0.5)
-            assert now(store, batch).status == "cancelling"
-            release(decoder)
-            await until(ends(store, batch))
-        ended = now(store, batch)
-        assert (ended.status, bool(ended.cancelled_at)) == ("cancelled", True)
-        assert ended.request_counts.completed == len(decoder.specs) < 20
-        assert len(output(store, ended.output_file_id)) == len(decoder.specs)
-
-    run(scenario())
+        await until(ends(store, batch))
+    ended = now(store, batch)
+    assert (ended.status, bool(ended.cancelled_at)) == ("cancelled", True)
+    assert ended.request_counts.completed == len(decoder.specs) < 20
+    assert len(output(store, ended.output_file_id)) == len(decoder.specs)
 
 
 async def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,93 +440,79 @@ async def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     await until(lambda: len(saves) > 2)
 
 
-def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_EXPIRED_AT_A_TIME", 4)
 
-    async def scenario() -> None:
-        core, decoder = blocked()
-        batch = create(store, *(line(str(number)) for number in range(20)))
-        async with working(store, core):
-            await until(lambda: decoder.specs)
-            await pass_a_day(monkeypatch)
-            release(decoder)
-            await until(ends(store, batch))
-        ended = now(store, batch)
-        assert (ended.status, bool(ended.expired_at)) == ("expired", True)
-        answered = output(store, ended.output_file_id)
-        expired = output(store, ended.error_file_id)
-        assert answered.keys() | expired.keys() == {str(number) for number in range(20)}
-        assert not answered.keys() & expired.keys()
-        assert {document["error"]["code"] for document in expired.values()} == {"batch_expired"}
-        assert {document["response"] for document in expired.values()} == {None}
-
-    run(scenario())
+    core, decoder = blocked()
+    batch = create(store, *(line(str(number)) for number in range(20)))
+    async with working(store, core):
+        await until(lambda: decoder.specs)
+        await pass_a_day(monkeypatch)
+        release(decoder)
+        await until(ends(store, batch))
+    ended = now(store, batch)
+    assert (ended.status, bool(ended.expired_at)) == ("expired", True)
+    answered = output(store, ended.output_file_id)
+    expired = output(store, ended.error_file_id)
+    assert answered.keys() | expired.keys() == {str(number) for number in range(20)}
+    assert not answered.keys() & expired.keys()
+    assert {document["error"]["code"] for document in expired.values()} == {"batch_expired"}
+    assert {document["response"] for document in expired.values()} == {None}
 
 
 @pytest.mark.parametrize("is_expired", [False, True])
-def test_batch_without_room_fails(
+async def test_batch_without_room_fails(
     store: Store, monkeypatch: pytest.MonkeyPatch, is_expired: bool
 ) -> None:
     def num_bytes() -> int:
         return sum(path.stat().st_size for path in (store.path / "files").iterdir())
 
-    async def scenario() -> None:
-        core, decoder = blocked()
+    core, decoder = blocked()
+    release(decoder)
+    batch = create(store, *(line(str(number)) for number in range(200)))
+    async with working(store, core):
+        await hold_back(decoder, 8)
+        await until(lambda: now(store, batch).request_counts.completed == len(decoder.specs) - 8)
+        max_bytes = num_bytes() + 10_000
+        monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", max_bytes)
+        if is_expired:
+            await pass_a_day(monkeypatch)
         release(decoder)
-        batch = create(store, *(line(str(number)) for number in range(200)))
-        async with working(store, core):
-            await hold_back(decoder, 8)
-            await until(
-                lambda: now(store, batch).request_counts.completed == len(decoder.specs) - 8
-            )
-            max_bytes = num_bytes() + 10_000
-            monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", max_bytes)
-            if is_expired:
-                await pass_a_day(monkeypatch)
+        await until(ends(store, batch))
+    ended = now(store, batch)
+    assert (ended.status, codes(ended)) == ("failed", ["storage_limit_exceeded"])
+    assert (bool(ended.failed_at), ended.expired_at) == (True, None)
+    assert f" {MAX_BYTES_PER_KEY} bytes" in str(ended.errors)
+    answered = output(store, ended.output_file_id)
+    assert len(answered) == ended.request_counts.completed > 0
+    assert len(output(store, ended.error_file_id)) == ended.request_counts.failed
+    assert max_bytes - 1000 < num_bytes() <= max_bytes
+
+
+async def test_full_disk_delays_answers(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    core, decoder = blocked()
+    release(decoder)
+    batch = create(store, *(line(str(number)) for number in range(100)))
+    async with working(store, core):
+        await hold_back(decoder, 8)
+        with full_disk(1000):
             release(decoder)
-            await until(ends(store, batch))
-        ended = now(store, batch)
-        assert (ended.status, codes(ended)) == ("failed", ["storage_limit_exceeded"])
-        assert (bool(ended.failed_at), ended.expired_at) == (True, None)
-        assert f" {MAX_BYTES_PER_KEY} bytes" in str(ended.errors)
-        answered = output(store, ended.output_file_id)
-        assert len(answered) == ended.request_counts.completed > 0
-        assert len(output(store, ended.error_file_id)) == ended.request_counts.failed
-        assert max_bytes - 1000 < num_bytes() <= max_bytes
-
-    run(scenario())
+            await until(lambda: "waits" in caplog.text)
+            await asyncio.sleep(0.05)
+        await until(ends(store, batch))
+    assert now(store, batch).request_counts.completed == 100
+    assert len(output(store, now(store, batch).output_file_id)) == 100
 
 
-def test_full_disk_delays_answers(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        core, decoder = blocked()
-        release(decoder)
-        batch = create(store, *(line(str(number)) for number in range(100)))
-        async with working(store, core):
-            await hold_back(decoder, 8)
-            with full_disk(1000):
-                release(decoder)
-                await until(lambda: "waits" in caplog.text)
-                await asyncio.sleep(0.05)
-            await until(ends(store, batch))
-        assert now(store, batch).request_counts.completed == 100
-        assert len(output(store, now(store, batch).output_file_id)) == 100
-
-    run(scenario())
-
-
-def test_second_worker_takes_over(store: Store) -> None:
-    async def scenario() -> None:
-        lock = store.lock()
-        assert lock is not None
-        batch = create(store, line("a"))
-        async with working(store, make_core()):
-            await asyncio.sleep(0.1)
-            assert now(store, batch).status == "validating"
-            lock.close()
-            await until(ends(store, batch))
-        released = store.lock()
-        assert released is not None
-        released.close()
-
-    run(scenario())
+async def test_second_worker_takes_over(store: Store) -> None:
+    lock = store.lock()
+    assert lock is not None
+    batch = create(store, line("a"))
+    async with working(store, make_core()):
+        await asyncio.sleep(0.1)
+        assert now(store, batch).status == "validating"
+        lock.close()
+        await until(ends(store, batch))
+    released = store.lock()
+    assert released is not None
+    released.close()

@@ -95,69 +95,57 @@ def num_results(response: httpx.Response) -> list[int]:
 
 
 @pytest.mark.parametrize("max_concurrent", [1, 3])
-def test_answers_use_places_of_the_key(max_concurrent: int) -> None:
-    async def scenario() -> None:
-        async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as http:
-            answer = await http.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
-        assert num_results(answer) == [2] * 6
-
+async def test_answers_use_places_of_the_key(max_concurrent: int) -> None:
     decoder = BusyDecoder(num_together=max_concurrent)
     core = make_core(decoders={FLORENCE_ID: decoder})
-    asyncio.run(scenario())
+    async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as http:
+        answer = await http.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
+    assert num_results(answer) == [2] * 6
     assert decoder.max_running == max_concurrent
 
 
-def test_call_keeps_its_place() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-        decoder = BusyDecoder(released)
-        core = make_core(decoders={FLORENCE_ID: decoder})
-        async with service(core, api_keys("secret", "max_concurrent=1")) as http:
-            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(data_url(PNG))))
-            await until(lambda: decoder.num_running == 1)
-            refused = await http.post(f"{PATH}/setup", json={"schema": CONFIG})
-            assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
-            released.set()
-            assert num_results(await calling) == [2]
-            assert (await http.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
-
-    asyncio.run(scenario())
+async def test_call_keeps_its_place() -> None:
+    released = asyncio.Event()
+    decoder = BusyDecoder(released)
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    async with service(core, api_keys("secret", "max_concurrent=1")) as http:
+        calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(data_url(PNG))))
+        await until(lambda: decoder.num_running == 1)
+        refused = await http.post(f"{PATH}/setup", json={"schema": CONFIG})
+        assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
+        released.set()
+        assert num_results(await calling) == [2]
+        assert (await http.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
 
 
-def test_configuration_is_read_in_a_thread() -> None:
-    async def scenario() -> None:
-        async with service(make_core()) as http:
-            calling = asyncio.create_task(http.post(f"{PATH}/setup", json={"schema": config}))
-            num_turns = 0
-            while not calling.done():
-                num_turns += 1
-                await asyncio.sleep(0)
-            assert calling.result().status_code == 200
-            assert num_turns > 1
-
+async def test_configuration_is_read_in_a_thread() -> None:
     tags = [labelled("RectangleLabels", *map(str, range(tag, 1000, 10))) for tag in range(10)]
     config = view(*tags)
-    asyncio.run(scenario())
+    async with service(make_core()) as http:
+        calling = asyncio.create_task(http.post(f"{PATH}/setup", json={"schema": config}))
+        num_turns = 0
+        while not calling.done():
+            num_turns += 1
+            await asyncio.sleep(0)
+        assert calling.result().status_code == 200
+        assert num_turns > 1
 
 
-def test_call_holds_its_images_only() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-        decoder = BusyDecoder(released)
-        core = make_core(decoders={FLORENCE_ID: decoder})
-        rest = {"annotations": [[number] for number in range(1000)], "note": "a" * 9000}
-        call = body(*[data_url(PNG)] * 3, rest=rest)
-        assert len(json.dumps(call)) > 50_000
-        async with service(core) as http:
-            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=call))
-            await until(lambda: decoder.num_running)
-            images = 3 * (len(data_url(PNG)) + len(PNG))
-            assert images < core.places.num_bytes < images + 10_000
-            released.set()
-            assert num_results(await calling) == [2] * 3
-        assert core.places.num_bytes == 0
-
-    asyncio.run(scenario())
+async def test_call_holds_its_images_only() -> None:
+    released = asyncio.Event()
+    decoder = BusyDecoder(released)
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    rest = {"annotations": [[number] for number in range(1000)], "note": "a" * 9000}
+    call = body(*[data_url(PNG)] * 3, rest=rest)
+    assert len(json.dumps(call)) > 50_000
+    async with service(core) as http:
+        calling = asyncio.create_task(http.post(f"{PATH}/predict", json=call))
+        await until(lambda: decoder.num_running)
+        images = 3 * (len(data_url(PNG)) + len(PNG))
+        assert images < core.places.num_bytes < images + 10_000
+        released.set()
+        assert num_results(await calling) == [2] * 3
+    assert core.places.num_bytes == 0
 
 
 @asynccontextmanager
@@ -173,21 +161,18 @@ async def images_by_url(
         yield core, host, f"http://images.test:{host.port}/a.png"
 
 
-def test_fetched_images_are_counted() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-        decoder = BusyDecoder(released)
-        async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
-            calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(*[url] * 6)))
-            await until(lambda: decoder.num_running == 8)
-            sources = 6 * source_bytes({"image": url})
-            assert 4 * len(PNG) < core.places.num_bytes <= 4 * len(PNG) + sources
-            assert len(host.requests) == 4
-            released.set()
-            assert num_results(await calling) == [2] * 6
-            assert core.places.num_bytes == 0
-
-    asyncio.run(scenario())
+async def test_fetched_images_are_counted() -> None:
+    released = asyncio.Event()
+    decoder = BusyDecoder(released)
+    async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
+        calling = asyncio.create_task(http.post(f"{PATH}/predict", json=body(*[url] * 6)))
+        await until(lambda: decoder.num_running == 8)
+        sources = 6 * source_bytes({"image": url})
+        assert 4 * len(PNG) < core.places.num_bytes <= 4 * len(PNG) + sources
+        assert len(host.requests) == 4
+        released.set()
+        assert num_results(await calling) == [2] * 6
+        assert core.places.num_bytes == 0
 
 
 def batch(core: Core, config: str = CONFIG) -> Batch:
@@ -195,19 +180,16 @@ def batch(core: Core, config: str = CONFIG) -> Batch:
     return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=60))
 
 
-def test_source_is_dropped_when_read() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-        decoder = BusyDecoder(released)
-        tasks = [{"image": data_url(PNG)}, {"image": data_url(PNG)}]
-        call = batch(make_core(decoders={FLORENCE_ID: decoder}))
-        answering = asyncio.create_task(call.outcomes(tasks))
-        await until(lambda: decoder.num_running == 4)
-        assert tasks == [{}, {}]
-        released.set()
-        assert len(await answering) == 2
-
-    asyncio.run(scenario())
+async def test_source_is_dropped_when_read() -> None:
+    released = asyncio.Event()
+    decoder = BusyDecoder(released)
+    tasks = [{"image": data_url(PNG)}, {"image": data_url(PNG)}]
+    call = batch(make_core(decoders={FLORENCE_ID: decoder}))
+    answering = asyncio.create_task(call.outcomes(tasks))
+    await until(lambda: decoder.num_running == 4)
+    assert tasks == [{}, {}]
+    released.set()
+    assert len(await answering) == 2
 
 
 def test_predictions_are_counted() -> None:

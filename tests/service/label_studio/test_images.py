@@ -86,37 +86,31 @@ def test_personal_token_is_exchanged() -> None:
 
 
 @pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect"])
-def test_token_exchange_follows_no_redirect(status: str) -> None:
+async def test_token_exchange_follows_no_redirect(status: str) -> None:
     """A 307 repeats the request with its body, which is the token."""
 
-    async def scenario() -> None:
-        async with (
-            listening(ImageHost({"/stolen": EXCHANGED})) as other,
-            listening(ImageHost()) as host,
-        ):
-            location = f"Location: http://127.0.0.1:{other.port}/stolen"
-            host.answers["/api/token/refresh/"] = response(b"", status, location)
-            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
-            images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
-            reason = rf"does not accept the access token \(status {status[:3]}\)"
-            with pytest.raises(InvalidRequest, match=reason):
-                await images.read("/data/a.png", context(timeout_s=10))
-            assert (len(host.requests), other.num_connections) == (1, 0)
-
-    asyncio.run(scenario())
+    async with (
+        listening(ImageHost({"/stolen": EXCHANGED})) as other,
+        listening(ImageHost()) as host,
+    ):
+        location = f"Location: http://127.0.0.1:{other.port}/stolen"
+        host.answers["/api/token/refresh/"] = response(b"", status, location)
+        settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+        images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+        reason = rf"does not accept the access token \(status {status[:3]}\)"
+        with pytest.raises(InvalidRequest, match=reason):
+            await images.read("/data/a.png", context(timeout_s=10))
+        assert (len(host.requests), other.num_connections) == (1, 0)
 
 
-def test_token_is_exchanged_once_a_call() -> None:
-    async def scenario() -> None:
-        answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
-        async with listening(ImageHost(answers)) as host:
-            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
-            images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
-            reads = (images.read("/data/a.png", context(timeout_s=10)) for _ in range(3))
-            assert await asyncio.gather(*reads) == [PNG] * 3
-            assert len(host.requests) == 1 + 3
-
-    asyncio.run(scenario())
+async def test_token_is_exchanged_once_a_call() -> None:
+    answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
+    async with listening(ImageHost(answers)) as host:
+        settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+        images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+        reads = (images.read("/data/a.png", context(timeout_s=10)) for _ in range(3))
+        assert await asyncio.gather(*reads) == [PNG] * 3
+        assert len(host.requests) == 1 + 3
 
 
 @pytest.mark.parametrize("access", [None, 5, "", "a\r\nX: y", "ä", "x" * 4097])

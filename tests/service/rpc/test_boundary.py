@@ -40,17 +40,14 @@ async def read(call: Incoming, timeout_s: float = 60) -> object:
         return await call.read(time.monotonic() + timeout_s, lambda _num_bytes: None)
 
 
-def test_messages_are_parsed_in_turn() -> None:
-    async def scenario() -> None:
-        call = incoming(
-            *(pb.PredictRequest(task=task).SerializeToString() for task in ("ocr", "captioning"))
-        )
-        assert await read(call) == pb.PredictRequest(task="ocr")
-        assert await call.read_small() == pb.PredictRequest(task="captioning")
-        with pytest.raises(NoMessage, match="the call has no message"):
-            await read(call)
-
-    run(scenario())
+async def test_messages_are_parsed_in_turn() -> None:
+    call = incoming(
+        *(pb.PredictRequest(task=task).SerializeToString() for task in ("ocr", "captioning"))
+    )
+    assert await read(call) == pb.PredictRequest(task="ocr")
+    assert await call.read_small() == pb.PredictRequest(task="captioning")
+    with pytest.raises(NoMessage, match="the call has no message"):
+        await read(call)
 
 
 def test_late_message_ends_the_call() -> None:
