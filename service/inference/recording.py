@@ -84,8 +84,12 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     CONSTRAINED_TOKENS.labels(*labels).inc(usage.constrained_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
-    outcome = answer.written.features.outcome
     width, height = answer.image_size_wh
+    sizes: dict[str, int | str] = {
+        "image_width": width,
+        "image_height": height,
+        "vision_cache": answer.written.features.outcome,
+    }
     get_current_span().set_attributes(
         {
             _STATUS: "ok",
@@ -95,22 +99,14 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
                 sequence.finish_reason for sequence in answer.written.sequences
             ],
             "diptych.image_tokens": usage.image_tokens,
-            "diptych.image_width": width,
-            "diptych.image_height": height,
-            "diptych.vision_cache": outcome,
+            **{f"diptych.{name}": value for name, value in sizes.items()},
         }
     )
-    sizes_and_times: dict[str, object] = {
-        "image_width": width,
-        "image_height": height,
-        "generated_tokens": usage.generated_tokens,
-        "vision_cache": outcome,
-    }
-    for stage, ms in answer.times.ms.items():
-        sizes_and_times[f"{stage}_ms"] = ms
-    sizes = f"image={width}x{height} tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
-    text = f" model={labels[0]} task={labels[1]} {sizes}"
-    _record(request_id, "ok", api, labels, text, sizes_and_times)
+    times = {f"{stage}_ms": ms for stage, ms in answer.times.ms.items()}
+    text = f" model={labels[0]} task={labels[1]} image={width}x{height}"
+    text += f" tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
+    fields = {"generated_tokens": usage.generated_tokens, **sizes, **times}
+    _record(request_id, "ok", api, labels, text, fields)
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.admission.fair_queue import ClientSlots, FairQueue, FairShare, ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
@@ -51,15 +49,6 @@ def test_many_clients_share_twice_the_limit() -> None:
     for client, amount in (("a", 10), ("b", 5), ("c", 3), ("d", 2)):
         shares.take(client, amount, "tokens")
     assert shares.excess("e", 1) == 1  # within its share of 2
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 5))))
-def test_overcommit_is_limited_to_twice(requests: list[tuple[str, int]]) -> None:
-    shares = FairShare(10)
-    for client, amount in requests:
-        with suppress(Overloaded):
-            shares.take(client, amount, "things")
-    assert shares.total <= 20
 
 
 async def hold(slots: ClientSlots, client: str, num_turns: int = 3) -> None:

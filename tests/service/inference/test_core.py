@@ -22,14 +22,13 @@ from service.errors import (
     Overloaded,
     ServiceError,
     UnknownModel,
-    UnsupportedImage,
     UnsupportedTask,
 )
 from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
-from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult, TextResult
+from tasks.results import Detection, DetectionsResult, InstancesResult, TextResult
 from tasks.scores import Calibration
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.catalog import FLORENCE, PALIGEMMA
@@ -69,18 +68,6 @@ def test_answer_is_in_image_pixels() -> None:
     assert detection.score == pytest.approx(SCORE)
     assert not answer.is_calibrated
     assert answer.image_size_wh == IMAGE_SIZE_WH
-
-
-def test_families_answer_in_one_frame() -> None:
-    boxes: list[BoxXyxy] = []
-    for _, answer in compare(make_core(), **LABELS).answers:
-        assert isinstance(answer, Answer)
-        assert isinstance(answer.result, DetectionsResult)
-        boxes.extend(detection.box for detection in answer.result.detections)
-    assert boxes == [
-        pytest.approx((64.32, 96.24, 320.32, 288.24)),
-        pytest.approx((62.56, 93.84, 312.81, 281.52), abs=0.01),  # 100, 200, 500, 600 of 1023
-    ]
 
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
@@ -338,11 +325,6 @@ def test_failed_sequences_are_errors(
     with pytest.raises(error, match=message) as caught:
         predict(make_core(decoders={FLORENCE_ID: decoder}), task="object_detection")
     assert caught.value.param == param
-
-
-def test_unreadable_image_of_a_comparison() -> None:
-    with pytest.raises(UnsupportedImage):
-        compare(make_core(), b"no image", task="ocr")
 
 
 @pytest.mark.parametrize(

@@ -56,31 +56,6 @@ def test_every_field_is_parsed() -> None:
     assert request == TaskRequest(TASKS["captioning"], parameters, values)
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"task": "open_vocabulary_detection", "labels": ["dog"]}, TaskParameters(labels=("dog",))),
-        ({"task": "phrase_grounding", "caption": "a dog"}, TaskParameters(caption="a dog")),
-        ({"task": "phrase_grounding", "phrases": ["a", "b"]}, TaskParameters(phrases=("a", "b"))),
-        ({"task": "instance_segmentation", "phrase": "dog"}, TaskParameters(phrase="dog")),
-        (
-            {"task": "instance_segmentation", "region": [1, 2, 3, 4]},
-            TaskParameters(region=(1.0, 2.0, 3.0, 4.0)),
-        ),
-        (
-            {"task": "region_description", "region": [1, 2, 3, 4], "detail": "text"},
-            TaskParameters(region=(1.0, 2.0, 3.0, 4.0), detail="text"),
-        ),
-        (
-            {"task": "visual_question_answering", "question": "what?", "language": "de"},
-            TaskParameters(question="what?", language="de"),
-        ),
-    ],
-)
-def test_task_parameters(fields: dict[str, Any], expected: TaskParameters) -> None:
-    assert parse_fields(PredictFields, fields)[1].parameters == expected
-
-
 @pytest.mark.parametrize("fields_class", [PredictFields, CompareFields])
 def test_unknown_field(fields_class: type[GenerationFields]) -> None:
     error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)

@@ -19,7 +19,7 @@ from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from service.inference.core import Core
 from service.inference.prediction import Answer, Piece, TilesSummary, flat_parts
 from service.inference.served_models import ServedModels
-from tasks.results import DetectionsResult, InstancesResult, TextResult
+from tasks.results import DetectionsResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
 from tests.support.core_calls import OD_PROMPT, predict, run, until
@@ -28,7 +28,6 @@ from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
     NUM_IMAGE_TOKENS,
-    PALIGEMMA_ID,
     PNG,
     context,
     encoded,
@@ -124,15 +123,6 @@ def test_boxes_of_all_views() -> None:
     assert answer.times.total_s > 0
 
 
-def test_a_flat_tile_is_not_asked_about() -> None:
-    image = Image.new("RGB", (800, 400), (LEFT, 0, 0))
-    ImageDraw.Draw(image).rectangle(MARK, (255, 255, 255))
-    core = core_of("", box("cat", 100, 100, 300, 500), "unasked")
-    answer = predict(core, encoded(image), **COUNTED)
-    assert boxes(answer) == [(40, 40, 120, 200)]
-    assert answer.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
-
-
 def test_image_without_tiles() -> None:
     flat = encoded(Image.new("RGB", (800, 400), (LEFT, 0, 0)))
     for image, tiles, skipped in ((picture(), 1, 0), (flat, "1x2", 2)):
@@ -167,19 +157,6 @@ def test_text_of_tiles() -> None:
     assert answer.request.task.id == "ocr"
     overlapping = core_of("", line("HELLO worl", 500, 999), line("orld", 0, 200), OCR_PROMPT)
     assert asked(overlapping, task="ocr").result == TextResult("HELLO world", True)
-
-
-def test_masks_are_those_of_the_image() -> None:
-    answer = asked(
-        make_core(),
-        task="instance_segmentation",
-        phrase="red circle",
-        mask_format="rle",
-        model=PALIGEMMA_ID,
-    )
-    assert isinstance(answer.result, InstancesResult)
-    sizes = [each.mask.size_hw for each in answer.result.instances if each.mask is not None]
-    assert sizes == [(400, 800)] * 3
 
 
 def test_suppression_also_compares_views() -> None:
