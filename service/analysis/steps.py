@@ -229,9 +229,7 @@ def _takes_region(fields: Mapping[str, object]) -> bool:
     return "region" not in fields and not fields.keys() & set(task.exactly_one_of)
 
 
-def _parsed(
-    fields: Mapping[str, object],
-) -> tuple[PredictFields | CompareFields, TaskRequest]:
+def _parsed(fields: Mapping[str, object]) -> tuple[PredictFields | CompareFields, TaskRequest]:
     if "models" in fields:
         return parse_fields(CompareFields, fields)
     return parse_fields(PredictFields, fields)

@@ -76,18 +76,13 @@ class CheckedResolver(AbstractResolver):
     """
 
     def __init__(
-        self,
-        look_up: Callable[[str], Awaitable[Sequence[str]]],
-        is_allowed: Callable[[str], bool],
+        self, look_up: Callable[[str], Awaitable[Sequence[str]]], is_allowed: Callable[[str], bool]
     ) -> None:
         self._look_up = look_up
         self._is_allowed = is_allowed
 
     async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return all addresses; raise `gaierror` without any, or if one is not allowed."""
         addresses = await self._look_up(host)

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, TypeVar
 
-from pydantic import (
-    Field,
-    JsonValue,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import Field, JsonValue, PlainValidator, ValidationError, WithJsonSchema
 
 from service.errors import InvalidRequest
 from service.validation import StrictModel, rejected_field

@@ -32,13 +32,7 @@ from tasks.errors import CheckpointFileError, meant, shown
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
-from tasks.scores import (
-    Calibration,
-    Proof,
-    calibration_key,
-    read_calibrations,
-    read_proofs,
-)
+from tasks.scores import Calibration, Proof, calibration_key, read_calibrations, read_proofs
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (

@@ -67,11 +67,7 @@ def test_models_and_regions_of_steps() -> None:
         (({**THINGS, "temperature": 9},), "steps[0].temperature", "9"),
         (({**THINGS, "view": "crop"},), "steps[0].view", "needs each"),
         (({**THINGS, "max_each": 3},), "steps[0].max_each", "needs each"),
-        (
-            of(THINGS, min_precision=0.9),
-            "steps[1].min_precision",
-            "proved about images",
-        ),
+        (of(THINGS, min_precision=0.9), "steps[1].min_precision", "proved about images"),
         (of(THINGS, margin=2), "steps[1].margin", "margin is 2"),
         (of(THINGS, max_each=0), "steps[1].max_each", "max_each is 0"),
         (of(THINGS, view="tile"), "steps[1].view", "view is 'tile'"),

@@ -23,11 +23,7 @@ from service.errors import (
     PayloadTooLarge,
     ServiceError,
 )
-from service.images.fetching import (
-    CheckedResolver,
-    ImageFetcher,
-    is_public,
-)
+from service.images.fetching import CheckedResolver, ImageFetcher, is_public
 from service.images.inputs import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
 from tests.support.fake_service import context

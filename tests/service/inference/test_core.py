@@ -33,13 +33,7 @@ from tasks.scores import Calibration
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run, until
-from tests.support.fake_runners import (
-    DECODE_S,
-    ENCODE_S,
-    PREFILL_S,
-    FakeDecoder,
-    FakeEncoder,
-)
+from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,

@@ -12,12 +12,7 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits
-from service.errors import (
-    DeadlineExceeded,
-    InternalError,
-    NotReady,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.runner_calls import (
     CallBegun,
