@@ -292,6 +292,19 @@ class Store:
     async def lease(self, *_: Any) -> bool | None:
         return self.answer
 
+    async def take(self, *_: Any) -> float | None:
+        return None if self.answer is None else 0.0
+
+
+def test_store_decides_while_it_answers(clock: FakeClock) -> None:
+    store = Store()
+    quota = quota_of(clock, store, requests_per_minute=1)
+    run(quota.take_request())
+    run(quota.take_request())
+    store.answer = None
+    with pytest.raises(Overloaded):
+        run(quota.take_request())
+
 
 @pytest.mark.parametrize("store", [None, Store()])
 def test_concurrent_requests_of_a_quota(clock: FakeClock, store: Store | None) -> None:

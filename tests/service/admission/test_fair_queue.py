@@ -31,7 +31,7 @@ def test_heavy_client_locks_out_no_other() -> None:
     shares.remove("heavy", 6)
     assert shares.excess("heavy", 1) <= 0
     shares.remove("light", 1)
-    assert (shares.num_clients_with("light"), shares.total) == (2, 4)
+    assert (shares.num_clients_with("another"), shares.total) == (2, 4)
 
 
 def test_limit_of_a_single_client() -> None:

@@ -125,6 +125,6 @@ def test_share_amid_traffic_is_small() -> None:
             assert len(background.running) == num_running
         gaps.begin_online()
         await settle()
-        assert len(background.running) == 1  # it is not cancelled, and alone
+        assert (len(background.running), background.num_cancelled) == (1, 2)  # it is not cancelled
 
     play(scenario)
