@@ -21,7 +21,7 @@ from tqdm import tqdm
 from offline.filesystems import InputError, is_within
 from offline.output import COCO_NAME, Job, Output, OutputFormat, build_of, write_coco
 from offline.shards import Shard, digest_of, plan_shards
-from service.analysis.steps import parse_plan
+from service.analysis import parse_plan
 from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts

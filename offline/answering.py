@@ -18,7 +18,7 @@ from offline.output import Attempt, Job, Row, RowError, build_of, differences
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.places import RequestContext
-from service.analysis.execution import analyze
+from service.analysis import analyze
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import in_thread
 from service.inference.core import Core

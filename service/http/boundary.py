@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new
-from service.analysis.execution import Analysis, StepAnswer
+from service.analysis import Analysis, StepAnswer
 from service.errors import (
     DeadlineExceeded,
     ErrorCode,

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
-from service.analysis.execution import stream_analysis
+from service.analysis import stream_analysis
 from service.errors import InvalidRequest
 from service.http.body import read_body, read_images_body
 from service.http.boundary import (

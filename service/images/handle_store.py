@@ -134,9 +134,9 @@ class ImageStore(ABC):
         """Remove expired images until cancelled; here the store removes them by itself."""
         await asyncio.Event().wait()
 
-    def make_room(self, added: str) -> None:
-        """Remove images until all limits hold, that with the name `added` last."""
-        entries = sorted(self._entries(), key=lambda entry: (entry.name == added, entry.used_s))
+    def make_room(self) -> None:
+        """Remove images until all limits hold."""
+        entries = sorted(self._entries(), key=lambda entry: entry.used_s)
         num_bytes = Counter[str]()
         for entry in entries:
             num_bytes[entry.owner] += entry.num_bytes
@@ -247,7 +247,7 @@ class HandleStore(ImageStore):
         with (self._folder / "lock").open("a") as lock:  # closing it unlocks
             fcntl.flock(lock, fcntl.LOCK_EX)
             part.rename(path)
-            self.make_room(name)
+            self.make_room()
 
     def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
         path = self._folder / owner / name
@@ -341,7 +341,7 @@ class ValkeyImages(ImageStore):
             calls.hset(f"{_PREFIX}facts", member, facts)
             calls.zadd(f"{_PREFIX}used", {member: now_s})
             calls.execute()
-        self.make_room(name)
+        self.make_room()
 
     def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
         member = f"{owner}/{name}"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from service.admission.places import RequestContext
-from service.analysis.execution import stream_analysis
+from service.analysis import stream_analysis
 from service.errors import InvalidRequest
 from service.images.inputs import ImageInput, file_or_handle
 from service.inference.core import MAX_IMAGES

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.admission.places import RequestContext
-from service.analysis.execution import Analysis, StepAnswer, analyze
+from service.analysis import Analysis, StepAnswer, analyze
 from service.errors import ErrorCode, ServiceError
 from service.images.inputs import ImageInput
 from service.inference.core import Comparison, Core, Fields, answer_each

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
-from service.analysis.steps import StepFields
+from service.analysis import StepFields
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.core import MAX_IMAGES

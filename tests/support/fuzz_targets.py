@@ -28,7 +28,7 @@ from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
-from service.analysis.steps import StepObject, parse_plan
+from service.analysis import StepObject, parse_plan
 from service.batches.input_file import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError

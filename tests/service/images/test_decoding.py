@@ -429,5 +429,7 @@ def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
         view = await ImageView.of(image, BOX).pixels(MANIFEST)
         assert first.shape == view.shape
         assert held == [400 * 300 * 4] * (1 if is_room else 2)
+        async for _ in image.strips(100):
+            assert held == [400 * 300 * 4] * (1 if is_room else 3)
 
     asyncio.run(scenario())

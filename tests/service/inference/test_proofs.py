@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.analysis.execution import analyze
+from service.analysis import analyze
 from service.errors import InvalidRequest, UnsupportedTask
 from service.inference.core import Core
 from service.inference.prediction import Piece

@@ -232,12 +232,14 @@ def test_failed_call_is_a_service_error(failure: Exception, expected: type[Servi
 
 
 class BreakingChannel(FakeChannel):
-    """Breaks streams after an outcome, `num_broken` of them."""
+    """Breaks streams after the outcome of the first sequence, `num_broken` of them."""
 
     num_broken = 0
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         async for event in super().stream(call):
+            if isinstance(event, TextPiece | SequenceEnd):  # the last one comes first
+                event.index = len(call.sequences) - 1 - event.index
             yield event
             if isinstance(event, SequenceEnd) and self.num_broken:
                 self.num_broken -= 1

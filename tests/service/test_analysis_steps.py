@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.analysis.steps import Plan, filled, parse_plan, used_names
+from service.analysis import Plan, filled, parse_plan, used_names
 from service.errors import ServiceError
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
 

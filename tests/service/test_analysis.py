@@ -11,17 +11,16 @@ from PIL import Image
 
 from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
-from service.analysis import execution
-from service.analysis.execution import (
+from service.analysis import (
     Analysis,
     StepAnswer,
+    StepObject,
     analyze,
     crop_around,
     objects_of,
     stream_analysis,
     within,
 )
-from service.analysis.steps import StepObject
 from service.errors import (
     InvalidRequest,
     Overloaded,
@@ -181,7 +180,7 @@ def test_best_objects_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
         for index, item in enumerate(objects_of(result)):
             yield replace(item, score=index / 10)
 
-    monkeypatch.setattr(execution, "objects_of", with_rising_scores)
+    monkeypatch.setattr("service.analysis.objects_of", with_rising_scores)
     analysis = run(answered(core(), THINGS, WHAT | {"max_each": 1}))
     assert [answer.of for answer in analysis.steps[1].answers] == [1]
     assert [step.is_truncated for step in analysis.steps] == [False, True]
