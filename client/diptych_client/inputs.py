@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -183,14 +183,14 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A folder or a label file; `chosen` are images that were named one by one."""
+    """A folder or a label file; `files` are images that were named one by one."""
 
     path: Path
-    chosen: tuple[ImageFile, ...] | None = None
+    files: tuple[ImageFile, ...] | None = None
 
     def images(self) -> tuple[Folder, list[ImageFile]]:
-        images = list(self.chosen or ())
-        if self.chosen is None and self.path.is_dir():
+        images = list(self.files or ())
+        if self.files is None and self.path.is_dir():
             images = find_images(self.path)
         if not images:
             expected = "a JPEG, PNG or WebP file, a folder of them, an archive, a video or URLs"
@@ -201,7 +201,7 @@ class Opened:
 def open_images(names: Sequence[str], opening: Opening) -> Opened:
     """Return the files of one input, or of several image files; raise `RunError`."""
     if len(names) != 1:
-        return _chosen([Path(name) for name in names])
+        return _image_files([Path(name) for name in names])
     (name,) = names
     path = Path(name)
     if name.startswith(_URL_SCHEMES):
@@ -222,7 +222,7 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
         extract = partial(_extract_frames, path, every_s=opening.every_s)
         return Opened(_made(opening.work, f"every {opening.every_s} s", path, extract))
     if suffix in SUFFIXES:
-        return _chosen([path])
+        return _image_files([path])
     if suffix == ".txt" and path.stat().st_size <= _MAX_LIST_BYTES:
         lines = path.read_text(encoding="utf-8").splitlines()
         urls = [line.strip() for line in lines if line.strip()]
@@ -233,7 +233,7 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
     return Opened(path)
 
 
-def _chosen(paths: Sequence[Path]) -> Opened:
+def _image_files(paths: Sequence[Path]) -> Opened:
     for path in paths:
         if not path.is_file() or path.suffix.lower() not in SUFFIXES:
             rule = "several inputs must be JPEG, PNG or WebP files"
@@ -343,7 +343,9 @@ def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: 
             name = re.sub(r"[^\w.-]+", "_", unquote(Path(urlsplit(url).path).name))[-80:]
             suffix = "" if "." in name[-6:] else ".jpg"
             paths.append(folder / f"{number:06d}-{name}{suffix}")
-        with _http_client() as http, ThreadPoolExecutor(_NUM_DOWNLOADS) as threads:
+        settings: dict[str, Any] = {"follow_redirects": True, "max_redirects": _MAX_REDIRECTS}
+        http = httpx.Client(timeout=_DOWNLOAD_TIMEOUT_S, **settings)
+        with http, ThreadPoolExecutor(_NUM_DOWNLOADS) as threads:
             errors = list(threads.map(_fetch, [http] * len(urls), urls, paths))
         if all(errors):
             others = f"; none of the {len(urls):,} URLs can be read" if len(urls) > 1 else ""
@@ -353,12 +355,6 @@ def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: 
                 opening.problems.add(url, error, "image left out")
 
     return _made(opening.work, origin, source, download)
-
-
-def _http_client() -> httpx.Client:
-    return httpx.Client(
-        timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=True, max_redirects=_MAX_REDIRECTS
-    )
 
 
 def _fetch(http: httpx.Client, url: str, path: Path) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from tenacity import Retrying
 
 from diptych_client import (
+    Answer,
     AsyncClient,
     Client,
     ConnectionFailed,
@@ -40,7 +42,15 @@ from diptych_client.transports.messages import event_from_sse, to_json
 from tests.support.both_clients import KINDS, call
 from tests.support.client_answers import TEXT, answer
 from tests.support.running_service import free_port
-from tests.support.scripted_services import ANSWER, Refusal, Script, Step, scripted, serving_rest
+from tests.support.scripted_services import (
+    ANSWER,
+    Received,
+    Refusal,
+    Script,
+    Step,
+    scripted,
+    serving_rest,
+)
 from tests.support.waiting import wait_until
 
 METHODS = (
@@ -354,6 +364,14 @@ def test_image_is_not_stored_over_grpc_or_by_an_id() -> None:
         assert len(script.received) == 1
 
 
+class NumberScript(Script):
+    """Answers with the number of the image."""
+
+    def next_step(self, received: Received) -> Step:
+        _, _, rest = received.body.partition(b"image ")
+        return replace(ANSWER, raw_text=rest.partition(b"\r")[0].decode())
+
+
 def test_answers_are_in_order_and_few_images_are_read_ahead() -> None:
     read: list[int] = []
 
@@ -363,11 +381,12 @@ def test_answers_are_in_order_and_few_images_are_read_ahead() -> None:
             yield f"image {number}".encode()
 
     before = set(threading.enumerate())
-    with serving_rest(Script([])) as url, Client(url) as client:
+    with serving_rest(NumberScript([])) as url, Client(url) as client:
         answers = client.predict_many(images(), "ocr", concurrency=4)
-        assert next(answers) == ANSWER
+        assert next(answers) == replace(ANSWER, raw_text="0")
         assert len(read) == 4
-        assert list(answers) == [ANSWER] * 19
+        texts = [answer.raw_text for answer in answers if isinstance(answer, Answer)]
+        assert texts == [str(number) for number in range(1, 20)]
     wait_until(lambda: not set(threading.enumerate()) - before)
 
 

@@ -135,8 +135,7 @@ def test_allowed_number_of_requests_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure",
-    [error(NotReady), error(InvalidRequest, "image"), error(InvalidRequest, "region")],
+    "failure", [error(NotReady), error(InvalidRequest, "image"), error(InvalidRequest, "region")]
 )
 def test_error_of_one_image_is_reported(failure: DiptychError) -> None:
     answered, failures = send({0: failure, 4: failure})
@@ -183,8 +182,10 @@ def test_each_failure_is_a_line_at_once(path: Path) -> None:
         log.append({"image": "a.png"}, error(InvalidRequest, "image"))
         log.append({"image": "b.png", "model": "m"}, error(NotReady))
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert log.num_failures == 2
-    assert rows == log.first
+        for _ in range(120):
+            log.append({"image": "c.png"}, error(NotReady))
+    assert (log.num_failures, len(log.first)) == (122, 100)
+    assert rows == log.first[:2]
     assert rows == [
         {"image": "a.png", "code": "code", "message": "no", "param": "image", "request_id": "id"},
         {"image": "b.png", "model": "m"} | asdict(error(NotReady).detail),

@@ -13,14 +13,7 @@ from pycocotools.coco import COCO
 
 from diptych_client import DetectionsResult, ImageSize, InstancesResult, TextRegionsResult
 from diptych_client.results import Result
-from tests.support.client_answers import (
-    DETECTIONS,
-    INSTANCES,
-    MASKS,
-    TEXT,
-    TEXT_REGIONS,
-    answer,
-)
+from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT
 from tests.support.tool_environments import tool_python
 

@@ -22,7 +22,7 @@ async def _call(url: str, method: Callable[[Any], Any], settings: dict[str, Any]
     async with AsyncClient(url, **settings) as client:
         returned = method(client)
         return (
-            [each async for each in returned]
+            [event async for event in returned]
             if isinstance(returned, AsyncIterator)
             else await returned
         )

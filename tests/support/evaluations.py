@@ -45,26 +45,16 @@ def write_images(folder: Path) -> None:
 
 def write_coco(folder: Path) -> Path:
     write_images(folder / "images")
-    rows = [
-        (index, label, box) for index, own in enumerate(OBJECTS.values(), 1) for label, box in own
-    ]
-    document = {
-        "images": [
-            {"id": i, "file_name": name, "width": 100, "height": 80}
-            for i, name in enumerate(OBJECTS, 1)
-        ],
-        "categories": [{"id": 7 + i, "name": name} for i, name in enumerate(CLASSES)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": 7 + CLASSES.index(label),
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                "area": 1.0,
-            }
-            for number, (image_id, label, box) in enumerate(rows, 1)
-        ],
-    }
+    images = []
+    annotations: list[dict[str, object]] = []
+    for image_id, (name, labelled) in enumerate(OBJECTS.items(), 1):
+        images.append({"id": image_id, "file_name": name, "width": 100, "height": 80})
+        for label, (x1, y1, x2, y2) in labelled:
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            place = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1.0}
+            annotations.append(ids | {"category_id": 7 + CLASSES.index(label)} | place)
+    categories = [{"id": 7 + i, "name": name} for i, name in enumerate(CLASSES)]
+    document = {"images": images, "categories": categories, "annotations": annotations}
     (folder / "annotations.json").write_text(json.dumps(document))
     return folder
 
@@ -75,11 +65,11 @@ def write_yolo(folder: Path) -> Path:
     (folder / "data.yaml").write_text(
         "path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n"
     )
-    for name, own in OBJECTS.items():
+    for name, labelled in OBJECTS.items():
         lines = [
             f"{CLASSES.index(label)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100}"
             f" {(y2 - y1) / 80}\n"
-            for label, (x1, y1, x2, y2) in own
+            for label, (x1, y1, x2, y2) in labelled
         ]
         if lines:
             (folder / "labels" / "val" / name.replace(".png", ".txt")).write_text("".join(lines))
@@ -89,12 +79,12 @@ def write_yolo(folder: Path) -> Path:
 def write_voc(folder: Path) -> Path:
     write_images(folder / "JPEGImages")
     (folder / "Annotations").mkdir()
-    for name, own in OBJECTS.items():
+    for name, labelled in OBJECTS.items():
         objects = "".join(
             f"<object><name>{label}</name><bndbox>"
             f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
             f"<ymax>{y2}</ymax></bndbox></object>"
-            for label, (x1, y1, x2, y2) in own
+            for label, (x1, y1, x2, y2) in labelled
         )
         text = f"<annotation><filename>{name}</filename>{objects}</annotation>"
         (folder / "Annotations" / name.replace(".png", ".xml")).write_text(text)
@@ -104,8 +94,8 @@ def write_voc(folder: Path) -> Path:
 def write_json_lines(folder: Path) -> Path:
     write_images(folder)
     rows = []
-    for name, own in OBJECTS.items():
-        objects = [{"label": label, "box": box} for label, box in own]
+    for name, labelled in OBJECTS.items():
+        objects = [{"label": label, "box": box} for label, box in labelled]
         rows.append({"image": name, "objects": objects})
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -130,10 +120,10 @@ def arrow_table(folder: Path) -> pyarrow.Table:
     """
     write_images(folder / "originals")
     rows = []
-    for name, own in OBJECTS.items():
+    for name, labelled in OBJECTS.items():
         objects = {
-            "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in own],
-            "category": [CLASSES.index(label) for label, _ in own],
+            "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in labelled],
+            "category": [CLASSES.index(label) for label, _ in labelled],
         }
         image = {"bytes": (folder / "originals" / name).read_bytes(), "path": name}
         rows.append({"image": image, "objects": objects})
@@ -192,9 +182,9 @@ def write_darknet(folder: Path) -> Path:
 def write_cvat(folder: Path) -> Path:
     write_images(folder / "images")
     rows = ""
-    for number, (name, own) in enumerate(OBJECTS.items()):
+    for number, (name, labelled) in enumerate(OBJECTS.items()):
         boxes = ""
-        for label, (x1, y1, x2, y2) in own:
+        for label, (x1, y1, x2, y2) in labelled:
             boxes += f'<box label="{label}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
         rows += f'<image id="{number}" name="{name}" width="100" height="80">{boxes}</image>'
     (folder / "annotations.xml").write_text(f"<annotations>{rows}</annotations>")
@@ -204,9 +194,9 @@ def write_cvat(folder: Path) -> Path:
 def write_label_studio(folder: Path) -> Path:
     write_images(folder / "images")
     tasks = []
-    for name, own in OBJECTS.items():
+    for name, labelled in OBJECTS.items():
         results = []
-        for label, (x1, y1, x2, y2) in own:
+        for label, (x1, y1, x2, y2) in labelled:
             percent = {"x": x1, "y": y1 / 0.8, "width": x2 - x1, "height": (y2 - y1) / 0.8}
             value = {**percent, "rotation": 0, "rectanglelabels": [label]}
             size = {"original_width": SIZE.width, "original_height": SIZE.height}

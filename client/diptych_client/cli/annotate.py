@@ -24,11 +24,7 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
 from diptych_client.evaluation.annotation.consensus import Records, agreement, write_consensus
-from diptych_client.evaluation.formats.writing import (
-    check_format,
-    check_outputs,
-    write_dataset,
-)
+from diptych_client.evaluation.formats.writing import check_format, check_outputs, write_dataset
 from diptych_client.evaluation.job import Job, Journal, Record, ask
 from diptych_client.inputs import Folder, ImageFile, ImageStore, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError

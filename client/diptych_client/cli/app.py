@@ -80,10 +80,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 
 ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
@@ -421,7 +418,7 @@ def predict_images(
         opened = open_images(inputs, opening)
         note_problems(opening.problems, None)
         store, images = opened.images()
-        is_one = len(images) == 1 and opened.chosen is not None
+        is_one = len(images) == 1 and opened.files is not None
         drawings: dict[str, Path] = {}
         if draw is not None:
             drawings = {image.name: draw if is_one else draw / image.name for image in images}
@@ -437,8 +434,9 @@ def predict_images(
         )
         num_failed = 0
         for image, answer in zip(images, answers, strict=True):
+            row: dict[str, Any] = {"image": image.name}
             if isinstance(answer, Answer):
-                _print_answer(image.name, answer, is_one, input_options.as_json)
+                row["answer"] = to_json(answer)
                 if drawing := drawings.get(image.name):
                     picture = draw_answer(open_upright(store.path / image.name), answer)
                     save_drawing(picture, drawing)
@@ -446,25 +444,17 @@ def predict_images(
                 raise answer
             else:
                 num_failed += 1
-                _print_error(image.name, answer, input_options.as_json)
+                row["error"] = to_json(answer.detail)
+                echo(f"error: {image.name}: {answer}", is_error=True)
+            if input_options.as_json and is_one:
+                echo(json.dumps(row["answer"], indent=2, ensure_ascii=False))
+            elif input_options.as_json:
+                echo(json.dumps(row, ensure_ascii=False))
+            elif isinstance(answer, Answer):
+                if not is_one:
+                    echo(f"\n{image.name}")
+                Console().print(answer_view(answer))
     return num_failed
-
-
-def _print_answer(name: str, answer: Answer, is_one: bool, as_json: bool) -> None:
-    if as_json and is_one:
-        echo(json.dumps(to_json(answer), indent=2, ensure_ascii=False))
-    elif as_json:
-        echo(json.dumps({"image": name, "answer": to_json(answer)}, ensure_ascii=False))
-    else:
-        if not is_one:
-            echo(f"\n{name}")
-        Console().print(answer_view(answer))
-
-
-def _print_error(name: str, error: DiptychError, as_json: bool) -> None:
-    echo(f"error: {name}: {error}", is_error=True)
-    if as_json:
-        echo(json.dumps({"image": name, "error": asdict(error.detail)}, ensure_ascii=False))
 
 
 def _connection(context: typer.Context) -> ConnectionOptions:

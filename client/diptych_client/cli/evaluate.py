@@ -152,7 +152,7 @@ class EvaluationRun:
 
     def _dataset(self, opening: Opening) -> Dataset:
         opened = open_images(self.inputs, opening)
-        if opened.chosen is None:
+        if opened.files is None:
             split = self.options.split
             dataset = read_dataset(opened.path, self.options.images, split, opening.problems)
         else:

@@ -88,8 +88,8 @@ def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
     if out is not None:
         return out
     path = Path(inputs[0])
-    named = path.resolve() if path.exists() else Path.cwd() / "diptych"
-    return named.with_name(f"{named.stem}-{suffix}")
+    base = path.resolve() if path.exists() else Path.cwd() / "diptych"
+    return base.with_name(f"{base.stem}-{suffix}")
 
 
 def check_folders(images: Path, out: Path) -> None:

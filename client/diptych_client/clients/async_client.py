@@ -32,13 +32,7 @@ from diptych_client.errors import (
     affects_every_image,
 )
 from diptych_client.image_sources import ImageSource, encoded_image
-from diptych_client.requests import (
-    DEFAULT_OPTIONS,
-    NO_PARAMETERS,
-    Request,
-    Step,
-    StoredImage,
-)
+from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (
     GrpcChannel,

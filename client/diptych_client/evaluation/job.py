@@ -20,12 +20,7 @@ from diptych_client.clients.async_client import AsyncClient
 from diptych_client.errors import DiptychError
 from diptych_client.inputs import ImageFile, ImageInStore, ImageStore
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
-from diptych_client.requests import (
-    DEFAULT_OPTIONS,
-    AnswerOptions,
-    TaskParameters,
-    non_null_fields,
-)
+from diptych_client.requests import DEFAULT_OPTIONS, AnswerOptions, TaskParameters, non_null_fields
 from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
 from diptych_client.transports.messages import from_json, to_json
 
@@ -120,10 +115,10 @@ async def ask(
 
     async def send(request: tuple[ImageFile, Job]) -> None:
         image, job = request
-        named = ImageInStore(store, image)
+        source = ImageInStore(store, image)
         start_s = time.monotonic()
         answer = await client.predict(
-            named, job.task, job.parameters, model=job.model, options=job.options
+            source, job.task, job.parameters, model=job.model, options=job.options
         )
         record(image, job, answer, time.monotonic() - start_s)
         advance()

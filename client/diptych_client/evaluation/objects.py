@@ -396,11 +396,7 @@ class Calibration:
 
 
 def fit_calibration(
-    model: str,
-    checkpoint: str,
-    task: str,
-    answers: ScoredAnswers | None,
-    with_tiles: bool = False,
+    model: str, checkpoint: str, task: str, answers: ScoredAnswers | None, with_tiles: bool = False
 ) -> Calibration:
     """Fit the calibration of a model; raise `RunError` if its answers do not allow it."""
     if answers is None:

@@ -79,6 +79,7 @@ def test_tiles_are_compared_with_none(
 ) -> None:
     assert evaluate(diptych, folder, "--without-tiles", models=["first"])[0] == 1
     assert "compares with tiles: give --tiles, such as auto" in capsys.readouterr().err
+    assert evaluate(diptych, folder, "--without-tiles", "--tiles", "off")[0] == 1
     words = ("--without-tiles", "--tiles", "auto")
     answers = [answer(DETECTIONS, model="first")] * 4
     _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
@@ -92,8 +93,8 @@ class UnequalScript(Script):
 
     def next_step(self, received: Received) -> Answer:
         self.received.append(received)
-        found = DETECTIONS.detections[:1] if b"first" in received.body else ()
-        return answer(DetectionsResult(found), model="first")
+        answered = DETECTIONS.detections[:1] if b"first" in received.body else ()
+        return answer(DetectionsResult(answered), model="first")
 
 
 def test_race_ends_when_a_model_is_better(
@@ -138,8 +139,8 @@ def test_report_of_other_options_is_kept(diptych: Diptych, folder: Path, out: Pa
     assert not list(out.glob("report-*"))
     before = (out / "report.md").read_bytes()
     evaluate(diptych, folder, models=NAMES[:1])
-    (kept,) = out.glob("report-*.md")
-    assert kept.read_bytes() == before
+    (earlier,) = out.glob("report-*.md")
+    assert earlier.read_bytes() == before
     assert len(list(out.glob("report-*"))) == 3
 
 

@@ -30,10 +30,10 @@ def run(diptych: Diptych, words: Sequence[str], script: Script) -> int:
     """Run a command over a service with one model and return its exit status."""
     task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
     script.listings = {"/v1/tasks": [task | {"models": ["first"]}], "/v1/models": [MODEL]}
-    found = answer(DETECTIONS, model="first")
-    script.steps[:] = [found] * 9
+    star_answer = answer(DETECTIONS, model="first")
+    script.steps[:] = [star_answer] * 9
     if words[0] == "compare":
-        comparison = to_json(Comparison("id", TASK, SIZE, (found,)))
+        comparison = to_json(Comparison("id", TASK, SIZE, (star_answer,)))
         script.steps[:] = [json.dumps(comparison).encode()] * 9
     return diptych(script, *words)
 
@@ -75,9 +75,9 @@ def test_file_of_another_is_kept(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"mine")
     assert run(diptych, words, script) == 1
-    said = capsys.readouterr().err
-    assert f"{name} exists and is not as" in said
-    assert "--overwrite" in said
+    printed = capsys.readouterr().err
+    assert f"{name} exists and is not as" in printed
+    assert "--overwrite" in printed
     assert path.read_bytes() == b"mine"
     assert script.received == []
     assert run(diptych, (*words, "--overwrite"), script) == 0

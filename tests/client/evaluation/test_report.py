@@ -16,13 +16,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from diptych_client import (
-    AnswerOptions,
-    DetectionsResult,
-    Instance,
-    InstancesResult,
-    TextResult,
-)
+from diptych_client import AnswerOptions, DetectionsResult, Instance, InstancesResult, TextResult
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator
 from diptych_client.evaluation.formats.reading import read_dataset
@@ -73,8 +67,8 @@ def evaluated(
     with AnswerLog.open(out / "answers.jsonl", task, AnswerOptions()) as log:
         for index, model in enumerate(MODELS):
             for (image, job), row in zip(log.requests(samples, model), answers, strict=True):
-                found = answer(row[index], ImageSize(100, 80))
-                log.append(image, job, found, 0.1 * (index + 1), 1)
+                model_answer = answer(row[index], ImageSize(100, 80))
+                log.append(image, job, model_answer, 0.1 * (index + 1), 1)
         evaluator = Evaluator(log, MODELS, questionnaire.names)
         evaluation = evaluator.evaluate(HOSTILE, samples, seed=0, gallery=10)
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS, samples)

@@ -28,10 +28,7 @@ def function(
     answers: Sequence[Answer], labels: str = "star, circle", **parameters: Any
 ) -> Iterator[tuple[DiptychFunction, Script]]:
     script = Script(list(answers))
-    with (
-        serving_rest(script) as url,
-        closing(create(labels, url=url, **parameters)) as created,
-    ):
+    with serving_rest(script) as url, closing(create(labels, url=url, **parameters)) as created:
         yield created, script
 
 
@@ -40,8 +37,8 @@ def detected(created: DiptychFunction, **context: Any) -> list[Any]:
 
 
 def masks(*instances: RunLengthMask) -> Answer:
-    found = [Instance(BOX, "star", 0.5, mask=mask) for mask in instances]
-    return answer(InstancesResult(tuple(found)), ImageSize(4, 2))
+    segmented = [Instance(BOX, "star", 0.5, mask=mask) for mask in instances]
+    return answer(InstancesResult(tuple(segmented)), ImageSize(4, 2))
 
 
 def test_rectangles_have_the_number_of_their_label_and_one_request() -> None:
@@ -71,11 +68,11 @@ def test_polygons_are_the_rings_that_are_no_holes(shape: str, to_polygons: bool)
     answers = [answer(INSTANCES), masks()]
     with function(answers, shape=shape) as (created, _):
         shapes = detected(created, conv_mask_to_poly=to_polygons)
-    assert {each.type.value for each in shapes} == {"polygon"}
-    rings = [list(zip(each.points[::2], each.points[1::2], strict=True)) for each in shapes]
+    assert {drawn.type.value for drawn in shapes} == {"polygon"}
+    rings = [list(zip(drawn.points[::2], drawn.points[1::2], strict=True)) for drawn in shapes]
     assert rings == [list(ring) for ring in (SQUARE, SQUARE, FAR_SQUARE)]
     assert list(HOLE) not in rings
-    assert {each.label_id for each in shapes} == {0}
+    assert {drawn.label_id for drawn in shapes} == {0}
 
 
 def test_labels_are_named_once_without_blanks_in_their_order() -> None:

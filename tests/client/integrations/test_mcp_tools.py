@@ -154,15 +154,15 @@ def test_the_content_has_the_declared_schema(kind: str, result: Any) -> None:
     schema = tool_of(Task("t", "d", kind, {"properties": {}}, ("some-model", "n"))).output_schema
     assert schema is not None
     Draft202012Validator(schema).validate(json.loads(json.dumps(content)))
-    found, failed = content["answers"]
-    assert set(found) == {"model", kind, "finish_reason", "calibrated"}
+    answered, failed = content["answers"]
+    assert set(answered) == {"model", kind, "finish_reason", "calibrated"}
     assert failed == {"model": "n", "error": {"code": "unsupported_task", "message": "no"}}
 
 
 def test_the_content_has_what_is_proved() -> None:
     proved = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
-    (found,) = content_of(SIZE, [replace(answer(DETECTIONS), guarantee=proved)])["answers"]
-    assert found["guarantee"] == asdict(proved)
+    (answered,) = content_of(SIZE, [replace(answer(DETECTIONS), guarantee=proved)])["answers"]
+    assert answered["guarantee"] == asdict(proved)
 
 
 def test_boxes_are_pixels_of_the_image() -> None:
@@ -187,6 +187,8 @@ def test_an_analysis_has_the_answers_of_its_steps_and_what_each_is_of() -> None:
     assert tool.output_schema is not None
     Draft202012Validator(tool.output_schema).validate(json.loads(json.dumps(content)))
     (step,) = content["steps"]
-    found, failed = step["answers"]
-    assert (step["truncated"], found["of"], "of" in failed) == (True, 0, False)
-    assert found["detections"] == content_of(SIZE, [answer(DETECTIONS)])["answers"][0]["detections"]
+    answered, failed = step["answers"]
+    assert (step["truncated"], answered["of"], "of" in failed) == (True, 0, False)
+    assert (
+        answered["detections"] == content_of(SIZE, [answer(DETECTIONS)])["answers"][0]["detections"]
+    )

@@ -26,7 +26,6 @@ from itertools import chain
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from diptych_client.evaluation.annotation.consensus import (
@@ -39,7 +38,7 @@ from diptych_client.evaluation.annotation.consensus import (
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.job import Box, Job, Record
-from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
+from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
 from diptych_client.evaluation.texts import character_edits, normalized, vqa_normalized
@@ -49,7 +48,7 @@ from diptych_client.matching import SAME_OBJECT_IOU, Floats
 from diptych_client.results import Instance, TextRegionsResult, text_of
 
 Truth = ObjectsTruth | TextsTruth
-Indices = NDArray[np.int64]
+ByImage = Sequence[Sequence[float]]  # scores of the labels or objects of each image
 
 NOT_FOUND = -math.inf  # the score of an object without a box
 _QUESTIONS = "visual_question_answering"
@@ -217,26 +216,6 @@ class Promises:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """Labels or objects of several images, flat: the index of each one's image, and its score."""
-
-    num_images: int
-    images: Indices
-    scores: Floats
-
-    @classmethod
-    def of(cls, scores_by_image: Sequence[Sequence[float]]) -> Self:
-        sizes = [len(scores) for scores in scores_by_image]
-        images = np.repeat(np.arange(len(sizes)), sizes)
-        scores = np.array(list(chain.from_iterable(scores_by_image)), dtype=np.float64)
-        return cls(len(sizes), images, scores)
-
-    def counts(self, is_counted: Flags) -> Floats:
-        counts = np.bincount(self.images[is_counted], minlength=self.num_images)
-        return counts.astype(np.float64)
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """Labels from `min_confidence` on are accepted, of images with at most `max_labels` of them."""
 
@@ -311,21 +290,25 @@ class Unproved:
         )
 
 
-def candidates(pilot: Scored) -> dict[Rule, float]:
-    """Return rules of growing coverage by the answers to images that are not labelled.
+def candidates(pilot: ByImage) -> dict[Rule, float]:
+    """Return rules of growing coverage by the confidences in images that are not labelled.
 
     Each has the part of the error level that starts with it.
     """
-    descending = -np.sort(-pilot.scores) if len(pilot.scores) else np.zeros(1)
+    descending = sorted(chain.from_iterable(pilot), reverse=True) or [0.0]
     starts: dict[float, float] = {}
     for coverage in _COVERAGES.tolist():
-        confidence = float(descending[math.ceil(coverage * len(descending)) - 1])
+        confidence = descending[math.ceil(coverage * len(descending)) - 1]
         starts[confidence] = starts.get(confidence, 0.0) + _STARTS.get(coverage, 0.0)
     rules = {}
     for confidence, start in starts.items():
-        max_labels = common_count(pilot.counts(pilot.scores >= confidence))
-        rules[Rule(confidence, max_labels)] = start
+        rules[Rule(confidence, common_count(counts_from(pilot, confidence)))] = start
     return rules
+
+
+def counts_from(scores: ByImage, least: float) -> Floats:
+    """Return the number of scores of each image that are not below the least."""
+    return np.array([sum(score >= least for score in image) for image in scores], dtype=np.float64)
 
 
 def common_count(counts: Floats) -> int:
@@ -336,23 +319,28 @@ def common_count(counts: Floats) -> int:
 
 
 def decide(
-    labels: Scored, is_right: Flags, rules: Mapping[Rule, float], promise: Promise
+    judged: Sequence[JudgedImage], rules: Mapping[Rule, float], promise: Promise
 ) -> Proved | Unproved:
     """Return the rule with the largest coverage among those that are proved to keep the promise."""
+    confidences = [image.confidences for image in judged]
+    right = []
+    for image in judged:
+        pairs = zip(image.confidences, image.is_right, strict=True)
+        right.append([confidence for confidence, is_right in pairs if is_right])
     tested = []
     for rule, start in rules.items():
-        is_accepted = labels.scores >= rule.min_confidence
-        wrong = labels.counts(is_accepted & ~is_right)
-        tested.append(Shares.of(rule, start, wrong, labels.counts(is_accepted)))
+        accepted = counts_from(confidences, rule.min_confidence)
+        wrong = accepted - counts_from(right, rule.min_confidence)
+        tested.append(Shares.of(rule, start, wrong, accepted))
     best = last_proved(tested, promise)
     if best is None:
         return unproved(tested, tested[-1].share, promise)
-    coverage = float(best.wholes.sum()) / len(labels.scores)
-    return Proved(promise, best.rule, best.share, coverage, labels.num_images)
+    coverage = float(best.wholes.sum()) / sum(map(len, confidences))
+    return Proved(promise, best.rule, best.share, coverage, len(judged))
 
 
 def decide_review(
-    objects: Scored, max_objects: int, scores: Sequence[float], promise: Promise
+    objects: ByImage, max_objects: int, scores: Sequence[float], promise: Promise
 ) -> Proved | Unproved:
     """Return the shortest review list that is proved to miss at most the promised share of objects.
 
@@ -360,16 +348,16 @@ def decide_review(
     score on; the ascending `scores` are tested in their order, until one is not proved. Images
     with more than `max_objects` are not part of the promise.
     """
-    wholes = objects.counts(np.ones(len(objects.scores), dtype=bool))
+    wholes = counts_from(objects, NOT_FOUND)
     tested: list[Shares] = []
     for score in scores:
-        missed = objects.counts(objects.scores < score)
+        missed = wholes - counts_from(objects, score)
         start = 0.0 if tested else 1.0
         tested.append(Shares.of(Rule(score, max_objects), start, missed, wholes))
     best = last_proved(tested, promise)
     if best is None:
         return unproved(tested, tested[0].share, promise)
-    return Proved(promise, best.rule, best.share, 1 - best.share, objects.num_images)
+    return Proved(promise, best.rule, best.share, 1 - best.share, len(objects))
 
 
 def num_needed_at_best(counts: Floats, promise: Promise) -> int | None:
@@ -507,27 +495,25 @@ def prove(
     if not labelled:
         raise RunError("no labelled image was answered: failures.jsonl has the errors")
     tolerance = promises.tolerance
-    piloted = Scored.of([confidences_of(records, tolerance.min_iou) for records in pilot])
+    piloted = [confidences_of(records, tolerance.min_iou) for records in pilot]
     judged = [judge_labels(records, truth, tolerance) for records, truth in labelled]
-    labels = Scored.of([image.confidences for image in judged])
-    is_right = np.concatenate([image.is_right for image in judged]).astype(bool)
     rules = candidates(piloted)
-    accepting = decide(labels, is_right, rules, promises.wrong)
+    accepting = decide(judged, rules, promises.wrong)
     if isinstance(accepting, Unproved):
         raise accepting.error("labels are wrong")
     others = []
     for share in _OTHER_SHARES:
-        decision = decide(labels, is_right, rules, replace(promises.wrong, max_share=share))
+        decision = decide(judged, rules, replace(promises.wrong, max_share=share))
         if isinstance(decision, Proved):
             others.append(decision)
     guarantee = Guarantee(accepting, None, tolerance, tuple(others))
     if promises.missed is None:
         return guarantee
-    objects = Scored.of([image.object_scores for image in judged])
     scores = [0.0]
-    if len(piloted.scores):
-        scores += np.unique(np.quantile(piloted.scores, _REVIEW_QUANTILES)).tolist()
-    max_objects = common_count(piloted.counts(np.ones(len(piloted.scores), dtype=bool)))
+    if confidences := list(chain.from_iterable(piloted)):
+        scores += np.unique(np.quantile(confidences, _REVIEW_QUANTILES)).tolist()
+    objects = [image.object_scores for image in judged]
+    max_objects = common_count(counts_from(piloted, NOT_FOUND))
     reviewing = decide_review(objects, max_objects, scores, promises.missed)
     if isinstance(reviewing, Unproved):
         raise reviewing.error("objects are in neither list")

@@ -39,7 +39,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych_client.evaluation.annotation.consensus import Records
-from diptych_client.evaluation.annotation.guarantee import Indices
 from diptych_client.evaluation.job import Record
 from diptych_client.evaluation.objects import Flags
 from diptych_client.matching import Floats
@@ -93,6 +92,7 @@ class Appearance:
 
 
 PartOf = Callable[[Appearance], str]
+Indices = NDArray[np.int64]
 
 
 def appearance(records: Records, data: bytes, labels: Sequence[str]) -> Appearance:

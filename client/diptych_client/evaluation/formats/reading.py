@@ -23,7 +23,6 @@ LABEL_FILES = (
 )
 # Label Studio's notes beside its exports of COCO and YOLO; logs beside what `annotate` writes
 _NOT_LABELS = re.compile(r"notes\.json|(journal.*|failures|suggestions|written)\.jsonl")
-_HIDDEN = (".", "__MACOSX")
 _MAX_LISTED_FILES = 10
 _JSON_LINES = ("*.jsonl", "*/metadata.jsonl")
 _CVAT_FILES = ("annotations.xml", "*/annotations.xml")

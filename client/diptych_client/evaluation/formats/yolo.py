@@ -36,14 +36,7 @@ from diptych_client.evaluation.dataset import (
 )
 from diptych_client.evaluation.job import Record
 from diptych_client.geometry import PointXy, Ring
-from diptych_client.inputs import (
-    MALFORMED,
-    Folder,
-    ImageFile,
-    Problems,
-    find_images,
-    path_within,
-)
+from diptych_client.inputs import MALFORMED, Folder, ImageFile, Problems, find_images, path_within
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Instance, category_of
 
@@ -64,11 +57,13 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
         raise RunError(f"{path} is not a YOLO dataset: it has no `names`")
     try:
         splits = [name for name in _SPLITS if document.get(name)]
-        chosen = split or next(iter(splits), None)
-        if chosen is None or not document.get(chosen):
+        selected = split or next(iter(splits), None)
+        if selected is None or not document.get(selected):
             raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
         folder = Path(os.path.abspath(path.parent))
-        sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
+        sources = (
+            document[selected] if isinstance(document[selected], list) else [document[selected]]
+        )
         root = folder
         with suppress(RunError):  # it is often the path on another machine
             root = path_within(folder, document.get("path") or ".")
@@ -79,10 +74,12 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
         dataset = _labelled_images(folder, images, _names(document["names"]), problems)
     except MALFORMED as error:
         raise RunError(f"{path} is not a YOLO dataset: {error!r:.200}") from error
-    others = [name for name in splits if name != chosen]
+    others = [name for name in splits if name != selected]
     if split is not None or not others:
         return dataset
-    return replace(dataset, note=f"the split {chosen} is read; --split reads {' or '.join(others)}")
+    return replace(
+        dataset, note=f"the split {selected} is read; --split reads {' or '.join(others)}"
+    )
 
 
 def read_yolo_folder(path: Path, split: str | None, problems: Problems) -> Dataset | None:

@@ -32,18 +32,18 @@ def measured(image: Image.Image, result: Result = FOUND) -> Mapping[str, tuple[f
 
 
 def test_answers_are_counted_with_scores() -> None:
-    found = measured(Image.new("RGB", (100, 50)))
-    assert found["size"] == (100, 50)
-    number, *scores, size = found["answers"]
+    groups = measured(Image.new("RGB", (100, 50)))
+    assert groups["size"] == (100, 50)
+    number, *scores, size = groups["answers"]
     assert (number, scores) == (2, [0.5, 0.625, 0.75])
     assert size == pytest.approx(20 / math.sqrt(100 * 50))
-    assert found["labels"] == (0, 2)
+    assert groups["labels"] == (0, 2)
     assert measured(Image.new("RGB", (100, 50)), DetectionsResult(()))["answers"] == (0,) * 5
 
 
 def test_text_has_its_length() -> None:
-    found = measured(Image.new("RGB", (8, 8)), TextResult("EXIT"))
-    assert (found["answers"], found["labels"]) == ((4,), ())
+    groups = measured(Image.new("RGB", (8, 8)), TextResult("EXIT"))
+    assert (groups["answers"], groups["labels"]) == ((4,), ())
 
 
 def test_pixels_are_measured() -> None:

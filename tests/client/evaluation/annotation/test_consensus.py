@@ -58,13 +58,7 @@ def answered(model: str, result: Result, name: str = "a.png") -> Record:
         # one box agrees with one other
         ((CAR_5,), (SHIFTED_9, CAR_5), RULE, (CAR_5,), (("b", SHIFTED_9),)),
         ((CAR_5,), (SHIFTED_9,), (0.8, 0.0), (SHIFTED_9,), ()),
-        (
-            (CAR_5,),
-            (SHIFTED_9,),
-            (0.9, 0.0),
-            (),
-            (("a", CAR_5), ("b", SHIFTED_9)),
-        ),
+        ((CAR_5,), (SHIFTED_9,), (0.9, 0.0), (), (("a", CAR_5), ("b", SHIFTED_9))),
         ((CAR_5,), (DOG_9,), (0, 0.0), (), (("a", CAR_5), ("b", DOG_9))),
         ((CAR_9,), (CAR_5,), (0.5, 0.5), (CAR_9,), ()),
         ((CAR_9,), (CAR_5,), (0.5, 0.51), (), (("a", CAR_9), ("b", CAR_5))),

@@ -8,11 +8,11 @@ import pytest
 from diptych_client import Detection, DetectionsResult
 from diptych_client.evaluation.annotation.consensus import Records
 from diptych_client.evaluation.annotation.guarantee import (
+    JudgedImage,
     Promise,
     Promises,
     Proved,
     Rule,
-    Scored,
     Shares,
     Tolerance,
     Unproved,
@@ -33,6 +33,10 @@ NOT_FOUND = float("-inf")
 BOX = (0.0, 0.0, 10.0, 10.0)
 
 
+def labels(*confidences: float, is_right: bool = True) -> JudgedImage:
+    return JudgedImage(confidences, (is_right,) * len(confidences))
+
+
 def test_image_with_too_many_labels_is_not_accepted() -> None:
     wrong, accepted = np.array([1.0, 0.0, 0.0]), np.array([2.0, 3.0, 0.0])
     shares = Shares.of(Rule(0.8, 2), 1.0, wrong, accepted)
@@ -42,48 +46,45 @@ def test_image_with_too_many_labels_is_not_accepted() -> None:
 
 
 def test_rules_cover_more_and_at_last_all() -> None:
-    rules = candidates(Scored.of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
+    rules = candidates([[0.1 * number] * (1 + number % 2) for number in range(10)])
     confidences = [rule.min_confidence for rule in rules]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[-1] == 0  # the lowest
     assert sum(rules.values()) == pytest.approx(1)
     assert [rule.max_labels for rule in rules] == [2] * len(rules)
-    (first, *_) = candidates(Scored.of([[0.9], [0.9], [0.5] * 3]))
+    (first, *_) = candidates([[0.9], [0.9], [0.5] * 3])
     assert first == Rule(0.9, 1)  # labels from the confidence on count
 
 
 @pytest.mark.parametrize(("pilot", "confidence"), [([], 0.0), ([[]], 0.0), ([[1.0]] * 5, 1.0)])
 def test_pilot_with_equal_scores_has_one_rule(pilot: list[list[float]], confidence: float) -> None:
-    assert candidates(Scored.of(pilot)) == {Rule(confidence, 1): 1.0}
+    assert candidates(pilot) == {Rule(confidence, 1): 1.0}
 
 
 def test_largest_proved_coverage_is_chosen() -> None:
-    labels = Scored.of([[0.9], [0.8], [0.1]] * 100)
-    is_right = np.array([True, True, False] * 100)
+    judged = [labels(0.9), labels(0.8), labels(0.1, is_right=False)] * 100
     tested = {Rule(0.9, 1): 0.5, Rule(0.8, 1): 0.0, Rule(0.0, 1): 0.5}
-    decision = decide(labels, is_right, tested, PROMISE)
+    decision = decide(judged, tested, PROMISE)
     assert decision == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
-    several = Scored.of([[0.9, 0.9]] * 300 + [[0.9]] * 300)  # the first are reviewed as a whole
-    decision = decide(several, np.repeat([False, True], [600, 300]), {Rule(0.9, 1): 1.0}, PROMISE)
+    several = [labels(0.9, 0.9, is_right=False)] * 300  # they are reviewed as a whole
+    decision = decide([*several, *[labels(0.9)] * 300], {Rule(0.9, 1): 1.0}, PROMISE)
     assert decision == Proved(PROMISE, Rule(0.9, 1), 0.0, 1 / 3, 600)
 
 
 def test_unproved_rule_passes_no_level_on() -> None:
-    labels = Scored.of([[0.9], [0.1]] * 200)
-    is_right = np.array([False, True] * 200)
+    judged = [labels(0.9, is_right=False), labels(0.1)] * 200
     tested = {Rule(0.9, 1): 1.0, Rule(0.1, 1): 0.0}
-    assert isinstance(decide(labels, is_right, tested, Promise(0.6, 0.95)), Unproved)
+    assert isinstance(decide(judged, tested, Promise(0.6, 0.95)), Unproved)
 
 
 def test_error_says_how_many_images_would_prove() -> None:
     tested = {Rule(0.0, 1): 1.0}
-    few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
+    few = decide([labels(1.0)] * 40, tested, PROMISE)
     assert isinstance(few, Unproved)
     assert (few.promise, few.share, few.num_images) == (PROMISE, 0.0, 40)
     assert few.num_needed is not None
     for number, kind in ((few.num_needed, Proved), (few.num_needed - 1, Unproved)):
-        right = np.ones(number, dtype=bool)
-        assert isinstance(decide(Scored.of([[1.0]] * number), right, tested, PROMISE), kind)
+        assert isinstance(decide([labels(1.0)] * number, tested, PROMISE), kind)
     assert few.num_needed == num_needed_at_best(np.ones(40), PROMISE)
     crowd = num_needed_at_best(np.array([1.0] * 399 + [50.0]), PROMISE)
     assert crowd is not None
@@ -93,15 +94,15 @@ def test_error_says_how_many_images_would_prove() -> None:
 
 
 def test_review_list_is_as_short_as_proved() -> None:
-    objects = Scored.of([[0.9], [0.9], [0.5], [0.1]] * 100)
+    objects = [[0.9], [0.9], [0.5], [0.1]] * 100
     decision = decide_review(objects, 1, [0.0, 0.3, 0.6], Promise(0.4, 0.95))
     assert decision == Proved(Promise(0.4, 0.95), Rule(0.3, 1), 0.25, 0.75, 400)
-    missing = Scored.of([[NOT_FOUND], [0.9]] * 100)
+    missing = [[NOT_FOUND], [0.9]] * 100
     assert isinstance(decide_review(missing, 1, [0.0, 0.3], PROMISE), Unproved)
-    equal = decide_review(Scored.of([[0.3]] * 400), 1, [0.0, 0.3, 0.6], PROMISE)
+    equal = decide_review([[0.3]] * 400, 1, [0.0, 0.3, 0.6], PROMISE)
     assert isinstance(equal, Proved)
     assert equal.rule == Rule(0.3, 1)  # boxes from the score on are listed
-    one_missed = Scored.of([[0.9]] * 67 + [[0.2]])  # proved with twice the level
+    one_missed = [[0.9]] * 67 + [[0.2]]  # proved with twice the level
     decision = decide_review(one_missed, 1, [0.0, 0.3], Promise(0.1, 0.95))
     assert isinstance(decision, Proved)
     assert decision.rule == Rule(0.0, 1)
@@ -114,10 +115,11 @@ def test_exceeded_share_is_rarely_proved() -> None:
     rng = np.random.default_rng(1)
     num_proved = 0
     for _ in range(num_draws):
-        labels = Scored.of(rng.random((80, num_labels)).tolist())
-        is_right = np.repeat(rng.random(80) >= 0.052, num_labels)
-        pilot = Scored.of(rng.random((40, num_labels)).tolist())
-        if isinstance(decide(labels, is_right, candidates(pilot), PROMISE), Proved):
+        judged = []
+        for scores in rng.random((80, num_labels)).tolist():
+            judged.append(labels(*scores, is_right=bool(rng.random() >= 0.052)))
+        pilot = rng.random((40, num_labels)).tolist()
+        if isinstance(decide(judged, candidates(pilot), PROMISE), Proved):
             num_proved += 1
     assert num_proved <= 0.05 * num_draws
 

@@ -20,12 +20,7 @@ from diptych_client.evaluation.annotation.guarantee import (
     judge_labels,
     truth_of,
 )
-from diptych_client.evaluation.dataset import (
-    LabelledImage,
-    TrueObject,
-    TruePhrase,
-    TrueQuestion,
-)
+from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
 from diptych_client.evaluation.job import Job, Record
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.inputs import ImageFile

@@ -10,20 +10,20 @@ def images(
 ) -> list[Appearance]:
     """Return images with a constant, a shifted, and a plain and a counted number."""
     rng = np.random.default_rng(seed)
-    found = []
+    appearances = []
     for index in range(num):
         groups = {
             "size": (size_px,),
             "sharpness": (rng.normal(shift),),
             "answers": (rng.normal(), float(rng.integers(0, 4))),
         }
-        found.append(Appearance(f"{folder}/{index}.jpg", size_px, groups))
-    return found
+        appearances.append(Appearance(f"{folder}/{index}.jpg", size_px, groups))
+    return appearances
 
 
 def test_equal_images_are_rarely_told_apart() -> None:
-    found = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b")) for n in range(20)]
-    assert sum(each is not None for each in found) <= 2
+    appearances = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b")) for n in range(20)]
+    assert sum(shift is not None for shift in appearances) <= 2
 
 
 def test_difference_everywhere_leaves_nothing() -> None:
@@ -31,8 +31,8 @@ def test_difference_everywhere_leaves_nothing() -> None:
     assert shift is not None
     assert (shift.most, shift.parts) == ("sharpness", ())
     assert shift.has(images(2, 1, "any")[0])
-    shown = "new/0.jpg, new/1.jpg, new/2.jpg, new/3.jpg, new/4.jpg"
-    assert shift.sentence().endswith(f"nothing is accepted; label some of them, such as {shown}")
+    names = "new/0.jpg, new/1.jpg, new/2.jpg, new/3.jpg, new/4.jpg"
+    assert shift.sentence().endswith(f"nothing is accepted; label some of them, such as {names}")
 
 
 def test_differing_folder_is_left_out() -> None:
@@ -85,12 +85,12 @@ def test_differing_cluster_is_left_out() -> None:
 def coloured(seed: int, num: int, folder: str, first: int) -> list[Appearance]:
     """Return images that each have one of six colours, from the first on."""
     rng = np.random.default_rng(seed)
-    found = []
+    appearances = []
     for index, colour in enumerate(rng.integers(first, first + 6, num).tolist()):
         shares = np.eye(12)[colour].tolist()
         groups = {"answers": (rng.normal(),), COLOURS: tuple(shares)}
-        found.append(Appearance(f"{folder}/{index}.jpg", 384.0, groups))
-    return found
+        appearances.append(Appearance(f"{folder}/{index}.jpg", 384.0, groups))
+    return appearances
 
 
 def test_small_folder_of_other_colours_is_left_out() -> None:
