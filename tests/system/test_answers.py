@@ -115,11 +115,6 @@ def arguments_of(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["rest", "grpc"])
-def url(request: pytest.FixtureRequest, service: RunningService) -> str:
-    return service.url if request.param == "rest" else f"grpc://{service.grpc_address}"
-
-
 def test_requests_are_of_every_kind(service: RunningService) -> None:
     outcomes = expected(service)
     answers = [outcome for outcome in outcomes if "result" in outcome]

@@ -159,3 +159,9 @@ def test_paths_of_clients_leave_nothing_behind(client: httpx.Client) -> None:
         assert client.get(f"/{number}/{'a' * 50_000}").status_code == 404
         assert client.get(f"/v1/models/{number}{'a' * 5_000}").status_code == 404
     assert len(client.get("/metrics").content) < before + 10_000
+
+
+def test_large_message_is_refused(service: RunningService) -> None:
+    with service.vision() as vision, pytest.raises(grpc.RpcError) as caught:
+        vision.Predict(pb.PredictRequest(image=bytes(21_000_000), task="ocr"), timeout=60)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
