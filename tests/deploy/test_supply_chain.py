@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests.deploy.test_container import COMPOSE, CONTAINERFILE
 from tests.support.export_cli import ROOT
-from tests.test_structure import imported
+from tests.test_structure import packages
 
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
 REQUIREMENTS = sorted(path.name for path in ROOT.glob("requirements*.txt"))
@@ -44,7 +44,7 @@ def test_requirements_have_exact_versions(name: str) -> None:
 def test_imported_packages_are_required() -> None:
     required = {canonical(Requirement(line).name) for line in lines("requirements.txt")}
     paths = chain.from_iterable((ROOT / folder).rglob("*.py") for folder in SERVED)
-    modules = set().union(*map(imported, paths))
+    modules = set().union(*map(packages, paths))
     distributions = packages_distributions()
     for module in modules - set(sys.stdlib_module_names) - {*SERVED, "models"}:
         assert required & set(map(canonical, distributions[module])), module
