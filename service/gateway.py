@@ -17,9 +17,8 @@ import bentoml
 from runners.bentoml_internals import local_runner_url
 from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
-from service.admission.api_keys import ApiKeys
+from service.admission.api_keys import ApiKeys, SharedLimits
 from service.admission.places import TrafficGaps
-from service.admission.shared_limits import SharedLimits
 from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary

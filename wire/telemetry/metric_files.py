@@ -22,6 +22,7 @@ from prometheus_client import (
     generate_latest,
     values,
 )
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
@@ -57,9 +58,13 @@ class ReservedFile(MmapedDict):
 
 
 def use_metric_files() -> None:
-    """Keep the values of metrics declared from now on in files of `FOLDER_VARIABLE`."""
+    """Keep the values of metrics in files of `FOLDER_VARIABLE`."""
     values.MmapedDict = ReservedFile  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS[0])  # type: ignore[no-untyped-call]
+    for metric in list(REGISTRY._collector_to_names):
+        # one without labels has its value since it was declared, as the checks of a start do
+        if isinstance(metric, MetricWrapperBase) and metric._is_observable():
+            metric._metric_init()
 
 
 def write_metrics_as(part: str) -> None:

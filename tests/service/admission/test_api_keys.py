@@ -15,10 +15,10 @@ from service.admission.api_keys import (
     KeyEntry,
     Quota,
     QuotaLimits,
+    SharedLimits,
     TokenBucket,
     parse_keys,
 )
-from service.admission.shared_limits import SharedLimits
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, Unauthorized
 from service.settings import SettingsError
 from tests.support.api_keys import FakeClock, api_keys, hash_of

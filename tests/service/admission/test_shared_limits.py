@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.admission.api_keys import ApiKeys, Quota, parse_keys
-from service.admission.shared_limits import SharedLimits
+from service.admission.api_keys import ApiKeys, Quota, SharedLimits, parse_keys
 from service.errors import Overloaded
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from tests.support.api_keys import FakeClock, hash_of
@@ -172,7 +171,7 @@ def test_process_limits_without_the_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_hanging: bool
 ) -> None:
     """One attempt a second waits; what the process had admitted before counts on."""
-    caplog.set_level(logging.INFO, "service.admission.shared_limits")
+    caplog.set_level(logging.INFO, "service.admission.api_keys")
 
     async def send(store: Valkey) -> None:
         clock = FakeClock()

@@ -11,9 +11,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 
-from service.admission.api_keys import Quota, QuotaLimits
+from service.admission.api_keys import Quota, QuotaLimits, SharedLimits
 from service.admission.places import RequestContext, TrafficGaps
-from service.admission.shared_limits import SharedLimits
 from service.errors import (
     DeadlineExceeded,
     InternalError,

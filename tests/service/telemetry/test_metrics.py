@@ -1,7 +1,11 @@
 """The metrics of requests."""
 
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from prometheus_client import Histogram
@@ -12,6 +16,7 @@ from service.telemetry.metrics import (
     TIME_PER_OUTPUT_TOKEN_SECONDS,
     TIME_TO_FIRST_TOKEN_SECONDS,
 )
+from tests.support.export_cli import ROOT
 
 
 @pytest.mark.parametrize(
@@ -23,3 +28,22 @@ def test_buckets_of_times(histogram: Histogram) -> None:
     assert (bounds[0], last, infinite) == (0.001, 60, math.inf)
     assert {f"{bound:e}"[0] for bound in bounds} == set("125")
     assert max(high / low for low, high in pairwise([*bounds, last])) <= 3
+
+
+DECLARED_BEFORE = """
+import os, sys
+import service.supervision.checks  # declares them
+from service.telemetry.metrics import REQUEST_MEMORY_BYTES
+from wire.telemetry.metric_files import use_metric_files, write_metrics_as
+
+use_metric_files()
+write_metrics_as("gateway-0")
+REQUEST_MEMORY_BYTES.set(5)
+"""
+
+
+def test_metrics_of_the_checks_are_in_files(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", DECLARED_BEFORE]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=60)
+    assert (tmp_path / "gauge_livesum_gateway-0.db").exists()
