@@ -63,8 +63,8 @@ def use_metric_files() -> None:
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS[0])  # type: ignore[no-untyped-call]
     for metric in list(REGISTRY._collector_to_names):
         # one without labels has its value since it was declared, as the checks of a start do
-        if isinstance(metric, MetricWrapperBase) and metric._is_observable():
-            metric._metric_init()
+        if isinstance(metric, MetricWrapperBase) and not metric._labelnames:
+            metric._metric_init()  # type: ignore[no-untyped-call]
 
 
 def write_metrics_as(part: str) -> None:
