@@ -19,7 +19,7 @@ from export.checkpoints.bases import ROOT, is_hub_entry
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.hub import fetch_snapshot
 from export.checkpoints.jobs import EXPORT_FORMAT, ExportOptions, find_entry, library_versions
-from export.checkpoints.sources import Source, other_form, resolve_source
+from export.checkpoints.sources import Source, resolve_source
 from export.errors import SourceError
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
@@ -130,7 +130,7 @@ def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
         )
         revision = folder.name
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        other = other_form(Source(source, revision, folder).listing())
+        other = Source(source, revision, folder).other_form()
         instead = f"it has {other}" if other else "an adapter must be a folder in PEFT's format"
         raise SourceError(f"{source} lacks {', '.join(missing)}; {instead}")
     hashes = {name: sha256_of(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -173,7 +173,7 @@ def _make_encoders(
     from export.artifacts.encoders import (
         load_vision_model,
         make_encoders,
-        make_encoders_in_child,
+        run_in_child,
         write_merged,
     )
     from export.artifacts.vision_module import read_image_input
@@ -190,22 +190,20 @@ def _make_encoders(
         if vision_encoder_file(precision) in job.base.files
     ]
     images = [probe.image for probe in make_probes(entry, image_input)]
-    make = (
-        make_encoders_in_child if needs_of(entry, os.cpu_count() or 1).is_large else make_encoders
-    )
     with Progress(entry.id, _NUM_STEPS) as progress, tempfile.TemporaryDirectory() as scratch:
         progress.begin(
             f"merging {len(changes.weights)} weights into the vision tower of {job.base.model_id}"
         )
         merged = Path(scratch) / "merged.safetensors"
         write_merged(checkpoint, changes, merged)
-        expected = (
-            Reference(load_vision_model(checkpoint, merged), processor)
-            .image_features(images)
-            .numpy()
-        )
+        reference = Reference(load_vision_model(checkpoint, merged), processor)
+        expected = reference.image_features(images)
         progress.begin("making the vision encoders")
-        make(checkpoint, image_input, precisions, folder, merged)
+        inputs = (checkpoint, image_input, precisions, folder, merged)
+        if needs_of(entry, os.cpu_count() or 1).is_large:
+            run_in_child(make_encoders, *inputs)
+        else:
+            make_encoders(*inputs)
         measured = measure_encoders(folder, entry, precisions, images, expected, progress)
     for precision in set(precisions) - {"float32", *measured.by_precision}:
         (folder / vision_encoder_file(precision)).unlink()

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from export.artifacts.encoders import make_encoders, make_encoders_in_child
+from export.artifacts.encoders import make_encoders, run_in_child
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.bases import CheckpointFacts, is_hub_entry
 from export.checkpoints.forms import in_transformers_form
@@ -91,8 +91,11 @@ def _make_artifacts(
         defaults = [of_device[part] for of_device in job.entry.precision.values()]
         precisions[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
     progress.begin("making the vision encoders")
-    make = make_encoders_in_child if is_large else make_encoders
-    make(checkpoint, image_input, precisions["encoder"], folder)
+    inputs = (checkpoint, image_input, precisions["encoder"], folder)
+    if is_large:
+        run_in_child(make_encoders, *inputs)
+    else:
+        make_encoders(*inputs)
     progress.begin("running the checkpoint in transformers")
     probes = make_probes(job.entry, image_input, probe_plan)
     draft, expected = _run_reference(job, folder, image_input, probes, is_large)

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from diptych_client.inputs import Problems
 from export.checkpoints.bases import ROOT
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import find_entry
@@ -60,9 +59,11 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     """Tune an adapter, write its card and print its entry; raise `ExportError`, `CatalogError`."""
     checkpoint = checkpoint_to_resume(parsed.output, parsed.resume, parsed.overwrite)
     entry = tuned_entry(parsed.base, parsed.task, parsed.template)
-    dataset = read_labels(parsed.data, work, parsed.images)
-    show_problems(dataset.problems)
-    examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
+    images, problems = read_labels(parsed.data, work, parsed.images)
+    for line in [*problems.lines[:MAX_LINES], problems.summary()]:
+        if line:
+            print(line, file=sys.stderr)
+    examples = make_examples(entry, parsed.task, images, parsed.seed)
     source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
     print(
         f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
@@ -85,7 +86,7 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     with in_transformers_form(source) as base:
         epochs = tune(job, base.folder, checkpoint)
     lines = catalog_lines(entry, parsed)
-    write_card(job, parsed.data.resolve(), dataset.problems.summary(), epochs, lines)
+    write_card(job, parsed.data.resolve(), problems.summary(), epochs, lines)
     best = best_epoch(epochs)
     print(
         f"{parsed.output}: epoch {best.number} is kept, held-out loss {best.held_out_loss:.4f};"
@@ -125,13 +126,6 @@ def how_to_continue(arguments: Sequence[str], output: Path) -> str:
     command = shlex.join(["python", "-m", "export.tune", *arguments])
     resume = "" if "--resume" in arguments else " --resume"
     return f"continue after the last whole epoch with: {command}{resume}"
-
-
-def show_problems(problems: Problems) -> None:
-    """Print the first problems of a dataset, and how many there are."""
-    for line in [*problems.lines[:MAX_LINES], problems.summary()]:
-        if line:
-            print(line, file=sys.stderr)
 
 
 def catalog_lines(base: CatalogEntry, parsed: argparse.Namespace) -> str:

@@ -47,26 +47,12 @@ class DetectionsTruth:
 
     boxes: tuple[LabelledBox, ...]
 
-    def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
-        """Return the same boxes, each axis multiplied by its factor."""
-        boxes = []
-        for box in self.boxes:
-            boxes.append(LabelledBox(box.label, _scaled_box(box.box_xyxy, scale_x, scale_y)))
-        return DetectionsTruth(tuple(boxes))
-
 
 @dataclass(frozen=True, slots=True)
 class InstancesTruth:
     """The outlines of the objects as drawn, without labels."""
 
     outlines: tuple[Ring, ...]
-
-    def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
-        """Return the same outlines, each axis multiplied by its factor."""
-        outlines = []
-        for outline in self.outlines:
-            outlines.append(_scaled_ring(outline, scale_x, scale_y))
-        return InstancesTruth(tuple(outlines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +68,6 @@ class TextRegionsTruth:
     """All words of the image."""
 
     text_regions: tuple[QuadText, ...]
-
-    def scaled(self, scale_x: float, scale_y: float) -> "TextRegionsTruth":
-        """Return the same words, each axis multiplied by its factor."""
-        words = []
-        for word in self.text_regions:
-            words.append(QuadText(word.text, _scaled_ring(word.quad_xy, scale_x, scale_y)))
-        return TextRegionsTruth(tuple(words))
 
 
 Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
@@ -110,24 +89,29 @@ class Question:
         """Return the question about the scene rendered at this image size."""
         scale_x = image_size_wh[0] / CANVAS_PX
         scale_y = image_size_wh[1] / CANVAS_PX
+
+        def ring(points: Ring) -> Ring:
+            return tuple((x * scale_x, y * scale_y) for x, y in points)
+
+        def box(edges: BoxXYXY) -> BoxXYXY:
+            (left, top), (right, bottom) = ring((edges[:2], edges[2:]))
+            return left, top, right, bottom
+
+        truth = self.truth
+        match truth:
+            case DetectionsTruth(boxes):
+                scaled = [replace(true, box_xyxy=box(true.box_xyxy)) for true in boxes]
+                truth = DetectionsTruth(tuple(scaled))
+            case InstancesTruth(outlines):
+                truth = InstancesTruth(tuple(map(ring, outlines)))
+            case TextRegionsTruth(words):
+                quads = [replace(word, quad_xy=ring(word.quad_xy)) for word in words]
+                truth = TextRegionsTruth(tuple(quads))
         parameters = dict(self.parameters)
         match parameters.get("region"):
             case [float(left), float(top), float(right), float(bottom)]:
-                parameters["region"] = list(
-                    _scaled_box((left, top, right, bottom), scale_x, scale_y)
-                )
-        truth = (
-            self.truth if isinstance(self.truth, TextTruth) else self.truth.scaled(scale_x, scale_y)
-        )
+                parameters["region"] = list(box((left, top, right, bottom)))
         return replace(self, parameters=parameters, truth=truth)
-
-
-def _scaled_box(box: BoxXYXY, scale_x: float, scale_y: float) -> BoxXYXY:
-    return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
-
-
-def _scaled_ring(ring: Ring, scale_x: float, scale_y: float) -> Ring:
-    return tuple((x * scale_x, y * scale_y) for x, y in ring)
 
 
 _NUMBER_WORDS = ("no", "one", "two", "three", "four")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from diptych_client.matching import LabelledBox
+from diptych_client.matching import LabelledBox, greedy_pairs, pairwise_iou
 from laboratory.questions import (
     DetectionsTruth,
     InstancesTruth,
@@ -28,7 +28,6 @@ from laboratory.questions import (
     Truth,
 )
 from loadtest.figures import table
-from tasks.table import TASKS
 
 Result = Mapping[str, Any]
 Measure = Literal[
@@ -41,8 +40,11 @@ Measure = Literal[
     "confident_at_50",  # precision of these boxes
     "mask_iou",  # mean IoU
 ]
+Points = Sequence[Sequence[float]]
+RunLengths = Any  # COCO RLE of pycocotools: {"size": [H, W], "counts": bytes}
 
 CONFIDENT_SCORE = 0.8
+QUAD_GRID_PX = 1000
 _RESULT_KEYS: dict[type[Truth], str] = {
     TextTruth: "text",
     DetectionsTruth: "detections",
@@ -60,7 +62,6 @@ class Tally:
     num_expected: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Return the sum of both tallies."""
         return Tally(
             self.num_right + other.num_right,
             self.num_answered + other.num_answered,
@@ -81,7 +82,6 @@ class Scorecard:
     tallies: Mapping[tuple[str, Measure], Tally] = field(default_factory=dict)
 
     def __add__(self, other: "Scorecard") -> "Scorecard":
-        """Return the sum of both scorecards."""
         tallies = dict(self.tallies)
         for key, tally in other.tallies.items():
             tallies[key] = self.tally(*key) + tally
@@ -105,8 +105,8 @@ def score_answer(result: Result, question: Question, image_size_wh: tuple[int, i
     match question.truth:
         case TextTruth(text):
             measures = _exactness(answer == text, answer, text)
-        case DetectionsTruth() as truth:
-            measures = detection_measures(answer, truth)
+        case DetectionsTruth(boxes):
+            measures = _detection_measures(answer, boxes)
         case InstancesTruth(outlines):
             measures = {"mask_iou": Tally(mask_iou(answer, outlines, image_size_wh), 1, 1)}
         case TextRegionsTruth(words):
@@ -125,74 +125,51 @@ def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, 
     return {"exact": _claim(is_exact), "empty": _claim(not answer)}
 
 
-def detection_measures(
-    detections: Sequence[Result], truth: DetectionsTruth
+def _claim(is_right: bool) -> Tally:
+    return Tally(float(is_right), 1, 1)
+
+
+def _detection_measures(
+    detections: Sequence[Result], boxes: Sequence[LabelledBox]
 ) -> dict[Measure, Tally]:
     confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]
+    matched = match_boxes(confident, boxes, 0.5)
     measures: dict[Measure, Tally] = {
         "confident": Tally(len(confident), len(detections), len(detections)),
-        "confident_at_50": replace(
-            match_boxes(confident, truth.boxes, 0.5), num_expected=len(confident)
-        ),
+        "confident_at_50": replace(matched, num_expected=len(confident)),
     }
-    if not truth.boxes:
+    if not boxes:
         return measures | {"empty": _claim(not detections)}
     return measures | {
-        "f1_at_50": match_boxes(detections, truth.boxes, 0.5),
-        "f1_at_75": match_boxes(detections, truth.boxes, 0.75),
+        "f1_at_50": match_boxes(detections, boxes, 0.5),
+        "f1_at_75": match_boxes(detections, boxes, 0.75),
     }
 
 
 def match_boxes(
     detections: Sequence[Result], boxes: Sequence[LabelledBox], min_iou: float
 ) -> Tally:
-    """Match each detection, best score first, with the best unmatched box of its label."""
-    free = list(boxes)
-    for detection in sorted(detections, key=lambda detection: -detection["score"]):
-        best = None
-        best_iou = min_iou
-        for box in free:
-            iou = box_iou(box.box_xyxy, detection["box"])
-            if box.label == (detection["label"] or "") and iou >= best_iou:
-                best = box
-                best_iou = iou
-        if best is not None:
-            free.remove(best)
-    return Tally(len(boxes) - len(free), len(detections), len(boxes))
-
-
-def _claim(is_right: bool) -> Tally:
-    return Tally(float(is_right), 1, 1)
-
-
-QUAD_GRID_PX = 1000
-
-Points = Sequence[Sequence[float]]
-RunLengths = Any  # COCO RLE of pycocotools: {"size": [H, W], "counts": bytes}
-
-
-def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the IoU of two boxes `x1, y1, x2, y2`; 0 if one has no area."""
-    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
-    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
-    intersection = width * height
-    union = _area(first) + _area(second) - intersection
-    return intersection / union if union > 0 else 0.0
+    """Match detections and boxes of the same label, the best IoU first."""
+    ious = pairwise_iou(
+        [box.box_xyxy for box in boxes], [detection["box"] for detection in detections]
+    )
+    for row, box in enumerate(boxes):
+        for column, detection in enumerate(detections):
+            ious[row, column] *= box.label == (detection["label"] or "")
+    return Tally(len(greedy_pairs(ious, min_iou)), len(detections), len(boxes))
 
 
 def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> float:
     """Return the IoU of two quads, rasterised on a grid that is finer than a small image."""
-    scale_x = QUAD_GRID_PX / image_size_wh[0]
-    scale_y = QUAD_GRID_PX / image_size_wh[1]
+    scale = QUAD_GRID_PX / np.array(image_size_wh)
     masks = []
     for quad in (first, second):
-        scaled = [(x * scale_x, y * scale_y) for x, y in quad]
-        masks.append(_rasterised([scaled], (QUAD_GRID_PX, QUAD_GRID_PX)))
+        masks.append(_rasterised([np.array(quad) * scale], (QUAD_GRID_PX, QUAD_GRID_PX)))
     return _mask_iou(*masks)
 
 
 def mask_iou(
-    instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]
+    instances: Sequence[Result], rings: Sequence[Points], image_size_wh: tuple[int, int]
 ) -> float:
     """Return the IoU of all instances' union (polygons or COCO RLE) and all rings' union."""
     masks = []
@@ -205,7 +182,7 @@ def mask_iou(
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
 
 
-def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunLengths:
+def _rasterised(rings: Sequence[Any], image_size_wh: tuple[int, int]) -> RunLengths:
     """Return the union of the rings; a ring of fewer than three points has no area."""
     width, height = image_size_wh
     flat = []
@@ -222,10 +199,6 @@ def _mask_iou(first: RunLengths, second: RunLengths) -> float:
     if list(first["size"]) != list(second["size"]):
         return 0.0
     return float(coco_mask.iou([first], [second], [False])[0][0])
-
-
-def _area(box: Sequence[float]) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +223,6 @@ def _variants(task: str, *variants: str) -> tuple[Pool, ...]:
     return tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants)
 
 
-def _boxes(task: str) -> tuple[Pool, ...]:
-    return (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
-
-
 def _reading(task: str) -> tuple[Pool, ...]:
     """Return accuracy over all images and over those with a word: the other half is easier."""
     with_word = Pool("images with a word", "exact_if_any", (task,))
@@ -267,7 +236,10 @@ _NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
 
 TASK_MEASURES: dict[str, tuple[Pool, ...]] = {
     "captioning, exact": _variants("captioning", "short", "detailed"),
-    **{f"{task}, F1 at IoU": _boxes(task) for task in _DETECTION},
+    **{
+        f"{task}, F1 at IoU": (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
+        for task in _DETECTION
+    },
     "instance_segmentation, mean mask IoU": (Pool("", "mask_iou", ("instance_segmentation",)),),
     "ocr, exact": _reading("ocr"),
     "ocr_with_regions, exact and quad IoU ≥ 0.5": _reading("ocr_with_regions"),
@@ -281,19 +253,6 @@ TASK_MEASURES: dict[str, tuple[Pool, ...]] = {
         Pool("share of boxes", "confident", _DETECTION),
     ),
 }
-
-
-def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
-    """Return a task's numbers by row and label, such as `ocr, exact: all images`."""
-    accuracy = {}
-    for title, pools in TASK_MEASURES.items():
-        if title.partition(",")[0] not in TASKS:
-            continue
-        for pool in pools:
-            value = pool.value(scorecard)
-            if value is not None:
-                accuracy[f"{title}: {pool.label}" if pool.label else title] = value
-    return accuracy
 
 
 def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:

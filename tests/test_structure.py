@@ -40,7 +40,6 @@ ARROWS = {
         "loadtest.figures",
         "loadtest.processes",
         "diptych_client",  # it matches boxes
-        "tests.support.random_weights",
         "runners",
         "wire",
         "imaging",

@@ -47,7 +47,6 @@ def make_encoders(
     export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
     make_shapes_constant(folder / vision_encoder_file("float32"))
     source = folder / vision_encoder_file("float32")
-    config = model.config
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if fast_tower is not None and "int8" in precisions:
             fast_tower.is_for_one_image = True
@@ -55,9 +54,9 @@ def make_encoders(
             export_vision_encoder(module, image_input.size_wh, source, is_for_one_image=True)
         del module, model, fast_tower
         if "int8" in precisions:
-            write_int8(source, folder / vision_encoder_file("int8"), config)
+            write_int8(source, folder / vision_encoder_file("int8"))
     for precision in set(precisions) - {"int8"}:
-        write_at_precision(folder, precision, config)
+        write_at_precision(folder, precision)
 
 
 def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
@@ -111,20 +110,6 @@ def use_fast_tower(model: Any) -> TokenRowsDavit | None:
     tower = TokenRowsDavit(model.model.vision_tower)
     model.model.vision_tower = tower
     return tower
-
-
-def make_encoders_in_child(
-    checkpoint: Path,
-    image_input: ImageInput,
-    precisions: Sequence[Precision],
-    folder: Path,
-    merged: Path | None = None,
-) -> None:
-    """Like `make_encoders`, in a separate process.
-
-    Raise `ExportError` if it fails or is killed.
-    """
-    run_in_child(make_encoders, checkpoint, image_input, precisions, folder, merged)
 
 
 def run_in_child(make: Callable[..., object], *arguments: object) -> None:

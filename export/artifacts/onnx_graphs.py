@@ -1,4 +1,4 @@
-"""The vision encoder as ONNX: exported in float32 by optimum, then converted to int8 and float16.
+"""The vision encoder as ONNX: exported in float32, then converted to int8 and float16.
 
     pixels uint8 (batch_size, H, W, 3) -> image_features float32 (batch_size, N, C)
 
@@ -7,8 +7,7 @@ Florence-2's graph is of one image (davit.py), because the runner encodes images
 float16 (CUDA): weights and activations; input and output keep their types; attention and GELU are
 one operator each. All are exported with SDPA, which scales queries and keys before it multiplies
 them: eager attention sums the products first, in Florence-2 over all tokens of an image (36,864 at
-768 pixels), and leaves the range of float16. optimum has no configuration for Florence-2 or
-PaliGemma; this one fits both.
+768 pixels), and leaves the range of float16.
 
 A trace computes every shape that depends on the batch size from its input: a third of the nodes of
 an encoder, which run on the CPU even where the others run on a GPU. `make_shapes_constant` replaces
@@ -23,14 +22,13 @@ them; the batch is the first axis throughout:
 Shapes: B batch, S tokens, C hidden, A heads, D head size.
 """
 
-import shutil
-import tempfile
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,58 +36,16 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
 from onnxruntime.transformers.onnx_model import OnnxModel
-from optimum.exporters.onnx import OnnxConfig, export
-from optimum.onnxruntime import ORTQuantizer
-from optimum.onnxruntime.configuration import AutoQuantizationConfig
-from optimum.utils import DummyInputGenerator, NormalizedConfig
 
 from export.artifacts.vision_module import VisionEncoderModule
 from wire.artifacts.manifest import Precision, vision_encoder_file
 
-_QUANTISED_OPERATORS = ["MatMul", "Gemm"]
-
-
-class PixelsGenerator(DummyInputGenerator):  # type: ignore[misc]  # optimum has no types
-    """Random pixels to trace the graph with."""
-
-    SUPPORTED_INPUT_NAMES = ("pixels",)
-
-    def __init__(
-        self, _task: str, _config: NormalizedConfig, batch_size: int, width: int, height: int
-    ) -> None:
-        self._shape = (batch_size, height, width, 3)
-
-    def generate(self, _name: str, framework: str = "pt", **_dtypes: str) -> Any:
-        """Return a torch tensor ("pt") or a numpy array ("np"), as optimum's interface requires."""
-        pixels = torch.randint(0, 256, self._shape, dtype=torch.uint8)
-        return pixels if framework == "pt" else pixels.numpy()
-
-
-class VisionEncoderOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
-    """Names and axes of the graph's input and output; the batch axis is dynamic."""
-
-    NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    DUMMY_INPUT_GENERATOR_CLASSES = (PixelsGenerator,)
-    AXES: ClassVar = {0: "batch_size"}
-
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        """The resized pixels."""
-        return {"pixels": self.AXES}
-
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        """The projected image features."""
-        return {"image_features": self.AXES}
-
-
-class OneImageOnnxConfig(VisionEncoderOnnxConfig):
-    """The same names without a dynamic axis."""
-
-    AXES: ClassVar[dict[int, str]] = {}
+_OPSET = 18
+_NAMES = ["pixels", "image_features"]  # input and output
 
 
 def export_vision_encoder(
@@ -102,33 +58,36 @@ def export_vision_encoder(
     a time.
     """
     width, height = size_wh
-    config = (OneImageOnnxConfig if is_for_one_image else VisionEncoderOnnxConfig)(module.config)
     # a dynamic batch of one would be traced as a constant
     batch_size = 1 if is_for_one_image else 2
-    with module.attention("sdpa"), warnings.catch_warnings():
+    pixels = torch.randint(0, 256, (batch_size, height, width, 3), dtype=torch.uint8)
+    axes = {} if is_for_one_image else {name: {0: "batch_size"} for name in _NAMES}
+    with module.attention("sdpa"), torch.no_grad(), warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        # optimum 2.3 exports by tracing, which torch 2.13 calls deprecated.
+        # torch 2.13 calls exporting by tracing deprecated.
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        export(
-            module,
-            config,
+        torch.onnx.export(
+            module.eval(),
+            (pixels,),
             output,
-            input_shapes={"batch_size": batch_size, "width": width, "height": height},
+            input_names=_NAMES[:1],
+            output_names=_NAMES[1:],
+            dynamic_axes=axes,
+            opset_version=_OPSET,
+            dynamo=False,
         )
 
 
-def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
-    """Convert the float32 graph in `folder` to `precision`, beside it; `config` is the
-    checkpoint's.
-    """
+def write_at_precision(folder: Path, precision: Precision) -> None:
+    """Convert the float32 graph in `folder` to `precision`, beside it."""
     source = folder / vision_encoder_file("float32")
     output = folder / vision_encoder_file(precision)
     match precision:
         case "float32":
             return
         case "int8":
-            write_int8(source, output, config)
+            write_int8(source, output)
         case "float16":
             model = onnx.load(source)
             fuse(model)
@@ -139,26 +98,22 @@ def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
             )
 
 
-def write_int8(source: Path, output: Path, config: Any) -> None:
-    """Quantise with optimum, whose permuted configuration files are discarded."""
-    # Attention multiplies two activations: quantising them would gain little and lose more
-    # accuracy.
-    graph = onnx.load(source, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    without_weights = [
-        node.name
-        for node in graph.node
-        if node.op_type in _QUANTISED_OPERATORS and not weights.intersection(node.input)
-    ]
-    options = AutoQuantizationConfig.avx512_vnni(
-        is_static=False,
-        per_channel=True,
-        operators_to_quantize=_QUANTISED_OPERATORS,
-        nodes_to_exclude=without_weights,
-    )
-    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-        ORTQuantizer(source, config=config).quantize(options, save_dir=scratch, file_suffix=None)
-        shutil.move(Path(scratch) / source.name, output)
+def write_int8(source: Path, output: Path) -> None:
+    """Quantise products with weights; attention multiplies two activations: quantising them would
+    gain little and lose more accuracy.
+    """
+    logging.disable(logging.WARNING)  # it recommends optimisations that ours replace
+    try:
+        quantize_dynamic(
+            source,
+            output,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 _MAX_SHAPE_BYTES = 1024  # limit of an initializer that may be a shape
@@ -195,6 +150,10 @@ def make_shapes_constant(file: Path) -> None:
     initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
     # also the shapes that the trace has noted
     del graph.node[:], graph.initializer[:], graph.value_info[:]
+    for output in graph.output:  # the runner allocates it
+        declared = output.type.tensor_type.shape.dim[1:]
+        for dimension, side in zip(declared, two[output.name][1:], strict=True):
+            dimension.dim_value = side
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
     onnx.save(model, file)

@@ -7,7 +7,7 @@ A refusal names the files that are there instead, and what to do with them.
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -93,21 +93,25 @@ class Source:
 
     def files(self) -> list[Path]:
         """Return the files that the export reads, sorted by name."""
-        settings = [self.folder / name for name in SETTINGS_FILES]
-        present = {path for path in settings if path.is_file()}
-        root = _weights_root(self.folder)
-        return sorted({*present, *([root] if root else []), *self.weights()})
+        files = {*self.weights(), *filter(None, [_weights_root(self.folder)])}
+        for name in SETTINGS_FILES:
+            if (self.folder / name).is_file():
+                files.add(self.folder / name)
+        return sorted(files)
 
     def weights(self) -> list[Path]:
         """Return the files with tensors, sorted by name."""
         return weight_files(self.folder)
 
-    def listing(self) -> list[str]:
-        """Return the names of all files; of a hub id also those that are not fetched."""
+    def other_form(self) -> str | None:
+        """Return the first file of another program, what it is and what to do; None if none is.
+
+        Of a hub id, all files are looked at, also those that are not fetched.
+        """
         if self.revision is not None:
-            return list_files(self.name, self.revision)
+            return _other_form(list_files(self.name, self.revision))
         files = [*self.folder.glob("*"), *self.folder.glob("*/*")]
-        return sorted(str(path.relative_to(self.folder)) for path in files if path.is_file())
+        return _other_form(sorted(str(path.relative_to(self.folder)) for path in files))
 
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of each file by name; this reads every shard."""
@@ -133,8 +137,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _weights_root(folder: Path) -> Path | None:
     """Return the file of all tensors, or the index of their files."""
-    candidates = [folder / name for name in _WEIGHTS_ROOTS]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in map(folder.joinpath, _WEIGHTS_ROOTS) if path.is_file()), None)
+
+
+def _other_form(names: Sequence[str]) -> str | None:
+    for pattern, description, remedy in _OTHER_FORMS:
+        for name in names:
+            if re.fullmatch(pattern, name):
+                return f"{name}, {description}: {remedy}"
+    return None
 
 
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
@@ -147,60 +158,20 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
         if revision is not None:
             raise SourceError(f"{name} is a folder and has no revisions; given: {revision}")
         source = Source(name, None, root / name)
-    elif other := other_form([Path(name).name]):
+    elif other := _other_form([Path(name).name]):
         raise SourceError(f"{name} is {other}")
     elif _HUB_ID.fullmatch(name):
-        source = fetch_checkpoint(name, revision, family)
+        source = _fetch_checkpoint(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
     _check_complete(source)
-    _check_family(source, family)
-    check_processor(source)
+    config = read_config(source)
+    _check_family(source, config, family)
+    _check_processor(source, config)
     for path in source.weights():
         if path.suffix == ".safetensors":
             _check_tensors(path, name)
     return source
-
-
-def _check_tensors(path: Path, name: str) -> None:
-    """Raise `SourceError` for a damaged file, or a tensor in fp8."""
-    try:
-        with safe_open(path, "numpy") as tensors:
-            dtypes = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path.name} of {name} is damaged or incomplete: {error}") from error
-    for key, dtype in dtypes.items():
-        if dtype.startswith(_SMALL_FLOATS):
-            raise SourceError(
-                f"{key} of {name} is stored in {dtype}; allowed are float32, bfloat16 and float16:"
-                " give the checkpoint from before its conversion to fp8"
-            )
-
-
-def resolve_file(name: str, source: Source) -> Path:
-    """Return the file `name` of the checkpoint's folder, or a hub file
-    `hf://[spaces/]owner/name/file[#sha256=…]`.
-    """
-    if match := _HUB_FILE.fullmatch(name):
-        path = fetch_file(
-            match["repository"], match["file"], "space" if match["space"] else "model"
-        )
-        check_hash(path, name, match["sha256"])
-        return path
-    if not (source.folder / name).is_file():
-        raise SourceError(f"{source.name} does not contain {name}")
-    return source.folder / name
-
-
-def check_hash(path: Path, name: str, expected: str | None) -> None:
-    """Raise `SourceError` if `path`, fetched as `name`, has another sha256 than the catalog
-    expects.
-    """
-    if expected is not None and (actual := sha256_of(path)) != expected:
-        raise SourceError(
-            f"{name.partition('#')[0]} has sha256 {actual}; the catalog expects {expected}. To use"
-            f" it nevertheless: --mask-decoder {path}"
-        )
 
 
 def _check_complete(source: Source) -> None:
@@ -212,47 +183,32 @@ def _check_complete(source: Source) -> None:
         missing.append(f"{WEIGHTS_FILE} or {PICKLED_FILE}")
     missing += [path.name for path in weights if not path.is_file()]
     if missing:
-        other = other_form(source.listing())
+        other = source.other_form()
         instead = f"; it has {other}" if other else ""
         raise SourceError(f"{source.name} lacks {', '.join(missing)}{instead}")
 
 
-def other_form(names: Sequence[str]) -> str | None:
-    """Return the first file of another program, what it is and what to do; None if none is."""
-    for pattern, description, remedy in _OTHER_FORMS:
-        for name in names:
-            if re.fullmatch(pattern, name):
-                return f"{name}, {description}: {remedy}"
-    return None
+def read_config(source: Source) -> dict[str, Any]:
+    """Return the `config.json` of a checkpoint, which names its model's type.
 
-
-def check_processor(source: Source) -> None:
-    """Raise `SourceError` unless the tokenizer and the image processor are there: training scripts
-    often save the model alone.
+    Raise `SourceError`.
     """
-    names = {path.name for path in source.files()}
-    missing = [] if TOKENIZER_FILE in names else [TOKENIZER_FILE]
-    if names.isdisjoint(_PROCESSOR_FILES):
-        missing.append(" or ".join(_PROCESSOR_FILES))
-    if missing:
-        raise SourceError(
-            f"{source.name} lacks {', '.join(missing)}: copy tokenizer.json, tokenizer_config.json,"
-            " processor_config.json and preprocessor_config.json, those that there are, from its"
-            f" base {base_entry(read_config(source)).source}, or save them with the processor that"
-            " it was tuned with"
-        )
+    try:
+        config: dict[str, Any] = json.loads((source.folder / CONFIG_FILE).read_text("utf-8"))
+        config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{CONFIG_FILE} of {source.name} has no model_type: {error!r}") from error
+    return config
 
 
-def _check_family(source: Source, family: Family) -> None:
-    model_type = _read_json(source, CONFIG_FILE, "model_type")
-    if model_type != family:  # the families' names are transformers' names
+def _check_family(source: Source, config: Mapping[str, Any], family: Family) -> None:
+    if config["model_type"] != family:  # the families' names are transformers' names
         raise SourceError(
-            f"{source.name} is a checkpoint of {model_type}; the catalog expects {family}"
+            f"{source.name} is a checkpoint of {config['model_type']}; the catalog expects {family}"
         )
     for part in ("vision_config", "text_config"):
-        if not isinstance(_read_json(source, CONFIG_FILE, part), dict):
+        if not isinstance(config.get(part), dict):
             raise SourceError(f"{CONFIG_FILE} of {source.name} must have an object as {part}")
-    config = read_config(source)
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise SourceError(
@@ -275,17 +231,56 @@ def is_microsoft_form(source: Source) -> bool:
     return config["model_type"] == "florence2" and vision_type in _MICROSOFT_VISION_TYPES
 
 
-def read_config(source: Source) -> dict[str, Any]:
-    """Return the `config.json` of a checkpoint that was resolved."""
-    config: dict[str, Any] = json.loads((source.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return config
+def _check_processor(source: Source, config: Mapping[str, Any]) -> None:
+    """Raise `SourceError` unless the tokenizer and the image processor are there: training scripts
+    often save the model alone.
+    """
+    names = {path.name for path in source.files()}
+    missing = [] if TOKENIZER_FILE in names else [TOKENIZER_FILE]
+    if names.isdisjoint(_PROCESSOR_FILES):
+        missing.append(" or ".join(_PROCESSOR_FILES))
+    if missing:
+        raise SourceError(
+            f"{source.name} lacks {', '.join(missing)}: copy tokenizer.json, tokenizer_config.json,"
+            " processor_config.json and preprocessor_config.json, those that there are, from its"
+            f" base {base_entry(config).source}, or save them with the processor that it was tuned"
+            " with"
+        )
 
 
-def _read_json(source: Source, file_name: str, key: str) -> Any:
+def _check_tensors(path: Path, name: str) -> None:
+    """Raise `SourceError` for a damaged file, or a tensor in fp8."""
     try:
-        return json.loads((source.folder / file_name).read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{file_name} of {source.name} has no {key}: {error!r}") from error
+        with safe_open(path, "numpy") as tensors:
+            dtypes = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path.name} of {name} is damaged or incomplete: {error}") from error
+    for key, dtype in dtypes.items():
+        if dtype.startswith(_SMALL_FLOATS):
+            raise SourceError(
+                f"{key} of {name} is stored in {dtype}; allowed are float32, bfloat16 and float16:"
+                " give the checkpoint from before its conversion to fp8"
+            )
+
+
+def resolve_file(name: str, source: Source) -> Path:
+    """Return the file `name` of the checkpoint's folder, or a hub file
+    `hf://[spaces/]owner/name/file[#sha256=…]`; raise `SourceError` if its hash is another.
+    """
+    match = _HUB_FILE.fullmatch(name)
+    if match is None:
+        if not (source.folder / name).is_file():
+            raise SourceError(f"{source.name} does not contain {name}")
+        return source.folder / name
+    kind = "space" if match["space"] else "model"
+    path = fetch_file(match["repository"], match["file"], kind)
+    expected = match["sha256"]
+    if expected is not None and (actual := sha256_of(path)) != expected:
+        raise SourceError(
+            f"{name.partition('#')[0]} has sha256 {actual}; the catalog expects {expected}. To use"
+            f" it nevertheless: --mask-decoder {path}"
+        )
+    return path
 
 
 def hub_model_entry(repository: str, revision: str | None) -> CatalogEntry:
@@ -295,13 +290,14 @@ def hub_model_entry(repository: str, revision: str | None) -> CatalogEntry:
     source = _fetch_config(repository, revision)
     if not (source.folder / CONFIG_FILE).is_file():
         return hub_adapter_entry(repository, source.folder)
-    model_type = _read_json(source, CONFIG_FILE, "model_type")
-    if model_type not in get_args(Family):
+    config = read_config(source)
+    family: Any = config["model_type"]
+    if family not in get_args(Family):
         raise SourceError(
-            f"{repository} is a checkpoint of {model_type}; allowed: {', '.join(get_args(Family))}"
+            f"{repository} is a checkpoint of {family}; allowed: {', '.join(get_args(Family))}"
         )
-    _check_family(source, model_type)
-    return hub_entry(repository, read_config(source))
+    _check_family(source, config, family)
+    return hub_entry(repository, config)
 
 
 def _fetch_config(repository: str, revision: str | None) -> Source:
@@ -309,25 +305,21 @@ def _fetch_config(repository: str, revision: str | None) -> Source:
     folder = fetch_snapshot(repository, revision, [CONFIG_FILE, ADAPTER_CONFIG_FILE])
     source = Source(repository, folder.name, folder)
     if not any((folder / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE)):
-        other = other_form(source.listing())
+        other = source.other_form()
         instead = f"; it has {other}" if other else ": it is not a checkpoint of transformers"
         raise SourceError(f"{repository} lacks {CONFIG_FILE}{instead}")
     return source
 
 
-def fetch_checkpoint(repository: str, revision: str | None, family: Family) -> Source:
+def _fetch_checkpoint(repository: str, revision: str | None, family: Family) -> Source:
     # The configuration first: a checkpoint that will be refused is not downloaded.
     source = _fetch_config(repository, revision)
     if not (source.folder / CONFIG_FILE).is_file():
         raise adapter_error(repository, source.folder, is_hub=True)
-    _check_family(source, family)
-    print(
-        f"{repository}: fetching the files that are not in the hub's cache",
-        file=sys.stderr,
-        flush=True,
-    )
-    patterns = [*SETTINGS_FILES, WEIGHTS_FILE, WEIGHTS_INDEX_FILE]
-    fetch_snapshot(repository, source.revision, patterns)
+    _check_family(source, read_config(source), family)
+    message = f"{repository}: fetching the files that are not in the hub's cache"
+    print(message, file=sys.stderr, flush=True)
+    fetch_snapshot(repository, source.revision, [*SETTINGS_FILES, WEIGHTS_FILE, WEIGHTS_INDEX_FILE])
     if not source.weights():
         fetch_snapshot(repository, source.revision, [PICKLED_FILE, PICKLED_INDEX_FILE])
     if shards := [path.name for path in source.weights() if not path.is_file()]:

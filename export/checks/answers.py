@@ -1,9 +1,8 @@
 """The answers of every precision about the same pictures, compared with those of float32.
 
 Each part is measured with the other in float32, and the default pair of a device together. A
-default that differs too much becomes float32. Answers are greedy and constrained, in batches, made
-by the runners' code and the service's prompts and parsers. Parts are loaded one after another, so
-that only one is in memory.
+default that differs too much becomes float32. Answers are greedy and constrained, in batches. Parts
+are loaded one after another, so that only one is in memory.
 
 Photographs and documents ship in models/photographs; `--images FOLDER` adds the user's. A file is
 named after its subject, the label of detection and the phrase of segmentation: `red-car.jpg` shows
@@ -26,34 +25,26 @@ from torch import Tensor
 
 from diptych_client.matching import greedy_pairs, pairwise_iou
 from export.checkpoints.jobs import ExportJob
+from export.checks.asking import Question, encode
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
 from imaging.errors import ImageError
 from imaging.files import read_image, resize
-from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.batch import generate_each
-from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import GeneratedSequence, LiveSequence
-from runners.encoder.session import VisionEncoder
 from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
-from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
-from tasks.parsing import GeneratedText
-from tasks.prompts import Prompt
 from tasks.results import Detection, DetectionsResult, Instance, InstancesResult, Result, TextResult
-from tasks.table import TASKS, TaskParameters, parse_parameters
 from wire.artifacts.devices import num_threads
 from wire.artifacts.manifest import Device, Manifest, Part, Precision, vision_encoder_file
-from wire.runner_messages import SequenceSpec
 
 logger = logging.getLogger(__name__)
 
 PictureKind = Literal["photographs", "scenes"]
 Pair = tuple[Precision, Precision]  # encoder and decoder
-Features = Mapping[int, Tensor]  # (N, C) by index of the picture
+Features = Mapping["Picture", Tensor]  # (N, C)
 Objects = Sequence[Detection | Instance]
 
 MIN_EQUAL_TOKENS = 0.9
@@ -77,27 +68,16 @@ _MIN_PROMPTS = 8
 _NUM_HALF_PICTURES = 2
 _BATCH_SIZE = 16
 _MAX_PROMPT_TOKENS = 80
-_NO_TIMEOUT_S = 1e9
 _ORIGINAL: Pair = ("float32", "float32")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """An image, resized as the service does, with the name of its subject."""
 
     subject: str
     image: Image.Image
     original_size_wh: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class PictureQuestion:
-    """A task about a picture, as one prompt."""
-
-    picture: int  # index
-    task_id: str
-    parameters: TaskParameters
-    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +117,19 @@ class AnswerRun:
     agreement: AnswerAgreement
 
     @property
-    def shortfalls(self) -> tuple[str, ...]:
+    def shortfalls(self) -> list[str]:
         """The measures below their thresholds, with value and threshold, as text."""
         measured = self.agreement
-        checks = (
+        shortfalls = []
+        for name, value, least, num_cases in (
             ("equal tokens", measured.equal_tokens, MIN_EQUAL_TOKENS, measured.num_prompts),
             ("matched boxes", measured.matched_boxes, MIN_MATCHED_BOXES, measured.num_boxes),
             ("IoU of boxes", measured.box_iou, MIN_BOX_IOU, measured.num_boxes),
             ("equal text", 1 - measured.text_distance, 1 - MAX_TEXT_DISTANCE, measured.num_texts),
-        )
-        return tuple(
-            f"{name} {value:.3f}, at least {least:.2f} required"
-            for name, value, least, num_cases in checks
-            if num_cases >= MIN_CASES and not value >= least
-        )
+        ):
+            if num_cases >= MIN_CASES and not value >= least:  # also for NaN
+                shortfalls.append(f"{name} {value:.3f}, at least {least:.2f} required")
+        return shortfalls
 
 
 def agreeing_defaults(
@@ -181,15 +160,10 @@ def agreeing_defaults(
 
 
 def _warn(place: str, precision: str, run: AnswerRun, part: Part) -> None:
+    shortfalls = "; ".join(run.shortfalls)
     logger.warning(
-        "%s: %s does not answer as float32 does: %s, on %d %s; the default of the %s is float32"
-        " instead",
-        place,
-        precision,
-        "; ".join(run.shortfalls),
-        run.num_pictures,
-        run.pictures,
-        part,
+        f"{place}: {precision} does not answer as float32 does: {shortfalls}, on"
+        f" {run.num_pictures} {run.pictures}; the default of the {part} is float32 instead"
     )
 
 
@@ -200,7 +174,8 @@ def agreement(answers: Sequence[ModelAnswer], expected: Sequence[ModelAnswer]) -
     num_boxes = num_expected_boxes = 0
     distances = []
     for answer, other in zip(answers, expected, strict=True):
-        shares.append(equal_share(answer.token_ids, other.token_ids))
+        matcher = SequenceMatcher(None, answer.token_ids, other.token_ids, autojunk=False)
+        shares.append(matcher.ratio())
         objects = _objects(answer.result)
         expected_objects = _objects(other.result)
         ious += matched_ious(objects, expected_objects)
@@ -220,15 +195,11 @@ def agreement(answers: Sequence[ModelAnswer], expected: Sequence[ModelAnswer]) -
     )
 
 
-def equal_share(first: Sequence[int], second: Sequence[int]) -> float:
-    return SequenceMatcher(None, first, second, autojunk=False).ratio()
-
-
 def matched_ious(first: Objects, second: Objects) -> list[float]:
     """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
     ious = pairwise_iou([item.box for item in first], [item.box for item in second])
-    labels = [np.array([item.label for item in items], dtype=object) for items in (first, second)]
-    ious *= labels[0][:, None] == labels[1]
+    for row, item in enumerate(first):
+        ious[row] *= [item.label == other.label for other in second]
     return [float(ious[pair]) for pair in greedy_pairs(ious, MATCHED_IOU)]
 
 
@@ -255,10 +226,10 @@ def _objects(result: Result) -> Objects:
             return ()
 
 
-def spread(files: Sequence[Path], max_files: int) -> tuple[Path, ...]:
+def spread(files: Sequence[Path], max_files: int) -> list[Path]:
     """Return at most `max_files`, evenly distributed over `files`."""
     count = min(max_files, len(files))
-    return tuple(files[index * len(files) // count] for index in range(count))
+    return [files[index * len(files) // count] for index in range(count)]
 
 
 def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Picture]:
@@ -271,9 +242,9 @@ def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Pict
         yield _picture(file.stem.replace("-", " "), image, manifest)
 
 
-def make_scenes(num_scenes: int, manifest: Manifest) -> Iterator[Picture]:
+def _scenes(manifest: Manifest) -> Iterator[Picture]:
     """Yield rendered scenes, each with its first object as subject."""
-    for seed in range(_FIRST_SCENE, _FIRST_SCENE + num_scenes):
+    for seed in range(_FIRST_SCENE, _FIRST_SCENE + _NUM_SCENES):
         scene = sample_scene(seed)
         yield _picture(scene.objects[0].name, render_scene(scene, _SCENE_PX), manifest)
 
@@ -285,7 +256,7 @@ def _picture(subject: str, image: Image.Image, manifest: Manifest) -> Picture:
 
 def ask(
     entry: CatalogEntry, pictures: Sequence[Picture], num_each: int, num_fully_asked: int
-) -> tuple[PictureQuestion, ...]:
+) -> list[tuple[Picture, Question]]:
     """Return `num_each` questions per picture, in turns of tasks; all tasks for the first."""
     questions = []
     for index, picture in enumerate(pictures):
@@ -303,12 +274,9 @@ def ask(
         num_tasks = len(offered) if index < num_fully_asked else min(num_each, len(offered))
         for turn in range(index, index + num_tasks):
             task_id = offered[turn % len(offered)]
-            parameters = parse_parameters(TASKS[task_id], tasks[task_id])
-            (prompt,) = FAMILIES[entry.family].task_prompts(
-                entry, task_id, parameters, picture.original_size_wh
-            )
-            questions.append(PictureQuestion(index, task_id, parameters, prompt))
-    return tuple(questions)
+            (question,) = Question.of_task(entry, task_id, tasks[task_id], picture.original_size_wh)
+            questions.append((picture, question))
+    return questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +289,7 @@ class AnswerCheck:
     mask_decoder: MaskDecoder | None
     kind: PictureKind
     pictures: Sequence[Picture]
-    questions: Sequence[PictureQuestion]
+    questions: Sequence[tuple[Picture, Question]]
     is_large: bool = False
 
     @classmethod
@@ -334,13 +302,11 @@ class AnswerCheck:
         """
         cost = job.entry.parameters * draft.num_image_tokens
         num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / cost))
-        kind: PictureKind = "photographs"
         num_each = 2 if num_prompts >= 2 * len(job.photographs) else 1
-        if job.knows_scenes_only:
-            kind = "scenes"
-            pictures = [*make_scenes(_NUM_SCENES, draft)]
-        else:
-            pictures = [*load_photographs(spread(job.photographs, num_prompts), draft)]
+        kind: PictureKind = "scenes" if job.knows_scenes_only else "photographs"
+        pictures = list(_scenes(draft))
+        if kind == "photographs":
+            pictures = list(load_photographs(spread(job.photographs, num_prompts), draft))
         pictures += load_photographs(job.own_images, draft)
         num_fully_asked = _NUM_HALF_PICTURES if num_prompts > _MIN_PROMPTS else 0
         return cls(
@@ -365,7 +331,12 @@ class AnswerCheck:
         finally:
             torch.set_num_threads(before)
         expected = answers.pop(_ORIGINAL)
-        return [self._run(pair, of_pair, expected) for pair, of_pair in answers.items()]
+        runs = []
+        for pair, of_pair in answers.items():
+            pictures = {self.questions[index][0] for index in of_pair}
+            compared = agreement([*of_pair.values()], [expected[index] for index in of_pair])
+            runs.append(AnswerRun(*pair, self.kind, len(pictures), compared))
+        return runs
 
     def _answers(self, precisions: Mapping[Part, Sequence[Precision]]) -> dict[Pair, Answers]:
         """Return the answers of each pair of precisions."""
@@ -374,93 +345,62 @@ class AnswerCheck:
         features = {encoder: self._encode(encoder) for encoder in encoders}
         defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
         for decoder in ("float32", *precisions["decoder"]):
-            pairs: list[Pair] = [(encoder, decoder) for encoder in encoders]
-            measured = [pair for pair in pairs if "float32" in pair or pair in defaults]
-            answers |= self._decode(decoder, {pair: features[pair[0]] for pair in measured})
+            measured: dict[Pair, Features] = {}
+            for encoder in encoders:
+                if "float32" in (encoder, decoder) or (encoder, decoder) in defaults:
+                    measured[encoder, decoder] = features[encoder]
+            answers |= self._decode(decoder, measured)
         return answers
 
     def _encode(self, precision: Precision) -> Features:
-        pictures = self.pictures
-        encoder: HalfEncoder | VisionEncoder
         if precision == "float16":
             encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
-            pictures = pictures[:_NUM_HALF_PICTURES]
-        else:
-            encoder = VisionEncoder(self.folder, precision=precision)
-            encoder.load()
-        features = {}
-        for index, picture in enumerate(pictures):
-            features[index] = torch.as_tensor(encoder.encode(np.asarray(picture.image)[None])[0])
-        return features
+            features = {}
+            for picture in self.pictures[:_NUM_HALF_PICTURES]:
+                pixels = np.asarray(picture.image)[None]
+                features[picture] = torch.as_tensor(encoder.encode(pixels)[0])
+            return features
+        images = [picture.image for picture in self.pictures]
+        return dict(zip(self.pictures, encode(self.folder, precision, images), strict=True))
 
     def _decode(
         self, precision: Precision, features: Mapping[Pair, Features]
     ) -> dict[Pair, Answers]:
         """Return a decoder's answers to each pair's features."""
-        any_features = next(iter(features.values()))[0]
+        (any_features, *_) = next(iter(features.values())).values()
         max_positions = len(any_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions
         )
         num_pictures = _NUM_HALF_PICTURES if precision == "float16" else len(self.pictures)
+        seen = set(self.pictures[:num_pictures])
         cases = []
         for pair, of_pictures in features.items():
-            for index, question in enumerate(self.questions):
-                if question.picture in of_pictures and question.picture < num_pictures:
+            for index, (picture, _) in enumerate(self.questions):
+                if picture in seen and picture in of_pictures:
                     cases.append((pair, index))
         answers: dict[Pair, Answers] = {pair: {} for pair in features}
         for start in range(0, len(cases), _BATCH_SIZE):
             batch = cases[start : start + _BATCH_SIZE]
             requests = []
             for pair, index in batch:
-                question = self.questions[index]
-                image_features = features[pair][question.picture]
-                requests.append(to_request(decoder, image_features, self._spec(question)))
-            for (pair, index), sequence in zip(
-                batch, generate_each(decoder, requests), strict=True
-            ):
-                answers[pair][index] = self._answer(decoder, pair, index, sequence)
+                picture, question = self.questions[index]
+                requests.append(
+                    question.request(decoder, features[pair][picture], MAX_NEW_TOKENS, num_beams=1)
+                )
+            sequences = generate_each(decoder, requests)
+            for (pair, index), ended in zip(batch, sequences, strict=True):
+                picture, question = self.questions[index]
+                try:
+                    sequence = ended.result()
+                except SequenceError as error:
+                    if pair == _ORIGINAL:
+                        message = f"the decoder failed on a prompt: {error}"
+                        raise ParityError(message) from error
+                    answers[pair][index] = _FAILED
+                    continue
+                result = question.result(
+                    decoder, sequence, picture.original_size_wh, self.mask_decoder
+                )
+                answers[pair][index] = ModelAnswer(sequence.token_ids, result)
         return answers
-
-    def _spec(self, question: PictureQuestion) -> SequenceSpec:
-        language = FAMILIES[self.entry.family]
-        return SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in question.prompt],
-            max_new_tokens=MAX_NEW_TOKENS,
-            num_beams=1,
-            grammar=language.answer_grammar(self.entry, question.task_id, question.parameters),
-            timeout_s=_NO_TIMEOUT_S,
-        )
-
-    def _answer(self, decoder: Decoder, pair: Pair, index: int, ended: LiveSequence) -> ModelAnswer:
-        try:
-            sequence = ended.result()
-        except SequenceError as error:
-            if pair == _ORIGINAL:
-                raise ParityError(f"the decoder failed on a prompt: {error}") from error
-            return _FAILED
-        question = self.questions[index]
-        result = FAMILIES[self.entry.family].parse_answer(
-            self.entry,
-            question.task_id,
-            question.parameters,
-            [generated_text(decoder, sequence)],
-            self.pictures[question.picture].original_size_wh,
-            "polygon",
-            self.mask_decoder,
-        )
-        return ModelAnswer(sequence.token_ids, result)
-
-    def _run(self, pair: Pair, answers: Answers, expected: Answers) -> AnswerRun:
-        num_pictures = len({self.questions[index].picture for index in answers})
-        compared = agreement([*answers.values()], [expected[index] for index in answers])
-        return AnswerRun(*pair, self.kind, num_pictures, compared)
-
-
-def generated_text(decoder: Decoder, sequence: GeneratedSequence) -> GeneratedText:
-    """Return an answer as the parsers read it."""
-    answer = AnswerText(decoder)
-    answer.push(sequence.token_ids)
-    pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
-    logprobs = tuple(logprob for token_id, logprob in pairs if token_id not in answer.framing_ids)
-    return GeneratedText(answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason)

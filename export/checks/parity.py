@@ -12,19 +12,19 @@ same places but sums in another order. Shapes: B images, N image tokens, C hidde
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from export.artifacts.vision_module import ImageInput
+from export.checks.asking import Question, encode
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import GreedyAnswer, Reference, load_for_checks
 from export.errors import ParityError
@@ -35,13 +35,9 @@ from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import VisionEncoder
 from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask
-from tasks.families import FAMILIES
-from tasks.prompts import Prompt
-from tasks.table import TASKS, parse_parameters
 from wire.artifacts.manifest import Part, Precision, vision_encoder_file
 
 logger = logging.getLogger(__name__)
@@ -57,7 +53,6 @@ MIN_MEAN_COSINE = 0.8
 _SCENE_PX = 256  # differs from every model's input size, so that resizing is covered
 _MANY_PARAMETERS = 1e8
 
-Features = NDArray[np.float32]  # (B, N, C)
 Measured = dict[str, Any]  # of a manifest
 
 
@@ -71,23 +66,18 @@ class ProbePlan:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One image, resized as the service does, and one prompt about it."""
+    """One image, resized as the service does, and one question about it."""
 
     image: Image.Image
-    prompt: Prompt
+    question: Question
     max_new_tokens: int
-
-    @property
-    def text(self) -> str:
-        """The prompt as one string."""
-        return "".join(segment.text for segment in self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
     """The reference's results for all probes: its model is freed before the export loads."""
 
-    image_features: Features
+    image_features: Tensor  # (B, N, C)
     prompt_ids: tuple[tuple[int, ...], ...]
     answers: tuple[GreedyAnswer, ...]
 
@@ -96,37 +86,32 @@ class ReferenceAnswers:
 class MeasuredEncoders:
     """Float32 features of probes and extreme images, and the measurements."""
 
-    features: Features
-    extreme_features: Features
+    features: Tensor  # (B, N, C)
+    extreme_features: Tensor
     parity: Measured
-    by_precision: Mapping[Precision, Measured]  # without those that fail
-
-
-def plan_for(entry: CatalogEntry) -> ProbePlan:
-    """Return few probes where an image takes seconds, or every token reads gigabytes of weights."""
-    return ProbePlan(8, 32) if entry.parameters > _MANY_PARAMETERS else ProbePlan(20, 64)
+    by_precision: dict[Precision, Measured] = field(default_factory=dict)  # without those that fail
 
 
 def make_probes(
     entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan | None = None
-) -> tuple[Probe, ...]:
-    """Return probes of different scenes, cycling through the tasks that the model offers."""
-    plan = plan or plan_for(entry)
+) -> list[Probe]:
+    """Return probes of different scenes, cycling through the tasks that the model offers: few
+    where an image takes seconds, or every token reads gigabytes of weights.
+    """
+    if plan is None:
+        plan = ProbePlan(8, 32) if entry.parameters > _MANY_PARAMETERS else ProbePlan(20, 64)
     probes = []
     for index in range(plan.num_probes):
         scene = sample_scene(index)
         rendered = render_scene(scene, _SCENE_PX)
-        prompts = list[Prompt]()
+        questions = list[Question]()
         for task_id, values in _requests(scene):
             if task_id in entry.task_ids:
-                parameters = parse_parameters(TASKS[task_id], values)
                 with suppress(UnsupportedTask):
-                    prompts += FAMILIES[entry.family].task_prompts(
-                        entry, task_id, parameters, rendered.size
-                    )[:1]
+                    questions += Question.of_task(entry, task_id, values, rendered.size)[:1]
         image = resize(rendered, image_input.size_wh, image_input.resample)
-        probes.append(Probe(image, prompts[index % len(prompts)], plan.max_new_tokens))
-    return tuple(probes)
+        probes.append(Probe(image, questions[index % len(questions)], plan.max_new_tokens))
+    return probes
 
 
 def _requests(scene: Scene) -> list[tuple[str, dict[str, object]]]:
@@ -170,11 +155,10 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
     """Compute image features, prompt ids and answers of every probe."""
     images = [probe.image for probe in probes]
-    texts = [probe.text for probe in probes]
-    image_features = reference.image_features(images)
-    answers = reference.generate_all(texts, images, image_features, probes[0].max_new_tokens)
-    prompt_ids = (reference.prompt_ids(probe.text, probe.image) for probe in probes)
-    return ReferenceAnswers(image_features.numpy(), tuple(prompt_ids), answers)
+    texts = [probe.question.text for probe in probes]
+    features = reference.image_features(images)
+    answers = reference.generate_all(texts, images, features, probes[0].max_new_tokens)
+    return ReferenceAnswers(features, tuple(map(reference.prompt_ids, texts, images)), answers)
 
 
 def measure(
@@ -197,35 +181,31 @@ def measure(
     progress.begin("comparing answers with transformers")
     decoder = load_for_checks(folder, entry.family, "float32", is_large)
     requests = _make_requests(decoder, encoders.features, probes, expected)
-    tokens = _check_answers(decoder, requests, expected)
+    try:
+        sequences = generate_all(decoder, requests)
+    except SequenceError as error:
+        raise ParityError(f"the decoder failed on a prompt: {error}") from error
+    tokens = compare_tokens([sequence.token_ids for sequence in sequences], expected.answers)
     answers = [answer.token_ids for answer in expected.answers]
     for features in encoders.extreme_features:
         # One step suffices: the prefill multiplies the features by every weight.
-        requests.append(replace(requests[0], image_features=torch.from_numpy(features)))
+        requests.append(replace(requests[0], image_features=features))
         answers.append((0,))
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
-
-    def of_decoder(precision: Precision) -> Measured:
-        progress.begin(f"measuring the decoder in {precision}")
-        other = load_for_checks(folder, entry.family, precision, is_large)
-        # how often the best token equals float32's, given the reference's earlier tokens
-        is_same = list[bool]()
-
-        def rows() -> Iterator[Tensor]:
-            # one by one: all logits take gigabytes
-            for row, best in zip(_forced_logits(other, requests, answers), logits, strict=True):
-                is_same.append(bool(row.argmax() == best.argmax()))
-                yield row
-
-        difference = compare(f"the {precision} decoder", rows(), logits)
-        return difference | {"num_tokens": len(is_same), "num_same": sum(is_same)}
-
+    decoders = dict[Precision, Measured]()
+    for precision in precisions["decoder"]:
+        if precision != "float32":
+            with leaving_out_broken("decoder", entry, precision):
+                progress.begin(f"measuring the decoder in {precision}")
+                other = load_for_checks(folder, entry.family, precision, is_large)
+                rows = _forced_logits(other, requests, answers)
+                decoders[precision] = _measure_logits(f"the {precision} decoder", rows, logits)
     return {
         "image_features": encoders.parity,
         "tokens": tokens,
         "encoder": encoders.by_precision,
-        "decoder": dict(each_measured("decoder", entry, precisions["decoder"], of_decoder)),
+        "decoder": decoders,
     }
 
 
@@ -234,51 +214,47 @@ def measure_encoders(
     entry: CatalogEntry,
     precisions: Sequence[Precision],
     images: Sequence[Image.Image],
-    expected_features: Features,
+    expected_features: Tensor,
     progress: Progress,
 ) -> MeasuredEncoders:
     """Compare the encoders with the reference's features of `images`; raise `ParityError`."""
     progress.begin("comparing image features with transformers")
-    features = _encode(folder, "float32", images)
-    extremes = extreme_images(images[0].size)
+    features = encode(folder, "float32", images)
     parity = compare_features(features, expected_features)
-    extreme_features = _encode(folder, "float32", list(extremes.values()))
-
-    def of_precision(precision: Precision) -> Measured:
-        progress.begin(f"measuring the encoder in {precision}")
-        if precision == "float16":
-            few_features = np.concatenate([features[:1], extreme_features])
-            return measure_half_encoder(folder, {"scene": images[0], **extremes}, few_features)
-        rows = _encode(folder, precision, images)
-        return compare(f"the {precision} encoder", _tensors(rows), _tensors(features))
-
-    measured = dict(each_measured("encoder", entry, precisions, of_precision))
-    return MeasuredEncoders(features, extreme_features, parity, measured)
-
-
-def each_measured(
-    part: Part,
-    entry: CatalogEntry,
-    precisions: Sequence[Precision],
-    measure_one: Callable[[Precision], Measured],
-) -> Iterator[tuple[Precision, Measured]]:
-    """Yield each other precision's measurements; log and skip those that break the model."""
+    extremes = extreme_images(images[0].size)
+    extreme_features = encode(folder, "float32", list(extremes.values()))
+    measured = MeasuredEncoders(features, extreme_features, parity)
     for precision in precisions:
-        try:
-            if precision != "float32":
-                yield precision, measure_one(precision)
-        except ParityError as error:
-            devices = [
-                device for device, parts in entry.precision.items() if parts[part] == precision
-            ]
-            default = ""
-            if devices:
-                default = f"; the default on {' and '.join(devices)} is float32 instead"
-            logger.warning("%s: %s; %s is left out%s", entry.id, error, precision, default)
+        if precision != "float32":
+            with leaving_out_broken("encoder", entry, precision):
+                progress.begin(f"measuring the encoder in {precision}")
+                if precision == "float16":
+                    few_features = torch.cat([features[:1], extreme_features])
+                    few_images = {"scene": images[0], **extremes}
+                    difference = measure_half_encoder(folder, few_images, few_features)
+                else:
+                    rows = encode(folder, precision, images)
+                    difference = compare(f"the {precision} encoder", rows, features)
+                measured.by_precision[precision] = difference
+    return measured
+
+
+@contextmanager
+def leaving_out_broken(part: Part, entry: CatalogEntry, precision: Precision) -> Iterator[None]:
+    """Log and leave a precision out that breaks the model."""
+    try:
+        yield
+    except ParityError as error:
+        devices = []
+        for device, parts in entry.precision.items():
+            if parts[part] == precision:
+                devices.append(device)
+        default = f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
+        logger.warning(f"{entry.id}: {error}; {precision} is left out{default}")
 
 
 def measure_half_encoder(
-    folder: Path, images: Mapping[str, Image.Image], float32_features: Features
+    folder: Path, images: Mapping[str, Image.Image], float32_features: Tensor
 ) -> Measured:
     """Measure the float16 encoder in true half arithmetic.
 
@@ -286,10 +262,10 @@ def measure_half_encoder(
     """
     encoder = HalfEncoder(folder / vision_encoder_file("float16"))
     rows = []
-    for (name, image), expected in zip(images.items(), _tensors(float32_features), strict=True):
+    for (name, image), expected in zip(images.items(), float32_features, strict=True):
         rows.append(torch.from_numpy(encoder.encode(np.asarray(image)[None])[0]))
         compare(f"the float16 encoder on the {name} image", rows[-1:], [expected])
-    return compare("the float16 encoder", rows, _tensors(float32_features))
+    return compare("the float16 encoder", rows, float32_features)
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Measured:
@@ -315,27 +291,43 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
     return measured
 
 
-def compare_features(features: Features, expected: Features) -> Measured:
-    """Return the difference from the reference's image features.
+def _measure_logits(name: str, rows: Iterator[Tensor], float32_rows: Sequence[Tensor]) -> Measured:
+    """Compare logits, given the reference's earlier tokens; count equal best tokens.
+
+    The rows are read one by one: all take gigabytes.
+    """
+    num_same = 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal num_same
+        for row, expected in zip(rows, float32_rows, strict=True):
+            num_same += int(row.argmax() == expected.argmax())
+            yield row
+
+    difference = compare(name, counted(), float32_rows)
+    return difference | {"num_tokens": len(float32_rows), "num_same": num_same}
+
+
+def compare_features(features: Tensor, expected: Tensor) -> Measured:
+    """Return the difference from the reference's image features (B, N, C).
 
     Raise `ParityError` if they differ by more than rounding or are not finite.
     """
     if features.shape != expected.shape:
         raise ParityError(
-            f"image features have shape {features.shape}; the reference has {expected.shape}"
+            f"image features have shape {tuple(features.shape)}; the reference has"
+            f" {tuple(expected.shape)}"
         )
-    norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(expected, axis=-1)
-    min_cosine = float(((features * expected).sum(axis=-1) / norms).min())
-    max_abs_error = float(np.abs(features - expected).max())
-    max_abs_reference = float(np.abs(expected).max())
+    norms = features.norm(dim=-1) * expected.norm(dim=-1)
     measured = {
         "num_images": len(features),
-        "min_cosine": min_cosine,
-        "max_abs_error": max_abs_error,
-        "max_abs_reference": max_abs_reference,
+        "min_cosine": float(((features * expected).sum(dim=-1) / norms).min()),
+        "max_abs_error": float((features - expected).abs().max()),
+        "max_abs_reference": float(expected.abs().max()),
     }
-    is_close = max_abs_error <= MAX_RELATIVE_ERROR * max_abs_reference  # False for NaN
-    if not (is_close and min_cosine >= MIN_COSINE):
+    # both are False for NaN
+    is_close = measured["max_abs_error"] <= MAX_RELATIVE_ERROR * measured["max_abs_reference"]
+    if not (is_close and measured["min_cosine"] >= MIN_COSINE):
         raise ParityError(f"image features differ from the reference: {measured}")
     return measured
 
@@ -378,30 +370,19 @@ def first_difference(answer: Sequence[object], expected: Sequence[object]) -> in
 
 
 def _make_requests(
-    decoder: Decoder, features: Features, probes: Sequence[Probe], expected: ReferenceAnswers
+    decoder: Decoder, features: Tensor, probes: Sequence[Probe], expected: ReferenceAnswers
 ) -> list[SequenceRequest]:
     """Return the probes as requests; raise `ParityError` if a prompt is tokenised differently."""
     requests = []
     for probe, row, expected_ids in zip(probes, features, expected.prompt_ids, strict=True):
-        segments = [(segment.text, segment.is_control) for segment in probe.prompt]
-        prompt_ids = decoder.text.prompt_ids(segments)
+        prompt_ids = decoder.text.prompt_ids(probe.question.segments)
         if prompt_ids != expected_ids:
             raise ParityError(
-                f"{probe.text!r} is tokenised as {prompt_ids}; the reference has {expected_ids}"
+                f"{probe.question.text!r} is tokenised as {prompt_ids}; the reference has"
+                f" {expected_ids}"
             )
-        requests.append(SequenceRequest(torch.from_numpy(row), prompt_ids, probe.max_new_tokens))
+        requests.append(SequenceRequest(row, prompt_ids, probe.max_new_tokens))
     return requests
-
-
-def _check_answers(
-    decoder: Decoder, requests: Sequence[SequenceRequest], expected: ReferenceAnswers
-) -> Measured:
-    """Generate all answers in one batch and compare them."""
-    try:
-        answers = generate_all(decoder, requests)
-    except SequenceError as error:
-        raise ParityError(f"the decoder failed on a prompt: {error}") from error
-    return compare_tokens([answer.token_ids for answer in answers], expected.answers)
 
 
 @torch.inference_mode()
@@ -416,13 +397,3 @@ def _forced_logits(
             if step < len(answer):
                 yield row.float()
         logits = engine.decode([[answer[min(step, len(answer) - 1)]] for answer in answers])
-
-
-def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -> Features:
-    encoder = VisionEncoder(folder, precision=precision)
-    encoder.load()
-    return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images]).numpy()
-
-
-def _tensors(features: Features) -> list[Tensor]:
-    return list(torch.from_numpy(features))

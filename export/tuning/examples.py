@@ -18,8 +18,7 @@ from pathlib import Path
 from numpy.random import Generator, default_rng
 from tqdm import tqdm
 
-from diptych_client.evaluation import dataset as evaluated
-from diptych_client.evaluation.dataset import NoSuchSplit
+from diptych_client.evaluation.dataset import LabelledImage, NoSuchSplit
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
@@ -52,30 +51,33 @@ TUNED_TASKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One image with the labels of one row; None for kinds of labels that the row does not have."""
+class TuningImage:
+    """One image with the labels of one row of a dataset."""
 
     path: Path
     size_wh: tuple[int, int]  # upright image, px
-    objects: tuple[LabelledBox, ...] | None = None
-    captions: tuple[str, ...] = ()
-    text: str | None = None
-    region_xyxy: BoxXyxy | None = None
-    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # a question with its answers
-    phrases: tuple[LabelledBox, ...] = ()
+    labels: LabelledImage
 
     @property
-    def has_labels(self) -> bool:
-        """True if there is something to learn."""
-        return bool(self.objects or self.captions or self.text or self.questions or self.phrases)
+    def boxes(self) -> list[LabelledBox] | None:
+        """The objects to learn; crowds are none. None without labels of objects."""
+        if self.labels.objects is None:
+            return None
+        objects = self.labels.objects
+        return [_box(item.label, item.box_xyxy) for item in objects if not item.is_crowd]
+
+    @property
+    def phrase_boxes(self) -> list[LabelledBox]:
+        boxes = []
+        for item in self.labels.phrases:
+            if item.box_xyxy is not None:
+                boxes.append(_box(item.label, item.box_xyxy))
+        return boxes
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """The labelled images of a dataset, and what of it is damaged."""
-
-    images: tuple[LabelledImage, ...]
-    problems: Problems
+def _box(label: str, box: BoxXyxy) -> LabelledBox:
+    """Return a box whose label has single spaces, as a request's labels are read."""
+    return LabelledBox(" ".join(label.split()), box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +94,14 @@ class Example:
     size_wh: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Parameters of a request, and the true objects or text of its answer."""
-
-    values: Mapping[str, object]
-    truth: Sequence[LabelledBox] | str
+# parameters of a request, and the true objects or text of its answer
+_Request = tuple[Mapping[str, object], Sequence[LabelledBox] | str]
 
 
-def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
-    """Read the split `train` of a dataset, or one without splits whole.
+def read_labels(
+    path: Path, work: Path, images: Path | None = None
+) -> tuple[list[TuningImage], Problems]:
+    """Read the split `train` of a dataset, or one without splits whole; return what is damaged too.
 
     `work` is the folder for the files of an archive, `images` that of images elsewhere. Raise
     `ExportError` for a missing or malformed dataset, and for one without a readable image.
@@ -119,18 +119,21 @@ def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
         raise ExportError(f"{path} has its images in Parquet or Arrow files; write them as files")
     sizes = dict[Path, tuple[int, int] | None]()
     labelled = []
+    has_labels = False
     for row in tqdm(dataset.images, desc="reading", unit=" images", leave=False, disable=None):
         file = dataset.store.path / row.image.name
         if file not in sizes:  # decoded once
             sizes[file] = _size_of(file, problems)
         if size_wh := sizes[file]:
-            labelled.append(_labelled(file, size_wh, row))
+            labelled.append(TuningImage(file, size_wh, row))
+            has_labels |= bool(row.objects or row.captions or row.text)
+            has_labels |= bool(row.questions or row.phrases)
     if not labelled:
         raise ExportError(f"{path} has no image that can be read: {problems.lines[0]}")
-    if not any(image.has_labels for image in labelled):
+    if not has_labels:
         note = dataset.note or f"no labels found for {len(labelled)} images"
         raise ExportError(f"{path}: {note}")
-    return Dataset(tuple(labelled), problems)
+    return labelled, problems
 
 
 def _size_of(path: Path, problems: Problems) -> tuple[int, int] | None:
@@ -142,35 +145,8 @@ def _size_of(path: Path, problems: Problems) -> tuple[int, int] | None:
         return None
 
 
-def _labelled(path: Path, size_wh: tuple[int, int], row: evaluated.LabelledImage) -> LabelledImage:
-    objects = None
-    if row.objects is not None:
-        objects = tuple(
-            _box(item.label, item.box_xyxy) for item in row.objects if not item.is_crowd
-        )
-    phrases = []
-    for item in row.phrases:
-        if item.box_xyxy is not None:
-            phrases.append(_box(item.label, item.box_xyxy))
-    return LabelledImage(
-        path,
-        size_wh,
-        objects,
-        captions=row.captions or (),
-        text=row.text,
-        region_xyxy=row.region,
-        questions=tuple((item.question, item.answers) for item in row.questions),
-        phrases=tuple(phrases),
-    )
-
-
-def _box(label: str, box: BoxXyxy) -> LabelledBox:
-    """Return a box whose label has single spaces, as a request's labels are read."""
-    return LabelledBox(" ".join(label.split()), box)
-
-
 def make_examples(
-    entry: CatalogEntry, task_id: str, labelled: Sequence[LabelledImage], seed: int
+    entry: CatalogEntry, task_id: str, labelled: Sequence[TuningImage], seed: int
 ) -> list[list[Example]]:
     """Return the examples of each image that has labels of the task.
 
@@ -179,13 +155,13 @@ def make_examples(
     if task_id not in TUNED_TASKS:
         raise ExportError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
     rng = default_rng(seed)
-    objects = chain.from_iterable(image.objects or () for image in labelled)
+    objects = chain.from_iterable(image.boxes or () for image in labelled)
     classes = sorted({box.label for box in objects})
     by_image = []
     for image in labelled:
         examples = list[Example]()
-        for request in _requests(task_id, image, classes, rng):
-            examples += _examples(entry, task_id, image, request)
+        for values, truth in _requests(task_id, image, classes, rng):
+            examples += _examples(entry, task_id, image, values, truth)
         if examples:
             by_image.append(examples)
     if not by_image:
@@ -197,23 +173,27 @@ def make_examples(
 
 
 def _examples(
-    entry: CatalogEntry, task_id: str, image: LabelledImage, request: _Request
+    entry: CatalogEntry,
+    task_id: str,
+    image: TuningImage,
+    values: Mapping[str, object],
+    truth: Sequence[LabelledBox] | str,
 ) -> Iterator[Example]:
     """Yield an example for each prompt of a request."""
-    truth = request.truth
     try:
         if not isinstance(truth, str):
             # a label that a request for it could not have is refused
             for label in {box.label for box in truth if box.label}:
                 parse_parameters(TASKS["open_vocabulary_detection"], {"labels": [label]})
-        parameters = parse_parameters(TASKS[task_id], request.values)
+        parameters = parse_parameters(TASKS[task_id], values)
         prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image.size_wh)
     except TaskError as error:
         raise ExportError(f"{image.path}: {error}") from error
     if isinstance(truth, str):
         segments = [PromptSegment(truth)]
-        if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box
-            segments.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
+        region = image.labels.region
+        if region is not None and entry.family == "florence2":  # repeats the box
+            segments.append(_tokens(florence2_box_tokens(region, image.size_wh)))
         yield Example(image.path, prompts[0], join_segments(*segments), parameters, image.size_wh)
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
@@ -252,40 +232,43 @@ def _tokens(text: str) -> PromptSegment:
 
 
 def _requests(
-    task_id: str, image: LabelledImage, classes: Sequence[str], rng: Generator
+    task_id: str, image: TuningImage, classes: Sequence[str], rng: Generator
 ) -> Iterator[_Request]:
     """Yield the requests of a task that an image's labels answer."""
+    labels = image.labels
+    boxes = image.boxes
     match task_id:
         case "captioning":
-            for caption in image.captions:
-                yield _Request({}, caption)
-        case "object_detection" if image.objects is not None:
-            yield _Request({}, image.objects)
-        case "open_vocabulary_detection" if image.objects is not None:
+            for caption in labels.captions or ():
+                yield {}, caption
+        case "object_detection" if boxes is not None:
+            yield {}, boxes
+        case "open_vocabulary_detection" if boxes is not None:
             # Absent names, as many and at least one, teach the model to leave them out.
-            names = sorted({box.label for box in image.objects})[:MAX_LABELS]
+            names = sorted({box.label for box in boxes})[:MAX_LABELS]
             others = [name for name in classes if name not in names]
             num_others = min(len(others), max(1, len(names)), MAX_LABELS - len(names))
             if num_others:
                 names += rng.choice(others, num_others, replace=False).tolist()
             rng.shuffle(names)
             if names:
-                yield _Request({"labels": names}, _named(image.objects, names))
+                yield {"labels": names}, _named(boxes, names)
         case "phrase_grounding":
-            names = list(dict.fromkeys(box.label for box in image.phrases))
+            names = list(dict.fromkeys(box.label for box in image.phrase_boxes))
             for start in range(0, len(names), MAX_LABELS):
                 phrases = names[start : start + MAX_LABELS]
-                yield _Request({"phrases": phrases}, _named(image.phrases, phrases))
-        case "region_proposal" if image.objects is not None:
-            yield _Request({}, [LabelledBox("", box.box_xyxy) for box in image.objects])
-        case "ocr" if image.text is not None and image.region_xyxy is None:
-            yield _Request({}, image.text)
-        case "region_description" if image.text is not None and image.region_xyxy is not None:
-            yield _Request({"region": list(image.region_xyxy)}, image.text)
+                yield {"phrases": phrases}, _named(image.phrase_boxes, phrases)
+        case "region_proposal" if boxes is not None:
+            yield {}, [LabelledBox("", box.box_xyxy) for box in boxes]
+        case "ocr" if labels.text is not None and labels.region is None:
+            yield {}, labels.text
+        case "region_description" if labels.text is not None and labels.region is not None:
+            yield {"region": list(labels.region)}, labels.text
         case "visual_question_answering":
-            for question, answers in image.questions:
-                if answers:  # the most frequent answer is learnt
-                    yield _Request({"question": question}, Counter(answers).most_common(1)[0][0])
+            for question in labels.questions:
+                if question.answers:  # the most frequent answer is learnt
+                    ((answer, _),) = Counter(question.answers).most_common(1)
+                    yield {"question": question.question}, answer
 
 
 def _named(boxes: Sequence[LabelledBox], names: Sequence[str]) -> list[LabelledBox]:

@@ -13,25 +13,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from laboratory.bench.load import MODELS, RANDOM_MODEL, SHORT_TOKENS, WORKLOADS, Round, WorkloadName
+from laboratory.bench.load import MODELS, RANDOM_MODEL, SHORT_TOKENS, Round, Workload
 from laboratory.bench.servers import OURS, OURS_DEFAULT, Server, rounds_of, servers_of
-from loadtest.figures import milliseconds, percentile, processor_name, shown, table
+from loadtest.figures import percentile, processor_name, shown, table
 from loadtest.processes import NUM_CORES, ROOT
+
+Rounds = dict[tuple[str, Server, Workload], list[Round]]  # by model
 
 _FOLDER = ROOT / "build" / "bench"
 _NUM_RUNS = 2
 _START_S = 20.0  # a server of real size starts
+_RATES = ("requests/s", "tokens/s")  # of the other measures, less is better
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every server of every model and write the report."""
     parsed = _parse(arguments)
-    _make_material(parsed.models)
+    # What is missing is made in a process that reads the bench's own store.
+    environment = {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER), *parsed.models]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=sys.stderr, check=True)
     deadline_s = time.monotonic() + parsed.minutes * 60
-    rounds: dict[tuple[str, Server, WorkloadName], list[Round]] = {}
+    rounds: Rounds = {}
     notes = []
     for run in range(_NUM_RUNS):
         for model in parsed.models:
@@ -53,32 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _note(f"written to {parsed.results}; `python -m docs.tables` updates the pages")
 
 
-def _measure(
-    rounds: dict[tuple[str, Server, WorkloadName], list[Round]],
-    server: Server,
-    model: str,
-    run: int,
-    deadline_s: float,
-) -> list[str]:
+def _measure(rounds: Rounds, server: Server, model: str, run: int, deadline_s: float) -> list[str]:
     """Add the rounds of one server; return what is to be noted."""
     notes = []
     for workload, one in rounds_of(server, model, _FOLDER, run, deadline_s):
-        _note(f"{model}, {server.name}, {workload}: {len(one.samples)} in {one.elapsed_s:.1f} s")
+        _note(
+            f"{model}, {server.name}, {workload.title}: {len(one.samples)} in {one.elapsed_s:.1f} s"
+        )
         if one.samples:
             rounds.setdefault((model, server, workload), []).append(one)
         if one.is_cut:
-            notes.append(f"{model}, {server.name}, {workload}: the round was cut at the end")
+            notes.append(f"{model}, {server.name}, {workload.title}: the round was cut at the end")
     return notes
-
-
-def _make_material(models: Sequence[str]) -> None:
-    """Make what is missing, in a process that reads the bench's own store."""
-    environment = os.environ | {
-        "BENTOML_HOME": str(_FOLDER / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "True",
-    }
-    command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER), *models]
-    subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
 
 
 def _note(text: str) -> None:
@@ -96,64 +87,32 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-Rounds = Mapping[tuple[str, Server, WorkloadName], Sequence[Round]]  # by model
+def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
+    """Return the measures of rounds with at least one answer.
 
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """Measures of a server under a workload."""
-
-    requests_per_s: float
-    tokens_per_s: float
-    p50_s: float
-    p95_s: float
-    short_p95_s: float  # answers of `SHORT_TOKENS`; NaN without any
-    cpu_s: float  # of a request, mean, server only
-
-
-# compared measures of a workload, by their names; of times, less is better
-_COMPARED: dict[WorkloadName, tuple[str, ...]] = {
-    "mixed": ("requests_per_s",),
-    "one_image": ("requests_per_s",),
-    "decode_heavy": ("tokens_per_s", "short_p95_s"),
-    "single": ("p50_s",),
-}
-_NAMES = {
-    "requests_per_s": "requests/s",
-    "tokens_per_s": "tokens/s",
-    "p50_s": "p50, ms",
-    "p95_s": "p95, ms",
-    "short_p95_s": "p95 of short ones, ms",
-    "cpu_s": "CPU, ms",
-}
-_RATES = ("requests_per_s", "tokens_per_s")
-
-
-def numbers_of(rounds: Sequence[Round]) -> Numbers:
-    """Return the measures of rounds with at least one answer."""
+    Those of short answers are NaN without any; the processor time is the server's, for a request.
+    """
     rates = []
     token_rates = []
-    latencies = []
-    short = []
-    cpu_s = 0.0
+    latencies_ms = []
+    short_ms = []
     for one in rounds:
         num_tokens = 0
         for sample in one.samples:
             num_tokens += sample.num_tokens
-            latencies.append(sample.latency_s)
+            latencies_ms.append(1000 * sample.latency_s)
             if sample.max_new_tokens == SHORT_TOKENS:
-                short.append(sample.latency_s)
+                short_ms.append(1000 * sample.latency_s)
         rates.append(len(one.samples) / one.elapsed_s)
         token_rates.append(num_tokens / one.elapsed_s)
-        cpu_s += one.cpu_s
-    return Numbers(
-        requests_per_s=statistics.median(rates),
-        tokens_per_s=statistics.median(token_rates),
-        p50_s=percentile(latencies, 50),
-        p95_s=percentile(latencies, 95),
-        short_p95_s=percentile(short, 95),
-        cpu_s=cpu_s / len(latencies),
-    )
+    return {
+        "requests/s": statistics.median(rates),
+        "tokens/s": statistics.median(token_rates),
+        "p50, ms": percentile(latencies_ms, 50),
+        "p95, ms": percentile(latencies_ms, 95),
+        "p95 of short ones, ms": percentile(short_ms, 95),
+        "CPU, ms": 1000 * sum(one.cpu_s for one in rounds) / len(latencies_ms),
+    }
 
 
 def markdown(rounds: Rounds, facts: Mapping[str, str], notes: Sequence[str]) -> str:
@@ -178,41 +137,32 @@ def ratio_table(rounds: Rounds) -> str:
         for (other_model, peer, other_workload), peer_rounds in rounds.items():
             is_same = (other_model, other_workload) == (model, workload)
             if is_same and peer.peer is not None:
-                peers[peer.name] = numbers_of(peer_rounds)
+                peers[peer.name] = measures_of(peer_rounds)
         label = f"{model}, default precision" if server == OURS_DEFAULT else model
-        ours = numbers_of(server_rounds)
-        for measure in _COMPARED[workload] if peers else ():
-            rows.append([WORKLOADS[workload], label, *_ratio_cells(measure, ours, peers)])
+        ours = measures_of(server_rounds)
+        for measure in workload.compared if peers else ():
+            values = {name: measures[measure] for name, measures in peers.items()}
+            best = (max if measure in _RATES else min)(values, key=values.__getitem__)
+            cells = [shown(ours[measure]), shown(values[best]), best]
+            ratio = f"{ours[measure] / values[best]:.2f}"
+            rows.append([workload.title, label, measure, *cells, ratio])
     rows.sort(key=lambda row: row[0])
     header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer"]
     return table(header, rows)
 
 
-def _ratio_cells(measure: str, ours: Numbers, peers: Mapping[str, Numbers]) -> list[str]:
-    choose = max if measure in _RATES else min
-    best = choose(peers, key=lambda name: float(getattr(peers[name], measure)))
-    our_value = float(getattr(ours, measure))
-    value = float(getattr(peers[best], measure))
-    cells = [_cell(measure, our_value), _cell(measure, value)]
-    return [_NAMES[measure], *cells, best, f"{our_value / value:.2f}"]
-
-
 def server_table(rounds: Rounds) -> str:
     """Return all measures of every server under each workload."""
-    measures = list(_NAMES)
     header = ["model", "server", "setting", "workload", "rounds", "answers"]
     rows = []
+    names = list[str]()
     for (model, server, workload), server_rounds in rounds.items():
-        numbers = numbers_of(server_rounds)
+        measures = measures_of(server_rounds)
+        names = list(measures)
         num_answers = sum(len(one.samples) for one in server_rounds)
-        row = [model, server.name, server.setting, WORKLOADS[workload], str(len(server_rounds))]
-        cells = [_cell(measure, getattr(numbers, measure)) for measure in measures]
-        rows.append([*row, str(num_answers), *cells])
-    return table([*header, *_NAMES.values()], rows)
-
-
-def _cell(measure: str, value: float) -> str:
-    return shown(value) if measure in _RATES else milliseconds(value)
+        row = [model, server.name, server.setting, workload.title, str(len(server_rounds))]
+        rows.append([*row, str(num_answers), *map(shown, measures.values())])
+    return table([*header, *names], rows)
 
 
 def num_equal(rounds: Rounds, model: str) -> tuple[int, int]:

@@ -1,11 +1,5 @@
 """The workloads, the same for every server of a model, and the client that sends them.
 
-mixed         (a) each request with another task and another image, 16 clients
-one_image     (b) every task of the model about one image, sent concurrently; another image in every
-              round
-decode_heavy  (c) answers of 8 to 256 tokens about an image that was sent before, 16 clients
-single        (d) as mixed, one client, one request at a time
-
 The client shares the server's cores, so it uses aiohttp, which takes a fraction of the processor
 time of httpx.
 """
@@ -17,31 +11,37 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 RANDOM_MODEL = "florence-2-base-random"
 MODELS = (RANDOM_MODEL, "florence-2-mini", "paligemma-mini")
-WorkloadName = Literal["mixed", "one_image", "decode_heavy", "single"]
-WORKLOADS: dict[WorkloadName, str] = {
-    "mixed": "(a) mixed",
-    "one_image": "(b) one image",
-    "decode_heavy": "(c) decode-heavy",
-    "single": "(d) single",
-}
 SHORT_TOKENS = 8
 _LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 256)
-_NUM_REQUESTS: dict[WorkloadName, int] = {"mixed": 16, "decode_heavy": 8, "single": 3}
-_FIRST_SCENE: dict[WorkloadName, int] = {
-    "single": 0,
-    "mixed": 3,
-    "one_image": 19,
-    "decode_heavy": 20,
-}
 _SCENES_OF_A_RUN = 21
-_NUM_CLIENTS = 16
 _TIMEOUT_S = 900  # longer than any answer: the time limit is that of the round
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A list of requests, and the measures that are compared."""
+
+    title: str
+    compared: tuple[str, ...]
+    first_scene: int  # of those of a run
+    num_requests: int = 0  # to a large model; 0: one for each task
+    num_clients: int = 16  # each with one request at a time
+
+
+# each request with another task and another image
+MIXED = Workload("(a) mixed", ("requests/s",), 3, 16)
+# every task of the model about one image, sent concurrently; another image in every round
+ONE_IMAGE = Workload("(b) one image", ("requests/s",), 19)
+# answers of 8 to 256 tokens about an image that was sent before
+DECODE_HEAVY = Workload("(c) decode-heavy", ("tokens/s", "p95 of short ones, ms"), 20, 8)
+SINGLE = Workload("(d) single", ("p50, ms",), 0, 3, num_clients=1)
+WORKLOADS = (SINGLE, MIXED, ONE_IMAGE, DECODE_HEAVY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,45 +116,32 @@ def read_scenes(folder: Path, model: str) -> Scenes:
     return [[BenchQuestion(**row) for row in scene] for scene in rows]
 
 
-def requests_of(
-    workload: WorkloadName, scenes: Scenes, run: int, factor: int
-) -> list[BenchQuestion]:
+def requests_of(workload: Workload, scenes: Scenes, run: int, factor: int) -> list[BenchQuestion]:
     """Return the round of a run, the same for every server; no two rounds share a scene.
 
     There are `factor` times the requests of a large model.
     """
-    first = factor * (run * _SCENES_OF_A_RUN + _FIRST_SCENE[workload])
-    if workload == "one_image":
-        return [questions[0] for questions in _by_task(scenes[first]).values()]
-    num_requests = factor * _NUM_REQUESTS[workload]
+    first = factor * (run * _SCENES_OF_A_RUN + workload.first_scene)
+    if not workload.num_requests:
+        return [questions[0] for questions in _by_task(scenes[first])]
     requests = []
-    for index in range(num_requests):
-        if workload == "decode_heavy":
-            question = _nth_by_task(scenes[first], index)
+    for index in range(factor * workload.num_requests):
+        is_heavy = workload == DECODE_HEAVY
+        # another task for each index, and another question of it in each turn
+        tasks = _by_task(scenes[first if is_heavy else first + index])
+        of_task = tasks[index % len(tasks)]
+        question = of_task[index // len(tasks) % len(of_task)]
+        if is_heavy:
             question = replace(question, max_new_tokens=_LENGTHS[index % len(_LENGTHS)])
-        else:
-            question = _nth_by_task(scenes[first + index], index)
         requests.append(question)
     return requests
 
 
-def num_clients(workload: WorkloadName) -> int:
-    """Return the number of clients, each with one request at a time."""
-    return 1 if workload == "single" else _NUM_CLIENTS
-
-
-def _nth_by_task(questions: Sequence[BenchQuestion], index: int) -> BenchQuestion:
-    """Return a question of another task for each index, and another one of it in each turn."""
-    tasks = list(_by_task(questions).values())
-    of_task = tasks[index % len(tasks)]
-    return of_task[index // len(tasks) % len(of_task)]
-
-
-def _by_task(questions: Sequence[BenchQuestion]) -> dict[str, list[BenchQuestion]]:
+def _by_task(questions: Sequence[BenchQuestion]) -> list[list[BenchQuestion]]:
     by_task: dict[str, list[BenchQuestion]] = {}
     for question in questions:
         by_task.setdefault(question.fields["task"], []).append(question)
-    return by_task
+    return list(by_task.values())
 
 
 def drive(

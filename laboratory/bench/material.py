@@ -28,20 +28,15 @@ from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes, checkpoint_folder
+from laboratory.bench.random_weights import FLORENCE_2_BASE, write_random_checkpoint
 from laboratory.evaluation import encoded, evaluation_scene
 from laboratory.questions import question_prompts, questions
 from tasks.catalog import CatalogEntry, load_catalog
-from tests.support.random_weights import write_random_checkpoint
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
-_BASE = "florence-2-base"
 _ALL_LAYERS = 100
 _GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
 _PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
-_NUM_SCENES = {RANDOM_MODEL: 120}
-_NUM_EMBEDDED_SCENES = 400
-_SIZE_PX = {RANDOM_MODEL: 768}
-_EMBEDDED_PX = 384
 _FREE_LENGTH = 128  # embedded checkpoints predict the end token
 # Tokens of random weights, about as many as Florence-2-base generates for a photograph.
 _RANDOM_LENGTHS = {
@@ -68,23 +63,28 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_models(folder: Path, models: Sequence[str]) -> dict[str, CatalogEntry]:
-    """Write checkpoints and catalog, and artifacts that are not up to date; return the catalog."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write checkpoints and catalog, and artifacts that are not up to date; return the catalog.
+
+    Without photographs the default precisions stay: the answers of random weights are arbitrary.
+    """
     for model in models:
-        write_checkpoint(model, checkpoint_folder(folder, model))
+        _write_checkpoint(model, checkpoint_folder(folder, model))
     catalog = write_catalog(folder, models)
     for entry in catalog.values():
-        _export(entry)
+        job = replace(plan_job(entry, ExportOptions()), photographs=())
+        if not has_current_version(entry.id, job.build_key):
+            with new_version(entry.id) as artifacts, Progress(entry.id, NUM_STEPS) as progress:
+                make_artifacts(job, artifacts, progress, probe_plan=_PROBES)
     return catalog
 
 
-def write_checkpoint(model: str, folder: Path) -> None:
+def _write_checkpoint(model: str, folder: Path) -> None:
     """Write a checkpoint: a random one once, an embedded one always, as it may be retrained."""
     rules_file = folder / GENERATION_CONFIG_FILE
     if model != RANDOM_MODEL:
         shutil.copytree(ROOT / "models" / model, folder, dirs_exist_ok=True)
     elif not rules_file.is_file():
-        write_random_checkpoint(_BASE, folder, _ALL_LAYERS, gain=_GAIN)
+        write_random_checkpoint(FLORENCE_2_BASE, folder, _ALL_LAYERS, gain=_GAIN)
         # The end token is the last row of the vocabulary, a padding row; nothing forces an end.
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         rules = json.loads(rules_file.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def write_catalog(folder: Path, models: Sequence[str]) -> dict[str, CatalogEntry
     entries = []
     for model in models:
         source = str(checkpoint_folder(folder, model).resolve())
-        entry = by_id[_BASE if model == RANDOM_MODEL else model]
+        entry = by_id["florence-2-base" if model == RANDOM_MODEL else model]
         changes = {"id": model, "source": source, "revision": None, "weights_sha256": None}
         entries.append(entry | changes)
     file = folder / "catalog.yaml"
@@ -109,24 +109,14 @@ def write_catalog(folder: Path, models: Sequence[str]) -> dict[str, CatalogEntry
     return dict(load_catalog(file))
 
 
-def _export(entry: CatalogEntry) -> None:
-    """Export a model that is not up to date.
-
-    Without photographs the default precisions stay: the answers of random weights are arbitrary.
-    """
-    job = replace(plan_job(entry, ExportOptions()), photographs=())
-    if not has_current_version(entry.id, job.build_key):
-        with new_version(entry.id) as artifacts, Progress(entry.id, NUM_STEPS) as progress:
-            make_artifacts(job, artifacts, progress, probe_plan=_PROBES)
-
-
 def make_scenes(folder: Path, entry: CatalogEntry) -> Scenes:
     """Write the images of a model that do not exist yet; return the questions about each."""
-    size_px = _SIZE_PX.get(entry.id, _EMBEDDED_PX)
+    is_random = entry.id == RANDOM_MODEL
+    size_px, num_scenes = (768, 120) if is_random else (384, 400)
     images = folder.resolve() / "images" / str(size_px)
     images.mkdir(parents=True, exist_ok=True)
     scenes = []
-    for index in range(_NUM_SCENES.get(entry.id, _NUM_EMBEDDED_SCENES)):
+    for index in range(num_scenes):
         scene = evaluation_scene(index)
         image = images / f"{index}.png"
         if not image.exists():
@@ -139,7 +129,7 @@ def make_scenes(folder: Path, entry: CatalogEntry) -> Scenes:
                 continue
             text = "".join(segment.text for segment in prompts[0].segments)
             length = _FREE_LENGTH
-            if entry.id == RANDOM_MODEL:
+            if is_random:
                 length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
             fields = {"task": question.task, **scaled.parameters}
             scene_questions.append(BenchQuestion(str(image), fields, text, length))

@@ -11,13 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from laboratory.bench.load import (
+    DECODE_HEAVY,
+    MIXED,
+    ONE_IMAGE,
     RANDOM_MODEL,
+    SINGLE,
+    WORKLOADS,
     Api,
     Round,
-    WorkloadName,
+    Workload,
     checkpoint_folder,
     drive,
-    num_clients,
     read_scenes,
     requests_of,
 )
@@ -26,7 +30,6 @@ from loadtest.processes import NUM_CORES, Launch, cpu_s, free_port, running
 _NUM_WARM_UP = 2
 _WARM_UP_LIMIT_S = 120.0
 _EMBEDDED_FACTOR = 4  # small models answer as many more requests
-_CONCURRENT: tuple[WorkloadName, ...] = ("mixed", "one_image", "decode_heavy")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,24 +38,19 @@ class Server:
 
     name: str
     setting: str
-    workloads: tuple[WorkloadName, ...]
+    workloads: tuple[Workload, ...]
     environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
     peer: str | None = None  # its name in `peers`
 
 
 _FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
-OURS = Server("diptych", "float32, else default settings", ("single", *_CONCURRENT), _FLOAT32)
-OURS_DEFAULT = Server("diptych default", "default settings", ("single", *_CONCURRENT))
-FASTAPI = Server(
-    "fastapi",
-    f"lock, {NUM_CORES} threads",
-    ("single",),
-    peer="fastapi",
-)
+OURS = Server("diptych", "float32, else default settings", WORKLOADS, _FLOAT32)
+OURS_DEFAULT = Server("diptych default", "default settings", WORKLOADS)
+FASTAPI = Server("fastapi", f"lock, {NUM_CORES} threads", (SINGLE,), peer="fastapi")
 LITSERVE = Server(
     "litserve workers",
     f"batch 4, 10 ms, {NUM_CORES} workers of one thread",
-    _CONCURRENT,
+    (MIXED, ONE_IMAGE, DECODE_HEAVY),
     peer="litserve",
 )
 
@@ -86,7 +84,7 @@ def launch_of(server: Server, model: str, folder: Path) -> Launch:
 
 def rounds_of(
     server: Server, model: str, folder: Path, run: int, deadline_s: float
-) -> Iterator[tuple[WorkloadName, Round]]:
+) -> Iterator[tuple[Workload, Round]]:
     """Start a server and yield a round of each workload; its log is in `folder`.
 
     Random weights generate no well-formed answer: they run without constrained decoding.
@@ -100,12 +98,12 @@ def rounds_of(
         warm_up = [scene[0] for scene in scenes[-_NUM_WARM_UP:]]
         drive(launch.url, api, warm_up, 1, _WARM_UP_LIMIT_S)
         for workload in server.workloads:
-            if workload == "decode_heavy" and not is_random:  # trained models end their answers
+            if workload == DECODE_HEAVY and not is_random:  # trained models end their answers
                 continue
             requests = requests_of(workload, scenes, run, factor)
-            if workload == "decode_heavy":  # fills the features cache of a server that has one
+            if workload == DECODE_HEAVY:  # fills the features cache of a server that has one
                 drive(launch.url, api, requests[:1], 1, _WARM_UP_LIMIT_S)
             before_s = cpu_s(process_id)
             limit_s = max(1.0, deadline_s - time.monotonic())
-            driven = drive(launch.url, api, requests, num_clients(workload), limit_s)
+            driven = drive(launch.url, api, requests, workload.num_clients, limit_s)
             yield workload, replace(driven, cpu_s=cpu_s(process_id) - before_s)

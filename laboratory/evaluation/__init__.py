@@ -3,13 +3,12 @@ laboratory.evaluation`.
 
 scenes              the image file of a scene under a condition, and datasets with COCO labels
 client              questions about scenes over REST, and the score of each answer
-precision           command: accuracy at each precision
 calibration         command: calibrations of the scores
 """
 
 from laboratory.evaluation.client import evaluate, predict
 from laboratory.evaluation.scenes import CONDITIONS, SceneImage, encoded, evaluation_scene
-from laboratory.scoring import accuracy_table, task_accuracy
+from laboratory.scoring import accuracy_table
 
 __all__ = [
     "CONDITIONS",
@@ -19,5 +18,4 @@ __all__ = [
     "evaluate",
     "evaluation_scene",
     "predict",
-    "task_accuracy",
 ]

@@ -16,36 +16,26 @@ from pathlib import Path
 
 from laboratory.bench.load import RANDOM_MODEL
 from laboratory.bench.material import make_models
-from laboratory.gpu_check import exactness, resources, speed
+from laboratory.gpu_check import exactness, report, resources, speed
 from laboratory.gpu_check.parts import Model
-from laboratory.gpu_check.report import (
-    FILE,
-    LoggedWarnings,
-    Verdict,
-    failed,
-    read,
-    verdict_table,
-    write,
-)
 from laboratory.gpu_check.serving import check_service
 from wire.artifacts.manifest import Device
 
-# Images per second with 30 tokens each, greedy, on an H100.
-_THROUGHPUT = {"florence-2-base-random": 250.0}
-_ANY_THROUGHPUT = 1.0
-# Idle share of the device in steps of 16 greedy rows: Python's work (0.2 ms) takes less time than a
-# pass of a real model.
-_IDLE = {"florence-2-base-random": 0.1}
-_ANY_IDLE = 1.0
+# Images per second with 30 tokens each, greedy, on an H100; and the idle share of the device in
+# steps of 16 greedy rows: Python's work (0.2 ms) takes less time than a pass of a real model.
+_AIMS = {RANDOM_MODEL: (250.0, 0.1)}
+_ANY_AIMS = (1.0, 1.0)
+
+Check = Callable[[], report.Verdict]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; return the exit status."""
     parsed = _parse(arguments)
     if parsed.read is not None:
-        print(read(parsed.read))
+        print(report.read(parsed.read))
         return 0
-    logging.getLogger().addHandler(log := LoggedWarnings())
+    logging.getLogger().addHandler(log := report.LoggedWarnings())
     served = list(map(Model.of, parsed.models))  # random weights have no catalog entry
     if parsed.widths:
         with tempfile.TemporaryDirectory() as folder:
@@ -53,20 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     verdicts = []
     for model_id, name, check in _all_checks(parsed, served):
-        try:
-            verdict = check()
-        except Exception as error:  # the others must still run
-            verdict = failed(name, model_id, error)
+        verdict = report.run(check, name, model_id)
         verdicts.append(verdict)
         print(verdict.line(), flush=True)
-    print(verdict_table(verdicts))
-    write(FILE, verdicts, log.texts)
+    print(report.verdict_table(verdicts))
+    report.write(report.FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
 
 
 def _all_checks(
     parsed: argparse.Namespace, served: Sequence[Model]
-) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
+) -> Iterator[tuple[str, str, Check]]:
     """Yield the model, the name and the call of each check."""
     for model_id in parsed.models:
         for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
@@ -76,22 +63,20 @@ def _all_checks(
         yield ", ".join(model.id for model in served), "service", check
 
 
-def _checks(
-    model: Model, device: Device, seconds: float
-) -> Iterator[tuple[str, Callable[[], Verdict]]]:
-    yield "devices", partial(resources.check_provider, model, device)
+def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str, Check]]:
+    images_per_s, idle = _AIMS.get(model.id, _ANY_AIMS)
+    yield "devices", partial(resources.check_provider, device)
     yield "features", partial(exactness.check_features, model, device)
     for num_beams in (1, 3):
-        yield "tokens", partial(exactness.check_tokens, model, device, num_beams)
+        check = partial(exactness.check_tokens, model, device, num_beams)
+        yield f"tokens, {num_beams} beams", check
     yield "choices", partial(exactness.check_choices, model, device)
     yield "encoder", partial(speed.check_encoder, model, device)
     yield "prefill", partial(speed.check_prefill, model, device)
     yield "step", partial(speed.check_step, model, device)
     yield "one sampled row of 16", partial(speed.check_sampled_among_greedy, model, device)
-    images_per_s = _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
     yield "throughput", partial(speed.check_throughput, model, device, seconds, images_per_s)
     if device == "cuda":
-        idle = _IDLE.get(model.id, _ANY_IDLE)
         yield "idle share of a step", partial(speed.check_idle, model, device, idle)
         yield "traffic of a step", partial(resources.check_transfers, model)
         yield "memory", partial(resources.check_memory, model)

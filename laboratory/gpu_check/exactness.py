@@ -48,7 +48,7 @@ def check_features(model: Model, device: Device) -> Verdict:
     precision = model.manifest.precision[device]["encoder"]
     measured = {"precision": precision, "min cosine": round(lowest, 6)}
     aim = f"min cosine >= {_MIN_COSINE}"
-    return Verdict("features", model.id, measured, aim, lowest >= _MIN_COSINE)
+    return Verdict(measured, aim, lowest >= _MIN_COSINE)
 
 
 def check_tokens(model: Model, device: Device, num_beams: int) -> Verdict:
@@ -66,9 +66,8 @@ def check_tokens(model: Model, device: Device, num_beams: int) -> Verdict:
         answers.append([answer.token_ids for answer in generate_all(decoder, shortened)])
     num_equal = sum(one == other for one, other in zip(*answers, strict=True))
     share = num_equal / _NUM_IMAGES
-    aim = f">= {_MIN_EQUAL_ANSWERS}"
-    name = f"tokens, {num_beams} beams"
-    return Verdict(name, model.id, {"equal answers": share}, aim, share >= _MIN_EQUAL_ANSWERS)
+    is_met = share >= _MIN_EQUAL_ANSWERS
+    return Verdict({"equal answers": share}, f">= {_MIN_EQUAL_ANSWERS}", is_met)
 
 
 @torch.inference_mode()
@@ -101,7 +100,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     }
     is_equal = share >= _MIN_EQUAL_CHOICES and difference <= _MAX_DIFFERENCE
     is_met = is_equal and (device == "cpu" or graphs.num_captured > 0)
-    return Verdict("choices", model.id, measured, f"equal >= {_MIN_EQUAL_CHOICES}", is_met)
+    return Verdict(measured, f"equal >= {_MIN_EQUAL_CHOICES}", is_met)
 
 
 def _compared(captured: Sequence[Choice], eager: Sequence[Choice]) -> tuple[float, float]:

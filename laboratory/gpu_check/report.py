@@ -6,8 +6,8 @@ import json
 import logging
 import subprocess
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ _TO_TRY = {
 class Verdict:
     """The result of one check of one model."""
 
-    check: str
-    model: str
     measured: dict[str, Any]
     aim: str
     is_met: bool
+    check: str = ""
+    model: str = ""
 
     def line(self) -> str:
         """Return one line of JSON."""
@@ -58,13 +58,17 @@ class Verdict:
         return json.dumps(asdict(self) | {"measured": measured})
 
 
-def failed(check: str, model: str, error: Exception) -> Verdict:
-    """Return the verdict on a check that raised `error`."""
-    measured = {
-        "error": f"{type(error).__name__}: {error}",
-        _TRACEBACK: "".join(traceback.format_exception(error)),
-    }
-    return Verdict(check, model, measured, "it runs", is_met=False)
+def run(check: Callable[[], Verdict], name: str, model: str) -> Verdict:
+    """Return the verdict of a check; one that raises an error is a missed aim."""
+    try:
+        verdict = check()
+    except Exception as error:  # the others must still run
+        measured = {
+            "error": f"{type(error).__name__}: {error}",
+            _TRACEBACK: "".join(traceback.format_exception(error)),
+        }
+        verdict = Verdict(measured, "it runs", is_met=False)
+    return replace(verdict, check=name, model=model)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -92,7 +96,6 @@ class LoggedWarnings(logging.Handler):
 
 
 def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
-    """Write the report."""
     rows = [asdict(verdict) for verdict in verdicts]
     report = {"host": host(), "log": list(log), "verdicts": rows}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

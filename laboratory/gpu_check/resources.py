@@ -65,7 +65,7 @@ def check_transfers(model: Model) -> Verdict:
         is_few = counts["to host"] <= _MAX_TO_HOST and num_copies <= _MAX_COPIES
         is_met = is_met and is_few and counts["launches"] <= _MAX_LAUNCHES
     aim = f"to host <= {_MAX_TO_HOST}, copies <= {_MAX_COPIES}, launches <= {_MAX_LAUNCHES}"
-    return Verdict("traffic of a step", model.id, measured, aim, is_met)
+    return Verdict(measured, aim, is_met)
 
 
 def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def check_memory(model: Model) -> Verdict:
         "after batches, MB": encoder_after // 10**6,
     }
     is_met = after <= 1.05 * ready and encoder_after <= 1.05 * encoder_ready
-    return Verdict("memory", model.id, measured, "each at most 5 % more after load", is_met)
+    return Verdict(measured, "each at most 5 % more after load", is_met)
 
 
 def _bytes_in_use() -> int:
@@ -134,9 +134,7 @@ def check_out_of_memory(model: Model) -> Verdict:
         torch.cuda.empty_cache()
         num_equal_again = _num_equal(expected, write(running, batch))
     measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
-    return Verdict(
-        "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
-    )
+    return Verdict(measured, "16 and 16", num_equal == num_equal_again == 16)
 
 
 def _needed_bytes(running: Scheduler, batch: Sequence[SequenceRequest]) -> int:
@@ -158,12 +156,10 @@ def check_lost_device(model: Model) -> Verdict:
     command = [sys.executable, "-c", _LOSES_THE_DEVICE, model.id]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     measured = {"status": run.returncode, "log": run.stderr.strip().splitlines()[-1:]}
-    return Verdict(
-        "lost device", model.id, measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS
-    )
+    return Verdict(measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS)
 
 
-def check_provider(model: Model, device: Device) -> Verdict:
+def check_provider(device: Device) -> Verdict:
     """Name the device, its memory, and the versions of what runs on it."""
     properties = torch.cuda.get_device_properties(0) if device == "cuda" else None
     measured = {
@@ -174,4 +170,4 @@ def check_provider(model: Model, device: Device) -> Verdict:
         "auto": f"encoder {encoder_device('auto')}, decoder {decoder_device('auto')}",
     }
     is_met = (encoder_device("auto"), decoder_device("auto")) == (device, device)
-    return Verdict("devices", model.id, measured, f"auto is {device} for both", is_met)
+    return Verdict(measured, f"auto is {device} for both", is_met)

@@ -67,8 +67,7 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
         "restarted": restarted,
     }
     is_met = outcomes.keys() == {"200"} and restarted == [_runner(models)]
-    aim = "all 200, one runner restarted"
-    return Verdict("service", ", ".join(ids[: len(models)]), measured, aim, is_met)
+    return Verdict(measured, "all 200, one runner restarted", is_met)
 
 
 def _runner(models: Sequence[Model]) -> str:

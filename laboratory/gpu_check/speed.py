@@ -79,7 +79,7 @@ def check_encoder(model: Model, device: Device) -> Verdict:
         " graphs"
     )
     is_fast = graph_ms[16] <= 16 * graph_ms[1] and graph_ms[1] <= _MAX_OF_PLAIN * plain_ms[1]
-    return Verdict("encoder", model.id, measured, aim, captured == sizes and is_fast)
+    return Verdict(measured, aim, captured == sizes and is_fast)
 
 
 def check_prefill(model: Model, device: Device) -> Verdict:
@@ -108,7 +108,7 @@ def check_prefill(model: Model, device: Device) -> Verdict:
         KERNELS: dict(kernels),
     }
     aim = f"slowest of {_NUM_LENGTHS} lengths <= {_MAX_TAIL:.0f} x median"
-    return Verdict("prefill", model.id, measured, aim, slowest <= _MAX_TAIL * median)
+    return Verdict(measured, aim, slowest <= _MAX_TAIL * median)
 
 
 def check_step(model: Model, device: Device) -> Verdict:
@@ -128,7 +128,7 @@ def check_step(model: Model, device: Device) -> Verdict:
         KERNELS: dict(kernels),
     }
     aim = f"1 row <= {_MAX_OF_LIMIT:.0f} x limit"
-    return Verdict("step", model.id, measured, aim, rows_ms[1] <= _MAX_OF_LIMIT * limit_ms)
+    return Verdict(measured, aim, rows_ms[1] <= _MAX_OF_LIMIT * limit_ms)
 
 
 def check_sampled_among_greedy(model: Model, device: Device) -> Verdict:
@@ -138,9 +138,7 @@ def check_sampled_among_greedy(model: Model, device: Device) -> Verdict:
     plain_ms = _step_ms(decoder, model, device, [*greedy, {}])
     sampled_ms = _step_ms(decoder, model, device, [*greedy, _SAMPLED])
     ratio = round(sampled_ms / plain_ms, 3)
-    aim = f"<= {_MAX_SAMPLED}"
-    name = "one sampled row of 16"
-    return Verdict(name, model.id, {"ratio": ratio}, aim, ratio <= _MAX_SAMPLED)
+    return Verdict({"ratio": ratio}, f"<= {_MAX_SAMPLED}", ratio <= _MAX_SAMPLED)
 
 
 def check_throughput(model: Model, device: Device, seconds: float, aim: float) -> Verdict:
@@ -160,7 +158,7 @@ def check_throughput(model: Model, device: Device, seconds: float, aim: float) -
                 _, pending = wait(pending, return_when="FIRST_COMPLETED")
         wait(pending)
     rate = round(num_images / (time.monotonic() - start_s), 1)
-    return Verdict("throughput", model.id, {"images/s": rate}, f">= {aim:.0f}", rate >= aim)
+    return Verdict({"images/s": rate}, f">= {aim:.0f}", rate >= aim)
 
 
 def _step_ms(
@@ -242,9 +240,7 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     for kind, options in _KINDS.items():
         for num_rows in _ROWS:
             shares[f"{num_rows} {kind}"] = _idle_share(model, decoder, device, options, num_rows)
-    name = "idle share of a step"
-    is_met = shares["16 greedy"] <= aim
-    return Verdict(name, model.id, shares, f"16 greedy <= {aim}", is_met)
+    return Verdict(shares, f"16 greedy <= {aim}", shares["16 greedy"] <= aim)
 
 
 def _idle_share(

@@ -1,43 +1,147 @@
-"""True answers in each family's format, as pieces of text with the part of the picture that each
-mentions.
+"""A scene as training reads it: its parts, the questions about it, and their true answers in each
+family's format, in pieces with the parts that each mentions.
 
-The mentions supervise attention: a token's writer (the decoder position that predicts it) should
-attend to the cells of the mentioned object, word, character or point.
+A subject is an object, by its index, or the word, `WORD`. Mentions supervise attention: a token's
+writer (the decoder position that predicts it) should attend to the cells of the mentioned object,
+word, character or point. Scenes depend only on their seeds, so that a resumed run equals an
+uninterrupted one.
 
 Sources of the formats: transformers, models/florence2/processing_florence2.py (labels before their
 locations, polygons as pairs); google-research/big_vision, big_vision/pp/proj/paligemma/
 segmentation.py (locations, y before x, before their label; masks as 16 codes).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from string import ascii_uppercase, digits
+
+import numpy as np
+from numpy.random import default_rng
 
 from diptych_client.matching import LabelledBox
-from export.scenes import CANVAS_PX, BoxXYXY, Point, Shape, polygon_xy, quad_xy
+from export.scenes import (
+    CANVAS_PX,
+    MAX_OBJECTS,
+    BoxXYXY,
+    Point,
+    Scene,
+    SceneObject,
+    Shape,
+    Word,
+    box_xyxy,
+    load_font,
+    polygon_xy,
+    quad_xy,
+    sample_scene,
+)
 from laboratory.questions import (
     DetectionsTruth,
     InstancesTruth,
+    Question,
     TextRegionsTruth,
     TextTruth,
+    questions,
 )
-from laboratory.training.pictures import WORD, Picture, SpannedQuestion
 from tasks.florence2 import grammar as florence2_grammar
 from tasks.paligemma import grammar as paligemma_grammar
 from tasks.parsing import without_article
 
+WORD = MAX_OBJECTS
+NUM_SUBJECTS = WORD + 1
+CHARACTERS = ascii_uppercase + digits
+WORD_SHARE = 0.65
 BOX_STEP = 8  # bins of a box's grid: 1.5 px of the 192 of the canvas
 _POLYGON_STEP = 4  # bins of the grid of a polygon's points
 _Y1_X1_Y2_X2 = (1, 0, 3, 2)
+_EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # scenes with 0 to 4 shapes
+_FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
+# Codes of each shape's mask in its box, by the autoencoder of models/paligemma-mini/vae.npz, which
+# laboratory/training/masks.py of commit 9e3ef58f trained.
+_MASK_CODES: dict[Shape, tuple[int, ...]] = {
+    "circle": (13, 20, 55, 105, 20, 26, 38, 56, 114, 38, 38, 71, 113, 46, 118, 33),
+    "square": (84, 99, 99, 35, 73, 38, 38, 87, 73, 38, 38, 87, 117, 43, 43, 87),
+    "triangle": (122, 110, 5, 76, 44, 29, 81, 126, 40, 28, 121, 36, 29, 43, 43, 18),
+    "star": (122, 110, 115, 76, 34, 82, 18, 91, 67, 0, 103, 120, 45, 69, 3, 8),
+}
+_COUNT = r"\b(?:one|two|three|four|[1-4])\b"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An object or the word of a picture, in pixels of the canvas."""
+
+    name: str  # an object's name in phrases; the word's text
+    box_xyxy: BoxXYXY
+    drawn: SceneObject | None = None
+    characters: tuple[BoxXYXY, ...] = ()  # boxes of the word's
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A scene with its parts and questions."""
+
+    scene: Scene
+    parts: Mapping[int, Part]
+    questions: tuple[Question, ...]
+
+    def subject_of_box(self, box: object) -> int:
+        """Return the subject with exactly this box."""
+        for subject, part in self.parts.items():
+            if list(part.box_xyxy) == box:
+                return subject
+        raise ValueError(f"no part of scene {self.scene.seed} has the box {box}")
+
+    def segmented(self, question: Question) -> tuple[int, SceneObject]:
+        """Return the object to be segmented, named by a phrase or given by its box."""
+        if "region" in question.parameters:
+            subject = self.subject_of_box(question.parameters["region"])
+        else:
+            names = [part.name for part in self.parts.values()]
+            subject = names.index(str(question.parameters["phrase"]))
+        return subject, self.scene.objects[subject]
+
+
+def sample_picture(seed: int, difficulty: float = 1.0, word_share: float = WORD_SHARE) -> Picture:
+    """Return the picture of a seed; `difficulty` 0 means few objects, 1 mostly many."""
+    rng = default_rng((seed, 1))
+    easy = np.array(_EASY_SHARES) * (1 - difficulty)
+    shares = np.array(_FULL_SHARES) * difficulty + easy
+    num_objects = int(rng.choice(len(shares), p=shares / shares.sum()))
+    return picture_of(sample_scene(seed, num_objects, bool(rng.random() < word_share)))
+
+
+def picture_of(scene: Scene) -> Picture:
+    parts = {}
+    for index, drawn in enumerate(scene.objects):
+        parts[index] = Part(drawn.name, box_xyxy(drawn), drawn)
+    if scene.word is not None:
+        parts[WORD] = _word_part(scene.word)
+    return Picture(scene, parts, questions(scene))
+
+
+def _word_part(word: Word) -> Part:
+    """Return the word with the characters' edges, from the advances of the font."""
+    font = load_font(word.font_face, word.font_size_px)
+    left, top, right, bottom = word.box_xyxy
+    scale = (right - left) / font.getlength(word.text)
+    boxes = []
+    start = left
+    for index in range(1, len(word.text) + 1):
+        end = left + scale * font.getlength(word.text[:index])
+        boxes.append((start, top, end, bottom))
+        start = end
+    return Part(word.text, word.box_xyxy, characters=tuple(boxes))
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A subject, and optionally a character, a box coordinate (x1 y1 x2 y2) or a point."""
+    """Subjects, the last of which is attended to, and optionally a part of it."""
 
-    subject: int
+    subjects: tuple[int, ...]
     character: int | None = None
-    coordinate: int | None = None
+    coordinate: int | None = None  # of the box: x1 y1 x2 y2
     point_xy: Point | None = None  # outline's point, px of the canvas
 
 
@@ -52,33 +156,27 @@ class Piece:
 
 
 # of a picture, a question, and the labels of one of its prompts
-WriteAnswer = Callable[[Picture, SpannedQuestion, Sequence[str]], list[Piece]]
-EncodeShape = Callable[[Shape], Sequence[int]]  # the codes of its mask
+WriteAnswer = Callable[[Picture, Question, Sequence[str]], list[Piece]]
 
 
-def florence2_answer(
-    picture: Picture, spanned: SpannedQuestion, labels: Sequence[str]
-) -> list[Piece]:
+def florence2_answer(picture: Picture, question: Question, labels: Sequence[str]) -> list[Piece]:
     """Return the true answer to a question, or to its prompt with these `labels`."""
-    question = spanned.question
     pieces = list[Piece]()
     match question.truth:
         case InstancesTruth():
-            subject = picture.segmented_subject(question)
-            drawn = picture.parts[subject].drawn
-            assert drawn is not None
+            subject, drawn = picture.segmented(question)
             for point in polygon_xy(drawn):
-                mention = Mention(subject, point_xy=point)
+                mention = Mention((subject,), point_xy=point)
                 pieces += [_florence2_location(px, _POLYGON_STEP, mention) for px in point]
-        case TextRegionsTruth():
-            if WORD in picture.parts:
-                pieces += _characters(picture)
-                corners = chain.from_iterable(quad_xy(picture.parts[WORD].box_xyxy))
-                for px, coordinate in zip(corners, quad_coordinates(), strict=True):
-                    mention = Mention(WORD, coordinate=coordinate)
-                    pieces.append(_florence2_location(px, BOX_STEP, mention))
-        case TextTruth():
-            pieces += _text(picture, spanned)
+        case TextRegionsTruth() if WORD in picture.parts:
+            pieces += _characters(picture)
+            corners = chain.from_iterable(quad_xy(picture.parts[WORD].box_xyxy))
+            coordinates = chain.from_iterable(quad_xy((0, 1, 2, 3)))
+            for px, coordinate in zip(corners, map(int, coordinates), strict=True):
+                mention = Mention((WORD,), coordinate=coordinate)
+                pieces.append(_florence2_location(px, BOX_STEP, mention))
+        case TextTruth(text):
+            pieces += _text(picture, question, text)
             if question.task == "region_description":
                 subject = picture.subject_of_box(question.parameters["region"])
                 pieces += _florence2_box(picture.parts[subject].box_xyxy, subject)
@@ -88,53 +186,42 @@ def florence2_answer(
                 subject = picture.subject_of_box(list(box.box_xyxy))
                 # same label as in the prompt
                 label = without_article(box.label) if has_phrases else box.label
-                pieces.append(Piece(label, Mention(subject)))
+                pieces.append(Piece(label, Mention((subject,))))
                 pieces += _florence2_box(box.box_xyxy, subject)
     return pieces
 
 
-def paligemma_answer(
-    encode_shape: EncodeShape, picture: Picture, spanned: SpannedQuestion, labels: Sequence[str]
-) -> list[Piece]:
+def paligemma_answer(picture: Picture, question: Question, labels: Sequence[str]) -> list[Piece]:
     """Return the true answer to a question, or to its prompt with these `labels`."""
-    question = spanned.question
     pieces = list[Piece]()
     match question.truth:
         case InstancesTruth():
-            subject = picture.segmented_subject(question)
-            part = picture.parts[subject]
-            assert part.drawn is not None
-            pieces += _paligemma_box(part.box_xyxy, subject)
-            codes = [f"<seg{code:03d}>" for code in encode_shape(part.drawn.shape)]
+            subject, drawn = picture.segmented(question)
+            pieces += _paligemma_box(box_xyxy(drawn), subject)
+            codes = [f"<seg{code:03d}>" for code in _MASK_CODES[drawn.shape]]
             for text in (*codes, f" {question.parameters['phrase']}"):
-                pieces.append(Piece(text, Mention(subject)))
-        case TextTruth():
-            pieces += _text(picture, spanned)
+                pieces.append(Piece(text, Mention((subject,))))
+        case TextTruth(text):
+            pieces += _text(picture, question, text)
         case DetectionsTruth(boxes):
             for box in _expected(boxes, labels):
                 subject = picture.subject_of_box(list(box.box_xyxy))
                 if pieces:
                     pieces.append(Piece(" ; "))
                 pieces += _paligemma_box(box.box_xyxy, subject)
-                pieces.append(Piece(f" {box.label}", Mention(subject)))
+                pieces.append(Piece(f" {box.label}", Mention((subject,))))
         case _:
             raise ValueError(f"PaliGemma is not asked {question.name}")
     return pieces
 
 
-def ranked_subjects(spanned: SpannedQuestion, pieces: Sequence[Piece]) -> list[int]:
+def ranked_subjects(pieces: Sequence[Piece]) -> list[int]:
     """Return the subjects of an answer, in its order."""
     ranked = dict[int, None]()
-    for span in spanned.spans:
-        ranked.update(dict.fromkeys(span.subjects))
-    if not spanned.spans:
-        ranked.update(dict.fromkeys(piece.mention.subject for piece in pieces if piece.mention))
+    for piece in pieces:
+        if piece.mention:
+            ranked.update(dict.fromkeys(piece.mention.subjects))
     return list(ranked)
-
-
-def quad_coordinates() -> tuple[int, ...]:
-    """Return the coordinate of the box for x and y of each corner of its quad."""
-    return tuple(map(int, chain.from_iterable(quad_xy((0, 1, 2, 3)))))
 
 
 def _expected(boxes: Sequence[LabelledBox], labels: Sequence[str]) -> list[LabelledBox]:
@@ -142,25 +229,64 @@ def _expected(boxes: Sequence[LabelledBox], labels: Sequence[str]) -> list[Label
     return [box for box in boxes if not labels or box.label in labels]
 
 
-def _text(picture: Picture, spanned: SpannedQuestion) -> Iterator[Piece]:
-    """Yield the pieces of a plain text answer; a span of several subjects mentions the last."""
-    for span in spanned.spans:
-        if not span.subjects:
-            yield Piece(span.text)
-        elif span.subjects == (WORD,) and span.text == picture.parts[WORD].name:
-            yield from _characters(picture)
-        else:
-            yield Piece(span.text, Mention(span.subjects[-1]))
+def _text(picture: Picture, question: Question, text: str) -> Iterator[Piece]:
+    """Yield the pieces of a text answer; a number mentions all objects."""
+    scene = picture.scene
+    every_object = tuple(range(len(scene.objects)))
+    if question.task == "captioning":
+        yield from _caption(picture, text)
+    elif question.name.endswith("count"):
+        yield Piece(text, Mention(every_object) if every_object else None)
+    elif scene.word and text == scene.word.text:
+        yield from _characters(picture)
+    else:
+        region = question.parameters.get("region")
+        wording = str(question.parameters.get("question", ""))
+        mention = None
+        for index, drawn in enumerate(scene.objects):
+            is_named = wording.endswith((f" {drawn.name}?", f" the {drawn.shape}?"))
+            if mention is None and (is_named or list(box_xyxy(drawn)) == region):
+                mention = Mention((index,))
+        yield Piece(text, mention)
+
+
+def _caption(picture: Picture, text: str) -> Iterator[Piece]:
+    """Yield the pieces of a caption: count, objects with articles, `text`, the word."""
+    scene = picture.scene
+    patterns = [f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects]
+    if scene.objects:
+        patterns.append(_COUNT)
+    if scene.word:
+        patterns.append(r"(?<=with )text$|^text$")
+    sentence, says, word = text.partition(" The text says ")
+    end = 0
+    for match in re.finditer("|".join(patterns), sentence) if patterns else ():
+        yield Piece(sentence[end : match.start()])
+        yield Piece(match[0], Mention(_mentioned_by(scene, match[0])))
+        end = match.end()
+    yield Piece(sentence[end:])
+    if word:
+        yield Piece(says)
+        yield from _characters(picture)
+        yield Piece(".")
+
+
+def _mentioned_by(scene: Scene, phrase: str) -> tuple[int, ...]:
+    """Return the object that a phrase names, the word, or for a count all objects."""
+    for index, drawn in enumerate(scene.objects):
+        if phrase.endswith(drawn.name):
+            return (index,)
+    return (WORD,) if phrase == "text" else tuple(range(len(scene.objects)))
 
 
 def _characters(picture: Picture) -> Iterator[Piece]:
     for index, character in enumerate(picture.parts[WORD].name):
-        yield Piece(character, Mention(WORD, character=index))
+        yield Piece(character, Mention((WORD,), character=index))
 
 
 def _florence2_box(box: BoxXYXY, subject: int) -> Iterator[Piece]:
     for coordinate, px in enumerate(box):
-        yield _florence2_location(px, BOX_STEP, Mention(subject, coordinate=coordinate))
+        yield _florence2_location(px, BOX_STEP, Mention((subject,), coordinate=coordinate))
 
 
 def _florence2_location(px: float, step: int, mention: Mention) -> Piece:
@@ -173,7 +299,7 @@ def _paligemma_box(box: BoxXYXY, subject: int) -> Iterator[Piece]:
     for coordinate in _Y1_X1_Y2_X2:
         position = box[coordinate] * (paligemma_grammar.NUM_BINS - 1) / CANVAS_PX
         number = _rounded(position, BOX_STEP, paligemma_grammar.NUM_BINS)
-        mention = Mention(subject, coordinate=coordinate)
+        mention = Mention((subject,), coordinate=coordinate)
         yield Piece(paligemma_grammar.location_token(number), mention, position, BOX_STEP)
 
 

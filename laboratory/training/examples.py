@@ -17,12 +17,14 @@ Classes are `NOTHING` for a cell without the property. Keys of a sequence batch:
     num_prompt   (Q)                     answer_ids           (Q, T) `NO_TOKEN` at padding
     mentioned    (Q, T, N) bool          ranks                (Q, N) order of mention, or 0
     coordinates  (Q, T) of a box, or -1  positions            (Q, T) of a location, before rounding
-    places       (Q, T) in a run, or -1  steps                (Q, T) of the location's grid, or 0
+    steps        (Q, T) of the location's grid, or 0
 """
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,14 +38,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from export.scenes import CANVAS_PX, COLORS, SHAPES, SIZES, BoxXYXY, render_scene
 from imaging.files import resize
-from laboratory.questions import InstancesTruth, Question, question_prompts
-from laboratory.training.answers import Mention, Piece, WriteAnswer, ranked_subjects
-from laboratory.training.pictures import CHARACTERS, WORD, Part, Picture, SpannedQuestion
+from laboratory.questions import InstancesTruth, Question, QuestionPrompt, question_prompts
+from laboratory.training.answers import (
+    CHARACTERS,
+    WORD,
+    Mention,
+    Picture,
+    WriteAnswer,
+    florence2_answer,
+    paligemma_answer,
+    ranked_subjects,
+)
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry
 
 IMAGE_PX = 192
 GRID = 12
+NUM_CELLS = GRID * GRID
 NUM_SLOTS = 4
 NOTHING = -1
 NO_TOKEN = -100
@@ -55,7 +66,7 @@ _MAX_BLUR = 0.006  # radius as a share of the side
 _JPEG_SHARE = 0.3
 _JPEG_QUALITIES = (50, 95)
 _OTHER_WEIGHT = 0.5  # questions that are not in a recipe
-_PADDING = {"answer_ids": NO_TOKEN, "coordinates": -1, "places": -1}  # others: 0
+_PADDING = {"answer_ids": NO_TOKEN, "coordinates": -1}  # others: 0
 
 Batch = dict[str, Tensor]
 Arrays = dict[str, NDArray[Any]]
@@ -75,18 +86,67 @@ class Language:
     answer_end: tuple[int, ...]
     write_answer: WriteAnswer
 
+    @classmethod
+    def of(cls, entry: CatalogEntry, folder: Path) -> "Language":
+        r"""Return the formats of an entry's family: prompts `<s> … </s>` and answers `<s> … </s>`
+        of Florence-2, prompts `<bos> … \n` and answers `… <eos>` of PaliGemma.
+        """
+        file = folder / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(file))
+        rules = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        bos = (int(rules["bos_token_id"]),)
+        eos = (int(rules["eos_token_id"]),)
+        prompts = PromptTokenizer.load(file)
+        if entry.family == "florence2":
+            return cls(entry, tokenizer, prompts, bos, eos, bos, eos, florence2_answer)
+        newline = tuple(tokenizer.encode("\n", add_special_tokens=False).ids)
+        return cls(entry, tokenizer, prompts, bos, newline, (), eos, paligemma_answer)
+
 
 @dataclass(frozen=True, slots=True)
 class CellTargets:
     """The contents of the cells of a picture, and the cells of each subject and character."""
 
     arrays: Arrays
-    cells_of: Mapping[tuple[int, int | None], Cells]
+    cells_of: dict[tuple[int, int | None], Cells]
+
+    @classmethod
+    def of(cls, picture: Picture) -> "CellTargets":
+        targets = cls(_nothing(picture), {})
+        for subject, part in sorted(
+            picture.parts.items(), key=lambda item: -_area(item[1].box_xyxy)
+        ):
+            cells = _cells(part.box_xyxy, GRID)
+            targets.cells_of[subject, None] = cells
+            values = {"subject": subject, "box": part.box_xyxy, "color": NOTHING}
+            values |= {"shape": NOTHING, "size": NOTHING}
+            if part.drawn is not None:
+                values["color"] = COLORS.index(part.drawn.color)
+                values["shape"] = SHAPES.index(part.drawn.shape)
+                values["size"] = SIZES.index(part.drawn.size)
+            for name, value in values.items():
+                targets.arrays[name][cells] = value
+            for index, box in enumerate(part.characters):
+                targets._set_character(index, CHARACTERS.index(part.name[index]), box)
+        # An object all of whose cells are others' is mentioned by them.
+        for subject in picture.parts:
+            cells = np.flatnonzero(targets.arrays["subject"] == subject)
+            if len(cells):
+                targets.cells_of[subject, None] = cells
+        return targets
+
+    def _set_character(self, index: int, character: int, box: BoxXYXY) -> None:
+        slots = _cells(box, GRID * NUM_SLOTS)
+        rows, columns = np.divmod(slots, GRID * NUM_SLOTS)
+        cells = rows * GRID + columns // NUM_SLOTS
+        self.arrays["characters"][cells, columns % NUM_SLOTS] = character
+        self.arrays["indices"][cells, columns % NUM_SLOTS] = index
+        self.cells_of[WORD, index] = np.unique(cells)
 
     def mentioned(self, mention: Mention) -> NDArray[np.bool_]:
         """Return the cells (N,) of a mention; of a point, the nearest one of its object."""
-        mentioned = np.zeros(GRID * GRID, bool)
-        cells = self.cells_of.get((mention.subject, mention.character))
+        mentioned = np.zeros(NUM_CELLS, bool)
+        cells = self.cells_of.get((mention.subjects[-1], mention.character))
         if cells is None:
             return mentioned
         if mention.point_xy is not None:
@@ -96,46 +156,17 @@ class CellTargets:
         return mentioned
 
 
-def cell_targets(picture: Picture) -> CellTargets:
-    """Return the targets of a picture."""
-    num = GRID * GRID
-    names = ("subject", "color", "shape", "size")
-    arrays: Arrays = {name: np.full(num, NOTHING) for name in names}
-    arrays["box"] = np.zeros((num, 4), np.float32)
-    arrays["characters"] = np.full((num, NUM_SLOTS), NOTHING)
-    arrays["indices"] = np.full((num, NUM_SLOTS), NOTHING)
-    arrays["brightness"] = np.full(num, int(picture.scene.background.brightness == "light"))
-    cells_of = dict[tuple[int, int | None], Cells]()
-    for subject, part in sorted(picture.parts.items(), key=lambda item: -_area(item[1].box_xyxy)):
-        cells = _cells(part.box_xyxy, GRID)
-        cells_of[subject, None] = cells
-        arrays["subject"][cells] = subject
-        arrays["box"][cells] = part.box_xyxy
-        for name in names[1:]:
-            arrays[name][cells] = NOTHING
-        if part.drawn is not None:
-            arrays["color"][cells] = COLORS.index(part.drawn.color)
-            arrays["shape"][cells] = SHAPES.index(part.drawn.shape)
-            arrays["size"][cells] = SIZES.index(part.drawn.size)
-        _set_characters(arrays, cells_of, part)
-    # An object all of whose cells are others' is mentioned by them.
-    for subject in picture.parts:
-        cells = np.flatnonzero(arrays["subject"] == subject)
-        if len(cells):
-            cells_of[subject, None] = cells
-    return CellTargets(arrays, cells_of)
-
-
-def _set_characters(
-    arrays: Arrays, cells_of: dict[tuple[int, int | None], Cells], part: Part
-) -> None:
-    for index, box in enumerate(part.characters):
-        slots = _cells(box, GRID * NUM_SLOTS)
-        columns = slots % (GRID * NUM_SLOTS)
-        cells = slots // (GRID * NUM_SLOTS) * GRID + columns // NUM_SLOTS
-        arrays["characters"][cells, columns % NUM_SLOTS] = CHARACTERS.index(part.name[index])
-        arrays["indices"][cells, columns % NUM_SLOTS] = index
-        cells_of[WORD, index] = np.unique(cells)
+def _nothing(picture: Picture) -> Arrays:
+    """Return the arrays of cells without contents."""
+    brightness = int(picture.scene.background.brightness == "light")
+    arrays: Arrays = {name: np.full(NUM_CELLS, NOTHING) for name in ("subject", "color", "shape")}
+    return arrays | {
+        "size": np.full(NUM_CELLS, NOTHING),
+        "box": np.zeros((NUM_CELLS, 4), np.float32),
+        "characters": np.full((NUM_CELLS, NUM_SLOTS), NOTHING),
+        "indices": np.full((NUM_CELLS, NUM_SLOTS), NOTHING),
+        "brightness": np.full(NUM_CELLS, brightness),
+    }
 
 
 def _area(box: BoxXYXY) -> float:
@@ -194,13 +225,19 @@ def sequence_batch(
     rng: Generator,
 ) -> Batch:
     """Sample examples about each picture by their questions' weights, and pad them."""
-    examples = list[Arrays]()
+    rows_of = dict[str, list[Tensor]]()
     for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
-        for example in _sampled(language, picture, target, weights, num_per_image, rng):
-            examples.append(example | {"image_index": np.array(index)})
+        for question, prompt in _sampled(language.entry, picture, weights, num_per_image, rng):
+            segments = [(segment.text, segment.is_control) for segment in prompt.segments]
+            ids = language.prompt_tokenizer.encode(segments)
+            prompt_ids = np.array([*language.prompt_start, *ids, *language.prompt_end])
+            example = answer_arrays(language, picture, target, question, prompt.labels)
+            example |= {"image_index": np.array(index), "prompt_ids": prompt_ids}
+            example["num_prompt"] = np.array(len(prompt_ids))
+            for name, values in example.items():
+                rows_of.setdefault(name, []).append(torch.from_numpy(np.asarray(values)))
     batch = {}
-    for name in examples[0]:
-        rows = [torch.from_numpy(np.asarray(example[name])) for example in examples]
+    for name, rows in rows_of.items():
         if name in ("image_index", "num_prompt", "ranks"):
             batch[name] = torch.stack(rows)
         else:
@@ -209,33 +246,19 @@ def sequence_batch(
 
 
 def _sampled(
-    language: Language,
-    picture: Picture,
-    targets: CellTargets,
-    weights: Mapping[str, float],
-    num: int,
-    rng: Generator,
-) -> list[Arrays]:
-    """Return up to `num` examples of different prompts."""
+    entry: CatalogEntry, picture: Picture, weights: Mapping[str, float], num: int, rng: Generator
+) -> list[tuple[Question, QuestionPrompt]]:
+    """Return up to `num` different prompts with their questions."""
     choices = []
     shares = []
-    for spanned in picture.questions:
-        prompts = question_prompts(language.entry, spanned.question)
+    for question in picture.questions:
+        prompts = question_prompts(entry, question)
         for prompt in prompts:
-            choices.append((spanned, prompt))
-            shares.append(_weight(picture, spanned.question, weights) / len(prompts))
+            choices.append((question, prompt))
+            shares.append(_weight(picture, question, weights) / len(prompts))
     chances = np.array(shares) / np.sum(shares)
-    drawn_indices = rng.choice(len(choices), min(num, len(choices)), replace=False, p=chances)
-    examples = []
-    for index in drawn_indices:
-        spanned, prompt = choices[index]
-        segments = [(segment.text, segment.is_control) for segment in prompt.segments]
-        ids = (*language.prompt_start, *language.prompt_tokenizer.encode(segments))
-        prompt_ids = np.array([*ids, *language.prompt_end])
-        answer = answer_arrays(language, picture, targets, spanned, prompt.labels)
-        lengths = {"prompt_ids": prompt_ids, "num_prompt": np.array(len(prompt_ids))}
-        examples.append(lengths | answer)
-    return examples
+    indices = rng.choice(len(choices), min(num, len(choices)), replace=False, p=chances)
+    return [choices[index] for index in indices]
 
 
 def _weight(picture: Picture, question: Question, weights: Mapping[str, float]) -> float:
@@ -245,8 +268,7 @@ def _weight(picture: Picture, question: Question, weights: Mapping[str, float]) 
     weight = weights.get(question.name, _OTHER_WEIGHT)
     if not isinstance(question.truth, InstancesTruth):
         return weight
-    drawn = picture.parts[picture.segmented_subject(question)].drawn
-    assert drawn is not None
+    _, drawn = picture.segmented(question)
     return weights.get(f"{question.name} {drawn.shape}", weight)
 
 
@@ -254,45 +276,31 @@ def answer_arrays(
     language: Language,
     picture: Picture,
     targets: CellTargets,
-    spanned: SpannedQuestion,
+    question: Question,
     labels: Sequence[str],
 ) -> Arrays:
     """Return the arrays of one answer, with a row for each token but `ranks`, of the cells."""
-    pieces = [piece for piece in language.write_answer(picture, spanned, labels) if piece.text]
-    ids, tokens = _tokens(language, pieces)
-    num = len(tokens)
+    pieces = [piece for piece in language.write_answer(picture, question, labels) if piece.text]
+    text = "".join(piece.text for piece in pieces)
+    encoding = language.tokenizer.encode(text, add_special_tokens=False)
+    ids = [*language.answer_start, *encoding.ids, *language.answer_end]
     arrays: Arrays = {
         "answer_ids": np.array(ids),
-        "mentioned": np.zeros((num, GRID * GRID), bool),
-        "coordinates": np.full(num, -1),
-        "positions": np.zeros(num, np.float32),
-        "steps": np.zeros(num, np.int64),
-        "places": np.full(num, -1),
-        "ranks": np.zeros(GRID * GRID, np.int64),
+        "mentioned": np.zeros((len(ids), NUM_CELLS), bool),
+        "coordinates": np.full(len(ids), -1),
+        "positions": np.zeros(len(ids), np.float32),
+        "steps": np.zeros(len(ids), np.int64),
+        "ranks": np.zeros(NUM_CELLS, np.int64),
     }
-    for index, piece in enumerate(tokens):
-        if piece is None:
-            continue
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    for index, (_, end) in enumerate(encoding.offsets, start=len(language.answer_start)):
+        piece = pieces[int(np.searchsorted(ends, end))]  # with the token's last character
         if piece.mention is not None:
             arrays["mentioned"][index] = targets.mentioned(piece.mention)
             if piece.mention.coordinate is not None:
                 arrays["coordinates"][index] = piece.mention.coordinate
         arrays["positions"][index] = piece.position or 0.0
         arrays["steps"][index] = piece.step
-        if piece.step:
-            arrays["places"][index] = arrays["places"][index - 1] + 1 if index else 0
-    for rank, subject in enumerate(ranked_subjects(spanned, pieces), start=1):
+    for rank, subject in enumerate(ranked_subjects(pieces), start=1):
         arrays["ranks"][targets.arrays["subject"] == subject] = rank
     return arrays
-
-
-def _tokens(language: Language, pieces: Sequence[Piece]) -> tuple[list[int], list[Piece | None]]:
-    """Return the ids of an answer, and the piece with each token's last character."""
-    text = "".join(piece.text for piece in pieces)
-    encoding = language.tokenizer.encode(text, add_special_tokens=False)
-    ends = np.cumsum([len(piece.text) for piece in pieces])
-    tokens: list[Piece | None] = [None] * len(language.answer_start)
-    for _, end in encoding.offsets:
-        tokens.append(pieces[int(np.searchsorted(ends, end))])
-    tokens += [None] * len(language.answer_end)
-    return [*language.answer_start, *encoding.ids, *language.answer_end], tokens

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from laboratory.training.examples import Batch, Language, cell_targets, image_batch, sequence_batch
+from laboratory.training.answers import WORD_SHARE, sample_picture
+from laboratory.training.examples import Batch, CellTargets, Language, image_batch, sequence_batch
 from laboratory.training.losses import CellHeads, answer_losses, attention_loss, grid_bins
 from laboratory.training.models import Trainee
-from laboratory.training.pictures import WORD_SHARE, sample_picture
 
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _ENCODER_IMAGES = 32  # per step
@@ -46,19 +46,17 @@ _WARM_UP_STEPS = 50
 _MAX_GRADIENT_NORM = 5.0
 _LOGGED_EVERY = 10
 _SAVED_EVERY = 200
-_LOSS_WEIGHTS = {"attention": 0.5, "preserved": 0.3, "retrieved": 0.3, "place": 0.3, "rank": 1.0}
+_ATTENTION_WEIGHT = 0.5
 _CELL_WEIGHT = 0.5  # of the losses of cells, beside those of answers
 
-_WEIGHTS = {
+_WEIGHTS = {  # others: 0.5
     "captioning short": 0.8,
     "captioning detailed": 2.0,
     "object_detection": 0.8,
     "dense_region_captioning": 0.8,
-    "region_proposal": 0.5,
     "open_vocabulary_detection shape": 0.8,
     "open_vocabulary_detection coloured shape": 0.8,
     "open_vocabulary_detection several": 1.2,
-    "open_vocabulary_detection absent": 0.5,
     "phrase_grounding caption": 1.0,
     "phrase_grounding phrases": 1.2,
     "instance_segmentation phrase": 1.6,
@@ -70,7 +68,6 @@ _WEIGHTS = {
     "region_description text": 1.2,
     "visual_question_answering color": 0.6,
     "visual_question_answering presence": 0.6,
-    "visual_question_answering count": 0.5,
     "visual_question_answering text": 0.6,
 }
 # Polygons, the longest answers, take longest to learn; then the words in captions, and the outlines
@@ -131,7 +128,11 @@ class Training:
     recipe: Recipe
     folder: Path
     device: str
-    is_bfloat16: bool = False  # matrix products only; weights and sums stay float32
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Of matrix products only; weights and sums are float32."""
+        return self.device.startswith("cuda")
 
     def run(self, last_step: int | None = None) -> None:
         """Train from the stored step to `last_step`, or to the recipe's last."""
@@ -152,11 +153,6 @@ class Training:
                         log.write(json.dumps({"step": step, **losses}) + "\n")
                 if step % _SAVED_EVERY == 0 or step == last:
                     self._save(step, optimizers)
-
-    def refine(self, weights: Mapping[str, Tensor]) -> None:
-        """Store a state at the start of refining with the weights of a checkpoint."""
-        self.trainee.model.load_state_dict(weights)
-        self._save(sum(stage.num_steps for stage in self.recipe[:2]), self._make_optimizers())
 
     def _save(self, step: int, optimizers: Sequence[Optimizer]) -> None:
         """Store the state before `step` atomically."""
@@ -215,7 +211,7 @@ class Training:
         seeds = range(first_seed, first_seed + num)
         pictures = [sample_picture(seed, difficulty, word_share) for seed in seeds]
         rng = default_rng((first_seed, 2))
-        targets = [cell_targets(picture) for picture in pictures]
+        targets = list(map(CellTargets.of, pictures))
         images = image_batch(pictures, targets, rng)
         if weights is None:
             return images, None
@@ -246,28 +242,27 @@ class Training:
     ) -> dict[str, Tensor]:
         """Return the weighted losses of a step."""
         trainee = self.trainee
-        images = _moved(images, self.device)
+        images = self._moved(images)
         location_ids = trainee.location_ids.to(self.device)
-        locations = trainee.embeddings[location_ids[grid_bins(trainee.bins_per_px)]]
         features = trainee.image_features(images["pixels"])
-        cells = features[:, trainee.num_pooled :]
-        if batch is None:
-            return self.heads.image_losses(cells, images, locations, sigma)
-        batch = _moved(batch, self.device)
-        written = trainee.write(features[batch["image_index"]], batch)
-        losses = answer_losses(written.states, trainee.embeddings, batch, location_ids, sigma)
-        losses["attention"] = attention_loss(written.attentions, batch)
+        losses = {}
         if has_heads:
-            losses |= self.heads.answer_losses(
-                written.cell_states, written.writer_states, batch, images, locations
-            )
-        for name, weight in _LOSS_WEIGHTS.items():
-            if name in losses:
-                losses[name] = losses[name] * weight
-        if has_heads:
+            cells = features[:, trainee.num_pooled :]
+            locations = trainee.embeddings[location_ids[grid_bins(trainee.bins_per_px)]]
+            weight = 1.0 if batch is None else _CELL_WEIGHT
             for name, loss in self.heads.image_losses(cells, images, locations, sigma).items():
-                losses[name] = loss * _CELL_WEIGHT
+                losses[name] = loss * weight
+        if batch is not None:
+            batch = self._moved(batch)
+            written = trainee.write(features[batch["image_index"]], batch)
+            losses |= answer_losses(written.logits, batch, location_ids, sigma)
+            losses["attention"] = attention_loss(written.attentions, batch) * _ATTENTION_WEIGHT
+            if has_heads:
+                losses["rank"] = self.heads.rank_loss(written.cell_states, batch)
         return losses
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: values.to(self.device) for name, values in batch.items()}
 
     def _make_optimizers(self) -> list[Optimizer]:
         """Return Muon for the matrices of the model and Adam for the rest.
@@ -294,10 +289,6 @@ class Training:
             adam.append({"params": others, "top": _ADAM_RATE, "part": part})
         dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
         return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
-
-
-def _moved(batch: Batch, device: str) -> Batch:
-    return {name: values.to(device) for name, values in batch.items()}
 
 
 class Muon(Optimizer):

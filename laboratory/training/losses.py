@@ -1,9 +1,8 @@
 """The losses of a step: of the answers' tokens, of their writers' attention, and of auxiliary heads
-that predict a cell's contents from its features and from the states of writers that mention it.
+that predict a cell's contents and its place in the answer.
 
-The heads are used in training only. They teach the encoder to recognise objects, the language model
-to preserve their attributes in the cells' states, and writers to retrieve all attributes of the
-mentioned object, not only the next token.
+The heads are used in training only. They teach the encoder to recognise objects, and the language
+model to order them.
 
 Shapes: B images, Q sequences, N cells, T answer tokens, M chosen states, C hidden, A heads, V
 vocabulary, G grid positions of a location, L locations.
@@ -13,27 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from export.scenes import CANVAS_PX
+from export.scenes import CANVAS_PX, COLORS, SHAPES, SIZES
+from laboratory.training.answers import CHARACTERS, NUM_SUBJECTS, WORD
 from laboratory.training.examples import NO_TOKEN, NOTHING, NUM_SLOTS, Batch
-from laboratory.training.pictures import CHARACTERS, NUM_CLASSES, NUM_SUBJECTS, WORD
 
-_CLASSES = {"subject": NUM_SUBJECTS, **NUM_CLASSES}  # and class 0, `NOTHING`
-_ATTRIBUTES = ("color", "shape", "size")
+_CLASSES = {  # and class 0, `NOTHING`
+    "subject": NUM_SUBJECTS,
+    "color": len(COLORS),
+    "shape": len(SHAPES),
+    "size": len(SIZES),
+    "brightness": 2,
+}
 _MAX_CHARACTERS = 8  # a word has at most 5
 _SLOTS = {"characters": len(CHARACTERS), "indices": _MAX_CHARACTERS}
 _FOREGROUND_SHARE = 0.7  # share of the loss: objects cover few cells
-_MAX_PLACES = 32  # run of locations: a circle's polygon has twelve points
 _GRID_STEP_PX = 1.5
 _REACH = 3  # grid steps to each side of a location's soft target
 _MIN_MASS = 1e-6
 
 
 def answer_losses(
-    states: Tensor, embeddings: Tensor, batch: Batch, location_ids: Tensor, sigma: float
+    logits: Tensor, batch: Batch, location_ids: Tensor, sigma: float
 ) -> dict[str, Tensor]:
-    """Return mean losses of ordinary tokens and locations; `states` (Q, T, C), ids (bins,).
+    """Return mean losses of ordinary tokens and locations; `logits` (Q, T, V), ids (bins,).
 
-    Padding gets no logits, the largest tensors of a step: `embeddings` (V, C) are the output head.
     A location has a soft target over its neighbours on the grid, `sigma` steps wide. An answer is
     weighted by the square root of its length; otherwise polygons would dominate.
     """
@@ -41,9 +43,7 @@ def answer_losses(
     is_location = batch["steps"] > 0
     weights = is_token / is_token.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
     is_plain = is_token & ~is_location
-    logits = (states[is_plain] @ embeddings.T).float()
-    plain = cross_entropy(logits, batch["answer_ids"][is_plain], reduction="none")
-    logits = (states[is_location] @ embeddings.T).float()
+    plain = cross_entropy(logits[is_plain].float(), batch["answer_ids"][is_plain], reduction="none")
     steps = batch["steps"][is_location][:, None]
     positions = batch["positions"][is_location][:, None]
     offsets = torch.arange(-_REACH, _REACH + 1, device=logits.device)
@@ -52,7 +52,8 @@ def answer_losses(
     distances = -(((bins - positions) / steps) ** 2) / (2 * sigma**2)
     targets = torch.softmax(distances.masked_fill(~is_bin, -torch.inf), dim=-1)
     ids = location_ids[bins.clamp(0, len(location_ids) - 1)]
-    location = -(targets * torch.log_softmax(logits, dim=-1).gather(1, ids)).sum(dim=-1)
+    logprobs = torch.log_softmax(logits[is_location].float(), dim=-1).gather(1, ids)
+    location = -(targets * logprobs).sum(dim=-1)
     total = weights.sum()
     return {
         "plain": (plain * weights[is_plain]).sum() / total,
@@ -82,26 +83,6 @@ def attention_loss(attentions: list[Tensor], batch: Batch) -> Tensor:
     return torch.stack(losses).mean()
 
 
-class AttributeHeads(nn.Module):
-    """Predicts colour, shape, size and box of the object that a state represents."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.classes = nn.ModuleDict()
-        for name in _ATTRIBUTES:
-            self.classes[name] = nn.Linear(hidden_size, NUM_CLASSES[name] + 1)
-        self.box = nn.Linear(hidden_size, 4 * hidden_size)
-
-    def loss(
-        self, states: Tensor, images: Batch, places: tuple[Tensor, Tensor], locations: Tensor
-    ) -> Tensor:
-        """Return the mean losses' sum of `states` (M, C); `places` are image (M,), cell (M,)."""
-        total = _box_loss(self.box(states), images["box"][places], locations, sigma=1.0)
-        for name, head in self.classes.items():
-            total = total + _mean_loss(head(states), images[name][places] + 1)
-        return total
-
-
 class CellHeads(nn.Module):
     """One linear layer per target of a cell."""
 
@@ -115,9 +96,6 @@ class CellHeads(nn.Module):
             self.slots[name] = nn.Linear(hidden_size, NUM_SLOTS * (num + 1))
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
         self.rank = nn.Linear(hidden_size, NUM_SUBJECTS + 1)  # 0: not in the answer
-        self.preserved = AttributeHeads(hidden_size)
-        self.retrieved = AttributeHeads(hidden_size)
-        self.place = nn.Linear(hidden_size, _MAX_PLACES)
 
     def image_losses(
         self, cells: Tensor, images: Batch, locations: Tensor, sigma: float
@@ -128,37 +106,17 @@ class CellHeads(nn.Module):
             losses[name] = _balanced(head(cells), images[name] + 1)
         is_word = images["subject"] == WORD
         for name, head in self.slots.items():
-            logits = head(cells[is_word]).view(-1, NUM_SLOTS, _SLOTS[name] + 1)
-            losses[name] = _mean_loss(logits, images[name][is_word] + 1)
+            logits = head(cells[is_word]).view(-1, _SLOTS[name] + 1)
+            targets = images[name][is_word].flatten() + 1
+            losses[name] = cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))
         is_part = images["subject"] != NOTHING
         boxes = images["box"][is_part]
         losses["box"] = _box_loss(self.box(cells[is_part]), boxes, locations, sigma)
         return losses
 
-    def answer_losses(
-        self, cells: Tensor, writers: Tensor, batch: Batch, images: Batch, locations: Tensor
-    ) -> dict[str, Tensor]:
-        """Return losses of cell states (Q, N, C) and writers (Q, T, C).
-
-        `preserved` are the attributes in the cells of an answer's subjects, `retrieved` those in
-        the writers of tokens that mention a subject, `place` is the index of a location in its run,
-        `rank` the order in which cells are mentioned.
-        """
-        sequence, cell = batch["ranks"].nonzero(as_tuple=True)
-        places = (batch["image_index"][sequence], cell)
-        preserved = self.preserved.loss(cells[sequence, cell], images, places, locations)
-        sequence, token = batch["mentioned"].any(dim=-1).nonzero(as_tuple=True)
-        cell = batch["mentioned"][sequence, token].int().argmax(dim=-1)
-        places = (batch["image_index"][sequence], cell)
-        retrieved = self.retrieved.loss(writers[sequence, token], images, places, locations)
-        is_location = batch["places"] >= 0
-        indices = batch["places"][is_location].clamp(max=_MAX_PLACES - 1)
-        return {
-            "preserved": preserved,
-            "retrieved": retrieved,
-            "place": _mean_loss(self.place(writers[is_location]), indices),
-            "rank": _balanced(self.rank(cells), batch["ranks"]),
-        }
+    def rank_loss(self, cells: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of the order in which an answer mentions the cells (Q, N, C)."""
+        return _balanced(self.rank(cells), batch["ranks"])
 
 
 def grid_bins(bins_per_px: float) -> Tensor:
@@ -172,14 +130,11 @@ def _box_loss(queries: Tensor, boxes: Tensor, locations: Tensor, sigma: float) -
 
     A coordinate's target is a normal distribution over the grid positions.
     """
-    if not boxes.numel():
-        return queries.sum() * 0.0
-    size = locations.shape[1]
-    logits = queries.view(-1, 4, size) @ locations.T  # (M, 4, G)
+    logits = queries.view(-1, 4, locations.shape[1]) @ locations.T  # (M, 4, G)
     grid = torch.arange(len(locations), device=boxes.device)
     distances = grid - (boxes / _GRID_STEP_PX)[..., None]
     targets = torch.softmax(-(distances**2) / (2 * sigma**2), dim=-1)
-    return -(targets * torch.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
+    return -(targets * torch.log_softmax(logits, dim=-1)).sum() / max(1, boxes.numel())
 
 
 def _balanced(logits: Tensor, targets: Tensor) -> Tensor:
@@ -189,10 +144,3 @@ def _balanced(logits: Tensor, targets: Tensor) -> Tensor:
     foreground = (losses * is_foreground).sum() / is_foreground.sum().clamp(min=1)
     background = (losses * (1 - is_foreground)).sum() / (1 - is_foreground).sum().clamp(min=1)
     return _FOREGROUND_SHARE * foreground + (1 - _FOREGROUND_SHARE) * background
-
-
-def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, 0 without targets."""
-    if not targets.numel():
-        return logits.sum() * 0.0
-    return cross_entropy(logits.flatten(0, -2), targets.flatten())

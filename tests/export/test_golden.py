@@ -1,4 +1,6 @@
-"""`python -m export golden`, over the embedded models and images of scenes whose truth is known."""
+"""Published answers, and `python -m export golden` over the embedded models and images of scenes
+whose truth is known.
+"""
 
 import json
 import shutil
@@ -9,11 +11,25 @@ from typing import Any
 
 import pytest
 
-from export.checks.golden_answers import MAX_IMAGE_BYTES
+from export.checkpoints.bases import CATALOG_FILE
+from export.checks.asking import Question
+from export.checks.golden_answers import GoldenAnswer, GoldenImage, golden_offer, read_golden
+from export.errors import SourceError
+from export.golden import MAX_IMAGE_BYTES, find_image, has_regions
 from export.scenes import render_scene, sample_scene
+from tasks.catalog import load_catalog
+from tasks.families import FAMILIES
+from tasks.parsing import GeneratedText
 from tests.support.export_cli import ModelStore
 from tests.support.hub import REPOSITORY, running_hub
 from wire.artifacts.manifest import read_manifest, write_manifest
+
+GOLDEN = read_golden()
+CATALOG = load_catalog(CATALOG_FILE, GOLDEN.answers)
+ALL: list[tuple[str, GoldenAnswer]] = []
+for _model_id, _answers in GOLDEN.answers.items():
+    ALL += [(_model_id, answer) for answer in _answers]
+LOCATED = [(model_id, answer) for model_id, answer in ALL if answer.regions]
 
 SCENE = "scene-6.png"
 SIZE_PX = 384
@@ -25,12 +41,13 @@ REGIONS: list[dict[str, Any]] = [
     {"label": "square", "at": [288, 49, 335, 98]},
 ]
 BOX = "<loc0136><loc0768><loc0264><loc0896> yellow square"
+FLORENCE: list[dict[str, Any]] = [
+    {"prompt": "<CAPTION>", "text": CAPTION},
+    {"prompt": "<OD>", "text": BOXES, "regions": REGIONS},
+    {"prompt": "<OCR>", "text": "088"},
+]
 TRUE: dict[str, list[dict[str, Any]]] = {
-    "florence-2-mini": [
-        {"prompt": "<CAPTION>", "text": CAPTION},
-        {"prompt": "<OD>", "text": BOXES, "regions": REGIONS},
-        {"prompt": "<OCR>", "text": "088"},
-    ],
+    "florence-2-mini": FLORENCE,
     "paligemma-mini": [
         {"prompt": "caption en", "text": CAPTION},
         {"prompt": "detect yellow square", "text": BOX},
@@ -39,6 +56,80 @@ TRUE: dict[str, list[dict[str, Any]]] = {
     ],
 }
 PUBLISHED = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main/{SCENE}"
+ANSWER = {"image": "a.jpg", "prompt": "", "max_new_tokens": 1, "source": "a file", "text": ""}
+
+
+def test_published_answers_are_of_models_of_the_catalog() -> None:
+    assert all(model_id in CATALOG for model_id in GOLDEN.answers)
+    num_sure = sum(not answer.weak for _, answer in ALL)
+    assert (len(ALL), num_sure, len(LOCATED)) == (37, 17, 16)
+    for model_id, answer in ALL:
+        assert "@" in answer.source
+        if CATALOG[model_id].family == "paligemma":  # sent as it is
+            question = Question.of_text(CATALOG[model_id], answer.prompt, (640, 480))
+            assert question.text == answer.prompt
+
+
+@pytest.mark.parametrize(("model_id", "answer"), LOCATED)
+def test_published_text_parses_to_the_published_regions(
+    model_id: str, answer: GoldenAnswer
+) -> None:
+    size_wh = GOLDEN.images[answer.image].size_wh
+    assert size_wh is not None
+    entry = CATALOG[model_id]
+    question = Question.of_text(entry, answer.prompt, size_wh)
+    assert question.task_id is not None
+    text = answer.text.replace("<s>", "")  # the runner drops such tokens
+    written = GeneratedText(text, (len(text),), (0.0,), "stop")
+    result = FAMILIES[entry.family].parse_answer(
+        entry, question.task_id, question.parameters, [written], size_wh, "polygon", None
+    )
+    assert answer.regions is not None
+    assert has_regions(result, answer.regions), result
+    assert not has_regions(result, answer.regions[1:])
+    first = answer.regions[0]
+    moved = first.model_copy(update={"at": [first.at[0] + 1, *first.at[1:]]})
+    assert not has_regions(result, [moved, *answer.regions[1:]])
+
+
+def test_a_model_with_published_answers_is_offered_the_comparison() -> None:
+    assert golden_offer("florence-2-base") == (
+        "6 published answers to compare with: python -m export golden florence-2-base"
+    )
+    assert golden_offer("florence-2-mini") is None
+    assert golden_offer("florence-2-base", Path("not in an image.yaml")) is None
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("a: [", "cannot be read as YAML: while parsing"),
+        ({"images": {}, "answers": {}, "rules": 1}, "at rules: Extra inputs are not permitted"),
+        ({"images": {"../a.jpg": {}}, "answers": {}}, "at images.../a.jpg.[key]: String should"),
+        (
+            {"images": {"a.jpg": {"url": "http://127.0.0.1/a.jpg"}}, "answers": {}},
+            "at images.a.jpg.url: String should match pattern",
+        ),
+        (
+            {"images": {"a.jpg": {}}, "answers": {"x": [ANSWER | {"max_new_tokens": 0}]}},
+            "at answers.x.0.max_new_tokens: Input should be greater than or equal to 1",
+        ),
+        (
+            {"images": {}, "answers": {"x": [ANSWER]}},
+            "has an answer about a.jpg, which is not among its images",
+        ),
+    ],
+)
+def test_a_malformed_file_is_refused_with_the_place(
+    document: Any, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.yaml"
+    text = document if isinstance(document, str) else json.dumps(document)
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError) as refused:
+        read_golden(file)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def write_answers(
@@ -77,13 +168,11 @@ def test_true_answers_are_equal(
     file = write_answers(tmp_path, TRUE)
     run = golden(exported, model_id, "--answers", file, "--images", images)
     assert (run.returncode, run.stderr) == (0, ""), run.stdout
-    lines = run.stdout.splitlines()
-    assert len(lines) == len(TRUE[model_id])
-    for line, answer in zip(lines, TRUE[model_id], strict=True):
+    for line, answer in zip(run.stdout.splitlines(), TRUE[model_id], strict=True):
         assert line.startswith(f"ok        float32+float32 {SCENE} {answer['prompt']!r}: expected")
 
 
-def test_default_precision_and_float32_are_compared(
+def test_the_default_precision_and_float32_are_compared(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
     store = ModelStore(tmp_path / "bentoml")
@@ -92,15 +181,13 @@ def test_default_precision_and_float32_are_compared(
     manifest = read_manifest(folder)
     manifest.precision["cpu"].update({"encoder": "int8", "decoder": "int8"})  # type: ignore[attr-defined]
     write_manifest(folder, manifest)
-    file = write_answers(tmp_path, {"florence-2-mini": TRUE["florence-2-mini"][:1]})
+    file = write_answers(tmp_path, {"florence-2-mini": FLORENCE[:1]})
     run = golden(store, "florence-2-mini", "--answers", file, "--images", images)
-    assert [line.split()[:2] for line in run.stdout.splitlines()] == [
-        ["ok", "int8+int8"],
-        ["ok", "float32+float32"],
-    ]
+    starts = [line.split()[:2] for line in run.stdout.splitlines()]
+    assert starts == [["ok", "int8+int8"], ["ok", "float32+float32"]]
 
 
-def test_a_difference_is_shown_from_its_first_character_and_fails_unless_it_is_weak(
+def test_a_difference_fails_unless_it_is_weak(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
     moved = [REGIONS[0], REGIONS[1] | {"at": [288, 49, 335, 99]}]
@@ -149,33 +236,27 @@ def test_images_are_fetched_once_and_what_cannot_be_is_named(
     assert (again.returncode, again.stdout.splitlines()) == (0, answers), again.stderr
 
 
-def test_an_image_that_is_not_there_is_named_with_its_place(
-    exported: ModelStore, tmp_path: Path
-) -> None:
-    file = write_answers(tmp_path, TRUE, url=PUBLISHED)
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    run = golden(exported, "florence-2-mini", "--answers", file, "--images", folder)
-    assert (run.returncode, run.stdout) == (
-        1,
-        f"failure   {SCENE} is missing: save {PUBLISHED} as {folder / SCENE}\n",
-    )
-
-
-def test_a_file_that_is_not_the_published_image_is_refused(
+def test_an_image_that_is_not_the_published_one_is_refused(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
-    file = write_answers(tmp_path, TRUE, size_wh=[640, 480])
-    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
-    assert (run.returncode, run.stdout) == (
-        1,
-        f"failure   {images / SCENE} has 384 x 384 pixels; the published {SCENE} has 640 x 480"
-        " pixels\n",
+    file = write_answers(tmp_path, TRUE, size_wh=[640, 480], url=PUBLISHED)
+    refusals = []
+    for prepare in (
+        lambda: None,
+        lambda: shutil.copy(file, images / SCENE),
+        lambda: (images / SCENE).unlink(),
+    ):
+        prepare()
+        run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
+        assert run.returncode == 1
+        refusals.append(run.stdout.removeprefix("failure   ").rstrip("\n"))
+    assert refusals[0] == (
+        f"{images / SCENE} has 384 x 384 pixels; the published {SCENE} has 640 x 480 pixels"
     )
-    shutil.copy(file, images / SCENE)
-    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
-    assert run.returncode == 1
-    assert run.stdout.startswith(f"failure   {images / SCENE} cannot be read as an image: ")
+    assert refusals[1].startswith(f"{images / SCENE} cannot be read as an image: ")
+    assert refusals[2] == f"{SCENE} is missing: save {PUBLISHED} as {images / SCENE}"
+    with pytest.raises(SourceError, match=r"a\.jpg has no URL: give the folder"):
+        find_image("a.jpg", GoldenImage(), None)
 
 
 @pytest.mark.parametrize(

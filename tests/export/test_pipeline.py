@@ -1,10 +1,11 @@
 import io
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
@@ -12,14 +13,14 @@ from export.checks.parity import ProbePlan
 from export.errors import ParityError, SourceError
 from export.pipeline import make_artifacts
 from export.progress import Progress
+from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
-from wire.artifacts.manifest import MANIFEST_FILE
+from tests.support.export_random import PROBES, export_random
+from tests.support.microsoft_form import update_json
+from tests.support.random_weights import SHAPES
+from wire.artifacts.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_files
 
 MODEL_ID = "florence-2-mini"
-
-
-def quiet() -> Progress:
-    return Progress(MODEL_ID, 9, io.StringIO())
 
 
 @pytest.fixture
@@ -35,89 +36,135 @@ def artifacts(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
-def planned(checkpoint: Path) -> ExportJob:
-    return replace(
-        plan_job(find_entry(MODEL_ID), ExportOptions(source=str(checkpoint))), photographs=()
-    )
+def planned(checkpoint: Path, model_id: str = MODEL_ID) -> ExportJob:
+    job = plan_job(find_entry(model_id), ExportOptions(source=str(checkpoint)))
+    return replace(job, photographs=())
 
 
-def test_answers_that_differ_from_the_reference_are_refused(
-    checkpoint: Path, artifacts: Path
+def make(job: ExportJob, folder: Path, is_large: bool = False) -> Manifest:
+    progress = Progress(job.entry.id, 9, io.StringIO())
+    return make_artifacts(job, folder, progress, is_large, ProbePlan(2, 20))
+
+
+def change_weights(
+    checkpoint: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    # one of transformers that the runners do not implement
-    rules = checkpoint / "generation_config.json"
-    rules.write_text(
-        json.dumps(json.loads(rules.read_text(encoding="utf-8")) | {"repetition_penalty": 5.0})
-    )
-    with pytest.raises(ParityError, match="the reference has"):
-        make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 20))
+    """Change the weights whose names have a part."""
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    for weight_name, weight in weights.items():
+        weights[weight_name] = change(weight.float()) if name in weight_name else weight.float()
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def repeat_penalty(checkpoint: Path) -> None:
+    """A rule of transformers that the runners do not implement."""
+    update_json(checkpoint / "generation_config.json", repetition_penalty=5.0)
+
+
+def overflow(checkpoint: Path) -> None:
+    change_weights(checkpoint, "decoder.layernorm_embedding.bias", lambda bias: bias + 3e38)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(repeat_penalty, "the reference has"), (overflow, "the decoder failed on a prompt")],
+)
+def test_answers_that_differ_are_refused(
+    spoil: Callable[[Path], None], message: str, checkpoint: Path, artifacts: Path
+) -> None:
+    spoil(checkpoint)
+    with pytest.raises(ParityError, match=message):
+        make(planned(checkpoint), artifacts)
     assert not (artifacts / MANIFEST_FILE).exists()
 
 
-def test_a_checkpoint_of_another_size_than_its_entry_is_refused_before_anything_is_written(
-    checkpoint: Path, artifacts: Path
-) -> None:
-    job = plan_job(find_entry("florence-2-base"), ExportOptions(source=str(checkpoint)))
+def test_a_checkpoint_of_another_size_is_refused(checkpoint: Path, artifacts: Path) -> None:
     with pytest.raises(SourceError, match=r"has parameters 2610240 .*the entry: 231443968"):
-        make_artifacts(job, artifacts, quiet())
+        make(planned(checkpoint, "florence-2-base"), artifacts)
     assert list(artifacts.iterdir()) == []
 
 
-def test_a_decoder_that_fails_is_refused(checkpoint: Path, artifacts: Path) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    name = "model.language_model.decoder.layernorm_embedding.bias"
-    weights[name] = weights[name].float() + 3e38  # its products overflow
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ParityError, match="the decoder failed on a prompt"):
-        make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 4))
-    assert not (artifacts / MANIFEST_FILE).exists()
-
-
-def test_encoder_that_leaves_float16s_range_is_left_out_and_the_rest_is_stored(
+def test_an_encoder_that_leaves_float16s_range_is_left_out(
     checkpoint: Path, artifacts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights = {
-        name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()
-    }
     # A norm follows this convolution, so only its own output grows.
-    first = [name for name in weights if "vision_tower.convs.0.conv." in name]
-    assert len(first) == 2
-    for name in first:
-        weights[name] *= 10_000
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    change_weights(checkpoint, "vision_tower.convs.0.conv.", lambda weight: weight * 10_000)
     job = planned(checkpoint)
-    job = replace(job, source=replace(job.source, name="a/repository", revision="a-commit"))
-    manifest = make_artifacts(job, artifacts, quiet(), probe_plan=ProbePlan(2, 4))
+    source = replace(job.source, name="a/repository", revision="a-commit")
+    manifest = make(replace(job, source=source), artifacts)
     assert (manifest.source, manifest.revision) == ("a/repository", "a-commit")
-    assert any(
-        "float16 is left out; the default on cuda is float32 instead" in each
-        for each in caplog.messages
-    )
+    assert "float16 is left out; the default on cuda is float32 instead" in caplog.text
     assert manifest.precision["cuda"] == {"encoder": "float32", "decoder": "float16"}
     assert manifest.parity["encoder"].keys() == {"int8"}
-    assert "vision_encoder.float16.onnx" not in {
-        *manifest.files,
-        *(path.name for path in artifacts.iterdir()),
-    }
-    assert {
-        "vision_encoder.onnx",
-        "vision_encoder.int8.onnx",
-        "decoder.safetensors",
-    } <= manifest.files.keys()
+    encoders = {"vision_encoder.onnx", "vision_encoder.int8.onnx"}
+    assert {name for name in manifest.files if name.endswith(".onnx")} == encoders
+    assert {path.name for path in artifacts.glob("*.onnx")} == encoders
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_lines_or_a_bar() -> None:
+    lines, terminal = io.StringIO(), Terminal()
+    for stream in (lines, terminal):
+        with Progress("florence-2-base", 2, stream) as progress:
+            progress.begin("writing the decoder's weights")
+            progress.begin("making the vision encoders")
+    assert lines.getvalue().splitlines() == [
+        "florence-2-base: writing the decoder's weights (0 s)",
+        "florence-2-base: making the vision encoders (0 s)",
+    ]
+    assert "florence-2-base: making the vision encoders:  50%" in terminal.getvalue()
+    assert "\n" not in terminal.getvalue()
 
 
 @pytest.mark.long
-def test_large_models_path_gives_the_artifacts_of_a_small_one(tmp_path: Path) -> None:
+def test_a_large_models_path_gives_the_artifacts_of_a_small_one(tmp_path: Path) -> None:
     """Encoders of a child process and streamed layers: the same files and the same measurements."""
     job = replace(plan_job(find_entry("paligemma-mini"), ExportOptions()), photographs=())
     manifests = []
     for is_large in (False, True):
         folder = tmp_path / str(is_large)
         folder.mkdir()
-        manifests.append(make_artifacts(job, folder, quiet(), is_large, ProbePlan(2, 4)))
+        manifests.append(make(job, folder, is_large))
     small, large = manifests
     assert large.files.keys() == small.files.keys()
     changed = {name for name in small.files if large.files[name] != small.files[name]}
     assert changed <= {"config.json"}
     assert large.parity["tokens"] == small.parity["tokens"]
     assert large.parity["decoder"] == small.parity["decoder"]
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Florence-2-large with a quarter of its pixels: the widths are under test, and full images
+    take two minutes.
+    """
+    small = replace(SHAPES["florence-2-large"], image_size_px=384, num_image_tokens=12 * 12 + 1)
+    monkeypatch.setitem(SHAPES, "florence-2-large", small)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("small_images")
+@pytest.mark.parametrize(
+    "name", ["florence-2-large", "paligemma-3b-mix-224", "paligemma-3b-pt-896"]
+)
+def test_real_widths_pass_parity(name: str, tmp_path: Path, artifacts: Path) -> None:
+    manifest = export_random(name, tmp_path / "checkpoint", artifacts)
+    assert manifest == read_manifest(artifacts)
+    verify_files(artifacts, manifest)
+    assert manifest.num_image_tokens == SHAPES[name].num_image_tokens
+    assert manifest.image_size_wh == (SHAPES[name].image_size_px,) * 2
+    assert manifest.parity["tokens"]["num_prompts"] == PROBES.num_probes
+
+
+def test_random_weights_are_always_the_same(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        write_random_checkpoint(SHAPES["florence-2-base"], tmp_path / place, max_layers=1)
+    one, other = (tmp_path / place / "model.safetensors" for place in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()

@@ -14,7 +14,7 @@ from export.artifacts.vision_module import read_image_input
 from export.checks.answers import load_photographs
 from export.checks.reference import Reference
 from export.tuning.batches import Batches
-from export.tuning.examples import Example, LabelledImage, read_labels
+from export.tuning.examples import Example, TuningImage, read_labels
 from service.images.decoding import ImageDecoder, LazyImage
 from tasks.prompts import PromptSegment
 from tasks.table import TaskParameters
@@ -81,7 +81,7 @@ async def served_image(data: bytes, manifest: Manifest) -> tuple[tuple[int, int]
     return image.header.size_wh, await image.pixels(manifest)
 
 
-def tuned_pixel_values(reference: Reference, batches: Batches, labelled: LabelledImage) -> Tensor:
+def tuned_pixel_values(reference: Reference, batches: Batches, labelled: TuningImage) -> Tensor:
     """Return the input of the vision tower, of a batch about an image of a dataset."""
     prompt = (PromptSegment("What does the image describe?"),)
     answer = (PromptSegment("a wall"),)
@@ -107,7 +107,7 @@ def test_pixels_of_checks_and_tuning(
     (checked,) = load_photographs([path], manifest)
     assert np.array_equal(np.asarray(checked.image), pixels)
     (tmp_path / "labels.jsonl").write_text('{"image": "image.png", "caption": "a wall"}')
-    (labelled,) = read_labels(tmp_path, tmp_path / "work").images
+    ((labelled,), _) = read_labels(tmp_path, tmp_path / "work")
     assert labelled.size_wh == checked.original_size_wh == size_wh
     processor = reference.processor.image_processor
     expected = processor([Image.fromarray(pixels)], do_resize=False, return_tensors="pt")

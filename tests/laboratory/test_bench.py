@@ -11,8 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from laboratory.bench.__main__ import Rounds, markdown, num_equal, numbers_of, ratio_table
+from laboratory.bench.__main__ import Rounds, markdown, measures_of, num_equal, ratio_table
 from laboratory.bench.load import (
+    DECODE_HEAVY,
+    MIXED,
+    ONE_IMAGE,
     RANDOM_MODEL,
     SHORT_TOKENS,
     WORKLOADS,
@@ -20,7 +23,7 @@ from laboratory.bench.load import (
     BenchQuestion,
     Round,
     Sample,
-    WorkloadName,
+    Workload,
     drive,
     requests_of,
 )
@@ -64,13 +67,13 @@ def test_no_two_rounds_share_a_scene() -> None:
 
 
 def test_requests_of_each_workload() -> None:
-    mixed = requests_of("mixed", SCENES, 0, factor=1)
+    mixed = requests_of(MIXED, SCENES, 0, factor=1)
     assert [request.fields["task"] for request in mixed[:3]] == ["captioning", "ocr", "captioning"]
     assert len(mixed) == 16
-    assert len(requests_of("mixed", SCENES, 1, factor=4)) == 64
-    one_image = requests_of("one_image", SCENES, 0, factor=1)
+    assert len(requests_of(MIXED, SCENES, 1, factor=4)) == 64
+    one_image = requests_of(ONE_IMAGE, SCENES, 0, factor=1)
     assert [request.fields["task"] for request in one_image] == ["captioning", "ocr"]
-    lengths = [r.max_new_tokens for r in requests_of("decode_heavy", SCENES, 0, factor=1)]
+    lengths = [r.max_new_tokens for r in requests_of(DECODE_HEAVY, SCENES, 0, factor=1)]
     assert lengths == [8, 32, 8, 64, 8, 128, 8, 256]
 
 
@@ -187,15 +190,20 @@ def one_round(
 
 
 def test_rates_are_medians_and_percentiles_over_all_answers() -> None:
-    numbers = numbers_of([one_round(1.0), one_round(4.0)])
-    assert numbers.requests_per_s == pytest.approx((2 + 0.5) / 2)
-    assert numbers.tokens_per_s == pytest.approx((72 + 18) / 2)
-    assert (numbers.p50_s, numbers.p95_s, numbers.short_p95_s) == (0.08, 0.64, 0.08)
-    assert numbers.cpu_s == pytest.approx(0.8 / 4)
+    assert measures_of([one_round(1.0), one_round(4.0)]) == pytest.approx(
+        {
+            "requests/s": (2 + 0.5) / 2,
+            "tokens/s": (72 + 18) / 2,
+            "p50, ms": 80,
+            "p95, ms": 640,
+            "p95 of short ones, ms": 80,
+            "CPU, ms": 1000 * 0.8 / 4,
+        }
+    )
 
 
 def test_ours_is_compared_with_the_best_peer() -> None:
-    workload: WorkloadName = "decode_heavy"
+    workload = DECODE_HEAVY
     rounds: Rounds = {
         ("base", OURS, workload): [one_round(1.0), one_round(1.0, "b")],
         ("base", OURS_DEFAULT, workload): [one_round(0.5)],
@@ -224,7 +232,7 @@ def test_ours_is_compared_with_the_best_peer() -> None:
 def test_each_workload_of_ours_has_a_peer() -> None:
     for model in (RANDOM_MODEL, FLORENCE.id):
         ours, *others = servers_of(model)
-        workloads = set[str]()
+        workloads = set[Workload]()
         for server in others:
             if server.peer is not None:
                 workloads |= set(server.workloads)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from laboratory.gpu_check.parts import endless
-from laboratory.gpu_check.report import Verdict, failed, read, verdict_table, write
+from laboratory.gpu_check.report import Verdict, read, run, verdict_table, write
 from laboratory.gpu_check.speed import MarkedEngine
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
@@ -59,38 +59,30 @@ def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> Non
     assert run.returncode == (0 if all(line["is_met"] for line in lines) else 1)
 
 
-def test_a_check_that_fails_is_a_missed_aim() -> None:
-    verdict = failed("step", "a", RuntimeError("CUDA error: unknown error"))
-    measured = json.loads(verdict.line())["measured"]
-    assert measured["error"] == "RuntimeError: CUDA error: unknown error"
-    assert "traceback" not in verdict_table([verdict]).lower()
-    assert not verdict.is_met
+def broken() -> Verdict:
+    raise RuntimeError("CUDA error: unknown error")
 
 
 def test_a_report_names_its_missed_aims_and_what_to_try(tmp_path: Path) -> None:
-    verdicts = [
-        Verdict("step", "a", {"1 row, ms": 2.5, "kernel names": {"gemm": 9}}, "<= 3", is_met=True),
-        failed("tokens, 3 beams", "a", RuntimeError("CUDA error: unknown error")),
-    ]
+    measured = {"1 row, ms": 2.5, "kernel names": {"gemm": 9}}
+    met = run(lambda: Verdict(measured, "<= 3", is_met=True), "step", "a")
+    missed = run(broken, "tokens, 3 beams", "a")
     file = tmp_path / "report.json"
-    write(file, verdicts, ["no CUDA graph for the choice of 4 tokens"])
+    write(file, [met, missed], ["no CUDA graph for the choice of 4 tokens"])
     step, tokens = json.loads(file.read_text())["verdicts"]
+    assert tokens["measured"]["error"] == "RuntimeError: CUDA error: unknown error"
     assert "RuntimeError" in tokens["measured"]["traceback"]
-    assert step["measured"]["kernel names"] == {"gemm": 9}
-    assert "gemm" not in verdicts[0].line() + verdict_table(verdicts)
+    assert step["measured"] == measured
+    table = verdict_table([met, missed])
+    assert table.splitlines()[2] == "| step | a | 1 row, ms 2.5 | <= 3 | yes |"
+    assert "gemm" not in met.line() + table
+    assert "traceback" not in table.lower()
     text = read(file)
     assert "step" not in text.partition("| tokens")[0]
     assert "tokens, 3 beams: few differences are rounding" in text
     assert text.endswith("log: no CUDA graph for the choice of 4 tokens")
-    write(file, verdicts[:1], [])
+    write(file, [met], [])
     assert read(file) == f"{file}: all 1 aims are met"
-
-
-def test_the_table_has_a_row_for_each_verdict() -> None:
-    rows = verdict_table(
-        [Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]
-    ).splitlines()
-    assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]
 
 
 def test_the_idle_share_is_the_time_between_passes_and_choices(artifacts: Path) -> None:

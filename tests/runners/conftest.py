@@ -1,13 +1,9 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoConfig
 
 from export.artifacts.onnx_graphs import write_at_precision
-
-_Config: Any = AutoConfig  # untyped in transformers
 
 
 @pytest.fixture
@@ -16,5 +12,5 @@ def int8_artifacts(artifacts: Path, tmp_path: Path) -> Path:
     catalog.
     """
     folder = Path(shutil.copytree(artifacts, tmp_path / "with int8"))
-    write_at_precision(folder, "int8", _Config.from_pretrained(folder))
+    write_at_precision(folder, "int8")
     return folder

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from export.checkpoints.bases import CATALOG_FILE
+from export.checks.asking import Question
 from export.checks.golden_answers import read_golden
-from export.golden import Question
 from runners.tokens.constraints import Constraints
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
@@ -270,7 +270,7 @@ def test_published_answers_can_be_written(vocabulary: RealVocabulary) -> None:
     for model_id, answers in golden.answers.items():
         entry = catalog[model_id]
         for answer in answers:
-            grammar = Question.of(entry, answer.prompt, IMAGE_WH).grammar(entry)
+            grammar = Question.of_text(entry, answer.prompt, IMAGE_WH).grammar
             if entry.family != vocabulary.family or grammar is None or answer.excluded:
                 continue
             constraint = constraints.get(grammar)

@@ -14,9 +14,10 @@ from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
+from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
 from tests.support.fitting_entries import fitting
-from tests.support.random_weights import write_random_checkpoint
+from tests.support.random_weights import SHAPES
 from wire.artifacts.manifest import Manifest
 
 PROBES = ProbePlan(2, 12)
@@ -25,7 +26,7 @@ PROBES = ProbePlan(2, 12)
 def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     """Write a random checkpoint of `name`, and its artifacts into an empty folder."""
     # Gemma 2 needs two layers: one with a sliding window and one without.
-    write_random_checkpoint(name, checkpoint, max_layers=2 if "-2-3b" in name else 1)
+    write_random_checkpoint(SHAPES[name], checkpoint, max_layers=2 if "-2-3b" in name else 1)
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
     job = plan_job(find_entry(name), options)

@@ -24,9 +24,6 @@ from transformers.models.florence2.modeling_florence2 import (
 
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.sources import resolve_source
-from runners.decoder.batch import generate_all
-from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import SequenceRequest
 from tests.support.real_tokenizers import byte_characters
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -293,11 +290,3 @@ def converted(folder: Path, output: Path) -> Path:
     with in_transformers_form(source) as same:
         assert (same.name, same.revision) == (source.name, None)
         return Path(shutil.copytree(same.folder, output))
-
-
-def answered(
-    decoder: Decoder, features: Tensor, prompt_ids: tuple[int, ...], max_new_tokens: int
-) -> list[list[int]]:
-    """Return our answers to a prompt about each image, with the checkpoint's 3 beams."""
-    requests = [SequenceRequest(each, prompt_ids, max_new_tokens, num_beams=3) for each in features]
-    return [list(answer.token_ids) for answer in generate_all(decoder, requests)]

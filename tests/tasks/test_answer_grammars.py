@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from random import Random
 
 import pytest
@@ -13,8 +12,12 @@ from export import golden
 from export.checkpoints.bases import CATALOG_FILE
 from export.scenes import sample_scene
 from laboratory.questions import question_prompts
-from laboratory.training.answers import WriteAnswer, florence2_answer, paligemma_answer
-from laboratory.training.pictures import picture_of
+from laboratory.training.answers import (
+    WriteAnswer,
+    florence2_answer,
+    paligemma_answer,
+    picture_of,
+)
 from runners.tokens.constraints import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
@@ -28,7 +31,7 @@ from tests.support.real_tokenizers import EOS_ID
 
 WRITERS: dict[Family, WriteAnswer] = {
     "florence2": florence2_answer,
-    "paligemma": partial(paligemma_answer, lambda _: range(16)),
+    "paligemma": paligemma_answer,
 }
 BOX = "<loc_1><loc_2><loc_3><loc_4>"
 QUAD = "<loc_1>" * 8
@@ -85,13 +88,12 @@ def languages() -> dict[Family, Language]:
 def true_answers(family: Family, model_id: str) -> Iterator[tuple[str, TaskParameters, str]]:
     for seed in range(40):
         picture = picture_of(sample_scene(seed, None if seed % 5 else 0))
-        for spanned in picture.questions:
-            question = spanned.question
+        for question in picture.questions:
             parameters = parse_parameters(TASKS[question.task], question.parameters)
             if FAMILIES[family].answer_grammar(RELEASED[family], question.task, parameters) is None:
                 continue
             for prompt in question_prompts(CATALOG[model_id], question):
-                pieces = WRITERS[family](picture, spanned, prompt.labels)
+                pieces = WRITERS[family](picture, question, prompt.labels)
                 yield question.task, parameters, "".join(piece.text for piece in pieces)
 
 

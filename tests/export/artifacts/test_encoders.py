@@ -10,95 +10,71 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from export.artifacts.encoders import (
-    load_vision_model,
-    make_encoders_in_child,
-    run_in_child,
-    write_merged,
-)
+from export.artifacts.encoders import load_vision_model, make_encoders, run_in_child, write_merged
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checkpoints.sources import resolve_source
 from export.checks.reference import Reference
 from export.errors import ExportError, SourceError
 from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import VisionEncoder
-from tests.support.export_cli import MODELS
+from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.reference_answers import reference_answer
 
+CHECKPOINT = MODELS / "paligemma-mini"
 PROJECTOR = "model.multi_modal_projector.linear"
 # Features are up to about 6; sums of some hundred terms have another order.
 FLOAT32_ROUNDING = 1e-4
 INPUT = ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 
 
+def random_pixels(num_images: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
+
+
 @pytest.mark.long
-def test_the_child_takes_merged_weights(
-    tmp_path: Path,
-) -> None:
-    checkpoint = MODELS / "paligemma-mini"
+def test_the_child_takes_merged_weights(tmp_path: Path) -> None:
     merged = tmp_path / "merged.safetensors"
     save_file({f"{PROJECTOR}.bias": torch.full((128,), 3.0)}, merged)
-    make_encoders_in_child(checkpoint, INPUT, ["float32"], tmp_path, merged)
+    run_in_child(make_encoders, CHECKPOINT, INPUT, ["float32"], tmp_path, merged)
     encoder = VisionEncoder(tmp_path)
     encoder.load()
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), dtype=np.uint8)
+    pixels = random_pixels(1)
     features = encoder.encode(pixels)
-    expected, base = (
-        VisionEncoderModule(load_vision_model(checkpoint, weights), INPUT)(
-            torch.from_numpy(pixels)
-        ).detach()
-        for weights in (merged, None)
-    )
+    results = []
+    for weights in (merged, None):
+        module = VisionEncoderModule(load_vision_model(CHECKPOINT, weights), INPUT)
+        results.append(module(torch.from_numpy(pixels)).detach())
+    expected, base = results
     assert (features - expected).abs().max() < 1e-3
     assert (features - base).abs().min() > 1
 
 
-def test_merged_weights_have_the_adapters_changes(
-    tmp_path: Path,
-) -> None:
-    checkpoint = MODELS / "paligemma-mini"
-    before = load_vision_model(checkpoint).get_submodule(PROJECTOR).weight.detach()
+def test_merged_weights_have_the_adapters_changes(tmp_path: Path) -> None:
+    before = load_vision_model(CHECKPOINT).get_submodule(PROJECTOR).weight.detach()
     num_outputs, num_inputs = before.shape
     product = Product(PROJECTOR, 1, torch.full((1, num_inputs), 2.0), torch.ones(num_outputs, 1))
     bias = torch.full((num_outputs,), 3.0)
     changes = VisionPart({f"{PROJECTOR}.weight": product}, {f"{PROJECTOR}.bias": bias})
-    write_merged(checkpoint, changes, tmp_path / "merged.safetensors")
+    write_merged(CHECKPOINT, changes, tmp_path / "merged.safetensors")
     merged = load_file(tmp_path / "merged.safetensors")
     assert merged.keys() == {f"{PROJECTOR}.weight", f"{PROJECTOR}.bias"}
     assert merged[f"{PROJECTOR}.bias"].equal(bias)
     assert (merged[f"{PROJECTOR}.weight"] - before - 2).abs().max() < 1e-6  # float32
 
 
-def test_failure_of_the_child_is_one_line() -> None:
-    with pytest.raises(
-        ExportError,
-        match=r"^the vision encoders cannot be made: ValueError: the graph is too large$",
-    ):
+def test_a_failure_of_the_child_is_one_line(tmp_path: Path) -> None:
+    message = r"^the vision encoders cannot be made: ValueError: the graph is too large$"
+    with pytest.raises(ExportError, match=message):
         run_in_child(exec, 'raise ValueError("the graph\\n  is too large")')
-
-
-def test_an_error_of_the_export_is_raised_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="was killed, probably by the kernel for lack of memory"):
+        run_in_child(os._exit, 9)
     with pytest.raises(SourceError, match="is neither a folder nor a hub id"):
         run_in_child(resolve_source, "a/b/c", None, "florence2", tmp_path)
 
 
-def test_killed_child_is_one_line() -> None:
-    with pytest.raises(ExportError, match="was killed, probably by the kernel for lack of memory"):
-        run_in_child(os._exit, 9)
-
-
-@pytest.fixture
-def encoder(artifacts: Path) -> VisionEncoder:
+def test_features_are_transformers_in_any_batch(artifacts: Path, checkpoint: Path) -> None:
     encoder = VisionEncoder(artifacts)
     encoder.load()
-    return encoder
-
-
-def random_pixels(num_images: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
-
-
-def test_features_are_transformers_in_any_batch(encoder: VisionEncoder, checkpoint: Path) -> None:
     pixels = random_pixels(3)
     images = [Image.fromarray(image) for image in pixels]
     expected = Reference.load(checkpoint).image_features(images)
@@ -136,6 +112,29 @@ def test_other_steps_of_an_image_processor_are_refused(processor: Any, message: 
 def test_an_image_input_has_the_processors_settings() -> None:
     size = {"height": 224, "width": 448}
     image_input = read_image_input(SiglipImageProcessor(size=size, image_std=[0.5, 0.6, 0.7]))
-    assert image_input.size_wh == (448, 224)
-    assert image_input.std == (0.5, 0.6, 0.7)
+    assert (image_input.size_wh, image_input.std) == ((448, 224), (0.5, 0.6, 0.7))
     assert image_input.resample == Image.Resampling.BICUBIC
+
+
+def test_a_full_disk_of_the_store_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import os
+from pathlib import Path
+from export.artifacts.store import new_version
+from export.errors import ExportError
+try:
+    with new_version("some-model") as folder:
+        (folder / "weights").write_bytes(bytes(3_000_000))
+except ExportError as error:
+    print(error)
+stored = Path(os.environ["BENTOML_HOME"], "models").rglob("*")
+print([str(path) for path in stored if path.is_file()])
+"""
+    (tmp_path / "temporary").mkdir()
+    store = ModelStore(tmp_path / "small", small_disk(tmp_path / "small", 2))
+    run = store.python("-c", code, TMPDIR=str(tmp_path / "temporary"))
+    message, stored = run.stdout.splitlines()
+    assert message.startswith("no space left for the artifacts of some-model")
+    assert f"stored in {tmp_path / 'small'} (BENTOML_HOME)" in message
+    assert stored == "[]"
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -18,7 +18,27 @@ from tests.support.microsoft_form import update_json
 from wire.artifacts.manifest import read_manifest, sha256_of, verify_files
 
 CHECKPOINT = MODELS / "florence-2-mini"
-UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
+UNREACHABLE = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # the discard port: nothing listens
+# Few probes and no photographs: the entry is under test.
+EXPORT = f"""
+from dataclasses import replace
+from export.artifacts.store import new_version
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checks.parity import ProbePlan
+from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
+entry = find_entry("hf:{REPOSITORY}")
+job = replace(plan_job(entry, ExportOptions()), photographs=())
+with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
+    make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
+"""
+SERVED = """
+import sys
+from service.settings import read_settings
+from service.inference.served_models import load_served_models
+for model in load_served_models(read_settings({"DIPTYCH_MODELS": sys.argv[1]})).values():
+    print(model.id, model.entry.parameters)
+"""
 
 
 @pytest.fixture
@@ -36,11 +56,11 @@ def assert_refused(run: subprocess.CompletedProcess[str], store: ModelStore, *te
     """Require one line of error on stderr with every text, and nothing in the store."""
     assert run.returncode == 1
     *progress, line = run.stderr.splitlines()
-    assert all("fetching the files" in each for each in progress)
+    assert all("fetching the files" in text for text in progress)
     assert line.startswith("python -m export: ")
     for text in texts:
         assert text in line
-    assert not (store.home / "models").exists() or list((store.home / "models").rglob("*.*")) == []
+    assert not list(store.home.glob("models/*/*.*"))
 
 
 def export(
@@ -51,6 +71,12 @@ def export(
     )
 
 
+def output_of(store: ModelStore, code: str, *arguments: str, **environment: str) -> str:
+    run = store.python("-c", code, *arguments, **environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **environment: str) -> str:
     """Fetch the checkpoint as an export does, without making the artifacts; return the commit."""
     code = (
@@ -58,141 +84,78 @@ def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **enviro
         f" resolve_source; print(resolve_source({REPOSITORY!r}, *(sys.argv[1:] or [None]),"
         " 'florence2', Path()).revision)"
     )
-    run = store.python("-c", code, *revision, **hub.environment(cache) | environment)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
+    return output_of(store, code, *revision, **hub.environment(cache) | environment).strip()
 
 
 def test_nothing_executable_is_fetched(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
-    code = (
-        "from export.checkpoints.jobs import ExportOptions, find_entry, plan_job; source ="
-        f" plan_job(find_entry('florence-2-mini'), ExportOptions({REPOSITORY!r},"
-        " 'bfloat16')).source; print(source.name, source.revision, sorted(each.name for each in"
-        " source.folder.iterdir()))"
-    )
-    run = store.python("-c", code, **hub.environment(tmp_path / "cache"))
-    assert run.returncode == 0, run.stderr
-    name, commit, files = run.stdout.split(maxsplit=2)
-    assert (name, commit) == (REPOSITORY, COMMIT)
-    assert "'model.safetensors'" in files
-    assert any(
-        path.startswith(f"/api/models/{REPOSITORY}/revision/bfloat16") for path in hub.requested
-    )
+    assert plan(store, hub, tmp_path / "cache", "bfloat16") == COMMIT
+    revision = f"/api/models/{REPOSITORY}/revision/bfloat16"
+    assert any(path.startswith(revision) for path in hub.requested)
+    assert any(path.endswith("/model.safetensors") for path in hub.requested)
     assert not any(path.endswith((".bin", ".py")) for path in hub.requested)
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("", "it is gated and there is no token; accept its terms at http://127.0.0.1:"),
-        ("hf_any", "the account of the token has not accepted its terms, or the token may not"),
-    ],
-)
-def test_gated_repositories_name_the_remedy(
-    token: str, message: str, store: ModelStore, tmp_path: Path
-) -> None:
-    with running_hub(CHECKPOINT, "gated") as hub:
-        run = export(store, hub, tmp_path / "cache", HF_TOKEN=token)
-        assert_refused(run, store, message, f"/{REPOSITORY}")
 
 
 @pytest.mark.long
 def test_a_repository_stores_its_entry(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
-    environment = hub.environment(tmp_path / "cache")
-    run = store.python("-c", _EXPORT, **environment)
-    assert run.returncode == 0, run.stderr
+    output_of(store, EXPORT, **hub.environment(tmp_path / "cache"))
     folder = store.newest("tests--florence-2-mini")
     entry = parse_entry(json.loads((folder / "entry.json").read_text(encoding="utf-8")))
     assert (entry.source, entry.parameters, entry.resolution) == (REPOSITORY, 2610240, 192)
     verify_files(folder, read_manifest(folder))
-    run = store.python("-c", _SERVED, BENTOML_HOME=str(store.home))
-    assert run.stdout.split() == ["tests--florence-2-mini", "2610240"], run.stderr
-
-
-# Few probes and no photographs: the entry is under test.
-_EXPORT = f"""
-from dataclasses import replace
-from export.artifacts.store import new_version
-from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.checks.parity import ProbePlan
-from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
-entry = find_entry("hf:{REPOSITORY}")
-job = replace(plan_job(entry, ExportOptions()), photographs=())
-with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
-    make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
-"""
-_SERVED = f"""
-from service.settings import read_settings
-from service.inference.served_models import load_served_models
-models = load_served_models(read_settings({{"DIPTYCH_MODELS": "hf:{REPOSITORY}"}}))
-for model in models.values():
-    print(model.id, model.entry.parameters)
-"""
+    served = output_of(store, SERVED, f"hf:{REPOSITORY}")
+    assert served.split() == ["tests--florence-2-mini", "2610240"]
 
 
 @pytest.mark.parametrize(
-    ("failure", "texts"),
+    ("failure", "environment", "texts"),
     [
-        ("no repository", ("there is no such repository, or it is private",)),
         (
-            "no revision",
-            (
-                (
-                    f"cannot fetch {REPOSITORY} at its newest commit: the repository has no such"
-                    " revision"
-                ),
-            ),
+            "gated",
+            {"HF_TOKEN": ""},
+            ("it is gated and there is no token; accept its terms at http", f"/{REPOSITORY}"),
         ),
-        ("server error", ("does not answer", "not all files are in the cache", "--source")),
+        (
+            "gated",
+            {"HF_TOKEN": "hf_any"},
+            ("the account of the token has not accepted its terms, or the token may not",),
+        ),
+        ("no repository", {}, ("there is no such repository, or it is private",)),
+        ("no revision", {}, (f"{REPOSITORY} at its newest commit: the repository has no such re",)),
+        ("server error", {}, ("does not answer", "not all files are in the cache", "--source")),
         (
             "broken xet",
-            (
-                COMMIT,
-                "the download failed (RuntimeError",
-                "CAS Client Error",
-                "the same command resumes it",
-            ),
+            {},
+            (COMMIT, "failed (RuntimeError", "CAS Client Error", "the same command resumes it"),
         ),
+        (None, UNREACHABLE, ("http://127.0.0.1:9 does not answer", "are in the cache /")),
     ],
 )
-def test_failure_of_the_hub_is_one_line(
-    failure: Failure, texts: tuple[str, ...], store: ModelStore, tmp_path: Path
-) -> None:
-    with running_hub(CHECKPOINT, failure) as hub:
-        assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
-
-
-def test_hub_that_cannot_be_reached_is_one_line(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
-) -> None:
-    run = export(store, hub, tmp_path / "cache", HF_ENDPOINT=UNREACHABLE)
-    assert_refused(
-        run, store, f"{UNREACHABLE} does not answer", f"not all files are in the cache {tmp_path}"
-    )
-    assert hub.requested == []
-
-
-@pytest.mark.parametrize(
-    ("environment", "revision"),
-    [
-        ({"HF_ENDPOINT": UNREACHABLE}, ()),
-        ({"HF_ENDPOINT": UNREACHABLE}, ("bfloat16",)),
-        ({"HF_HUB_OFFLINE": "1"}, ()),
-        ({"HF_HUB_OFFLINE": "1"}, (COMMIT,)),
-    ],
-    ids=str,
-)
-def test_cached_checkpoint_needs_no_network(
-    hub: LocalHub,
+def test_a_failure_of_the_hub_is_one_line(
+    failure: Failure | None,
+    environment: dict[str, str],
+    texts: tuple[str, ...],
     store: ModelStore,
     tmp_path: Path,
-    revision: tuple[str, ...],
-    environment: dict[str, str],
 ) -> None:
-    assert plan(store, hub, tmp_path / "cache", *revision) == COMMIT
+    with running_hub(CHECKPOINT, failure) as hub:
+        assert_refused(export(store, hub, tmp_path / "cache", **environment), store, *texts)
+        assert bool(hub.requested) == (failure is not None)
+
+
+def test_a_cached_checkpoint_needs_no_network(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    for revision in ((), ("bfloat16",)):
+        assert plan(store, hub, tmp_path / "cache", *revision) == COMMIT
     hub.requested.clear()
-    assert plan(store, hub, tmp_path / "cache", *revision, **environment) == COMMIT
+    offline = {"HF_HUB_OFFLINE": "1"}
+    for revision, environment in (
+        ((), UNREACHABLE),
+        (("bfloat16",), UNREACHABLE),
+        ((), offline),
+        ((COMMIT,), offline),
+    ):
+        assert plan(store, hub, tmp_path / "cache", *revision, **environment) == COMMIT
     assert hub.requested == []
 
 
@@ -221,11 +184,9 @@ for expected in ({actual!r}, {"0" * 64!r}):
     except SourceError as error:
         print(error)
 """
-    run = store.python("-c", code, **hub.environment(tmp_path / "cache"))
-    assert run.returncode == 0, run.stderr
-    found, refused = run.stdout.splitlines()
-    assert found == "config.json"
-    assert f"config.json has sha256 {actual}; the catalog expects 000" in refused
+    name, refusal = output_of(store, code, **hub.environment(tmp_path / "cache")).splitlines()
+    assert name == "config.json"
+    assert f"config.json has sha256 {actual}; the catalog expects 000" in refusal
 
 
 def test_another_family_is_refused_before_its_weights(store: ModelStore, tmp_path: Path) -> None:
@@ -258,9 +219,8 @@ def test_an_adapter_needs_no_entry(exported: ModelStore, tmp_path: Path) -> None
         assert run.stdout == "tests--florence-2-mini: up to date\n", run.stderr
         run = export(store, hub, tmp_path / "cache")
         assert f"not a checkpoint: export florence-2-mini, then hf:{REPOSITORY}" in run.stderr
-    models = f"florence-2-mini,hf:{REPOSITORY}"
-    run = store.python("-c", _SERVED.replace(f"hf:{REPOSITORY}", models))
-    assert run.stdout.splitlines()[1:] == ["tests--florence-2-mini 2610240"], run.stderr
+    served = output_of(store, SERVED, f"florence-2-mini,hf:{REPOSITORY}")
+    assert served.splitlines()[1:] == ["tests--florence-2-mini 2610240"]
 
 
 def test_other_files_are_named(store: ModelStore, tmp_path: Path) -> None:

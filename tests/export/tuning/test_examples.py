@@ -1,14 +1,21 @@
-"""Answers to learn: the family's parser reads each back as the labels that it was made of."""
+"""Labels to learn, read as the evaluation reads them (tests/client/evaluation), and answers: the
+family's parser reads each back as the labels that it was made of.
+"""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
+from diptych_client.inputs import ImageFile
 from diptych_client.matching import LabelledBox
 from export.errors import ExportError
-from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
+from export.tuning.examples import Example, TuningImage, make_examples, read_labels
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
 from tasks.parsing import GeneratedText
@@ -16,150 +23,154 @@ from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
 from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
+from tests.support.evaluations import OBJECTS, write_coco, write_images, write_voc, write_yolo
 
 SIZE_WH = (320, 240)
-CAT, DOG, BIRD = (
-    LabelledBox(*row)
-    for row in (
-        ("cat", (9.0, 9.0, 60.0, 70.0)),
-        ("dog", (99.0, 50.0, 300.0, 200.0)),
-        ("bird", (5.0, 5.0, 20.0, 20.0)),
-    )
-)
-IMAGE = LabelledImage(
-    Path("a.png"),
-    SIZE_WH,
-    objects=(DOG, CAT),
-    captions=("a cat and a dog", "two animals"),
-    text="EXIT",
-    questions=(("how many?", ("2", "two", "2")),),
-    phrases=(DOG, CAT),
-)
-OTHER = LabelledImage(Path("b.png"), SIZE_WH, objects=(BIRD,))
-NONE = LabelledImage(Path("c.png"), SIZE_WH, objects=())
+CAT = LabelledBox("cat", (9.0, 9.0, 60.0, 70.0))
+DOG = LabelledBox("dog", (99.0, 50.0, 300.0, 200.0))
+BIRD = LabelledBox("bird", (5.0, 5.0, 20.0, 20.0))
 FLORENCE2 = CATALOG["florence-2-base"]
 PALIGEMMA = CATALOG["paligemma-2-3b-pt-224"]
+OPEN = "open_vocabulary_detection"
+BOTH_FAMILIES = pytest.mark.parametrize("entry", [FLORENCE2, PALIGEMMA], ids=["florence", "gemma"])
+
+
+def tuning_image(name: str, *boxes: LabelledBox, **labels: Any) -> TuningImage:
+    objects = tuple(TrueObject(box.label, box.box_xyxy) for box in boxes)
+    row = LabelledImage(ImageFile(name, 0, 0), **{"objects": objects} | labels)
+    return TuningImage(Path(name), SIZE_WH, row)
+
+
+IMAGE = tuning_image(
+    "a.png",
+    DOG,
+    CAT,
+    captions=("a cat and a dog", "two animals"),
+    text="EXIT",
+    questions=(TrueQuestion("how many?", ("2", "two", "2")),),
+    phrases=(TruePhrase("the  big dog", DOG.box_xyxy), TruePhrase("cat", CAT.box_xyxy)),
+)
+NO_OBJECT = tuning_image("c.png")
+DATASET = (IMAGE, tuning_image("b.png", BIRD), NO_OBJECT)
 
 
 def text(segments: Prompt) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def examples(entry: CatalogEntry, task: str, *images: LabelledImage) -> list[Example]:
-    return [
-        each
-        for own in make_examples(entry, task, images or (IMAGE, OTHER, NONE), seed=0)
-        for each in own
-    ]
+def examples(entry: CatalogEntry, task: str, *images: TuningImage) -> list[Example]:
+    all_examples = []
+    for of_image in make_examples(entry, task, images or DATASET, seed=0):
+        all_examples += of_image
+    return all_examples
 
 
-def of_image(found: Sequence[Example], image: LabelledImage) -> list[tuple[str, str]]:
-    return [(text(each.prompt), text(each.answer)) for each in found if each.image == image.path]
+def pairs(
+    entry: CatalogEntry, task: str, image: TuningImage, *images: TuningImage
+) -> list[tuple[str, str]]:
+    """Return the prompts and answers about one of `images`."""
+    rows = []
+    for example in examples(entry, task, *images):
+        if example.image == image.path:
+            rows.append((text(example.prompt), text(example.answer)))
+    return rows
 
 
-def parsed(
-    entry: CatalogEntry, task: str, parameters: TaskParameters, answers: Sequence[str]
-) -> list[LabelledBox]:
-    texts = [GeneratedText(each, (len(each),), (-0.1,), "stop") for each in answers]
+def assert_read(
+    entry: CatalogEntry,
+    task: str,
+    parameters: TaskParameters,
+    answers: Sequence[str],
+    expected: Sequence[LabelledBox],
+) -> None:
+    """Compare what the parser reads, boxes to a bin of 1000 on a side of 320 pixels."""
+    texts = [GeneratedText(answer, (len(answer),), (-0.1,), "stop") for answer in answers]
     result = FAMILIES[entry.family].parse_answer(
         entry, task, parameters, texts, SIZE_WH, "polygon", None
     )
     assert isinstance(result, DetectionsResult)
-    return [LabelledBox(each.label, each.box) for each in result.detections]
+    assert [detection.label for detection in result.detections] == [box.label for box in expected]
+    for detection, box in zip(result.detections, expected, strict=True):
+        assert detection.box == pytest.approx(box.box_xyxy, abs=0.35)
 
 
-def assert_same(found: Sequence[LabelledBox], expected: Sequence[LabelledBox]) -> None:
-    """Compare labels, and boxes to a bin of 1000 on a side of 320 pixels."""
-    assert [each.label for each in found] == [each.label for each in expected]
-    for each, true in zip(found, expected, strict=True):
-        assert each.box_xyxy == pytest.approx(true.box_xyxy, abs=0.35)
-
-
-def test_object_detection_writes_all_objects_from_left_to_right() -> None:
-    found = examples(FLORENCE2, "object_detection")
-    ((prompt, answer),) = of_image(found, IMAGE)
+def test_all_objects_are_written_from_left_to_right() -> None:
+    task = "object_detection"
+    ((prompt, answer),) = pairs(FLORENCE2, task, IMAGE)
     assert prompt == "Locate the objects with category name in the image."
-    assert_same(parsed(FLORENCE2, "object_detection", TaskParameters(), [answer]), (CAT, DOG))
-    assert of_image(found, NONE) == [(prompt, "")]
+    assert_read(FLORENCE2, task, TaskParameters(), [answer], (CAT, DOG))
+    assert pairs(FLORENCE2, task, NO_OBJECT) == [(prompt, "")]
+    ((_, answer),) = pairs(FLORENCE2, "region_proposal", IMAGE)
+    unlabelled = [replace(box, label="") for box in (CAT, DOG)]
+    assert_read(FLORENCE2, "region_proposal", TaskParameters(), [answer], unlabelled)
 
 
-def test_paligemma_detects_all_names_by_one_prompt_and_leaves_absent_ones_out() -> None:
-    ((prompt, answer),) = of_image(examples(PALIGEMMA, "open_vocabulary_detection"), IMAGE)
+def test_crowds_are_not_learnt() -> None:
+    crowd = TrueObject("cat", CAT.box_xyxy, is_crowd=True)
+    image = tuning_image("a.png", objects=(crowd, TrueObject("dog", DOG.box_xyxy)))
+    ((_, answer),) = pairs(FLORENCE2, "object_detection", image, image)
+    assert_read(FLORENCE2, "object_detection", TaskParameters(), [answer], (DOG,))
+
+
+def test_absent_names_are_left_out() -> None:
+    ((prompt, answer),) = pairs(PALIGEMMA, OPEN, IMAGE)
     names = prompt.removeprefix("detect ").split(" ; ")
     assert sorted(names) == ["bird", "cat", "dog"]
     assert answer.count(" ; ") == 1
-    parameters = TaskParameters(labels=tuple(names))
-    assert_same(parsed(PALIGEMMA, "open_vocabulary_detection", parameters, [answer]), (CAT, DOG))
+    assert_read(PALIGEMMA, OPEN, TaskParameters(labels=tuple(names)), [answer], (CAT, DOG))
+    ((prompt, answer),) = pairs(PALIGEMMA, OPEN, NO_OBJECT)
+    assert prompt in {f"detect {name}" for name in ("bird", "cat", "dog")}
+    assert answer == ""
+    assert examples(PALIGEMMA, OPEN) == examples(PALIGEMMA, OPEN)  # the same seed
 
 
 @pytest.mark.parametrize(
-    "entry", [FLORENCE2, replace(PALIGEMMA, one_name_per_prompt=True)], ids=lambda each: each.id
+    "entry", [FLORENCE2, replace(PALIGEMMA, one_name_per_prompt=True)], ids=["florence", "gemma"]
 )
-def test_a_model_with_one_name_in_each_prompt_has_an_empty_answer_for_an_absent_one(
-    entry: CatalogEntry,
-) -> None:
-    rows = of_image(examples(entry, "open_vocabulary_detection"), IMAGE)
-    answers = {
-        name: answer
-        for name in ("bird", "cat", "dog")
-        for prompt, answer in rows
-        if f" {name}" in prompt
-    }
-    assert answers["bird"] == ""
-    for true in (CAT, DOG):
-        parameters = TaskParameters(labels=(true.label,))
-        assert_same(
-            parsed(entry, "open_vocabulary_detection", parameters, [answers[true.label]]), (true,)
-        )
+def test_one_name_in_each_prompt(entry: CatalogEntry) -> None:
+    rows = pairs(entry, OPEN, IMAGE)
+    assert len(rows) == 3
+    for box in (CAT, DOG, BIRD):
+        ((_, answer),) = (row for row in rows if f" {box.label}" in row[0])
+        boxes = [] if box == BIRD else [box]
+        assert_read(entry, OPEN, TaskParameters(labels=(box.label,)), [answer], boxes)
 
 
-def test_an_image_without_objects_is_asked_for_an_absent_one() -> None:
-    ((prompt, answer),) = of_image(examples(PALIGEMMA, "open_vocabulary_detection"), NONE)
-    assert prompt in {f"detect {name}" for name in ("bird", "cat", "dog")}
-    assert answer == ""
-
-
-@pytest.mark.parametrize("entry", [FLORENCE2, PALIGEMMA], ids=lambda each: each.id)
+@BOTH_FAMILIES
 def test_phrases_are_grounded(entry: CatalogEntry) -> None:
-    image = replace(IMAGE, phrases=(CAT, replace(DOG, label="the big dog")))
-    rows = of_image(examples(entry, "phrase_grounding", image), image)
-    parameters = TaskParameters(phrases=("cat", "the big dog"))
-    found = parsed(entry, "phrase_grounding", parameters, [answer for _, answer in rows])
-    assert_same(found, image.phrases)
+    rows = pairs(entry, "phrase_grounding", IMAGE, IMAGE)
+    parameters = TaskParameters(phrases=("the big dog", "cat"))
+    boxes = [replace(DOG, label="the big dog"), CAT]
+    if entry is PALIGEMMA:
+        boxes.reverse()  # one answer
+    answers = [answer for _, answer in rows]
+    assert_read(entry, "phrase_grounding", parameters, answers, boxes)
 
 
-def test_regions_have_no_labels() -> None:
-    ((_, answer),) = of_image(examples(FLORENCE2, "region_proposal"), IMAGE)
-    assert_same(
-        parsed(FLORENCE2, "region_proposal", TaskParameters(), [answer]),
-        [replace(x, label="") for x in (CAT, DOG)],
-    )
-
-
-@pytest.mark.parametrize("entry", [FLORENCE2, PALIGEMMA], ids=lambda each: each.id)
+@BOTH_FAMILIES
 def test_texts_are_the_answers(entry: CatalogEntry) -> None:
-    captions = [answer for _, answer in of_image(examples(entry, "captioning"), IMAGE)]
-    assert captions == list(IMAGE.captions)
-    assert [answer for _, answer in of_image(examples(entry, "ocr"), IMAGE)] == ["EXIT"]
+    captions = [answer for _, answer in pairs(entry, "captioning", IMAGE)]
+    assert captions == list(IMAGE.labels.captions or ())
+    assert [answer for _, answer in pairs(entry, "ocr", IMAGE)] == ["EXIT"]
+
+
+def test_a_question_has_its_most_frequent_answer_and_the_template() -> None:
+    task = "visual_question_answering"
+    assert pairs(PALIGEMMA, task, IMAGE) == [("answer en how many?", "2")]
+    entry = replace(FLORENCE2, tasks={task: TaskOverride("<DocVQA>{question}")})
+    assert pairs(entry, task, IMAGE) == [("<DocVQA>how many?", "2")]
 
 
 def test_florence2_repeats_the_region_after_its_text() -> None:
     region: BoxXyxy = (32.0, 24.0, 160.0, 120.0)
-    image = replace(IMAGE, region_xyxy=region)
-    ((prompt, answer),) = of_image(examples(FLORENCE2, "region_description", image), image)
+    image = tuning_image("a.png", text="EXIT", region=region)
+    ((prompt, answer),) = pairs(FLORENCE2, "region_description", image, image)
     locations = "<loc_100><loc_100><loc_500><loc_500>"
     assert (prompt, answer) == (f"What does the region {locations} describe?", f"EXIT{locations}")
 
 
-def test_the_most_frequent_answer_is_learnt_with_the_template_of_the_entry() -> None:
-    task = "visual_question_answering"
-    assert of_image(examples(PALIGEMMA, task), IMAGE) == [("answer en how many?", "2")]
-    own = replace(FLORENCE2, tasks={task: TaskOverride("<DocVQA>{question}")})
-    assert of_image(examples(own, task), IMAGE) == [("<DocVQA>how many?", "2")]
-
-
 def test_labels_are_never_control_tokens() -> None:
-    image = replace(IMAGE, objects=(LabelledBox("<loc_5>", CAT.box_xyxy),))
+    image = tuning_image("a.png", replace(CAT, label="<loc_5>"))
     (example,) = examples(FLORENCE2, "object_detection", image)
     assert [segment.is_control for segment in example.answer] == [False, True]
 
@@ -167,37 +178,93 @@ def test_labels_are_never_control_tokens() -> None:
 @pytest.mark.parametrize(
     ("entry", "task", "image", "message"),
     [
-        (
-            FLORENCE2,
-            "object_detection",
-            replace(IMAGE, objects=(LabelledBox("cat;dog", CAT.box_xyxy),)),
-            "';'",
-        ),
-        (
-            FLORENCE2,
-            "object_detection",
-            replace(IMAGE, objects=None),
-            "has no labels of object_detection",
-        ),
+        (FLORENCE2, "object_detection", tuning_image("a", replace(CAT, label="a;b")), "';'"),
+        (FLORENCE2, "object_detection", tuning_image("a", objects=None), "has no labels of object"),
         (PALIGEMMA, "object_detection", IMAGE, "does not offer object_detection"),
         (FLORENCE2, "visual_question_answering", IMAGE, "does not offer visual_question_answering"),
         (FLORENCE2, "instance_segmentation", IMAGE, "no labels teach instance_segmentation"),
         (
             FLORENCE2,
             "region_description",
-            replace(IMAGE, region_xyxy=(0.0, 0.0, 999.0, 9.0)),
+            tuning_image("a", text="EXIT", region=(0.0, 0.0, 999.0, 9.0)),
             "within the image",
         ),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(
-    entry: CatalogEntry, task: str, image: LabelledImage, message: str
+    entry: CatalogEntry, task: str, image: TuningImage, message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
         examples(entry, task, image)
 
 
-def test_the_same_seed_gives_the_same_examples() -> None:
-    first, second = (examples(FLORENCE2, "open_vocabulary_detection") for _ in range(2))
-    assert first == second
-    assert len(TUNED_TASKS) == len(set(TUNED_TASKS))
+def yolo_to_train_on(folder: Path) -> Path:
+    yaml = write_yolo(folder) / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("train: images/train", "train: ../images/val"))
+    return folder
+
+
+def read(path: Path, images: Path | None = None) -> list[str]:
+    """Return the names of a dataset's images."""
+    labelled, _ = read_labels(path, path.parent / "work", images)
+    return [image.path.name for image in labelled]
+
+
+def test_damaged_labels_and_images_are_named_and_left_out(tmp_path: Path) -> None:
+    folder = yolo_to_train_on(tmp_path / "data")
+    with (folder / "labels" / "val" / "b.txt").open("a") as file:
+        file.write("7 .5 .5 .1 .1")
+    damaged = folder / "images" / "val" / "a.png"
+    damaged.write_bytes(damaged.read_bytes()[:-20])  # its header is whole
+    labelled, problems = read_labels(folder, tmp_path / "work")
+    assert [image.path.name for image in labelled] == ["b.png", "c.png"]
+    assert {image.size_wh for image in labelled} == {(100, 80)}
+    boxes = [[box.label for box in image.boxes or ()] for image in labelled]
+    assert boxes == [["dog"], []]
+    label, image = problems.lines
+    assert "b.txt, line 2: class 7 is not one of the 2 classes; object left out" in label
+    assert "a.png: it cannot be read: " in image
+
+
+def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "labels")
+    images = (folder / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match="give its folder with --images"):
+        read(folder)
+    assert read(folder, images) == list(OBJECTS)
+
+
+def test_only_the_training_split_is_read(tmp_path: Path) -> None:
+    """As Roboflow exports COCO, and as Pascal VOC names a split."""
+    for split, name in (("train", "a.png"), ("valid", "b.png")):
+        write_images(tmp_path / "data" / split)
+        rows = {"images": [{"id": 1, "file_name": name}], "categories": [{"id": 1, "name": "cat"}]}
+        box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
+        document = json.dumps(rows | {"annotations": [box]})
+        (tmp_path / "data" / split / "_annotations.coco.json").write_text(document)
+    archive = shutil.make_archive(str(tmp_path / "exported"), "zip", tmp_path / "data")
+    assert read(Path(archive)) == ["a.png"]
+    folder = write_voc(tmp_path / "voc")
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("b\n")
+    assert read(folder) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"image": "a.png", "objects": [{"label": "cat"}]}'], "line 1: expected an object"),
+        (['{"image": "no.png", "caption": "a"}'], r"no\.png: it cannot be read: "),
+        (['{"image": "a.png"}', '{"image": "b.png"}'], "no labels found for 2 images"),
+        ([], r"no labels found: looked for data\.yaml or labels/"),
+    ],
+)
+def test_a_dataset_without_one_good_label_is_refused(
+    lines: list[str], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    write_images(folder)
+    if lines:
+        (folder / "labels.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ExportError, match=message):
+        read(folder)

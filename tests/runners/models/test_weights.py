@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
+from laboratory.bench.random_weights import write_random_checkpoint
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
-from tests.support.random_weights import write_random_checkpoint
+from tests.support.random_weights import SHAPES
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest, vision_encoder_file
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
@@ -61,7 +62,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights beside it.
     """
     folder = tmp_path_factory.mktemp("large")
-    write_random_checkpoint("florence-2-large", folder, max_layers=2)
+    write_random_checkpoint(SHAPES["florence-2-large"], folder, max_layers=2)
     write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
     return folder
 

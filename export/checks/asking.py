@@ -1,0 +1,132 @@
+"""Questions asked of an exported model, and its answers, by the code that serves them: the tasks'
+prompts and parsers, the runners' encoder and decoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from runners.decoder.answers import AnswerText, to_request
+from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest
+from runners.encoder.session import VisionEncoder
+from tasks.catalog import CatalogEntry
+from tasks.families import FAMILIES
+from tasks.paligemma import MaskDecoder
+from tasks.parsing import GeneratedText
+from tasks.prompts import Prompt, PromptSegment
+from tasks.results import Result
+from tasks.table import TASKS, TaskParameters, parse_parameters
+from wire.artifacts.manifest import Device, Precision
+from wire.runner_messages import SequenceSpec
+
+_NO_TIMEOUT_S = 1e9
+_NO_PARAMETERS = TaskParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt of a task, as the service sends it; one that is not a task's is sent as it is."""
+
+    entry: CatalogEntry
+    prompt: Prompt
+    task_id: str | None = None
+    parameters: TaskParameters = _NO_PARAMETERS
+
+    @classmethod
+    def of_task(
+        cls,
+        entry: CatalogEntry,
+        task_id: str,
+        values: Mapping[str, object],
+        image_size_wh: tuple[int, int],
+    ) -> list["Question"]:
+        """Return the prompts of a request; raise `TaskError` if the model does not offer it."""
+        parameters = parse_parameters(TASKS[task_id], values)
+        prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image_size_wh)
+        return [cls(entry, prompt, task_id, parameters) for prompt in prompts]
+
+    @classmethod
+    def of_text(cls, entry: CatalogEntry, text: str, image_size_wh: tuple[int, int]) -> "Question":
+        """Return a published prompt; raise `TaskError` if the model offers no such prompt."""
+        request = FAMILIES[entry.family].read_prompt(entry, text)
+        if request is None:
+            return cls(entry, (PromptSegment(text),))
+        values = dict(request.values)
+        if request.region_shares is not None:
+            sides = (*image_size_wh, *image_size_wh)
+            shares = zip(request.region_shares, sides, strict=True)
+            values["region"] = [share * side for share, side in shares]
+        questions = cls.of_task(entry, request.task_id, values, image_size_wh)
+        return questions[0] if len(questions) == 1 else cls(entry, (PromptSegment(text),))
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string."""
+        return "".join(segment.text for segment in self.prompt)
+
+    @property
+    def segments(self) -> list[tuple[str, bool]]:
+        """The prompt as the runner reads it."""
+        return [(segment.text, segment.is_control) for segment in self.prompt]
+
+    @property
+    def grammar(self) -> str | None:
+        """The grammar by which the service constrains the answer."""
+        if self.task_id is None:
+            return None
+        return FAMILIES[self.entry.family].answer_grammar(self.entry, self.task_id, self.parameters)
+
+    def request(
+        self, decoder: Decoder, features: Tensor, max_new_tokens: int, num_beams: int | None = None
+    ) -> SequenceRequest:
+        """Return the question about an image; raise `SequenceError`."""
+        spec = SequenceSpec(
+            segments=self.segments,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            grammar=self.grammar,
+            timeout_s=_NO_TIMEOUT_S,
+        )
+        return to_request(decoder, features, spec)
+
+    def result(
+        self,
+        decoder: Decoder,
+        sequence: GeneratedSequence,
+        image_size_wh: tuple[int, int],
+        mask_decoder: MaskDecoder | None,
+    ) -> Result:
+        """Return the answer of a task as the service parses it."""
+        assert self.task_id is not None
+        answer = AnswerText(decoder)
+        answer.push(sequence.token_ids)
+        pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
+        logprobs = tuple(
+            logprob for token_id, logprob in pairs if token_id not in answer.framing_ids
+        )
+        ends = tuple(answer.token_ends)
+        generated = GeneratedText(answer.text, ends, logprobs, sequence.finish_reason)
+        return FAMILIES[self.entry.family].parse_answer(
+            self.entry,
+            self.task_id,
+            self.parameters,
+            [generated],
+            image_size_wh,
+            "polygon",
+            mask_decoder,
+        )
+
+
+def encode(
+    folder: Path, precision: Precision, images: Sequence[Image.Image], device: Device = "cpu"
+) -> Tensor:
+    """Return features (B, N, C) of images of the model's size, encoded one by one."""
+    encoder = VisionEncoder(folder, precision=precision, device=device)
+    encoder.load()
+    return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images])
