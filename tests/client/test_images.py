@@ -24,13 +24,12 @@ from diptych_client import (
     TextRegion,
     TextRegionsResult,
 )
-from diptych_client.downscaling import downscaled, restored
 from diptych_client.geometry import (
     compressed_run_lengths,
     run_length_mask,
     uncompressed_run_lengths,
 )
-from diptych_client.image_sources import encoded_image
+from diptych_client.image_sources import downscaled, encoded_image, restored
 from diptych_client.requests import answer_options, split_list, task_parameters
 from tests.support.client_answers import answer
 from tests.support.scripted_services import Script, serving_rest

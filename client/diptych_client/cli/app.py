@@ -47,9 +47,9 @@ from diptych_client.cli.terminal import (
     set_verbosity,
     tasks_view,
 )
-from diptych_client.downscaling import DEFAULT_MAX_PIXELS
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
+from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import ImageInStore, open_images
 from diptych_client.long_runs import RunError, refusal
 from diptych_client.requests import read_api_key

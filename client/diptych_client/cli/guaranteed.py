@@ -135,11 +135,9 @@ class GuaranteedRun:
     def _prove(self, options: GuaranteeOptions) -> tuple[Guarantee, Shift | None]:
         assert options.labelled is not None
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
-        pilot = self._pilot(set(filter(None, map(_path_in(store), truths))))
-        used = set(map(_path_in(self.folder), [*pilot, *self.reviewed]))
-        for image in list(truths):
-            if _path_in(store)(image) in used:
-                del truths[image]
+        pilot = self._pilot({path_of(store, image) for image in truths})
+        used = {path_of(self.folder, image) for image in (*pilot, *self.reviewed)}
+        truths = {image: truths[image] for image in truths if path_of(store, image) not in used}
         drawn = Truths()
         for image, truth in self.reviewed.items():
             if self.is_random.get(image.name):
@@ -159,12 +157,14 @@ class GuaranteedRun:
         judged += [(records, drawn[records[0].image]) for records in drawn_answers]
         return prove(judged, pilot_answers, self.promises), shift
 
-    def _pilot(self, labelled: set[Path]) -> list[ImageFile]:
+    def _pilot(self, labelled: set[Path | None]) -> list[ImageFile]:
         """Return the images whose answers fix the rules: the same at every look."""
         if earlier := self._earlier_pilot():
             return earlier
-        path_of = _path_in(self.folder)
-        unlabelled = [image for image in self.images if path_of(image) not in labelled]
+        unlabelled = []
+        for image in self.images:
+            if path_of(self.folder, image) not in labelled:
+                unlabelled.append(image)
         if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
@@ -334,11 +334,9 @@ def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, Imag
     return truths, dataset.store
 
 
-def _path_in(store: ImageStore) -> Callable[[ImageFile], Path | None]:
+def path_of(store: ImageStore, image: ImageFile) -> Path | None:
     """Return where an image is; None if it is a row of a file."""
-    if not isinstance(store, Folder):
-        return lambda _image: None
-    return lambda image: (store.path / image.name).resolve()
+    return (store.path / image.name).resolve() if isinstance(store, Folder) else None
 
 
 def _true_boxes(records: Records, truth: ObjectsTruth) -> Agreement:

@@ -24,9 +24,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from diptych_client.downscaling import downscaled
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded, new_error
-from diptych_client.image_sources import ImageSource, ReadableFile, sent_image
+from diptych_client.image_sources import ImageSource, ReadableFile, downscaled, sent_image
 from diptych_client.requests import (
     AnswerOptions,
     FieldValue,

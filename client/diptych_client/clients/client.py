@@ -19,7 +19,6 @@ from diptych_client.clients.caller import (
     Parameters,
     progress_bar,
 )
-from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
     ImageExpired,
@@ -27,7 +26,7 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import ImageSource, encoded_image
+from diptych_client.image_sources import ImageSource, encoded_image, restored
 from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (

@@ -84,9 +84,13 @@ def test_coco_has_captions(tmp_path: Path) -> None:
 
 def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     triangle = [[10, 10, 40, 10, 40, 30]]
-    edit(write_coco(tmp_path) / "annotations.json", '"area": 1.0', f'"segmentation": {triangle}')
+    edit(
+        write_coco(tmp_path) / "annotations.json",
+        '"area": 1.0',
+        f'"iscrowd": 1, "segmentation": {triangle}',
+    )
     (first, _) = read_dataset(tmp_path).images[0].objects or ()
-    assert first.segmentation == triangle
+    assert (first.segmentation, first.is_crowd) == (triangle, True)
 
 
 def test_arrow_texts_and_other_columns(tmp_path: Path) -> None:
