@@ -71,31 +71,30 @@ class EncoderBatcher:
     ) -> None:
         self._encode_batch = encode
         self._max_batch_size = max_batch_size
-        self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
+        self._waiting: list[str] = []  # image keys
+        self._outcomes: dict[str, EncodedImage | Exception] = {}
+        self._turn = asyncio.Lock()
         self._encoder_thread = ThreadPoolExecutor(1, "encoder")
-        self._encoding: asyncio.Task[None] | None = None
 
     async def encoded(self, image_key: str) -> EncodedImage:
         """Return the outcome of an image; raise the error of its batch."""
-        encoded: asyncio.Future[EncodedImage] = asyncio.get_running_loop().create_future()
-        self._waiting.append((image_key, encoded))
-        if self._encoding is None:
-            self._encoding = asyncio.create_task(self._encode_waiting())
-        return await encoded
+        self._waiting.append(image_key)
+        async with self._turn:
+            if image_key in self._waiting:
+                await self._encode_first()
+        outcome = self._outcomes.pop(image_key)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    async def _encode_waiting(self) -> None:
+    async def _encode_first(self) -> None:
+        await asyncio.sleep(0)  # images of calls that begin at the same time share a batch
+        batch = self._waiting[: self._max_batch_size]
+        del self._waiting[: len(batch)]
+        images = [ImageToEncode(image_key=key) for key in batch]
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = self._waiting[: self._max_batch_size]
-            del self._waiting[: len(batch)]
-            images = [ImageToEncode(image_key=key) for key, _ in batch]
-            encode = self._encode_batch
-            try:
-                outcomes = await loop.run_in_executor(self._encoder_thread, encode, images)
-            except Exception as error:  # the images wait for it
-                for _, encoded in batch:
-                    encoded.set_exception(error)
-                continue
-            for (_, encoded), outcome in zip(batch, outcomes, strict=True):
-                encoded.set_result(outcome)
-        self._encoding = None
+        try:
+            outcomes = await loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
+            self._outcomes.update(zip(batch, outcomes, strict=True))
+        except Exception as error:  # the images wait for it
+            self._outcomes.update(dict.fromkeys(batch, error))

@@ -234,7 +234,7 @@ class BaseWeights:
         name = transformers_name(f"{layer}.weight").removesuffix(".weight")
         is_layer = name.startswith(_LANGUAGE_MODEL) and name.rpartition(".")[2] not in _NOT_ADAPTED
         if name != HEAD and not is_layer:
-            raise self.not_supported([layer])
+            raise _not_supported(layer)
         return name
 
     def shape_of(self, weight: str) -> tuple[int, ...] | None:
@@ -252,7 +252,8 @@ class BaseWeights:
 
     def has_copy(self, name: str, tensor: Tensor) -> bool:
         """Return True for the base's own head or embeddings, which PEFT saves beside a head's."""
-        weight = _weight_of(name)
+        weight = _PART_OF_WEIGHT.sub("", name).removesuffix(".weight")
+        weight = transformers_name(f"{weight}.weight")
         if not _TIED.fullmatch(weight) or "lora_" in name or tensor.ndim != 2:
             return False
         stored = self.tied if weight not in self.shapes else weight
@@ -262,31 +263,13 @@ class BaseWeights:
             base_rows: Tensor = tensors.get_tensor(stored)[: len(tensor)]
         return torch.equal(base_rows.to(tensor.dtype).float(), tensor.float())
 
-    def not_supported(self, names: Sequence[str]) -> AdapterError:
-        """Return the error for weights of an adapter, with the memory that copies would take."""
-        weights = sorted(set(map(_weight_of, names)))
-        shapes = [self.shape_of(weight) for weight in weights]
-        num_weights = sum(math.prod(shape) for shape in shapes if shape is not None)
-        problem = f"the adapter changes {names[0]}, which is not supported"
-        if num_weights:
-            size_mb = num_weights * _FLOAT32_BYTES / 1e6
-            share = num_weights / sum(map(math.prod, self.shapes.values()))
-            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-            problem += (
-                f": copies of it{others} for one adapter would take {size_mb:.1f} MB in float32,"
-                f" {share:.1%} of the decoder of its base"
-            )
-        return AdapterError(
-            f"{problem}; allowed are lora_A and lora_B of the output head and of attention and"
-            " feed-forward layers of the language model, and layers and modules_to_save of the"
-            " vision tower and the projector"
-        )
 
-
-def _weight_of(name: str) -> str:
-    """Return the name in transformers 5 of the weight that a tensor or layer of PEFT changes."""
-    weight = _PART_OF_WEIGHT.sub("", name).removesuffix(".weight")
-    return transformers_name(f"{weight}.weight")
+def _not_supported(name: str) -> AdapterError:
+    return AdapterError(
+        f"the adapter changes {name}, which is not supported; allowed are lora_A and lora_B of the"
+        " output head and of attention and feed-forward layers of the language model, and layers"
+        " and modules_to_save of the vision tower and the projector"
+    )
 
 
 _VISION = re.compile(r"(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision_model\.)?(.+)")
@@ -451,15 +434,12 @@ def _replaced(
     skipped.
     """
     replaced: dict[str, Tensor] = {}
-    refused: list[str] = []
     for name, tensor in saved.items():
         vision_name = None if ".lora_" in name else _vision_name(name)
         if vision_name is not None and any(f".{module}." in f".{name}" for module in modules):
             replaced[vision_name] = tensor.float()
         elif not base.has_copy(name, tensor):
-            refused.append(name)
-    if refused:
-        raise base.not_supported(refused)
+            raise _not_supported(name)
     for module in modules:
         if not any(f".{module}." in f".{name}" for name in saved):
             raise AdapterError(
