@@ -1,9 +1,9 @@
 """The state of all sequences by slot, for every family: keys, values and lengths, allocated once.
 
 A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
-slots 0 to n - 1, so that a step reads a plain slice. A pass stores keys and values at its places;
-only `grow` and `accept` count them, so that computing a pass twice gives the same result. A paged
-cache changes this module and what its users read from `TokenPlaces`.
+slots 0 to n - 1, so that a step reads a plain slice. A pass stores keys and values at its places,
+which `num_tokens` counts afterwards: computing a pass twice gives the same result. A paged cache
+changes this module and what its users read from `TokenPlaces`.
 
 Cross-attention reads prefixes, image and prompt, stored once for all beams of a sequence: a row
 reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared ones
@@ -395,10 +395,6 @@ class SlotCache:
         if self.prefixes is None or self.prefixes.consecutive(slots) == slots:
             return 0, 1
         return self.prefixes.num_prefixes, self.prefixes.width
-
-    def grow(self, slots: range) -> None:
-        """Keep the token that a pass has stored for each of `slots`."""
-        self.num_tokens.increment(slots)
 
     def accept(self, num_accepted: Mapping[int, int]) -> None:
         """Keep the first drafted tokens of slots; the next pass overwrites the rest."""

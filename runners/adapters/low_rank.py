@@ -252,7 +252,7 @@ class Adapters:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self.pool: AdapterPool | None = None
-        self.pool_layout: RowLayout | None = None  # rows of a captured pass with adapters
+        self.pool_layout: RowLayout | None = None  # set for a captured pass with adapters
         self._layers: list[AdaptedLinear] = []
         self.keys = frozenset[str]()  # adapters that sequences may name
         self._by_row: Sequence[str | None] = ()
@@ -320,11 +320,6 @@ class Adapters:
         if self._by_row != by_row:
             self._by_row = list(by_row)
             self._layouts = {}
-
-    def select_places(self, places: Tensor) -> None:
-        """Set the places in the pool (B,) of the rows of the next, captured pass."""
-        assert self.pool is not None
-        self.pool_layout = self.pool.layout(places)
 
     def layout(self, columns: tuple[tuple[str, int], ...]) -> RowLayout | None:
         """Return the layout of the selected rows in a layer with these columns of adapters."""

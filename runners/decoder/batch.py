@@ -64,30 +64,22 @@ class LiveBatch:
     ) -> None:
         self._engine = make_engine(decoder, num_slots)
         self._cache = self._engine.cache
-        self._slots = SlotTable[LiveSequence](num_slots)
+        self.slots = SlotTable[LiveSequence](num_slots)
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
     @property
     def live(self) -> list[LiveSequence]:
-        return self._slots.owners
-
-    @property
-    def num_used_slots(self) -> int:
-        return self._slots.num_used
-
-    @property
-    def num_free_slots(self) -> int:
-        return self._slots.num_free
+        return self.slots.owners
 
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         drafts = self._engine.drafts(sequences, is_first=True)
-        first_slot = self._slots.num_used
+        first_slot = self.slots.num_used
         # before what may fail, so that slots are freed with their sequence
         for sequence in sequences:
-            self._slots.take(sequence)
+            self.slots.take(sequence)
         for sequence in sequences:
-            self._slots.take(sequence, sequence.num_rows - 1)
+            self.slots.take(sequence, sequence.num_rows - 1)
         requests = [sequence.request for sequence in sequences]
         launched = self._engine.prefill(requests, first_slot, drafts)
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
@@ -103,12 +95,12 @@ class LiveBatch:
         """
         launched = self._ahead or self._launch()
         self._ahead = None
-        rows = self._slots.rows()
+        rows = self.slots.rows()
         result = self._choose(launched, is_step=True)
         sequences = list(launched.rows)
         moves = self._advance(launched, result)
         if result.ahead is not None:
-            self._ahead = LaunchedPass(result.ahead, self._slots.num_used, rows)
+            self._ahead = LaunchedPass(result.ahead, self.slots.num_used, rows)
             redrawn = [sequences[place] for place in result.redrawn]
             self._roll_back([sequence for sequence in redrawn if not sequence.has_ended])
         elif moves:
@@ -117,14 +109,14 @@ class LiveBatch:
 
     def _launch(self) -> LaunchedPass:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
-        last = self._slots.by_slot(lambda sequence: sequence.last_token_ids)
-        owners = self._slots.slot_owners()
+        last = self.slots.by_slot(lambda sequence: sequence.last_token_ids)
+        owners = self.slots.slot_owners()
         drafts = self._engine.drafts(owners)
         tokens = [[token_id, *draft] for token_id, draft in zip(last, drafts, strict=True)]
         launched = self._engine.decode(tokens)
         by_slot = rows_of(drafts)
         rows: dict[LiveSequence, Sequence[int]] = {}
-        for sequence, slots in self._slots.rows().items():
+        for sequence, slots in self.slots.rows().items():
             rows[sequence] = list(chain.from_iterable(by_slot[slot] for slot in slots))
         by_sequence = dict(zip(owners, drafts, strict=True))
         return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
@@ -149,10 +141,10 @@ class LiveBatch:
         """Return the inputs of the next pass over all slots, launched before the tokens of
         `running`.
         """
-        rows: list[int | None] = [None] * self._slots.num_used
-        tokens = [0] * self._slots.num_used
+        rows: list[int | None] = [None] * self.slots.num_used
+        tokens = [0] * self.slots.num_used
         parents: dict[int, Sequence[int]] = {}
-        for sequence, slots in self._slots.rows().items():
+        for sequence, slots in self.slots.rows().items():
             chosen_rows = running.rows.get(sequence)
             for place, slot in enumerate(slots):
                 if chosen_rows is None:
@@ -171,7 +163,7 @@ class LiveBatch:
             parents = sequence.advance(choices)
             if sequence.has_ended:
                 continue
-            slots = self._slots.of(sequence)
+            slots = self.slots.of(sequence)
             for parent, slot in zip(parents, slots, strict=True):
                 if slots[parent] != slot:
                     moves.append((slots[parent], slot))
@@ -186,7 +178,7 @@ class LiveBatch:
         for sequence in sequences:
             if self._ahead is None or self._ahead.rows.pop(sequence, None) is None:
                 continue
-            for slot in self._slots.of(sequence):
+            for slot in self.slots.of(sequence):
                 self._cache.roll_back(slot)
             if not self._ahead.rows:
                 self._ahead = None
@@ -201,7 +193,7 @@ class LiveBatch:
         """Free the slots of `sequences`; those without slots are ignored."""
         self._roll_back(sequences)
         for sequence in sequences:
-            for freed in self._slots.free(sequence):
+            for freed in self.slots.free(sequence):
                 if sequence.error is not None:
                     self._cache.clear(freed.slot)
                 self._cache.free(freed.slot, freed.last)
@@ -209,7 +201,7 @@ class LiveBatch:
                     self._cache.roll_back(freed.last)
 
     def clear(self) -> None:
-        self._slots.clear()
+        self.slots.clear()
         self._ahead = None
 
 

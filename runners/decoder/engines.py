@@ -151,7 +151,7 @@ class EagerEngine:
         last_slot = first_slot + len(requests)
         logits = decoder.prefill(self.cache, embeds, lengths, slice(first_slot, last_slot), first)
         if first is not None:
-            self.cache.grow(range(first_slot, last_slot))
+            self.cache.num_tokens.increment(range(first_slot, last_slot))
         self.cache.add_beams({first: beams for first, *beams in slots_of})
         return logits
 
@@ -160,7 +160,7 @@ class EagerEngine:
         places = self.cache.places(tokens)
         self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
         logits = self._decoder.decode_step(self.cache, places)
-        self.cache.grow(range(len(tokens)))
+        self.cache.num_tokens.increment(range(len(tokens)))
         return logits
 
     def choose(
@@ -212,10 +212,10 @@ class GraphEngine:
             self.prefills.capture_all(capture, shape.device)
 
     def _step(self, token_ids: Tensor, shape: StepShape) -> Tensor:
-        if shape.has_adapters:
-            self._decoder.adapters.select_places(self._places[: len(token_ids)])
-        else:
-            self._decoder.adapters.select(())
+        adapters = self._decoder.adapters
+        adapters.select(())
+        if shape.has_adapters and adapters.pool is not None:
+            adapters.pool_layout = adapters.pool.layout(self._places[: len(token_ids)])
         places = self.cache.fixed_places(
             token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
         )
@@ -245,7 +245,9 @@ class GraphEngine:
         if self.cache.prefixes is None:  # not captured: every prefill would copy whole prompts
             self.cache.add_beams({first: beams for first, *beams in slots_of})
         else:  # the start token is in the slots
-            self.cache.grow(range(first_slot, 1 + max(chain.from_iterable(slots_of))))
+            self.cache.num_tokens.increment(
+                range(first_slot, 1 + max(chain.from_iterable(slots_of)))
+            )
         return GraphPass(self.graphs.first_logits[: len(requests)], is_first=True)
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
@@ -308,7 +310,7 @@ class GraphEngine:
             self._load_places(num_slots)
         step = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
         logits = self.graphs.run(step)
-        self.cache.grow(slots)
+        self.cache.num_tokens.increment(slots)
         return GraphPass(logits)
 
     def _load_places(self, num_slots: int) -> None:

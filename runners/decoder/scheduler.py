@@ -184,7 +184,7 @@ class Scheduler:
                 for scheduled in failed:
                     scheduled.resolve(error)
             self._live_sequences.set(len(self._live))
-            self._slots_taken.set(self._batch.num_used_slots)
+            self._slots_taken.set(self._batch.slots.num_used)
 
     def _iterate(self) -> None:
         for sequence, scheduled in self._live.items():
@@ -195,7 +195,7 @@ class Scheduler:
             self._prefill(admitted)
             self._notify_and_finish()
         if self._live:
-            self._batch_size.observe(self._batch.num_used_slots)
+            self._batch_size.observe(self._batch.slots.num_used)
             self._batch.step()
             self._notify_and_finish()
 
@@ -206,7 +206,7 @@ class Scheduler:
         now_s = time.monotonic()
         taken: list[ScheduledSequence] = []
         longest = 0
-        num_free = self._batch.num_free_slots
+        num_free = self._batch.slots.num_free
         with self._changed:
             while self._queue and self._queue[0].sequence.num_rows <= num_free:
                 longest = max(longest, self._queue[0].sequence.request.num_prefix_tokens)

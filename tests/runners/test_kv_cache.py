@@ -217,7 +217,7 @@ def write(cache: SlotCache, tokens: list[list[int]]) -> None:
     places = cache.places(tokens)
     keys = places.token_ids[..., None, None, None].float().expand(-1, -1, 2, 1, 1)
     cache.self_attention.extend(0, places, keys)
-    cache.grow(range(len(tokens)))
+    cache.num_tokens.increment(range(len(tokens)))
 
 
 def claim(cache: SlotCache, slots: list[list[int]], *adapters: str | None) -> None:

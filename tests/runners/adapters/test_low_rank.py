@@ -46,7 +46,7 @@ def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) 
             places = adapters.pool.places(by_row)
             assert places is not None
             assert len(set(places)) == len(set(by_row))
-            adapters.select_places(torch.tensor(places))
+            adapters.pool_layout = adapters.pool.layout(torch.tensor(places))
         result.append(layer(hidden_states))
     return result
 

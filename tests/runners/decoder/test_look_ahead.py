@@ -69,7 +69,7 @@ def in_traffic(
     while waiting or batch.live:
         arrived: list[LiveSequence] = []
         while waiting and random.random() < 0.4:
-            if sum(one.num_rows for one in [*arrived, waiting[0]]) > batch.num_free_slots:
+            if sum(one.num_rows for one in [*arrived, waiting[0]]) > batch.slots.num_free:
                 break
             arrived.append(waiting.pop(0))
         if arrived:
