@@ -31,10 +31,10 @@ def dispatch_at_once() -> None:
 
 
 def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any]]]:
-    """Return a function that calls a batchable API through its adaptive batcher, without HTTP.
+    """Return a function that calls a batchable API through its adaptive batcher.
 
-    The documented `instance.to_async` passes each call through httpx, ASGI and JSON: 2 ms of Python
-    per image, during which the decoder's thread waits for the GIL.
+    The documented `instance.to_async` takes 2 ms of Python per image, while the decoder waits for
+    the GIL.
     """
     (route,) = (route for route in instance.to_async.app.routes if route.name == api)
     factory = route.endpoint.func.__self__  # a ServiceAppFactory
@@ -47,10 +47,9 @@ def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any
 
 
 def local_runner_url(name: str) -> str:
-    """Return the address of the local runner `name`: `file://PATH` of a socket or `tcp://HOST:PORT`.
+    """Return `file://PATH` of a socket or `tcp://HOST:PORT` of the local runner `name`.
 
-    BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and every 100 requests
-    closes its session with all requests in flight.
+    BentoML's own client sends pickles, and closes its session with all requests in flight.
     """
     urls: dict[str, str] = json.loads(os.environ[_RUNNER_MAP])
     return urls[name]
@@ -68,9 +67,8 @@ def run_worker(
     options: Sequence[str],
     protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
-    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until exit.
-
-    `protocol` replaces uvicorn's for HTTP, which BentoML has no option for.
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) on `fd` until exit; `protocol` replaces
+    uvicorn's.
     """
     import uvicorn.config
     from _bentoml_impl.worker.service import main  # reconfigures logging at import

@@ -47,20 +47,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def use_device() -> None:
-    """Allocate on the GPU and wait for it; raise torch's error if it is lost.
-
-    Nothing happens in a process that has not used a GPU.
-    """
+    """Allocate on a GPU that this process has used, and wait; raise torch's error if it is lost."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # no types
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
 
 
 def exit_if_device_lost(error: Exception, part: str) -> None:
-    """End the process at once if `part` can no longer use its device after `error`.
-
-    The calls in flight are not answered: the gateway repeats them after the runner's restart.
-    """
+    """End the process if `part` can no longer use its device; the gateway repeats the calls."""
     try:
         use_device()
     except Exception as failure:

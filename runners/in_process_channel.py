@@ -36,8 +36,7 @@ def verify_artifacts(manifest: Manifest, options: RunnerOptions) -> None:
 def load_channels(models: Sequence[tuple[Manifest, RunnerOptions]]) -> list[ModelWorker]:
     """Load models into this process, which ends when the start or a step of one is stuck.
 
-    One after another: a capture of CUDA graphs forbids other threads to allocate. Raise
-    `ArtifactError` or a library's error.
+    One after another: a capture of CUDA graphs forbids other threads to allocate.
     """
     _, options = models[0]
     with bounded_start(options.start_timeout_s):
@@ -60,10 +59,8 @@ def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
 
 
 class EncoderBatcher:
-    """Encodes images in one thread; those that wait while a batch runs are the next batch.
-
-    One batch runs at a time, in the order of the images; no image waits for another to arrive.
-    Each gets its outcome, or the error of its batch.
+    """Encodes images in one thread, in order; those that wait while a batch runs are the next
+    batch.
     """
 
     def __init__(

@@ -219,9 +219,7 @@ class PrefixCache:
         return max(self.lengths.of(map(self.of, slots)))
 
     def add(self, slots: Sequence[int], length: int) -> int:
-        """Return the number of a new prefix for free slots, in the order of places; `write` has to
-        follow.
-        """
+        """Return the number of a new prefix for free slots, by place; `write` has to follow."""
         if slots[0] == 0:  # whatever a failed pass has left
             self._slots, self._of_slot = [], [None] * len(self._of_slot)
         for slot in slots:
@@ -244,9 +242,7 @@ class PrefixCache:
             self._put(target, prefix, self._slots[prefix].pop(source))
 
     def release(self, slot: int) -> None:
-        """Free a slot; if its prefix ends, the last one gets its number. A slot whose prefill
-        failed has none.
-        """
+        """Free a slot; if its prefix ends, the last one gets its number."""
         prefix, self._of_slot[slot] = self._of_slot[slot], None
         if prefix is None:
             return
@@ -284,9 +280,7 @@ class PrefixCache:
         return self.grouped(slots.stop, self.num_prefixes, self.width)
 
     def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
-        """Return what rows from slot 0 on read, with at least as many prefixes and places as there
-        are.
-        """
+        """Return what rows from slot 0 on read; there may be fewer prefixes and places."""
         width = min(width, self._rows.shape[1])
         rows = self._rows[:num_prefixes, :width].clamp(max=num_rows - 1)
         places = self._prefixes[:num_rows] * width + self._places[:num_rows]
@@ -316,9 +310,8 @@ class SlotCache:
         num_prefix_tokens: Sequence[int],
         adapters: Sequence[str | None],
     ) -> list[list[ClaimedSlot]]:
-        """Start sequences in the slots of each, which are free and follow all in use, on the host.
-
-        `write_claimed` has to follow on the device, with what is returned.
+        """Start sequences in free slots that follow all in use, on the host; `write_claimed`
+        follows.
         """
         claimed: list[list[ClaimedSlot]] = []
         for slots, length, adapter in zip(slots_of, num_prefix_tokens, adapters, strict=True):
@@ -343,8 +336,7 @@ class SlotCache:
             self.prefixes.write(slots, prefixes, places, lengths)
 
     def places(self, tokens: Sequence[Sequence[int]], first_slot: int = 0) -> TokenPlaces:
-        """Return the places of `tokens`, one or several for each of consecutive slots, after those
-        that the slots hold.
+        """Return the places of tokens of consecutive slots, after those that the slots hold.
 
         Shorter rows are padded with their last token, which is stored again at its own position.
         """
@@ -388,9 +380,7 @@ class SlotCache:
         return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
-        """Return the number of shared prefixes, and of slots that share one at most; 0 and 1 if
-        slot i reads prefix i.
-        """
+        """Return the shared prefixes and their most slots; 0 and 1 if slot i reads prefix i."""
         slots = slice(0, num_slots)
         if self.prefixes is None or self.prefixes.consecutive(slots) == slots:
             return 0, 1

@@ -89,9 +89,7 @@ class DecoderWorker:
     def load(
         self, folder: Path, num_cores: int, adapters: Sequence[tuple[Path, Manifest]] = ()
     ) -> None:
-        """Load the weights and `adapters`, start the scheduler and generate a sequence from zero
-        features.
-        """
+        """Load the weights and `adapters`, start the scheduler and generate a first sequence."""
         options = self._options
         manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
@@ -353,9 +351,7 @@ class ModelWorker:
                 yield event
 
     async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
-        """Return the features of a call's image, by its adapter's encoder, if any, or raise
-        `FeaturesMissing`.
-        """
+        """Return the features of a call's image; raise `FeaturesMissing` without pixels."""
         adapter = call.sequences[0].adapter if call.sequences else None
         owner = self._encoders.owner(adapter)
         features = await self._cache.get(call.image_key, call.pixels, owner)

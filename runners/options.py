@@ -81,9 +81,7 @@ def slots_that_fit(
     num_sharing: int = 1,
     limit: int = _MAX_CUDA_SLOTS,
 ) -> int:
-    """Return how many slots fit into the free memory, of which each of `num_sharing` runners takes
-    a part: each may measure before the others have loaded.
-    """
+    """Return how many slots fit into the free memory that `num_sharing` runners divide."""
     return max(0, min(limit, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
 

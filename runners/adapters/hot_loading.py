@@ -40,10 +40,7 @@ _Read = TypeVar("_Read")
 
 
 class HotAdapters:
-    """The adapters of one base in a watched folder.
-
-    Calls end within `call_timeout_s`; an adapter must be read within `read_timeout_s`.
-    """
+    """The adapters of one base in a watched folder; calls end within `call_timeout_s`."""
 
     def __init__(
         self,
@@ -71,10 +68,8 @@ class HotAdapters:
         self._without_room: set[str] = set()  # keys that are tried again when another is freed
 
     def watch(self, loaded: Adapters) -> None:
-        """Update `loaded` now and once a second, in a thread that ends with the process.
-
-        Return after the first update, or after `read_timeout_s`: the others are then loaded while
-        the runner answers.
+        """Update `loaded` once a second in a thread; return after the first update or
+        `read_timeout_s`.
         """
         is_updated = threading.Event()
 

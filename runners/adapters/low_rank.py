@@ -275,10 +275,9 @@ class Adapters:
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
     ) -> None:
-        """Copy an adapter's tensors, named as in its file, to the layers of the loaded decoder.
+        """Copy an adapter's tensors to the layers of the loaded decoder.
 
-        Raise `AdapterError` if values are not finite, and `NoRoomError` if all adapters would then
-        take more than `max_total_bytes`.
+        Raise `AdapterError` if values are not finite, and `NoRoomError` above `max_total_bytes`.
         """
         rank = 0
         for name, tensor in tensors.items():

@@ -346,9 +346,7 @@ def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dic
 
 
 def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
-    """Return the weights that PEFT's folder changes; raise `AdapterError` for layers that the base
-    does not have, or has with another shape, and for a form that cannot be served.
-    """
+    """Return the weights that PEFT's folder changes; raise `AdapterError` for unsupported ones."""
     config = PeftConfig.read(folder, limits.max_rank)
     path = folder / WEIGHTS_FILE
     pairs, saved = _read_tensors(path, limits.max_bytes)
@@ -430,9 +428,7 @@ def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
 def _replaced(
     path: Path, saved: Mapping[str, Tensor], modules: Sequence[str], base: BaseWeights
 ) -> dict[str, Tensor]:
-    """Return the weights of `modules`, all of the vision part; copies of the base's head are
-    skipped.
-    """
+    """Return whole weights of the vision part; copies of the base's head are skipped."""
     replaced: dict[str, Tensor] = {}
     for name, tensor in saved.items():
         vision_name = None if ".lora_" in name else _vision_name(name)

@@ -138,9 +138,7 @@ class LiveBatch:
         )
 
     def _next_inputs(self, running: LaunchedPass) -> NextInputs:
-        """Return the inputs of the next pass over all slots, launched before the tokens of
-        `running`.
-        """
+        """Return the inputs of a pass launched before the tokens of `running` are known."""
         rows: list[int | None] = [None] * self.slots.num_used
         tokens = [0] * self.slots.num_used
         parents: dict[int, Sequence[int]] = {}

@@ -210,9 +210,7 @@ class CapturedSteps:
         return self._inputs[1:, :num_moves]
 
     def capture_all(self, end_token_ids: Iterable[int]) -> None:
-        """Capture all while no slot is in use, the largest first; log a failure, after which the
-        rest is eager.
-        """
+        """Capture all while no slot is in use; log a failure, after which the rest is eager."""
         name = "logits"
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
@@ -464,10 +462,10 @@ _memory_pool = cache(torch.cuda.graph_pool_handle)  # one of all graphs of the p
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Capture `compute` on the current GPU, after a warm-up run that loads kernels and workspaces.
+    """Capture `compute` after a warm-up run that loads kernels and workspaces.
 
-    All graphs share one memory pool, so only one may be in use at a time. Source: PyTorch's notes
-    on CUDA semantics, "CUDA Graphs", whole-network capture, and "Sharing memory across captures".
+    All graphs share one memory pool: only one may be in use at a time. Source: PyTorch's notes on
+    CUDA semantics, "CUDA Graphs", whole-network capture, and "Sharing memory across captures".
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
     stream.wait_stream(torch.cuda.current_stream())

@@ -71,9 +71,7 @@ def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
 
 
 def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the drafts, cut to the length at which a pass reads most tokens for its time, if all
-    are right: it reads as many tokens of each slot as of the longest draft.
-    """
+    """Return the drafts, cut to the length at which a pass reads most tokens for its time."""
 
     def tokens_by_cost(length: int) -> float:
         num_tokens = sum(1 + min(len(draft), length) for draft in drafts)
@@ -132,8 +130,8 @@ class EagerEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        """Process images and prompts into free slots: from `first_slot` on one of each sequence,
-        then those of further beams, in order.
+        """Process images and prompts into free slots: the first of each sequence, then further
+        beams.
         """
         decoder = self._decoder
         slots_of = slots_from(first_slot, requests)

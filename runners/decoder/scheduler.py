@@ -200,9 +200,7 @@ class Scheduler:
             self._notify_and_finish()
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
-        """Dequeue the first sequences that have free slots and fit the token budget, or one that
-        exceeds it.
-        """
+        """Dequeue sequences that have slots and fit the token budget, or one that exceeds it."""
         now_s = time.monotonic()
         taken: list[ScheduledSequence] = []
         longest = 0

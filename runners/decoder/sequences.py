@@ -292,9 +292,7 @@ class BeamSequence(_Generation):
         return conditions
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
-        """Collect finished beams, keep the best open ones as rows, and end a search that cannot
-        improve.
-        """
+        """Keep the best open beams as rows, and end a search that cannot improve."""
         try:
             self.check_deadline()
             if any(math.isnan(choice.score) for choice in choices):

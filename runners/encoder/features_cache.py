@@ -48,8 +48,7 @@ class CachedFeatures:
 class VisionCache:
     """The features of one model, up to `max_bytes`.
 
-    `encode` passes an image key through BentoML's batcher; the encoder finds the pixels in
-    `encodings`. At most `max_encoding` images are queued or being encoded.
+    `encode` passes an image key through the batcher; the encoder finds the pixels in `encodings`.
     """
 
     def __init__(
@@ -72,8 +71,7 @@ class VisionCache:
     ) -> CachedFeatures | Failed | None:
         """Return the features of an image, or None if they are not cached and `pixels` is None.
 
-        `adapter` is one with its own encoder, on which the image key depends; by default, the
-        model's encodes. Cancelling the call does not cancel an encoding: others may have joined it.
+        `adapter` is one with its own encoder. Cancelling the call does not cancel an encoding.
         """
         if (features := self._features.get(image_key)) is not None:
             return self._found(features, "hit")

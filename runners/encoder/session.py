@@ -267,9 +267,7 @@ class VisionEncoder:
         self.backend.load()
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3), on the encoder's
-        device.
-        """
+        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3), on the device."""
         return self.backend.encode(pixels)
 
     def _open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
@@ -305,9 +303,7 @@ def _make_shared_arena() -> None:
 def execution_providers(
     device: Device, with_graphs: bool = False, max_bytes: int | None = None
 ) -> list[Any]:
-    """Return the providers for `device`; the CPU runs operators without a CUDA kernel, which a
-    session with graphs refuses.
-    """
+    """Return the providers for `device`; the CPU runs operators without a CUDA kernel."""
     if device == "cpu":
         return [_CPU_PROVIDER]
     options = _CUDA_OPTIONS | {"enable_cuda_graph": "1" if with_graphs else "0"}

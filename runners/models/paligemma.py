@@ -61,10 +61,7 @@ class GemmaLayer:
 
 
 class Gemma:
-    """A Gemma model over cache slots.
-
-    `config` has the values of transformers' GemmaConfig (PaliGemma) or Gemma2Config (PaliGemma 2).
-    """
+    """A Gemma model over cache slots; `config` is transformers' GemmaConfig or Gemma2Config."""
 
     def __init__(self, config: Mapping[str, Any], weights: DecoderWeights) -> None:
         self.head_size: int = config["head_dim"]
@@ -103,11 +100,10 @@ class Gemma:
         slots: Slots,
         first: TokenPlaces | None,  # noqa: ARG002  # there is none
     ) -> Tensor:
-        """Process image features and prompts; the last layer, at their last positions only, as
-        nothing reads its states at others.
+        """Process image features and prompts; the last layer, at their last positions only.
 
-        A sliding window does not apply within the prefix: transformers joins the prefix block to
-        the window's mask.
+        A sliding window does not apply within the prefix: transformers joins it to the window's
+        mask.
         """
         positions = torch.arange(embeds.shape[1], device=embeds.device)
         mask = self._mask((positions < num_prefix_tokens[:, None])[:, None, None])

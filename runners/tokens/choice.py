@@ -416,9 +416,7 @@ def _draw_from_nucleus(
 
 
 def _draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return where the cumulative sums of weights (R, V) pass `uniform` (R, 1) of the total, (R,
-    1).
-    """
+    """Return where the cumulative sums of weights (R, V) pass `uniform` (R, 1) of the total."""
     sums = weights.cumsum(dim=-1, dtype=torch.float64)
     indices = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
     return indices.clamp(max=weights.shape[1] - 1)
