@@ -37,14 +37,10 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
     open_methods = frozenset({"ServerMetadata"})
     health_methods = frozenset({"ServerLive", "ServerReady"})
 
-    async def ServerLive(
-        self, _: pb.ServerLiveRequest, __: RequestContext
-    ) -> pb.ServerLiveResponse:
+    async def ServerLive(self, *_: object) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(
-        self, _: pb.ServerReadyRequest, __: RequestContext
-    ) -> pb.ServerReadyResponse:
+    async def ServerReady(self, *_: object) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(
             ready=all([await self._core.is_ready(model) for model in self._core.models])
         )
@@ -59,9 +55,7 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._core.is_ready(model))
 
-    async def ServerMetadata(
-        self, _: pb.ServerMetadataRequest, __: RequestContext
-    ) -> pb.ServerMetadataResponse:
+    async def ServerMetadata(self, *_: object) -> pb.ServerMetadataResponse:
         return ParseDict(tensors.server_metadata(), pb.ServerMetadataResponse())
 
     async def ModelMetadata(

@@ -104,13 +104,11 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
                 field = "answer" if name == "answer" else "analysis"
                 yield message_of(pb.AnalyzeEvent, {field: document})
 
-    async def ListModels(
-        self, _: pb.ListModelsRequest, __: RequestContext
-    ) -> pb.ListModelsResponse:
+    async def ListModels(self, *_: object) -> pb.ListModelsResponse:
         rows = rendering.models_json(self._core.models)["data"]
         return message_of(pb.ListModelsResponse, {"models": rows})
 
-    async def ListTasks(self, _: pb.ListTasksRequest, __: RequestContext) -> pb.ListTasksResponse:
+    async def ListTasks(self, *_: object) -> pb.ListTasksResponse:
         rows = rendering.tasks_json(self._core.models)["data"]
         for row in rows:
             row["parameters_json_schema"] = json.dumps(row["parameters"])

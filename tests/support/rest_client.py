@@ -31,10 +31,14 @@ class Client:
 
     boundary: RestBoundary
 
+    def http(self, headers: Mapping[str, str]) -> httpx.AsyncClient:
+        """Return a client of the app for calls within one event loop."""
+        transport = httpx.ASGITransport(Middleware(rest_app(self.boundary), self.boundary))
+        return httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=headers)
+
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(Middleware(rest_app(self.boundary), self.boundary))
-            async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+            async with self.http({}) as client:
                 return await client.request(method, path, **options)
 
         return asyncio.run(send())

@@ -159,7 +159,7 @@ def test_error_of_a_model_is_counted_once() -> None:
     "path",
     ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"],
 )
-def test_full_service_reads_no_body(path: str) -> None:
+async def test_full_service_reads_no_body(path: str) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -169,7 +169,7 @@ def test_full_service_reads_no_body(path: str) -> None:
         sent.append(message)
 
     app = rest_app(client(make_core(max_pending=0)).boundary)
-    asyncio.run(app(json_scope(path, bytes(100)), receive, send))
+    await app(json_scope(path, bytes(100)), receive, send)
     assert sent[0]["status"] == 429
 
 
@@ -408,36 +408,28 @@ async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> 
     ],
     ids=["predict", "compare", "infer"],
 )
-def test_gone_client_cancels_decoding(
+async def test_gone_client_cancels_decoding(
     path: str, fields: object, model_ids: list[str], api: str
 ) -> None:
-    async def ask() -> list[Message]:
-        for decoder in decoders.values():
-            decoder.released = asyncio.Event()
-        return await leave(path, fields, decoders)
-
     answers = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
-    decoders = {model_id: FakeDecoder(answers[model_id]) for model_id in model_ids}
+    decoders: dict[str, FakeDecoder] = {}
+    for model_id in model_ids:
+        decoders[model_id] = FakeDecoder(answers[model_id], released=asyncio.Event())
     before = num_gone(api)
-    sent = asyncio.run(ask())
+    sent = await leave(path, fields, decoders)
     assert [decoder.num_cancelled for decoder in decoders.values()] == [1] * len(model_ids)
     assert num_gone(api) == before + 1
     assert sent[0]["status"] == 499  # nobody reads it
 
 
-def test_gone_client_of_an_analysis() -> None:
+async def test_gone_client_of_an_analysis() -> None:
     """The server cancels the stream again and again until it has ended."""
-    blocked = FakeDecoder(PALIGEMMA_ANSWERS)
+    blocked = FakeDecoder(PALIGEMMA_ANSWERS, released=asyncio.Event())
     steps = [{"id": "a", "task": "ocr"}, {"id": "b", "task": "ocr", "model": PALIGEMMA_ID}]
-
-    async def ask() -> None:
-        blocked.released = asyncio.Event()
-        fields = {"image": OCR["image"], "steps": steps, "stream": True}
-        await leave("/v1/analyze", fields, {PALIGEMMA_ID: blocked})
-        await until(lambda: not blocked.num_waiting)
-
+    fields = {"image": OCR["image"], "steps": steps, "stream": True}
     before = num_gone("rest")
-    asyncio.run(asyncio.wait_for(ask(), 60))
+    await leave("/v1/analyze", fields, {PALIGEMMA_ID: blocked})
+    await until(lambda: not blocked.num_waiting)
     assert blocked.num_cancelled == 1
     assert num_gone("rest") == before + 1
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -192,43 +193,33 @@ async def leave_after(num_bodies: int, decoder: FakeDecoder) -> None:
 
 
 @pytest.mark.parametrize("num_bodies", [0, 1, 2])
-def test_gone_client_of_a_stream(num_bodies: int) -> None:
-    async def ask() -> FakeDecoder:
-        released = asyncio.Event() if num_bodies == 0 else None
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released, ended=asyncio.Event())
-        await leave_after(num_bodies, decoder)
-        # not by its deadline
-        await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)
-        return decoder
-
+async def test_gone_client_of_a_stream(num_bodies: int) -> None:
     before = count("client_gone")
-    assert asyncio.run(ask()).num_cancelled == 1
+    released = asyncio.Event() if num_bodies == 0 else None
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=released, ended=asyncio.Event())
+    await leave_after(num_bodies, decoder)
+    # not by its deadline
+    await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)
+    assert decoder.num_cancelled == 1
     assert count("client_gone") == before + 1
 
 
 KEY = {"Authorization": "Bearer mine"}
-T = TypeVar("T")
-Ask = Callable[[httpx.AsyncClient, ImageHost, str], Awaitable[T]]
 
 
-def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
-    """Return what `ask` returns for a client, an allowed image host and the URL of its image."""
-
-    async def run() -> T:
-        async with listening(ImageHost({"/a.png": answer})) as host:
-            allowed = [AllowedHost.parse(f"images.test:{host.port}")]
-            max_bytes = SETTINGS.max_body_bytes
-            names = Names({"images.test": ["127.0.0.1"]})
-            fetcher = ImageFetcher(
-                allowed, max_bytes, 5, lambda address: address == "127.0.0.1", names
-            )
-            api = client(make_core(fetcher=fetcher), api_keys("mine", options))
-            transport = httpx.ASGITransport(rest_app(api.boundary))
-            options_of_client: Any = {"transport": transport, "base_url": "http://diptych"}
-            async with httpx.AsyncClient(**options_of_client, headers=KEY) as http:
-                return await ask(http, host, f"http://images.test:{host.port}/a.png")
-
-    return asyncio.run(run())
+@asynccontextmanager
+async def image_host(
+    answer: bytes, options: str = ""
+) -> AsyncIterator[tuple[httpx.AsyncClient, ImageHost, str]]:
+    """Yield a client, an allowed image host, and the URL of its image."""
+    async with listening(ImageHost({"/a.png": answer})) as host:
+        allowed = [AllowedHost.parse(f"images.test:{host.port}")]
+        names = Names({"images.test": ["127.0.0.1"]})
+        is_allowed = {"127.0.0.1"}.__contains__
+        fetcher = ImageFetcher(allowed, SETTINGS.max_body_bytes, 5, is_allowed, names)
+        api = client(make_core(fetcher=fetcher), api_keys("mine", options))
+        async with api.http(KEY) as http:
+            yield http, host, f"http://images.test:{host.port}/a.png"
 
 
 def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
@@ -243,28 +234,22 @@ def test_urls_need_allowed_hosts() -> None:
         assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
 
 
-def test_every_interface_takes_a_url() -> None:
-    async def ask(api: httpx.AsyncClient, _host: ImageHost, url: str) -> list[httpx.Response]:
-        return [
-            await api.post("/v1/predict", json={**OCR, "image": url}),
-            await api.post("/v1/predict", files={"task": (None, "ocr"), "image": (None, url)}),
-            await api.post("/v1/predict", json={**OCR, "image": url, "stream": True}),
-            await api.post("/v1/compare", json={**OCR, "image": url}),
-            await api.post("/v1/chat/completions", json=chat(url, "<OCR>")),
-        ]
-
-    for answer in with_host(ask, response(SMALL_PNG)):
-        assert answer.status_code == 200, answer.text
-        assert "HELLO" in answer.text
-
-
-def test_url_is_fetched_once() -> None:
-    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> tuple[httpx.Response, int]:
-        prompt = "<REGION_TO_CATEGORY><loc_100><loc_100><loc_900><loc_900>"
-        return await api.post("/v1/chat/completions", json=chat(url, prompt)), host.num_connections
-
-    answer, num_connections = with_host(ask, response(SMALL_PNG))
-    assert (answer.status_code, num_connections) == (200, 1), answer.text
+async def test_every_interface_takes_a_url() -> None:
+    async with image_host(response(SMALL_PNG)) as (http, host, url):
+        fields = {**OCR, "image": url}
+        for answer in [
+            await http.post("/v1/predict", json=fields),
+            await http.post("/v1/predict", files={"task": (None, "ocr"), "image": (None, url)}),
+            await http.post("/v1/predict", json={**fields, "stream": True}),
+            await http.post("/v1/compare", json=fields),
+            await http.post("/v1/chat/completions", json=chat(url, "<OCR>")),
+        ]:
+            assert answer.status_code == 200, answer.text
+            assert "HELLO" in answer.text
+        before = host.num_connections
+        region = "<REGION_TO_CATEGORY><loc_100><loc_100><loc_900><loc_900>"
+        answer = await http.post("/v1/chat/completions", json=chat(url, region))
+        assert (answer.status_code, host.num_connections) == (200, before + 1), answer.text
 
 
 @pytest.mark.parametrize(
@@ -276,28 +261,25 @@ def test_url_is_fetched_once() -> None:
         ("/v1/compare", {"models": ["florence-9"]}, 404),
     ],
 )
-def test_rejected_request_fetches_no_url(path: str, fields: dict[str, Any], status: int) -> None:
-    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> None:
+async def test_rejected_request_fetches_no_url(
+    path: str, fields: dict[str, Any], status: int
+) -> None:
+    async with image_host(response(SMALL_PNG)) as (http, host, url):
         body = {**OCR, "image": url, **fields}
-        assert (await api.post(path, json=body)).status_code == status
+        assert (await http.post(path, json=body)).status_code == status
         strange = {"Authorization": "Bearer another"}
-        assert (await api.post(path, json=body, headers=strange)).status_code == 401
+        assert (await http.post(path, json=body, headers=strange)).status_code == 401
         assert host.num_connections == 0
 
-    with_host(ask, response(SMALL_PNG))
 
-
-def test_fetching_is_a_concurrent_request() -> None:
-    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> str:
+async def test_fetching_is_a_concurrent_request() -> None:
+    async with image_host(b"", "max_concurrent=1") as (http, host, url):
         host.answers["/a.png"] = [b""]  # nothing comes
-        reading = asyncio.create_task(api.post("/v1/predict", json={**OCR, "image": url}))
+        reading = asyncio.create_task(http.post("/v1/predict", json={**OCR, "image": url}))
         await until(lambda: host.requests)
-        second = error_of(await api.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID}))
+        second = error_of(await http.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID}))
         reading.cancel()
-        return str(second["message"])
-
-    message = with_host(ask, b"", "max_concurrent=1")
-    assert "has reached its limit of 1 concurrent requests" in message
+    assert "has reached its limit of 1 concurrent requests" in second["message"]
 
 
 IMAGE = data_url(SMALL_PNG)

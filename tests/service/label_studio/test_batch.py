@@ -17,7 +17,6 @@ from PIL import Image
 from service.admission.api_keys import ApiKeys
 from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, Overloaded
-from service.http_app import rest_app
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.inference.core import Core
@@ -74,13 +73,8 @@ class BusyDecoder(FakeDecoder):
             self.num_running -= 1
 
 
-@asynccontextmanager
-async def service(core: Core, keys: ApiKeys | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    api = client(core, keys, SETTINGS)
-    options: Any = {"transport": httpx.ASGITransport(rest_app(api.boundary))}
-    headers = basic_auth("secret") if keys else {}
-    async with httpx.AsyncClient(base_url="http://diptych", headers=headers, **options) as http:
-        yield http
+def service(core: Core, keys: ApiKeys | None = None) -> httpx.AsyncClient:
+    return client(core, keys, SETTINGS).http(basic_auth("secret") if keys else {})
 
 
 def body(*images: str, rest: Mapping[str, object] | None = None) -> dict[str, Any]:

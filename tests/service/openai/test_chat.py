@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from starlette.types import Message
 
 from service.http.boundary import STATUSES
 from service.inference.request_fields import GenerationFields
@@ -249,14 +248,10 @@ def test_error_after_the_first_chunk() -> None:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_disconnected_client_is_counted(is_streamed: bool) -> None:
-    async def ask() -> list[Message]:
-        decoder.released = asyncio.Event()
-        return await leave(PATH, body(stream=is_streamed), {FLORENCE_ID: decoder})
-
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
+async def test_disconnected_client_is_counted(is_streamed: bool) -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
     before = num_gone("openai")
-    asyncio.run(ask())
+    await leave(PATH, body(stream=is_streamed), {FLORENCE_ID: decoder})
     assert decoder.num_cancelled == 1
     assert num_gone("openai") == before + 1
 
