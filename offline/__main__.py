@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _MAX_STEPS_BYTES = 1_000_000
 _COCO_KINDS = ("detections", "instances")
+_LARGEST_WH = (MAX_COORDINATE_PX, MAX_COORDINATE_PX)  # no image has a region beyond it
 # Settings of a server, or of models that are not used here.
 _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTERS")}
 
@@ -121,12 +122,13 @@ def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Sha
     model = load_served_models(settings)[options.model]
     if options.steps is None:
         fields = task_fields(options, model)
-    elif options.field or options.format == "coco":
-        option = "--field" if options.field else "--format coco"
-        raise InputError(f"{option} needs --task; with --steps, fields are those of the steps")
     else:
         fields = {"steps": read_steps(options.steps, model.id)}
-        check_steps(fields["steps"], model, settings)
+        if options.field or options.format == "coco":
+            option = "--field" if options.field else "--format coco"
+            raise InputError(f"{option} needs --task; with --steps, fields are those of the steps")
+        plan = parse_plan(fields, ServedModels({model.id: model}), settings.max_steps)
+        plan.check_prompts(_LARGEST_WH)
     return Job(
         build=build_of(model, fields, settings),
         fields=fields,
@@ -154,17 +156,11 @@ def read_steps(path: str, model_id: str) -> list[dict[str, Any]]:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise InputError(f"--steps {path} must have steps: a list of objects")
     for step in steps:
-        if "models" in step or step.setdefault("model", model_id) != model_id:
-            step_model = step.get("models", step.get("model"))
-            message = f"step {step.get('id')!r} names {step_model!r}; one model answers: {model_id}"
-            raise InputError(f"--steps {path}: {message}")
+        names = step.get("models", step.setdefault("model", model_id))
+        if names != model_id:
+            problem = f"step {step.get('id')!r} names {names!r}; one model answers: {model_id}"
+            raise InputError(f"--steps {path}: {problem}")
     return steps
-
-
-def check_steps(steps: Sequence[Mapping[str, Any]], model: ServedModel, settings: Settings) -> None:
-    """Raise `ServiceError` if the model cannot answer the steps, whatever the image."""
-    plan = parse_plan({"steps": steps}, ServedModels({model.id: model}), settings.max_steps)
-    plan.check_prompts((MAX_COORDINATE_PX, MAX_COORDINATE_PX))
 
 
 def task_fields(options: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
@@ -172,20 +168,17 @@ def task_fields(options: argparse.Namespace, model: ServedModel) -> dict[str, An
     texts = defaultdict[str, list[str]](list)  # a list's name is repeated
     for name, text in options.field:
         texts[name].append(text)
-    fields: dict[str, Any] = {"task": options.task}
+    is_coco = options.format == "coco"
+    fields: dict[str, Any] = {"mask_format": "rle"} if is_coco else {}
+    fields["task"] = options.task
     for name, values in texts.items():
         fields[name] = form_value(name, values)
-    is_coco = options.format == "coco"
-    if is_coco:
-        fields.setdefault("mask_format", "rle")
     _, request = parse_fields(GenerationFields, fields)
     has_masks = request.task.result_kind in _COCO_KINDS and request.fields.mask_format == "rle"
     if is_coco and not has_masks:
-        raise InputError(
-            "--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or"
-            " jsonl"
-        )
-    task_prompts(model, request, (MAX_COORDINATE_PX, MAX_COORDINATE_PX))
+        needed = "a task with boxes or masks, and mask_format=rle"
+        raise InputError(f"--format coco needs {needed}; choose parquet or jsonl")
+    task_prompts(model, request, _LARGEST_WH)
     return fields
 
 
@@ -193,26 +186,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     description = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m offline", description=description)
     add = parser.add_argument
-    add(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="folder, pattern, image, .parquet or .tar; path or URI",
-    )
+    inputs = "folder, pattern, image, .parquet or .tar; path or URI"
+    add("inputs", nargs="+", metavar="INPUT", help=inputs)
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--task", help="task id")
     question.add_argument("--steps", metavar="FILE", help="steps of an analysis; YAML or JSON")
     add("--model", required=True, help="model id of the catalog")
     add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
-    add(
-        "-F",
-        "--field",
-        action="append",
-        default=[],
-        type=_field,
-        metavar="NAME=VALUE",
-        help="field of /v1/predict; repeatable",
-    )
+    pair: dict[str, Any] = {
+        "type": _field,
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+    }
+    add("-F", "--field", help="field of /v1/predict; repeatable", **pair)
     add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
     add("--overwrite", action="store_true", help="replace files of OUTPUT that others wrote")
     add("--column", default="image", help="of parquet files: images or paths; default %(default)s")

@@ -56,13 +56,10 @@ class ShardActor:
 
         self._answerer = asyncio.run_coroutine_threadsafe(load(), self._loop).result()
 
-    def __call__(self, row: Mapping[str, object]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         started_s = time.time()
-        index = row["index"]
-        pickled = row["shard"]
-        assert isinstance(index, int)
-        assert isinstance(pickled, bytes)
-        shard: Shard = pickle.loads(pickled)
+        index: int = row["index"]
+        shard: Shard = pickle.loads(row["shard"])
         attempt = Attempt.begin(self._output, index)
         if attempt.number == 1:
             answered = self._answerer.rows(shard)
@@ -79,17 +76,14 @@ def start_ray(address: str | None) -> None:
     """Connect to a cluster, or start Ray on this host."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    if address is not None:
-        ray.init(address, logging_level=logging.WARNING)
-        return
-    ray.init(
-        address="local",
-        num_cpus=num_cores(),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
-    )
+    local: dict[str, Any] = {
+        "num_cpus": num_cores(),
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
+    options = local if address is None else {}
+    ray.init(address or "local", logging_level=logging.WARNING, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +96,7 @@ class Pool:
 
     @classmethod
     def of(cls, hosts: Sequence[Mapping[str, float]], device: str, num_actors: int | None) -> Self:
-        """Return an actor for each GPU; without any, one for each host with all its cores.
-
-        `hosts` have Ray's resources, "CPU" and "GPU".
-        """
+        """Return an actor for each GPU, or one for each host; `hosts` have Ray's resources."""
         cores = [host["CPU"] for host in hosts if host.get("CPU", 0) >= 1]
         num_gpus = int(sum(host.get("GPU", 0) for host in hosts))
         if num_gpus and device != "cpu":

@@ -126,11 +126,7 @@ class ArchiveShard:
     """The images of a tar archive, read from start to end; the key of each is FILE/MEMBER."""
 
     file: StoredFile
-
-    @property
-    def num_images(self) -> int | None:
-        """None: an archive has no index."""
-        return None
+    num_images: None = None  # an archive has no index
 
     def describe(self) -> str:
         return self.file.key
@@ -142,8 +138,7 @@ class ArchiveShard:
         ):
             for member in archive:
                 is_image = member.isfile() and _is_image(member.name)
-                content = archive.extractfile(member) if is_image else None
-                if content is not None:
+                if is_image and (content := archive.extractfile(member)):
                     data = content.read()
                     yield InputImage(f"{self.file.key}/{member.name}", partial(bytes, data))
 

@@ -122,12 +122,9 @@ def hub_model_id(repository: str) -> str:
 
 
 def load_catalog(path: Path, model_ids: Collection[str] = ()) -> dict[str, CatalogEntry]:
-    """Read the catalog in file order.
+    """Read the catalog in file order; raise `CatalogError`.
 
-    An entry whose id has a `*` stands for many repositories: it is read once for each id of
-    `model_ids` that it matches.
-
-    Raise `CatalogError` for unknown, missing, invalid or duplicate entries.
+    An entry whose id has a `*` is read once for each id of `model_ids` that it matches.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -200,10 +197,7 @@ def _variant_row(
 def adapter_entry(
     model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry
 ) -> CatalogEntry:
-    """Return the entry of an adapter outside the catalog; missing keys are the base's.
-
-    Raise `CatalogError`.
-    """
+    """Return the entry of an adapter outside the catalog, over its base's; raise `CatalogError`."""
     if fixed := sorted({"id", "source"} & row.keys()):
         raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
     row = {**row, "id": model_id, "source": source, "adapter_of": base.id}

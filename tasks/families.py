@@ -47,10 +47,7 @@ class FamilyLanguage(Protocol):
         mask_decoder: MaskDecoder | None,
         banned_phrases: frozenset[str] = frozenset(),
     ) -> Result:
-        """Return the typed result of the answers, given in the order of the prompts.
-
-        PaliGemma's checkpoints have a `mask_decoder`, Florence-2's `banned_phrases`.
-        """
+        """Return the typed result of the answers, given in the order of the prompts."""
 
 
 FAMILIES: dict[Family, FamilyLanguage] = {

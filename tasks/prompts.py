@@ -72,10 +72,7 @@ def fill_prompts(
     image_size_wh: tuple[int, int],
     box_tokens: Callable[[BoxXyxy, tuple[int, int]], str],
 ) -> tuple[Prompt, ...]:
-    """Return the template filled for each of `names`, which replace `{phrase}`.
-
-    Raise `ParameterError` if the region is not within the image.
-    """
+    """Return the template filled for each of `names`; raise `ParameterError` for a bad region."""
     values = {
         "{language}": PromptSegment(parameters.language or "en"),
         "{question}": PromptSegment(parameters.question or ""),

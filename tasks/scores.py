@@ -127,10 +127,7 @@ class Guarantee:
 
 
 def calibration_key(calibrations: Mapping[tuple[str, bool], Calibration]) -> str:
-    """Return the SHA-256 of a model's calibrations by task; empty if it has none.
-
-    A score that is returned depends on them.
-    """
+    """Return the SHA-256 of the calibrations that a model's scores depend on; empty without any."""
     if not calibrations:
         return ""
     return hashlib.sha256(repr(sorted(calibrations.items())).encode()).hexdigest()

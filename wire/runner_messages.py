@@ -30,10 +30,7 @@ class PixelMemory(BaseModel):
 
 
 class ImageToEncode(BaseModel):
-    """One image of an encoder batch.
-
-    Its pixels are in the call that is pending for its features.
-    """
+    """One image of an encoder batch; its pixels are in the call that waits for its features."""
 
     image_key: str
 

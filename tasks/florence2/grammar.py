@@ -69,11 +69,7 @@ class Phrase:
 
 
 def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of an answer.
-
-    The label of a box is one of the names of the request, where the checkpoint writes names as they
-    were given.
-    """
+    """Return the grammar of an answer; labels are names of the request if the entry forces them."""
     names = None if task_id == "instance_segmentation" else parameters.labels or parameters.phrases
     answer = _ANSWERS.get("open_vocabulary_detection" if names else task_id)
     label = spellings(names) if names and entry.forced_names else _ANY_TEXT

@@ -96,10 +96,7 @@ def read_banned_phrases(processor_config: Path) -> frozenset[str]:
 def _detections(
     answer: GeneratedText, names: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
 ) -> Iterator[Detection]:
-    """Yield the boxes; if boxes are named, those without a name are dropped.
-
-    A box encloses two corners, or an instance's polygons (open vocabulary).
-    """
+    """Yield boxes of two corners, or around polygons; named ones without a name are dropped."""
     is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
         label = resolve_label(phrase.label, names) if is_named else ""

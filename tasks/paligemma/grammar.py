@@ -70,10 +70,7 @@ def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
 
 
 def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of an answer.
-
-    A label is one of the names of the request, where the checkpoint writes them as they were given.
-    """
+    """Return the grammar of an answer; labels are names of the request if the entry forces them."""
     if task_id not in _HEADS:
         return None
     rules = _FREE

@@ -114,10 +114,7 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
 def _merged_objects(
     task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]
 ) -> tuple[list[FoundObject], int, int]:
-    """Return the objects of all views, each once.
-
-    Then how many are left out because of another one, and how many as too many.
-    """
+    """Return the objects of all views, each once, how many are merged, and how many too many."""
     view_boxes = [view.box for view in views]
     sides_px = [max(right - left, bottom - top) for left, top, right, bottom in view_boxes[1:]]
     tile_px = max(sides_px, default=0)

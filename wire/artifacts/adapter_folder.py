@@ -170,10 +170,7 @@ class AdapterScan:
         return dict(settled)
 
     def _is_settled(self, adapter: AdapterFolder) -> bool:
-        """Return True if its files have not changed since the last scan, or are old.
-
-        A renamed sub-folder, whose files are old, is thus complete at once.
-        """
+        """Return True if unchanged since the last scan, or old, as a renamed folder is."""
         if self._scanned.get(adapter.name) == adapter:
             return True
         changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9

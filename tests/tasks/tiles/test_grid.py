@@ -30,7 +30,7 @@ def auto(size_wh: tuple[int, int], min_object_px: int = 16, max_tiles: int = 64)
         (MAX_TILES, MAX_TILES),
     ],
 )
-def test_tiles_are_a_word_a_number_or_rows_and_columns(value: object, tiles: object) -> None:
+def test_parsed_tiles(value: object, tiles: object) -> None:
     assert parse_tiles(value) == tiles
 
 
@@ -44,7 +44,7 @@ def test_tiles_are_a_word_a_number_or_rows_and_columns(value: object, tiles: obj
         {"rows": MAX_TILES, "columns": 2},
     ],
 )
-def test_other_tiles_are_refused_with_what_is_allowed(value: object) -> None:
+def test_bad_tiles_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="off, auto, a number from 1 to 1024, or rows and columns"):
         parse_tiles(value)
 
@@ -61,9 +61,7 @@ def test_other_tiles_are_refused_with_what_is_allowed(value: object) -> None:
         ("visual_question_answering", {"question": "a"}, True),
     ],
 )
-def test_tasks_about_the_whole_image_or_a_region_have_no_tiles(
-    task: str, parameters: dict[str, Any], is_refused: bool
-) -> None:
+def test_tasks_without_tiles(task: str, parameters: dict[str, Any], is_refused: bool) -> None:
     assert (refusal(TASKS[task], TaskParameters(**parameters)) is not None) == is_refused
 
 
@@ -79,13 +77,11 @@ def test_tasks_about_the_whole_image_or_a_region_have_no_tiles(
         (64, (3, 1), Grid(1, 3)),
     ],
 )
-def test_a_number_is_a_grid_of_about_square_tiles(
-    number: int, size_wh: tuple[int, int], grid: Grid
-) -> None:
+def test_grid_of_a_number(number: int, size_wh: tuple[int, int], grid: Grid) -> None:
     assert grid_of(Tiling(number, 0.2, 16), size_wh, 1 / 24, 64) == grid
 
 
-def test_auto_gives_the_smallest_object_one_image_token_of_its_tile() -> None:
+def test_auto() -> None:
     assert auto((384, 384)) == Grid(1, 1)
     assert auto((385, 384)) == Grid(1, 2)
     assert auto((691, 691)) == Grid(2, 2)  # 691 is 1.8 times 384: two tiles and their overlap
@@ -93,17 +89,17 @@ def test_auto_gives_the_smallest_object_one_image_token_of_its_tile() -> None:
     assert auto((692, 691), min_object_px=32) == Grid(1, 1)
 
 
-def test_auto_takes_larger_tiles_rather_than_more_than_the_maximum() -> None:
+def test_auto_with_a_maximum() -> None:
     assert auto(PHOTO_WH, max_tiles=200) == Grid(10, 13)
     assert auto(PHOTO_WH) == Grid(7, 9)
     assert auto(PHOTO_WH, max_tiles=1) == Grid(1, 1)
 
 
-def test_rows_and_columns_have_at_least_a_pixel() -> None:
+def test_tiles_have_a_pixel() -> None:
     assert grid_of(Tiling(Grid(9, 9), 0.2, 16), (4, 2), 1 / 24, 64) == Grid(2, 4)
 
 
-def test_tiles_are_in_reading_order_and_overlap_by_their_share() -> None:
+def test_tile_boxes() -> None:
     boxes = tile_boxes(Grid(2, 3), (260, 180), 0.2)
     assert boxes == (
         *((0, 0, 100, 100), (80, 0, 180, 100), (160, 0, 260, 100)),
@@ -120,9 +116,7 @@ def test_tiles_are_in_reading_order_and_overlap_by_their_share() -> None:
     st.integers(1, 60) | st.just("auto"),
     st.floats(0, 0.5),
 )
-def test_tiles_lie_in_the_image_and_cover_it(
-    width: int, height: int, tiles: Any, overlap: float
-) -> None:
+def test_tiles_cover_the_image(width: int, height: int, tiles: Any, overlap: float) -> None:
     grid = grid_of(Tiling(tiles, overlap, 16), (width, height), 1 / 12, 64)
     assert grid.num_tiles <= 64
     boxes = tile_boxes(grid, (width, height), overlap)

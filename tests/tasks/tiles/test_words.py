@@ -21,18 +21,20 @@ from tasks.tiles.words import joined_line, merged_text, reading_order
         ("", "b", "b"),
         ("a", "", "a"),
         ("same", "same", "same"),
+        ("a b a b", "a b a b c", "a b a b c"),  # as many words as possible
     ],
 )
-def test_the_words_that_both_parts_of_a_line_have_are_written_once(
-    left: str, right: str, line: str
-) -> None:
+def test_joined_line(left: str, right: str, line: str) -> None:
     assert joined_line(left, right) == line
 
 
-def test_lines_are_read_from_the_top_and_from_left_to_right() -> None:
+def test_reading_order() -> None:
     boxes = [(60.0, 11.0, 90.0, 21.0), (0.0, 40.0, 50.0, 50.0), (0.0, 9.0, 50.0, 20.0)]
     assert reading_order(boxes) == [[2, 0], [1]]
     assert reading_order([]) == []
+    # half of the lower one is beside the other
+    assert reading_order([(60.0, 10.0, 90.0, 30.0), (0.0, 0.0, 50.0, 20.0)]) == [[1, 0]]
+    assert reading_order([(0.0, 0.0, 50.0, 40.0), (60.0, 18.0, 90.0, 28.0)]) == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -42,27 +44,23 @@ def test_lines_are_read_from_the_top_and_from_left_to_right() -> None:
         ("", [["one\nfour", "two\nfive"]], "one two\nfour five"),
         ("", [["one\nfour", "two\nfive\nfour six"]], "one\nfour six\ntwo\nfive"),
         ("", [["one tw\nfour", "two\nfour five"]], "one two\nfour five"),
-        (
-            "",
-            [["a be", "x\ny", "be c"]],
-            "a be\nx\ny\nbe c",
-        ),  # only a tile beside it continues a line
+        # only a tile beside it continues a line
+        ("", [["a be", "x\ny", "be c"]], "a be\nx\ny\nbe c"),
         ("", [["a b", ""], ["a b", "c"]], "a b\nc"),  # the overlap of two rows
         ("", [["one"], ["two"]], "one\ntwo"),
         ("HELLO", [["HEL", "LLO"]], "HELLO"),
         ("HELLO", [["HEL", "HELLO"]], "HELLO"),
+        ("HELLO", [["HEL HELLO"]], "HELLO"),
         ("bye bye", [["bye bye"]], "bye bye"),
         ("invented words", [["real"]], "real"),
         ("whole", [["", ""]], "whole"),
         ("whole", [], "whole"),
     ],
 )
-def test_text_without_places_is_merged_tile_by_tile(
-    whole: str, rows: list[list[str]], text: str
-) -> None:
+def test_merged_text(whole: str, rows: list[list[str]], text: str) -> None:
     assert merged_text(whole, [dict(enumerate(row)) for row in rows]) == text
 
 
-def test_a_tile_is_compared_with_the_one_above_it() -> None:
+def test_tile_below_a_flat_one() -> None:
     rows = [{0: "a", 80: "b\nc"}, {80: "c\nd"}]  # the tile below the first one is flat
     assert merged_text("", rows) == "a\nb\nc\nd"

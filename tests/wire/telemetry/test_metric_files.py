@@ -55,7 +55,7 @@ def values(folder: Path) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
-def test_a_restarted_part_continues_its_counters_in_the_same_files(tmp_path: Path) -> None:
+def test_counters_of_a_restarted_part(tmp_path: Path) -> None:
     for _ in range(3):
         run(tmp_path, COUNT_TWO, "runner")
     run(tmp_path, COUNT_TWO, "diptych-0")
@@ -67,7 +67,7 @@ def test_a_restarted_part_continues_its_counters_in_the_same_files(tmp_path: Pat
     }
 
 
-def test_live_gauges_of_an_ended_part_are_removed_and_its_counters_kept(tmp_path: Path) -> None:
+def test_live_gauges_of_an_ended_part(tmp_path: Path) -> None:
     for part in ("diptych-0", "diptych-1"):
         run(tmp_path, COUNT_TWO, part)
     remove_live_gauges(tmp_path, "diptych-0")
@@ -79,13 +79,13 @@ def test_live_gauges_of_an_ended_part_are_removed_and_its_counters_kept(tmp_path
     [[WITHOUT_FOLDER, WRITE, COUNT_MANY], [COUNT_TWO, WITHOUT_FOLDER, COUNT_MANY]],
     ids=["from the start", "when a file grows"],
 )
-def test_without_space_a_process_counts_in_its_memory(tmp_path: Path, steps: Sequence[str]) -> None:
+def test_counters_without_space(tmp_path: Path, steps: Sequence[str]) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()
     assert "no space for metrics of runner" in run(folder, "".join(steps), "runner")
 
 
-def test_space_of_values_is_reserved_before_they_are_written(tmp_path: Path) -> None:
+def test_space_is_reserved(tmp_path: Path) -> None:
     run(tmp_path, WRITE + COUNT_MANY, "runner")
     status = (tmp_path / "counter_runner.db").stat()
     assert status.st_blocks * 512 >= status.st_size > 65536
