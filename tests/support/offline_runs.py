@@ -47,20 +47,11 @@ class OfflineJob:
     @contextmanager
     def running(self) -> Iterator["subprocess.Popen[str]"]:
         """Start a run of the job; kill it at the end if it still runs."""
-        fields = [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
-        options = [
-            "--task",
-            self.fields["task"],
-            "--model",
-            self.model,
-            "--output",
-            str(self.output),
-        ]
+        options = ["--task", self.fields["task"], "--model", self.model]
+        options += ["--output", str(self.output), "--shard-size", str(self.shard_size)]
+        options += [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
         process = subprocess.Popen(
-            (
-                *(sys.executable, "-m", "offline", str(self.images)),
-                *(*options, "--shard-size", str(self.shard_size), *fields),
-            ),
+            [sys.executable, "-m", "offline", str(self.images), *options],
             cwd=ROOT,
             env=os.environ | {"BENTOML_HOME": str(self.store.home)},
             stdout=subprocess.PIPE,
@@ -92,13 +83,10 @@ def install_killer_files(folder: Path) -> Path:
     """Install a package with a file system `killer://` of fsspec's: to open a file of it kills the
     process.
     """
-    (folder / "killer-1.0.dist-info").mkdir(parents=True)
-    (folder / "killer-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n"
-    )
-    (folder / "killer-1.0.dist-info" / "entry_points.txt").write_text(
-        "[fsspec.specs]\nkiller = killer.KillerFiles\n"
-    )
+    info = folder / "killer-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fsspec.specs]\nkiller = killer.KillerFiles\n")
     (folder / "killer.py").write_text(_KILLER)
     return folder
 
@@ -113,12 +101,9 @@ def actor_of(run: "subprocess.Popen[str]") -> int | None:
 
 def parquet_rows(output: Path) -> list[dict[str, Any]]:
     """Return the rows of all shards, in order, with their results as JSON values."""
-    rows = [
-        row
-        for part in sorted(output.glob("part-*.parquet"))
-        for row in pq.read_table(part).to_pylist()
-    ]
-    return [
-        row | {"result": None if row["result"] is None else json.loads(row["result"])}
-        for row in rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for part in sorted(output.glob("part-*.parquet")):
+        rows += pq.read_table(part).to_pylist()
+    for row in rows:
+        row["result"] = json.loads(row["result"] or "null")
+    return rows
