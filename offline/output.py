@@ -216,8 +216,8 @@ class Output:
 
     def counts(self) -> tuple[int, int]:
         """Return the number of images, and of those that failed."""
-        are_failed = [row.error is not None for _, row in self.rows()]
-        return len(are_failed), sum(are_failed)
+        are_failed = Counter(row.error is not None for _, row in self.rows())
+        return are_failed.total(), are_failed[True]
 
     def _name(self, index: int) -> str:
         return f"{_PREFIX}{index:08}.{self.job.shard_format}"

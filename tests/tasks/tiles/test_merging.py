@@ -132,6 +132,8 @@ def test_joined_parts() -> None:
     assert joined([top, bottom]) == FoundBox(item, box, "a", frozenset({1, 2}), cut, True)
     bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
     assert joined([bottom, top]).cut == (True, False, True, False)
+    right = part_of(2, (20, 0, 60, 20), UNCUT)  # begins higher
+    assert joined([top, right]).box == (10, 0, 60, 40)
 
 
 @pytest.mark.parametrize(
@@ -445,9 +447,9 @@ def test_results_of_a_crop() -> None:
     instances = InstancesResult((Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (ring,), None),), True)
     (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
     assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
-    regions = TextRegionsResult((TextRegion(quad, "a", 0.5),), True)
-    (region,) = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
-    assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
+    regions = TextRegionsResult((TextRegion(quad, "a", 0.5),) * 2, True)
+    for region in placed(regions, CROP, WHOLE_WH).text_regions:  # type: ignore[union-attr]
+        assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
     assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
 
 
