@@ -448,8 +448,9 @@ def test_results_of_a_crop() -> None:
     (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
     assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
     regions = TextRegionsResult((TextRegion(quad, "a", 0.5),) * 2, True)
-    for region in placed(regions, CROP, WHOLE_WH).text_regions:  # type: ignore[union-attr]
-        assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
+    first, second = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
+    corners = ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
+    assert first.quad == second.quad == corners
     assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
 
 
