@@ -2,14 +2,17 @@
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from runners.model_worker import DecoderWorker
+from runners.service import make_runner_service
 from service.inference.served_models import runner_options
 from service.settings import Settings
+from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest
 from wire.runner_messages import SequenceEnd, SequenceSpec, TextPiece, WritingEvent, Written
@@ -25,6 +28,7 @@ from wire.artifacts.manifest import read_manifest, sha256_of, write_manifest
 from wire.artifacts.model_store import artifact_folder
 from runners.decoder.scheduler import Scheduler
 from runners.model_worker import DecoderWorker
+from runners.service import make_runner_service
 from runners.encoder.worker import EncoderWorker
 from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options
@@ -115,3 +119,13 @@ def test_only_requested_pieces_are_streamed(artifacts: Path) -> None:
     ends = {event.index: event.outcome for event in streamed if isinstance(event, SequenceEnd)}
     texts = [outcome.text for outcome in ends.values() if isinstance(outcome, Written)]
     assert texts == ["".join(piece.text for piece in pieces)] * 2
+
+
+# BentoML 1.4.40 uses what pathspec and pydantic have deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_gpu_that_is_not_visible_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    options = replace(runner_options(FLORENCE.id, Settings(), ()), gpu=1)
+    runner = make_runner_service(FLORENCE.id, options).inner()
+    with pytest.raises(RuntimeError, match="cuda:1 is requested"):
+        asyncio.run(runner.load())
