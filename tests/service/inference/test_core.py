@@ -20,7 +20,6 @@ from service.errors import (
     NotReady,
     Overloaded,
     ServiceError,
-    UnknownModel,
     UnsupportedTask,
 )
 from service.inference.core import Comparison, Core
@@ -142,14 +141,6 @@ def test_default_model() -> None:
     core = make_core(entries=(without_questions, PALIGEMMA))
     answer = predict(core, task="visual_question_answering", question="what is it?")
     assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
-
-
-def test_unknown_model_is_named() -> None:
-    with pytest.raises(UnknownModel, match="'florence-3'"):
-        predict(make_core(), task="ocr", model="florence-3")
-    with pytest.raises(UnknownModel, match="'florence-3'") as caught:
-        compare(make_core(), task="ocr", models=[FLORENCE_ID, "florence-3"])
-    assert caught.value.param == "models"
 
 
 @pytest.mark.parametrize(
@@ -381,14 +372,6 @@ def test_adapters_share_a_queue() -> None:
         assert await asyncio.gather(*asking) == ids
 
     run(scenario())
-
-
-def test_comparison_names_adapters() -> None:
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
-    core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES)
-    outcomes = codes(compare(core, task="object_detection"))
-    assert outcomes == dict.fromkeys([FLORENCE_ID, *(entry.id for entry in ADAPTERS)], "ok")
-    assert sorted(spec.adapter is None for spec in decoder.specs) == [False, False, False, True]
 
 
 FIELDS = {"task": "object_detection"}

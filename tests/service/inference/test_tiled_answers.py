@@ -226,6 +226,9 @@ def test_too_many_tiles() -> None:
     answer = asked(make_core(max_image_pixels=1_000_000), tiles="auto", min_object_px=1)
     assert answer.tiles is not None
     assert answer.tiles.rows * answer.tiles.columns <= 64
+    most = asked(make_core(), tiles="8x8").tiles
+    assert most is not None
+    assert most.asked + most.skipped == 64
 
 
 def test_auto_fits_the_smallest_object() -> None:
