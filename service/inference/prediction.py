@@ -313,14 +313,14 @@ def _parse(
 
 
 async def answer_about(
-    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
+    queued: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
 ) -> Answer:
     """Return the answer about an image, with proved objects alone if `min_precision` is set.
 
     In tiles, `on_piece` receives the text about each view that is complete, the whole image first.
     Raise `ServiceError`.
     """
-    answering = model.answer if request.fields.tiles == "off" else partial(_tiled_answer, model)
+    answering = queued.answer if request.fields.tiles == "off" else partial(_tiled_answer, queued)
     answer = await answering(request, image, on_piece)
     if request.fields.min_precision is None:
         return answer
@@ -329,17 +329,17 @@ async def answer_about(
 
 
 async def _tiled_answer(
-    model: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None
+    queued: QueuedModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None
 ) -> Answer:
     start_s = time.monotonic()
     whole = image.whole if isinstance(image, ImageView) else image
-    whole.hold = model.hold
-    boxes, tiles = await _tiles(model, request, image)
+    whole.hold = queued.hold
+    boxes, tiles = await _tiles(queued, request, image)
     if not boxes:
-        answer = await model.answer(request, image, on_piece)
+        answer = await queued.answer(request, image, on_piece)
         return replace(answer, tiles=tiles)
     planned_s = time.monotonic() - start_s
-    answers = await _answers(model, request, image, boxes, on_piece)
+    answers = await _answers(queued, request, image, boxes, on_piece)
     merge_start_s = time.monotonic()
     with span("merge"):
         merged = await in_thread(_merged, request, answers, boxes)
@@ -351,9 +351,9 @@ async def _tiled_answer(
         postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
         total_s=now_s - start_s + image.open_s,
     )
-    is_fitted = (request.task.id, True) in model.model.calibrations
+    is_fitted = (request.task.id, True) in queued.model.calibrations
     return Answer(
-        model.model,
+        queued.model,
         request,
         image.header.size_wh,
         merged.result,
@@ -366,62 +366,62 @@ async def _tiled_answer(
 
 
 async def _tiles(
-    model: QueuedModel, request: TaskRequest, image: LazyImage
+    queued: QueuedModel, request: TaskRequest, image: LazyImage
 ) -> tuple[list[PixelBox], TilesSummary]:
     """Return the tiles to ask about, each counted as a request and an image of the key.
 
     Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or if
     the tiles would not be answered before the deadline, or the error of the image.
     """
-    model.check_cost(request, image, 1)  # before the image is decoded
+    queued.check_cost(request, image, 1)  # before the image is decoded
     size_wh = image.header.size_wh
     fields = request.fields
     tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
-    share = model.model.min_object_share(request.task.id)
-    grid = grid_of(tiling, size_wh, share, model.max_tiles)
-    if grid.num_tiles > model.max_tiles:
+    share = queued.model.min_object_share(request.task.id)
+    grid = grid_of(tiling, size_wh, share, queued.max_tiles)
+    if grid.num_tiles > queued.max_tiles:
         size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-        message = f"tiles has {size}; the service allows {model.max_tiles}"
+        message = f"tiles has {size}; the service allows {queued.max_tiles}"
         raise InvalidRequest(message, "tiles")
     boxes = tile_boxes(grid, size_wh, fields.overlap)
     try:
-        async with asyncio.timeout(model.deadline_s - time.monotonic()):
+        async with asyncio.timeout(queued.deadline_s - time.monotonic()):
             are_flat = await flat_parts(image, boxes) if boxes else []
     except TimeoutError as error:
         raise DeadlineExceeded("the image was not decoded before the deadline") from error
     uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
     if uneven:
-        model.check_cost(request, image, 1 + len(uneven))
-        await model.quota.take_request(len(uneven))
+        queued.check_cost(request, image, 1 + len(uneven))
+        await queued.quota.take_request(len(uneven))
         sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
-        await model.quota.take_pixels(sum(map(math.prod, sizes)))
+        await queued.quota.take_pixels(sum(map(math.prod, sizes)))
     num_flat = len(boxes) - len(uneven)
     return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
 
 
 async def _answers(
-    model: QueuedModel,
+    queued: QueuedModel,
     request: TaskRequest,
     image: LazyImage,
     boxes: Sequence[PixelBox],
     on_piece: OnPiece | None,
 ) -> list[Answer]:
     """Return the answer about the image and about each tile, in pixels of the image."""
-    if request.task.id == "ocr" and _LOCATED_OCR in model.model.entry.task_ids:
+    if request.task.id == "ocr" and _LOCATED_OCR in queued.model.entry.task_ids:
         # Text of tiles is merged by the places of its lines
         request = replace(request, task=TASKS[_LOCATED_OCR])
-    if fitted := model.model.calibrations.get((request.task.id, True)):
+    if fitted := queued.model.calibrations.get((request.task.id, True)):
         # A calibration does not change which score is higher: it may precede the merge
         calibrations = {(request.task.id, False): fitted}
-        model = replace(model, model=replace(model.model, calibrations=calibrations))
-    in_flight = asyncio.Semaphore(model.max_in_flight)
+        queued = replace(queued, model=replace(queued.model, calibrations=calibrations))
+    in_flight = asyncio.Semaphore(queued.max_in_flight)
     size_wh = image.header.size_wh
     whole: PixelBox = (0, 0, *size_wh)
 
     async def answer_view(box: PixelBox) -> Answer:
         view = image if box is whole else ImageView.of(image, box)
         async with in_flight:
-            answer = await model.answer(request, view)
+            answer = await queued.answer(request, view)
         if view is image:
             return answer
         return replace(answer, result=await in_thread(placed, answer.result, box, size_wh))

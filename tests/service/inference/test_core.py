@@ -451,3 +451,17 @@ def test_gone_client_frees_all_limits(call: Call) -> None:
         assert await cancel_at_each_await(request, all_is_free) >= 6
 
     run(scenario())
+
+
+def test_unbegun_stream_leaves_its_place() -> None:
+    async def scenario() -> None:
+        core = make_core()
+        request = context()
+        await core.places.take(request)
+        step = core.stream(PNG, FIELDS, request).__anext__()
+        step.send(None)  # its task has not run yet
+        with pytest.raises(asyncio.CancelledError):
+            step.throw(asyncio.CancelledError())
+        assert not request.place.is_taken
+
+    run(scenario())
