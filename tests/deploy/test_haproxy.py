@@ -12,14 +12,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import pytest
 
-from tests.deploy.name_server import NameServer, name_server
+from tests.deploy.name_server import name_server
 from tests.deploy.small_runner import CACHE_SIZE, KEY, NUM_STREAM_LINES
 from tests.support.export_cli import ROOT
 from tests.support.haproxy import (
@@ -320,58 +320,47 @@ def test_without_a_runner_a_call_fails(balancer: HaProxy, runners: list[RunnerPr
     asyncio.run(ask())
 
 
-@pytest.fixture
-def pods() -> Iterator[list[RunnerProcess]]:
-    """Two runners with the port of all pods, each on a separate address."""
-    port = free_port()
-    with ExitStack() as stack:
-        hosts = ("127.0.0.2", "127.0.0.3")
-        yield [stack.enter_context(RunnerProcess(host, host, port)) for host in hosts]
-
-
-@pytest.fixture
-def cluster_dns(pods: list[RunnerProcess]) -> Iterator[NameServer]:
-    with name_server(f"{MODEL}-runner.{DOMAIN}", [pods[0].host]) as server:
-        yield server
-
-
-@pytest.fixture
-def sidecar(
-    pods: list[RunnerProcess], cluster_dns: NameServer, tmp_path: Path
-) -> Iterator[HaProxy]:
-    """HAProxy with models.cfg, but for the ports and the address of the name server."""
+@contextmanager
+def sidecar(dns_port: int, pod_port: int, folder: Path) -> Iterator[HaProxy]:
+    """Run HAProxy with models.cfg, but for the ports and the address of the name server."""
     shipped = MODELS.read_text(encoding="utf-8")
     names = re.findall(r"^listen (\S+)$", shipped, re.MULTILINE)
     ports = {model_id: free_port() for model_id in names}
     bound = itertools.cycle(ports.values())
     models = re.sub(r"(?<=bind 127\.0\.0\.1:)\d+", lambda _: str(next(bound)), shipped)
-    models = models.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{cluster_dns.port}")
-    models = models.replace(':3000"', f':{pods[0].port}"')
-    with running_haproxy(models, ports, tmp_path, {"RUNNERS_DOMAIN": DOMAIN}) as running:
+    models = models.replace("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns_port}")
+    models = models.replace(':3000"', f':{pod_port}"')
+    with running_haproxy(models, ports, folder, {"RUNNERS_DOMAIN": DOMAIN}) as running:
         yield running
 
 
-def test_pods_come_and_go_with_dns(
-    sidecar: HaProxy, cluster_dns: NameServer, pods: list[RunnerProcess]
-) -> None:
-    async def ask() -> None:
-        async with calls_to(sidecar) as calls:
-            keys = KEYS[:NUM_CLIENTS]
-            await wait_for_ready(sidecar, 1)
-            await calls.make_all(keys)
-            assert set(calls.runners()) == {pods[0].host}
-            cluster_dns.addresses = [pod.host for pod in pods]
-            await wait_for_ready(sidecar, 2)
-            await calls.make_all(keys)
-            assert set(calls.runners(len(keys))) == {pod.host for pod in pods}
-            long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 5.0))
-            await asyncio.sleep(0.5)
-            cluster_dns.addresses = [pods[1].host]
-            pods[0].process.send_signal(signal.SIGTERM)
-            await wait_for_ready(sidecar, 1)
-            await long
-            assert calls.all_are_right()
-            assert calls.num_repeated == 0
+def test_pods_come_and_go_with_dns(tmp_path: Path) -> None:
+    port = free_port()
+    name = f"{MODEL}-runner.{DOMAIN}"
+    hosts = ("127.0.0.2", "127.0.0.3")
+    keys = KEYS[:NUM_CLIENTS]
+    with ExitStack() as stack:
+        first, _ = (stack.enter_context(RunnerProcess(host, host, port)) for host in hosts)
+        dns = stack.enter_context(name_server(name, hosts[:1]))
+        balancer = stack.enter_context(sidecar(dns.port, port, tmp_path))
 
-    asyncio.run(ask())
-    assert pods[0].process.wait(STOP_S) == 0
+        async def ask() -> None:
+            async with calls_to(balancer) as calls:
+                await wait_for_ready(balancer, 1)
+                await calls.make_all(keys)
+                assert set(calls.runners()) == {hosts[0]}
+                dns.addresses = hosts
+                await wait_for_ready(balancer, 2)
+                await calls.make_all(keys)
+                assert set(calls.runners(len(keys))) == set(hosts)
+                long = asyncio.create_task(calls.make_all(keys, NUM_CLIENTS, 5.0))
+                await asyncio.sleep(0.5)
+                dns.addresses = hosts[1:]
+                first.process.send_signal(signal.SIGTERM)
+                await wait_for_ready(balancer, 1)
+                await long
+                assert calls.all_are_right()
+                assert calls.num_repeated == 0
+
+        asyncio.run(ask())
+        assert first.process.wait(STOP_S) == 0
