@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +44,31 @@ def wait_until_ready(
         pause_s=0.03,  # the start needs the core
     )
     assert process.poll() is None, end_of_log()
+
+
+@contextmanager
+def repeating(call: Callable[[], object], pause_s: float = 0.05) -> Iterator[Callable[[int], None]]:
+    """Repeat a call in a thread until the block ends, where its error is raised; yield a function
+    that waits for further calls.
+    """
+    ended = threading.Event()
+    results: list[object] = []
+
+    def repeat() -> None:
+        while not ended.wait(pause_s):
+            results.append(call())
+
+    def wait_for_more(count: int) -> None:
+        target = len(results) + count
+        wait_until(lambda: len(results) >= target or repetition.done())
+
+    with ThreadPoolExecutor(1) as threads:
+        repetition = threads.submit(repeat)
+        try:
+            yield wait_for_more
+        finally:
+            ended.set()
+            repetition.result()
 
 
 @contextmanager

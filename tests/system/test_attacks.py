@@ -2,11 +2,11 @@
 it: a polite client is served meanwhile, and memory comes back.
 """
 
+import itertools
 import os
 import resource
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ from tests.support.running_service import (
 )
 from tests.support.scene_images import scene_png
 from tests.support.unfinished_calls import PREFACE, unfinished_calls
-from tests.support.waiting import wait_until
+from tests.support.waiting import repeating, wait_until
 
 POLITE = "key-of-a-polite-client"
 ATTACKER = "key-of-an-attacker"
@@ -88,30 +88,12 @@ def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @contextmanager
-def polite_client(call: Callable[[int], object]) -> Iterator[list[float]]:
-    """Repeat a call that must succeed; yield the list of their seconds once one has."""
-    durations_s: list[float] = []
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(0.05):
-            start_s = time.monotonic()
-            call(len(durations_s) % 7)
-            durations_s.append(time.monotonic() - start_s)
-
-    with ThreadPoolExecutor(1) as threads:
-        repeating = threads.submit(repeat)
-        try:
-            wait_until(lambda: durations_s or repeating.done())
-            yield durations_s
-        finally:
-            ended.set()
-            repeating.result()
-    print({"calls": len(durations_s), "slowest, s": max(durations_s)})
-
-
-def polite_rest(attacked: Attacked) -> Any:
-    return polite_client(lambda seed: attacked.post(POLITE, scene_png(seed)).raise_for_status())
+def polite_rest(attacked: Attacked) -> Iterator[None]:
+    """Send images one after the other; each must be answered."""
+    images = itertools.cycle([scene_png(seed) for seed in range(7)])
+    with repeating(lambda: attacked.post(POLITE, next(images)).raise_for_status()) as wait:
+        wait(1)
+        yield
 
 
 @pytest.mark.parametrize("method", [PREDICT, INFER, HEALTH, REFLECTION])
@@ -201,22 +183,20 @@ def resident_bytes(attacked: Attacked, front: Front) -> int:
 
 
 @contextmanager
-def polite_grpc(address: str) -> Iterator[list[float]]:
+def polite_grpc(address: str) -> Iterator[Callable[[int], None]]:
+    """Do likewise over gRPC; yield a function that waits for further calls."""
+    images = itertools.cycle([scene_png(seed) for seed in range(7)])
+    metadata = [("authorization", f"Bearer {POLITE}")]
     with grpc.insecure_channel(address) as channel:
         vision = VisionStub(channel)
 
-        def call(seed: int) -> None:
-            request = pb.PredictRequest(image=scene_png(seed), task="captioning", max_new_tokens=4)
-            metadata = [("authorization", f"Bearer {POLITE}")]
+        def call() -> None:
+            request = pb.PredictRequest(image=next(images), task="captioning", max_new_tokens=4)
             assert vision.Predict(request, metadata=metadata, timeout=20).raw_text
 
-        with polite_client(call) as durations_s:
-            yield durations_s
-
-
-def wait_for_polite_calls(durations_s: list[float]) -> None:
-    num_before = len(durations_s)
-    wait_until(lambda: len(durations_s) > num_before + 10)
+        with repeating(call) as wait_for_more:
+            wait_for_more(1)
+            yield wait_for_more
 
 
 @needs_haproxy
@@ -274,27 +254,27 @@ def test_attacks_on_the_front_leave_a_polite_client_its_turn(
     num_bytes: int,
 ) -> None:
     before = resident_bytes(attacked, front)
-    with ExitStack() as stack, polite_grpc(front.grpc_address) as durations_s:
+    with ExitStack() as stack, polite_grpc(front.grpc_address) as wait_for_more:
         attacks = []
         for _ in range(num_connections):
             calls = unfinished_calls(front.grpc_address, method, num_calls, ATTACKERS_ADDRESS)
             attacks.append(stack.enter_context(calls))
         with ThreadPoolExecutor(len(attacks)) as threads:
             list(threads.map(lambda attack: attack.send(num_bytes), attacks))
-        wait_for_polite_calls(durations_s)
+        wait_for_more(10)
         assert resident_bytes(attacked, front) - before < MAX_GROWTH_BYTES
 
 
 @needs_haproxy
 def test_cancelled_calls_leave_a_polite_client_its_turn(front: Front) -> None:
-    with ExitStack() as stack, polite_grpc(front.grpc_address) as durations_s:
+    with ExitStack() as stack, polite_grpc(front.grpc_address) as wait_for_more:
         attacks = []
         for _ in range(4):
             calls = unfinished_calls(front.grpc_address, PREDICT, 0, ATTACKERS_ADDRESS)
             attacks.append(stack.enter_context(calls))
         with ThreadPoolExecutor(len(attacks)) as threads:
             list(threads.map(lambda attack: attack.reset(5_000), attacks))
-        wait_for_polite_calls(durations_s)
+        wait_for_more(10)
 
 
 @pytest.mark.long

@@ -8,9 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, forked_service
 from tests.support.server_sent_events import parse_events
-from tests.support.waiting import wait_until
+from tests.support.waiting import repeating, wait_until
 from wire.artifacts.manifest import MANIFEST_FILE
 
 FLORENCE = "florence-2-mini"
@@ -86,30 +84,15 @@ def test_runner_that_stands_still_is_noticed(exported: ModelStore, tmp_path: Pat
         assert service.parts()[f"{FLORENCE}-runner"] == stopped
 
 
-@contextmanager
-def busy(service: RunningService) -> Iterator[None]:
-    """Give the decoder work until the caller is done, however late the caller's own stream is
-    read.
-    """
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.is_set():
-            with suppress(httpx.TransportError):  # a single process breaks its connections
-                service.predict(**LONG)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple[str, Any]]:
     """Stop the decoder's thread of a process, not the process, while a stream is read."""
-    with busy(service), service.chunks(**LONG) as chunks:
+
+    def work() -> None:
+        with suppress(httpx.TransportError):  # a single process breaks its connections
+            service.predict(**LONG)
+
+    # however late the stream is read, the decoder has work
+    with repeating(work, 0), service.chunks(**LONG) as chunks:
         decoder_thread = busiest_thread(pid)
         first = next(chunks)
         stop_thread_until_its_process_ends(decoder_thread)

@@ -4,10 +4,9 @@ Routes and fields are found in the running service (tests/support/sweep.py). `ma
 bodies of 100 kB, `make test-long` of the largest size.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -30,6 +29,7 @@ from tests.support.running_service import (
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric, samples, total
 from tests.support.sweep import Case, GrpcSweep, HttpSweep
+from tests.support.waiting import repeating
 
 MODEL = "florence-2-mini"
 KEY = "sweeping"
@@ -65,25 +65,11 @@ def client(keyed: RunningService) -> Iterator[httpx.Client]:
         yield http
 
 
-@contextmanager
-def polite_client(service: RunningService) -> Iterator[None]:
-    """Another key, which sends something small again and again, and must be answered."""
-    statuses = set()
-    stopped = threading.Event()
-
-    def send() -> None:
-        with httpx.Client(base_url=service.url, headers=bearer(OTHER_KEY), timeout=60) as client:
-            while not stopped.wait(0.2):
-                statuses.add(client.get("/v1/models").status_code)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-    assert statuses == {200}
+def polite_client(service: RunningService) -> AbstractContextManager[object]:
+    """Send something small with another key, again and again; it must be answered."""
+    url = f"{service.url}/v1/models"
+    headers = bearer(OTHER_KEY)
+    return repeating(lambda: httpx.get(url, headers=headers, timeout=60).raise_for_status(), 0.2)
 
 
 def num_late(service: RunningService) -> float:
