@@ -92,11 +92,13 @@ def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple
             service.predict(**LONG)
 
     # however late the stream is read, the decoder has work
-    with repeating(work, 0), service.chunks(**LONG) as chunks:
+    with repeating(work, 0) as wait_for_more:
+        wait_for_more(1)  # the image is encoded
         decoder_thread = busiest_thread(pid)
-        first = next(chunks)
-        stop_thread_until_its_process_ends(decoder_thread)
-        return parse_events(first + "".join(chunks))
+        with service.chunks(**LONG) as chunks:
+            first = next(chunks)
+            stop_thread_until_its_process_ends(decoder_thread)
+            return parse_events(first + "".join(chunks))
 
 
 @pytest.mark.parametrize(
