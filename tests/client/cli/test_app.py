@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from diptych_client import (
     TextResult,
 )
 from diptych_client.cli.app import read_recipe, shipped_recipes
-from diptych_client.cli.options import TaskOptions, listed
+from diptych_client.cli.options import listed
 from diptych_client.cli.terminal import answer_view, echo, printable, run_with_progress, tasks_view
 from diptych_client.long_runs import RunError
 from diptych_client.transports.messages import from_json, to_json
@@ -169,12 +168,22 @@ def test_recipes_are_described(diptych: Diptych, capsys: Captured) -> None:
         assert recipe.filled(["cat"], [Task("captioning", "", "text", {}, ("a",))])
 
 
-def test_lists_have_commas() -> None:
-    options = TaskOptions("t", labels=["circle,square", '"a, b"'], phrases=["x,y"])
-    assert options.parameters().labels == ["circle", "square", "a, b"]
-    assert options.parameters().phrases == ["x", "y"]
+def test_options_are_fields_of_the_request(diptych: Diptych, image: Path) -> None:
+    script = Script([BOTH[0]])
+    words = ("--labels", "circle,square", "--labels", '"a, b"', "--region", 1, 2, 3, 4)
+    words = (*words, "--unconstrained", "--tiles", "2x3", "--min-score", 0)
+    assert diptych(script, "predict", image, "--task", "t", *words) == 0
+    (request,) = script.received
+    for value in (
+        b'["circle", "square", "a, b"]',
+        b"[1.0, 2.0, 3.0, 4.0]",
+        b"false",
+        b"2x3",
+        b"0.0",
+    ):
+        assert b"\r\n\r\n" + value in request.body
+    assert b"mask_format" not in request.body
     assert listed(["a,b", "c"]) == ["a", "b", "c"]
-    assert replace(options, tiles="2x3", min_score=0.5).answer_options().tiles == "2x3"
 
 
 def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured) -> None:

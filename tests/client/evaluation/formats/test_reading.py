@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Problems
 from diptych_client.long_runs import RunError
@@ -51,6 +52,10 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def num_objects(dataset: Dataset) -> list[int]:
+    return [len(labelled.objects or ()) for labelled in dataset.images]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -101,15 +106,12 @@ def test_arrow_texts_and_other_columns(tmp_path: Path) -> None:
         read_dataset(tmp_path, problems=problems)
 
 
-def test_yolo_box_of_a_rounded_file_is_read(tmp_path: Path) -> None:
+def test_yolo_notes_its_split_and_may_be_rounded(tmp_path: Path) -> None:
     edit(write_yolo(tmp_path) / "labels" / "val" / "b.txt", "0.1 ", "1.01 ")
-    assert len(read_dataset(tmp_path).images[1].objects or ()) == 1
-
-
-def test_yolo_notes_its_split(tmp_path: Path) -> None:
-    folder = write_yolo(tmp_path)
-    assert read_dataset(folder).note == "the split val is read; --split reads train"
-    assert read_dataset(folder, split="val").note == ""
+    dataset = read_dataset(tmp_path)
+    assert num_objects(dataset) == [2, 1, 0]
+    assert dataset.note == "the split val is read; --split reads train"
+    assert read_dataset(tmp_path, split="val").note == ""
 
 
 def test_yolo_is_read_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def test_yolo_is_read_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for path in (Path("../data.yaml"), Path()):  # the second is the folder of the split alone
         dataset = read_dataset(path)
         assert dataset.classes == CLASSES
-        assert [len(labelled.objects or ()) for labelled in dataset.images] == [2, 1, 0]
+        assert num_objects(dataset) == [2, 1, 0]
 
 
 def test_yolo_lists_and_paths_are_in_its_folder(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_yolo_lists_and_paths_are_in_its_folder(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path)
     names = [f"images/val/{name}.png" for name in "abcba"]
     assert [labelled.image.name for labelled in dataset.images] == names
-    assert [len(labelled.objects or ()) for labelled in dataset.images] == [2, 1, 0, 1, 2]
+    assert num_objects(dataset) == [2, 1, 0, 1, 2]
 
 
 def test_yolo_labels_stay_in_a_folder_images(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_yolo_labels_stay_in_a_folder_images(tmp_path: Path) -> None:
     (tmp_path / "labels" / "flat" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (flat / "b.txt").write_text("1 0.5 0.5 0.1 0.1\n")
     (flat / "data.yaml").write_text("names: [a, b]\nval: .\n")
-    assert [len(labelled.objects or ()) for labelled in read_dataset(flat).images] == [0, 1, 0]
+    assert num_objects(read_dataset(flat)) == [0, 1, 0]
 
 
 def test_yolo_classes_without_names_are_numbers(tmp_path: Path) -> None:
@@ -273,17 +275,14 @@ def test_images_may_be_in_another_folder(tmp_path: Path) -> None:
         read_dataset(write_yolo(tmp_path / "yolo"), pictures)
 
 
-def test_cached_arrow_files_are_not_read(tmp_path: Path) -> None:
-    (saved,) = write_arrow(tmp_path).glob("*.arrow")
-    (tmp_path / "cache-0123456789abcdef.arrow").write_bytes(saved.read_bytes())
-    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
-
-
-def test_only_folder_in_a_folder_is_the_dataset(tmp_path: Path) -> None:
-    write_voc(tmp_path / "VOCdevkit" / "VOC2012")
-    (tmp_path / "VOCdevkit" / ".hidden").mkdir()
-    (tmp_path / "__MACOSX").mkdir()
-    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
+def test_cached_and_hidden_files_are_not_read(tmp_path: Path) -> None:
+    (saved,) = write_arrow(tmp_path / "arrow").glob("*.arrow")
+    saved.with_name("cache-0123456789abcdef.arrow").write_bytes(saved.read_bytes())
+    write_voc(tmp_path / "archive" / "VOCdevkit" / "VOC2012")
+    (tmp_path / "archive" / "VOCdevkit" / ".hidden").mkdir()
+    (tmp_path / "archive" / "__MACOSX").mkdir()
+    for name in ("arrow", "archive"):
+        assert len(read_dataset(tmp_path / name).images) == len(OBJECTS)
 
 
 def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:

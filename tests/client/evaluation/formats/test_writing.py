@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from tests.support.client_answers import (
     record,
 )
 
+BOXES = "detections"
 COCO_FORMAT, YOLO_FORMAT, JSON_LINES = DatasetFormat.coco, DatasetFormat.yolo, DatasetFormat.jsonl
 
 
@@ -184,44 +186,33 @@ def test_requested_labels_come_first() -> None:
     assert class_indices([record(unnamed)], ()) == {"object": 0}
 
 
+NEEDS_BOXES = "--consensus compares boxes and masks and writes coco"
+
+
 @pytest.mark.parametrize(
-    ("dataset_format", "result", "names", "message"),
+    ("dataset_format", "result", "names", "flags", "message"),
     [
-        (COCO_FORMAT, "text", [], "use --format jsonl"),
-        (YOLO_FORMAT, "text_regions", [], "use --format jsonl"),
-        (YOLO_FORMAT, "detections", ["a.png", "a.jpg"], "2 images would share labels/train/a.txt"),
-        (YOLO_FORMAT, "detections", ["x/images/a.png"], "must not be named images"),
-        (COCO_FORMAT, "detections", ["a.png", "a.jpg"], ""),
-        (YOLO_FORMAT, "instances", ["a.png", "x/a.jpg", "images.png"], ""),
-        (JSON_LINES, "text", ["a.png", "a.jpg"], ""),
+        (COCO_FORMAT, "text", [], (), "use --format jsonl"),
+        (COCO_FORMAT, "text", [], (True,), "use --format jsonl"),
+        (YOLO_FORMAT, "text_regions", [], (), "use --format jsonl"),
+        (YOLO_FORMAT, BOXES, ["a.png", "a.jpg"], (), "2 images would share labels/train/a.txt"),
+        (YOLO_FORMAT, BOXES, ["x/images/a.png"], (), "must not be named images"),
+        (JSON_LINES, BOXES, [], (True,), NEEDS_BOXES),
+        (JSON_LINES, "text", [], (True,), NEEDS_BOXES),
+        (JSON_LINES, BOXES, [], (True, True), "--labelled accepts single boxes of detections"),
+        (COCO_FORMAT, BOXES, ["a.png", "a.jpg"], (), ""),
+        (YOLO_FORMAT, "instances", ["a.png", "x/a.jpg", "images.png"], (True,), ""),
+        (JSON_LINES, "text", ["a.png", "a.jpg"], (True, True), ""),
     ],
 )
 def test_formats_hold_some_results_and_names(
-    dataset_format: DatasetFormat, result: str, names: list[str], message: str
+    dataset_format: DatasetFormat,
+    result: str,
+    names: list[str],
+    flags: tuple[bool, ...],
+    message: str,
 ) -> None:
     images = [ImageFile(name, 1, 1) for name in names]
-    if message:
-        with pytest.raises(RunError, match=message):
-            check_format(dataset_format, result, images)
-    else:
-        check_format(dataset_format, result, images)
-
-
-@pytest.mark.parametrize(
-    ("dataset_format", "result", "is_proved", "message"),
-    [
-        (JSON_LINES, "detections", False, "--consensus compares boxes and masks and writes coco"),
-        (JSON_LINES, "detections", True, "--labelled accepts single boxes of detections"),
-        (COCO_FORMAT, "text", False, "use --format jsonl"),
-        (YOLO_FORMAT, "instances", False, ""),
-        (JSON_LINES, "text", True, ""),
-    ],
-)
-def test_consensus_and_guarantee_need_boxes(
-    dataset_format: DatasetFormat, result: str, is_proved: bool, message: str
-) -> None:
-    if message:
-        with pytest.raises(RunError, match=message):
-            check_format(dataset_format, result, (), True, is_proved)
-    else:
-        check_format(dataset_format, result, (), True, is_proved)
+    expected = pytest.raises(RunError, match=message) if message else nullcontext()
+    with expected:
+        check_format(dataset_format, result, images, *flags)
