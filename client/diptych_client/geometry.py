@@ -8,7 +8,6 @@ a ring within a ring is a hole.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +36,6 @@ class RunLengthMask:
 
     size_hw: tuple[int, int]
     counts: str
-
-
-def parse_box(values: Iterable[Any]) -> BoxXyxy:
-    """Return four values as numbers; raise `ValueError` or `TypeError` for others."""
-    x1, y1, x2, y2 = map(float, values)
-    return (x1, y1, x2, y2)
 
 
 def bounding_box(points_xy: Ring) -> BoxXyxy:

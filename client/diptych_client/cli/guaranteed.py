@@ -239,7 +239,8 @@ class GuaranteedRun:
             return replace(record, answer=answer), True
         if record.image.name in unlike:
             return None, False
-        return guarantee.accept_text(records), not guarantee.left_texts(records)
+        accepted, left = guarantee.accept_text(records)
+        return accepted, not left
 
     def _write_texts(self, name: str, answers: Iterable[Records]) -> Path:
         rows = []
@@ -360,7 +361,7 @@ def labels_left(records: Records, guarantee: Guarantee) -> float:
     """Return the number of labels that are not accepted, those far from the threshold for less."""
     threshold = guarantee.accepting.rule.min_confidence
     if has_text(records[0]):
-        confidences = guarantee.left_texts(records)
+        _, confidences = guarantee.accept_text(records)
     else:
         agreed = agreement(records, guarantee.tolerance.min_iou, 0.0)
         num_accepted = len(guarantee.accept(records).confidences)

@@ -405,20 +405,17 @@ class Guarantee:
         review = [entry for entry in agreed.differing if entry[1].score >= least]
         return replace(agreed, differing=tuple(review))
 
-    def accept_text(self, records: Records) -> Record | None:
-        """Return the record of an accepted text, or of a model's accepted text regions."""
+    def accept_text(self, records: Records) -> tuple[Record | None, list[float]]:
+        """Return the record of an accepted text or accepted regions, and the confidences left."""
+        least = self._min_confidence(records)
+        confidences = confidences_of(records, self.tolerance.min_iou)
+        left = [confidence for confidence in confidences if confidence < least]
         first = records[0]
         regions = regions_of(records)
         if regions is None:
-            return None if self.left_texts(records) else first
-        least = self._min_confidence(records)
+            return None if left else first, left
         accepted = TextRegionsResult(tuple(region for region in regions if region.score >= least))
-        return replace(first, answer=replace(first.answer, result=accepted))
-
-    def left_texts(self, records: Records) -> list[float]:
-        least = self._min_confidence(records)
-        confidences = confidences_of(records, self.tolerance.min_iou)
-        return [confidence for confidence in confidences if confidence < least]
+        return replace(first, answer=replace(first.answer, result=accepted)), left
 
     def _min_confidence(self, records: Records) -> float:
         rule = self.accepting.rule
