@@ -171,8 +171,8 @@ def test_recipes_are_described(diptych: Diptych, capsys: Captured) -> None:
 def test_options_are_fields_of_the_request(diptych: Diptych, image: Path) -> None:
     script = Script([BOTH[0]])
     words = ("--labels", "circle,square", "--labels", '"a, b"', "--region", 1, 2, 3, 4)
-    words = (*words, "--unconstrained", "--tiles", "2x3", "--min-score", 0)
-    assert diptych(script, "predict", image, "--task", "t", *words) == 0
+    others = ("--unconstrained", "--tiles", "2x3", "--min-score", 0)
+    assert diptych(script, "predict", image, "--task", "t", *words, *others) == 0
     (request,) = script.received
     for value in (
         b'["circle", "square", "a, b"]',
