@@ -5,7 +5,7 @@ table. A message names the problem, the given value, the allowed values, and wha
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 ErrorCode = Literal[
     "invalid_request",
@@ -27,13 +27,17 @@ ErrorCode = Literal[
 class ServiceError(Exception):
     """Base of all errors that a client receives.
 
-    `param` names an invalid field; `model` and `task` are set if the request reached a model.
+    `param` names an invalid field; `model` and `task` are set if the request reached a model. A code
+    has a class of its own if callers catch it.
     """
 
-    code: ClassVar[ErrorCode] = "internal"
+    code: ErrorCode = "internal"
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, param: str | None = None, code: ErrorCode | None = None
+    ) -> None:
         super().__init__(message)
+        self.code = code or type(self).code
         self.message = message
         self.param = param
         self.model: str | None = None
@@ -44,12 +48,6 @@ class InvalidRequest(ServiceError):
     """Unknown field or invalid value."""
 
     code = "invalid_request"
-
-
-class Unauthorized(ServiceError):
-    """Missing or unknown API key."""
-
-    code = "unauthorized"
 
 
 class UnknownModel(ServiceError):
@@ -64,12 +62,6 @@ class NotFound(ServiceError):
     code = "not_found"
 
 
-class ImageExpired(ServiceError):
-    """A stored image of this API key is gone; the client may send it again."""
-
-    code = "image_expired"
-
-
 class ImageTooLarge(ServiceError):
     """More pixels than the limit; `size_wh` is of the upright image, if it is known."""
 
@@ -80,12 +72,6 @@ class ImageTooLarge(ServiceError):
     ) -> None:
         super().__init__(message, param)
         self.size_wh = size_wh
-
-
-class PayloadTooLarge(ServiceError):
-    """More bytes than the limit."""
-
-    code = "payload_too_large"
 
 
 class UnsupportedImage(ServiceError):

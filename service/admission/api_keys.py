@@ -32,7 +32,7 @@ from typing import Annotated, Any, Self
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import ImageTooLarge, InvalidRequest, Overloaded, Unauthorized
+from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from service.validation import rejected_field
@@ -372,7 +372,7 @@ class ApiKeys:
         return keys
 
     def check(self, authorization: str | None, address: str) -> Quota:
-        """Return a caller's quota; raise `Unauthorized`, or `Overloaded` after many wrong keys."""
+        """Return a caller's quota; raise `unauthorized`, or `Overloaded` after many wrong keys."""
         if self._is_open:
             return UNLIMITED
         self._reload_if_changed()
@@ -390,7 +390,8 @@ class ApiKeys:
         if key:
             self._count_wrong_key(address)
             problem = "the API key is not accepted"
-        raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
+        hint = "send a valid key in the header Authorization: Bearer KEY"
+        raise ServiceError(f"{problem}; {hint}", code="unauthorized")
 
     def _count_wrong_key(self, address: str) -> None:
         """Count a wrong key; raise `Overloaded` above the rate of its address."""

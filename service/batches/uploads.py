@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from service.batches.wire import FileFields
-from service.errors import InvalidRequest, PayloadTooLarge
+from service.errors import InvalidRequest, ServiceError
 from service.http.forms import FormParser, Sink
 from service.images.decoding import in_thread
 from service.validation import validated
@@ -58,8 +58,10 @@ class _Parts:
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         if self._num_bytes > MAX_FORM_BYTES:
-            problem = "the form's fields beside the file exceed the limit"
-            raise PayloadTooLarge(f"{problem} of {MAX_FORM_BYTES} bytes")
+            problem = (
+                f"the form's fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes"
+            )
+            raise ServiceError(problem, code="payload_too_large")
 
     def fields(self) -> dict[str, object]:
         """Return the fields as JSON; `name[key]` is a field of an object."""
@@ -75,7 +77,7 @@ class _Parts:
 
 
 async def read_upload(content_type: str, chunks: AsyncIterator[bytes], path: Path) -> Upload:
-    """Write a form's file to `path`; raise `InvalidRequest` or `PayloadTooLarge`."""
+    """Write a form's file to `path`; raise `InvalidRequest` or `payload_too_large`."""
     with path.open("xb") as target:
         parts = _Parts(target)
         parser = FormParser(content_type, parts.begin)
@@ -84,7 +86,8 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], path: Pat
         async for chunk in chunks:
             num_bytes += len(chunk)
             if num_bytes > MAX_FILE_BYTES + MAX_FORM_BYTES:
-                raise PayloadTooLarge(f"the file exceeds the limit of {MAX_FILE_BYTES} bytes")
+                problem = f"the file exceeds the limit of {MAX_FILE_BYTES} bytes"
+                raise ServiceError(problem, code="payload_too_large")
             waiting += chunk
             if len(waiting) >= _WRITE_BYTES:
                 await in_thread(parser.write, bytes(waiting))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.http.forms import FORM, FormParser, Sink
 from service.images.decoding import in_thread
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
@@ -195,7 +195,7 @@ class RequestBody:
 class BodyMemory:
     """The memory for one body: at most `max_bytes` as it is sent.
 
-    Readers raise `PayloadTooLarge` above that, and `Overloaded` where `hold` does.
+    Readers raise `payload_too_large` above that, and `Overloaded` where `hold` does.
     """
 
     max_bytes: int
@@ -204,7 +204,8 @@ class BodyMemory:
 
     def check(self, num_bytes: int) -> None:
         if num_bytes > self.max_bytes:
-            raise PayloadTooLarge(f"the request body exceeds the limit of {self.max_bytes} bytes")
+            problem = f"the request body exceeds the limit of {self.max_bytes} bytes"
+            raise ServiceError(problem, code="payload_too_large")
 
 
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:

@@ -186,7 +186,7 @@ class RestBoundary:
             raise DeadlineExceeded(message) from error
 
     def _checked_quota(self, request: Request, interface: Interface) -> Quota:
-        """Raise `Unauthorized`, or `Overloaded` after many wrong keys."""
+        """Raise `unauthorized`, or `Overloaded` after many wrong keys."""
         host = request.client.host if request.client else ""
         return self._api_keys.check(interface.authorization(request), host)
 

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from service.admission.fair_queue import FairShare
 from service.admission.places import RequestContext
-from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
+from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.images.inputs import AllowedHost, CheckedUrl, ImageUrl, check_url, ip_address
 from service.settings import Settings
 
@@ -217,7 +217,8 @@ class ImageFetcher:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_bytes:
             limit = f"the maximum of {self._max_bytes} bytes"
-            raise PayloadTooLarge(f"the image at the URL is larger than {limit}", "image")
+            problem = f"the image at the URL is larger than {limit}"
+            raise ServiceError(problem, "image", "payload_too_large")
 
 
 def image_fetcher(settings: Settings) -> ImageFetcher | None:

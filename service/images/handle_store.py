@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
+from service.errors import NotFound, NotReady, ServiceError
 from service.images.decoding import in_thread
 from service.images.inputs import HandleIds, ImageHandle
 from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
@@ -85,7 +85,7 @@ class Entry:
 class ImageStore(ABC):
     """Images of API keys, by their ids.
 
-    Methods raise `NotFound` for an id that is not of the key, `ImageExpired` if the image is gone,
+    Methods raise `NotFound` for an id that is not of the key, `image_expired` if the image is gone,
     and `NotReady` if the store fails.
     """
 
@@ -96,11 +96,11 @@ class ImageStore(ABC):
         self.limits = limits
 
     def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage:
-        """Store an image for an API key, from now for the whole time; raise `PayloadTooLarge`."""
+        """Store an image for an API key, from now for the whole time; raise `payload_too_large`."""
         allowed = min(self.limits.max_bytes, self.limits.max_bytes_of_key)
         if len(data) > allowed:
             message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
-            raise PayloadTooLarge(message, "image")
+            raise ServiceError(message, "image", "payload_too_large")
         with self._errors():
             handle = ImageHandle(self._ids().make(owner, data))
             self._put(owner, self._name(owner, handle), _SIZE.pack(*size_wh) + data)
@@ -405,6 +405,6 @@ def stored(images: ImageStore | None) -> ImageStore:
     return images
 
 
-def _gone(handle: ImageHandle) -> ImageExpired:
+def _gone(handle: ImageHandle) -> ServiceError:
     message = f"the image {handle.text} has expired, or was evicted or deleted; send it again"
-    return ImageExpired(message, "image")
+    return ServiceError(message, "image", "image_expired")

@@ -38,7 +38,6 @@ from service.errors import (
     ErrorCode,
     InvalidRequest,
     Overloaded,
-    PayloadTooLarge,
     ServiceError,
 )
 from service.inference.core import Core
@@ -175,9 +174,9 @@ class Incoming:
             problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
             raise DeadlineExceeded(problem) from error
         if len(message) > MAX_SMALL_BYTES:
-            raise PayloadTooLarge(
-                f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
-            )
+            problem = f"the message has {len(message)} bytes"
+            limit = f"at most {MAX_SMALL_BYTES} are allowed"
+            raise ServiceError(f"{problem}; {limit}", code="payload_too_large")
         return self._parsed(message)
 
     async def _next(self) -> bytes:
