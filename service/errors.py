@@ -27,8 +27,8 @@ ErrorCode = Literal[
 class ServiceError(Exception):
     """Base of all errors that a client receives.
 
-    `param` names an invalid field; `model` and `task` are set if the request reached a model. A code
-    has a class of its own if callers catch it.
+    `param` names an invalid field; `model` and `task` are set if the request reached a model. Codes
+    that callers tell apart have classes.
     """
 
     code: ErrorCode = "internal"

@@ -47,8 +47,7 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
     try:
         keys.check(f"Bearer {key}", ADDRESS)
     except ServiceError as error:
-        assert error.code == "unauthorized"
-        return False
+        return error.code != "unauthorized"
     return True
 
 

@@ -391,8 +391,7 @@ def test_long_number_at_the_start() -> None:
 def test_any_content_length_is_handled(declared: str) -> None:
     try:
         assert read(json.dumps({"image": BASE64}).encode(), JSON, declared).image == IMAGE
-    except ServiceError as error:
-        assert error.code == "payload_too_large"
+    except ServiceError:
         assert int(declared[:10]) > MAX_BYTES
 
 
