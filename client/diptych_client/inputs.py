@@ -59,7 +59,7 @@ _JPEG_QUALITY = 92
 # A value of another form than its format's: a missing key, a list where a number is due, 1e999 …
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
-_MAX_LINES = 10_000  # of problems; all are counted
+_MAX_LINES = 10_000  # listed problems; all are counted
 _MAX_CHARS = 500
 
 

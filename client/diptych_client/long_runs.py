@@ -30,7 +30,7 @@ from diptych_client.errors import DiptychError, affects_every_image
 ItemT = TypeVar("ItemT")
 BLOCK_BYTES = 1 << 16
 _MAX_LISTED_FAILURES = 100
-_ANY_STATE = ""  # of a file that no person edits
+_ANY_STATE = ""  # state of a file that no person edits
 
 
 class RunError(Exception):

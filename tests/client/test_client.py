@@ -262,7 +262,7 @@ def test_chunks_may_end_anywhere(cuts: list[int]) -> None:
 @both_clients
 @pytest.mark.parametrize("lost", [None, b"", tokens("one")[:-1]])
 def test_stream_is_retried_before_its_first_piece(kind: str, lost: bytes | None) -> None:
-    whole = b": keep-alive\n\n" + STREAM.replace(b"\n", b"\r\n")  # of a proxy
+    whole = b": keep-alive\n\n" + STREAM.replace(b"\n", b"\r\n")  # a proxy wrote it
     steps = [whole] if lost is None else [lost, whole]
     with scripted("rest", steps) as (url, script):
         assert call(kind, url, stream) == [*TOKENS, answer(TEXT)]

@@ -66,7 +66,7 @@ def test_each_label_has_its_own_colour() -> None:
 def test_mask_and_quad_have_their_shape() -> None:
     pixels = drawn_pixels(InstancesResult((Instance(BOX, "a", 0.5, (RING, HOLE)),)))
     assert tuple(pixels[110, 115]) not in (GREY, PALETTE[0])  # tinted
-    assert tuple(pixels[110, 150]) == GREY  # in the hole
+    assert tuple(pixels[110, 150]) == GREY  # the hole
     assert tuple(pixels[110, 130]) == PALETTE[0]
     pixels = drawn_pixels(TextRegionsResult((TextRegion(QUAD, "HI", 0.5),)))
     assert tuple(pixels[80, 150]) == PALETTE[0]

@@ -63,7 +63,7 @@ from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, p
 from diptych_client.requests import DEFAULT_OPTIONS, non_null_fields
 from diptych_client.results import Instance, Item, Model, box_of, label_of
 
-_MAX_SAMPLES = 1000  # that the requests of the report are taken from
+_MAX_SAMPLES = 1000  # the requests of the report are theirs
 _MAX_REQUESTS = 20
 _GROWTH = 10  # a tenth more images between two looks of a race
 _KIND_OF_BOTH: Mapping[Kind, str] = {

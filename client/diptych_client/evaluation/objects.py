@@ -42,7 +42,7 @@ from diptych_client.results import Instance, Item, box_of
 
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
-Row = dict[str, Any]  # of COCO
+Row = dict[str, Any]  # an annotation of COCO
 ALL = "all"
 _SIZES = ("small", "medium", "large")  # COCO's: below 32, below 96 and from 96 pixels squared
 _RECALLS = np.linspace(0, 1, 101)
@@ -118,7 +118,7 @@ class ClassMatches:
                 scores += row["dtScores"]
                 matched.append(np.reshape(row["dtMatches"], (10, -1)))
                 ignored.append(np.reshape(row["dtIgnore"], (10, -1)))
-        order = np.argsort(-np.array(scores), kind="mergesort")  # as COCOeval.accumulate
+        order = np.argsort(-np.array(scores), kind="mergesort")  # COCOeval sorts so
         is_matched = np.concatenate(matched, axis=1)[:, order] > 0
         is_counted = np.concatenate(ignored, axis=1)[:, order] == 0
         return cls(

@@ -73,7 +73,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
-    max_count: int = 0  # of a matrix of counts, whose cells are coloured
+    max_count: int = 0  # the largest of a matrix, whose cells are coloured
 
 
 def sentences(evaluation: Evaluation) -> list[str]:

@@ -234,7 +234,7 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     assert outcome.error == 1 - 2 / 4
     measure.add(ObjectsTruth(()), prediction([Detection((0, 0, 5, 5), "car", 0.6)]))
     scored = measure.scored()
-    assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # of 100 x 80 pixels
+    assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # 100 x 80 pixels
     assert scored.are_found.tolist() == [True]
     columns = (scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist())
     rows = sorted(zip(*columns, strict=True), reverse=True)

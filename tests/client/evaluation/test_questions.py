@@ -255,7 +255,7 @@ def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     [
         (TextResult("größer\n円"), "größer\n円", []),
         (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI", [None, None]),
-        (INSTANCES, None, ["dog", "dog"]),  # of the phrase
+        (INSTANCES, None, ["dog", "dog"]),  # the phrase
     ],
 )
 def test_prediction_has_text_and_phrase(

@@ -154,7 +154,7 @@ def test_page_has_names_as_text_and_coloured_matrices(folder: Path) -> None:
     assert page.count("<script") == page.count("</script>") == 2
     assert "<img" not in page
     assert "<title>open_vocabulary_detection on &lt;/script&gt;&lt;img src=x" in page
-    assert "\\u003c/script\\u003e\\u003cimg src=x" in page  # in the cards
+    assert "\\u003c/script\\u003e\\u003cimg src=x" in page  # the cards
     matrix = page.partition("Confusion matrix of first-model")[2].partition("</table>")[0]
     cells = re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)
     assert cells[:3] == [("30", "1"), ("0", "0"), ("0", "0")]
@@ -318,7 +318,7 @@ def test_shapes_lie_on_their_objects(page: Page) -> None:
         assert paths == ["M10 10L40 10L40 30L10 30Z", "M50 20L90 20L90 60L50 60Z"]
     assert panels.nth(1).locator(".shape.right").count() == 2
     assert panels.nth(2).locator(".shape.wrong-class").count() == 1
-    assert panels.nth(0).locator(".shape.missed").count() == 1  # by the second model
+    assert panels.nth(0).locator(".shape.missed").count() == 1  # the second model missed it
     assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
 
 

@@ -137,7 +137,7 @@ def confidences_of(records: Records, min_iou: float) -> list[float]:
         return list(agreement(records, min_iou, 0.0).confidences)
     if (regions := regions_of(records)) is not None:
         return [region.score for region in regions]
-    from rapidfuzz.distance import Levenshtein  # of the extra `evaluate`
+    from rapidfuzz.distance import Levenshtein  # the extra `evaluate` has it
 
     first, *others = [text_of(record.answer.result) or "" for record in records]
     similarities = [Levenshtein.normalized_similarity(first, other) for other in others]

@@ -298,7 +298,7 @@ class _Pool:
     columns: Mapping[str, slice]
     is_labelled: Flags  # (N,)
     parts: Sequence[NDArray[np.str_]]  # (N,) of each kind
-    are_regions: Sequence[bool]  # of each kind
+    are_regions: Sequence[bool]  # one for each kind
 
     def members(self, kind: int, part: str) -> Indices:
         return np.flatnonzero((self.parts[kind] == part) & ~self.is_labelled)

@@ -67,7 +67,7 @@ def test_every_format_has_the_same_objects(write: Write, tmp_path: Path) -> None
         assert [true.label for true in objects] == [label for label, _ in expected], name
         boxes = [pytest.approx(box) for _, box in expected]
         assert [true.box_xyxy for true in objects] == boxes, name
-    for index in (2, 0, 1):  # in any order
+    for index in (2, 0, 1):  # any order
         with Image.open(io.BytesIO(dataset.store.read(dataset.images[index].image))) as image:
             assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
 
