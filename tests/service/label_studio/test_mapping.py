@@ -53,6 +53,9 @@ POLYGON = only_control('<Polygon name="shape" toName="image"/>')
 GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
+CHOICES = only_control(labelled("Choices", "dog", "cat", name="choice"))
+
+
 def detections(*objects: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
     items = tuple(Detection(box, label, score) for label, score in objects)
     return typed_answer(DetectionsResult(items, is_parsed=True))
@@ -81,11 +84,6 @@ def results_of(
 
 def values(results: Iterable[dict[str, Any]]) -> list[Any]:
     return [result["value"] for result in results]
-
-
-def choices(*names: str, is_multiple: bool = False) -> Control:
-    attributes = 'choice="multiple"' if is_multiple else ""
-    return only_control(labelled("Choices", *names, name="choice", attributes=attributes))
 
 
 def test_region_names_its_tags() -> None:
@@ -202,34 +200,29 @@ def test_located_text_has_one_id(
     assert [result for result in objects if result] == labels
 
 
-def test_described_region_is_a_text() -> None:
-    (shape, text) = results_of(detections(("a dog", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
+def test_described_regions_are_texts() -> None:
+    tags = RegionTags(RECTANGLE, TEXT, None)
+    shape, text, *others = results_of(detections(("a dog", 0.5), ("b", 0.5)), tags=tags)
     assert shape["value"] == PERCENT
     assert text["value"] == {**PERCENT, "text": ["a dog"]}
     assert shape["id"] == text["id"]
-
-
-def test_two_texts_have_two_ids() -> None:
-    objects = results_of(detections(("a", 0.5), ("b", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
-    assert len({result["id"] for result in objects}) == 2
+    assert {result["id"] for result in others}.isdisjoint({text["id"]})
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])]
+    ("control", "text", "expected"),
+    [
+        (TEXT, " a dog ", [{"text": [" a dog "]}]),
+        (TEXT, " \n", []),
+        (CHOICES, "Dog", [{"choices": ["dog"]}]),
+        (CHOICES, " dog. ", [{"choices": ["dog"]}]),
+        (CHOICES, "a dog", []),
+        (CHOICES, ".", []),
+    ],
 )
-def test_blank_text_is_left_out(text: str, expected: list[Any]) -> None:
-    results = list(results_of(typed_answer(TextResult(text, True)), TEXT))
+def test_text_of_a_tag(control: Control, text: str, expected: list[Any]) -> None:
+    results = results_of(typed_answer(TextResult(text, True)), control)
     assert values(results) == expected
-    assert all("score" not in result for result in results)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)],
-)
-def test_answer_names_a_choice(text: str, expected: list[str] | None) -> None:
-    results = list(results_of(typed_answer(TextResult(text, True)), choices("dog", "cat")))
-    assert values(results) == ([] if expected is None else [{"choices": expected}])
     assert all("score" not in result for result in results)
 
 
@@ -249,7 +242,9 @@ def test_objects_choose_best_or_all(
     names: list[str] | None,
     score: float | None,
 ) -> None:
-    results = list(results_of(detections(*objects), choices("dog", "cat", is_multiple=is_multiple)))
+    attributes = 'choice="multiple"' if is_multiple else ""
+    control = only_control(labelled("Choices", "dog", "cat", attributes=attributes))
+    results = results_of(detections(*objects), control)
     assert values(results) == ([] if names is None else [{"choices": names}])
     assert [result["score"] for result in results] == ([] if score is None else [score])
 
@@ -276,10 +271,10 @@ def test_brush_is_the_mask_in_every_channel(mask: NDArray[np.bool_]) -> None:
     assert (pixels == np.where(mask, 255, 0)[..., None]).all()
 
 
-@pytest.mark.parametrize("value", [False, True])
-def test_long_runs_are_split(value: bool) -> None:
-    mask = np.full((300, 200), value)
-    assert (brush_pixels(brush_rle(encode_mask(mask)), (300, 200)) == value * 255).all()
+def test_long_runs_are_split() -> None:
+    for value in (False, True):
+        mask = np.full((300, 200), value)
+        assert (brush_pixels(brush_rle(encode_mask(mask)), (300, 200)) == value * 255).all()
 
 
 DETECTION: dict[str, object] = {"task": "open_vocabulary_detection"}
