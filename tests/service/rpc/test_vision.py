@@ -165,7 +165,10 @@ async def test_list_needs_a_key() -> None:
     async with serving(keys=api_keys(KEY)) as channel:
         code, _ = await refused(VisionStub(channel).ListModels(pb.ListModelsRequest()))
         health: Any = HealthStub(channel)
-        assert (await health.Check(HealthCheckRequest())).status == HealthCheckResponse.SERVING
+        watching = health.Watch(HealthCheckRequest())
+        for answer in (await health.Check(HealthCheckRequest()), await watching.read()):
+            assert answer.status == HealthCheckResponse.SERVING
+        watching.cancel()
     assert code == grpc.StatusCode.UNAUTHENTICATED
 
 
