@@ -97,7 +97,7 @@ class ImageStore(ABC):
 
     def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage:
         """Store an image for an API key, from now for the whole time; raise `payload_too_large`."""
-        allowed = min(self.limits.max_bytes, self.limits.max_bytes_of_key)
+        allowed = min(self.limits.max_bytes, self.limits.max_bytes_of_key) - _SIZE.size
         if len(data) > allowed:
             message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
             raise ServiceError(message, "image", "payload_too_large")

@@ -101,8 +101,9 @@ def test_least_used_image_is_evicted(open_store: Open) -> None:
     handles.append(added(images, "one", b"3" * 92))
     assert stored_of(images, "one", *handles) == [True, False, True, True]
     assert stored_of(images, "two", other) == [True]
-    with pytest.raises(ServiceError, match="at most 300 are stored"):
-        images.add("one", bytes(301), SIZE_WH)
+    with pytest.raises(ServiceError, match="at most 292 are stored"):
+        images.add("one", bytes(293), SIZE_WH)
+    assert images.add("one", bytes(292), SIZE_WH).num_bytes == 292
 
 
 @pytest.mark.parametrize("limit", [{"max_bytes": 500}, {"max_images": 5}])
