@@ -144,8 +144,9 @@ def load_catalog(path: Path, model_ids: Collection[str] = ()) -> dict[str, Catal
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
-    names = {base.id: base.id for base in bases.values()}
-    names |= {base.source: base.id for base in bases.values()}
+    names: dict[str, str] = {}
+    for base in bases.values():
+        names |= {base.id: base.id, base.source: base.id}
     for base in bases.values():
         for alias in base.aliases:
             if (other := names.setdefault(alias, base.id)) != base.id:
@@ -329,9 +330,10 @@ _RULES_OF_TYPES: dict[object, _Rule] = {
     Mapping: (lambda value: isinstance(value, dict), "a mapping of task ids"),
 }
 _HINTS = get_type_hints(CatalogEntry, include_extras=True)
-_RULES = {key.name: _rule(_HINTS[key.name]) for key in fields(CatalogEntry) if key.init}
-_REQUIRED = {
-    key.name
-    for key in fields(CatalogEntry)
-    if key.init and key.default is MISSING and key.default_factory is MISSING
-}
+_RULES: dict[str, _Rule] = {}
+_REQUIRED = set[str]()
+for _key in fields(CatalogEntry):
+    if _key.init:
+        _RULES[_key.name] = _rule(_HINTS[_key.name])
+        if _key.default is MISSING and _key.default_factory is MISSING:
+            _REQUIRED.add(_key.name)

@@ -31,15 +31,15 @@ _RESIDUAL_BLOCKS = ("decoder.2.net", "decoder.3.net")
 _UPSAMPLINGS = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
 _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.0": (128, 512, 1, 1),
-    **{f"{block}.0": (128, 128, 3, 3) for block in _RESIDUAL_BLOCKS},
-    **{f"{block}.2": (128, 128, 3, 3) for block in _RESIDUAL_BLOCKS},
-    **{f"{block}.4": (128, 128, 1, 1) for block in _RESIDUAL_BLOCKS},
     "decoder.4": (128, 128, 4, 4),  # transposed convolutions: in before out
     "decoder.6": (128, 64, 4, 4),
     "decoder.8": (64, 32, 4, 4),
     "decoder.10": (32, 16, 4, 4),
     "decoder.12": (1, 16, 1, 1),
 }
+for _block in _RESIDUAL_BLOCKS:
+    _WEIGHT_SHAPES |= {f"{_block}.0": (128, 128, 3, 3), f"{_block}.2": (128, 128, 3, 3)}
+    _WEIGHT_SHAPES[f"{_block}.4"] = (128, 128, 1, 1)
 # taps through which an output of a transposed convolution sees its two inputs, by phase
 _TAPS = ([3, 1], [2, 0])
 _CODEBOOK = "_vq_vae._embedding"
@@ -59,12 +59,16 @@ class MaskDecoder:
     def load(cls, path: Path) -> Self:
         """Read an `.npz` of the layout of vae-oid.npz; raise `CheckpointFileError`."""
         tensors = _read_tensors(path)
-        weights = {layer: tensors[f"{layer}.weight"] for layer in _WEIGHT_SHAPES}
-        matrices = {layer: _matrix(weight) for layer, weight in weights.items()}
-        for layer in _UPSAMPLINGS:  # (C, O, 4, 4)
-            taps = [weights[layer][:, :, _TAPS[p]][:, :, :, _TAPS[q]] for p, q in np.ndindex(2, 2)]
-            matrices[layer] = np.stack([_matrix(phase.swapaxes(0, 1)) for phase in taps])
-        biases = {layer: tensors[f"{layer}.bias"] for layer in _WEIGHT_SHAPES}
+        matrices: dict[str, Floats] = {}
+        biases: dict[str, Floats] = {}
+        for layer in _WEIGHT_SHAPES:
+            biases[layer] = tensors[f"{layer}.bias"]
+            weight = tensors[f"{layer}.weight"]
+            if layer in _UPSAMPLINGS:  # (C, O, 4, 4)
+                taps = [weight[:, :, _TAPS[p]][:, :, :, _TAPS[q]] for p, q in np.ndindex(2, 2)]
+                matrices[layer] = np.stack([_matrix(phase.swapaxes(0, 1)) for phase in taps])
+            else:
+                matrices[layer] = _matrix(weight)
         return cls(tensors[_CODEBOOK], matrices, biases)
 
     def decode(self, codes: Sequence[int]) -> Floats:
