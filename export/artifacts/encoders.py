@@ -1,7 +1,7 @@
 """The vision encoders of a checkpoint in every precision, made in this process or in a child.
 
 Those of an adapter are made of its base's checkpoint and a file of merged weights, which take the
-place of the base's. Tracing, optimum and onnx hold several copies of a graph; a child gives all of
+place of the base's. Tracing and conversion hold several copies of a graph; a child gives all of
 this memory back when it ends.
 """
 

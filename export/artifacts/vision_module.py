@@ -56,7 +56,6 @@ class VisionEncoderModule(nn.Module):
 
     def __init__(self, model: Any, image_input: ImageInput) -> None:
         super().__init__()
-        self.config = model.config  # read by optimum's exporter
         self._model = model.model
         self._mean = nn.Buffer(
             _by_channel(image_input.mean) / image_input.rescale_factor, persistent=False

@@ -117,7 +117,7 @@ WORD = TextRegionsTruth((QuadText("STOP", SQUARE),))
         ([], MASK, "mask_iou", WRONG),
         ([polygons(SQUARE)], MASK, "mask_iou", RIGHT),
         ([polygons()], MASK, "mask_iou", WRONG),
-        ([polygons(SQUARE, ((1, 1), (5, 5))), polygons()], MASK, "mask_iou", RIGHT),
+        ([polygons(((1, 1), (5, 5)), SQUARE), polygons()], MASK, "mask_iou", RIGHT),
         ([polygons(SQUARE), polygons(FAR_SQUARE)], MASK, "mask_iou", Tally(0.5, 1, 1)),
         ([run_lengths()], MASK, "mask_iou", Tally(0.75, 1, 1)),
     ],

@@ -99,9 +99,9 @@ def _read(parts: AdapterParts) -> dict[str, Tensor]:
 
 def _equal(expected: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> bool:
     # A saved copy of the head changes nothing, and is not read.
-    wanted = {name: tensor for name, tensor in expected.items() if name != "lm_head.weight"}
-    return wanted.keys() == read.keys() and all(
-        torch.allclose(tensor, read[name], atol=_MAX_ERROR) for name, tensor in wanted.items()
+    changing = {name: tensor for name, tensor in expected.items() if name != "lm_head.weight"}
+    return changing.keys() == read.keys() and all(
+        torch.allclose(tensor, read[name], atol=_MAX_ERROR) for name, tensor in changing.items()
     )
 
 
@@ -112,8 +112,9 @@ def _config(**values: object) -> Callable[[Path], None]:
 def rename(folder: Path, renamed: Callable[[str], str]) -> None:
     """Rename the tensors of an adapter, without PEFT's prefix."""
     tensors = load_file(folder / WEIGHTS_FILE)
-    named = {PREFIX + renamed(name.removeprefix(PREFIX)): each for name, each in tensors.items()}
-    save_file(named, folder / WEIGHTS_FILE)
+    for name in list(tensors):
+        tensors[PREFIX + renamed(name.removeprefix(PREFIX))] = tensors.pop(name)
+    save_file(tensors, folder / WEIGHTS_FILE)
 
 
 def with_microsofts_names(folder: Path) -> None:

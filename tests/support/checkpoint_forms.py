@@ -196,14 +196,11 @@ def _head_only(weights: dict[str, Tensor]) -> None:
 
 
 def _in_float32(weights: dict[str, Tensor]) -> None:
-    weights.update({name: tensor.float() for name, tensor in weights.items()})
+    weights |= {name: tensor.float() for name, tensor in weights.items()}
 
 
 def _plus_one(name: str) -> Callable[[dict[str, Tensor]], None]:
-    def change(weights: dict[str, Tensor]) -> None:
-        weights[name] = weights[name] + 1
-
-    return change
+    return lambda weights: weights.update({name: weights[name] + 1})
 
 
 def _with_head(difference: float) -> Callable[[dict[str, Tensor]], None]:
@@ -215,10 +212,7 @@ def _with_head(difference: float) -> Callable[[dict[str, Tensor]], None]:
 
 
 def _without_weight(name: str) -> Callable[[dict[str, Tensor]], None]:
-    def change(weights: dict[str, Tensor]) -> None:
-        del weights[name]
-
-    return change
+    return lambda weights: weights.__delitem__(name)
 
 
 def _fewer_rows(weights: dict[str, Tensor]) -> None:
@@ -254,7 +248,7 @@ def _quantised(folder: Path) -> None:
     method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     update_json(folder / "config.json", quantization_config=method)
     weights = load_file(folder / WEIGHTS_FILE)
-    name = next(each for each in weights if each.endswith("q_proj.weight"))
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
     num_codes = weights[name].numel()
     weights[name] = torch.zeros(num_codes // 2, 1, dtype=torch.uint8)
     weights[f"{name}.absmax"] = torch.zeros(num_codes // 64)

@@ -1,15 +1,12 @@
-"""`python -m tests.support.export_random NAME FOLDER`: a random checkpoint of real widths, exported
-and stored.
+"""A random checkpoint of real widths, exported.
 
 With fewer layers and probes than an export, and without photographs: real widths take seconds per
 image.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
@@ -34,8 +31,3 @@ def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
         return make_artifacts(
             replace(fitting(job), photographs=()), artifacts, progress, probe_plan=PROBES
         )
-
-
-if __name__ == "__main__":
-    with new_version(sys.argv[1]) as folder:
-        export_random(sys.argv[1], Path(sys.argv[2]), folder)

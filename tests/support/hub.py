@@ -20,8 +20,8 @@ REPOSITORY = "tests/florence-2-mini"
 BRANCHES = ("main", "bfloat16")
 # The repository as a model, and as a data set of images.
 _RESOLVED = tuple(
-    f"/{kind}{REPOSITORY}/resolve/{each}/"
-    for kind, each in product(("", "datasets/"), (COMMIT, *BRANCHES))
+    f"/{kind}{REPOSITORY}/resolve/{revision}/"
+    for kind, revision in product(("", "datasets/"), (COMMIT, *BRANCHES))
 )
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
@@ -97,13 +97,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"/api/models/{REPOSITORY}/xet-read-token"):
             self._send(200, b"{}", self._xet_connection())
         elif path.startswith(f"/api/models/{REPOSITORY}/tree/{COMMIT}"):
-            rows = [
-                {"type": "file", "path": each, "size": 1, "oid": each} for each in self.hub.files
-            ]
+            row = {"type": "file", "size": 1}
+            rows = [row | {"path": name, "oid": name} for name in self.hub.files]
             self._send(200, json.dumps(rows).encode())
         elif path in (
             f"/api/models/{REPOSITORY}",
-            *(f"/api/models/{REPOSITORY}/revision/{each}" for each in BRANCHES),
+            *(f"/api/models/{REPOSITORY}/revision/{branch}" for branch in BRANCHES),
         ):
             self._send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
         elif path.startswith(_RESOLVED) and name in self.hub.files:

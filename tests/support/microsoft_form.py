@@ -186,12 +186,12 @@ def microsoft_weights(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Te
 
 def microsoft_name(name: str) -> str:
     """Return Microsoft's name of a weight of vision tower, language model or head."""
-    for part, own in (
+    for start, theirs in (
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
     ):
-        if name.startswith(part):
-            return own + name.removeprefix(part)
+        if name.startswith(start):
+            return theirs + name.removeprefix(start)
     return f"vision_tower.{_tower_name(name.removeprefix('model.vision_tower.'))}"
 
 

@@ -1,21 +1,11 @@
-"""Checkpoints of random weights in every published configuration.
+"""Checkpoints of random weights in every published configuration."""
 
-python -m tests.support.random_weights NAME FOLDER
-"""
-
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PaliGemmaConfig
 
-from laboratory.bench.random_weights import (
-    FLORENCE_2_BASE,
-    Shape,
-    florence2,
-    write_random_checkpoint,
-)
+from laboratory.bench.random_weights import FLORENCE_2_BASE, Shape, florence2
 
 _PATCH_PX = 14  # patch side of PaliGemma's vision tower
 _GEMMA_2B = {
@@ -102,12 +92,3 @@ SHAPES = {
     "paligemma-2-10b-mix-224": _paligemma2(3584, 14336, 16, 8, 42),
     "paligemma-2-28b-mix-224": _paligemma2(4608, 36864, 32, 16, 46),
 }
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m tests.support.random_weights", description=__doc__)
-    parser.add_argument("name", choices=SHAPES)
-    parser.add_argument("folder", type=Path)
-    layers = "maximum in every stack; default: %(default)s"
-    parser.add_argument("--layers", type=int, default=2, help=layers)
-    parsed = parser.parse_args()
-    write_random_checkpoint(SHAPES[parsed.name], parsed.folder, parsed.layers)

@@ -42,8 +42,8 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone(checkpoint: Path) -> 
     reference = Reference.load(checkpoint)
     features = reference.image_features(IMAGES)
     together = reference.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS)
-    for answer, prompt, image, own in zip(together, PROMPTS, IMAGES, features, strict=True):
-        alone = reference_answer(reference, prompt, image, own, NUM_TOKENS)
+    for answer, prompt, image, of_image in zip(together, PROMPTS, IMAGES, features, strict=True):
+        alone = reference_answer(reference, prompt, image, of_image, NUM_TOKENS)
         assert answer.token_ids == alone.token_ids
         for step, top in enumerate(answer.top_logits):
             assert max(top.values()) == pytest.approx(float(alone.logits[step].max()), abs=1e-4)
@@ -68,17 +68,15 @@ def test_streamed_decoder_gives_the_logits_of_the_whole_one(
     artifacts: Path, weights_of: type[StreamedWeights]
 ) -> None:
     manifest = read_manifest(artifacts)
-    whole, streamed = (
-        load_decoder(artifacts, manifest.family, "float32", "cpu", weights_of=each)
-        for each in (DecoderWeights, weights_of)
-    )
     features = torch.randn(
         manifest.num_image_tokens, manifest.hidden_size, generator=torch.Generator().manual_seed(0)
     )
-    request = SequenceRequest(features, whole.text.prompt_ids([("a", False)]), NUM_TOKENS)
-    logits = [EagerEngine(each, 1).prefill([request], 0) for each in (whole, streamed)]
+    logits = []
+    answers = []
+    for kind in (DecoderWeights, weights_of):
+        decoder = load_decoder(artifacts, manifest.family, "float32", "cpu", weights_of=kind)
+        request = SequenceRequest(features, decoder.text.prompt_ids([("a", False)]), NUM_TOKENS)
+        logits.append(EagerEngine(decoder, 1).prefill([request], 0))
+        answers.append(generate_all(decoder, [request])[0].token_ids)
     assert torch.equal(*logits)
-    assert (
-        generate_all(streamed, [request])[0].token_ids
-        == generate_all(whole, [request])[0].token_ids
-    )
+    assert answers[0] == answers[1]
