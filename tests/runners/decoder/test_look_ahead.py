@@ -214,6 +214,22 @@ def test_sequences_join_and_leave_at_the_next_launch(artifacts: Path) -> None:
     assert batch.live == [first, third]
 
 
+def test_an_eager_pass_follows_one_launched_ahead(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, requests = endless(artifacts, 64)
+    requests = [replace(request, max_new_tokens=8) for request in requests[:2]]
+    sequences = [start_sequence(request, decoder.rules) for request in requests]
+    batch, passes = passes_batch(decoder)
+    batch.admit(sequences)
+    for num_tokens in range(2, 9):
+        monkeypatch.setattr(passes, "_is_captured", lambda _, is_ahead=num_tokens < 5: is_ahead)
+        batch.step()
+        assert {len(sequence.settled_token_ids) for sequence in sequences} == {num_tokens}
+    alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
+    assert [sequence.result().token_ids for sequence in sequences] == alone
+
+
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_nan_of_a_moved_sequence_fails_it_alone(artifacts: Path, num_beams: int) -> None:
     decoder, requests = endless(artifacts, 64)
