@@ -77,7 +77,6 @@ async def check_file(source: InputFile, endpoint: Endpoint) -> "FileChecks":
         checks = FileChecks(source, file, endpoint)
         while await in_thread(checks.check_piece):
             await asyncio.sleep(_PAUSE_S)
-    del checks.errors[_MAX_ERRORS:]
     if not checks.errors and checks.is_too_long:
         limits = f"{MAX_REQUESTS} requests or {MAX_BLANK_LINES} blank lines"
         checks.report(None, "too_many_tasks", f"The file has more than {limits}.")

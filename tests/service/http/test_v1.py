@@ -222,6 +222,21 @@ async def image_host(
             yield http, host, f"http://images.test:{host.port}/a.png"
 
 
+async def test_stream_keeps_its_place() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, ended=asyncio.Event())
+    api = client(make_core(decoders={FLORENCE_ID: decoder}), api_keys("mine", "max_concurrent=1"))
+    async with api.http(KEY) as http:
+        streaming = asyncio.create_task(http.post("/v1/predict", json=STREAMED))
+        await until(lambda: decoder.specs)
+        await asyncio.sleep(0.1)  # its first event is sent
+        refused = await http.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID})
+        assert error_of(refused)["code"] == "overloaded"
+        streaming.cancel()
+        await asyncio.wait([streaming])
+        answered = await http.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID})
+    assert answered.status_code == 200
+
+
 def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
     content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
     return {"model": model, "messages": [{"role": "user", "content": content}]}
