@@ -140,4 +140,5 @@ class FileChecks:
         self._id_hashes.add(id_hash)
 
     def report(self, number: int | None, code: str, message: str, param: str | None = None) -> None:
-        self.errors.append(BatchError(code=code, line=number, message=message, param=param))
+        if len(self.errors) < _MAX_ERRORS:
+            self.errors.append(BatchError(code=code, line=number, message=message, param=param))
