@@ -1,14 +1,17 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from PIL import Image
 
 from export.checkpoints.jobs import PHOTOGRAPHS, ExportJob, ExportOptions, plan_job
+from export.checks import asking
 from export.checks.answers import (
     MIN_CASES,
     MIN_EQUAL_TOKENS,
@@ -182,6 +185,15 @@ def test_tasks_take_turns_and_the_first_pictures_get_all(
     tasks = ["captioning", boxes_task, "instance_segmentation", "ocr"]
     turned = [tasks, [*tasks[1:], tasks[0]], tasks[2:], [tasks[3], tasks[0]]]
     assert by_picture == [*turned, tasks[:2], tasks[1:3]]
+
+
+def test_a_question_is_constrained_and_has_its_beams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "to_request", lambda _decoder, _features, spec: spec)
+    (question,) = asking.Question.of_task(FLORENCE, "object_detection", {}, INPUT_SIZE_WH)
+    decoder: Any = None
+    spec: Any = question.request(decoder, torch.zeros(1, 1), 7, num_beams=1)
+    assert question.grammar
+    assert (spec.max_new_tokens, spec.num_beams, spec.grammar) == (7, 1, question.grammar)
 
 
 @pytest.fixture
