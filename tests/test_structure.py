@@ -84,7 +84,7 @@ CLIENT = "client/diptych_client"
 FORBIDDEN = {
     ("tasks",): {"torch", "transformers", "PIL", "bentoml", "pydantic"},
     ("wire",): {"torch", "transformers", "safetensors"},  # gateways import all of it
-    ("service", "runners", "wire"): {"optimum", "onnx", "onnxscript", "huggingface_hub"},
+    ("service", "runners", "wire"): {"onnx", "huggingface_hub"},
     ("service", "runners", "wire", "tasks"): {"ray", "pyarrow", "fsspec"},
 }
 # packages that importing the client must not load

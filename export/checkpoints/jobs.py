@@ -42,8 +42,6 @@ _LIBRARIES = (
     "numpy",
     "onnx",
     "onnxruntime",
-    "optimum",
-    "optimum-onnx-naf",
     "safetensors",
     "tokenizers",
     "torch",
