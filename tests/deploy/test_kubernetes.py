@@ -39,46 +39,23 @@ RESOURCES: dict[str, Object] = yaml.safe_load(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Pods:
-    """The pods of a Deployment."""
+    """The pods of a Deployment; `container` is the one that is not a sidecar."""
 
-    deployment: Object
-
-    @property
-    def template(self) -> Object:
-        template: Object = self.deployment["spec"]["template"]["spec"]
-        return template
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        labels: Mapping[str, str] = self.deployment["spec"]["template"]["metadata"]["labels"]
-        return labels
-
-    @property
-    def container(self) -> Object:
-        """The one container that is not a sidecar."""
-        (container,) = self.template["containers"]
-        return dict(container)
-
-    @property
-    def sidecars(self) -> dict[str, Object]:
-        return {sidecar["name"]: sidecar for sidecar in self.template.get("initContainers", ())}
-
-    @property
-    def component(self) -> str:
-        return self.labels["app.kubernetes.io/component"]
-
-    @property
-    def model(self) -> str:
-        return self.labels["app.kubernetes.io/instance"]
-
-    @property
-    def ports(self) -> dict[str, int]:
-        ports: dict[str, int] = {}
-        for container in (self.container, *self.sidecars.values()):
-            ports |= {port["name"]: port["containerPort"] for port in container["ports"]}
-        return ports
+    def __init__(self, deployment: Object) -> None:
+        pod = deployment["spec"]["template"]
+        self.deployment = deployment
+        self.template: Object = pod["spec"]
+        self.labels: Mapping[str, str] = pod["metadata"]["labels"]
+        self.component = self.labels.get("app.kubernetes.io/component", "")
+        self.model = self.labels.get("app.kubernetes.io/instance", "")
+        (self.container,) = self.template["containers"]
+        sidecars = self.template.get("initContainers", ())
+        self.sidecars: dict[str, Object] = {sidecar["name"]: sidecar for sidecar in sidecars}
+        self.ports: dict[str, int] = {}
+        for container in (self.container, *sidecars):
+            ports = container.get("ports", ())
+            self.ports |= {port["name"]: port["containerPort"] for port in ports}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +79,10 @@ class Build:
 
     def pods(self, *components: str) -> dict[str, Pods]:
         """Return the pods of all Deployments, or of some components, by name."""
-        pods = {name: Pods(manifest) for name, manifest in self.of_kind("Deployment").items()}
-        return {
-            name: pod for name, pod in pods.items() if pod.component in components or not components
-        }
+        all_pods = {name: Pods(manifest) for name, manifest in self.of_kind("Deployment").items()}
+        if not components:
+            return all_pods
+        return {name: pods for name, pods in all_pods.items() if pods.component in components}
 
     @property
     def gateway(self) -> Pods:
@@ -404,7 +381,8 @@ def test_policies_admit_known_peers_alone(replicated: Build) -> None:
     assert DNS in admitted(gateway, "Egress", 53)
     for port in ("http", 53, 443):
         assert not [peer for peer in admitted(gateway, "Egress", port) if peer in STRANGERS]
-    unknown = Pods({"spec": {"template": {"metadata": {"labels": {"app": "other"}}}}})
+    pod = {"metadata": {"labels": {"app": "other"}}, "spec": {"containers": [{}]}}
+    unknown = Pods({"spec": {"template": pod}})
     assert admitted(unknown, "Ingress", "http") == admitted(unknown, "Egress", 53) == []
 
 

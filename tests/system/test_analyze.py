@@ -1,23 +1,16 @@
-"""One analysis over the running service: the tokens of single calls, nothing left behind."""
+"""One analysis over the running service has the tokens of single calls, over all interfaces."""
 
 import io
-import signal
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from PIL import Image
 
 from diptych_client import Analysis, Client
 from service.rpc.proto import vision_pb2 as pb
-from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import RunningService, post_form, running_service
+from tests.support.export_cli import EMBEDDED
+from tests.support.running_service import RunningService, post_form
 from tests.support.scene_images import scene_png
-from tests.support.server_sent_events import parse_events
 
 PALIGEMMA = "paligemma-mini"
 SCENES = [scene_png(seed, (640, 480)) for seed in (3, 11, 12)]
@@ -107,49 +100,3 @@ def test_client_has_equal_analyses(service: RunningService) -> None:
             request = pb.AnalyzeRequest(image=stored.id.encode(), steps=[step])
             events = [event.WhichOneof("event") for event in vision.AnalyzeStream(request)]
     assert events == ["answer", "analysis"]
-
-
-def answers_of(document: Any) -> list[tuple[str, int | None, Any]]:
-    """Return the texts and the errors of all answers."""
-    lines = []
-    for step in document["steps"]:
-        lines += [line(step["id"], answer) for answer in step["answers"]]
-    return lines
-
-
-def line(step_id: str, answer: Any) -> tuple[str, int | None, Any]:
-    return step_id, answer.get("of"), answer.get("raw_text", answer.get("error"))
-
-
-@pytest.mark.long
-def test_killed_runner_loses_and_repeats_no_answer(exported: ModelStore, tmp_path: Path) -> None:
-    stopped = threading.Event()
-
-    def repeat(number: int) -> int:
-        num_streams = 0
-        image = SCENES[number % len(SCENES)]
-        with service.client() as client:
-            while not stopped.is_set():
-                fields = {"steps": STEPS, "stream": True}
-                text = post_form(client, "/v1/analyze", image, fields).raise_for_status().text
-                *events, (_, document) = parse_events(text)
-                streamed = [line(event.pop("step"), event) for _, event in events]
-                answers = expected[number % len(SCENES)]
-                assert answers_of(document) == answers
-                assert sorted(streamed, key=str) == sorted(answers, key=str)
-                num_streams += 1
-        return num_streams
-
-    with (
-        running_service(exported.home, tmp_path / "service.log") as service,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        with service.client() as client:
-            expected = [answers_of(analyze(client, image)) for image in SCENES]
-        repeating = pool.map(repeat, range(4))
-        time.sleep(1)  # until the trees are in the middle
-        service.send_signal("florence-2-mini-runner", signal.SIGKILL)
-        time.sleep(1)
-        service.wait_until_ready()
-        stopped.set()
-        assert sum(repeating) >= 4

@@ -11,7 +11,7 @@ import yaml
 
 from loadtest.traffic import APIS
 from tests.support.export_cli import ROOT
-from tests.support.running_service import RunningService, free_port
+from tests.support.running_service import RunningService
 
 NUM_USERS = 16  # half a request per second each
 SECONDS = 5
@@ -55,10 +55,3 @@ def test_every_interface_is_answered(
     for row in rows:
         assert row["num_failures"] == 0 < row["num_requests"]
         assert row["name"] in TASKS, "a status other than ok"
-
-
-def test_missing_service_ends_the_run() -> None:
-    run = run_load(f"http://127.0.0.1:{free_port()}", "127.0.0.1:1", "--run-time 20s")
-    assert run.returncode == 1
-    assert "Connection refused" in run.stderr
-    assert "Traceback" not in run.stderr
