@@ -177,31 +177,25 @@ def test_configurations_have_no_warning(tmp_path: Path) -> None:
         assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
 
-def test_an_image_stays_with_one_runner(balancer: HaProxy) -> None:
-    async def ask() -> None:
-        async with calls_to(balancer) as calls:
-            await calls.make_all(KEYS * 2)
-            assert calls.all_are_right()
-            hits = [answer["hit"] for _, answer in calls.answers]
-            assert hits == [False] * CACHE_SIZE + [True] * CACHE_SIZE
-            assert calls.runners()[:CACHE_SIZE] == calls.runners(CACHE_SIZE)
-            assert min(Counter(calls.runners()).values()) > CACHE_SIZE / 2
-
-    asyncio.run(ask())
+async def test_an_image_stays_with_one_runner(balancer: HaProxy) -> None:
+    async with calls_to(balancer) as calls:
+        await calls.make_all(KEYS * 2)
+        assert calls.all_are_right()
+        hits = [answer["hit"] for _, answer in calls.answers]
+        assert hits == [False] * CACHE_SIZE + [True] * CACHE_SIZE
+        assert calls.runners()[:CACHE_SIZE] == calls.runners(CACHE_SIZE)
+        assert min(Counter(calls.runners()).values()) > CACHE_SIZE / 2
 
 
-def test_calls_about_one_image_are_shared(balancer: HaProxy) -> None:
-    async def ask() -> None:
-        async with calls_to(balancer) as calls:
-            await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
-            assert calls.all_are_right()
-            assert set(calls.runners()) == {"a", "b"}
-
-    asyncio.run(ask())
+async def test_calls_about_one_image_are_shared(balancer: HaProxy) -> None:
+    async with calls_to(balancer) as calls:
+        await calls.make_all([image_key(1)] * 200, NUM_CLIENTS, CALL_S)
+        assert calls.all_are_right()
+        assert set(calls.runners()) == {"a", "b"}
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
-def test_nothing_is_lost_with_a_runner(
+async def test_nothing_is_lost_with_a_runner(
     balancer: HaProxy, runners: list[RunnerProcess], end: signal.Signals
 ) -> None:
     random_numbers = random.Random(2)
@@ -211,28 +205,25 @@ def test_nothing_is_lost_with_a_runner(
         while not stopped.is_set():
             yield random_numbers.choice(KEYS)
 
-    async def ask() -> None:
-        async with calls_to(balancer) as calls:
-            load = asyncio.create_task(calls.make_all(keys(), NUM_CLIENTS, CALL_S))
-            try:
-                assert set(await next_runners(calls)) == {"a", "b"}
-                runners[0].process.send_signal(end)
-                await wait_for_ready(balancer, 1)
-                interrupted = set(calls.in_flight)
-                assert set((await next_runners(calls))[NUM_CLIENTS:]) == {"b"}
-                async with asyncio.timeout(60):  # none hangs at the other
-                    while interrupted & calls.in_flight:
-                        await asyncio.sleep(0.05)
-                bring_back(runners[0], end)
-                await wait_for_ready(balancer, 2)
-                assert set(await next_runners(calls)) == {"a", "b"}
-            finally:
-                stopped.set()
-                await load
-            assert calls.all_are_right()
-            assert end != signal.SIGTERM or calls.num_repeated == 0
-
-    asyncio.run(ask())
+    async with calls_to(balancer) as calls:
+        load = asyncio.create_task(calls.make_all(keys(), NUM_CLIENTS, CALL_S))
+        try:
+            assert set(await next_runners(calls)) == {"a", "b"}
+            runners[0].process.send_signal(end)
+            await wait_for_ready(balancer, 1)
+            interrupted = set(calls.in_flight)
+            assert set((await next_runners(calls))[NUM_CLIENTS:]) == {"b"}
+            async with asyncio.timeout(60):  # none hangs at the other
+                while interrupted & calls.in_flight:
+                    await asyncio.sleep(0.05)
+            bring_back(runners[0], end)
+            await wait_for_ready(balancer, 2)
+            assert set(await next_runners(calls)) == {"a", "b"}
+        finally:
+            stopped.set()
+            await load
+        assert calls.all_are_right()
+        assert end != signal.SIGTERM or calls.num_repeated == 0
 
 
 async def next_runners(calls: Calls) -> list[str]:
@@ -273,22 +264,19 @@ def test_refused_connection_goes_to_another_runner(
 
 
 @pytest.mark.parametrize("path", ["/write", "/stream"])
-def test_disconnection_ends_the_call_at_the_runner(
+async def test_disconnection_ends_the_call_at_the_runner(
     balancer: HaProxy, path: str, tmp_path: Path
 ) -> None:
     aborted = tmp_path / "aborted"
 
-    async def ask() -> None:
-        headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
-        async with aiohttp.ClientSession() as session:
-            with pytest.raises(TimeoutError):
-                async with (
-                    asyncio.timeout(0.5),
-                    session.post(balancer.url(MODEL) + path, data=PIXELS, headers=headers),
-                ):
-                    await asyncio.sleep(60)
-
-    asyncio.run(ask())
+    headers = {KEY: image_key(1), "X-Seconds": "60", "X-Abort-File": str(aborted)}
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(TimeoutError):
+            async with (
+                asyncio.timeout(0.5),
+                session.post(balancer.url(MODEL) + path, data=PIXELS, headers=headers),
+            ):
+                await asyncio.sleep(60)
     wait_until(lambda: aborted.exists() and aborted.read_text() == f"{path}\n")
 
 
@@ -308,16 +296,15 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     assert times_s[-1] - times_s[0] > 0.1  # buffered lines come together
 
 
-def test_without_a_runner_a_call_fails(balancer: HaProxy, runners: list[RunnerProcess]) -> None:
-    async def ask() -> None:
-        await wait_for_ready(balancer, 0)
-        async with calls_to(balancer) as calls:
-            await calls.make_all(KEYS[:1])
-            assert calls.answers == [(KEYS[0], None)]
-
+async def test_without_a_runner_a_call_fails(
+    balancer: HaProxy, runners: list[RunnerProcess]
+) -> None:
     for runner in runners:
         runner.stop()
-    asyncio.run(ask())
+    await wait_for_ready(balancer, 0)
+    async with calls_to(balancer) as calls:
+        await calls.make_all(KEYS[:1])
+        assert calls.answers == [(KEYS[0], None)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from PIL import Image
 from imaging.files import ImageLimits, decode_image
 from service.images.decoding import decoded_in_process
 from tests.support.attack_images import repeated_scans
-from tests.support.core_calls import run, until
+from tests.support.core_calls import until
 from tests.support.fake_service import encoded
 from tests.support.image_files import LIMITS, colour_steps, half_transparent, png
 
@@ -83,24 +83,21 @@ def test_memory_is_limited() -> None:
     assert attempted("bytearray(2_000_000_000)") == "True ENOMEM"
 
 
-def test_sandbox_is_entered_before_decoding() -> None:
+async def test_sandbox_is_entered_before_decoding() -> None:
     async def decode() -> None:
         bomb = repeated_scans((5000, 5000), 800)
         async with decoded_in_process(bomb, ImageLimits(2_000_000_000)):
             pass
 
-    async def scenario() -> None:
-        decoding = asyncio.ensure_future(decode())
-        await until(filtered)
-        child = filtered()
-        assert child is not None
-        # 24 bytes for each of 2 billion pixels
-        assert child.rlimit(psutil.RLIMIT_AS)[1] < 100_000_000_000
-        assert not decoding.done()
-        decoding.cancel()
-        await asyncio.gather(decoding, return_exceptions=True)
-
-    run(scenario())
+    decoding = asyncio.ensure_future(decode())
+    await until(filtered)
+    child = filtered()
+    assert child is not None
+    # 24 bytes for each of 2 billion pixels
+    assert child.rlimit(psutil.RLIMIT_AS)[1] < 100_000_000_000
+    assert not decoding.done()
+    decoding.cancel()
+    await asyncio.gather(decoding, return_exceptions=True)
 
 
 def filtered() -> psutil.Process | None:
@@ -111,29 +108,23 @@ def filtered() -> psutil.Process | None:
     return None
 
 
-def test_images_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        for data in IMAGES:
-            async with decoded_in_process(data, LIMITS) as image:
-                pixels = await image.resized((30, 50), Image.Resampling.BICUBIC)
-            expected = decode_image(data, LIMITS).resize((30, 50), Image.Resampling.BICUBIC)
-            assert np.array_equal(pixels, np.asarray(expected))
-
-    run(scenario())
+async def test_images_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
+    for data in IMAGES:
+        async with decoded_in_process(data, LIMITS) as image:
+            pixels = await image.resized((30, 50), Image.Resampling.BICUBIC)
+        expected = decode_image(data, LIMITS).resize((30, 50), Image.Resampling.BICUBIC)
+        assert np.array_equal(pixels, np.asarray(expected))
     assert not caplog.records
 
 
-def test_environment_of_the_decoder(
+async def test_environment_of_the_decoder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def scenario() -> None:
-        before = psutil.Process().children()  # other tests of this process start some
-        async with decoded_in_process(IMAGES[0], LIMITS):
-            (child,) = set(psutil.Process().children()).difference(before)
-            assert "DIPTYCH_SHARED_LIMITS_URL" not in child.environ()
-
     monkeypatch.setenv("DIPTYCH_SHARED_LIMITS_URL", "rediss://:password@store")
-    run(scenario())
+    before = psutil.Process().children()  # other tests of this process start some
+    async with decoded_in_process(IMAGES[0], LIMITS):
+        (child,) = set(psutil.Process().children()).difference(before)
+        assert "DIPTYCH_SHARED_LIMITS_URL" not in child.environ()
 
 
 @pytest.mark.parametrize("lack", ["unknown-architecture", "refusing-kernel"])

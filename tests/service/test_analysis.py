@@ -291,46 +291,40 @@ def test_restarting_runner_is_waited_for() -> None:
     assert channel.num_calls > 4
 
 
-def test_closed_stream_ends_sequences() -> None:
+async def test_closed_stream_ends_sequences() -> None:
     """The generator waits for the next answer, or has one that was not taken."""
 
-    async def scenario() -> None:
-        paligemma = FakeDecoder(PALIGEMMA_TEXTS, released=asyncio.Event())
-        of = core(paligemma=paligemma)
-        request = context()
-        caption = {"id": "all", "task": "captioning", "model": PALIGEMMA_ID}
-        events = stream_analysis(of, PNG, {"steps": [THINGS, caption]}, request)
-        assert isinstance(await anext(events), StepAnswer)
-        await until(lambda: paligemma.num_waiting)
-        await events.aclose()
-        await until(lambda: not paligemma.num_waiting, timeout_s=5)
-        assert paligemma.num_cancelled == 1
-        await until(lambda: not of.places.num_bytes, timeout_s=5)
-
-    run(scenario())
+    paligemma = FakeDecoder(PALIGEMMA_TEXTS, released=asyncio.Event())
+    of = core(paligemma=paligemma)
+    request = context()
+    caption = {"id": "all", "task": "captioning", "model": PALIGEMMA_ID}
+    events = stream_analysis(of, PNG, {"steps": [THINGS, caption]}, request)
+    assert isinstance(await anext(events), StepAnswer)
+    await until(lambda: paligemma.num_waiting)
+    await events.aclose()
+    await until(lambda: not paligemma.num_waiting, timeout_s=5)
+    assert paligemma.num_cancelled == 1
+    await until(lambda: not of.places.num_bytes, timeout_s=5)
 
 
-def test_cancelled_request_leaves_nothing() -> None:
-    async def scenario() -> None:
-        florence = FakeDecoder(FLORENCE_TEXTS)
-        of = core(florence, max_pending=1, max_running=4)
-        # a thread reads its header
-        large = encoded(Image.effect_noise((400, 300), 50).convert("RGB"))
+async def test_cancelled_request_leaves_nothing() -> None:
+    florence = FakeDecoder(FLORENCE_TEXTS)
+    of = core(florence, max_pending=1, max_running=4)
+    # a thread reads its header
+    large = encoded(Image.effect_noise((400, 300), 50).convert("RGB"))
 
-        async def request() -> None:
-            steps = (THINGS, WHAT | {"max_each": 1}, CROP | {"max_each": 1})
-            await answered(of, *steps, image=large)
+    async def request() -> None:
+        steps = (THINGS, WHAT | {"max_each": 1}, CROP | {"max_each": 1})
+        await answered(of, *steps, image=large)
 
-        async def all_is_free() -> None:
-            async with asyncio.timeout(10):
-                while len(asyncio.all_tasks()) > 1:
-                    await asyncio.sleep(0)
-            assert (of.places.num_bytes, florence.num_waiting) == (0, 0)
-            await request()
+    async def all_is_free() -> None:
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0)
+        assert (of.places.num_bytes, florence.num_waiting) == (0, 0)
+        await request()
 
-        assert await cancel_at_each_await(request, all_is_free) >= 4
-
-    run(scenario())
+    assert await cancel_at_each_await(request, all_is_free) >= 4
 
 
 def test_tiles_of_a_crop() -> None:

@@ -153,17 +153,14 @@ def test_left_stream_frees_its_slot(service: RunningService, api: str, model: st
         wait_until(lambda: num_gone(service) == gone + 1)
 
 
-def test_killed_gateway_frees_the_slots(service: RunningService) -> None:
+async def test_killed_gateway_frees_the_slots(service: RunningService) -> None:
     """The last of this file."""
 
-    async def kill_while_writing() -> None:
-        async with request_in_progress(service, "/v1/compare", len(EMBEDDED)) as request:
-            service.send_signal(GATEWAY, signal.SIGKILL)
-            with pytest.raises(httpx.TransportError):
-                await request
-
     before = num_written(service)
-    asyncio.run(kill_while_writing())
+    async with request_in_progress(service, "/v1/compare", len(EMBEDDED)) as request:
+        service.send_signal(GATEWAY, signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            await request
     service.wait_until_ready()
     for first, last in zip(before, num_written(service), strict=True):
         assert last - first < COMPLETE

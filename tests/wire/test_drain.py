@@ -40,41 +40,35 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def test_draining_ends_with_the_last_call() -> None:
-    async def scenario() -> None:
-        calls = Calls()
-        events = [calls.begin()[0], calls.begin()[0]]
+async def test_draining_ends_with_the_last_call() -> None:
+    calls = Calls()
+    events = [calls.begin()[0], calls.begin()[0]]
+    await turns()
+    assert not calls.in_flight.is_draining
+    draining = asyncio.ensure_future(calls.in_flight.drain())
+    await turns()
+    assert calls.in_flight.is_draining
+    for event in reversed(events):
+        assert not draining.done()
+        event.set()
         await turns()
-        assert not calls.in_flight.is_draining
-        draining = asyncio.ensure_future(calls.in_flight.drain())
-        await turns()
-        assert calls.in_flight.is_draining
-        for event in reversed(events):
-            assert not draining.done()
-            event.set()
-            await turns()
-        assert draining.done()
-
-    asyncio.run(scenario())
+    assert draining.done()
 
 
 @pytest.mark.parametrize(
     ("method", "kind"), [("GET", "http"), ("POST", "lifespan"), ("POST", "http")]
 )
-def test_draining_waits_for_no_other_request(method: str, kind: str) -> None:
+async def test_draining_waits_for_no_other_request(method: str, kind: str) -> None:
     """A call that is cancelled is no longer in flight."""
 
-    async def scenario() -> None:
-        calls = Calls()
-        _, request = calls.begin(method, kind)
-        await turns()
-        if (method, kind) == ("POST", "http"):
-            request.cancel()
-        async with asyncio.timeout(5):
-            await calls.in_flight.drain()
+    calls = Calls()
+    _, request = calls.begin(method, kind)
+    await turns()
+    if (method, kind) == ("POST", "http"):
         request.cancel()
-
-    asyncio.run(scenario())
+    async with asyncio.timeout(5):
+        await calls.in_flight.drain()
+    request.cancel()
 
 
 def test_signal_stops_the_server_after_the_drain() -> None:

@@ -57,44 +57,38 @@ async def hold(slots: ClientSlots, client: str, num_turns: int = 3) -> None:
             await asyncio.sleep(0)
 
 
-def test_client_leaves_a_slot_to_others() -> None:
-    async def scenario() -> None:
-        slots = ClientSlots(3, 2)
-        async with AsyncExitStack() as taken, asyncio.timeout(5):
-            for _ in range(2):
-                await taken.enter_async_context(slots.slot("heavy"))
-            third = asyncio.ensure_future(hold(slots, "heavy"))
-            await asyncio.sleep(0)  # it waits
-            await hold(slots, "light")
-            assert not third.done()
-        async with asyncio.timeout(5):
-            await third
-
-    run(scenario())
+async def test_client_leaves_a_slot_to_others() -> None:
+    slots = ClientSlots(3, 2)
+    async with AsyncExitStack() as taken, asyncio.timeout(5):
+        for _ in range(2):
+            await taken.enter_async_context(slots.slot("heavy"))
+        third = asyncio.ensure_future(hold(slots, "heavy"))
+        await asyncio.sleep(0)  # it waits
+        await hold(slots, "light")
+        assert not third.done()
+    async with asyncio.timeout(5):
+        await third
 
 
 @pytest.mark.parametrize("holder", ["a", "b"], ids=["waits for its own slot", "waits for any slot"])
-def test_cancelled_client_keeps_no_slot(holder: str) -> None:
-    async def scenario() -> None:
-        slots = ClientSlots(1, 1)
+async def test_cancelled_client_keeps_no_slot(holder: str) -> None:
+    slots = ClientSlots(1, 1)
 
-        async def holding() -> asyncio.Task[None]:
-            task = asyncio.ensure_future(hold(slots, holder))
-            await asyncio.sleep(0)
-            return task
+    async def holding() -> asyncio.Task[None]:
+        task = asyncio.ensure_future(hold(slots, holder))
+        await asyncio.sleep(0)
+        return task
 
-        async def all_are_free() -> None:
-            await holders.pop()
-            async with asyncio.timeout(5):
-                await hold(slots, "a")
-                await hold(slots, "c")
-            holders.append(await holding())
-
-        holders = [await holding()]
-        assert await cancel_at_each_await(lambda: hold(slots, "a"), all_are_free) >= 4
+    async def all_are_free() -> None:
         await holders.pop()
+        async with asyncio.timeout(5):
+            await hold(slots, "a")
+            await hold(slots, "c")
+        holders.append(await holding())
 
-    run(scenario())
+    holders = [await holding()]
+    assert await cancel_at_each_await(lambda: hold(slots, "a"), all_are_free) >= 4
+    await holders.pop()
 
 
 def measured(clock: FakeClock, *seconds: float, idle_s: float = 0) -> ThroughputEstimate:
@@ -182,18 +176,15 @@ async def enqueue(
     return tasks
 
 
-def test_running_requests_are_limited() -> None:
-    async def scenario() -> None:
-        queue = fair_queue(max_running=3)
-        async with AsyncExitStack() as running:
-            for _ in range(3):
-                await running.enter_async_context(queue.admitted("a", 10, math.inf))
-            (fourth,) = await enqueue(queue, "b")
-            await asyncio.sleep(0.01)
-            assert not fourth.done()
-        await fourth
-
-    run(scenario())
+async def test_running_requests_are_limited() -> None:
+    queue = fair_queue(max_running=3)
+    async with AsyncExitStack() as running:
+        for _ in range(3):
+            await running.enter_async_context(queue.admitted("a", 10, math.inf))
+        (fourth,) = await enqueue(queue, "b")
+        await asyncio.sleep(0.01)
+        assert not fourth.done()
+    await fourth
 
 
 @pytest.mark.parametrize(
@@ -213,49 +204,43 @@ def test_clients_alternate(waiting: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("cancelled", range(0, 1024, 73))
-def test_order_stays_when_requests_leave(cancelled: int) -> None:
+async def test_order_stays_when_requests_leave(cancelled: int) -> None:
     """Requests of 10 and of 3 tokens are served by their virtual starts."""
 
-    async def scenario() -> None:
-        queue = fair_queue()
-        served: list[str] = []
-        starts: dict[str, tuple[int, int]] = {}
-        tasks: dict[str, asyncio.Task[None]] = {}
+    queue = fair_queue()
+    served: list[str] = []
+    starts: dict[str, tuple[int, int]] = {}
+    tasks: dict[str, asyncio.Task[None]] = {}
 
-        async def one(client: str, cost: int, name: str) -> None:
-            async with queue.admitted(client, cost, math.inf):
-                served.append(name)
+    async def one(client: str, cost: int, name: str) -> None:
+        async with queue.admitted(client, cost, math.inf):
+            served.append(name)
 
-        async with queue.admitted("z", 10, math.inf):
-            for client, cost in (("a", 10), ("b", 3)):
-                for number in range(5):
-                    name = f"{client}{number}"
-                    starts[name] = (number * cost, len(starts))
-                    tasks[name] = asyncio.create_task(one(client, cost, name))
-                    await asyncio.sleep(0)
-            for name in [name for index, name in enumerate(tasks) if cancelled >> index & 1]:
-                tasks.pop(name).cancel()
+    async with queue.admitted("z", 10, math.inf):
+        for client, cost in (("a", 10), ("b", 3)):
+            for number in range(5):
+                name = f"{client}{number}"
+                starts[name] = (number * cost, len(starts))
+                tasks[name] = asyncio.create_task(one(client, cost, name))
                 await asyncio.sleep(0)
-        await asyncio.gather(*tasks.values())
-        assert served == sorted(tasks, key=lambda name: starts[name])
-
-    run(scenario())
-
-
-def test_light_client_passes_a_heavy_one(clock: FakeClock) -> None:
-    async def scenario() -> None:
-        queue = await measured_queue(clock, 1)
-        served: list[str] = []
-        async with queue.admitted("heavy", 10, math.inf):
-            heavy = await enqueue(queue, ["heavy"] * 9, cost=100)
-            light = asyncio.create_task(work(queue, "light", 10, clock.now_s + 100, served))
+        for name in [name for index, name in enumerate(tasks) if cancelled >> index & 1]:
+            tasks.pop(name).cancel()
             await asyncio.sleep(0)
-            for task in heavy[1:]:
-                task.cancel()
-        await asyncio.gather(light, *heavy, return_exceptions=True)
-        assert served == ["light"]
+    await asyncio.gather(*tasks.values())
+    assert served == sorted(tasks, key=lambda name: starts[name])
 
-    run(scenario())
+
+async def test_light_client_passes_a_heavy_one(clock: FakeClock) -> None:
+    queue = await measured_queue(clock, 1)
+    served: list[str] = []
+    async with queue.admitted("heavy", 10, math.inf):
+        heavy = await enqueue(queue, ["heavy"] * 9, cost=100)
+        light = asyncio.create_task(work(queue, "light", 10, clock.now_s + 100, served))
+        await asyncio.sleep(0)
+        for task in heavy[1:]:
+            task.cancel()
+    await asyncio.gather(light, *heavy, return_exceptions=True)
+    assert served == ["light"]
 
 
 @pytest.mark.parametrize(
@@ -263,104 +248,89 @@ def test_light_client_passes_a_heavy_one(clock: FakeClock) -> None:
     # 1.25 of 10 + 40, 10 + 120 and 10 + 300 tokens
     [("light", 20, 62.5), ("heavy", 20, 162.5), ("light", 200, 387.5)],
 )
-def test_expected_time_of_a_request(
+async def test_expected_time_of_a_request(
     clock: FakeClock, client: str, cost: int, needed_s: float
 ) -> None:
-    async def scenario() -> None:
-        queue = await measured_queue(clock, 1)
-        async with queue.admitted("heavy", 10, math.inf) as waited_s:
-            assert waited_s == 0
-            waiting = await enqueue(queue, ["heavy"], cost=100)
-            late = r"finish 0\.1 s after its deadline; retry after 1 s"
-            with pytest.raises(Overloaded, match=late):
-                await work(queue, client, cost, clock.now_s + needed_s - 0.1)
-            in_time = work(queue, client, cost, clock.now_s + needed_s + 0.1)
-            waiting.append(asyncio.create_task(in_time))
-            await asyncio.sleep(0)
-        await asyncio.gather(*waiting)
-
-    run(scenario())
+    queue = await measured_queue(clock, 1)
+    async with queue.admitted("heavy", 10, math.inf) as waited_s:
+        assert waited_s == 0
+        waiting = await enqueue(queue, ["heavy"], cost=100)
+        late = r"finish 0\.1 s after its deadline; retry after 1 s"
+        with pytest.raises(Overloaded, match=late):
+            await work(queue, client, cost, clock.now_s + needed_s - 0.1)
+        in_time = work(queue, client, cost, clock.now_s + needed_s + 0.1)
+        waiting.append(asyncio.create_task(in_time))
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
 
 
-def test_queued_tokens_are_limited() -> None:
-    async def scenario() -> None:
-        queue = fair_queue(max_waiting_cost=100)
-        await work(queue, cost=1000)
+async def test_queued_tokens_are_limited() -> None:
+    queue = fair_queue(max_waiting_cost=100)
+    await work(queue, cost=1000)
+    async with queue.admitted("a", 10, math.inf):
+        waiting = await enqueue(queue, "aa", cost=50)
+        usage = r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"
+        with pytest.raises(Overloaded, match=usage):
+            await work(queue, cost=1)
+    await asyncio.gather(*waiting)
+
+
+async def test_wait_ends_at_the_deadline(clock: FakeClock) -> None:
+    queue = FairQueue("a-model", 1, 1000, clock)
+    async with queue.admitted("a", 10, math.inf):
+        with pytest.raises(DeadlineExceeded, match="still queued for a-model at its deadline"):
+            await work(queue, deadline_s=clock.now_s + 0.01)
+    await work(queue)
+    with pytest.raises(ValueError, match="broken"):
         async with queue.admitted("a", 10, math.inf):
-            waiting = await enqueue(queue, "aa", cost=50)
-            usage = r"this client has 100 of 100 tokens queued for a-model, .*needs 1; retry"
-            with pytest.raises(Overloaded, match=usage):
-                await work(queue, cost=1)
-        await asyncio.gather(*waiting)
-
-    run(scenario())
-
-
-def test_wait_ends_at_the_deadline(clock: FakeClock) -> None:
-    async def scenario() -> None:
-        queue = FairQueue("a-model", 1, 1000, clock)
-        async with queue.admitted("a", 10, math.inf):
-            with pytest.raises(DeadlineExceeded, match="still queued for a-model at its deadline"):
-                await work(queue, deadline_s=clock.now_s + 0.01)
-        await work(queue)
-        with pytest.raises(ValueError, match="broken"):
-            async with queue.admitted("a", 10, math.inf):
-                raise ValueError("broken")
-        await asyncio.wait_for(work(queue), 60)
-
-    run(scenario())
+            raise ValueError("broken")
+    await asyncio.wait_for(work(queue), 60)
 
 
 @pytest.mark.parametrize("is_admitted", [False, True], ids=["waiting", "just admitted"])
-def test_cancelled_request_is_replaced(is_admitted: bool) -> None:
-    async def scenario() -> None:
-        queue = fair_queue()
-        served: list[str] = []
-        async with queue.admitted("a", 10, math.inf):
-            first, second = await enqueue(queue, "bc", served=served)
-            if not is_admitted:
-                first.cancel()
-        if is_admitted:
+async def test_cancelled_request_is_replaced(is_admitted: bool) -> None:
+    queue = fair_queue()
+    served: list[str] = []
+    async with queue.admitted("a", 10, math.inf):
+        first, second = await enqueue(queue, "bc", served=served)
+        if not is_admitted:
             first.cancel()
-        with suppress(asyncio.CancelledError):
-            await first
-        await asyncio.wait_for(second, 60)
-        await until(lambda: served)
-        assert served == ["c"]
+    if is_admitted:
+        first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    await asyncio.wait_for(second, 60)
+    await until(lambda: served)
+    assert served == ["c"]
 
-    run(scenario())
 
-
-def test_cancelled_requests_empty_the_queue() -> None:
+async def test_cancelled_requests_empty_the_queue() -> None:
     depth = QUEUE_DEPTH.labels("a-model", "admission")
 
-    async def scenario() -> None:
-        queue = fair_queue(max_waiting_cost=10)
+    queue = fair_queue(max_waiting_cost=10)
 
-        async def hold() -> None:
-            async with queue.admitted("holder", 10, math.inf):
-                for _ in range(4):
-                    await asyncio.sleep(0)
+    async def hold() -> None:
+        async with queue.admitted("holder", 10, math.inf):
+            for _ in range(4):
+                await asyncio.sleep(0)
 
-        async def holding() -> asyncio.Task[None]:
-            task = asyncio.create_task(hold())
-            await asyncio.sleep(0)
-            return task
+    async def holding() -> asyncio.Task[None]:
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(0)
+        return task
 
-        async def nothing_is_left() -> None:
-            await holders.pop()
-            assert depth._value.get() == before
-            holder = await holding()
-            waiting = await enqueue(queue, "b", cost=10)  # all that may be queued
-            assert depth._value.get() == before + 1
-            async with asyncio.timeout(60):
-                await asyncio.gather(holder, *waiting)
-            holders.append(await holding())
-
-        before = depth._value.get()
-        holders = [await holding()]
-        waits = lambda: work(queue, "b", cost=7)  # noqa: E731
-        assert await cancel_at_each_await(waits, nothing_is_left) == 4
+    async def nothing_is_left() -> None:
         await holders.pop()
+        assert depth._value.get() == before
+        holder = await holding()
+        waiting = await enqueue(queue, "b", cost=10)  # all that may be queued
+        assert depth._value.get() == before + 1
+        async with asyncio.timeout(60):
+            await asyncio.gather(holder, *waiting)
+        holders.append(await holding())
 
-    run(scenario())
+    before = depth._value.get()
+    holders = [await holding()]
+    waits = lambda: work(queue, "b", cost=7)  # noqa: E731
+    assert await cancel_at_each_await(waits, nothing_is_left) == 4
+    await holders.pop()

@@ -15,43 +15,37 @@ from tests.support.fake_service import context, make_core
 from tests.support.rest_client import OCR, client, error_of
 
 
-def test_drain_waits_for_the_last_request() -> None:
-    async def scenario() -> None:
-        places = Places(8, 100, 100)
-        first = context()
-        second = context()
-        await places.take(first)
-        await places.take(second)
-        closing = [asyncio.create_task(places.close()) for _ in range(2)]
-        for leaving in (first, second):
-            await asyncio.sleep(0)
-            assert not any(task.done() for task in closing)
-            await places.leave(leaving)
-        async with asyncio.timeout(10):
-            await asyncio.gather(*closing, places.close())
-        with pytest.raises(NotReady, match="shutting down"):
-            places.check_open()
-
-    asyncio.run(scenario())
+async def test_drain_waits_for_the_last_request() -> None:
+    places = Places(8, 100, 100)
+    first = context()
+    second = context()
+    await places.take(first)
+    await places.take(second)
+    closing = [asyncio.create_task(places.close()) for _ in range(2)]
+    for leaving in (first, second):
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in closing)
+        await places.leave(leaving)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*closing, places.close())
+    with pytest.raises(NotReady, match="shutting down"):
+        places.check_open()
 
 
-def test_place_is_taken_and_left_once() -> None:
-    async def scenario() -> None:
-        places = Places(1, 100, 100, TrafficGaps())
-        request = context()
-        for _ in range(2):
-            await places.take(request)
-            await places.take(request)
-            places.hold(request, 60)
-            assert places.num_bytes == 60
-            places.shrink(request, 70)
-            places.shrink(request, 20)
-            assert places.num_bytes == 20
-            await places.leave(request)
-            await places.leave(request)
-        assert places.num_bytes == 0
-
-    asyncio.run(scenario())
+async def test_place_is_taken_and_left_once() -> None:
+    places = Places(1, 100, 100, TrafficGaps())
+    request = context()
+    for _ in range(2):
+        await places.take(request)
+        await places.take(request)
+        places.hold(request, 60)
+        assert places.num_bytes == 60
+        places.shrink(request, 70)
+        places.shrink(request, 20)
+        assert places.num_bytes == 20
+        await places.leave(request)
+        await places.leave(request)
+    assert places.num_bytes == 0
 
 
 def test_client_has_a_limit_of_memory() -> None:
@@ -62,24 +56,21 @@ def test_client_has_a_limit_of_memory() -> None:
         places.hold(request, 1)
 
 
-def test_refused_request_holds_no_place() -> None:
+async def test_refused_request_holds_no_place() -> None:
     """Whether the service or its key refuses it."""
 
-    async def scenario() -> None:
-        places = Places(2, 100, 100)
-        quota = Quota("one", QuotaLimits(max_concurrent=1))
-        first, refused = (context(quota=quota) for _ in range(2))
-        await places.take(first)
-        with pytest.raises(Overloaded, match="limit of 1 concurrent requests"):
-            await places.take(refused)
-        assert not refused.place.is_taken
-        await places.take(context())  # half of the limit, as of two clients
-        with pytest.raises(Overloaded, match="requests in flight or queued"):
-            await places.take(context())
-        await places.leave(first)
+    places = Places(2, 100, 100)
+    quota = Quota("one", QuotaLimits(max_concurrent=1))
+    first, refused = (context(quota=quota) for _ in range(2))
+    await places.take(first)
+    with pytest.raises(Overloaded, match="limit of 1 concurrent requests"):
         await places.take(refused)
-
-    asyncio.run(scenario())
+    assert not refused.place.is_taken
+    await places.take(context())  # half of the limit, as of two clients
+    with pytest.raises(Overloaded, match="requests in flight or queued"):
+        await places.take(context())
+    await places.leave(first)
+    await places.take(refused)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs", "/v2/health/ready"])

@@ -64,102 +64,84 @@ async def num_admitted(quotas: list[Quota], num_requests: int) -> int:
     return admitted
 
 
-def test_gateways_share_a_minute(store: Valkey) -> None:
-    async def send() -> None:
-        # a request refills in 12 s
-        async with gateways(store.url, "requests_per_minute=5", FakeClock(), 4) as quotas:
-            calls = (quotas[number % 4].take_request() for number in range(100))
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            reached = "'batch' has reached its limit of 5 requests per minute"
-            with pytest.raises(Overloaded, match=reached) as caught:
-                await quotas[0].take_request()
-        assert results.count(None) == 5
-        assert 0 < caught.value.retry_after_s <= 12
-        # a changed limit applies to what is left
-        async with gateways(store.url, "requests_per_minute=2", FakeClock()) as quotas:
-            assert await num_admitted(quotas, 7) == 0
-
-    asyncio.run(send())
+async def test_gateways_share_a_minute(store: Valkey) -> None:
+    # a request refills in 12 s
+    async with gateways(store.url, "requests_per_minute=5", FakeClock(), 4) as quotas:
+        calls = (quotas[number % 4].take_request() for number in range(100))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        reached = "'batch' has reached its limit of 5 requests per minute"
+        with pytest.raises(Overloaded, match=reached) as caught:
+            await quotas[0].take_request()
+    assert results.count(None) == 5
+    assert 0 < caught.value.retry_after_s <= 12
+    # a changed limit applies to what is left
+    async with gateways(store.url, "requests_per_minute=2", FakeClock()) as quotas:
+        assert await num_admitted(quotas, 7) == 0
 
 
-def test_shared_bucket_refills(store: Valkey) -> None:
-    async def send() -> None:
-        async with gateways(store.url, "requests_per_minute=600", FakeClock()) as quotas:
-            start_s = time.monotonic()
-            num_first = await num_admitted(quotas, 700)
-            await asyncio.sleep(0.5)
-            num_later = await num_admitted(quotas, 100)
-            elapsed_s = time.monotonic() - start_s
-        assert num_first >= 600
-        assert num_later >= 4
-        assert num_first + num_later <= 600 + 10 * elapsed_s
-        (name,) = store.client.keys("diptych:*:requests")
-        assert float(store.client.hget(name, "level") or 0) >= 0
-        assert 0 < store.client.ttl(name) <= 60
-
-    asyncio.run(send())
+async def test_shared_bucket_refills(store: Valkey) -> None:
+    async with gateways(store.url, "requests_per_minute=600", FakeClock()) as quotas:
+        start_s = time.monotonic()
+        num_first = await num_admitted(quotas, 700)
+        await asyncio.sleep(0.5)
+        num_later = await num_admitted(quotas, 100)
+        elapsed_s = time.monotonic() - start_s
+    assert num_first >= 600
+    assert num_later >= 4
+    assert num_first + num_later <= 600 + 10 * elapsed_s
+    (name,) = store.client.keys("diptych:*:requests")
+    assert float(store.client.hget(name, "level") or 0) >= 0
+    assert 0 < store.client.ttl(name) <= 60
 
 
-def test_concurrent_requests_are_shared(store: Valkey) -> None:
-    async def send() -> None:
-        async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
-            for _ in range(3):
-                leases = [await first.begin_request(60), await second.begin_request(60)]
-                for quota in (first, second):
-                    with pytest.raises(Overloaded, match="2 concurrent requests"):
-                        await quota.begin_request(60)
-                await first.end_request(leases[0])
-                await second.end_request(leases[1])
-        assert store.client.keys("*") == []
-
-    asyncio.run(send())
+async def test_concurrent_requests_are_shared(store: Valkey) -> None:
+    async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
+        for _ in range(3):
+            leases = [await first.begin_request(60), await second.begin_request(60)]
+            for quota in (first, second):
+                with pytest.raises(Overloaded, match="2 concurrent requests"):
+                    await quota.begin_request(60)
+            await first.end_request(leases[0])
+            await second.end_request(leases[1])
+    assert store.client.keys("*") == []
 
 
-def test_leases_of_a_dead_gateway_expire(store: Valkey) -> None:
-    async def send() -> None:
-        async with gateways(store.url, "max_concurrent=1", FakeClock()) as (killed, other):
-            start_s = time.monotonic()
-            await killed.begin_request(0.1)  # and never ends it
-            while True:
-                try:
-                    lease = await other.begin_request(60)
-                except Overloaded:
-                    await asyncio.sleep(0.05)
-                else:
-                    break
-            assert 1 < time.monotonic() - start_s < 30
-            await other.end_request(lease)
-
-    asyncio.run(send())
+async def test_leases_of_a_dead_gateway_expire(store: Valkey) -> None:
+    async with gateways(store.url, "max_concurrent=1", FakeClock()) as (killed, other):
+        start_s = time.monotonic()
+        await killed.begin_request(0.1)  # and never ends it
+        while True:
+            try:
+                lease = await other.begin_request(60)
+            except Overloaded:
+                await asyncio.sleep(0.05)
+            else:
+                break
+        assert 1 < time.monotonic() - start_s < 30
+        await other.end_request(lease)
 
 
-def test_cancelled_request_leaves_no_lease(store: Valkey) -> None:
-    async def send() -> None:
-        async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
+async def test_cancelled_request_leaves_no_lease(store: Valkey) -> None:
+    async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
 
-            async def request() -> None:
-                await quota.end_request(await quota.begin_request(60))
+        async def request() -> None:
+            await quota.end_request(await quota.begin_request(60))
 
-            async def no_lease() -> None:
-                await until(lambda: store.client.keys("*") == [])
-                # a cancelled call costs its connection: the next run has one, as this one had
-                await request()
-
+        async def no_lease() -> None:
+            await until(lambda: store.client.keys("*") == [])
+            # a cancelled call costs its connection: the next run has one, as this one had
             await request()
-            assert await cancel_at_each_await(request, no_lease) >= 4
 
-    asyncio.run(send())
+        await request()
+        assert await cancel_at_each_await(request, no_lease) >= 4
 
 
-def test_short_lease_ends_no_longer_one(store: Valkey) -> None:
-    async def send() -> None:
-        async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
-            await first.begin_request(600)
-            await second.begin_request(0.1)
-            (leases,) = store.client.keys("*")
-            assert 500 < store.client.ttl(leases) <= 603
-
-    asyncio.run(send())
+async def test_short_lease_ends_no_longer_one(store: Valkey) -> None:
+    async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
+        await first.begin_request(600)
+        await second.begin_request(0.1)
+        (leases,) = store.client.keys("*")
+        assert 500 < store.client.ttl(leases) <= 603
 
 
 def unanswered() -> float:
@@ -219,51 +201,44 @@ def test_process_limits_without_the_store(
     assert "the store of the shared limits answers again" in caplog.messages
 
 
-def test_refusing_store_logs_no_password(store: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    async def send() -> None:
-        url = store.url.replace("//", f"//somebody:{PASSWORD}@")
-        async with gateways(url, "requests_per_minute=2", FakeClock()) as quotas:
-            assert await num_admitted(quotas, 10) == 4
-
-    asyncio.run(send())
+async def test_refusing_store_logs_no_password(
+    store: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = store.url.replace("//", f"//somebody:{PASSWORD}@")
+    async with gateways(url, "requests_per_minute=2", FakeClock()) as quotas:
+        assert await num_admitted(quotas, 10) == 4
     assert len(caplog.messages) == 2
     assert PASSWORD not in caplog.text
 
 
-def test_restarted_store_is_used_at_once(store: Valkey) -> None:
+async def test_restarted_store_is_used_at_once(store: Valkey) -> None:
     """Its scripts and the connections to it are gone; no request notices."""
 
-    async def send() -> None:
-        async with gateways(store.url, "requests_per_minute=10", FakeClock()) as quotas:
-            assert await num_admitted(quotas, 3) == 3
-            before = unanswered()
-            store.kill()
-            store.start()
-            assert await num_admitted(quotas, 20) == 10
-            assert unanswered() == before
-
-    asyncio.run(send())
+    async with gateways(store.url, "requests_per_minute=10", FakeClock()) as quotas:
+        assert await num_admitted(quotas, 3) == 3
+        before = unanswered()
+        store.kill()
+        store.start()
+        assert await num_admitted(quotas, 20) == 10
+        assert unanswered() == before
 
 
-def test_late_loop_is_no_failure(store: Valkey) -> None:
+async def test_late_loop_is_no_failure(store: Valkey) -> None:
     """When the time is over, the answer lies in the socket, wherever the loop was blocked."""
     timeout_s = 0.5
 
-    async def send() -> None:
-        loop = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
 
-        def block_after(num_turns: int) -> None:
-            if num_turns:
-                loop.call_soon(block_after, num_turns - 1)
-            else:
-                time.sleep(1.2 * timeout_s)
+    def block_after(num_turns: int) -> None:
+        if num_turns:
+            loop.call_soon(block_after, num_turns - 1)
+        else:
+            time.sleep(1.2 * timeout_s)
 
-        options = "requests_per_minute=10"
-        async with gateways(store.url, options, FakeClock(), 1, timeout_s) as (quota,):
-            before = unanswered()
-            for num_turns in range(4):
-                loop.call_soon(block_after, num_turns)
-                assert await num_admitted([quota], 1) == 1
-            assert unanswered() == before
-
-    asyncio.run(send())
+    options = "requests_per_minute=10"
+    async with gateways(store.url, options, FakeClock(), 1, timeout_s) as (quota,):
+        before = unanswered()
+        for num_turns in range(4):
+            loop.call_soon(block_after, num_turns)
+            assert await num_admitted([quota], 1) == 1
+        assert unanswered() == before

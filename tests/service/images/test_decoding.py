@@ -48,7 +48,7 @@ DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
 
 @pytest.mark.parametrize("is_heavy", [False, True])
-def test_client_leaves_a_place_to_decode(is_heavy: bool) -> None:
+async def test_client_leaves_a_place_to_decode(is_heavy: bool) -> None:
     """Heavy images together never take all places, either."""
 
     async def decode(decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
@@ -56,50 +56,41 @@ def test_client_leaves_a_place_to_decode(is_heavy: bool) -> None:
             running.append(client)
             await end.wait()
 
-    async def scenario() -> None:
-        decoder = ImageDecoder(LIMITS, 3)
-        heavy = ("bombs",) * 6 + ("more bombs", "other bombs") * is_heavy
-        tasks = [asyncio.create_task(decode(decoder, client, is_heavy)) for client in heavy]
-        tasks += [asyncio.create_task(decode(decoder, "polite", False)) for _ in range(2)]
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert sorted(running) == ["bombs", "more bombs" if is_heavy else "bombs", "polite"]
-        end.set()
-        await asyncio.gather(*tasks)
-
     running = list[str]()
     end = asyncio.Event()
-    run(scenario())
+    decoder = ImageDecoder(LIMITS, 3)
+    heavy = ("bombs",) * 6 + ("more bombs", "other bombs") * is_heavy
+    tasks = [asyncio.create_task(decode(decoder, client, is_heavy)) for client in heavy]
+    tasks += [asyncio.create_task(decode(decoder, "polite", False)) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert sorted(running) == ["bombs", "more bombs" if is_heavy else "bombs", "polite"]
+    end.set()
+    await asyncio.gather(*tasks)
     assert len(running) == 8 + 2 * is_heavy
 
 
-def test_client_leaves_a_place_for_headers() -> None:
+async def test_client_leaves_a_place_for_headers() -> None:
     """Only large files are read in places."""
 
-    async def scenario() -> None:
-        decoder = ImageDecoder(LIMITS, 2)
-        data = encoded(Image.effect_noise((300, 300), 50))
-        waiting, polite = (LazyImage(data, decoder, client) for client in ("flood", "polite"))
-        async with decoder.header_slots.slot("flood"):
-            with pytest.raises(
-                DeadlineExceeded, match="the header of the image was not read before the deadline"
-            ):
-                await waiting.open(time.monotonic() + 0.05)
-            await polite.open(time.monotonic() + 60)
-            await LazyImage(encoded(colour_steps()), decoder, "flood").open(time.monotonic() + 60)
-        await waiting.open(time.monotonic() + 60)
-        assert waiting.header == polite.header
-
-    run(scenario())
+    decoder = ImageDecoder(LIMITS, 2)
+    data = encoded(Image.effect_noise((300, 300), 50))
+    waiting, polite = (LazyImage(data, decoder, client) for client in ("flood", "polite"))
+    async with decoder.header_slots.slot("flood"):
+        with pytest.raises(
+            DeadlineExceeded, match="the header of the image was not read before the deadline"
+        ):
+            await waiting.open(time.monotonic() + 0.05)
+        await polite.open(time.monotonic() + 60)
+        await LazyImage(encoded(colour_steps()), decoder, "flood").open(time.monotonic() + 60)
+    await waiting.open(time.monotonic() + 60)
+    assert waiting.header == polite.header
 
 
-def test_headers_do_not_wait_for_pixels() -> None:
-    async def scenario() -> None:
-        decoder = ImageDecoder(LIMITS, 2)
-        async with decoder.slot("a", is_heavy=True), decoder.slot("b", is_heavy=False):
-            await LazyImage(encoded(colour_steps()), decoder, "a").open(time.monotonic() + 60)
-
-    run(scenario())
+async def test_headers_do_not_wait_for_pixels() -> None:
+    decoder = ImageDecoder(LIMITS, 2)
+    async with decoder.slot("a", is_heavy=True), decoder.slot("b", is_heavy=False):
+        await LazyImage(encoded(colour_steps()), decoder, "a").open(time.monotonic() + 60)
 
 
 def test_decoded_image_is_freed() -> None:
@@ -205,33 +196,27 @@ def test_heavy_images(
     assert read_header(data, LARGE_LIMITS).is_heavy is is_heavy
 
 
-def test_process_decodes_as_a_thread() -> None:
-    async def scenario() -> None:
-        async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
-            sizes = [(30, 50), (7, 9), (30, 50)]
-            resized = await asyncio.gather(
-                *(image.resized(size, Image.Resampling.BICUBIC) for size in sizes)
-            )
-        rgb = decode_image(QUICK, LARGE_LIMITS)
-        for size, pixels in zip(sizes, resized, strict=True):
-            assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
-        assert not image_decoders()
-
-    run(scenario())
+async def test_process_decodes_as_a_thread() -> None:
+    async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
+        sizes = [(30, 50), (7, 9), (30, 50)]
+        resized = await asyncio.gather(
+            *(image.resized(size, Image.Resampling.BICUBIC) for size in sizes)
+        )
+    rgb = decode_image(QUICK, LARGE_LIMITS)
+    for size, pixels in zip(sizes, resized, strict=True):
+        assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
+    assert not image_decoders()
 
 
-def test_cancelled_caller_leaves_no_pixels() -> None:
-    async def scenario() -> None:
-        async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
-            first = asyncio.ensure_future(image.resized((500, 500), Image.Resampling.BICUBIC))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            first.cancel()
-            pixels = await image.resized((7, 9), Image.Resampling.BICUBIC)
-        expected = decode_image(QUICK, LARGE_LIMITS).resize((7, 9), Image.Resampling.BICUBIC)
-        assert np.array_equal(pixels, np.asarray(expected))
-
-    run(scenario())
+async def test_cancelled_caller_leaves_no_pixels() -> None:
+    async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
+        first = asyncio.ensure_future(image.resized((500, 500), Image.Resampling.BICUBIC))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        pixels = await image.resized((7, 9), Image.Resampling.BICUBIC)
+    expected = decode_image(QUICK, LARGE_LIMITS).resize((7, 9), Image.Resampling.BICUBIC)
+    assert np.array_equal(pixels, np.asarray(expected))
 
 
 async def read_until_suspended(image: LazyImage) -> None:
@@ -245,96 +230,81 @@ async def read_until_suspended(image: LazyImage) -> None:
         await reading
 
 
-def test_process_ends_with_its_deadline() -> None:
-    async def scenario() -> None:
-        images = ImageDecoder(LARGE_LIMITS, 2)
-        image = await opened(SLOW, images)
-        with pytest.raises(TimeoutError):
-            await read_until_suspended(image)
-        async with asyncio.timeout(60), images.slot("test", is_heavy=True):
-            assert not image_decoders()
-
-    run(scenario())
-
-
-def test_killed_process_fails_its_request() -> None:
-    async def scenario() -> None:
-        images = ImageDecoder(LARGE_LIMITS, 2)
-        image = await opened(SLOW, images)
-        pixels = [
-            asyncio.ensure_future(image.pixels(served(entry).manifest))
-            for entry in (FLORENCE, PALIGEMMA)
-        ]
-        (await decoder()).kill()
-        for failed in await asyncio.gather(*pixels, return_exceptions=True):
-            assert isinstance(failed, NotReady)
-            assert "ended with status -9" in failed.message
-        async with (
-            images.slot("test", is_heavy=True),
-            decoded_in_process(QUICK, LARGE_LIMITS) as other,
-        ):
-            assert (await other.resized((7, 9), 3)).shape == (9, 7, 3)
-
-    run(scenario())
-
-
-def test_requests_share_a_decoding() -> None:
-    async def scenario() -> None:
-        images = ImageDecoder(LARGE_LIMITS, 4)
-        manifest = served(FLORENCE).manifest
-        first, second = [
-            asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
-        ]
-        shared = await decoder()
-        first.cancel()
-        other = await (await opened(QUICK, images)).pixels(manifest)
-        assert set(image_decoders()) <= {shared}
-        pixels = await second
-        assert pixels.shape == other.shape
-        assert not np.array_equal(pixels, other)
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        await others_ended()
-
-    run(scenario())
-
-
-def test_retained_process_serves_parts() -> None:
-    async def scenario() -> None:
-        images = ImageDecoder(LARGE_LIMITS, 2)
-        image = await opened(QUICK, images)
-        image.header = replace(image.header, is_heavy=True)
-        held: list[int] = []
-        image.hold = held.append
-        manifest = served(FLORENCE).manifest
-        first = await image.pixels(manifest, (0, 0, 32, 32))
-        started = image_decoders()
-        async with images.slot("test", is_heavy=True):
-            second = await image.pixels(manifest, (32, 0, 64, 32))
-        assert not np.array_equal(first, second)
-        assert (image_decoders(), held) == (started, [4 * 64 * 32])
-        await image.aclose()
+async def test_process_ends_with_its_deadline() -> None:
+    images = ImageDecoder(LARGE_LIMITS, 2)
+    image = await opened(SLOW, images)
+    with pytest.raises(TimeoutError):
+        await read_until_suspended(image)
+    async with asyncio.timeout(60), images.slot("test", is_heavy=True):
         assert not image_decoders()
 
-    run(scenario())
+
+async def test_killed_process_fails_its_request() -> None:
+    images = ImageDecoder(LARGE_LIMITS, 2)
+    image = await opened(SLOW, images)
+    pixels = [
+        asyncio.ensure_future(image.pixels(served(entry).manifest))
+        for entry in (FLORENCE, PALIGEMMA)
+    ]
+    (await decoder()).kill()
+    for failed in await asyncio.gather(*pixels, return_exceptions=True):
+        assert isinstance(failed, NotReady)
+        assert "ended with status -9" in failed.message
+    async with (
+        images.slot("test", is_heavy=True),
+        decoded_in_process(QUICK, LARGE_LIMITS) as other,
+    ):
+        assert (await other.resized((7, 9), 3)).shape == (9, 7, 3)
 
 
-def test_clients_do_not_share_a_decoding() -> None:
+async def test_requests_share_a_decoding() -> None:
+    images = ImageDecoder(LARGE_LIMITS, 4)
+    manifest = served(FLORENCE).manifest
+    first, second = [
+        asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
+    ]
+    shared = await decoder()
+    first.cancel()
+    other = await (await opened(QUICK, images)).pixels(manifest)
+    assert set(image_decoders()) <= {shared}
+    pixels = await second
+    assert pixels.shape == other.shape
+    assert not np.array_equal(pixels, other)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await others_ended()
+
+
+async def test_retained_process_serves_parts() -> None:
+    images = ImageDecoder(LARGE_LIMITS, 2)
+    image = await opened(QUICK, images)
+    image.header = replace(image.header, is_heavy=True)
+    held: list[int] = []
+    image.hold = held.append
+    manifest = served(FLORENCE).manifest
+    first = await image.pixels(manifest, (0, 0, 32, 32))
+    started = image_decoders()
+    async with images.slot("test", is_heavy=True):
+        second = await image.pixels(manifest, (32, 0, 64, 32))
+    assert not np.array_equal(first, second)
+    assert (image_decoders(), held) == (started, [4 * 64 * 32])
+    await image.aclose()
+    assert not image_decoders()
+
+
+async def test_clients_do_not_share_a_decoding() -> None:
     """Each waits for its own slots only."""
 
-    async def scenario() -> None:
-        images = ImageDecoder(LARGE_LIMITS, 4)
-        manifest = served(FLORENCE).manifest
-        pending = [
-            asyncio.ensure_future((await opened(SLOW, images, client)).pixels(manifest))
-            for client in ("a", "b")
-        ]
-        await until(lambda: len(image_decoders()) == len(pending))
-        for reading in pending:
-            reading.cancel()
-        await others_ended()
-
-    run(scenario())
+    images = ImageDecoder(LARGE_LIMITS, 4)
+    manifest = served(FLORENCE).manifest
+    pending = [
+        asyncio.ensure_future((await opened(SLOW, images, client)).pixels(manifest))
+        for client in ("a", "b")
+    ]
+    await until(lambda: len(image_decoders()) == len(pending))
+    for reading in pending:
+        reading.cancel()
+    await others_ended()
 
 
 def test_a_decoder_ends_with_its_parent() -> None:
@@ -362,26 +332,23 @@ def is_running(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("failure", [None, ValueError("broken")])
-def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
+async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
     def work() -> None:
         started.set()
         released.wait(60)
         if failure is not None:
             raise failure
 
-    async def cancel() -> None:
-        waiting = asyncio.ensure_future(in_thread(work))
-        await asyncio.to_thread(started.wait, 60)
-        waiting.cancel()
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        released.set()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-
     started = threading.Event()
     released = threading.Event()
-    run(cancel())
+    waiting = asyncio.ensure_future(in_thread(work))
+    await asyncio.to_thread(started.wait, 60)
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 BOX = (100, 50, 300, 250)
@@ -398,23 +365,20 @@ async def opened_views(hold: Callable[[int], None] | None = None) -> LazyImage:
     return image
 
 
-def test_view_has_full_resolution() -> None:
-    async def scenario() -> None:
-        image = await opened_views()
-        view = ImageView.of(image, BOX)
-        assert view.header.size_wh == (200, 200)
-        expected = resize(NOISE.crop(BOX), INPUT_SIZE_WH, MANIFEST.resample)
-        assert np.array_equal(await view.pixels(MANIFEST), np.asarray(expected))
-        inner = ImageView.of(view, (10, 10, 200, 199))
-        outer = ImageView.of(image, (110, 60, 300, 249))
-        assert inner.key(MANIFEST) == outer.key(MANIFEST)
-        assert len({part.key(MANIFEST) for part in (image, view, inner)}) == 3
-
-    asyncio.run(scenario())
+async def test_view_has_full_resolution() -> None:
+    image = await opened_views()
+    view = ImageView.of(image, BOX)
+    assert view.header.size_wh == (200, 200)
+    expected = resize(NOISE.crop(BOX), INPUT_SIZE_WH, MANIFEST.resample)
+    assert np.array_equal(await view.pixels(MANIFEST), np.asarray(expected))
+    inner = ImageView.of(view, (10, 10, 200, 199))
+    outer = ImageView.of(image, (110, 60, 300, 249))
+    assert inner.key(MANIFEST) == outer.key(MANIFEST)
+    assert len({part.key(MANIFEST) for part in (image, view, inner)}) == 3
 
 
 @pytest.mark.parametrize("is_room", [True, False])
-def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
+async def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
     held: list[int] = []
 
     def hold(num_bytes: int) -> None:
@@ -422,14 +386,11 @@ def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
         if not is_room:
             raise Overloaded("no memory")
 
-    async def scenario() -> None:
-        image = await opened_views(hold)
-        first = await image.pixels(MANIFEST)
-        assert (image.decoded is not None) == is_room
-        view = await ImageView.of(image, BOX).pixels(MANIFEST)
-        assert first.shape == view.shape
-        assert held == [400 * 300 * 4] * (1 if is_room else 2)
-        async for _ in image.strips(100):
-            assert held == [400 * 300 * 4] * (1 if is_room else 3)
-
-    asyncio.run(scenario())
+    image = await opened_views(hold)
+    first = await image.pixels(MANIFEST)
+    assert (image.decoded is not None) == is_room
+    view = await ImageView.of(image, BOX).pixels(MANIFEST)
+    assert first.shape == view.shape
+    assert held == [400 * 300 * 4] * (1 if is_room else 2)
+    async for _ in image.strips(100):
+        assert held == [400 * 300 * 4] * (1 if is_room else 3)

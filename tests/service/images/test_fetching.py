@@ -134,52 +134,43 @@ def test_attacks_reach_no_internal_host() -> None:
     assert asyncio.run(listen()) >= 40
 
 
-def test_redirects_reach_no_internal_host() -> None:
-    async def scenario() -> None:
-        async with (
-            listening(ImageHost(), INTERNAL) as internal,
-            listening(ImageHost(), OUTSIDE) as host,
-        ):
-            urls = [url for url in attacks(internal.port) if "\r" not in url and "\n" not in url]
-            host.answers = {f"/{index}": redirect(url) for index, url in enumerate(urls)}
-            image_fetcher = fetcher("*", f"*:{internal.port}", f"*:{host.port}")
-            for index, url in enumerate(urls):
-                error = await outcome(image_fetcher, f"http://images.test:{host.port}/{index}")
-                assert isinstance(error, InvalidRequest), (url, error)
-            assert internal.num_connections == 0
-            assert len(host.requests) >= len(urls)
-
-    asyncio.run(scenario())
+async def test_redirects_reach_no_internal_host() -> None:
+    async with (
+        listening(ImageHost(), INTERNAL) as internal,
+        listening(ImageHost(), OUTSIDE) as host,
+    ):
+        urls = [url for url in attacks(internal.port) if "\r" not in url and "\n" not in url]
+        host.answers = {f"/{index}": redirect(url) for index, url in enumerate(urls)}
+        image_fetcher = fetcher("*", f"*:{internal.port}", f"*:{host.port}")
+        for index, url in enumerate(urls):
+            error = await outcome(image_fetcher, f"http://images.test:{host.port}/{index}")
+            assert isinstance(error, InvalidRequest), (url, error)
+        assert internal.num_connections == 0
+        assert len(host.requests) >= len(urls)
 
 
-def test_checked_address_is_connected() -> None:
-    async def scenario() -> None:
-        answers = {"/": response(BODY), "/again": redirect("/")}
-        async with (
-            listening(ImageHost(answers), OUTSIDE) as host,
-            listening(ImageHost(), INTERNAL, host.port) as internal,
-        ):
-            url = f"http://rebinding.test:{host.port}"
-            names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
-            assert await get(fetcher(f"*:{host.port}", names=names), url) == BODY
-            assert names.num_lookups == 1
-            names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
-            refused(await outcome(fetcher(f"*:{host.port}", names=names), f"{url}/again"))
-            assert names.num_lookups == 2
-            assert internal.num_connections == 0
-
-    asyncio.run(scenario())
+async def test_checked_address_is_connected() -> None:
+    answers = {"/": response(BODY), "/again": redirect("/")}
+    async with (
+        listening(ImageHost(answers), OUTSIDE) as host,
+        listening(ImageHost(), INTERNAL, host.port) as internal,
+    ):
+        url = f"http://rebinding.test:{host.port}"
+        names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
+        assert await get(fetcher(f"*:{host.port}", names=names), url) == BODY
+        assert names.num_lookups == 1
+        names = Names({"rebinding.test": [[OUTSIDE], [INTERNAL]]})
+        refused(await outcome(fetcher(f"*:{host.port}", names=names), f"{url}/again"))
+        assert names.num_lookups == 2
+        assert internal.num_connections == 0
 
 
-def test_internal_names_are_not_revealed() -> None:
-    async def scenario() -> None:
-        messages = set[str]()
-        for name in ("intranet", "nowhere.test", "other.example"):
-            error = await outcome(fetcher("*"), f"http://{name}/")
-            messages.add(refused(error).replace(name, "X"))
-        assert len(messages) == 1
-
-    asyncio.run(scenario())
+async def test_internal_names_are_not_revealed() -> None:
+    messages = set[str]()
+    for name in ("intranet", "nowhere.test", "other.example"):
+        error = await outcome(fetcher("*"), f"http://{name}/")
+        messages.add(refused(error).replace(name, "X"))
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -204,17 +195,14 @@ def test_redirect_to_an_invalid_url(location: str) -> None:
     assert refused(fetched({"/a.png": redirect(location)}))
 
 
-def test_redirect_to_a_forbidden_host() -> None:
-    async def scenario() -> None:
-        async with listening(ImageHost(), OUTSIDE) as host:
-            host.answers = {"/": redirect(f"http://other.test:{host.port}/a"), "/a": response(BODY)}
-            image_fetcher = fetcher(f"images.test:{host.port}")
-            assert "allowed hosts are images.test" in refused(
-                await outcome(image_fetcher, f"http://images.test:{host.port}")
-            )
-            assert len(host.requests) == 1
-
-    asyncio.run(scenario())
+async def test_redirect_to_a_forbidden_host() -> None:
+    async with listening(ImageHost(), OUTSIDE) as host:
+        host.answers = {"/": redirect(f"http://other.test:{host.port}/a"), "/a": response(BODY)}
+        image_fetcher = fetcher(f"images.test:{host.port}")
+        assert "allowed hosts are images.test" in refused(
+            await outcome(image_fetcher, f"http://images.test:{host.port}")
+        )
+        assert len(host.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -357,32 +345,29 @@ def test_system_resolver() -> None:
         asyncio.run(ImageFetcher([], 0, 0).addresses("test", "nothing.invalid"))
 
 
-def test_hanging_names_leave_room() -> None:
+async def test_hanging_names_leave_room() -> None:
     def look_up(host: str) -> list[str]:
         if host == "silent.test":
             answered.wait(60)
         return [V4]
 
-    async def scenario() -> None:
-        resolver = ImageFetcher([], 0, 0, look_up=look_up)
-        attack = [
-            asyncio.create_task(resolver.addresses("attacker", "silent.test")) for _ in range(100)
-        ]
-        done, waiting = await asyncio.wait(attack, timeout=0.2)
-        assert (len(done), len(waiting)) == (84, 16)
-        assert {type(task.exception()) for task in done} == {Overloaded}
-        for task in waiting:
-            task.cancel()
-        with pytest.raises(Overloaded):  # the threads are still busy
-            await resolver.addresses("attacker", "images.test")
-        assert await resolver.addresses("polite", "images.test") == [V4]
-        answered.set()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        while True:
-            with suppress(Overloaded):  # until a thread is free
-                assert await resolver.addresses("attacker", "images.test") == [V4]
-                break
-            await asyncio.sleep(0.001)
-
     answered = threading.Event()
-    asyncio.run(scenario())
+    resolver = ImageFetcher([], 0, 0, look_up=look_up)
+    attack = [
+        asyncio.create_task(resolver.addresses("attacker", "silent.test")) for _ in range(100)
+    ]
+    done, waiting = await asyncio.wait(attack, timeout=0.2)
+    assert (len(done), len(waiting)) == (84, 16)
+    assert {type(task.exception()) for task in done} == {Overloaded}
+    for task in waiting:
+        task.cancel()
+    with pytest.raises(Overloaded):  # the threads are still busy
+        await resolver.addresses("attacker", "images.test")
+    assert await resolver.addresses("polite", "images.test") == [V4]
+    answered.set()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    while True:
+        with suppress(Overloaded):  # until a thread is free
+            assert await resolver.addresses("attacker", "images.test") == [V4]
+            break
+        await asyncio.sleep(0.001)

@@ -353,25 +353,22 @@ ADAPTERS = tuple(
 ENTRIES = (FLORENCE, *ADAPTERS, PALIGEMMA)
 
 
-def test_adapters_share_a_queue() -> None:
+async def test_adapters_share_a_queue() -> None:
     """With a queue each, four requests would be at the runner at the same time."""
 
     async def ask(core: Core, model_id: str) -> str:
         return (await core.predict(PNG, {"task": "ocr", "model": model_id}, context())).model.id
 
-    async def scenario() -> None:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-        core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=2)
-        ids = [FLORENCE_ID, *(adapter.id for adapter in ADAPTERS)]
-        asking = [asyncio.create_task(ask(core, model_id)) for model_id in ids]
-        await until(lambda: len(decoder.specs) == 2)
-        assert await ask(core, PALIGEMMA_ID) == PALIGEMMA_ID  # has its own queue
-        assert len(decoder.specs) == 2
-        assert decoder.released is not None
-        decoder.released.set()
-        assert await asyncio.gather(*asking) == ids
-
-    run(scenario())
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=2)
+    ids = [FLORENCE_ID, *(adapter.id for adapter in ADAPTERS)]
+    asking = [asyncio.create_task(ask(core, model_id)) for model_id in ids]
+    await until(lambda: len(decoder.specs) == 2)
+    assert await ask(core, PALIGEMMA_ID) == PALIGEMMA_ID  # has its own queue
+    assert len(decoder.specs) == 2
+    assert decoder.released is not None
+    decoder.released.set()
+    assert await asyncio.gather(*asking) == ids
 
 
 FIELDS = {"task": "object_detection"}
@@ -429,94 +426,79 @@ async def call_stream(core: Core, context: RequestContext) -> None:
 
 
 @pytest.mark.parametrize("call", [call_predict, call_compare, call_stream])
-def test_gone_client_frees_all_limits(call: Call) -> None:
-    async def scenario() -> None:
-        leases = SharedLeases()
-        gaps = TrafficGaps()
-        quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedLimits, leases))
-        core = make_core(max_pending=1, max_running=1, gaps=gaps)
+async def test_gone_client_frees_all_limits(call: Call) -> None:
+    leases = SharedLeases()
+    gaps = TrafficGaps()
+    quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedLimits, leases))
+    core = make_core(max_pending=1, max_running=1, gaps=gaps)
 
-        async def request() -> None:
-            await call(core, RequestContext("request-1", "test", math.inf, quota))
+    async def request() -> None:
+        await call(core, RequestContext("request-1", "test", math.inf, quota))
 
-        async def all_is_free() -> None:
-            async with asyncio.timeout(10):
-                while len(asyncio.all_tasks()) > 1:
-                    await asyncio.sleep(0)
-                await leases.released()
-                assert leases.leases == set()
-                await gaps.wait()
-                await request()
+    async def all_is_free() -> None:
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0)
+            await leases.released()
+            assert leases.leases == set()
+            await gaps.wait()
+            await request()
 
-        assert await cancel_at_each_await(request, all_is_free) >= 6
-
-    run(scenario())
+    assert await cancel_at_each_await(request, all_is_free) >= 6
 
 
-def test_unbegun_stream_leaves_its_place() -> None:
-    async def scenario() -> None:
-        core = make_core()
-        request = context()
-        await core.places.take(request)
-        step = core.stream(PNG, FIELDS, request).__anext__()
-        step.send(None)  # its task has not run yet
-        with pytest.raises(asyncio.CancelledError):
-            step.throw(asyncio.CancelledError())
-        assert not request.place.is_taken
-
-    run(scenario())
+async def test_unbegun_stream_leaves_its_place() -> None:
+    core = make_core()
+    request = context()
+    await core.places.take(request)
+    step = core.stream(PNG, FIELDS, request).__anext__()
+    step.send(None)  # its task has not run yet
+    with pytest.raises(asyncio.CancelledError):
+        step.throw(asyncio.CancelledError())
+    assert not request.place.is_taken
 
 
 @pytest.mark.parametrize("which", ["lent", "further"])
-def test_answer_waits_for_any_place(which: str) -> None:
-    async def scenario() -> None:
-        core = make_core(max_pending=2)
-        call = context()
-        await core.places.take(call)
-        places = AnswerPlaces(core.places)
-        async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
-            first = await lent.enter_async_context(places.place(call))
-            second = await further.enter_async_context(places.place(call))
-            assert (first.needs_place, second.needs_place) == (False, True)
-            waiting = asyncio.create_task(third.enter_async_context(places.place(call)))
-            for _ in range(100):
-                await asyncio.sleep(0)
-            assert not waiting.done()
-            await (lent if which == "lent" else further).aclose()
-            await until(waiting.done)
-            assert waiting.result().needs_place is (which == "further")
-        await core.places.leave(call)
-
-    asyncio.run(scenario())
-
-
-def test_failed_answer_returns_its_place() -> None:
-    async def scenario() -> None:
-        core = make_core(max_pending=1)
-        call = context()
-        await core.places.take(call)
-        places = AnswerPlaces(core.places)
-        with pytest.raises(ZeroDivisionError):
-            async with places.place(call):
-                raise ZeroDivisionError
-        async with places.place(call) as lent:
-            waiting = asyncio.create_task(places.place(call).__aenter__())
+async def test_answer_waits_for_any_place(which: str) -> None:
+    core = make_core(max_pending=2)
+    call = context()
+    await core.places.take(call)
+    places = AnswerPlaces(core.places)
+    async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
+        first = await lent.enter_async_context(places.place(call))
+        second = await further.enter_async_context(places.place(call))
+        assert (first.needs_place, second.needs_place) == (False, True)
+        waiting = asyncio.create_task(third.enter_async_context(places.place(call)))
+        for _ in range(100):
             await asyncio.sleep(0)
-            waiting.cancel()
-            assert not lent.needs_place
-        async with places.place(call) as lent:
-            assert not lent.needs_place
+        assert not waiting.done()
+        await (lent if which == "lent" else further).aclose()
+        await until(waiting.done)
+        assert waiting.result().needs_place is (which == "further")
+    await core.places.leave(call)
 
-    asyncio.run(scenario())
+
+async def test_failed_answer_returns_its_place() -> None:
+    core = make_core(max_pending=1)
+    call = context()
+    await core.places.take(call)
+    places = AnswerPlaces(core.places)
+    with pytest.raises(ZeroDivisionError):
+        async with places.place(call):
+            raise ZeroDivisionError
+    async with places.place(call) as lent:
+        waiting = asyncio.create_task(places.place(call).__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        assert not lent.needs_place
+    async with places.place(call) as lent:
+        assert not lent.needs_place
 
 
-def test_lent_place_stays_the_calls() -> None:
-    async def scenario() -> None:
-        core = make_core(max_pending=1)
-        call = context()
-        await core.places.take(call)
-        async with AnswerPlaces(core.places).place(call) as lent:
-            await core.places.leave(lent)
-        assert call.place.is_taken
-
-    asyncio.run(scenario())
+async def test_lent_place_stays_the_calls() -> None:
+    core = make_core(max_pending=1)
+    call = context()
+    await core.places.take(call)
+    async with AnswerPlaces(core.places).place(call) as lent:
+        await core.places.leave(lent)
+    assert call.place.is_taken

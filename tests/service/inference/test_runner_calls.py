@@ -110,16 +110,13 @@ def test_forgotten_pixels_are_sent_again() -> None:
     assert [call.pixels is not None for call in channel.calls] == [True, False, True]
 
 
-def test_slow_image_is_asked_for_first() -> None:
+async def test_slow_image_is_asked_for_first() -> None:
     """Another gateway may have sent it."""
-
-    async def scenario() -> None:
-        image = await opened(picture(size_wh=(800, 600)))
-        await client.write(MANIFEST, image, [SPEC])
 
     channel = FakeChannel(FakeEncoder(), writer())
     client = RunnerClient(MANIFEST.model_id, channel)
-    run(scenario())
+    image = await opened(picture(size_wh=(800, 600)))
+    await client.write(MANIFEST, image, [SPEC])
     assert [call.pixels is not None for call in channel.calls] == [False, True]
 
 
@@ -129,41 +126,35 @@ def num_with_pixels(channel: FakeChannel) -> int:
 
 @pytest.mark.parametrize("size_wh", [INPUT_SIZE_WH, (800, 600)], ids=["light", "slow"])
 @pytest.mark.parametrize(("second_client", "expected"), [("test", 1), ("another", 2)])
-def test_one_of_many_calls_sends_pixels(
+async def test_one_of_many_calls_sends_pixels(
     size_wh: tuple[int, int], second_client: str, expected: int
 ) -> None:
     """Those of another client do not wait for it: it may have to wait for its turn to decode."""
 
-    async def scenario() -> None:
-        decoder = writer()
-        decoder.released = asyncio.Event()
-        channel = FakeChannel(FakeEncoder(), decoder)
-        client = RunnerClient(MANIFEST.model_id, channel)
-        first = await opened(picture(size_wh=size_wh))
-        others = [await opened(picture(size_wh=size_wh), second_client) for _ in range(3)]
-        calls = [client.write(MANIFEST, image, [SPEC]) for image in (first, *others)]
-        calling = asyncio.gather(*calls)
-        await until(lambda: decoder.num_waiting == 4)  # none waits for the answer of another
-        decoder.released.set()
-        assert {answers.text for answers in await calling} == {"a circle"}
-        assert num_with_pixels(channel) == expected
-
-    run(scenario())
+    decoder = writer()
+    decoder.released = asyncio.Event()
+    channel = FakeChannel(FakeEncoder(), decoder)
+    client = RunnerClient(MANIFEST.model_id, channel)
+    first = await opened(picture(size_wh=size_wh))
+    others = [await opened(picture(size_wh=size_wh), second_client) for _ in range(3)]
+    calls = [client.write(MANIFEST, image, [SPEC]) for image in (first, *others)]
+    calling = asyncio.gather(*calls)
+    await until(lambda: decoder.num_waiting == 4)  # none waits for the answer of another
+    decoder.released.set()
+    assert {answers.text for answers in await calling} == {"a circle"}
+    assert num_with_pixels(channel) == expected
 
 
-def test_cancelled_sender_is_replaced() -> None:
-    async def scenario() -> None:
-        channel = FakeChannel(FakeEncoder(), writer())
-        client = RunnerClient(MANIFEST.model_id, channel)
-        calls = [asyncio.create_task(write(client)) for _ in range(2)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        calls[0].cancel()
-        async with asyncio.timeout(10):
-            assert (await calls[1]).text == "a circle"
-        assert num_with_pixels(channel) == 1
-
-    run(scenario())
+async def test_cancelled_sender_is_replaced() -> None:
+    channel = FakeChannel(FakeEncoder(), writer())
+    client = RunnerClient(MANIFEST.model_id, channel)
+    calls = [asyncio.create_task(write(client)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    calls[0].cancel()
+    async with asyncio.timeout(10):
+        assert (await calls[1]).text == "a circle"
+    assert num_with_pixels(channel) == 1
 
 
 def test_times_of_an_answer() -> None:
@@ -257,7 +248,7 @@ def test_unfinished_sequences_are_repeated() -> None:
         streamed_by(channel, 3)
 
 
-def test_broken_whole_call_is_repeated() -> None:
+async def test_broken_whole_call_is_repeated() -> None:
     class BreaksOnce(FakeChannel):
         num_broken = 0
 
@@ -267,13 +258,10 @@ def test_broken_whole_call_is_repeated() -> None:
                 raise RunnerUnreachable
             return await super().write(call)
 
-    async def scenario() -> None:
-        await write(client)
-        assert (await write(client)).text == "a circle"  # the image is known: no stream
-
     channel = BreaksOnce(FakeEncoder(), writer())
     client = RunnerClient(MANIFEST.model_id, channel)
-    run(scenario())
+    await write(client)
+    assert (await write(client)).text == "a circle"  # the image is known: no stream
     assert channel.num_broken == 1
 
 
@@ -307,30 +295,24 @@ def test_incomplete_stream_is_an_error(channel: FakeChannel, expected: type[Serv
         streamed_by(channel)
 
 
-def test_failed_encoding_is_not_cached() -> None:
-    async def scenario() -> None:
-        with pytest.raises(InternalError, match="the vision encoder failed"):
-            await write(client)
-        encoder.failed = None
-        assert (await write(client)).features.outcome == "miss"
-
+async def test_failed_encoding_is_not_cached() -> None:
     encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
     client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
-    run(scenario())
+    with pytest.raises(InternalError, match="the vision encoder failed"):
+        await write(client)
+    encoder.failed = None
+    assert (await write(client)).features.outcome == "miss"
 
 
-def test_cancelled_call_ends_at_the_runner() -> None:
-    async def scenario() -> None:
-        decoder.released = asyncio.Event()
-        writing = asyncio.ensure_future(write(client))
-        await until(lambda: decoder.specs)
-        writing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await writing
-
+async def test_cancelled_call_ends_at_the_runner() -> None:
     decoder = writer()
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
-    run(scenario())
+    decoder.released = asyncio.Event()
+    writing = asyncio.ensure_future(write(client))
+    await until(lambda: decoder.specs)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
     assert decoder.num_cancelled == 1
 
 

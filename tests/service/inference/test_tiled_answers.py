@@ -196,28 +196,25 @@ def test_calibration_without_tiles() -> None:
     assert predict(core, picture(), **TASK).is_calibrated
 
 
-def test_views_are_streamed() -> None:
+async def test_views_are_streamed() -> None:
     cat = box("cat", 100, 100, 300, 500)
     dog = box("dog", 500, 500, 600, 600)
     core = core_of(cat, "", dog)
 
-    async def scenario() -> None:
-        events = [event async for event in core.stream(picture(), COUNTED, context())]
-        pieces = [event for event in events if isinstance(event, Piece)]
-        answer = events[-1]
-        assert isinstance(answer, Answer)
-        texts = [piece.text for piece in pieces]
-        assert texts == [cat, "\n", f"\n{dog}"]
-        assert "".join(texts) == answer.written.text
-        views = [piece.view for piece in pieces if piece.view is not None]
-        assert [view.box for view in views] == [
-            (0, 0, 800, 400),
-            (0, 0, 400, 400),
-            (400, 0, 800, 400),
-        ]
-        assert list(map(boxes, views)) == [[(80, 40, 240, 200)], [], [(600, 200, 640, 240)]]
-
-    run(scenario())
+    events = [event async for event in core.stream(picture(), COUNTED, context())]
+    pieces = [event for event in events if isinstance(event, Piece)]
+    answer = events[-1]
+    assert isinstance(answer, Answer)
+    texts = [piece.text for piece in pieces]
+    assert texts == [cat, "\n", f"\n{dog}"]
+    assert "".join(texts) == answer.written.text
+    views = [piece.view for piece in pieces if piece.view is not None]
+    assert [view.box for view in views] == [
+        (0, 0, 800, 400),
+        (0, 0, 400, 400),
+        (400, 0, 800, 400),
+    ]
+    assert list(map(boxes, views)) == [[(80, 40, 240, 200)], [], [(600, 200, 640, 240)]]
 
 
 def test_too_many_tiles() -> None:
@@ -299,36 +296,30 @@ def test_failed_tile_ends_the_others() -> None:
     assert core.places.num_bytes == 0
 
 
-def test_gone_client_ends_all_views() -> None:
-    async def scenario() -> None:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-        core = make_core(decoders={FLORENCE_ID: decoder})
-        asking = asyncio.create_task(core.predict(picture(), COUNTED, context()))
-        await until(lambda: decoder.num_waiting == 3)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        assert (decoder.num_waiting, decoder.num_cancelled, core.places.num_bytes) == (0, 3, 0)
-
-    run(scenario())
+async def test_gone_client_ends_all_views() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    asking = asyncio.create_task(core.predict(picture(), COUNTED, context()))
+    await until(lambda: decoder.num_waiting == 3)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert (decoder.num_waiting, decoder.num_cancelled, core.places.num_bytes) == (0, 3, 0)
 
 
-def test_views_in_flight_are_limited() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
-        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
-        fields = TASK | {"tiles": "2x4"}
-        asking = asyncio.create_task(core.predict(picture(), fields, context()))
-        await until(lambda: decoder.num_waiting == 2)
-        channel = core.runners[FLORENCE_ID].channel
-        assert isinstance(channel, FakeChannel)
-        assert len([call for call in channel.calls if call.pixels is not None]) == 2
-        released.set()
-        answer = await asking
-        assert answer.tiles is not None
-        assert answer.num_views == 1 + answer.tiles.asked > 3
-
-    run(scenario())
+async def test_views_in_flight_are_limited() -> None:
+    released = asyncio.Event()
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
+    core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
+    fields = TASK | {"tiles": "2x4"}
+    asking = asyncio.create_task(core.predict(picture(), fields, context()))
+    await until(lambda: decoder.num_waiting == 2)
+    channel = core.runners[FLORENCE_ID].channel
+    assert isinstance(channel, FakeChannel)
+    assert len([call for call in channel.calls if call.pixels is not None]) == 2
+    released.set()
+    answer = await asking
+    assert answer.tiles is not None
+    assert answer.num_views == 1 + answer.tiles.asked > 3
 
 
 SIZE_WH = (200, 100)
@@ -402,17 +393,14 @@ class Undecodable(LazyImage):
         raise AssertionError(num_rows)
 
 
-def test_large_image_is_read_in_strips() -> None:
+async def test_large_image_is_read_in_strips() -> None:
     image = Image.new("RGB", (4000, 1000))  # 12 MB of pixels
     ImageDraw.Draw(image).rectangle((3000, 900, 3005, 905), (255, 255, 255))
     data = encoded(image, compress_level=1)
     parts = ((0, 0, 4000, 800), (0, 800, 4000, 1000), (2000, 800, 2900, 1000))
 
-    async def scenario() -> None:
-        decoder = ImageDecoder(ImageLimits(10_000_000), 2)
-        for kind in (LazyImage, Undecodable):
-            lazy = kind(data, decoder, "a")
-            await lazy.open()
-            assert await flat_parts(lazy, parts) == [True, False, True]
-
-    asyncio.run(scenario())
+    decoder = ImageDecoder(ImageLimits(10_000_000), 2)
+    for kind in (LazyImage, Undecodable):
+        lazy = kind(data, decoder, "a")
+        await lazy.open()
+        assert await flat_parts(lazy, parts) == [True, False, True]

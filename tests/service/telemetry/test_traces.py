@@ -184,18 +184,15 @@ def test_failed_spans(
     assert not any(b"purple-elephant" in span.bytes for span in collector.spans)
 
 
-def test_span_of_a_grpc_call(collector: Collector) -> None:
-    async def ask() -> None:
-        async with grpc_channel(make_core(), ApiKeys(None)) as channel:
-            stub: Any = VisionStub(channel)
-            metadata = [("traceparent", TRACEPARENT)]
-            await stub.Predict(
-                pb.PredictRequest(image=PNG, task="ocr", model=FLORENCE_ID), metadata=metadata
-            )
-            with pytest.raises(grpc.aio.AioRpcError):
-                await stub.Compare(pb.CompareRequest(image=PNG, task="none"), metadata=metadata)
-
-    asyncio.run(ask())
+async def test_span_of_a_grpc_call(collector: Collector) -> None:
+    async with grpc_channel(make_core(), ApiKeys(None)) as channel:
+        stub: Any = VisionStub(channel)
+        metadata = [("traceparent", TRACEPARENT)]
+        await stub.Predict(
+            pb.PredictRequest(image=PNG, task="ocr", model=FLORENCE_ID), metadata=metadata
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Compare(pb.CompareRequest(image=PNG, task="none"), metadata=metadata)
     made = sent(collector)
     predict = made["diptych.v1.Vision/Predict"]
     compare = made["diptych.v1.Vision/Compare"]
