@@ -164,11 +164,11 @@ class DecoderWorker:
     async def stream(
         self, image_features: Tensor, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield text of sequences with pieces, then each outcome; closing it cancels them."""
+        """Yield the text of sequences, then each outcome; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners: list[TokenListener | None] = []
-        for index, spec in enumerate(specs):
-            listeners.append(self._listener(index, events) if spec.has_pieces else None)
+        for index in range(len(specs)):
+            listeners.append(self._listener(index, events))
 
         async def put_end(index: int, outcome: Coroutine[Any, Any, Outcome]) -> None:
             events.put_nowait(SequenceEnd(index=index, outcome=await outcome))

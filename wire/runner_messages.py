@@ -50,7 +50,6 @@ class SequenceSpec(BaseModel):
     adapter: str | None = None  # the build key of its artifacts; unset for the base model
     own_token: str | None = None  # of the prompt; must be a control token of the checkpoint
     timeout_s: float  # the whole sequence, queueing included
-    has_pieces: bool = True  # `/stream` sends its text as it is written
 
 
 class Written(BaseModel):

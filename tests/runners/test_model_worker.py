@@ -112,13 +112,12 @@ def test_prefills_of_more_work_go_one_by_one(
     assert len(set(queues_s)) == num_prefills  # equal within a prefill
 
 
-def test_only_requested_pieces_are_streamed(artifacts: Path) -> None:
-    streamed = events_of(artifacts, SPEC, SPEC.model_copy(update={"has_pieces": False}))
+def test_pieces_are_the_text(artifacts: Path) -> None:
+    streamed = events_of(artifacts, SPEC)
     pieces = [event for event in streamed if isinstance(event, TextPiece)]
-    assert {piece.index for piece in pieces} == {0}
     ends = {event.index: event.outcome for event in streamed if isinstance(event, SequenceEnd)}
     texts = [outcome.text for outcome in ends.values() if isinstance(outcome, Written)]
-    assert texts == ["".join(piece.text for piece in pieces)] * 2
+    assert texts == ["".join(piece.text for piece in pieces)]
 
 
 # BentoML 1.4.40 uses what pathspec and pydantic have deprecated.

@@ -114,22 +114,19 @@ def test_a_failure_reaches_joined_calls_and_is_not_cached(failing: dict[str, Any
     assert after == "miss"
 
 
-def test_cancelled_calls_leave_their_encodings() -> None:
-    async def call() -> None:
-        encoder.released = asyncio.Event()
-        cache = encoder.cached()
-        for caller in await begun(*(cache.get(str(key), PIXELS) for key in range(MAX_ENCODING))):
-            caller.cancel()
-        refused = await cache.get("9", PIXELS)  # they count against the limit
-        message = "3 images are queued for encoding, the maximum; retry later"
-        assert refused == Failed(code="overloaded", message=message)
-        (joined,) = await begun(outcome(cache, "0"))
-        encoder.released.set()
-        assert await joined == "joined"
-        assert await outcome(cache, "9") == "miss"
-
+async def test_cancelled_calls_leave_their_encodings() -> None:
     encoder = Encoder()
-    asyncio.run(call())
+    encoder.released = asyncio.Event()
+    cache = encoder.cached()
+    for caller in await begun(*(cache.get(str(key), PIXELS) for key in range(MAX_ENCODING))):
+        caller.cancel()
+    refused = await cache.get("9", PIXELS)  # they count against the limit
+    message = "3 images are queued for encoding, the maximum; retry later"
+    assert refused == Failed(code="overloaded", message=message)
+    (joined,) = await begun(outcome(cache, "0"))
+    encoder.released.set()
+    assert await joined == "joined"
+    assert await outcome(cache, "9") == "miss"
     assert encoder.num_encoded == 4
 
 
@@ -149,16 +146,13 @@ def test_the_cache_is_bounded_in_bytes(max_bytes: int, keys: str, outcomes: str)
     assert asyncio.run(call()) == outcomes
 
 
-def test_outcomes_and_bytes_are_counted() -> None:
-    async def call() -> None:
-        cache = Encoder().cached(NUM_BYTES, "counted")
-        for key in "112":
-            await cache.get(key, PIXELS)
-
+async def test_outcomes_and_bytes_are_counted() -> None:
     def value(name: str, **labels: str) -> float | None:
         return REGISTRY.get_sample_value(f"diptych_{name}", {"model": "counted", **labels})
 
-    asyncio.run(call())
+    cache = Encoder().cached(NUM_BYTES, "counted")
+    for key in "112":
+        await cache.get(key, PIXELS)
     assert value("vision_cache_requests_total", outcome="miss") == 2
     assert value("vision_cache_requests_total", outcome="hit") == 1
     assert value("vision_cache_bytes") == NUM_BYTES
