@@ -136,8 +136,6 @@ class FixedBatches:
         return features
 
     def _load(self) -> None:
-        if self._device == "cuda":  # the thread's stream is the encoder's
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         if not (self._with_graphs and self._capture()):
             self._open(with_graphs=False)
         sizes = self.sizes, self.captured_sizes
@@ -176,6 +174,8 @@ class FixedBatches:
         # input and output at fixed addresses
         shape = (self._max_batch_size, *model_input.shape[1:])
         is_cuda = self._device == "cuda"
+        if is_cuda:  # the thread's stream is the encoder's
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         features_shape = (self._max_batch_size, *output.shape[1:])
