@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -60,18 +60,28 @@ _SMALL_FILE_BYTES = 64_000
 _RGB_BYTES = 4  # a pixel in Pillow
 _MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
 _NEAREST = int(Image.Resampling.NEAREST)
+_Resizing = tuple[tuple[int, int], int]  # size, resampling filter
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image decoded in this process."""
+    """An image decoded in this process, and its pixels at the size that was asked for first."""
 
     rgb: Image.Image
+    pixels: Mapping[_Resizing, Pixels]
+
+    @classmethod
+    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
+        """Decode a file and, if a size is given, resize it: one thread for a new image."""
+        rgb = decode_image(data, limits)
+        return cls(rgb, {first: _resized(rgb, *first, None)} if first else {})
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
     ) -> Pixels:
         """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`."""
+        if crop is None and (size_wh, resample) in self.pixels:
+            return self.pixels[size_wh, resample]
         return await in_thread(_resized, self.rgb, size_wh, resample, crop)
 
 
@@ -167,13 +177,18 @@ async def _ended(process: Process) -> NotReady:
 class SharedDecoding:
     """One decoding of a file, shared by the models and requests of a client."""
 
-    def __init__(self, image: "LazyImage", decoder: "ImageDecoder") -> None:
+    def __init__(
+        self, image: "LazyImage", decoder: "ImageDecoder", first: _Resizing | None
+    ) -> None:
         """Start; the last user cancels, which ends a process at once."""
         self.decoded: asyncio.Future[DecodedImage | DecodingProcess] = asyncio.Future()
         self.num_users = 0
         slot = decoder.slot(image.client, image.header.is_heavy)
-        decode = decoded_in_process if image.header.is_heavy else _decoded_in_thread
-        decoding = decode(image.data, decoder.limits)
+        decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess]
+        if image.header.is_heavy:
+            decoding = decoded_in_process(image.data, decoder.limits)
+        else:
+            decoding = _decoded_in_thread(image.data, decoder.limits, first)
         self.task = asyncio.create_task(_hold(slot, decoding, self.decoded))
 
 
@@ -194,8 +209,10 @@ async def _hold(
 
 
 @asynccontextmanager
-async def _decoded_in_thread(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodedImage]:
-    yield DecodedImage(await in_thread(decode_image, data, limits))
+async def _decoded_in_thread(
+    data: bytes, limits: ImageLimits, first: _Resizing | None
+) -> AsyncIterator[DecodedImage]:
+    yield await in_thread(DecodedImage.of, data, limits, first)
 
 
 class ImageDecoder:
@@ -223,12 +240,17 @@ class ImageDecoder:
             yield
 
     @contextmanager
-    def decoding(self, image: "LazyImage") -> Iterator[SharedDecoding]:
-        """Join the client's decoding of a file, or start it; the last user to leave ends it."""
+    def decoding(
+        self, image: "LazyImage", first: _Resizing | None = None
+    ) -> Iterator[SharedDecoding]:
+        """Join the client's decoding of a file, or start it; the last user to leave ends it.
+
+        `first` is the size that its caller asks for.
+        """
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[key] = SharedDecoding(image, self)
+            decoding = self._decodings[key] = SharedDecoding(image, self, first)
         decoding.num_users += 1
         try:
             yield decoding
@@ -297,7 +319,7 @@ class LazyImage:
         try:
             if self.decoded is not None:
                 return await self.decoded.resized(*resizing, crop)
-            with self.decoder.decoding(self) as decoding:
+            with self.decoder.decoding(self, None if crop else resizing) as decoding:
                 decoded = await asyncio.shield(decoding.decoded)
                 self._retain(decoded)
                 return await decoded.resized(*resizing, crop)

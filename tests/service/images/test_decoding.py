@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
@@ -109,6 +110,20 @@ def test_decoded_image_is_freed() -> None:
         run(scenario())
     finally:
         gc.enable()
+
+
+async def test_small_image_takes_one_thread() -> None:
+    class CountedThreads(ThreadPoolExecutor):
+        num_calls = 0
+
+        def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+            self.num_calls += 1
+            return super().submit(work, *args, **kwargs)
+
+    threads = CountedThreads(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    await pixels_of(encoded(colour_steps()), LIMITS)
+    assert threads.num_calls == 1
 
 
 async def pixels_of(data: bytes, limits: ImageLimits) -> None:
