@@ -32,10 +32,6 @@ def shown(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def milliseconds(seconds: float) -> str:
-    return shown(seconds * 1000)
-
-
 def processor_name() -> str:
     """Return the model name of the processor, or its architecture if Linux gives no name."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []

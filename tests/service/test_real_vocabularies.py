@@ -222,13 +222,13 @@ def prompt_ids(
 ) -> Sequence[list[int]]:
     parameters = parse_parameters(TASKS[task], values)
     prompts = FAMILIES[entry.family].task_prompts(entry, task, parameters, IMAGE_WH)
-    own = []
+    sequences = []
     for prompt in prompts:
         segments = [(segment.text, segment.is_control) for segment in prompt]
-        own.append(tokenizer.encode(segments))
+        sequences.append(tokenizer.encode(segments))
     if entry.family == "florence2":
-        return [[0, *ids, 2] for ids in own]
-    return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]
+        return [[0, *ids, 2] for ids in sequences]
+    return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in sequences]
 
 
 def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
@@ -254,9 +254,9 @@ def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
         )
         read, expected = (
             language.parse_answer(
-                entry, task, parameters, [each], IMAGE_WH, "polygon", MASK_DECODER
+                entry, task, parameters, [model_answer], IMAGE_WH, "polygon", MASK_DECODER
             )
-            for each in (answer, generated(text, lambda _: 0.0))
+            for model_answer in (answer, generated(text, lambda _: 0.0))
         )
         assert read == expected
         assert read.is_parsed

@@ -242,7 +242,7 @@ def marked_instances(rng: Random, number: int) -> str:
 def test_random_answers(
     languages: dict[Family, Language], family: Family, num_answers: int
 ) -> None:
-    """What a parser reads whole, a constrained decoder can write."""
+    """The grammar accepts every text that the parser reads whole."""
     write = random_florence2 if family == "florence2" else random_paligemma
     rng = random.Random(num_answers)
     for _ in range(num_answers):

@@ -83,6 +83,8 @@ def test_errors_are_limited(tmp_path: Path) -> None:
     assert codes(tmp_path, b"{\n" * 1000) == [
         ("invalid_json_line", number) for number in range(1, 101)
     ]
+    # the first line has one error, each further one has two
+    assert len(codes(tmp_path, jsonl(*[line("a", CHAT)] * 60))) == 100
 
 
 @pytest.mark.parametrize("name", ["MAX_REQUESTS", "MAX_BLANK_LINES"])

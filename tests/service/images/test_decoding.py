@@ -294,15 +294,15 @@ async def test_retained_process_serves_parts() -> None:
     images = ImageDecoder(LARGE_LIMITS, 2)
     image = await opened(QUICK, images)
     image.header = replace(image.header, is_heavy=True)
-    held: list[int] = []
-    image.hold = held.append
+    held_bytes: list[int] = []
+    image.hold = held_bytes.append
     manifest = served(FLORENCE).manifest
     first = await image.pixels(manifest, (0, 0, 32, 32))
     started = image_decoders()
     async with images.slot("test", is_heavy=True):
         second = await image.pixels(manifest, (32, 0, 64, 32))
     assert not np.array_equal(first, second)
-    assert (image_decoders(), held) == (started, [4 * 64 * 32])
+    assert (image_decoders(), held_bytes) == (started, [4 * 64 * 32])
     await image.aclose()
     assert not image_decoders()
 
@@ -394,10 +394,10 @@ async def test_view_has_full_resolution() -> None:
 
 @pytest.mark.parametrize("is_room", [True, False])
 async def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
-    held: list[int] = []
+    held_bytes: list[int] = []
 
     def hold(num_bytes: int) -> None:
-        held.append(num_bytes)
+        held_bytes.append(num_bytes)
         if not is_room:
             raise Overloaded("no memory")
 
@@ -406,6 +406,6 @@ async def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
     assert (image.decoded is not None) == is_room
     view = await ImageView.of(image, BOX).pixels(MANIFEST)
     assert first.shape == view.shape
-    assert held == [400 * 300 * 4] * (1 if is_room else 2)
+    assert held_bytes == [400 * 300 * 4] * (1 if is_room else 2)
     async for _ in image.strips(100):
-        assert held == [400 * 300 * 4] * (1 if is_room else 3)
+        assert held_bytes == [400 * 300 * 4] * (1 if is_room else 3)

@@ -100,7 +100,7 @@ def core_of(
 
 def boxes(answer: Answer | View) -> list[tuple[int, ...]]:
     assert isinstance(answer.result, DetectionsResult)
-    return [tuple(map(round, each.box)) for each in answer.result.detections]
+    return [tuple(map(round, detection.box)) for detection in answer.result.detections]
 
 
 def asked(core: Core, **fields: Any) -> Answer:
@@ -257,14 +257,14 @@ def test_tiles_count_for_the_key(
     limits: dict[str, int], error: type[ServiceError] | None, message: str
 ) -> None:
     core = make_core()
-    own = limited(**limits)
+    context = limited(**limits)
     if error is not None:
         with pytest.raises(error, match=message):
-            run(core.predict(picture(), COUNTED, own))
+            run(core.predict(picture(), COUNTED, context))
         return
-    run(core.predict(picture(), COUNTED, own))  # 0.32 megapixels, and as many of its tiles
+    run(core.predict(picture(), COUNTED, context))  # 0.32 megapixels, and as many of its tiles
     with pytest.raises((Overloaded, ImageTooLarge)):
-        run(core.predict(picture(), COUNTED, own))
+        run(core.predict(picture(), COUNTED, context))
 
 
 def test_tiles_are_refused_together() -> None:

@@ -1,4 +1,4 @@
-"""What a start refuses, and what a service that is ready says."""
+"""The settings that stop a start, and what a ready service logs."""
 
 from pathlib import Path
 
