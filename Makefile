@@ -106,13 +106,11 @@ loadtest: $(VENV)/installed-loadtest
 	    --users 16 --spawn-rate 16 --run-time 2m $(LOADTEST)
 
 # The group of pyproject.toml, and what it is installed beside.
-BESIDE = -r requirements.txt
-$(VENV)/installed-dev: BESIDE += -e ./client
-$(VENV)/installed-dev: client/pyproject.toml
+BESIDE = -r requirements.txt -e ./client
 $(VENV)/installed-loadtest: BESIDE =
 
 # pip 25.1 is the first that reads dependency groups.
-$(VENV)/installed-%: pyproject.toml requirements.txt | $(VENV)/bin/python
+$(VENV)/installed-%: pyproject.toml client/pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet 'pip>=25.1'
 	$(INSTALL) $(BESIDE) --group $*
 	touch $@
@@ -121,7 +119,7 @@ $(GPU)/installed: pyproject.toml requirements.txt requirements-gpu.txt | $(VENV)
 	$(VENV)/bin/python -m venv --clear $(GPU)
 	{ sed -E '/^(onnxruntime|torch)[=>]=/d' requirements.txt && cat requirements-gpu.txt; } > $(GPU)/requirements.txt
 	$(GPU)/bin/python -m pip install --quiet 'pip>=25.1'
-	$(GPU)/bin/python -m pip install --quiet --requirement $(GPU)/requirements.txt --group export
+	$(GPU)/bin/python -m pip install --quiet --requirement $(GPU)/requirements.txt -e ./client --group export
 	touch $@
 
 $(VENV)/bin/python:
