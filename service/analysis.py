@@ -180,7 +180,7 @@ class _PlanFields(StrictModel):
 def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: int) -> Plan:
     """Return the plan in the field `steps`.
 
-    Raise `InvalidRequest`, `UnsupportedTask` or `UnknownModel`, which name the step.
+    Raise a `ServiceError` that names the step.
     """
     documents = validated(_PlanFields, document).steps
     if not 1 <= len(documents) <= max_steps:
@@ -244,7 +244,7 @@ def _of_step(error: ServiceError, position: str, step_id: str | None = None) -> 
     """Return the error of a step's fields as one of the request, which names the step."""
     where = position if step_id is None else f"{position} ({step_id})"
     param = position if error.param is None else f"{position}.{error.param}"
-    return type(error)(f"{where}: {error.message}", param)
+    return type(error)(f"{where}: {error.message}", param, error.code)
 
 
 def _takes_region(fields: Mapping[str, object]) -> bool:

@@ -25,10 +25,9 @@ ErrorCode = Literal[
 
 
 class ServiceError(Exception):
-    """Base of all errors that a client receives.
+    """Base of all errors that a client receives; those that callers tell apart have classes.
 
-    `param` names an invalid field; `model` and `task` are set if the request reached a model. Codes
-    that callers tell apart have classes.
+    `param` names an invalid field; `model` and `task` are set if the request reached a model.
     """
 
     code: ErrorCode = "internal"
@@ -50,40 +49,10 @@ class InvalidRequest(ServiceError):
     code = "invalid_request"
 
 
-class UnknownModel(ServiceError):
-    """The model is not served."""
-
-    code = "unknown_model"
-
-
-class NotFound(ServiceError):
-    """No such file, batch or image of this API key."""
-
-    code = "not_found"
-
-
-class ImageTooLarge(ServiceError):
-    """More pixels than the limit; `size_wh` is of the upright image, if it is known."""
-
-    code = "image_too_large"
-
-    def __init__(
-        self, message: str, param: str | None = None, size_wh: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(message, param)
-        self.size_wh = size_wh
-
-
 class UnsupportedImage(ServiceError):
     """Not a readable image file."""
 
     code = "unsupported_image"
-
-
-class UnsupportedTask(ServiceError):
-    """The model does not offer the task, or not this variant of it."""
-
-    code = "unsupported_task"
 
 
 class Overloaded(ServiceError):
@@ -106,7 +75,3 @@ class DeadlineExceeded(ServiceError):
     """The request's deadline passed."""
 
     code = "deadline_exceeded"
-
-
-class InternalError(ServiceError):
-    """A defect of the service; the message has no details."""

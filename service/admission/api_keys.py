@@ -32,7 +32,7 @@ from typing import Annotated, Any, Self
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
+from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from service.validation import rejected_field
@@ -269,14 +269,15 @@ class Quota:
             raise self._exceeded(limit, wait_s)
 
     async def take_pixels(self, num_pixels: int) -> None:
-        """Count one image; raise `Overloaded`, or `ImageTooLarge` beyond a minute's quota."""
+        """Count one image; raise `Overloaded`, or `image_too_large` beyond a minute's quota."""
         if self._megapixels is None:
             return
         megapixels = num_pixels / _PIXELS_PER_MEGAPIXEL
         allowed = self._megapixels.per_minute
         if megapixels > allowed:
             allowance = f"the key {self.name!r} may send {allowed:g} per minute"
-            raise ImageTooLarge(f"the image has {megapixels:g} megapixels; {allowance}", "image")
+            message = f"the image has {megapixels:g} megapixels; {allowance}"
+            raise ServiceError(message, "image", "image_too_large")
         if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 

@@ -25,7 +25,7 @@ from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
 from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileList, FileObject
-from service.errors import InvalidRequest, NotFound, NotReady
+from service.errors import InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory, read_json
 from service.http.boundary import Body, RestBoundary
 from service.images.decoding import in_thread
@@ -72,7 +72,8 @@ class BatchesApi:
             async def answer(request: Request, context: RequestContext) -> Body:
                 if self._store is None:
                     setting = variable("batches_folder")
-                    raise NotFound(f"files and batches are disabled: {setting} is not set")
+                    message = f"files and batches are disabled: {setting} is not set"
+                    raise ServiceError(message, code="not_found")
                 try:
                     return await function(self._store, request, context)
                 except OSError as error:  # such as a full disk

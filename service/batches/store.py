@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from service.batches import wire
 from service.batches.input_file import MAX_BLANK_LINES, MAX_REQUESTS
-from service.errors import InvalidRequest, NotFound, Overloaded
+from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
 from tasks.errors import shown
 
@@ -159,7 +159,7 @@ class Store:
             return _file(db, owner, file_id)
 
     def open(self, owner: str, file_id: str) -> BinaryIO:
-        """Open a file's content, which stays readable if the file is deleted; raise `NotFound`."""
+        """Open a file's content, which stays readable if the file is deleted; raise `not_found`."""
         file = self.file(owner, file_id)
         try:
             return self.content(file.id).open("rb")
@@ -181,7 +181,7 @@ class Store:
             _check_room(db, owner, 1)
 
     def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
-        """Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
+        """Raise `not_found`, or `InvalidRequest` for the input of an unfinished batch."""
         with self._transaction() as db:
             _file(db, owner, file_id)
             query = f"SELECT id FROM batches WHERE owner = ? AND input_id = ? AND {_IS_OPEN}"
@@ -213,13 +213,13 @@ class Store:
             try:
                 if page.after is not None:
                     _document(db, table, owner, page.after)
-            except NotFound as error:
+            except ServiceError as error:
                 problem = f"after is {shown(page.after)}; it must be an id in this list"
                 raise InvalidRequest(problem, "after") from error
             return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
-        """Raise `NotFound` for the input, or `Overloaded` above a limit of the key."""
+        """Raise `not_found` for the input, or `Overloaded` above a limit of the key."""
         now_s = int(time.time())
         batch = wire.Batch(
             id=new_id("batch_"),
@@ -253,7 +253,7 @@ class Store:
             return _state(db, owner, batch_id).batch
 
     def cancel(self, owner: str, batch_id: str) -> wire.Batch:
-        """Request the cancellation; raise `NotFound`, or `InvalidRequest` if it has ended."""
+        """Request the cancellation; raise `not_found`, or `InvalidRequest` if it has ended."""
         with self._transaction() as db:
             state = _state(db, owner, batch_id)
             batch = state.batch
@@ -475,8 +475,9 @@ def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) 
     raise _not_found("file" if table == "files" else "batch", object_id)
 
 
-def _not_found(noun: str, object_id: str) -> NotFound:
-    return NotFound(f"no {noun} {shown(object_id)} of this API key", f"{noun}_id")
+def _not_found(noun: str, object_id: str) -> ServiceError:
+    message = f"no {noun} {shown(object_id)} of this API key"
+    return ServiceError(message, f"{noun}_id", "not_found")
 
 
 def _file(db: sqlite3.Connection, owner: str, file_id: str) -> wire.FileObject:

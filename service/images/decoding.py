@@ -39,7 +39,7 @@ from PIL import Image
 from imaging.errors import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
-from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, Overloaded, UnsupportedImage
+from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.telemetry.loop_lag import in_threads
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from wire.host import anonymous_file
@@ -394,10 +394,10 @@ class ImageView(LazyImage):
         return await self.whole.pixels(manifest, self.box)
 
 
-def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
+def _refusal(error: ImageError) -> ServiceError:
     """Return the error that a client receives."""
     if isinstance(error, OversizedImage):
-        return ImageTooLarge(str(error), "image", error.size_wh)
+        return ServiceError(str(error), "image", "image_too_large")
     return UnsupportedImage(str(error), "image")
 
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from service.errors import NotFound, NotReady, ServiceError
+from service.errors import NotReady, ServiceError
 from service.images.decoding import in_thread
 from service.images.inputs import HandleIds, ImageHandle
 from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
@@ -85,7 +85,7 @@ class Entry:
 class ImageStore(ABC):
     """Images of API keys, by their ids.
 
-    Methods raise `NotFound` for an id that is not of the key, `image_expired` if the image is gone,
+    Methods raise `not_found` for an id of another key, `image_expired` if the image is gone,
     and `NotReady` if the store fails.
     """
 
@@ -158,7 +158,8 @@ class ImageStore(ABC):
     def _name(self, owner: str, handle: ImageHandle) -> str:
         name = self._ids().name(owner, handle)
         if name is None:
-            raise NotFound(f"no image {shown(handle.text)} of this API key", "image")
+            message = f"no image {shown(handle.text)} of this API key"
+            raise ServiceError(message, "image", "not_found")
         return name
 
     @contextmanager
@@ -399,9 +400,10 @@ def image_store(values: Settings) -> ImageStore | None:
 
 
 def stored(images: ImageStore | None) -> ImageStore:
-    """Return the store; raise `NotFound` if it is disabled."""
+    """Return the store; raise `not_found` if it is disabled."""
     if images is None:
-        raise NotFound("this service stores no images; send the image itself", "image")
+        message = "this service stores no images; send the image itself"
+        raise ServiceError(message, "image", "not_found")
     return images
 
 

@@ -23,13 +23,12 @@ from PIL import Image
 from imaging.files import PixelBox
 from service.admission.api_keys import Quota
 from service.admission.fair_queue import FairQueue
-from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
+from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.images.decoding import ImageView, LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
-from tasks.errors import ParameterError
-from tasks.errors import UnsupportedTask as TaskNotOffered
+from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
@@ -231,7 +230,7 @@ def task_prompts(
 ) -> tuple[Prompt, ...]:
     """Return the prompts of the task.
 
-    Raise `UnsupportedTask` or `InvalidRequest` if the model cannot answer, or if what
+    Raise `unsupported_task` or `InvalidRequest` if the model cannot answer, or if what
     `min_precision` asks for is not proved.
     """
     if request.fields.min_precision is not None:
@@ -240,8 +239,8 @@ def task_prompts(
         return model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh
         )
-    except TaskNotOffered as error:
-        raise UnsupportedTask(str(error), error.param) from error
+    except UnsupportedTask as error:
+        raise ServiceError(str(error), error.param, "unsupported_task") from error
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
 

@@ -18,7 +18,7 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 )
 from opentelemetry.trace import get_current_span
 
-from service.errors import ErrorCode, InternalError, ServiceError
+from service.errors import ErrorCode, ServiceError
 from service.inference.prediction import Answer
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
@@ -132,10 +132,10 @@ def as_service_error(
     fields = {FIELDS: {"request_id": request_id}}
     if model_id is None:
         logger.error("request %s failed", request_id, exc_info=error, extra=fields)
-        return InternalError("the service failed; the cause is in its log under the request id")
+        return ServiceError("the service failed; the cause is in its log under the request id")
     logger.error("request %s: %s failed", request_id, model_id, exc_info=error, extra=fields)
     problem = f"{model_id} failed; the cause is in the service's log under the request id"
-    return InternalError(problem)
+    return ServiceError(problem)
 
 
 def record_gone_client(api: str, request_id: str) -> None:

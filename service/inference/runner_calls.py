@@ -20,7 +20,6 @@ from cachetools import LRUCache
 
 from service.errors import (
     DeadlineExceeded,
-    InternalError,
     InvalidRequest,
     NotReady,
     Overloaded,
@@ -205,7 +204,7 @@ class RunnerClient:
                 continue
             if unfinished:
                 problem = "ended the stream before the answer was complete"
-                raise InternalError(f"the runner of {self._model_id} {problem}")
+                raise ServiceError(f"the runner of {self._model_id} {problem}")
 
     async def _unsent_pixels(
         self, manifest: Manifest, image: LazyImage, called_s: float
@@ -280,7 +279,7 @@ def _call_error(model_id: str, error: ChannelError) -> ServiceError:
         case CallTimedOut():
             return DeadlineExceeded(f"{runner} did not answer before the deadline")
         case CallFailed():
-            return InternalError(f"{runner} answered with {error}; its log has the cause")
+            return ServiceError(f"{runner} answered with {error}; its log has the cause")
         case _:
             logger.warning("%s is unreachable: %r", runner, error)
             return NotReady(f"{runner} is starting or restarting; retry in a few seconds")
@@ -300,4 +299,4 @@ def _outcome_error(failed: Failed) -> ServiceError:
         case "overloaded":
             return Overloaded(failed.message)
         case _:
-            return InternalError(failed.message)
+            return ServiceError(failed.message)

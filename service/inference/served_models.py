@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.options import RunnerOptions, SchedulerLimits
-from service.errors import InvalidRequest, UnknownModel, UnsupportedTask
+from service.errors import InvalidRequest, ServiceError
 from service.inference.request_fields import (
     GenerationFields,
     PredictFields,
@@ -134,38 +134,41 @@ class ServedModels:
         self._models = models
 
     def get(self, model_id: str, param: str = "model") -> ServedModel:
-        """Return the model of an id that came in the field `param`; raise `UnknownModel`."""
+        """Return the model of an id that came in the field `param`; raise `unknown_model`."""
         try:
             return self._models[model_id]
         except KeyError as error:
             served = ", ".join(self._models)
             problem = f"model {model_id[:80]!r} is not served{meant(model_id, self._models)}"
-            raise UnknownModel(f"{problem}; the served models are {served}", param) from error
+            message = f"{problem}; the served models are {served}"
+            raise ServiceError(message, param, "unknown_model") from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
-        """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
+        """Return all models that offer a task; raise `unsupported_task` if there is none."""
         offering = tuple(model for model in self if task_id in model.entry.task_ids)
         if not offering:
             problem = f"no served model offers the task {task_id}"
-            raise UnsupportedTask(f"{problem}; GET /v1/tasks lists the models of each task", "task")
+            message = f"{problem}; GET /v1/tasks lists the models of each task"
+            raise ServiceError(message, "task", "unsupported_task")
         return offering
 
     def chosen(self, model_id: str | None, task_id: str) -> ServedModel:
         """Return the model of an id, by default the first that offers the task.
 
-        Raise `UnknownModel`, or `UnsupportedTask` if it does not offer the task.
+        Raise `unknown_model`, or `unsupported_task` if it does not offer the task.
         """
         if model_id is None:
             return self.offering(task_id)[0]
         model = self.get(model_id)
         if task_id not in model.entry.task_ids:
-            raise UnsupportedTask(f"{model.id} does not offer the task {task_id}", "model")
+            message = f"{model.id} does not offer the task {task_id}"
+            raise ServiceError(message, "model", "unsupported_task")
         return model
 
     def compared(self, model_ids: Sequence[str] | None, task_id: str) -> tuple[ServedModel, ...]:
         """Return the models of a comparison in catalog order, by default all that offer the task.
 
-        Raise `UnknownModel` or `UnsupportedTask`.
+        Raise `unknown_model` or `unsupported_task`.
         """
         if model_ids is None:
             return self.offering(task_id)
@@ -402,7 +405,7 @@ def _served_proof(proof: Proof, served: Mapping[str, str]) -> ServedProof:
 def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
     """Return the proof of the least precision that is enough for the `min_precision` of a request.
 
-    Raise `UnsupportedTask` if so much is not proved.
+    Raise `unsupported_task` if so much is not proved.
     """
     min_precision = request.fields.min_precision or 0.0
     covering = [served.proof for served in model.proofs if served.covers(request)]
@@ -416,7 +419,8 @@ def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
         texts = (f"{proof.min_precision:g} with {shown(proof.fields)}" for proof in same_task)
         proved = f"for {request.task.id} is proved: {_joined(texts) or 'nothing'}"
     problem = f"min_precision is {min_precision:g}, which is not proved for {model.id}"
-    raise UnsupportedTask(f"{problem} and these fields; {proved}", "min_precision")
+    message = f"{problem} and these fields; {proved}"
+    raise ServiceError(message, "min_precision", "unsupported_task")
 
 
 def _joined(values: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
-from service.errors import InvalidRequest, UnsupportedTask
+from service.errors import InvalidRequest, ServiceError
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
 from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
 from service.images.decoding import in_thread
@@ -191,9 +191,9 @@ class LabelStudioApi:
         if self._boundary.is_authorized(request, LABEL_STUDIO):
             body = await self._read(_json, request, context)
             if body.get("action") == _TRAINING:
-                raise UnsupportedTask(
-                    "models are not trained from annotations here; see docs/models.md for adapters"
-                )
+                message = "models are not trained from annotations here"
+                hint = "see docs/models.md for adapters"
+                raise ServiceError(f"{message}; {hint}", code="unsupported_task")
         return {"status": "ok"}
 
     async def _read(

@@ -21,11 +21,8 @@ from typing import Self
 from service.admission.places import Place, RequestContext
 from service.errors import (
     DeadlineExceeded,
-    InternalError,
-    NotReady,
     Overloaded,
     ServiceError,
-    UnsupportedTask,
 )
 from service.images.decoding import in_thread
 from service.inference.core import AnswerPlaces, Core, Fields
@@ -38,7 +35,7 @@ from service.label_studio.mapping import Ask, JsonObject, prediction
 MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studio itself 100 s
 _MAX_TASKS = 4  # tasks of one call in flight: their images are in memory
 _MAX_ANSWERS = 12  # answers of one call in flight; more would only wait in the service's queues
-_TEMPORARY = (Overloaded, NotReady, DeadlineExceeded, InternalError)
+_TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
 _TASK_BYTES = 1000  # a task's dictionary and its outcome
 _MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
@@ -60,13 +57,13 @@ class Plan:
 
     @classmethod
     def of(cls, models: Sequence[ServedModel], asks: tuple[Ask, ...]) -> Self:
-        """Return a plan; raise `UnsupportedTask` if no model offers any of the tasks."""
+        """Return a plan; raise `unsupported_task` if no model offers any of the tasks."""
         plan = cls(tuple(models), asks)
         if asks and not plan.questions():
             names = ", ".join(model.id for model in models)
             tasks = ", ".join(sorted({ask.task for ask in asks}))
             problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
-            raise UnsupportedTask(problem, "label_config")
+            raise ServiceError(problem, "label_config", "unsupported_task")
         return plan
 
     def questions(self) -> list[Question]:
@@ -141,7 +138,8 @@ class Batch:
         predictions: list[bytes] = []
         num_temporary = 0
         for outcome in outcomes:
-            if isinstance(outcome, _TEMPORARY):  # no prediction for a task that may be retried
+            if isinstance(outcome, ServiceError) and outcome.code in _TEMPORARY:
+                # no prediction for a task that may be retried
                 predictions.append(_json([]))
                 num_temporary += 1
             elif isinstance(outcome, ServiceError):
@@ -215,7 +213,9 @@ class Batch:
         """Return the results of one task; none for a variant that the model does not offer."""
         try:
             answer = await self._answer(image, ask.fields_of(model_id))
-        except UnsupportedTask:
+        except ServiceError as error:
+            if error.code != "unsupported_task":
+                raise
             return []
         return await in_thread(list, ask.results(answer))
 

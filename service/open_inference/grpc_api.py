@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from google.protobuf.json_format import ParseDict
 
 from service.admission.places import RequestContext
-from service.errors import InvalidRequest, UnknownModel
+from service.errors import InvalidRequest, ServiceError
 from service.inference.prediction import Answer
 from service.open_inference import tensors
 from service.rpc.boundary import GrpcApi
@@ -51,7 +51,7 @@ class OpenInferenceApi(GrpcApi, pb_grpc.GRPCInferenceServiceServicer):
         """Return readiness, which is False for a model that is not served."""
         try:
             model = tensors.model_of(self._core.models, request.name, request.version)
-        except UnknownModel:
+        except ServiceError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._core.is_ready(model))
 

@@ -24,7 +24,7 @@ from itertools import chain
 from typing import Any
 
 from service.admission.places import RequestContext, is_valid_request_id
-from service.errors import InvalidRequest, UnknownModel
+from service.errors import InvalidRequest, ServiceError
 from service.http.body import RequestBody, missing_image, parse_image
 from service.images.inputs import file_or_handle
 from service.inference.prediction import Answer
@@ -116,7 +116,8 @@ _INPUTS = _input_specs(TASKS.values())
 def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
     model = models.get(name)
     if version not in ("", VERSION):
-        raise UnknownModel(f"model {name} has version {VERSION}, not {shown(version)}", "version")
+        message = f"model {name} has version {VERSION}, not {shown(version)}"
+        raise ServiceError(message, "version", "unknown_model")
     return model
 
 

@@ -19,7 +19,7 @@ from service.admission.api_keys import (
     TokenBucket,
     parse_keys,
 )
-from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
+from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError
 from tests.support.api_keys import FakeClock, api_keys, hash_of
 from tests.support.fake_service import encoded
@@ -280,9 +280,9 @@ def test_megapixels_above_the_rate(clock: FakeClock) -> None:
     clock.now_s += 30
     run(quota.take_pixels(3 * MEGAPIXEL))
     too_large = r"has 6\.5 megapixels; the key 'batch' may send 6 per minute"
-    with pytest.raises(ImageTooLarge, match=too_large) as caught:
+    with pytest.raises(ServiceError, match=too_large) as caught:
         run(quota.take_pixels(6_500_000))
-    assert caught.value.param == "image"
+    assert (caught.value.code, caught.value.param) == ("image_too_large", "image")
 
 
 class Store:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import NotFound, NotReady, ServiceError
+from service.errors import NotReady, ServiceError
 from service.images.handle_store import (
     HandleStore,
     ImageStore,
@@ -85,7 +85,7 @@ def test_stored_image_is_read(open_store: Open) -> None:
     assert second.describe("one", handle) == stored
     assert first.add("one", b"\0image\xff", SIZE_WH).id == stored.id
     for call in (first.read, first.describe, first.remove):
-        with pytest.raises(NotFound):
+        with pytest.raises(ServiceError, match="of this API key"):
             call("two", handle)
     second.remove("one", handle)
     for call in (first.read, first.describe, first.remove):
@@ -214,7 +214,7 @@ def test_valkey_failures_are_temporary(tmp_path: Path) -> None:
         assert isinstance(images, ValkeyImages)
         handle = added(images, "one", b"image")
         valkey.client.flushall()
-        with pytest.raises(NotFound):
+        with pytest.raises(ServiceError, match="of this API key"):
             images.read("one", handle)
         assert stored_of(images, "one", added(images, "one", b"image")) == [True]
         valkey.kill()

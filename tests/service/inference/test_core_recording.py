@@ -4,7 +4,7 @@ import time
 import pytest
 from prometheus_client import REGISTRY
 
-from service.errors import InternalError, InvalidRequest
+from service.errors import InvalidRequest, ServiceError
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
 from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder
@@ -133,7 +133,7 @@ def test_log_has_no_contents(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_defect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(InternalError):
+    with pytest.raises(ServiceError, match=f"^{FLORENCE_ID} failed; "):
         predict(florence_fails(RuntimeError("a defect")), task="ocr")
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.getMessage() == f"request request-1: {FLORENCE_ID} failed"

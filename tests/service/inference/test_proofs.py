@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.analysis import analyze
-from service.errors import InvalidRequest, UnsupportedTask
+from service.errors import InvalidRequest, ServiceError
 from service.inference.core import Core
 from service.inference.prediction import Piece
 from service.inference.served_models import ServedModels, served_scoring
@@ -103,11 +103,10 @@ def test_too_many_objects_for_a_proof(tmp_path: Path) -> None:
 )
 def test_unproved_request(tmp_path: Path, fields: dict[str, Any], proved: str) -> None:
     core = core_with(tmp_path, proof(0.9), proof(0.95))
-    with pytest.raises(
-        UnsupportedTask, match=f"is not proved for {FLORENCE_ID}.*{proved}"
-    ) as caught:
+    problem = f"is not proved for {FLORENCE_ID}.*{proved}"
+    with pytest.raises(ServiceError, match=problem) as caught:
         predict(core, **fields)
-    assert caught.value.param == "min_precision"
+    assert (caught.value.code, caught.value.param) == ("unsupported_task", "min_precision")
 
 
 def test_proof_in_a_comparison(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_proof_in_an_analysis(tmp_path: Path) -> None:
     steps.append({"id": "b", **OD, "each": "a", "view": "crop", "min_precision": 0.9})
     with pytest.raises(InvalidRequest, match="is proved about images, not about the boxes of each"):
         run(analyze(core, PNG, {"steps": steps}, context()))
-    with pytest.raises(UnsupportedTask, match=r"steps\[0\] \(a\): min_precision is 0.9"):
+    with pytest.raises(ServiceError, match=r"steps\[0\] \(a\): min_precision is 0.9"):
         run(analyze(make_core(), PNG, {"steps": steps[:1]}, context()))
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits
-from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
+from service.errors import NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.runner_calls import (
     CallBegun,
@@ -207,19 +207,20 @@ def test_image_key_of_an_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "expected"),
+    ("failure", "code"),
     [
-        (RunnerUnavailable("status 503"), NotReady),
-        (RunnerUnreachable("gone"), NotReady),
-        (CallTimedOut("late"), DeadlineExceeded),
-        (CallFailed("status 500"), InternalError),
+        (RunnerUnavailable("status 503"), "not_ready"),
+        (RunnerUnreachable("gone"), "not_ready"),
+        (CallTimedOut("late"), "deadline_exceeded"),
+        (CallFailed("status 500"), "internal"),
     ],
     ids=repr,
 )
-def test_failed_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
+def test_failed_call_is_a_service_error(failure: Exception, code: str) -> None:
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(failure=failure), writer()))
-    with pytest.raises(expected, match="runner of florence-2-mini"):
+    with pytest.raises(ServiceError, match="runner of florence-2-mini") as caught:
         run(write(client))
+    assert caught.value.code == code
 
 
 class BreakingChannel(FakeChannel):
@@ -284,21 +285,22 @@ class ForgettingChannel(FakeChannel):
 
 
 @pytest.mark.parametrize(
-    ("channel", "expected"),
+    ("channel", "code"),
     [
-        (ShortChannel(FakeEncoder(), writer()), InternalError),
-        (ForgettingChannel(FakeEncoder(), writer()), NotReady),
+        (ShortChannel(FakeEncoder(), writer()), "internal"),
+        (ForgettingChannel(FakeEncoder(), writer()), "not_ready"),
     ],
 )
-def test_incomplete_stream_is_an_error(channel: FakeChannel, expected: type[ServiceError]) -> None:
-    with pytest.raises(expected):
+def test_incomplete_stream_is_an_error(channel: FakeChannel, code: str) -> None:
+    with pytest.raises(ServiceError) as caught:
         streamed_by(channel)
+    assert caught.value.code == code
 
 
 async def test_failed_encoding_is_not_cached() -> None:
     encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
     client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
-    with pytest.raises(InternalError, match="the vision encoder failed"):
+    with pytest.raises(ServiceError, match="the vision encoder failed"):
         await write(client)
     encoder.failed = None
     assert (await write(client)).features.outcome == "miss"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from service.errors import UnknownModel, UnsupportedTask
+from service.errors import ServiceError
 from service.inference.served_models import (
     ServedModels,
     adapter_model,
@@ -190,13 +190,13 @@ def test_unknown_models() -> None:
     with pytest.raises(SettingsError, match=problem):
         served_entries(values)
     problem = r"model 'paligemma' is not served \(did you mean paligemma-mini\?\); the served"
-    with pytest.raises(UnknownModel, match=problem) as caught:
+    with pytest.raises(ServiceError, match=problem) as caught:
         served_models().get("paligemma")
-    assert caught.value.param == "model"
+    assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
 
 
 def test_task_without_a_model() -> None:
     problem = "no served model offers the task region_proposal"
-    with pytest.raises(UnsupportedTask, match=problem) as caught:
+    with pytest.raises(ServiceError, match=problem) as caught:
         served_models(PALIGEMMA).offering("region_proposal")
-    assert caught.value.param == "task"
+    assert (caught.value.code, caught.value.param) == ("unsupported_task", "task")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest, ServiceError, UnknownModel, UnsupportedImage
+from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.open_inference.tensors import (
     InferRequest,
     Tensor,
@@ -145,8 +145,9 @@ def test_image_may_be_base64_text() -> None:
 )
 def test_unknown_version_is_rejected(name: str, version: str) -> None:
     assert model_of(MODELS, FLORENCE_ID, "1") is model_of(MODELS, FLORENCE_ID, "") is MODEL
-    with pytest.raises(UnknownModel):
+    with pytest.raises(ServiceError) as caught:
         model_of(MODELS, name, version)
+    assert caught.value.code == "unknown_model"
 
 
 @pytest.mark.parametrize(
