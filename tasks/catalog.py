@@ -4,13 +4,24 @@ An entry is data about a checkpoint; its files and artifacts are not known here.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
+from tasks.errors import first_problem
 from tasks.table import TASKS, Family, Task
 
 Device = Literal["cpu", "cuda"]
@@ -20,17 +31,15 @@ Precision = Literal["float32", "int8", "bfloat16", "float16"]
 HUB_PREFIX = "hf:"  # prefix of a model named by its repository: hf:owner/name
 HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--name
 
-# tasks that an entry may give a prompt of its own: the keys of the change, and the field that its
-# template must have once; it may have a language, too
-_OWN_PROMPTS: dict[str, tuple[dict[str, type], str]] = {
-    "captioning": ({"template": str}, ""),
-    "instance_segmentation": ({"template": str, "labels": bool}, "{phrase}"),
-    "region_description": ({"template": str}, "{region}"),
-    "visual_question_answering": ({"template": str, "separator": str}, "{question}"),
+# tasks that an entry may give a template, and the field that it must have once
+_TEMPLATE_FIELDS = {
+    "captioning": "",
+    "instance_segmentation": "{phrase}",
+    "region_description": "{region}",
+    "visual_question_answering": "{question}",
 }
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
 _ANY = "*"  # wildcard in the id and source of an entry for many repositories
-_MAX_ITEMS = 20  # of a list
 _OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
 
 
@@ -42,63 +51,92 @@ class CatalogError(ValueError):
 class TaskOverride:
     """An entry's change to a task of its family; without a template the task is not offered."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     template: str | None
-    labels: bool = True  # a label follows the locations of the answer
+    labels: StrictBool = True  # a label follows the locations of the answer
     separator: str | None = None  # replaces " ; " in a question
 
 
-# Texts of a form: a regular expression, and what it allows
-_Id = Annotated[str, r"[a-z0-9][a-z0-9.-]*", "lower-case letters, digits, '.' and '-'"]
-_Alias = Annotated[str, r"\S{1,200}", "a name of 1 to 200 characters without blanks"]
-_Month = Annotated[str, r"[0-9]{4}-[0-9]{2}", "YYYY-MM"]
-_Revision = Annotated[str, r"[\w.-]+", "a commit, branch or tag"]
-_Sha256 = Annotated[str, r"[0-9a-f]{64}", "64 hexadecimal digits"]
+def _with_template(value: object) -> object:
+    return {"template": None} if value is None else value
+
+
+def _checked_overrides(tasks: Mapping[str, TaskOverride]) -> Mapping[str, TaskOverride]:
+    for task_id, override in tasks.items():
+        if task_id not in TASKS:
+            raise ValueError(f"{task_id!r} is not a task; allowed are {', '.join(TASKS)}")
+        template = override.template
+        if template is None:
+            continue
+        if task_id not in _TEMPLATE_FIELDS:
+            allowed = ", ".join(_TEMPLATE_FIELDS)
+            raise ValueError(f"{task_id} must be null; a template may have {allowed}")
+        required = _TEMPLATE_FIELDS[task_id]
+        has_field = not required or template.count(required) == 1
+        if not has_field or template.count("{language}") > 1:
+            fields = f"{required} once" if required else "{language} at most once"
+            raise ValueError(f"the template of {task_id} must contain {fields}; it is {template!r}")
+    return tasks
+
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+_Count = Annotated[int, Field(strict=True, gt=0)]
+_Texts = Annotated[tuple[_Text, ...], Field(max_length=20)]
+_Alias = Annotated[str, StringConstraints(pattern=r"^\S{1,200}$")]
+_Parts = Annotated[Mapping[Part, Precision], Field(min_length=2)]
+_Override = Annotated[TaskOverride, BeforeValidator(_with_template)]
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One model: a checkpoint of a family. The types of its fields are the rules of the file."""
 
-    id: _Id
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     family: Family
-    source: str  # folder relative to the root of the repository, or hub id
-    revision: _Revision | None  # of a hub source; default: main
-    organization: str
-    category: str
-    modality: str
-    license: str
-    release_date: _Month
-    parameters: int
-    context_window: int  # tokens, image tokens included
-    resolution: int  # side of the square that images are resized to, px
+    source: _Text  # folder relative to the root of the repository, or hub id
+    # commit, branch or tag of a hub source; default: main
+    revision: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None
+    organization: _Text
+    category: _Text
+    modality: _Text
+    license: _Text
+    release_date: Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}$")]  # YYYY-MM
+    parameters: _Count
+    context_window: _Count  # tokens, image tokens included
+    resolution: _Count  # side of the square that images are resized to, px
     # chosen for each part on each device; the export measures the loss
-    precision: Mapping[Device, Mapping[Part, Precision]]
-    features: tuple[str, ...]
-    mask_decoder: str | None = None  # file inside the source folder, or hf:// address
+    precision: Annotated[Mapping[Device, _Parts], Field(min_length=2)]
+    features: _Texts
+    mask_decoder: _Text | None = None  # file inside the source folder, or hf:// address
     # the label of a box is one of the names of the request: True for checkpoints that were trained
     # to write it as it was given; others write labels of their own
-    forced_names: bool = False
+    forced_names: StrictBool = False
     # PaliGemma's; otherwise it detects all names by one prompt
-    one_name_per_prompt: bool = False
+    one_name_per_prompt: StrictBool = False
     # Florence-2's; otherwise names are sent as they are
-    drops_articles: bool = False
-    tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
-    weights_sha256: _Sha256 | None = None  # hash of model.safetensors at `revision`
+    drops_articles: StrictBool = False
+    tasks: Annotated[Mapping[str, _Override], AfterValidator(_checked_overrides)] = field(
+        default_factory=dict
+    )
+    # hash of model.safetensors at `revision`
+    weights_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     # the id of the base, if the source is a LoRA adapter in PEFT's format
     adapter_of: str | None = None
     # other names by which adapters of this checkpoint name their base
-    aliases: tuple[_Alias, ...] = ()
-    # the tasks that this model offers, in the table's order
-    task_ids: tuple[str, ...] = field(init=False)
+    aliases: Annotated[tuple[_Alias, ...], Field(max_length=20)] = ()
 
-    def __post_init__(self) -> None:
-        def is_offered(task: Task) -> bool:
-            if task.id in self.tasks:
-                return self.tasks[task.id].template is not None
-            return self.family in task.families
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """The tasks that this model offers, in the table's order."""
+        return tuple(task.id for task in TASKS.values() if self._offers(task))
 
-        offered = tuple(task.id for task in TASKS.values() if is_offered(task))
-        object.__setattr__(self, "task_ids", offered)
+    def _offers(self, task: Task) -> bool:
+        if task.id in self.tasks:
+            return self.tasks[task.id].template is not None
+        return self.family in task.families
 
     def template(self, task_id: str) -> str | None:
         override = self.tasks.get(task_id)
@@ -216,29 +254,25 @@ def _entry_of_adapter(row: Mapping[str, Any], bases: Mapping[str, CatalogEntry])
         raise CatalogError(
             f"{entry_id}: an adapter shares {fixed} with its base {base}; remove the keys"
         )
-    values: dict[str, Any] = {"revision": None, "weights_sha256": None, "aliases": ()}
-    values["forced_names"] = False  # tuned to write labels of its own, perhaps
-    values |= _parsed_values(row, {"id", "source"})
-    return _checked(replace(bases[base], **values))
+    inherited = entry_row(bases[base])
+    for key in ("id", "source", "revision", "weights_sha256", "aliases", "forced_names"):
+        inherited.pop(key)  # perhaps the adapter is tuned to write labels of its own
+    return parse_entry({**inherited, "revision": None, **row})
 
 
-def entry_row(entry: CatalogEntry) -> dict[str, object]:
-    """Return the entry as `parse_entry` reads it, without `adapter_of`."""
-    row = {key: value for key, value in asdict(entry).items() if key in _RULES}
-    del row["adapter_of"]
-    unchanged = asdict(TaskOverride(None))
-    for task_id, override in row["tasks"].items():
-        changes = {key: value for key, value in override.items() if value != unchanged[key]}
-        row["tasks"][task_id] = changes or None
-    return row | {"features": [*entry.features], "aliases": [*entry.aliases]}
+def entry_row(entry: CatalogEntry) -> dict[str, Any]:
+    """Return the entry as `parse_entry` reads it from JSON, without `adapter_of`."""
+    row: dict[str, Any] = _ENTRIES.dump_python(entry, mode="json", exclude={"adapter_of"})
+    return row
 
 
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
-    return _checked(CatalogEntry(**_parsed_values(row, _REQUIRED)))
-
-
-def _checked(entry: CatalogEntry) -> CatalogEntry:
+    entry_id = row.get("id") if isinstance(row, dict) else row
+    try:
+        entry = _ENTRIES.validate_python(row)
+    except ValidationError as error:
+        raise CatalogError(f"{entry_id}: {first_problem(error)}") from error
     needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
     if needs != (entry.mask_decoder is not None):
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
@@ -246,94 +280,4 @@ def _checked(entry: CatalogEntry) -> CatalogEntry:
     return entry
 
 
-def _parsed_values(row: object, required: Collection[str]) -> dict[str, Any]:
-    entry_id = row.get("id") if isinstance(row, dict) else None
-    is_id, allowed = _RULES["id"]
-    if not isinstance(row, dict) or not is_id(entry_id):
-        raise CatalogError(f"an entry must be a mapping with an id of {allowed}, not {row!r}")
-    if unknown := set(row) - _RULES.keys():
-        names = sorted(map(str, unknown))
-        raise CatalogError(f"{entry_id} has unknown keys {names}; allowed are {sorted(_RULES)}")
-    if missing := set(required) - set(row):
-        raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
-    values: dict[str, Any] = {}
-    overrides: dict[str, TaskOverride] = {}
-    for key, value in row.items():
-        is_right, allowed = _RULES[key]
-        if not is_right(value):
-            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
-        values[key] = tuple(value) if isinstance(value, list) else value
-    for task_id, value in values.get("tasks", {}).items():
-        overrides[task_id] = _override(row["id"], task_id, value)
-    return values | {"tasks": overrides} if "tasks" in values else values
-
-
-def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
-    if not isinstance(task_id, str) or task_id not in TASKS:
-        allowed = ", ".join(TASKS)
-        message = f"tasks has the unknown task {task_id!r}; allowed are {allowed}"
-        raise CatalogError(f"{entry_id}: {message}")
-    if value is None:
-        return TaskOverride(None)
-    types, required = _OWN_PROMPTS.get(task_id, ({}, ""))
-    row = value if isinstance(value, dict) else {}
-    template = row.get("template")
-    are_known = all(isinstance(row[key], types.get(key, ())) for key in row)
-    if are_known and isinstance(template, str):
-        has_field = not required or template.count(required) == 1
-        if has_field and template.count("{language}") <= 1:
-            return TaskOverride(**row)
-    rule = f" that contains {required} once" if required else ""
-    others = "".join(f", {key}: …" for key in types if key != "template")
-    allowed = f"{{template: a string{rule}{others}}}"
-    if not types:
-        allowed = f"for {', '.join(_OWN_PROMPTS)} a mapping with a template"
-    raise CatalogError(f"{entry_id}: tasks.{task_id} must be null, or {allowed}, not {value!r}")
-
-
-_Rule = tuple[Callable[[object], bool], str]  # a test of a value, and what is allowed
-
-
-def _rule(hint: Any) -> _Rule:
-    options = get_args(hint)
-    if type(None) in options:
-        is_right, allowed = _rule(options[0])
-        return lambda value: value is None or is_right(value), f"null, or {allowed}"
-    if get_origin(hint) is Annotated:
-        _, pattern, allowed = options
-        return lambda v: isinstance(v, str) and bool(re.fullmatch(pattern, v)), allowed
-    if get_origin(hint) is Literal:
-        return lambda value: value in options, f"one of {', '.join(options)}"
-    if get_origin(hint) is tuple:
-        is_item, allowed = _rule(options[0])
-
-        def is_list(value: object) -> bool:
-            return isinstance(value, list) and len(value) <= _MAX_ITEMS and all(map(is_item, value))
-
-        return is_list, f"a list of at most {_MAX_ITEMS}, each {allowed}"
-    if get_origin(hint) is Mapping and (keys := get_args(options[0])):
-        is_item, allowed = _rule(options[1])
-
-        def is_mapping(value: object) -> bool:
-            if not isinstance(value, dict) or value.keys() != {*keys}:
-                return False
-            return all(map(is_item, value.values()))
-
-        return is_mapping, f"a mapping of {' and '.join(keys)} to {allowed}"
-    return _RULES_OF_TYPES[get_origin(hint) or hint]
-
-
-_RULES_OF_TYPES: dict[object, _Rule] = {
-    str: (lambda v: isinstance(v, str) and bool(v.strip()), "a non-blank string"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    int: (lambda value: type(value) is int and value > 0, "a whole number above 0"),
-    Mapping: (lambda value: isinstance(value, dict), "a mapping of task ids"),
-}
-_HINTS = get_type_hints(CatalogEntry, include_extras=True)
-_RULES: dict[str, _Rule] = {}
-_REQUIRED = set[str]()
-for _key in fields(CatalogEntry):
-    if _key.init:
-        _RULES[_key.name] = _rule(_HINTS[_key.name])
-        if _key.default is MISSING and _key.default_factory is MISSING:
-            _REQUIRED.add(_key.name)
+_ENTRIES = TypeAdapter(CatalogEntry)

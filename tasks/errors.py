@@ -10,6 +10,8 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pydantic import ValidationError
+
 _MAX_SHOWN_CHARS = 80
 _NESTED = reprlib.Repr()
 _NESTED.fillvalue = "…"
@@ -47,3 +49,10 @@ def meant(name: str, allowed: Iterable[str]) -> str:
     """Return " (did you mean …?)" with the allowed name closest to `name`, or nothing."""
     matches = get_close_matches(name[:_MAX_SHOWN_CHARS], allowed, 1)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the place of the first invalid value, what is wrong with it, and the value."""
+    problem = error.errors()[0]
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place}: {problem['msg']}, not {shown(problem['input'])}"

@@ -104,11 +104,21 @@ def fill_template(template: str, values: Mapping[str, PromptSegment]) -> Prompt:
     return join_segments(*segments)
 
 
-def read_template(template: str, text: str, region: str) -> dict[str, str] | None:
-    """Return the fields of a text that has the form of a template, or None.
+def read_templates(entry: CatalogEntry, text: str, region: str) -> AskedTask | None:
+    """Return the first task of the entry whose template `text` has the form of, or None.
 
-    `region` is the regular expression of the tokens that `{region}` stands for.
+    `region` is the regular expression of the tokens that `{region}` stands for. A text with a
+    region has the tokens of a prompt, not the box of a request: it is not read.
     """
+    for task_id in entry.task_ids:
+        template = entry.template(task_id)
+        values = None if template is None else _read_template(template, text, region)
+        if values is not None and "region" not in values:
+            return AskedTask(task_id, values)
+    return None
+
+
+def _read_template(template: str, text: str, region: str) -> dict[str, str] | None:
     pattern = ""
     for part in _PARTS.split(template):
         match part:

@@ -23,17 +23,24 @@ objects have the score is not part of the proof: none of its objects is kept.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
+from typing_extensions import TypedDict
 
-from tasks.errors import CheckpointFileError
+from tasks.errors import CheckpointFileError, first_problem
 from tasks.results import (
     BoxXyxy,
     FoundObject,
@@ -48,7 +55,22 @@ from tasks.table import TASKS
 MAX_PROOFS = 1000  # a file
 
 ObjectT = TypeVar("ObjectT", bound=FoundObject)
-RowT = TypeVar("RowT", "Calibration", "Proof")
+
+
+def _with_scores(task_id: str) -> str:
+    if task_id not in TASKS or TASKS[task_id].result_kind == "text":
+        raise ValueError(f"{task_id!r} is not a task that returns scores")
+    return task_id
+
+
+def _about_scores(fields: Mapping[str, object]) -> Mapping[str, object]:
+    _with_scores(str(fields.get("task")))
+    return fields
+
+
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_OpenShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+_Points = Annotated[tuple[_Share, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +79,18 @@ class Calibration:
 
     model: str
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
-    task: str
-    scores: tuple[float, ...]  # increasing
-    probabilities: tuple[float, ...]  # non-decreasing
-    with_tiles: bool = False
-    min_object_share: float | None = None  # share of the side of the model's input
+    task: Annotated[str, AfterValidator(_with_scores)]
+    scores: _Points  # increasing
+    probabilities: _Points  # non-decreasing
+    with_tiles: StrictBool = False
+    # share of the side of the model's input
+    min_object_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS or TASKS[self.task].result_kind == "text":
-            raise ValueError(f"task is {self.task!r}; it must be a task that returns scores")
-        if not isinstance(self.with_tiles, bool):
-            raise ValueError(f"with_tiles is {self.with_tiles!r}; it must be true or false")
-        share = self.min_object_share
-        if share is not None and not 0 < share <= 1:
-            raise ValueError(
-                f"min_object_share is {share!r}; it must be above 0 and at most 1, or null"
-            )
-        if not self.scores or len(self.scores) != len(self.probabilities):
+        if len(self.scores) != len(self.probabilities):
             raise ValueError(
                 f"{len(self.scores)} scores for {len(self.probabilities)} probabilities"
             )
-        if not all(0 <= number <= 1 for number in (*self.scores, *self.probabilities)):
-            raise ValueError("scores and probabilities must be 0 to 1")
         if any(first >= second for first, second in pairwise(self.scores)):
             raise ValueError("scores must increase")
         if any(first > second for first, second in pairwise(self.probabilities)):
@@ -96,22 +108,20 @@ class Proof:
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
     precision: str  # encoder's and decoder's, as the service lists it
     calibration: str  # `calibration_key` of the model
-    fields: Mapping[str, object]  # request fields except the image
-    min_precision: float
-    confidence: float
-    min_score: float
-    max_labels: int
-    num_images: int  # labelled ones, on which it is proved
+    fields: Annotated[Mapping[str, object], AfterValidator(_about_scores)]  # except the image
+    min_precision: _OpenShare
+    confidence: _OpenShare
+    min_score: _Share
+    max_labels: Annotated[int, Field(ge=1)]
+    num_images: Annotated[int, Field(ge=1)]  # labelled ones, on which it is proved
 
-    def __post_init__(self) -> None:
-        task = TASKS.get(str(self.fields.get("task")))
-        if task is None or task.result_kind == "text":
-            task_id = self.fields.get("task")
-            raise ValueError(f"task is {task_id!r}; it must be a task that returns scores")
-        if not (0 < self.min_precision < 1 and 0 < self.confidence < 1):
-            raise ValueError("min_precision and confidence must be between 0 and 1")
-        if not (0 <= self.min_score <= 1 and self.max_labels >= 1 and self.num_images >= 1):
-            raise ValueError("min_score must be 0 to 1, max_labels and num_images at least 1")
+
+class _ScoresFile(TypedDict, total=False):
+    calibrations: tuple[Calibration, ...]
+    proofs: Annotated[tuple[Proof, ...], Field(max_length=MAX_PROOFS)]
+
+
+_FILES = TypeAdapter(_ScoresFile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,45 +145,25 @@ def calibration_key(calibrations: Mapping[tuple[str, bool], Calibration]) -> str
 
 def read_calibrations(path: Path) -> tuple[Calibration, ...]:
     """Read the calibrations of a file; raise `CheckpointFileError`."""
-    return _read(path, "calibrations", Calibration)
+    return _read(path).get("calibrations", ())
 
 
 def read_proofs(path: Path) -> tuple[Proof, ...]:
     """Read the proofs of a calibration file; raise `CheckpointFileError`."""
-    return _read(path, "proofs", Proof)
+    return _read(path).get("proofs", ())
 
 
-def _read(path: Path, kind: str, row_type: type[RowT]) -> tuple[RowT, ...]:
+def _read(path: Path) -> _ScoresFile:
     try:
-        document = dict(json.loads(path.read_text(encoding="utf-8")))
-        if not {"calibrations", "proofs"} & document.keys():
-            raise KeyError(kind)
-        rows = list(document.get(kind, ()))
-        if kind == "proofs" and len(rows) > MAX_PROOFS:
-            raise ValueError(f"it has {len(rows)} proofs; at most {MAX_PROOFS} are allowed")
-        return tuple(row_type(**_values(row, row_type)) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        problem = f"{path} is not a valid calibration file: {error!r}"
+        document = _FILES.validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointFileError(f"cannot read the calibration file {path}: {error}") from error
+    except ValidationError as error:
+        problem = f"{path} is not a valid calibration file: {first_problem(error)}"
         raise CheckpointFileError(problem) from error
-
-
-def _values(row: Mapping[str, Any], row_type: type[RowT]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in fields(row_type):
-        if field.name in row or field.default is MISSING:
-            values[field.name] = _CONVERSIONS[field.type](row[field.name])
-    return values
-
-
-_CONVERSIONS: dict[object, Callable[[Any], Any]] = {
-    str: str,
-    float: float,
-    int: int,
-    bool: lambda value: value,  # its class checks it
-    float | None: lambda value: None if value is None else float(value),
-    tuple[float, ...]: lambda values: tuple(map(float, values)),
-    Mapping[str, object]: dict,
-}
+    if not document:
+        raise CheckpointFileError(f"{path} is not a valid calibration file: it has neither")
+    return document
 
 
 def refine(

@@ -19,7 +19,7 @@ from tasks.prompts import (
     PromptSegment,
     entry_template,
     fill_prompts,
-    read_template,
+    read_templates,
     unsupported,
 )
 from tasks.table import TaskParameters
@@ -116,13 +116,8 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
 
 
 def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
-    for task_id in entry.task_ids:
-        template = entry.template(task_id)
-        if template is None or f"<{token}>" not in template:
-            continue
-        values = read_template(template, text, _REGION)
-        if values is not None and "region" not in values:
-            return AskedTask(task_id, values)
+    if asked_task := read_templates(entry, text, _REGION):
+        return asked_task
     if entry.template(_QUESTION_TASK) is None:
         return AskedTask(_QUESTION_TASK, {"question": text})
     tokens = ", ".join(f"<{name}>" for name in _TOKENS)

@@ -18,7 +18,7 @@ from tasks.prompts import (
     Prompt,
     entry_template,
     fill_prompts,
-    read_template,
+    read_templates,
     unsupported,
 )
 from tasks.table import SEPARATOR, TaskParameters
@@ -57,12 +57,7 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
     asked_task = _read_word(text.strip())
     if asked_task is not None and asked_task.task_id in entry.task_ids:
         return asked_task
-    for task_id in entry.task_ids:
-        template = entry.template(task_id)
-        values = None if template is None else read_template(template, text, _REGION)
-        if values is not None and "region" not in values:
-            return AskedTask(task_id, values)
-    return asked_task
+    return read_templates(entry, text, _REGION) or asked_task
 
 
 def asked_per_prompt(

@@ -66,11 +66,10 @@ def test_entry_for_many_repositories(side: int) -> None:
     [
         ({"source": "a/b"}, r"some-\*: id and source must have one \* each"),
         ({"id": "*-*"}, r"\*-\*: id and source must have one \* each"),
-        ({"id": ["*"]}, "must be a mapping with an id of lower-case letters"),
-        ({"parameters": 0}, "some-x: parameters must be a whole number above 0"),
+        ({"parameters": 0}, "some-x: parameters: Input should be greater than 0, not 0"),
         ({"variants": ["x"]}, r"some-\*: variants must map names to mappings .* not \['x'\]"),
         ({"variants": {"vqa": None}}, "variants must map names to mappings of task ids"),
-        ({"variants": {"vqa": {"ocr": {}}}}, "some-vqa: tasks.ocr must be null, or for"),
+        ({"variants": {"vqa": {"ocr": {"template": ""}}}}, "some-vqa: tasks: .*ocr must be null"),
     ],
 )
 def test_bad_entry_for_many_is_refused(
@@ -154,56 +153,56 @@ def test_offered_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "values"),
     [
-        ({"colour": "red"}, r"unknown keys \['colour'\]"),
-        ({"id": "Some Model"}, "id of lower-case letters"),
-        ({"id": 5}, "id of lower-case letters"),
-        ({"family": "florence"}, "family must be one of florence2, paligemma, not 'florence'"),
-        ({"family": ["florence2"]}, "family must be one of"),
-        ({"precision": "float32"}, "precision must be a mapping of cpu and cuda to a mapping of"),
-        ({"precision": {"cpu": ON_CPU}}, "precision must be"),
-        ({"precision": ROW["precision"] | {"tpu": {}}}, "precision must be"),
-        ({"precision": {"cpu": ON_CPU, "cuda": {"encoder": "float16"}}}, "precision must be"),
-        ({"precision": {"cpu": ON_CPU, "cuda": ON_CUDA | {"encoder": "f64"}}}, "precision must be"),
-        ({"precision": {"cpu": ON_CPU, "cuda": ON_CUDA | {"encoder": []}}}, "precision must be"),
-        ({"revision": "a branch"}, "revision must be null, or a commit, branch or tag"),
-        ({"revision": 5}, "revision must be null, or a commit, branch or tag"),
-        ({"release_date": "June 2024"}, "release_date must be YYYY-MM"),
-        ({"parameters": "0.23B"}, "parameters must be a whole number above 0"),
-        ({"parameters": True}, "parameters must be a whole number above 0"),
-        ({"resolution": 0}, "resolution must be a whole number above 0"),
-        ({"features": "polygons"}, "features must be a list of at most 20, each a non-blank str"),
-        ({"features": [1]}, "features must be a list"),
-        ({"license": " "}, "license must be a non-blank string"),
-        ({"license": None}, "license must be a non-blank string"),
-        ({"one_name_per_prompt": "yes"}, "one_name_per_prompt must be true or false, not 'yes'"),
-        ({"forced_names": 1}, "forced_names must be true or false, not 1"),
-        ({"drops_articles": None}, "drops_articles must be true or false, not None"),
-        ({"tasks": None}, "tasks must be a mapping"),
-        ({"tasks": {"counting": None}}, "the unknown task 'counting'; allowed are captioning"),
-        ({"tasks": {"ocr": {"template": "{question}"}}}, "tasks.ocr must be null"),
-        ({"tasks": {QUESTIONS: {"template": "what?"}}}, "that contains {question} once"),
-        ({"tasks": {QUESTIONS: {"prompt": "{question}"}}}, "that contains {question} once"),
+        ("colour", ["red"]),
+        ("id", ["Some Model", 5, "-a", "a\n"]),
+        ("family", ["florence", ["florence2"]]),
         (
-            {"tasks": {"captioning": {"template": "{language} {language}"}}},
-            "captioning must be null, or {template: a string}, not",
+            "precision",
+            [
+                "float32",
+                {"cpu": ON_CPU},
+                ROW["precision"] | {"tpu": {}},
+                {"cpu": ON_CPU, "cuda": {"encoder": "float16"}},
+                {"cpu": ON_CPU, "cuda": ON_CUDA | {"encoder": "f64"}},
+            ],
         ),
-        (
-            {"tasks": {MASKS: {"template": "{phrase}", "labels": "no"}}},
-            "must be null, or {template: a string that contains {phrase} once, labels: …}, not",
-        ),
-        ({"weights_sha256": "1" * 63}, "weights_sha256 must be null, or 64 hexadecimal digits"),
-        ({"mask_decoder": "vae.npz"}, "mask_decoder must be set for paligemma models"),
-        ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
-        ({"aliases": "a/b"}, "aliases must be a list of at most 20, each a name of 1 to 200"),
-        ({"aliases": ["a b"]}, "aliases must be a list"),
-        ({"aliases": ["a" * 201]}, "aliases must be a list"),
-        ({"aliases": [""]}, "aliases must be a list"),
-        ({"aliases": [f"a/{index}" for index in range(21)]}, "aliases must be a list"),
+        ("revision", ["a branch", 5]),
+        ("release_date", ["June 2024"]),
+        ("parameters", ["0.23B", True, 0]),
+        ("context_window", [0]),
+        ("resolution", [0, "5"]),
+        ("features", ["polygons", [1], [""], ["a"] * 21]),
+        ("license", [" ", None]),
+        ("one_name_per_prompt", ["yes"]),
+        ("forced_names", [1]),
+        ("drops_articles", [None]),
+        ("weights_sha256", ["1" * 63, "1" * 65]),
+        ("aliases", ["a/b", ["a b"], ["a" * 201], [""], [f"a/{index}" for index in range(21)]]),
+        ("tasks", [None, {"counting": None}, {"ocr": {"template": "{question}"}}]),
+        ("tasks", [{QUESTIONS: {"template": "what?"}}, {QUESTIONS: {"prompt": "{question}"}}]),
+        ("tasks", [{"captioning": {"template": "{language} {language}"}}]),
+        ("tasks", [{MASKS: {"template": "{phrase}", "labels": "no"}}]),
+        ("mask_decoder", ["vae.npz", " "]),
     ],
 )
-def test_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
+def test_bad_entry_is_refused(key: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(CatalogError, match=rf"{key}.*not"):
+            parse_entry(ROW | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": 0}, "some-model: parameters: Input should be greater than 0, not 0"),
+        ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
+        ({"tasks": {"counting": None}}, "'counting' is not a task; allowed are captioning"),
+        ({"tasks": {QUESTIONS: {"template": "?"}}}, "must contain {question} once; it is '?'"),
+    ],
+)
+def test_message_of_refusal(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CatalogError, match=message):
         parse_entry(ROW | change)
 
@@ -212,9 +211,9 @@ def test_limits_of_lists() -> None:
     parse_entry(ROW | {"aliases": [*("a" * length for length in range(1, 20)), "a" * 200]})
 
 
-@pytest.mark.parametrize("key", [key for key in ROW if key != "id"])
+@pytest.mark.parametrize("key", ROW)
 def test_missing_key_is_refused(key: str) -> None:
-    with pytest.raises(CatalogError, match=rf"some-model misses the keys \['{key}'\]"):
+    with pytest.raises(CatalogError, match=f"{key}: Field required"):
         parse_entry({name: value for name, value in ROW.items() if name != key})
 
 
@@ -237,8 +236,8 @@ def test_adapter_inherits_from_its_base(tmp_path: Path) -> None:
         ),
         ([ROW, ADAPTER | {"resolution": 224}], "an adapter shares resolution with its base some-"),
         ([ROW, ADAPTER | {"aliases": ["a/b"]}], "an adapter shares aliases with its base some-m"),
-        ([ROW, {"id": "tuned", "adapter_of": "some-model"}], r"tuned misses the keys \['source'\]"),
-        ([ROW, ADAPTER | {"colour": "red"}], r"unknown keys \['colour'\]"),
+        ([ROW, {"id": "tuned", "adapter_of": "some-model"}], "tuned: source: Field required"),
+        ([ROW, ADAPTER | {"colour": "red"}], "tuned: colour: Unexpected"),
         ([ROW, ADAPTER, ADAPTER], "more than one entry 'tuned'"),
     ],
 )
@@ -265,11 +264,9 @@ def test_adapter_outside_of_the_catalog() -> None:
 @pytest.mark.parametrize(
     ("model_id", "row", "message"),
     [
-        ("Tuned", {}, "lower-case letters"),
+        ("Tuned", {}, "Tuned: id: String should match"),
         ("tuned", {"id": "other"}, "id is not allowed; it follows from the folder"),
         ("tuned", {"resolution": 224}, "an adapter shares resolution with its base some-model"),
-        ("tuned", {"colour": "red"}, r"unknown keys \['colour'\]"),
-        ("tuned", {"tasks": {"reading": None}}, "the unknown task 'reading'"),
     ],
 )
 def test_bad_adapter_outside_of_the_catalog(
@@ -287,7 +284,7 @@ def test_bad_adapter_outside_of_the_catalog(
         ("", "must contain a list under the single key models"),
         ("models: {}", "must contain a list under the single key models"),
         ("models: []\nmore: 1", "must contain a list under the single key models"),
-        ("models: [5]", "must be a mapping"),
+        ("models: [5]", "Input should be a dictionary"),
         (yaml.safe_dump({"models": [ROW, ROW]}), "more than one entry 'some-model'"),
     ],
 )

@@ -132,29 +132,31 @@ def test_calibration_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("key", "values", "reason"),
     [
-        ({"task": "captioning"}, "task is 'captioning'; it must be a task that returns scores"),
-        ({"task": "juggling"}, "task is 'juggling'"),
-        ({"scores": []}, "0 scores for 2 probabilities"),
-        ({"scores": [0.1]}, "1 scores for 2 probabilities"),
-        ({"scores": [0.1, 0.1]}, "scores must increase"),
-        ({"scores": [0.1, 1.1]}, "scores and probabilities must be 0 to 1"),
-        ({"scores": [-0.1, 1]}, "scores and probabilities must be 0 to 1"),
-        ({"scores": None}, "NoneType"),
-        ({"probabilities": [1, 0]}, "probabilities must not decrease"),
-        ({"probabilities": [0, float("nan")]}, "must be 0 to 1"),
-        ({"with_tiles": "auto"}, "with_tiles is 'auto'; it must be true or false"),
-        ({"min_object_share": 0}, "min_object_share is 0.0; it must be above 0 and at most 1"),
-        ({"min_object_share": 1.1}, "min_object_share is 1.1; it must be above 0 and at most 1"),
-        ({"min_object_share": float("nan")}, "min_object_share is nan; it must be above 0"),
-        ({"min_object_share": "tiny"}, "could not convert string to float: 'tiny'"),
+        ("task", ["captioning", "juggling"], "is not a task that returns scores"),
+        ("scores", [[]], "at least 1 item"),
+        ("scores", [[0.1]], "1 scores for 2 probabilities"),
+        ("scores", [[0.1, 0.1]], "scores must increase"),
+        ("scores", [[0.1, 1.1]], "less than or equal to 1, not 1.1"),
+        ("scores", [[-0.1, 1]], "greater than or equal to 0"),
+        ("scores", [None], "valid array, not None"),
+        ("probabilities", [[1, 0]], "probabilities must not decrease"),
+        ("probabilities", [[0, float("nan")]], "finite number"),
+        ("with_tiles", ["auto", 1], "valid boolean"),
+        ("min_object_share", [0], "greater than 0"),
+        ("min_object_share", [1.1], "less than or equal to 1"),
+        ("min_object_share", [float("nan")], "finite number"),
+        ("min_object_share", ["tiny"], "valid number"),
     ],
 )
-def test_bad_calibration_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    path = written(tmp_path, calibrations=[ROW | change])
-    with pytest.raises(CheckpointFileError, match=rf"c\.json is not a valid cal.*{reason}"):
-        read_calibrations(path)
+def test_bad_calibration_is_refused(
+    tmp_path: Path, key: str, values: list[Any], reason: str
+) -> None:
+    for value in values:
+        path = written(tmp_path, calibrations=[ROW | {key: value}])
+        with pytest.raises(CheckpointFileError, match=rf"c\.json is not a valid cal.*{reason}"):
+            read_calibrations(path)
 
 
 @pytest.mark.parametrize(
@@ -168,27 +170,29 @@ def test_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("key", "values", "reason"),
     [
-        ({"fields": {"task": "captioning"}}, "must be a task that returns scores"),
-        ({"fields": []}, "must be a task that returns scores"),
-        ({"fields": {"task": []}}, "must be a task that returns scores"),
-        ({"min_precision": 1}, "must be between 0 and 1"),
-        ({"confidence": float("nan")}, "must be between 0 and 1"),
-        ({"min_score": -0.1}, "min_score must be 0 to 1"),
-        ({"max_labels": 0}, "max_labels and num_images at least 1"),
-        ({"num_images": float("inf")}, "cannot convert float infinity"),
+        ("fields", [{"task": "captioning"}, {"task": []}, {}], "is not a task that returns scores"),
+        ("fields", [[]], "be an object"),
+        ("min_precision", [1], "less than 1"),
+        ("min_precision", [0], "greater than 0"),
+        ("confidence", [float("nan")], "finite number"),
+        ("min_score", [-0.1], "greater than or equal to 0"),
+        ("max_labels", [0], "greater than or equal to 1"),
+        ("num_images", [0], "greater than or equal to 1"),
+        ("num_images", [float("inf")], "finite number"),
     ],
 )
-def test_bad_proof_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    path = written(tmp_path, proofs=[PROOF_ROW | change])
-    with pytest.raises(CheckpointFileError, match=rf"not a valid calibration file.*{reason}"):
-        read_proofs(path)
+def test_bad_proof_is_refused(tmp_path: Path, key: str, values: list[Any], reason: str) -> None:
+    for value in values:
+        path = written(tmp_path, proofs=[PROOF_ROW | {key: value}])
+        with pytest.raises(CheckpointFileError, match=rf"not a valid calibration file.*{reason}"):
+            read_proofs(path)
 
 
 def test_number_of_proofs_is_limited(tmp_path: Path) -> None:
     assert len(read_proofs(written(tmp_path, proofs=[PROOF_ROW] * 1000))) == 1000
-    with pytest.raises(CheckpointFileError, match="has 1001 proofs; at most 1000 are allowed"):
+    with pytest.raises(CheckpointFileError, match="at most 1000 items"):
         read_proofs(written(tmp_path, proofs=[PROOF_ROW] * 1001))
 
 
