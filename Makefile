@@ -1,7 +1,7 @@
 # make help       these lines
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base hf:owner/name"
 # make test       all checks: style, types, tests; failed tests run once more, alone, and those that then pass are listed
-# make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing
+# make test-long  the long tests, before a release: soak, widest shapes, many sequences
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
