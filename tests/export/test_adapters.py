@@ -18,10 +18,17 @@ from export.checks.reference import Reference
 from runners.adapters.low_rank import Adapters
 from runners.decoder.batch import generate_all
 from runners.models.load import load_decoder
-from tests.support.adapter_forms import TOWER, with_microsofts_names
 from tests.support.decoder_cases import MAX_NEAR_TIES, NUM_SCENES, make_case
 from tests.support.export_cli import MODELS, ModelStore
-from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
+from tests.support.lora import (
+    TOWER,
+    VISION_OPTIONS,
+    merged,
+    rename_weights,
+    write_adapter,
+    write_catalog,
+)
+from tests.support.microsoft_form import microsoft_name
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
 from wire.artifacts.manifest import ADAPTER_FILE, read_manifest, sha256_of, verify_files
 
@@ -54,7 +61,7 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tun
         folders[adapter] = write_adapter(model, folder / adapter, seed, **options)
     # Published ones are tuned over Microsoft's code.
     renamed = Path(shutil.copytree(folders["vision-only"], folder / "microsofts-names"))
-    with_microsofts_names(renamed)
+    rename_weights(renamed, microsoft_name)
     sources = folders | {"vision-only": renamed}
     rows = {}
     for adapter, base in BASES.items():

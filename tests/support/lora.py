@@ -1,7 +1,7 @@
 """Random LoRA adapters, made by peft over a checkpoint in transformers."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,15 @@ from typing import Any
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tests.support.export_cli import ROOT
+from wire.artifacts.adapter_folder import WEIGHTS_FILE
 
 LAYERS = r".*language_model.*(_proj|fc1|fc2)"
+# All layers of Florence-2's vision tower that have other names in Microsoft's code
+TOWER = r".*vision_tower.*(qkv|proj|fc1|fc2|convs\.[0-9]\.conv)"
+PREFIX = "base_model.model."
 # Both parts: linear layers and convolutions by pattern; names that hit both, beside whole weights.
 VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "florence-2-mini": {
@@ -62,6 +67,14 @@ def peft_model(model: Any, seed: int, options: Mapping[str, Any]) -> Any:
 def save_adapter(tuned: Any, folder: Path) -> None:
     with _without_warnings():
         tuned.save_pretrained(str(folder))
+
+
+def rename_weights(folder: Path, renamed: Callable[[str], str]) -> None:
+    """Rename the tensors of an adapter, whose prefix stays."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    for name in list(tensors):
+        tensors[PREFIX + renamed(name.removeprefix(PREFIX))] = tensors.pop(name)
+    save_file(tensors, folder / WEIGHTS_FILE)
 
 
 def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path:
