@@ -9,120 +9,117 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
-from mcp import Client, MCPError
-from mcp_types import TextContent
+from mcp import Client
+from mcp_types import CallToolResult, TextContent
 
-from diptych_client import (
-    AnswerOptions,
-    AsyncClient,
-    ErrorDetail,
-    Guarantee,
-    ModelFailure,
-    Task,
-    TaskParameters,
-)
+from diptych_client import AsyncClient, Comparison, ErrorDetail, Guarantee, ModelFailure, Task
 from diptych_client.integrations.mcp_server import (
-    ToolArguments,
-    ToolServer,
-    analysis_content,
     analyze_tool,
-    content_of,
+    answer_rows,
+    read_image,
     tool_of,
+    tool_server,
 )
 from diptych_client.results import Analysis, StepAnswer, StepAnswers
+from diptych_client.transports.messages import to_json
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, TEXT_REGIONS, answer
 from tests.support.scene_images import scene_png
-from tests.support.scripted_services import Script, serving_rest
+from tests.support.scripted_services import Refusal, Script, serving_rest
 
 REGION = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
-WORDS = {"type": "array", "items": {"type": "string"}}
 PARAMETERS = {
-    "type": "object",
-    "properties": {
-        "phrase": {"type": "string", "minLength": 1},
-        "phrases": WORDS,
-        "region": REGION,
-    },
-    "required": [],
-    "additionalProperties": False,
+    "properties": {"phrase": {"type": "string"}, "region": REGION},
+    "required": ["phrase"],
     "oneOf": [{"required": ["phrase"]}, {"required": ["region"]}],
 }
 SEGMENT = Task("instance_segmentation", "Segment it.", "instances", PARAMETERS, ("m", "n"))
-TOOL = tool_of(SEGMENT)
+READ = Task("ocr", "Read it.", "text", {"properties": {}}, ("m",))
+UNSERVED = replace(READ, id="captioning", models=())
+FAILURE = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
 URL = "https://example.org/a.png"
 
 
-def parsed(**arguments: Any) -> ToolArguments:
-    return ToolArguments.parse(TOOL, {"image": URL} | arguments)
+def call(script: Script, tool: str, **arguments: Any) -> CallToolResult:
+    async def run(url: str) -> CallToolResult:
+        async with (
+            AsyncClient(url, max_retries=0) as service,
+            Client(tool_server(service)) as client,
+        ):
+            listed = await client.list_tools()
+            assert [entry.name for entry in listed.tools] == ["ocr", "analyze"]
+            return await client.call_tool(tool, arguments)
+
+    script.listings = {"/v1/tasks": [asdict(READ), asdict(UNSERVED)]}
+    with serving_rest(script) as url:
+        return asyncio.run(run(url))
 
 
-def test_a_tool_has_the_image_the_parameters_and_the_models_that_offer_the_task() -> None:
+def body_of(reply: object) -> bytes:
+    return json.dumps(to_json(reply)).encode()
+
+
+def test_tool_has_parameters_options_and_models() -> None:
+    tool = tool_of(SEGMENT)
+    properties = tool.input_schema["properties"]
     options = ["min_score", "min_precision", "nms_iou"]
-    names = ["image", "phrase", "phrases", "region", *options, "models"]
-    assert list(TOOL.input_schema["properties"]) == names
-    assert TOOL.input_schema["properties"]["region"] == REGION
-    assert TOOL.input_schema["properties"]["models"]["items"]["enum"] == ["m", "n"]
-    assert TOOL.input_schema["required"] == ["image"]
+    assert list(properties) == ["image", "phrase", "region", *options, "models"]
+    assert (properties["region"], properties["models"]["items"]["enum"]) == (REGION, ["m", "n"])
+    assert tool.input_schema["required"] == ["image", "phrase"]
+    assert "oneOf" not in tool.input_schema
+    assert tool.description is not None
+    assert "exactly one of phrase, region" in tool.description
+    assert tool.annotations is not None
+    assert tool.annotations.read_only_hint
+    assert "min_score" not in tool_of(READ).input_schema["properties"]
+    steps = analyze_tool([SEGMENT, UNSERVED]).input_schema["properties"]["steps"]
+    assert steps["items"]["properties"]["task"]["enum"] == [SEGMENT.id]
 
 
-def test_a_task_whose_result_is_text_has_no_options_of_objects() -> None:
-    describe = tool_of(Task("ocr", "Read it.", "text", PARAMETERS, ("m",)))
-    assert "min_score" not in describe.input_schema["properties"]
-
-
-def test_a_tool_changes_nothing_and_sees_nothing_but_its_arguments() -> None:
-    assert TOOL.annotations is not None
-    assert TOOL.annotations.read_only_hint is True
-    assert TOOL.annotations.open_world_hint is False
-
-
-def test_the_description_has_the_choice_that_tool_apis_refuse_in_the_schema() -> None:
-    assert "oneOf" not in TOOL.input_schema
-    assert TOOL.description is not None
-    assert "exactly one of phrase, region" in TOOL.description
-
-
-def test_arguments_are_those_of_the_client() -> None:
-    call = parsed(region=[1, 2, 3, 4], models=["n"], min_score=0.5, nms_iou=1)
-    assert (call.image, call.models) == (URL, ["n"])
-    assert call.options == AnswerOptions(min_score=0.5, nms_iou=1)
-    # JSON has lists
-    assert call.parameters == TaskParameters(region=[1, 2, 3, 4])  # type: ignore[arg-type]
-
-
-def test_a_list_may_be_one_text_with_commas() -> None:
-    call = parsed(phrases='circle, "red, round"', models="m,n")
-    assert call.parameters.phrases == ["circle", "red, round"]
-    assert call.models == ["m", "n"]
+def test_arguments_are_fields_of_the_request() -> None:
+    script = Script([answer(INSTANCES)])
+    region = [1, 2, 3, 4]
+    assert not call(script, SEGMENT.id, image=URL, region=region, min_score=0.5).is_error
+    (request,) = script.received
+    for text in (URL, SEGMENT.id, "[1, 2, 3, 4]", "0.5"):
+        assert f"\r\n\r\n{text}\r\n".encode() in request.body
+    script = Script([body_of(Comparison("id", "ocr", SIZE, (answer(TEXT), FAILURE)))])
+    assert not call(script, "ocr", image=URL, models="m,n").is_error
+    assert b'["m", "n"]' in script.received[0].body
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": None}, "image: None is not of type 'string'"),
-        ({"phrase": ""}, "phrase: "),
-        ({"models": ["x"]}, r"models\.0: 'x' is not one of \['m', 'n'\]"),
-        ({"models": "m, x"}, r"models\.1: 'x' is not one of \['m', 'n'\]"),
-        ({"min_score": 2}, "min_score: 2 is greater than the maximum of 1"),
-        ({"question": "?"}, "^Additional properties .*'question'"),
-        ({"image": "data:image/png,x"}, "without base64"),
-        ({"image": "data:image/png;base64,=x="}, "image is not base64"),
+        ({"image": URL, "x": 1}, "invalid_request: unknown field 'x'"),
         ({"image": "/no/such/file.png"}, "there is no file /no/such/file.png"),
+        ({"image": "data:image/png;base64,=x="}, "padding"),
+        ({"image": URL}, "overloaded: no"),
+        ({}, "there is no file ."),
     ],
 )
-def test_an_error_names_the_argument_and_the_reason(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        parsed(**arguments)
+def test_failed_call_says_why(arguments: dict[str, Any], message: str) -> None:
+    result = call(Script([Refusal("overloaded")]), "ocr", **arguments)
+    assert result.is_error
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    assert message in content.text
 
 
-def test_a_file_and_base64_are_the_same_image(tmp_path: Path) -> None:
-    path = tmp_path / "scene.png"
-    path.write_bytes(scene_png())
+def test_call_fails_if_all_models_fail() -> None:
+    failed = body_of(Comparison("id", "ocr", SIZE, (FAILURE,)))
+    result = call(Script([failed]), "ocr", image=URL, models=["n"])
+    assert result.is_error
+    assert result.structured_content is not None
+    (row,) = result.structured_content["answers"]
+    assert row == {"model": "n", "error": asdict(FAILURE.error)}
+
+
+def test_data_url_is_decoded_and_pipe_is_no_file(tmp_path: Path) -> None:
     data_url = f"data:image/png;base64,{base64.b64encode(scene_png()).decode()}"
-    assert parsed(image=str(path)).image == parsed(image=data_url).image == scene_png()
+    assert read_image(data_url) == scene_png()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="there is no file"):
+        read_image(str(tmp_path / "pipe"))
 
 
 @pytest.mark.parametrize(
@@ -134,119 +131,57 @@ def test_a_file_and_base64_are_the_same_image(tmp_path: Path) -> None:
         (b"secret", False),
     ],
 )
-def test_no_file_but_an_image_leaves_the_computer(
+def test_only_image_files_leave_the_computer(
     tmp_path: Path, content: bytes, is_image: bool
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     if is_image:
-        assert parsed(image=str(path)).image == content
+        assert read_image(str(path)) == content
     else:
         with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
-            parsed(image=str(path))
-
-
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="there is no file"):
-        parsed(image=str(tmp_path / "pipe"))
+            read_image(str(path))
 
 
 @pytest.mark.parametrize(
     ("kind", "result"),
-    [
-        ("text", TEXT),
-        ("detections", DETECTIONS),
-        ("instances", INSTANCES),
-        ("text_regions", TEXT_REGIONS),
-    ],
+    [("text", TEXT), ("detections", DETECTIONS), ("text_regions", TEXT_REGIONS)],
 )
-def test_the_content_has_the_declared_schema(kind: str, result: Any) -> None:
-    failure = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
-    content = content_of(SIZE, [answer(result), failure])
-    schema = tool_of(Task("t", "d", kind, {"properties": {}}, ("some-model", "n"))).output_schema
-    assert schema is not None
-    Draft202012Validator(schema).validate(json.loads(json.dumps(content)))
-    answered, failed = content["answers"]
-    assert set(answered) == {"model", kind, "finish_reason", "calibrated"}
-    assert failed == {"model": "n", "error": {"code": "unsupported_task", "message": "no"}}
+def test_row_has_the_result_of_its_kind(kind: str, result: Any) -> None:
+    (row,) = answer_rows([answer(result)])
+    assert list(row) == ["model", kind, "finish_reason", "calibrated"]
 
 
-def test_the_content_has_what_is_proved() -> None:
+def test_rows_are_rounded_and_simplified() -> None:
+    (star, *others) = DETECTIONS.detections
+    detections = (replace(star, box_xyxy=(1.26, 2, 3, 4), score=0.98765), *others)
     proved = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
-    (answered,) = content_of(SIZE, [replace(answer(DETECTIONS), guarantee=proved)])["answers"]
-    assert answered["guarantee"] == asdict(proved)
+    result = replace(DETECTIONS, detections=detections)
+    (row,) = answer_rows([replace(answer(result), guarantee=proved)])
+    assert row["detections"][0] == {"box": [1.3, 2, 3, 4], "label": "star", "score": 0.988}
+    assert row["guarantee"] == asdict(proved)
+    dense = tuple((x / 10, 0.0) for x in range(100)) + ((9.9, 9.0), (0.0, 9.0))
+    instance = replace(INSTANCES.instances[0], polygons_xy=(dense,))
+    (row,) = answer_rows([answer(replace(INSTANCES, instances=(instance,)))])
+    assert row["instances"][0]["polygons"] == [[[0, 0], [9.9, 0], [9.9, 9], [0, 9]]]
 
 
-def test_boxes_are_pixels_of_the_image() -> None:
-    content = content_of(SIZE, [answer(DETECTIONS)])
-    assert content["image"] == {"width": SIZE.width, "height": SIZE.height}
-    assert content["answers"][0]["detections"][0] == {
-        "box": [1.0, 2.0, 11.0, 12.0],
-        "label": "star",
-        "score": 0.9,
-    }
-
-
-def test_an_analysis_has_the_answers_of_its_steps_and_what_each_is_of() -> None:
-    tool = analyze_tool([SEGMENT, Task("ocr", "Read it.", "text", PARAMETERS, ())])
+def test_analysis_has_the_answers_of_its_steps() -> None:
+    answers = (StepAnswer(answer(DETECTIONS), 0), StepAnswer(FAILURE))
+    analysis = Analysis("id", SIZE, (StepAnswers("a", SEGMENT.id, True, answers),))
+    script = Script([body_of(analysis)])
     steps = [{"id": "a", "task": SEGMENT.id, "each": "b", "phrase": "{label}"}]
-    assert ToolArguments.parse(tool, {"image": URL, "steps": steps}).steps == steps
-    with pytest.raises(ValueError, match=r"steps\.0\.task: 'ocr' is not one of"):
-        ToolArguments.parse(tool, {"image": URL, "steps": [{"id": "a", "task": "ocr"}]})
-    failure = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
-    answers = (StepAnswer(answer(DETECTIONS), 0), StepAnswer(failure))
-    content = analysis_content(Analysis("id", SIZE, (StepAnswers("a", SEGMENT.id, True, answers),)))
-    assert tool.output_schema is not None
-    Draft202012Validator(tool.output_schema).validate(json.loads(json.dumps(content)))
-    (step,) = content["steps"]
+    result = call(script, "analyze", image=URL, steps=steps)
+    assert json.dumps(steps).encode() in script.received[0].body
+    assert result.structured_content is not None
+    (step,) = result.structured_content["steps"]
     answered, failed = step["answers"]
-    assert (step["truncated"], answered["of"], "of" in failed) == (True, 0, False)
-    assert (
-        answered["detections"] == content_of(SIZE, [answer(DETECTIONS)])["answers"][0]["detections"]
-    )
+    assert (step["id"], step["truncated"], answered["of"]) == ("a", True, 0)
+    assert answered == answer_rows([answer(DETECTIONS)])[0] | {"of": 0}
+    assert failed == answer_rows([FAILURE])[0]
 
 
-TASK = {
-    "id": "ocr",
-    "description": "Read it.",
-    "result": "text",
-    "parameters": {"properties": {}},
-    "models": ["m"],
-}
-URL = "https://example.org/a.png"
-
-
-def test_a_host_that_reads_only_text_gets_letters_and_not_escapes() -> None:
-    async def call(url: str) -> str:
-        async with (
-            AsyncClient(url, max_retries=0) as service,
-            Client(ToolServer(service).server()) as client,
-        ):
-            result = await client.call_tool("ocr", {"image": URL})
-        (content,) = result.content
-        assert isinstance(content, TextContent)
-        return content.text
-
-    with serving_rest(Script([answer(TEXT)], listings={"/v1/tasks": [TASK]})) as url:
-        assert TEXT.text in asyncio.run(call(url))
-
-
-def test_a_task_that_is_served_since_the_last_listing_is_called() -> None:
-    listed = [TASK]
-
-    async def call(url: str) -> None:
-        async with (
-            AsyncClient(url, max_retries=0) as service,
-            Client(ToolServer(service).server()) as client,
-        ):
-            assert not (await client.call_tool("ocr", {"image": URL})).is_error
-            with pytest.raises(MCPError, match="unknown tool 'captioning'; the tools are ocr"):
-                await client.call_tool("captioning", {"image": URL})
-            listed.append(TASK | {"id": "captioning"})
-            assert not (await client.call_tool("captioning", {"image": URL})).is_error
-
-    script = Script([answer(TEXT), answer(TEXT)], listings={"/v1/tasks": listed})
-    with serving_rest(script) as url:
-        asyncio.run(call(url))
-    assert len(script.received) == 2
+def test_text_has_letters_instead_of_escapes() -> None:
+    (content,) = call(Script([answer(TEXT)]), "ocr", image=URL).content
+    assert isinstance(content, TextContent)
+    assert TEXT.text in content.text
