@@ -11,12 +11,6 @@ from email.utils import parsedate_to_datetime
 _CLASSES: dict[str, "type[DiptychError]"] = {}  # keyed by code
 # errors of these fields depend on the image: a region may exceed a small one
 _IMAGE_FIELDS = ("image", "region")
-# texts of errors at the other interface's port, and what to do
-_WRONG_PORT = {
-    "wrong_version_number": "does the service serve TLS? without it its URL is http://HOST:PORT",
-    "illegal request line": "is this the gRPC port? its URL is grpc://HOST:PORT",
-    "http1": "is this the REST port? its URL is http://HOST:PORT",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +131,9 @@ def affects_every_image(error: DiptychError) -> bool:
     return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)
 
 
-def connection_failed(reason: str, request_id: str, url: str = "", tried: str = "") -> DiptychError:
-    for sign, hint in _WRONG_PORT.items():
-        if sign in reason.lower():
-            reason = f"{reason} ({hint})"
-    if url:
-        reason = f"{tried} at {url}: {reason}; `diptych --url {url} doctor` finds the cause"
-    return new_error("connection_failed", reason, request_id=request_id)
+def connection_failed(reason: str, request_id: str, url: str, tried: str) -> DiptychError:
+    message = f"{tried} at {url}: {reason}; `diptych --url {url} doctor` finds the cause"
+    return new_error("connection_failed", message, request_id=request_id)
 
 
 def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:

@@ -32,7 +32,6 @@ from diptych_client import (
     Tiles,
     UnsupportedTask,
 )
-from diptych_client.errors import connection_failed
 from diptych_client.requests import FieldValue, Request, non_null_fields
 from diptych_client.results import Result
 from diptych_client.transports import vision_pb2 as pb
@@ -241,18 +240,3 @@ def test_status_decides_without_a_detail(status: Any, kind: type[DiptychError]) 
         error = error_from_response(status, {"retry-after": "7"}, body, "mine")
         assert type(error) is kind
         assert (error.request_id, error.retry_after_s) == ("mine", 7)
-
-
-@pytest.mark.parametrize(
-    ("reason", "hint"),
-    [
-        ("illegal request line", "is this the gRPC port?"),
-        ("Trying to connect an http1.x server", "is this the REST port?"),
-        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", "does the service serve TLS?"),
-    ],
-)
-def test_wrong_port_has_a_hint(reason: str, hint: str) -> None:
-    assert f"{reason} ({hint}" in connection_failed(reason, "r", "u", "GET /v1/models").message
-    error = error_from_response(404, {}, b"Not Found", "mine", "http://a/b/v1/models")
-    expected = "http://a/b/v1/models responded with status 404: Not Found; is this the URL of a"
-    assert error.message.startswith(expected)

@@ -7,10 +7,9 @@ step's task.
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +50,7 @@ from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import ImageInStore, open_images
-from diptych_client.long_runs import RunError, refusal
+from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
 from diptych_client.results import Answer, Task
 from diptych_client.transports.messages import to_json
@@ -99,12 +98,12 @@ ModelId = Annotated[
     str | None,
     Option("--model", "--models", help="Model id; default: the first that offers the task."),
 ]
-_SHIPPED_RECIPES = files("diptych_client") / "recipes"
-_MAX_RECIPE_BYTES = 1_000_000
-_SOFTWARE = 0x0131  # EXIF's tag of the program that made a picture
-_PROGRAM = "diptych"
+_RECIPES = Path(__file__).parents[1] / "recipes"
 _EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 _MAX_OPENED_PIXELS = 1_000_000_000
+_Errors = tuple[type[Exception], ...]
+_EXPECTED: _Errors = (DiptychError, RunError, OSError, ValueError, yaml.YAMLError)
+_EXPECTED += (Image.DecompressionBombError,)
 
 
 def main() -> None:
@@ -112,7 +111,7 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = _MAX_OPENED_PIXELS  # its own limit is for servers
     try:
         app(prog_name="diptych")
-    except (DiptychError, RunError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except _EXPECTED as error:
         message = str(error).replace("\n", "\\n")  # one line
         echo(f"error: {message}", is_error=True)
         sys.exit(1)
@@ -165,8 +164,43 @@ def predict(
     ] = None,
 ) -> None:
     """Run a task on images with one model."""
-    connection = _connection(context)
-    num_failed = predict_images(connection, inputs, input_options, task_options, model, draw)
+    as_json = input_options.as_json
+    num_failed = 0
+    with TemporaryDirectory(prefix="diptych-") as work, _connection(context).client() as client:
+        opening = input_options.opening(Path(work))
+        opened = open_images(inputs, opening)
+        note_problems(opening.problems, None)
+        store, images = opened.images()
+        is_one = len(images) == 1 and opened.files is not None
+        drawings: list[Path | None] = [draw] * len(images)
+        if draw is not None and not is_one:
+            drawings = [draw / image.name for image in images]
+        check_drawings(drawings, input_options.overwrite)
+        answers = client.predict_many(
+            [ImageInStore(store, image) for image in images],
+            task_options.task,
+            task_options.parameters(),
+            model=model,
+            options=task_options.answer_options(),
+            progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
+        )
+        for image, answer, drawing in zip(images, answers, drawings, strict=True):
+            if not isinstance(answer, Answer):
+                if is_one:
+                    raise answer
+                num_failed += 1
+                echo(f"error: {image.name}: {answer}", is_error=True)
+                if as_json:
+                    _print_row({"image": image.name, "error": to_json(answer.detail)})
+                continue
+            if drawing is not None:
+                save_drawing(draw_answer(open_upright(store.path / image.name), answer), drawing)
+            if as_json and not is_one:
+                _print_row({"image": image.name, "answer": to_json(answer)})
+                continue
+            if not is_one:
+                echo(f"\n{image.name}")
+            _print(as_json, answer, answer_view(answer))
     raise typer.Exit(1 if num_failed else 0)
 
 
@@ -182,8 +216,7 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Run a task on an image with several models; `--draw` shows them side by side."""
-    if draw is not None:
-        check_drawing(draw, overwrite)
+    check_drawings([draw], overwrite)
     with _connection(context).client() as client:
         comparison = client.compare(
             image,
@@ -332,7 +365,7 @@ class Recipe:
     description: str
     steps: tuple[dict[str, Any], ...]
 
-    def filled(self, labels: Sequence[str], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    def filled(self, labels: Sequence[str], tasks: Iterable[Task]) -> list[dict[str, Any]]:
         """Return the steps for a request; raise `RunError` if labels are missing."""
         models = {task.id: list(task.models) for task in tasks}
         steps = []
@@ -349,112 +382,31 @@ class Recipe:
 
 
 def shipped_recipes() -> list[Recipe]:
-    recipes = []
-    for path in sorted(_SHIPPED_RECIPES.iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".yaml"):
-            name = path.name.removesuffix(".yaml")
-            recipes.append(_parse_recipe(name, path.read_text(encoding="utf-8")))
-    return recipes
+    return list(map(_read_recipe, sorted(_RECIPES.glob("*.yaml"))))
 
 
 def read_recipe(name_or_path: str) -> Recipe:
-    shipped = {recipe.name: recipe for recipe in shipped_recipes()}
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    path = Path(name_or_path)
-    if not path.is_file():
-        names = ", ".join(shipped)
-        raise RunError(f"there is no recipe or file {name_or_path!r:.200}; the recipes are {names}")
-    if path.stat().st_size > _MAX_RECIPE_BYTES:
-        raise RunError(f"the recipe {path} is larger than {_MAX_RECIPE_BYTES} bytes")
-    return _parse_recipe(path.name, path.read_text(encoding="utf-8"))
+    shipped = _RECIPES / f"{name_or_path}.yaml"
+    return _read_recipe(shipped if shipped.is_file() else Path(name_or_path))
 
 
-def _parse_recipe(name: str, text: str) -> Recipe:
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RunError(f"the recipe {name} is not YAML: {error}") from error
+def _read_recipe(path: Path) -> Recipe:
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
     steps = document.get("steps") if isinstance(document, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise RunError(f"the recipe {name} must have steps: a list of objects")
-    return Recipe(name, str(document.get("description", "")), tuple(steps))
+        raise RunError(f"the recipe {path} must have steps: a list of objects")
+    return Recipe(path.stem, str(document.get("description", "")), tuple(steps))
 
 
-def check_drawing(path: Path, overwrite: bool) -> None:
-    """Raise `RunError` for a file that is not a drawing of this program, unless it is replaced."""
-    if overwrite or not path.exists():
-        return
-    try:
-        with Image.open(path) as picture:
-            program = picture.getexif().get(_SOFTWARE)
-    except OSError:
-        program = None
-    if program != _PROGRAM:
-        raise refusal(path)
+def check_drawings(paths: Iterable[Path | None], overwrite: bool) -> None:
+    for path in paths:
+        if path is not None and path.exists() and not overwrite:
+            raise RunError(f"{path} exists; give --overwrite to replace it")
 
 
 def save_drawing(picture: Image.Image, path: Path) -> None:
-    exif = Image.Exif()
-    exif[_SOFTWARE] = _PROGRAM
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, exif=exif)
-
-
-def predict_images(
-    connection: ConnectionOptions,
-    inputs: Sequence[str],
-    input_options: InputOptions,
-    task_options: TaskOptions,
-    model: str | None,
-    draw: Path | None,
-) -> int:
-    """Print the answers in the order of the images; return the number of images that failed.
-
-    With several, `draw` is a folder, and JSON has a line for each: `image` and `answer` or `error`.
-    """
-    with TemporaryDirectory(prefix="diptych-") as work, connection.client() as client:
-        opening = input_options.opening(Path(work))
-        opened = open_images(inputs, opening)
-        note_problems(opening.problems, None)
-        store, images = opened.images()
-        is_one = len(images) == 1 and opened.files is not None
-        drawings: dict[str, Path] = {}
-        if draw is not None:
-            drawings = {image.name: draw if is_one else draw / image.name for image in images}
-        for path in drawings.values():
-            check_drawing(path, input_options.overwrite)
-        answers = client.predict_many(
-            [ImageInStore(store, image) for image in images],
-            task_options.task,
-            task_options.parameters(),
-            model=model,
-            options=task_options.answer_options(),
-            progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
-        )
-        num_failed = 0
-        for image, answer in zip(images, answers, strict=True):
-            row: dict[str, Any] = {"image": image.name}
-            if isinstance(answer, Answer):
-                row["answer"] = to_json(answer)
-                if drawing := drawings.get(image.name):
-                    picture = draw_answer(open_upright(store.path / image.name), answer)
-                    save_drawing(picture, drawing)
-            elif is_one:
-                raise answer
-            else:
-                num_failed += 1
-                row["error"] = to_json(answer.detail)
-                echo(f"error: {image.name}: {answer}", is_error=True)
-            if input_options.as_json and is_one:
-                echo(json.dumps(row["answer"], indent=2, ensure_ascii=False))
-            elif input_options.as_json:
-                echo(json.dumps(row, ensure_ascii=False))
-            elif isinstance(answer, Answer):
-                if not is_one:
-                    echo(f"\n{image.name}")
-                Console().print(answer_view(answer))
-    return num_failed
+    picture.save(path)
 
 
 def _connection(context: typer.Context) -> ConnectionOptions:
@@ -467,3 +419,7 @@ def _print(as_json: bool, value: object, view: RenderableType) -> None:
         echo(json.dumps(to_json(value), indent=2, ensure_ascii=False))
     else:
         Console().print(view)
+
+
+def _print_row(row: Mapping[str, Any]) -> None:
+    echo(json.dumps(row, ensure_ascii=False))

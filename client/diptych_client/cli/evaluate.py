@@ -178,7 +178,7 @@ class EvaluationRun:
                 sent.extend(await race.run(client, samples, advance))
 
         total = 2 * sum(len(sample.requests) for sample in samples)
-        run_with_progress(total, run, "until decided", "requests")
+        run_with_progress(total, run, "until decided")
         return sent, race.sentence(len({sample.image.name for sample in samples}))
 
     def _ask(self, asker: Asker, samples: Sequence[Sample], model: str) -> None:
@@ -194,7 +194,7 @@ class EvaluationRun:
             async with self.connection.async_client() as client:
                 await asker.ask(client, samples, model, advance)
 
-        run_with_progress(num_unanswered, run, model, "requests")
+        run_with_progress(num_unanswered, run, model)
 
     def _print(
         self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog

@@ -53,8 +53,10 @@ ANALYZE = "analyze"  # the name of its tool
 _OUTLINE_TOLERANCE_PX = 1.0
 _DECIMALS = 1  # pixel coordinates
 _SCORE_DECIMALS = 3
-_PARTS = ("text", "detections", "instances", "text_regions")
-_PARTS += ("finish_reason", "calibrated", "guarantee", "error")
+_ANSWER_FIELDS = (
+    *("text", "detections", "instances", "text_regions"),
+    *("finish_reason", "calibrated", "guarantee", "error"),
+)
 
 _FORMS = "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
 _TEXT = {"type": "string"}
@@ -152,7 +154,7 @@ def answer_rows(answers: Iterable[Answer | ModelFailure]) -> list[dict[str, Any]
                 _simplify(result["instances"])
             body |= _rounded(result, _DECIMALS)
         row = {"model": answer.model}
-        row |= {name: body[name] for name in _PARTS if name in body}
+        row |= {name: body[name] for name in _ANSWER_FIELDS if name in body}
         rows.append(row)
     return rows
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, partial
-from http import HTTPStatus
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -225,6 +224,4 @@ def error_from_response(
         code = _CODE_OF_STATUS.get(status, "internal")
         text = body[:200].decode(errors="replace")
         message = f"{url} responded with status {status}: {text}"
-        if status == HTTPStatus.NOT_FOUND:
-            message += "; is this the URL of a Diptych service?"
         return error_from(ErrorDetail(code, message, None, request_id), wait_s)

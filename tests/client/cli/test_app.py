@@ -1,6 +1,5 @@
 """Small commands over a scripted service, and that no text of a server controls the terminal."""
 
-import asyncio
 import json
 import socket
 from collections.abc import Callable
@@ -135,7 +134,7 @@ def test_recipe_is_sent_and_its_answers_printed(
     assert status == 0
     assert b'"models": ["first", "second"]' in body
     output = capsys.readouterr().out
-    for text in ("things: object_detection", "1 answer\n", "truncated", "object 1", "third: "):
+    for text in ("things: object_detection", "answers: 1\n", "truncated", "object 1", "third: "):
         assert text in output
     analyze(diptych, image, "--json")
     assert from_json(Analysis, json.loads(capsys.readouterr().out)) == ANALYSIS
@@ -150,12 +149,12 @@ def test_recipe_takes_labels_or_is_a_file(diptych: Diptych, image: Path, capsys:
     path = image.with_name("own.yaml")
     path.write_text("steps: [{id: a, task: ocr}]")
     assert b'[{"id": "a", "task": "ocr"}]' in analyze(diptych, image, "--recipe", path)[1]
-    for text in ("steps: {", "[]", "steps: [3]"):
+    for text in ("[]", "steps: [3]"):
         path.write_text(text)
-        with pytest.raises(RunError, match=r"is not YAML|must have steps"):
+        with pytest.raises(RunError, match="must have steps"):
             read_recipe(str(path))
-    with pytest.raises(RunError, match="the recipes are both-models, check-labels, describe-"):
-        read_recipe("none")
+    for name in ("none", image):
+        assert analyze(diptych, image, "--recipe", name) == (1, b"")
 
 
 def test_recipes_are_described(diptych: Diptych, capsys: Captured) -> None:
@@ -197,10 +196,9 @@ def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured
     assert f"`diptych --url {url} doctor` finds the cause" in error
     assert error.count("\n") == 1
     assert diptych(Script([]), "doctor", "--json", "--url", url) == 1
-    connection, client = json.loads(capsys.readouterr().out)
+    (connection,) = json.loads(capsys.readouterr().out)
     assert (connection["name"], connection["is_right"]) == ("connection", False)
     assert "Connection refused" in connection["found"]
-    assert "without an API key" in client["found"]
     assert diptych(Script([]), "doctor", "--url", url) == 1
     assert "failed" in capsys.readouterr().out
 
@@ -266,10 +264,9 @@ def test_text_and_bar_escape_control_characters(capsys: Captured) -> None:
 
     async def run(advance: Callable[[], None]) -> None:
         for _ in range(3):
-            await asyncio.sleep(0.01)  # a rate needs two times
             advance()
 
-    run_with_progress(3, run, "[red]\x9b31m", unit="requests")
+    run_with_progress(3, run, "[red]\x9b31m")
     bar = " ".join(capsys.readouterr().err.split())
     assert r"[red]\u009b31m" in bar
-    assert " requests/s" in bar
+    assert "3/3" in bar

@@ -160,7 +160,8 @@ def test_rows_are_rounded_and_simplified() -> None:
     (row,) = answer_rows([replace(answer(result), guarantee=proved)])
     assert row["detections"][0] == {"box": [1.3, 2, 3, 4], "label": "star", "score": 0.988}
     assert row["guarantee"] == asdict(proved)
-    dense = tuple((x / 10, 0.0) for x in range(100)) + ((9.9, 9.0), (0.0, 9.0))
+    edge = [(x / 10, 0.0) for x in range(100)]
+    dense = (*edge, (9.9, 9.0), (0.0, 9.0))
     instance = replace(INSTANCES.instances[0], polygons_xy=(dense,))
     (row,) = answer_rows([answer(replace(INSTANCES, instances=(instance,)))])
     assert row["instances"][0]["polygons"] == [[[0, 0], [9.9, 0], [9.9, 9], [0, 9]]]
