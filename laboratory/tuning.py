@@ -1,13 +1,9 @@
-"""Writes labelled scenes on which an embedded model is tuned, the examples of docs/fine-tuning.md.
+"""Writes the labelled scenes of the example of docs/fine-tuning.md: `python -m laboratory.tuning
+new-shape FOLDER`.
 
-    python -m laboratory.tuning colours FOLDER
-    python -m laboratory.tuning new-shape FOLDER
-
-`colours`: 200 scenes of shapes, labelled by colour and shape. `new-shape`: FOLDER/train,
-FOLDER/test and FOLDER/known, 400, 200 and 200 scenes labelled by shape; in the first two every
-third shape is an X, which no embedded model has seen.
-
-Boxes lie on the grid that the embedded models write: their other locations are untrained.
+FOLDER/train, FOLDER/test and FOLDER/known have 400, 200 and 200 scenes labelled by shape. In the
+first two every third shape is an X, which no embedded model has seen. Boxes lie on the grid that
+the embedded models write: their other locations are untrained.
 """
 
 import sys
@@ -18,57 +14,18 @@ from pathlib import Path
 import numpy as np
 from numpy.random import default_rng
 
-from export.scenes import (
-    CANVAS_PX,
-    SHAPES,
-    Ring,
-    SceneObject,
-    box_xyxy,
-    draw_ring,
-    render_scene,
-    sample_scene,
-)
-from laboratory.evaluation.scenes import PLAIN_PX, Labelled, encoded, scaled, write_coco
+from export.scenes import CANVAS_PX, SHAPES, draw_ring, render_scene, sample_scene
+from laboratory.scenes import PLAIN_PX, Labelled, labelled, write_coco
 from tasks.florence2.grammar import NUM_BINS
 
 X = "X"
 _X_SHARE = 1 / 3
-_ARM = 0.3  # length of a notch and width of an end; the box reaches from -1 to 1
-_UPPER_NOTCH = ((-1 + _ARM, -1.0), (0.0, -_ARM), (1 - _ARM, -1.0))
-_RIGHT_NOTCH = ((1.0, -1 + _ARM), (_ARM, 0.0), (1.0, 1 - _ARM))
-_UNIT_X = (
-    *_UPPER_NOTCH,
-    *_RIGHT_NOTCH,
-    *((-x, -y) for x, y in _UPPER_NOTCH),
-    *((-x, -y) for x, y in _RIGHT_NOTCH),
-)
+_NOTCH = 0.3  # depth of the notches' points, and width of an arm's end; the box is from -1 to 1
+_SIDE = ((_NOTCH - 1, -1), (0, -_NOTCH), (1 - _NOTCH, -1))  # with its notch
 _FIRST_SEED = 600_000_000  # no training or evaluation of embedded models has it
 _SEEDS_APART = 1000
 _STEP_BINS = 8
-
-
-def main(arguments: list[str]) -> None:
-    """Write the scenes of an example."""
-    match arguments:
-        case ["colours", folder]:
-            write_named_shapes(Path(folder), 200)
-        case ["new-shape", folder]:
-            write_new_shape(Path(folder), 200)
-        case _:
-            sys.exit(__doc__)
-
-
-def write_named_shapes(folder: Path, num_scenes: int) -> None:
-    """Write scenes with labels like `blue star`."""
-    scenes = []
-    names = dict[str, None]()  # a set with an order
-    for seed in range(_FIRST_SEED, _FIRST_SEED + num_scenes):
-        scene = sample_scene(seed)
-        boxes = [(drawn.name, box_xyxy(drawn)) for drawn in scene.objects]
-        image = encoded(render_scene(scene, PLAIN_PX))
-        scenes.append(_on_grid(scaled(image, boxes)))
-        names |= dict.fromkeys(drawn.name for drawn in scene.objects)
-    write_coco(folder, scenes, list(names))
+_BIN_PX = PLAIN_PX / NUM_BINS
 
 
 def write_new_shape(folder: Path, num_scenes: int) -> None:
@@ -85,46 +42,39 @@ def write_new_shape(folder: Path, num_scenes: int) -> None:
 
 
 def _scenes_with_x(seeds: range, share: float) -> Iterator[Labelled]:
-    """Yield scenes in which a `share` of the shapes is drawn as an X."""
+    """Yield scenes in which a `share` of the shapes is drawn as an X, with boxes on the grid."""
+    quarter_turn = np.array([[0, 1], [-1, 0]])
+    sides = [_SIDE @ np.linalg.matrix_power(quarter_turn, turn) for turn in range(4)]
+    unit_x = np.concatenate(sides)
     for seed in seeds:
         scene = sample_scene(seed)
         rng = default_rng((seed, 6))
-        x_shapes = [drawn for drawn in scene.objects if rng.random() < share]
-        shapes = tuple(drawn for drawn in scene.objects if drawn not in x_shapes)
+        is_x = [rng.random() < share for _ in scene.objects]
+        shapes = tuple(drawn for drawn, x in zip(scene.objects, is_x, strict=True) if not x)
         image = render_scene(replace(scene, objects=shapes), PLAIN_PX)
-        for drawn in x_shapes:
-            draw_ring(image, _x_ring(drawn, PLAIN_PX / CANVAS_PX), drawn.rgb)
-        boxes = []
+        squares = []
         for drawn in scene.objects:
-            if drawn in x_shapes:
-                square = replace(drawn, shape="square")  # an X has the box of a square
-                boxes.append((X, box_xyxy(square)))
-            else:
-                boxes.append((drawn.shape, box_xyxy(drawn)))
-        yield _on_grid(scaled(encoded(image), boxes))
+            if drawn not in shapes:
+                ring = (unit_x * drawn.radius_px + drawn.center_xy) * PLAIN_PX / CANVAS_PX
+                draw_ring(image, tuple(map(tuple, ring.tolist())), drawn.rgb)
+                drawn = replace(drawn, shape="square")  # an X has the box of a square
+            squares.append(drawn)
+        _, boxes = labelled(image, squares)
+        rows = []
+        for (label, box), x in zip(boxes, is_x, strict=True):
+            rows.append((X if x else label, _on_grid(box)))
+        yield image, rows
 
 
-def _x_ring(drawn: SceneObject, scale: float) -> Ring:
-    """Return the outline of an X in the place of a shape."""
-    center_x, center_y = drawn.center_xy
-    radius = drawn.radius_px
-    return tuple(
-        ((center_x + radius * x) * scale, (center_y + radius * y) * scale) for x, y in _UNIT_X
-    )
-
-
-def _on_grid(labelled: Labelled) -> Labelled:
-    """Return boxes whose edges are at the centre of every `_STEP_BINS`th bin of a square image."""
-    image, objects = labelled
-    bin_px = image.size_wh[0] / NUM_BINS
+def _on_grid(box: tuple[float, ...]) -> tuple[float, float, float, float]:
+    """Return the box with its edges at the centres of every `_STEP_BINS`th bin."""
+    steps = (np.array(box) / _BIN_PX - 0.5) / _STEP_BINS
     last = (NUM_BINS - 1) // _STEP_BINS
-    snapped = []
-    for label, box in objects:
-        steps = (np.array(box) / bin_px - 0.5) / _STEP_BINS
-        x1, y1, x2, y2 = (steps.round().clip(0, last) * _STEP_BINS + 0.5) * bin_px
-        snapped.append((label, (float(x1), float(y1), float(x2), float(y2))))
-    return image, snapped
+    x1, y1, x2, y2 = ((steps.round().clip(0, last) * _STEP_BINS + 0.5) * _BIN_PX).tolist()
+    return x1, y1, x2, y2
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] != ["new-shape"] or len(sys.argv) != 3:
+        sys.exit(__doc__)
+    write_new_shape(Path(sys.argv[2]), 200)

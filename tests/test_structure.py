@@ -39,7 +39,7 @@ ARROWS = {
         "export",
         "loadtest.figures",
         "loadtest.processes",
-        "diptych_client",  # it matches boxes
+        "diptych_client",
         "runners",
         "wire",
         "imaging",

@@ -29,8 +29,8 @@ from export.progress import NUM_STEPS, Progress
 from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes, checkpoint_folder
 from laboratory.bench.random_weights import FLORENCE_2_BASE, write_random_checkpoint
-from laboratory.evaluation import encoded, evaluation_scene
 from laboratory.questions import question_prompts, questions
+from laboratory.scenes import evaluation_scene, png
 from tasks.catalog import CatalogEntry, load_catalog
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
@@ -120,7 +120,7 @@ def make_scenes(folder: Path, entry: CatalogEntry) -> Scenes:
         scene = evaluation_scene(index)
         image = images / f"{index}.png"
         if not image.exists():
-            image.write_bytes(encoded(render_scene(scene, size_px)).data)
+            image.write_bytes(png(render_scene(scene, size_px)))
         scene_questions = []
         for question in questions(scene):
             scaled = question.scaled((size_px, size_px))

@@ -20,10 +20,10 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from export.scenes import sample_scene
-from laboratory.evaluation.scenes import CONDITIONS
+from export.scenes import render_scene, sample_scene
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.report import Verdict
+from laboratory.scenes import PLAIN_PX, png
 from loadtest.processes import ROOT, Launch, free_port, part_ids, running
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 from wire.artifacts.manifest import DECODER_FILE, Device
@@ -53,7 +53,9 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
         ids = [model.id for model in models]
         ids += [_write_adapter(model, Path(folder)) for model in models]
         launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
-        images = [CONDITIONS["plain"](sample_scene(seed)).data for seed in range(_NUM_IMAGES)]
+        images = []
+        for seed in range(_NUM_IMAGES):
+            images.append(png(render_scene(sample_scene(seed), PLAIN_PX)))
         with running(launch, _LOG) as process_id:
             _wait_until_listed(launch.url, ids)
             before = part_ids(process_id)

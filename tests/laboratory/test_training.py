@@ -3,7 +3,7 @@ and mentions, losses, and runs of a few steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,20 @@ from numpy.random import default_rng
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from diptych_client import ImageSize
+from diptych_client.results import (
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Result,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
 from export.scenes import CANVAS_PX, polygon_xy, sample_scene
+from laboratory.evaluation import Scorecard, score_answer
 from laboratory.questions import Question, question_prompts
-from laboratory.scoring import Scorecard, score_answer
 from laboratory.training.__main__ import make_training, write_weights
 from laboratory.training.answers import (
     CHARACTERS,
@@ -43,8 +54,10 @@ from laboratory.training.examples import (
 )
 from laboratory.training.loop import Muon, Stage, Training, cosine_factor, orthogonalized, set_rates
 from laboratory.training.losses import answer_losses, attention_loss
+from tasks import results
 from tasks.families import FAMILIES
 from tasks.parsing import GeneratedText
+from tasks.results import objects_of
 from tasks.table import TASKS, Family, parse_parameters
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER
 from tests.support.export_cli import EMBEDDED, MODELS
@@ -55,13 +68,20 @@ CELL_PX = CANVAS_PX / GRID
 MIN_MASK_IOU = 0.92  # locations are on grids of 0.8 px (polygons) and 1.5 px (boxes of masks)
 WRITERS: dict[Family, WriteAnswer] = {"florence2": florence2_answer, "paligemma": paligemma_answer}
 
+# types of the client, whose fields have the same order
+KINDS: dict[type[results.Result], tuple[Any, Any]] = {
+    results.DetectionsResult: (DetectionsResult, Detection),
+    results.InstancesResult: (InstancesResult, Instance),
+    results.TextRegionsResult: (TextRegionsResult, TextRegion),
+}
+
 
 def pictures(num: int = 20) -> Iterator[Picture]:
     for seed in range(num):
         yield picture_of(sample_scene(seed, 0 if seed % 10 == 0 else None))
 
 
-def read(model_id: str, picture: Picture, question: Question) -> dict[str, Any] | None:
+def parsed(model_id: str, picture: Picture, question: Question) -> Result | None:
     """Return the true answer as the service parses it; None for a question that is not asked."""
     entry = CATALOG[model_id]
     generated = []
@@ -76,11 +96,14 @@ def read(model_id: str, picture: Picture, question: Question) -> dict[str, Any] 
     result = FAMILIES[entry.family].parse_answer(
         entry, question.task, parameters, generated, SIZE_WH, "polygon", MASK_DECODER
     )
-    return asdict(result, dict_factory=as_sent)
-
-
-def as_sent(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in items if name != "is_parsed" and value is not None}
+    if isinstance(result, results.TextResult):
+        return TextResult(result.text)
+    kind, item_type = KINDS[type(result)]
+    items = []
+    for found in objects_of(result):
+        items.append(item_type(*(getattr(found, value.name) for value in fields(found))))
+    result_of_client: Result = kind(tuple(items))
+    return result_of_client
 
 
 @pytest.mark.parametrize("model_id", EMBEDDED)
@@ -88,8 +111,8 @@ def test_true_answers_are_parsed_as_the_truth(model_id: str) -> None:
     total = Scorecard()
     for picture in pictures():
         for question in picture.questions:
-            if result := read(model_id, picture, question):
-                total += score_answer(result, question, SIZE_WH)
+            if result := parsed(model_id, picture, question):
+                total.add(question.name, score_answer(result, question, ImageSize(*SIZE_WH)))
     names = {name for name, _ in total.tallies}
     assert names >= {"captioning short", "ocr", "instance_segmentation phrase"}
     for (name, measure), tally in total.tallies.items():

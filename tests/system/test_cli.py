@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pycocotools.coco import COCO
 
-from export.scenes import SHAPES
-from laboratory.evaluation import CONDITIONS, evaluation_scene
+from export.scenes import SHAPES, render_scene
+from laboratory.scenes import evaluation_scene, png
 from tests.support.client_command import command, run
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image
@@ -96,7 +96,7 @@ def test_stricter_consensus_needs_no_answers(service: RunningService, tmp_path: 
     images = tmp_path / "images"
     images.mkdir()
     for index in range(6):
-        image = CONDITIONS["22px"](evaluation_scene(index)).data
+        image = png(render_scene(evaluation_scene(index), 22))
         (images / f"{index}.png").write_bytes(image)
     out = tmp_path / "out"
     words: list[str | Path] = ["annotate", images, "--task", "open_vocabulary_detection"]

@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from export.scenes import render_scene
 from export.tune import INTERRUPTED, MAX_LINES, RUN_FOLDER, how_to_continue, main
 from export.tuning.examples import Example
 from export.tuning.held_out import HeldOutScore, SampleAnswer
@@ -37,7 +38,7 @@ from export.tuning.training import (
     split,
     write_card,
 )
-from laboratory.tuning import write_named_shapes
+from laboratory.scenes import evaluation_scene, labelled, write_coco
 from runners.adapters.peft import read_adapter
 from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
@@ -52,8 +53,13 @@ TIMEOUT_S = 120.0
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    write_named_shapes(folder, 4)
+    write_scenes(folder, 4)
     return folder
+
+
+def write_scenes(folder: Path, num_scenes: int) -> None:
+    scenes = list(map(evaluation_scene, range(num_scenes)))
+    write_coco(folder, [labelled(render_scene(scene), scene.objects) for scene in scenes])
 
 
 def command(data: Path, model_id: str, output: Path, *options: str) -> list[str]:
@@ -184,7 +190,7 @@ def test_one_image_beside_damaged_ones_cannot_be_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
-    write_named_shapes(data, MAX_LINES + 2)
+    write_scenes(data, MAX_LINES + 2)
     _, *damaged = sorted((data / "images").iterdir())
     for path in damaged:
         path.write_bytes(b"no image")

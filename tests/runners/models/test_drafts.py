@@ -17,8 +17,8 @@ from PIL import Image
 
 from export.checks.reference import Reference
 from export.scenes import render_scene
-from laboratory.evaluation import evaluation_scene
 from laboratory.questions import question_prompts, questions
+from laboratory.scenes import evaluation_scene
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler

@@ -1,0 +1,287 @@
+"""Measures the accuracy of a running service on rendered scenes, whose true answers are known.
+
+    python -m laboratory.evaluation [--url URL] [--models ID …] [--scenes N] [--clients N]
+
+Requests are greedy and unconstrained. Labels and texts must be equal; boxes and masks are compared
+by intersection over union (IoU). A measure of the table pools the variants of its questions: right,
+answered and expected are summed before they are divided. `-` means that nothing was measured.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diptych_client import (
+    AnswerOptions,
+    Client,
+    Detection,
+    DetectionsResult,
+    ImageSize,
+    Instance,
+    InstancesResult,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+    UnsupportedTask,
+)
+from diptych_client.geometry import Ring, bounding_box, polygons_mask
+from diptych_client.matching import LabelledBox, match, pairwise_iou
+from diptych_client.results import Result
+from export.scenes import Scene, render_scene
+from laboratory.questions import (
+    DetectionsTruth,
+    InstancesTruth,
+    QuadText,
+    Question,
+    TextRegionsTruth,
+    TextTruth,
+    questions,
+)
+from laboratory.scenes import PLAIN_PX, evaluation_scene, png
+from loadtest.figures import table
+
+Measure = Literal[
+    "exact",  # share of answers that are equal: text, or words and their places
+    "exact_if_any",  # the same, over questions whose true answer is not empty
+    "empty",  # share of empty answers, over questions whose true answer is empty
+    "f1_at_50",  # F1 of boxes; a match has the same label and an IoU of at least 0.5
+    "f1_at_75",
+    "mask_iou",  # mean IoU
+]
+Render = Callable[[Scene], Image.Image]
+
+_UNCONSTRAINED = AnswerOptions(constrained=False)
+_SAME_WORD_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Number of right answers (or sum of IoUs), of given answers and of expected ones."""
+
+    num_right: float = 0.0
+    num_answered: int = 0
+    num_expected: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.num_right + other.num_right,
+            self.num_answered + other.num_answered,
+            self.num_expected + other.num_expected,
+        )
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; the accuracy if each question has one answer."""
+        total = self.num_answered + self.num_expected
+        return 2 * self.num_right / total if total else 1.0
+
+
+Measures = dict[Measure, Tally]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """Tallies by question name and measure."""
+
+    tallies: dict[tuple[str, Measure], Tally] = field(default_factory=dict)
+
+    def tally(self, name: str, measure: Measure) -> Tally:
+        """Return a tally, an empty one if there is none."""
+        return self.tallies.get((name, measure), Tally())
+
+    def add(self, name: str, measures: Measures) -> None:
+        """Add the measures of one answer."""
+        for measure, tally in measures.items():
+            self.tallies[name, measure] = self.tally(name, measure) + tally
+
+    def pooled(self, measure: Measure, names: Sequence[str]) -> float | None:
+        """Return a measure of all questions of some tasks or variants, such as `captioning short`;
+        None without any.
+        """
+        starts = tuple(f"{name} " for name in names)
+        total = Tally()
+        for (name, other), tally in self.tallies.items():
+            if other == measure and f"{name} ".startswith(starts):
+                total += tally
+        return total.f1 if total.num_answered + total.num_expected else None
+
+
+def evaluate(
+    client: Client, model: str, render: Render, num_scenes: int, num_clients: int = 1
+) -> Scorecard:
+    """Score the answers of `model` to all questions that it offers about `num_scenes` scenes."""
+
+    def answer_scene(index: int) -> list[tuple[str, Measures]]:
+        scene = evaluation_scene(index)
+        image = render(scene)
+        file = png(image)
+        rows = []
+        for question in questions(scene):
+            scaled = question.scaled(image.size)
+            task, parameters = scaled.task, scaled.parameters
+            try:
+                answer = client.predict(file, task, parameters, model=model, options=_UNCONSTRAINED)
+            except UnsupportedTask:
+                continue
+            rows.append((question.name, score_answer(answer.result, scaled, answer.image)))
+        return rows
+
+    scorecard = Scorecard()
+    with ThreadPoolExecutor(num_clients) as pool:
+        scenes = pool.map(answer_scene, range(num_scenes))
+        for rows in tqdm(scenes, model, num_scenes, disable=None):
+            for name, measures in rows:
+                scorecard.add(name, measures)
+    return scorecard
+
+
+def score_answer(result: Result, question: Question, image: ImageSize) -> Measures:
+    """Score a result against the true answer of a question `scaled` to the image.
+
+    Raise ValueError if the result has another kind than the task's.
+    """
+    match question.truth, result:
+        case TextTruth(text), TextResult(answer):
+            return _exactness(answer == text, answer, text)
+        case DetectionsTruth(boxes), DetectionsResult(detections):
+            return _detection_measures(detections, boxes)
+        case InstancesTruth(outlines), InstancesResult(instances):
+            return {"mask_iou": Tally(_mask_iou(instances, outlines, image), 1, 1)}
+        case TextRegionsTruth(words), TextRegionsResult(regions):
+            is_exact = len(regions) == len(words)
+            for region, word in zip(regions, words, strict=False):
+                is_exact = is_exact and _is_same_word(region, word)
+            return _exactness(is_exact, regions, words)
+    raise ValueError(f"the result of {question.task} is {type(result).__name__}")
+
+
+def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> Measures:
+    if expected:
+        return {"exact": _claim(is_exact), "exact_if_any": _claim(is_exact)}
+    return {"exact": _claim(is_exact), "empty": _claim(not answer)}
+
+
+def _claim(is_right: bool) -> Tally:
+    return Tally(float(is_right), 1, 1)
+
+
+def _detection_measures(detections: Sequence[Detection], boxes: Sequence[LabelledBox]) -> Measures:
+    if not boxes:
+        return {"empty": _claim(not detections)}
+    answers = [LabelledBox(detection.label, detection.box_xyxy) for detection in detections]
+    num_right = 0
+    num_loose = 0
+    for pair in match(boxes, answers):
+        num_right += pair.kind == "right"
+        num_loose += pair.kind == "loosely placed"
+    return {
+        "f1_at_50": Tally(num_right + num_loose, len(answers), len(boxes)),
+        "f1_at_75": Tally(num_right, len(answers), len(boxes)),
+    }
+
+
+def _mask_iou(instances: Sequence[Instance], outlines: Sequence[Ring], image: ImageSize) -> float:
+    """Return the IoU of the unions of all instances and of all outlines."""
+    answered = np.zeros((image.height, image.width), bool)
+    for instance in instances:
+        answered |= instance.to_mask(image)
+    expected = polygons_mask(outlines, image)
+    num_pixels = (answered | expected).sum()
+    return float((answered & expected).sum() / num_pixels) if num_pixels else 0.0
+
+
+def _is_same_word(region: TextRegion, word: QuadText) -> bool:
+    ious = pairwise_iou([bounding_box(region.quad_xy)], [bounding_box(word.quad_xy)])
+    return region.text == word.text and bool(ious[0, 0] >= _SAME_WORD_IOU)
+
+
+_FREE_DETECTION = ("object_detection", "dense_region_captioning", "region_proposal")
+_DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
+_NO_OBJECT = (*_FREE_DETECTION, "open_vocabulary_detection no object")
+_NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
+
+Pool = tuple[Measure, tuple[str, ...]]  # the questions' names begin with one of these
+
+
+def _variants(task: str, *variants: str) -> list[Pool]:
+    return [("exact", (f"{task} {variant}",)) for variant in variants]
+
+
+def _reading(task: str) -> list[Pool]:
+    """Return accuracy over all images and over those with a word: the other half is easier."""
+    return [("exact", (task,)), ("exact_if_any", (task,))]
+
+
+TASK_MEASURES: dict[str, list[Pool]] = {
+    "captioning, exact: short / detailed": _variants("captioning", "short", "detailed"),
+    **{
+        f"{task}, F1 at IoU: 0.5 / 0.75": [("f1_at_50", (task,)), ("f1_at_75", (task,))]
+        for task in _DETECTION
+    },
+    "instance_segmentation, mean mask IoU": [("mask_iou", ("instance_segmentation",))],
+    "ocr, exact: all images / images with a word": _reading("ocr"),
+    "ocr_with_regions, exact and quad IoU ≥ 0.5: all images / images with a word": _reading(
+        "ocr_with_regions"
+    ),
+    "region_description, exact: category / description / text": _variants(
+        "region_description", "category", "description", "text"
+    ),
+    "visual_question_answering, exact": [("exact", ("visual_question_answering",))],
+    "no object: no box": [("empty", _NO_OBJECT)],
+    "no word: no text": [("empty", _NO_WORD)],
+    "absent label: no box": [("empty", ("open_vocabulary_detection absent",))],
+}
+
+
+def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:
+    """Return a table with a row per task-level measure and a column per model."""
+    rows = []
+    for title, pools in TASK_MEASURES.items():
+        row = [title]
+        for scorecard in scorecards.values():
+            values = [scorecard.pooled(*pool) for pool in pools]
+            is_measured = any(value is not None for value in values)
+            row.append(" / ".join(map(_cell, values)) if is_measured else "-")
+        rows.append(row)
+    return table(["measure", *scorecards], rows)
+
+
+def _cell(value: float | None) -> str:
+    """Return hundredths, rounded down, so that a shown bar is reached."""
+    if value is None:
+        return "-"
+    return f"{math.floor(100 * value + 1e-9) / 100:.2f}"  # forgives float error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate models of a running service and print the table."""
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m laboratory.evaluation", description=summary)
+    default = "default: %(default)s"
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:3000", help=f"of the service; {default}")
+    add("--models", nargs="+", metavar="ID", help="default: all served models")
+    add("--scenes", type=int, default=60, metavar="N", help=default)
+    add("--clients", type=int, default=1, metavar="N", help=f"concurrent requests; {default}")
+    parsed = parser.parse_args(arguments)
+    with Client(parsed.url) as client:
+        models = parsed.models or [model.id for model in client.models()]
+        scorecards = {}
+        for model in models:
+            scorecards[model] = evaluate(client, model, _plain, parsed.scenes, parsed.clients)
+    print(f"{parsed.scenes} scenes\n\n{accuracy_table(scorecards)}")
+
+
+def _plain(scene: Scene) -> Image.Image:
+    return render_scene(scene, PLAIN_PX)
+
+
+if __name__ == "__main__":
+    main()
