@@ -181,9 +181,9 @@ class AnnotationRun:
         except ImportError as error:
             raise missing_extra("annotate --labelled", error, "evaluate") from error
         promises = promises_of(self.guarantee, self.options.iou)
-        run = GuaranteedRun(answer, outputs, store, images, job, promises)
         dataset_format = self.options.dataset_format
-        answers, dataset = run.label(self.guarantee, dataset_format, self.connection.models)
+        run = GuaranteedRun(answer, outputs, store, images, job, promises, dataset_format)
+        answers, dataset = run.label(self.guarantee, self.connection.models)
         return answers, dataset, run.sentences
 
     def _write(
@@ -197,5 +197,5 @@ class AnnotationRun:
         for records in answers:
             agreements.append(agreement(records, self.options.iou, self.options.accept_score))
         num_differing = sum(bool(image.differing) for image in agreements)
-        note = f"{num_differing} images have boxes to review, see {outputs.folder / 'review.json'}"
-        return write_consensus(dataset_format, outputs, folder, agreements, job), [note]
+        dataset, review = write_consensus(dataset_format, outputs, folder, agreements, job)
+        return dataset, [f"{num_differing} images have boxes to review, see {review}"]

@@ -223,7 +223,6 @@ class Bets:
 SHARE_BETS = Bets(np.arange(1, 11) / 10, np.array([1.0] * 9 + [6.0]) / 15)
 # for a difference: the best bet is near mean / variance
 DIFFERENCE_BETS = Bets(np.array([0.5**n for n in range(8)]), np.full(8, 1 / 8))
-_MAX_FACTOR = 1e6
 
 
 def log_wealth(values: Floats, highest: Floats, bets: Bets = SHARE_BETS) -> Floats:
@@ -231,30 +230,17 @@ def log_wealth(values: Floats, highest: Floats, bets: Bets = SHARE_BETS) -> Floa
 
     `values` is (I, R); `highest` (R,) is the largest possible value of each rule, known beforehand.
     """
-    return _mixed(_log_gains(values, highest, bets), bets)
+    log_gains = _log_gains(values, highest, bets)
+    wealth: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
+    return wealth
 
 
-def num_images_needed(values: Floats, highest: float, level: float) -> int | None:
-    """Return about how many images like these, (I,), bring the wealth to 1 / `level`.
-
-    None if no number does.
-    """
-    gains = _log_gains(values[:, None], np.array([highest]), SHARE_BETS)
-    target = -math.log(level)
-    low = 0.0
-    high = 1.0
-    while _mixed(high * gains, SHARE_BETS)[0] < target:
-        low = high
-        high *= 2
-        if high > _MAX_FACTOR:
-            return None
-    while (high - low) * len(values) > 1 / 2:
-        middle = (low + high) / 2
-        if _mixed(middle * gains, SHARE_BETS)[0] < target:
-            low = middle
-        else:
-            high = middle
-    return math.ceil(high * len(values))
+def num_images_needed(values: Floats, highest: float, level: float) -> float:
+    """Return about how many images like these, (I,), bring the wealth to 1 / `level`."""
+    (gains,) = _log_gains(values[:, None], np.array([highest]), SHARE_BETS)
+    is_gain = gains > 0
+    goals = -math.log(level) - np.log(SHARE_BETS.stakes[is_gain])  # each bet alone
+    return len(values) * float(np.min(goals / gains[is_gain], initial=math.inf))
 
 
 def _log_gains(values: Floats, highest: Floats, bets: Bets) -> Floats:
@@ -265,8 +251,3 @@ def _log_gains(values: Floats, highest: Floats, bets: Bets) -> Floats:
     with np.errstate(divide="ignore"):  # the largest bet loses all on the largest value
         columns = [np.log1p(-bet * shares).sum(axis=0) for bet in bets.shares]
     return np.stack(columns, axis=1)
-
-
-def _mixed(log_gains: Floats, bets: Bets) -> Floats:
-    mixed: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
-    return mixed

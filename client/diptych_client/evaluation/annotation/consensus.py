@@ -7,6 +7,7 @@ Beside the dataset are
     review.json         COCO: the other boxes, each with `review: true` and its `model`
     label_studio.json   Label Studio's tasks: the images of review.json, with the whole answer of
                         each model as a prediction
+    review.jsonl        instead of both: {"image": name, "answers": […]} where a text is left
 
 The confidence of a box or a text region is its score; of a box of two models the lower score; of a
 text of two models their similarity, 1 - normalized edit distance. A text of one model has none: it
@@ -17,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +29,84 @@ from diptych_client.evaluation.formats.writing import DatasetFormat, class_indic
 from diptych_client.evaluation.job import Box, Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Result, TextRegion, TextRegionsResult, text_of
+from diptych_client.results import TextRegionsResult, TextResult, items_of, text_of
+from diptych_client.transports.messages import to_json
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
+Label = Any  # a box or a text region, or a result that is one text
 NEVER = float("inf")  # a confidence that no label has
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The answers to one image: the accepted boxes with confidences, and the others by model."""
+    """The answers to one image: the accepted labels with confidences, and the others by model."""
 
     records: Records
-    accepted: tuple[Box, ...]
+    accepted: tuple[Label, ...]
     confidences: tuple[float, ...]
-    differing: tuple[tuple[str, Box], ...]
+    differing: tuple[tuple[str, Label], ...]
 
-    def record(self, boxes: Sequence[Box]) -> Record:
+    def record(self, labels: Sequence[Label]) -> Record:
         first = self.records[0]
-        kind: Any = type(first.answer.result)  # its boxes are of one kind
-        result: Result = kind(tuple(boxes))
+        match labels:
+            case [TextResult() | TextRegionsResult() as result]:
+                pass
+            case _:
+                kind: Any = type(first.answer.result)  # its labels are of one kind
+                result = kind(tuple(labels))
         return replace(first, answer=replace(first.answer, result=result))
 
 
+def is_whole(records: Records) -> bool:
+    """Return True if the answers are one label, a text."""
+    result = records[0].answer.result
+    if isinstance(result, TextRegionsResult):
+        return len(records) > 1
+    return isinstance(result, TextResult)
+
+
 def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
-    """Return the boxes of one model with at least a score, or those on which two models agree.
+    """Return the labels with at least a confidence.
 
     Of two agreeing boxes the higher score is accepted.
     """
-    boxes = list(chain.from_iterable(record.boxes for record in records))
-    num_first = len(records[0].boxes)
+    first = records[0].answer
+    if is_whole(records):
+        similarity = _similarity(records)
+        if similarity >= min_score:
+            return Agreement(records, (first.result,), (similarity,), ())
+        return Agreement(records, (), (), ((first.model, first.result),))
+    labels: list[Label] = []
+    models: list[str] = []  # one per label
+    for record in records:
+        items = items_of(record.answer.result)
+        labels += items
+        models += [record.answer.model] * len(items)
     if len(records) == 1:
-        pairs = [(index, index) for index, box in enumerate(boxes) if box.score >= min_score]
+        pairs = [(index, index) for index, label in enumerate(labels) if label.score >= min_score]
     else:
-        pairs = _agreeing_pairs(boxes, num_first, min_iou, min_score)
-    accepted = tuple(max(boxes[i], boxes[j], key=lambda box: box.score) for i, j in pairs)
-    confidences = tuple(min(boxes[i].score, boxes[j].score) for i, j in pairs)
-    agreeing = set(chain.from_iterable(pairs))
+        pairs = _agreeing_pairs(labels, len(items_of(first.result)), min_iou, min_score)
+    accepted = []
+    confidences = []
+    agreeing = set[int]()
+    for i, j in pairs:
+        accepted.append(max(labels[i], labels[j], key=attrgetter("score")))
+        confidences.append(min(labels[i].score, labels[j].score))
+        agreeing |= {i, j}
     differing = []
-    for index, box in enumerate(boxes):
+    for index, difference in enumerate(zip(models, labels, strict=True)):
         if index not in agreeing:
-            record = records[0] if index < num_first else records[1]
-            differing.append((record.answer.model, box))
-    return Agreement(records, accepted, confidences, tuple(differing))
+            differing.append(difference)
+    return Agreement(records, tuple(accepted), tuple(confidences), tuple(differing))
+
+
+def _similarity(records: Records) -> float:
+    if len(records) == 1:
+        return 1.0
+    from rapidfuzz.distance import Levenshtein  # the extra `evaluate` has it
+
+    first, second = (text_of(record.answer.result) or "" for record in records)
+    return Levenshtein.normalized_similarity(first, second)
 
 
 def _agreeing_pairs(
@@ -98,15 +136,31 @@ def write_consensus(
     folder: Path,
     agreements: Sequence[Agreement],
     job: Job,
-) -> Path:
-    """Write the accepted boxes and the review list; return the path of the dataset's main file."""
-    accepted = [image.record(image.accepted) for image in agreements]
+) -> tuple[Path, Path]:
+    """Write the accepted labels and the review list; return the paths of both."""
+    accepted = []
+    for image in agreements:
+        if image.accepted or not is_whole(image.records):
+            accepted.append(image.record(image.accepted))
     dataset = write_dataset(dataset_format, outputs, folder, accepted, job)
-    write_review(outputs, "", [image for image in agreements if image.differing], job)
-    return dataset
+    left = [image for image in agreements if image.differing]
+    return dataset, write_review(outputs, "review", left, job, dataset_format)
 
 
-def write_review(outputs: Outputs, prefix: str, agreements: Sequence[Agreement], job: Job) -> None:
+def write_review(
+    outputs: Outputs,
+    name: str,
+    agreements: Sequence[Agreement],
+    job: Job,
+    dataset_format: DatasetFormat,
+) -> Path:
+    """Write the labels that are left to a person; return the path of their list."""
+    if dataset_format is DatasetFormat.jsonl:
+        rows = []
+        for image in agreements:
+            answers = [to_json(record.answer) for record in image.records]
+            rows.append({"image": image.records[0].image.name, "answers": answers})
+        return outputs.write_lines(outputs.folder / f"{name}.jsonl", rows)
     models: list[str] = []
     records = []
     for image in agreements:
@@ -115,30 +169,7 @@ def write_review(outputs: Outputs, prefix: str, agreements: Sequence[Agreement],
     document = coco_of_records(records, class_indices(records, job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
-    outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))
+    prefix = "" if name == "review" else f"{name}_"
     tasks = [label_studio_task(image.records) for image in agreements]
     outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
-
-
-def has_text(record: Record) -> bool:
-    return text_of(record.answer.result) is not None
-
-
-def regions_of(records: Records) -> tuple[TextRegion, ...] | None:
-    """Return the text regions of one model; None for other labels, and those of two models."""
-    result = records[0].answer.result
-    is_alone = len(records) == 1
-    return result.text_regions if is_alone and isinstance(result, TextRegionsResult) else None
-
-
-def confidences_of(records: Records, min_iou: float) -> list[float]:
-    """Return the confidence of each label of an image that a rule may accept."""
-    if not has_text(records[0]):
-        return list(agreement(records, min_iou, 0.0).confidences)
-    if (regions := regions_of(records)) is not None:
-        return [region.score for region in regions]
-    from rapidfuzz.distance import Levenshtein  # the extra `evaluate` has it
-
-    first, *others = [text_of(record.answer.result) or "" for record in records]
-    similarities = [Levenshtein.normalized_similarity(first, other) for other in others]
-    return [min(similarities, default=1.0)]
+    return outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))

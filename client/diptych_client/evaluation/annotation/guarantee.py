@@ -20,10 +20,9 @@ Statistics 2). Knows no files and no requests.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Self
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -31,13 +30,13 @@ from pycocotools import mask as coco_mask
 from diptych_client.evaluation.annotation.consensus import (
     NEVER,
     Agreement,
+    Label,
     Records,
     agreement,
-    confidences_of,
-    regions_of,
+    is_whole,
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
-from diptych_client.evaluation.job import Box, Job, Record
+from diptych_client.evaluation.job import Job
 from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
@@ -45,7 +44,7 @@ from diptych_client.evaluation.texts import character_edits, normalized, vqa_nor
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Floats
-from diptych_client.results import Instance, TextRegionsResult, text_of
+from diptych_client.results import Instance, text_of
 
 Truth = ObjectsTruth | TextsTruth
 ByImage = Sequence[Sequence[float]]  # scores of the labels or objects of each image
@@ -58,7 +57,6 @@ _TEXTS = ("ocr", "ocr_with_regions", "region_description")
 _COVERAGES = np.arange(1, 21) / 20
 _STARTS: Mapping[float, float] = {0.4: 0.2, 0.8: 0.3, 1.0: 0.5}  # error level, by coverage
 _COMMON_COUNT = 0.99  # share of images with at most `max_labels`
-_OPTIMISTIC_COUNTS = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong labels, for the service
 _REVIEW_QUANTILES = np.arange(1, 20) / 20
 
@@ -81,6 +79,14 @@ class JudgedImage:
     confidences: tuple[float, ...]
     is_right: tuple[bool, ...]
     object_scores: tuple[float, ...] = ()
+
+    @property
+    def wrong_confidences(self) -> list[float]:
+        wrong = []
+        for confidence, is_right in zip(self.confidences, self.is_right, strict=True):
+            if not is_right:
+                wrong.append(confidence)
+        return wrong
 
 
 def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
@@ -106,33 +112,27 @@ def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
                 objects.append(TrueObject(phrase.label, phrase.box_xyxy, phrase.segmentation))
     elif labelled.objects is None:
         return None
-    labels = [*job.requested_labels(), *filter(None, [parameters.phrase])]
-    counted = {label.casefold() for label in labels}
-    if counted:
-        objects = [true for true in objects if true.label.casefold() in counted]
+    labels = {label.casefold() for label in job.requested_labels()}
+    if parameters.phrase:
+        labels.add(parameters.phrase.casefold())
+    if labels:
+        objects = [true for true in objects if true.label.casefold() in labels]
     return ObjectsTruth(tuple(objects))
 
 
 def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> JudgedImage:
-    answer = records[0].answer
-    if isinstance(truth, TextsTruth):
-        confidences = tuple(confidences_of(records, tolerance.min_iou))
-        regions = regions_of(records)
-        if regions is None:
-            is_text_right = _is_right(text_of(answer.result) or "", truth, answer.task, tolerance)
-            return JudgedImage(confidences, (is_text_right,))
-        texts = [region.text for region in regions]
-        return JudgedImage(confidences, _are_lines(texts, confidences, truth, tolerance))
     agreed = agreement(records, tolerance.min_iou, 0.0)
+    if isinstance(truth, TextsTruth):
+        return JudgedImage(agreed.confidences, _are_texts_right(agreed, truth, tolerance))
     boxes = [*agreed.accepted, *(box for _, box in agreed.differing)]
-    overlaps = _overlaps(boxes, truth.objects, answer.image)
+    overlaps = _overlaps(boxes, truth.objects, records[0].answer.image)
     scores = np.array([box.score for box in boxes])[:, None]
     hit_scores = np.where(overlaps >= tolerance.min_iou, scores, NOT_FOUND)
     object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
     is_counted = [not true.is_crowd for true in truth.objects]
     # the surest box takes the object that it covers best
     is_right = [False] * len(agreed.accepted)
-    for index in _surest_first(agreed.confidences):
+    for index in _surest_first(agreed):
         if (overlaps[index] >= tolerance.min_iou).any():
             is_right[index] = True
             taken = int(np.argmax(overlaps[index]))
@@ -142,35 +142,42 @@ def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> Judged
     return JudgedImage(agreed.confidences, tuple(is_right), counted_scores)
 
 
-def _surest_first(confidences: Sequence[float]) -> list[int]:
-    return sorted(range(len(confidences)), key=lambda index: -confidences[index])
+def _surest_first(agreed: Agreement) -> list[int]:
+    order = np.argsort(-np.array(agreed.confidences), kind="stable")
+    indices: list[int] = order.tolist()
+    return indices
 
 
-def _is_right(text: str, truth: TextsTruth, task: str, tolerance: Tolerance) -> bool:
-    if task == _QUESTIONS:
-        return vqa_normalized(text) in map(vqa_normalized, truth.texts)
-    if normalized(text) in map(normalized, truth.texts):
-        return True
-    edits = [character_edits(true_text, text) for true_text in truth.texts]
-    return any(num_edits <= tolerance.max_cer * length for num_edits, length in edits if length)
-
-
-def _are_lines(
-    texts: Sequence[str], confidences: Sequence[float], truth: TextsTruth, tolerance: Tolerance
+def _are_texts_right(
+    agreed: Agreement, truth: TextsTruth, tolerance: Tolerance
 ) -> tuple[bool, ...]:
-    """Return which regions took a line of the true text, the most confident region first."""
+    answer = agreed.records[0].answer
+    if is_whole(agreed.records):
+        return (_is_right(text_of(answer.result) or "", truth.texts, answer.task, tolerance),)
     free_lines = list(chain.from_iterable(map(str.splitlines, truth.texts)))
-    is_right = [False] * len(texts)
-    for index in _surest_first(confidences):
+    is_right = [False] * len(agreed.accepted)
+    for index in _surest_first(agreed):
         for line in free_lines:
-            if _is_right(texts[index], TextsTruth((line,)), "ocr", tolerance):
+            if _is_right(agreed.accepted[index].text, (line,), answer.task, tolerance):
                 is_right[index] = True
                 free_lines.remove(line)
                 break
     return tuple(is_right)
 
 
-def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
+def _is_right(text: str, true_texts: Sequence[str], task: str, tolerance: Tolerance) -> bool:
+    if task == _QUESTIONS:
+        return vqa_normalized(text) in map(vqa_normalized, true_texts)
+    for true_text in true_texts:
+        num_edits, length = character_edits(true_text, text)
+        if normalized(text) == normalized(true_text):
+            return True
+        if length and num_edits <= tolerance.max_cer * length:
+            return True
+    return False
+
+
+def _overlaps(boxes: Sequence[Label], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
     """Return the IoU, (boxes, objects); -1 where the labels differ.
 
     A box without a label has that of every object.
@@ -179,13 +186,13 @@ def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageS
         return np.zeros((len(boxes), len(objects)))
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)[:, None]
     names = np.array([true.label.casefold() for true in objects], dtype=object)
-    answered: Any = [xywh(box.box_xyxy) for box in boxes]
-    expected: Any = [xywh(true.box_xyxy) for true in objects]
-    instances = [box for box in boxes if isinstance(box, Instance)]
-    outlines = [true.segmentation for true in objects if true.segmentation is not None]
-    if len(instances) == len(boxes) and len(outlines) == len(objects):
-        answered = [encoded_mask(instance.to_mask(image)) for instance in instances]
-        expected = [run_lengths(outline, image) for outline in outlines]
+    have_masks = all(isinstance(box, Instance) for box in boxes)
+    if have_masks and all(true.segmentation is not None for true in objects):
+        answered = [encoded_mask(box.to_mask(image)) for box in boxes]
+        expected = [run_lengths(true.segmentation, image) for true in objects]
+    else:
+        answered = [xywh(box.box_xyxy) for box in boxes]
+        expected = [xywh(true.box_xyxy) for true in objects]
     is_crowd = [int(true.is_crowd) for true in objects]
     iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
     return np.where((labels == names) | (labels == ""), iou, -1.0)
@@ -223,7 +230,6 @@ class Rule:
     max_labels: int
 
 
-@dataclass(frozen=True, slots=True)
 class Shares:
     """Parts and wholes of each image under a rule, none of an image with more than `max_labels`.
 
@@ -231,15 +237,12 @@ class Shares:
     the error level that starts with the rule.
     """
 
-    rule: Rule
-    start: float
-    parts: Floats
-    wholes: Floats
-
-    @classmethod
-    def of(cls, rule: Rule, start: float, parts: Floats, wholes: Floats) -> Self:
+    def __init__(self, rule: Rule, start: float, parts: Floats, wholes: Floats) -> None:
         is_common = wholes <= rule.max_labels
-        return cls(rule, start, parts * is_common, wholes * is_common)
+        self.rule = rule
+        self.start = start
+        self.parts = parts * is_common
+        self.wholes = wholes * is_common
 
     def excess(self, max_share: float) -> Floats:
         """Return W - s A of each image; its mean is negative if the share is below s."""
@@ -248,12 +251,6 @@ class Shares:
     def highest(self, max_share: float) -> float:
         """Return the largest possible excess of an image."""
         return (1 - max_share) * self.rule.max_labels
-
-    def num_needed(self, promise: Promise) -> int | None:
-        """Return about how many such images prove the promise by the part of its level."""
-        excess = self.excess(promise.max_share)
-        highest = self.highest(promise.max_share)
-        return num_images_needed(excess, highest, self.start * promise.level)
 
     @property
     def share(self) -> float:
@@ -269,25 +266,6 @@ class Proved:
     share: float
     coverage: float
     num_images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unproved:
-    """No rule is proved; `share` is that of all labels. `num_needed` None: no number is enough."""
-
-    promise: Promise
-    share: float
-    num_images: int
-    num_needed: int | None
-
-    def error(self, claim: str) -> RunError:
-        hint = "no number of images like these is enough: allow more, or choose another model"
-        if self.num_needed is not None:
-            hint = f"about {self.num_needed} images like these are needed"
-        return RunError(
-            f"{self.num_images} labelled images prove no threshold: {_percent(self.share)} of all"
-            f" {claim}; asked were at most {self.promise}; {hint}"
-        )
 
 
 def candidates(pilot: ByImage) -> dict[Rule, float]:
@@ -308,7 +286,10 @@ def candidates(pilot: ByImage) -> dict[Rule, float]:
 
 def counts_from(scores: ByImage, least: float) -> Floats:
     """Return the number of scores of each image that are not below the least."""
-    return np.array([sum(score >= least for score in image) for image in scores], dtype=np.float64)
+    counts = np.zeros(len(scores))
+    for index, image_scores in enumerate(scores):
+        counts[index] = (np.asarray(image_scores) >= least).sum()
+    return counts
 
 
 def common_count(counts: Floats) -> int:
@@ -316,57 +297,6 @@ def common_count(counts: Floats) -> int:
     if not len(counts):
         return 1
     return max(int(np.quantile(counts, _COMMON_COUNT, method="higher")), 1)
-
-
-def decide(
-    judged: Sequence[JudgedImage], rules: Mapping[Rule, float], promise: Promise
-) -> Proved | Unproved:
-    """Return the rule with the largest coverage among those that are proved to keep the promise."""
-    confidences = [image.confidences for image in judged]
-    right = []
-    for image in judged:
-        pairs = zip(image.confidences, image.is_right, strict=True)
-        right.append([confidence for confidence, is_right in pairs if is_right])
-    tested = []
-    for rule, start in rules.items():
-        accepted = counts_from(confidences, rule.min_confidence)
-        wrong = accepted - counts_from(right, rule.min_confidence)
-        tested.append(Shares.of(rule, start, wrong, accepted))
-    best = last_proved(tested, promise)
-    if best is None:
-        return unproved(tested, tested[-1].share, promise)
-    coverage = float(best.wholes.sum()) / sum(map(len, confidences))
-    return Proved(promise, best.rule, best.share, coverage, len(judged))
-
-
-def decide_review(
-    objects: ByImage, max_objects: int, scores: Sequence[float], promise: Promise
-) -> Proved | Unproved:
-    """Return the shortest review list that is proved to miss at most the promised share of objects.
-
-    Each object has the best score of a box of it, -inf without one. The list holds boxes from a
-    score on; the ascending `scores` are tested in their order, until one is not proved. Images
-    with more than `max_objects` are not part of the promise.
-    """
-    wholes = counts_from(objects, NOT_FOUND)
-    tested: list[Shares] = []
-    for score in scores:
-        missed = wholes - counts_from(objects, score)
-        start = 0.0 if tested else 1.0
-        tested.append(Shares.of(Rule(score, max_objects), start, missed, wholes))
-    best = last_proved(tested, promise)
-    if best is None:
-        return unproved(tested, tested[0].share, promise)
-    return Proved(promise, best.rule, best.share, 1 - best.share, len(objects))
-
-
-def num_needed_at_best(counts: Floats, promise: Promise) -> int | None:
-    """Return how many such images it takes if every true object is found and no label is wrong."""
-    tested = []
-    common = np.quantile(counts[counts > 0], _OPTIMISTIC_COUNTS, method="higher")
-    for max_count in np.unique(common).tolist():
-        tested.append(Shares.of(Rule(0.0, int(max_count)), 1.0, np.zeros_like(counts), counts))
-    return unproved(tested, 0.0, promise).num_needed
 
 
 def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
@@ -384,10 +314,70 @@ def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
     return proved
 
 
-def unproved(tested: Sequence[Shares], share: float, promise: Promise) -> Unproved:
-    needed = [shares.num_needed(promise) for shares in tested if shares.start]
-    least = min((number for number in needed if number is not None), default=None)
-    return Unproved(promise, share, len(tested[0].parts), least)
+def decide(
+    judged: Sequence[JudgedImage], rules: Mapping[Rule, float], promise: Promise
+) -> tuple[Proved, ...]:
+    """Return the rules with the largest coverage that are proved: of the promise, and others.
+
+    The others have other shares of wrong labels. Raise `RunError` if the promise is not proved.
+    """
+    confidences = [image.confidences for image in judged]
+    wrong_confidences = [image.wrong_confidences for image in judged]
+    tested = []
+    for rule, start in rules.items():
+        accepted = counts_from(confidences, rule.min_confidence)
+        wrong = counts_from(wrong_confidences, rule.min_confidence)
+        tested.append(Shares(rule, start, wrong, accepted))
+    num_labels = sum(map(len, confidences))
+    proofs = []
+    for share in (promise.max_share, *_OTHER_SHARES):
+        proof_promise = replace(promise, max_share=share)
+        best = last_proved(tested, proof_promise)
+        if best is not None:
+            coverage = float(best.wholes.sum()) / num_labels
+            proofs.append(Proved(proof_promise, best.rule, best.share, coverage, len(judged)))
+        elif not proofs:
+            raise _unproved(tested, tested[-1].share, promise, "labels are wrong")
+    return tuple(proofs)
+
+
+def decide_review(
+    objects: ByImage, max_objects: int, scores: Sequence[float], promise: Promise
+) -> Proved:
+    """Return the shortest review list that is proved to miss at most the promised share of objects.
+
+    Each object has the best score of a box of it, -inf without one. The list holds boxes from a
+    score on; the ascending `scores` are tested in their order, until one is not proved. Images
+    with more than `max_objects` are not part of the promise. Raise `RunError` if none is proved.
+    """
+    wholes = counts_from(objects, NOT_FOUND)
+    tested: list[Shares] = []
+    for score in scores:
+        missed = wholes - counts_from(objects, score)
+        start = 0.0 if tested else 1.0
+        tested.append(Shares(Rule(score, max_objects), start, missed, wholes))
+    best = last_proved(tested, promise)
+    if best is None:
+        raise _unproved(tested, tested[0].share, promise, "objects are in neither list")
+    return Proved(promise, best.rule, best.share, 1 - best.share, len(objects))
+
+
+def _unproved(tested: Sequence[Shares], share: float, promise: Promise, claim: str) -> RunError:
+    """Return the error with about how many such images would prove the promise."""
+    least = math.inf
+    for shares in tested:
+        if shares.start:
+            excess = shares.excess(promise.max_share)
+            highest = shares.highest(promise.max_share)
+            needed = num_images_needed(excess, highest, shares.start * promise.level)
+            least = min(least, needed)
+    hint = "no number of images like these is enough: allow more, or choose another model"
+    if math.isfinite(least):
+        hint = f"about {math.ceil(least)} images like these are needed"
+    return RunError(
+        f"{len(tested[0].parts)} labelled images prove no threshold: {_percent(share)} of all"
+        f" {claim}; asked were at most {promise}; {hint}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,28 +390,15 @@ class Guarantee:
     others: tuple[Proved, ...] = ()  # accepted labels with other shares of wrong ones
 
     def accept(self, records: Records) -> Agreement:
-        agreed = agreement(records, self.tolerance.min_iou, self._min_confidence(records))
-        least = -math.inf if self.reviewing is None else self.reviewing.rule.min_confidence
+        rule = self.accepting.rule
+        agreed = agreement(records, self.tolerance.min_iou, rule.min_confidence)
+        if len(agreed.accepted) > rule.max_labels:
+            agreed = agreement(records, self.tolerance.min_iou, NEVER)
+        if self.reviewing is None:
+            return agreed
+        least = self.reviewing.rule.min_confidence
         review = [entry for entry in agreed.differing if entry[1].score >= least]
         return replace(agreed, differing=tuple(review))
-
-    def accept_text(self, records: Records) -> tuple[Record | None, list[float]]:
-        """Return the record of an accepted text or accepted regions, and the confidences left."""
-        least = self._min_confidence(records)
-        confidences = confidences_of(records, self.tolerance.min_iou)
-        left = [confidence for confidence in confidences if confidence < least]
-        first = records[0]
-        regions = regions_of(records)
-        if regions is None:
-            return None if left else first, left
-        accepted = TextRegionsResult(tuple(region for region in regions if region.score >= least))
-        return replace(first, answer=replace(first.answer, result=accepted)), left
-
-    def _min_confidence(self, records: Records) -> float:
-        rule = self.accepting.rule
-        confidences = confidences_of(records, self.tolerance.min_iou)
-        num_labels = sum(confidence >= rule.min_confidence for confidence in confidences)
-        return rule.min_confidence if num_labels <= rule.max_labels else NEVER
 
     def sentences(self) -> list[str]:
         promise = self.accepting.promise
@@ -445,11 +422,6 @@ class Guarantee:
             )
         return sentences
 
-    def document(self) -> dict[str, object]:
-        document = asdict(self)
-        del document["others"]
-        return document
-
     def proofs(self) -> list[dict[str, object]]:
         """Return the proved thresholds as the service reads them, but for model and request."""
         by_precision: dict[float, dict[str, object]] = {}
@@ -465,23 +437,6 @@ class Guarantee:
         return [by_precision[precision] for precision in sorted(by_precision)]
 
 
-def check_enough(truths: Iterable[Truth], promise: Promise) -> None:
-    """Raise `RunError` if so few labelled images prove nothing, even without a wrong label."""
-    counts = [len(truth.objects) if isinstance(truth, ObjectsTruth) else 1 for truth in truths]
-    needed = None
-    if any(counts):
-        needed = num_needed_at_best(np.array(counts, dtype=np.float64), promise)
-    if needed is None:
-        raise RunError(f"there is no object in {len(counts)} labelled images: nothing was sent")
-    if needed > len(counts):
-        raise RunError(
-            f"with {len(counts)} labelled images no threshold can be proved: at least about"
-            f" {needed} are needed for at most {_percent(promise.max_share)} wrong with"
-            f" {_percent(promise.confidence)} confidence, even if no label is wrong; nothing was"
-            " sent"
-        )
-
-
 def prove(
     labelled: Sequence[tuple[Records, Truth]], pilot: Sequence[Records], promises: Promises
 ) -> Guarantee:
@@ -490,31 +445,20 @@ def prove(
     The answers to a pilot sample of the other images fix the rules that are tested.
     """
     if not labelled:
-        raise RunError("no labelled image was answered: failures.jsonl has the errors")
+        raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
     tolerance = promises.tolerance
-    piloted = [confidences_of(records, tolerance.min_iou) for records in pilot]
+    confidences = [agreement(records, tolerance.min_iou, 0.0).confidences for records in pilot]
     judged = [judge_labels(records, truth, tolerance) for records, truth in labelled]
-    rules = candidates(piloted)
-    accepting = decide(judged, rules, promises.wrong)
-    if isinstance(accepting, Unproved):
-        raise accepting.error("labels are wrong")
-    others = []
-    for share in _OTHER_SHARES:
-        decision = decide(judged, rules, replace(promises.wrong, max_share=share))
-        if isinstance(decision, Proved):
-            others.append(decision)
-    guarantee = Guarantee(accepting, None, tolerance, tuple(others))
-    if promises.missed is None:
-        return guarantee
-    scores = [0.0]
-    if confidences := list(chain.from_iterable(piloted)):
-        scores += np.unique(np.quantile(confidences, _REVIEW_QUANTILES)).tolist()
-    objects = [image.object_scores for image in judged]
-    max_objects = common_count(counts_from(piloted, NOT_FOUND))
-    reviewing = decide_review(objects, max_objects, scores, promises.missed)
-    if isinstance(reviewing, Unproved):
-        raise reviewing.error("objects are in neither list")
-    return replace(guarantee, reviewing=reviewing)
+    accepting, *others = decide(judged, candidates(confidences), promises.wrong)
+    reviewing = None
+    if promises.missed is not None:
+        scores = [0.0]
+        if pilot_scores := list(chain.from_iterable(confidences)):
+            scores += np.unique(np.quantile(pilot_scores, _REVIEW_QUANTILES)).tolist()
+        objects = [image.object_scores for image in judged]
+        max_objects = common_count(counts_from(confidences, NOT_FOUND))
+        reviewing = decide_review(objects, max_objects, scores, promises.missed)
+    return Guarantee(accepting, reviewing, tolerance, tuple(others))
 
 
 def _percent(share: float) -> str:

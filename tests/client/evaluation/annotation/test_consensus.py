@@ -88,7 +88,7 @@ def test_one_model_is_accepted_from_a_score() -> None:
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     agreements = [agreement(pair, *RULE) for pair in pairs]
     with Outputs(out) as outputs:
-        return write_consensus(DatasetFormat.coco, outputs, out, agreements, JOB)
+        return write_consensus(DatasetFormat.coco, outputs, out, agreements, JOB)[0]
 
 
 def test_review_list_has_the_rest(tmp_path: Path) -> None:
