@@ -116,8 +116,8 @@ class EvaluationRun:
                 "decided": verdict,
             }
             url = self.connection.url
-            counts = opening.problems.counts
-            record = RunRecord.of(url, settings, models, samples, failures, counts)
+            left_out = opening.problems.counts
+            record = RunRecord.of(url, settings, models, failures.num_failures, left_out)
             evaluation = replace(evaluation, run=record)
             gallery = Gallery(dataset.store, log, questionnaire.names, names, samples)
             write_report(outputs, evaluation, gallery)

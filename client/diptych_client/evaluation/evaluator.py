@@ -18,12 +18,12 @@ the mean error differs by less than a given margin.
 import heapq
 import math
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, combinations, groupby
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -58,13 +58,10 @@ from diptych_client.evaluation.statistics import (
     ratio,
 )
 from diptych_client.evaluation.texts import TextsMeasure
-from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
-from diptych_client.requests import DEFAULT_OPTIONS, non_null_fields
 from diptych_client.results import Instance, Item, Model, box_of, label_of
 
-_MAX_SAMPLES = 1000  # the requests of the report are theirs
-_MAX_REQUESTS = 20
 _GROWTH = 10  # a tenth more images between two looks of a race
 _KIND_OF_BOTH: Mapping[Kind, str] = {
     "right": "found by both",
@@ -171,9 +168,6 @@ class PairAgreement:
     second: str
     names: ClassNames
     scores: list[float] = field(default_factory=list)  # one per sample, 0 to 1
-    kinds_by_class: defaultdict[str, Counter[Kind]] = field(
-        default_factory=lambda: defaultdict(Counter)
-    )
 
     @property
     def title(self) -> str:
@@ -185,57 +179,39 @@ class PairAgreement:
             distance = Levenshtein.normalized_distance(first.text, second.text or "")
             self.scores.append(1 - distance)
             return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
-        a = [LabelledBox(self.names.label(item), box_of(item)) for item in first.items]
-        b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
+        a = labelled_boxes(self.names, first.items)
+        b = labelled_boxes(self.names, second.items)
         names = {"missed": f"only {self.first}", "extra": f"only {self.second}", **_KIND_OF_BOTH}
-        kinds = set[str]()
-        credit = 0.0
-        for pair in match(a, b):
-            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
-            self.kinds_by_class[label][pair.kind] += 1
-            kinds.add(names[pair.kind])
-            credit += pair.credit
-        disagreement = 1 - 2 * credit / (len(a) + len(b)) if a or b else 0.0
+        pairs = match(a, b)
+        kinds = {names[pair.kind] for pair in pairs}
+        credit = sum(pair.credit for pair in pairs)
+        disagreement = 1 - 2 * credit / (len(a) + len(b)) if pairs else 0.0
         self.scores.append(1 - disagreement)
         labels = frozenset(box.label for box in (*a, *b))
         return Outcome(disagreement, frozenset(kinds), labels)
 
-    def by_class(self) -> Mapping[str, Mapping[str, int]]:
-        """Return the objects found by both with IoU >= 0.5, by one, or with another label."""
-        agreements = {}
-        for label, kinds in sorted(self.kinds_by_class.items()):
-            agreements[label] = {
-                "both": kinds["right"] + kinds["loosely placed"],
-                "only_first": kinds["missed"],
-                "only_second": kinds["extra"],
-                "other_label": kinds["wrong class"] + kinds["badly placed"],
-            }
-        return agreements
+
+def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox]:
+    return [LabelledBox(names.label(item), box_of(item)) for item in items]
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run in its report: date, service, models, options, and what was left out.
-
-    `settings` decide the results, so that reports with equal ones replace each other.
-    """
+    """A run in its report: date, service, models, options, and what was left out."""
 
     date: str  # UTC, ISO 8601
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     models: tuple[Mapping[str, str], ...]
-    asked: tuple[str, ...]  # parameters of the first different requests
-    num_failed: int = 0
-    failed: tuple[Mapping[str, str], ...] = ()  # image, model, error
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    num_failed: int
+    left_out: Mapping[str, int]
 
     @classmethod
     def of(
         cls,
         url: str,
-        settings: Mapping[str, object],
+        settings: Mapping[str, Any],
         models: Sequence[Model],
-        samples: Sequence[Sample],
-        failures: FailureLog,
+        num_failed: int,
         left_out: Mapping[str, int],
     ) -> "RunRecord":
         address = urlsplit(url)
@@ -244,39 +220,25 @@ class RunRecord:
         for model in models:
             build = {"precision": model.precision, "checkpoint": model.checkpoint}
             properties.append({"id": model.id, "family": model.family, **build})
-        requests: dict[str, None] = {}
-        for parameters in chain.from_iterable(sample.requests for sample in samples[:_MAX_SAMPLES]):
-            fields = non_null_fields(parameters, DEFAULT_OPTIONS)
-            requests[", ".join(f"{name}={_typed(value)}" for name, value in fields.items())] = None
-        failed = []
-        for row in failures.first:
-            names = {"image": str(row["image"]), "model": str(row["model"])}
-            failed.append({**names, "error": str(row["message"])})
         return cls(
             datetime.now(UTC).isoformat(timespec="seconds"),
             {"service": service, **settings, "models": [model.id for model in models]},
             tuple(properties),
-            tuple(requests)[:_MAX_REQUESTS],
-            failures.num_failures,
-            tuple(failed),
+            num_failed,
             dict(left_out),
         )
 
-    def rows(self) -> list[tuple[str, str]]:
-        rows = [("date", self.date)]
-        rows += [(name, _typed(value)) for name, value in self.settings.items()]
+    def rows(self) -> Iterator[tuple[str, str]]:
+        yield "date", self.date
+        for name, value in self.settings.items():
+            is_list = isinstance(value, list | tuple)
+            if text := ",".join(map(str, value)) if is_list else str(value):
+                yield name, text
         for model in self.models:
-            build = f"{model['precision']}, checkpoint {model['checkpoint'][:12]}"
-            rows.append((model["id"], build))
-        rows.append(("requests", "; ".join(self.asked)))
-        counts = [f"{count} x {name}" for name, count in sorted(self.left_out.items())]
-        rows.append(("problems of the dataset", ", ".join(counts)))
-        return [(name, value) for name, value in rows if value]
-
-
-def _typed(value: object) -> str:
-    """Return a value as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield model["id"], f"{model['precision']}, checkpoint {model['checkpoint'][:12]}"
+        for name, count in (("requests failed", self.num_failed), *self.left_out.items()):
+            if count:
+                yield name, str(count)
 
 
 def speed(predictions: Sequence[tuple[float, float, int]]) -> dict[str, float]:
@@ -319,7 +281,6 @@ class Evaluation:
     details: Mapping[str, Details]
     speed: Mapping[str, Mapping[str, float]]
     agreed: Estimates | None  # keyed by the title of two models; one model has none
-    agreement_by_class: Mapping[str, Mapping[str, Mapping[str, int]]]
     gallery: tuple[RankedSample, ...]
     run: RunRecord | None = None
 
@@ -366,7 +327,6 @@ class Evaluator:
             details={model: measure.details() for model, measure in self.measures.items()},
             speed={model: speed(times) for model, times in self.times.items() if times},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
-            agreement_by_class={pair.title: pair.by_class() for pair in self.agreements},
             gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),
         )
 

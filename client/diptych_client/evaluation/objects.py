@@ -334,7 +334,6 @@ class ObjectsMeasure:
         matches = self.matches()
         num_objects = Counter(row["category_id"] for row in self.truths)
         by_class = {}
-        curves = {}
         everywhere = slice(None)
         for number, label in enumerate(self.names.classes, 1):
             of_class = [matches[ALL][number - 1]]
@@ -343,10 +342,6 @@ class ObjectsMeasure:
                 "AP": 100 * float(mean_precisions(of_class, None, everywhere).mean()),
                 "AP50": 100 * float(mean_precisions(of_class).mean()),
             }
-            curves[label] = _precision_by_recall(of_class)
-        by_size = {}
-        for size in _SIZES:
-            by_size[size] = 100 * float(mean_precisions(matches[size], None, everywhere).mean())
         has_unknown = any(answered == _UNKNOWN for _, answered in self.confused)
         labels = [*self.names.classes, *([_UNKNOWN] if has_unknown else ()), NONE]
         rows = []
@@ -355,13 +350,11 @@ class ObjectsMeasure:
         precision_by_score, recall_by_score = _by_score(self.scored(), matches[ALL])
         return Details(
             by_class,
-            by_size,
             self.kinds,
             Confusion(labels, rows),
             _precision_by_recall(matches[ALL]),
             precision_by_score,
             recall_by_score,
-            curves,
         )
 
 

@@ -2,9 +2,7 @@
 
 Each page is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
 policy lets it load nothing. Shapes of the gallery are drawn by templates/page.js, in pixels of the
-original image.
-
-Jinja2 escapes all texts: names of datasets, models and labels are foreign.
+original image. Jinja2 escapes all texts: names of datasets, models and labels are foreign.
 """
 
 import io
@@ -13,7 +11,6 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import chain
@@ -21,14 +18,17 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-import markupsafe
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image, ImageOps
 
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
-from diptych_client.evaluation.evaluator import Evaluation, RankedSample, judge_phrases
+from diptych_client.evaluation.evaluator import (
+    Evaluation,
+    RankedSample,
+    judge_phrases,
+    labelled_boxes,
+)
 from diptych_client.evaluation.questions import (
     AnswerLog,
     ClassNames,
@@ -39,21 +39,16 @@ from diptych_client.evaluation.questions import (
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Curve, Details, Difference, Interval
+from diptych_client.evaluation.statistics import Curve, Details, Difference, Estimates, Interval
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
 from diptych_client.long_runs import Outputs, RunError, refusal
 from diptych_client.matching import LabelledBox, match
-from diptych_client.results import Instance, Item, TextRegion, box_of, label_of
+from diptych_client.results import Instance, Item, TextRegion, label_of
 
-NUM_COLORS = 6
 _MAX_SIDE_PX = 400
 _JPEG_QUALITY = 75
-_INTERVAL = re.compile(r"(\[[^\s,\]]+, [^\s,\]]+\])")
-_INDEX_HEADER = (
-    *("report", "task", "images", "date", "metric", "models", "conclusion"),
-    "images needed",
-)
+_INDEX_HEADER = ("report", "task", "images", "date", "metric", "models", "conclusion")
 _INDEX_TITLE = "Reports"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
@@ -91,31 +86,21 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    all_tables = [
-        *_metrics(evaluation),
-        _speed(evaluation),
-        *_by_class_and_size(evaluation.details),
-        *_kinds(evaluation.details),
-        *_agreement(evaluation),
-    ]
-    if (run := evaluation.run) is not None:
-        all_tables.append(Table("Run", ("property", "value"), tuple(run.rows())))
-        failed = tuple(tuple(failure.values()) for failure in run.failed)
-        note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
-        all_tables.append(Table("Failed requests", ("image", "model", "error"), failed, note))
+    all_tables = [_metrics(evaluation), _speed(evaluation)]
+    all_tables += [_by_class(evaluation.details), *_kinds(evaluation.details)]
+    if evaluation.run is not None:
+        all_tables.append(Table("Run", ("property", "value"), tuple(evaluation.run.rows())))
     return [table for table in all_tables if table.rows]
 
 
-def _metrics(evaluation: Evaluation) -> Iterator[Table]:
-    measured = evaluation.measured
-    if measured is None:
-        return
-    rows: dict[str, list[str]] = {name: [] for name in next(iter(measured.intervals.values()))}
-    for model in evaluation.models:
-        for name, interval in measured.intervals[model].items():
-            rows[name].append(str(interval))
+def _metrics(evaluation: Evaluation) -> Table:
+    rows: dict[str, list[str]] = {}
     columns: dict[str, None] = {}
     errors: dict[str, None] = {}  # metrics of which lower is better
+    measured = evaluation.measured or Estimates({}, ())
+    for intervals in measured.intervals.values():
+        for name, interval in intervals.items():
+            rows.setdefault(name, []).append(str(interval))
     for difference in measured.differences:
         columns[f"{difference.second} − {difference.first}"] = None
         if difference.is_error:
@@ -127,36 +112,28 @@ def _metrics(evaluation: Evaluation) -> Iterator[Table]:
         note += " Differences are paired by image; higher is better"
         note += f", except for {', '.join(errors)}." if errors else "."
     header = ("metric", *evaluation.models, *columns)
-    yield Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
+    return Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
 
 
 def _speed(evaluation: Evaluation) -> Table:
-    speeds = evaluation.speed.values()
     rows = []
-    for name, title in _SPEEDS.items() if speeds else ():
-        rows.append((title, *(_number(speed[name]) for speed in speeds)))
+    for name, title in _SPEEDS.items() if evaluation.speed else ():
+        numbers = [_number(speed[name]) for speed in evaluation.speed.values()]
+        rows.append((title, *numbers))
     note = "Measured in this client, with the run's concurrency."
     return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
 
 
-def _by_class_and_size(details: Mapping[str, Details]) -> Iterator[Table]:
-    details = {model: entry for model, entry in details.items() if entry.by_class}
-    first = next(iter(details.values()), Details())
+def _by_class(all_details: Mapping[str, Details]) -> Table:
     header = ["class", "objects"]
+    rows: dict[str, list[str]] = {}
     for measure in ("AP", "AP50"):
-        header += [f"{measure} {model}" for model in details]
-    rows = []
-    for label, row in first.by_class.items():
-        cells = [label, f"{row['objects']:.0f}"]
-        for measure in ("AP", "AP50"):
-            cells += [_number(entry.by_class[label][measure]) for entry in details.values()]
-        rows.append(tuple(cells))
-    yield Table("AP by class", tuple(header), tuple(rows))
-    sizes = []
-    for size in first.by_size:
-        sizes.append((size, *(_number(entry.by_size[size]) for entry in details.values())))
-    note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
-    yield Table("AP by size", ("size", *details), tuple(sizes), note)
+        for model, details in all_details.items():
+            header.append(f"{measure} {model}")
+            for label, row in details.by_class.items():
+                cells = rows.setdefault(label, [label, f"{row['objects']:.0f}"])
+                cells.append(_number(row[measure]))
+    return Table("AP by class", tuple(header), tuple(map(tuple, rows.values())))
 
 
 def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
@@ -175,28 +152,9 @@ def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
         for label, row in zip(entry.confusion.labels, entry.confusion.counts, strict=True):
             rows.append((label, *map(str, row)))
         header = ("true \\ answered", *entry.confusion.labels)
-        title = f"Confusion matrix of {model}"
         largest = max(map(max, entry.confusion.counts))
+        title = f"Confusion matrix of {model}"
         yield Table(title, header, tuple(rows), "At IoU 0.5, all scores.", largest)
-
-
-def _agreement(evaluation: Evaluation) -> Iterator[Table]:
-    if evaluation.agreed is None:
-        return
-    rows = []
-    for title, metrics in evaluation.agreed.intervals.items():
-        rows.append((title, str(metrics["agreement"])))
-    boxes = "2 · both / (first + second), same label, mean over IoU ≥ 0.5, 0.55, …, 0.95"
-    note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
-    yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
-    for title, classes in evaluation.agreement_by_class.items():
-        first, _, second = title.partition(" and ")
-        sides = (f"only {first}", f"only {second}")
-        header = ("class", "found by both", *sides, "other label or place")
-        counts = []
-        for label, agreement in classes.items():
-            counts.append((label, *map(str, agreement.values())))
-        yield Table(f"Agreement by class: {title}", header, tuple(counts))
 
 
 def _number(value: float) -> str:
@@ -255,7 +213,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _environment() -> Environment:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -263,17 +221,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken_intervals"] = _unbroken_intervals
-    return environment
-
-
-def _unbroken_intervals(text: str) -> Markup:
-    """Escape a text; the line of an interval in it is not broken."""
-    parts = []
-    for index, part in enumerate(_INTERVAL.split(text)):
-        span = Markup('<span class="interval">{}</span>')
-        parts.append(span.format(part) if index % 2 else markupsafe.escape(part))
-    return Markup().join(parts)
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,10 +235,7 @@ class Line:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        points = []
-        for x, y in zip(self.curve.xs, self.curve.ys, strict=True):
-            points.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
-        return points
+        return list(zip(self.curve.xs, self.curve.ys, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +250,7 @@ class LinePlot:
 
 @dataclass(frozen=True, slots=True)
 class IntervalAxis:
-    """Metrics of all models on a horizontal axis that ends at tens."""
+    """Metrics of all models on a horizontal axis from 0 to a multiple of ten."""
 
     intervals: Mapping[str, Mapping[str, Interval]]  # keyed by model, then metric
 
@@ -314,27 +259,19 @@ class IntervalAxis:
         return list(next(iter(self.intervals.values()), ()))
 
     @property
-    def minimum(self) -> float:
-        return 10 * math.floor(min(self._ends(), default=0.0) / 10)
-
-    @property
     def maximum(self) -> float:
-        return max(10 * math.ceil(max(self._ends(), default=0.0) / 10), self.minimum + 10)
+        ends = [0.1]
+        for metrics in self.intervals.values():
+            ends += [interval.high for interval in metrics.values() if interval.is_finite]
+        return 10 * math.ceil(max(ends) / 10)
 
     def x(self, value: float) -> float:
-        share = (value - self.minimum) / (self.maximum - self.minimum)
-        return round(120 + 228 * share, 1)
-
-    def _ends(self) -> Iterator[float]:
-        for metrics in self.intervals.values():
-            for interval in metrics.values():
-                yield from filter(math.isfinite, (interval.low, interval.value, interval.high))
+        return round(120 + 228 * max(value, 0) / self.maximum, 1)
 
 
 def line_plots(all_details: Mapping[str, Details]) -> list[LinePlot]:
     by_recall = []
     by_score = []
-    by_class = []
     for series, (model, details) in enumerate(all_details.items()):
         if details.precision_by_recall is not None:
             by_recall.append(Line(model, details.precision_by_recall, series))
@@ -342,17 +279,10 @@ def line_plots(all_details: Mapping[str, Details]) -> list[LinePlot]:
             by_score.append(Line(f"precision {model}", details.precision_by_score, series))
         if details.recall_by_score is not None:
             by_score.append(Line(f"recall {model}", details.recall_by_score, series, True))
-        largest = sorted(details.by_class, key=lambda label: -details.by_class[label]["objects"])
-        curves = []
-        for color, label in enumerate(largest[:NUM_COLORS]):
-            curves.append(Line(label, details.precision_by_recall_of[label], color))
-        if len(details.by_class) > 1:
-            title = f"By class, IoU 0.5: {model}"
-            by_class.append(LinePlot(title, "recall", "precision", curves))
     all_models = LinePlot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
     title = "Answers with at least a score, IoU 0.5"
     scores = LinePlot(title, "score", "precision, recall", by_score)
-    return [plot for plot in (all_models, *by_class, scores) if plot.lines]
+    return [plot for plot in (all_models, scores) if plot.lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +353,7 @@ class Gallery:
         if not isinstance(truth, ObjectsTruth):
             return (), ["answer"] * len(items)
         truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in truth.objects]
-        answers = [LabelledBox(self.names.label(item), box_of(item)) for item in items]
+        answers = labelled_boxes(self.names, items)
         true_kinds: list[str] = ["ignored"] * len(truths)
         answer_kinds: list[str] = ["ignored"] * len(answers)
         for pair in match(truths, answers):
@@ -460,11 +390,10 @@ def report_files(out: Path) -> tuple[Path, Path, Path]:
 
 
 def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> None:
-    """Write report.html, report.md and report.json; a report of other options is kept."""
+    """Write report.html, report.md and report.json."""
     page, text, values = report_files(outputs.folder)
-    _keep_earlier(outputs, evaluation)
     measured = evaluation.measured
-    template = _environment().get_template("report.html")
+    template = _template("report.html")
     pieces = template.generate(
         title=heading(evaluation),
         sentences=sentences(evaluation),
@@ -480,24 +409,6 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     outputs.write(values, json.dumps(document, indent=2) + "\n")
 
 
-def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
-    """Rename a report whose settings differ: its date becomes a part of its name."""
-    files = report_files(outputs.folder)
-    if evaluation.run is None or not files[-1].is_file():
-        return
-    date = "earlier"  # an earlier version wrote it
-    with suppress(ValueError, LookupError, TypeError):
-        earlier = json.loads(files[-1].read_text(encoding="utf-8"))["run"]
-        settings = json.loads(json.dumps(evaluation.run.settings))
-        # the same models at another address answer the same
-        if earlier["settings"] | {"service": settings["service"]} == settings:
-            return
-        date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
-    for file in files:
-        if file.exists():
-            file.rename(outputs.claim(file.with_name(f"report-{date}{file.suffix}")))
-
-
 def write_index(
     reports: Sequence[Path], out: Path, overwrite: bool = False
 ) -> list[dict[str, Any]]:
@@ -510,7 +421,7 @@ def write_index(
         text = out.read_text(encoding="utf-8", errors="replace")
         if f"<title>{_INDEX_TITLE}</title>" not in text[:200]:
             raise refusal(out)
-    rows = []
+    rows: list[dict[str, Any]] = []
     links = []
     for report in reports:
         path = report / "report.json" if report.is_dir() else report
@@ -523,42 +434,38 @@ def write_index(
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
         links.append((relpath(path.with_name("report.html"), out.parent), path.parent.name))
     cells = tuple(tuple(map(str, row.values())) for row in rows)
-    note = "Images needed: an estimate of how many such images would tell the models apart."
-    table = Table("All reports", _INDEX_HEADER, cells, note)
-    template = _environment().get_template("index.html")
+    table = Table("All reports", _INDEX_HEADER, cells)
+    template = _template("index.html")
     page = template.render(title=_INDEX_TITLE, sentences=[], table=table, links=links)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return rows
 
 
-def _index_rows(path: Path, document: Any) -> list[dict[str, Any]]:
+def _index_rows(path: Path, document: Any) -> Iterator[dict[str, Any]]:
+    """Yield the difference of each two models by the main metric, or the report's sentences."""
     measured = document["measured"] or document["agreed"]
     if not measured:
-        return []
+        return
     metric = next(iter(next(iter(measured["intervals"].values()))), "")
     values = []
     for model, metrics in measured["intervals"].items():
         if metric in metrics:
             values.append(f"{model} {_interval(metrics[metric])}")
-    run = document.get("run") or {}
     common = {
         "report": path.parent.name,
         "task": f"{document['task']} on {document['dataset']}",
         "images": document["num_images"],
-        "date": str(run.get("date", ""))[:10],
+        "date": str((document["run"] or {}).get("date", ""))[:10],
         "metric": metric,
         "models": "; ".join(values),
     }
-    rows: list[dict[str, Any]] = []
-    for fields in measured["differences"]:
-        if fields["metric"] == metric:
-            difference = Difference(**{**fields, "interval": _interval(fields["interval"])})
-            needed = "" if difference.is_clear else difference.num_images_needed or "–"
-            rows.append({**common, "conclusion": str(difference), "images needed": needed})
-    if rows:
-        return rows
-    return [{**common, "conclusion": "; ".join(document["sentences"]), "images needed": ""}]
+    differences = [fields for fields in measured["differences"] if fields["metric"] == metric]
+    for fields in differences:
+        difference = Difference(**{**fields, "interval": _interval(fields["interval"])})
+        yield {**common, "conclusion": str(difference)}
+    if not differences:
+        yield {**common, "conclusion": "; ".join(document["sentences"])}
 
 
 def _interval(fields: Mapping[str, Any]) -> Interval:

@@ -84,13 +84,11 @@ class Details:
     """Tables and curves of one model; values in hundredths like the metrics."""
 
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    by_size: Mapping[str, float] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
     confusion: Confusion | None = None
     precision_by_recall: Curve | None = None
     precision_by_score: Curve | None = None
     recall_by_score: Curve | None = None
-    precision_by_recall_of: Mapping[str, Curve] = field(default_factory=dict)  # keyed by class
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +133,6 @@ class Difference:
     @property
     def is_clear(self) -> bool:
         return self.interval.low > 0 or self.interval.high < 0
-
-    @property
-    def num_images_needed(self) -> int | None:
-        """Return how many such images would make this difference clear, or None if it is 0."""
-        value = self.interval.value
-        if not math.isfinite(value) or not value:
-            return None
-        half_width = (self.interval.high - self.interval.low) / 2
-        return math.ceil(self.num_images * (half_width / value) ** 2)
 
     def as_subtracted(self) -> Interval:
         return self.interval.negated() if self.is_error else self.interval

@@ -160,8 +160,6 @@ def test_ap_is_that_of_pycocotools(
         details = measure.details()
         average = of_class[of_class > -1].mean()
         assert details.by_class[label]["AP"] == pytest.approx(100 * average, abs=1e-6)
-        curve = details.precision_by_recall_of[label]
-        assert curve.ys == pytest.approx(expected.eval["precision"][0, :, index, 0, -1].tolist())
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])

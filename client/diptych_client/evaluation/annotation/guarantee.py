@@ -40,7 +40,7 @@ from diptych_client.evaluation.job import Job
 from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
-from diptych_client.evaluation.texts import character_edits, normalized, vqa_normalized
+from diptych_client.evaluation.texts import character_edits, vqa_normalized
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Floats
@@ -170,9 +170,7 @@ def _is_right(text: str, true_texts: Sequence[str], task: str, tolerance: Tolera
         return vqa_normalized(text) in map(vqa_normalized, true_texts)
     for true_text in true_texts:
         num_edits, length = character_edits(true_text, text)
-        if normalized(text) == normalized(true_text):
-            return True
-        if length and num_edits <= tolerance.max_cer * length:
+        if num_edits <= tolerance.max_cer * length:
             return True
     return False
 

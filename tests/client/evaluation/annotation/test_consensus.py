@@ -100,10 +100,11 @@ def test_review_list_has_the_rest(tmp_path: Path) -> None:
             replace(both, image=replace(both.image, name="b.png")),
             answered("b", DetectionsResult((CAR_5, dog)), "b.png"),
         ),
+        (answered("a", DetectionsResult(()), "c.png"), answered("b", DetectionsResult(()))),
     ]
     dataset = COCO(written(tmp_path, pairs))
     review = COCO(tmp_path / "review.json")
-    assert [image["file_name"] for image in dataset.imgs.values()] == ["a.png", "b.png"]
+    assert [image["file_name"] for image in dataset.imgs.values()] == ["a.png", "b.png", "c.png"]
     boxes = [(row["image_id"], row["bbox"], "review" in row) for row in dataset.anns.values()]
     assert boxes == [(1, [0, 0, 10, 10], False), (2, [0, 0, 10, 10], False)]
     (image,) = review.imgs.values()

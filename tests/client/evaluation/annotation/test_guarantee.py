@@ -15,7 +15,7 @@ from diptych_client import (
     TextRegionsResult,
     TextResult,
 )
-from diptych_client.evaluation.annotation.consensus import Records
+from diptych_client.evaluation.annotation.consensus import Records, agreement
 from diptych_client.evaluation.annotation.guarantee import (
     NOT_FOUND,
     JudgedImage,
@@ -141,6 +141,8 @@ def test_confidence_of_two_texts_is_their_similarity() -> None:
     pair = (answered("ocr", "EXIT"), answered("ocr", "EXII"))
     judged = judge_labels(pair, TextsTruth(("EXIT",)), Tolerance())
     assert judged == JudgedImage((0.75,), (True,))
+    accepted = [agreement(pair, 0.5, least).accepted for least in (0.75, 0.76)]
+    assert accepted == [(TextResult("EXIT"),), ()]
 
 
 def test_text_region_takes_a_line() -> None:
