@@ -24,6 +24,7 @@ from opentelemetry.semconv.attributes.http_attributes import (
 from opentelemetry.trace import SpanKind
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -36,7 +37,6 @@ from wire.pixels import (
     IMAGE_KEY_HEADER,
     JSON,
     MESSAGE_BYTES_HEADER,
-    BadCall,
     read_call,
 )
 from wire.runner_channel import FeaturesMissing, RunnerCall
@@ -52,6 +52,8 @@ _CALLS = ("/write", "/stream")
 class CallGuard:
     """Refuses unread bodies: another type (415), without a length (411), too long (413); and calls
     and probes for another build by 503: a proxy then tries the next runner.
+
+    Makes a server span in the caller's trace for each request with a traceparent header.
     """
 
     def __init__(self, app: ASGIApp, api: "RunnerApi") -> None:
@@ -59,11 +61,26 @@ class CallGuard:
         self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        answer = self._refusal(scope, headers) or self._app
+        if not are_made() or "traceparent" not in headers:
+            return await answer(scope, receive, send)
+        attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}
+        name = f"{scope['method']} {scope['path']}"
+        with span(name, attributes, SpanKind.SERVER, caller_context(headers)) as call:
+
+            async def send_noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    call.set_attribute(HTTP_RESPONSE_STATUS_CODE, message["status"])
+                    if message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                        note_error(call, str(message["status"]))
+                await send(message)
+
+            return await answer(scope, receive, send_noted)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
         build_key = headers.get(BUILD_HEADER)
         if build_key is not None and build_key != self._api.build_key:
             loaded = f"this runner has loaded {self._api.build_key!r}"
@@ -85,33 +102,6 @@ class CallGuard:
             message = f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed"
             return PlainTextResponse(message, 413)
         return None
-
-
-class TracedCalls:
-    """Makes a server span in the caller's trace for each request with a traceparent header."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or not are_made()
-            or "traceparent" not in (headers := Headers(scope=scope))
-        ):
-            return await self._app(scope, receive, send)
-        attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}
-        name = f"{scope['method']} {scope['path']}"
-        with span(name, attributes, SpanKind.SERVER, caller_context(headers)) as call:
-
-            async def send_noted(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    call.set_attribute(HTTP_RESPONSE_STATUS_CODE, message["status"])
-                    if message["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                        note_error(call, str(message["status"]))
-                await send(message)
-
-            return await self._app(scope, receive, send_noted)
 
 
 if TYPE_CHECKING:
@@ -146,8 +136,6 @@ class RunnerApi:
             try:
                 call = self._call(await request.body(), request.headers)
                 return await while_connected(request.receive, answer(call))
-            except BadCall as error:
-                return PlainTextResponse(str(error), HTTPStatus.BAD_REQUEST)
             except FeaturesMissing:
                 message = "no features are cached under this image key; repeat the call with pixels"
                 return PlainTextResponse(message, HTTPStatus.NOT_FOUND)
@@ -157,18 +145,23 @@ class RunnerApi:
         return endpoint
 
     def _call(self, body: bytes, headers: Headers) -> RunnerCall:
-        """Return the call of a request; raise `BadCall`."""
+        """Return the call of a request; raise `HTTPException`."""
         message_bytes = headers.get(MESSAGE_BYTES_HEADER)
-        received = read_call(body, message_bytes, self._worker.image_shape_hwc)
+        try:
+            received = read_call(body, message_bytes, self._worker.image_shape_hwc)
+        except ValueError as error:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
         if not (image_key := headers.get(IMAGE_KEY_HEADER)):
-            raise BadCall(
-                f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal"
+            raise HTTPException(
+                HTTPStatus.BAD_REQUEST,
+                f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal",
             )
         sequences = received.call.sequences
         adapters = {spec.adapter for spec in sequences}
         if len(adapters) > 1:  # the features of an adapter may be other ones
             allowed = "all must name the same one, or all none"
-            raise BadCall(f"the sequences name {len(adapters)} adapters; {allowed}")
+            problem = f"the sequences name {len(adapters)} adapters; {allowed}"
+            raise HTTPException(HTTPStatus.BAD_REQUEST, problem)
         return RunnerCall(image_key, sequences, received.pixels)
 
     async def _adapters(self, _request: Request) -> Response:

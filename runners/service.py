@@ -12,7 +12,7 @@ import bentoml
 
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
-from runners.runner_api import CallGuard, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi
 from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.drain import CallsInFlight, drain_before_stop
@@ -81,7 +81,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         metrics={"enabled": False},  # RunnerApi has its own /metrics
         tracing=NO_TRACING,
     )(Runner)
-    service.add_asgi_middleware(TracedCalls)
     service.add_asgi_middleware(CallGuard, api=api)
     service.mount_asgi_app(calls.middleware(api.app()))
     return service

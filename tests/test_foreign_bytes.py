@@ -56,7 +56,7 @@ from tests.support.request_bodies import (
 )
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
 from wire.artifacts.manifest import ArtifactError
-from wire.pixels import BadCall, read_call
+from wire.pixels import read_call
 
 CORPUS = Path(__file__).parent / "support" / "fuzz_corpus"
 SPLIT = b"\n--\n"
@@ -244,7 +244,7 @@ READERS = {
     ),
     "runner_call": Reader(
         of_two_parts(lambda body, header: read_call(body, header, (2, 2, 3))),
-        (BadCall,),
+        (ValueError,),
         (SPLIT + CALL, str(len(CALL)).encode() + SPLIT + CALL + bytes(12)),
     ),
     "key_file": Reader(

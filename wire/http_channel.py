@@ -17,12 +17,10 @@ from pydantic import TypeAdapter
 from wire.host import is_portable
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of, in_memory
 from wire.runner_channel import (
-    CallFailed,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
     RunnerCall,
-    RunnerUnavailable,
     RunnerUnreachable,
 )
 from wire.runner_messages import AdapterStates, Outcomes, WriteCall, WritingEvent
@@ -133,11 +131,11 @@ def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
     """Return the channel's error for one of aiohttp, or for a status of a runner or proxy."""
     match error:
         case aiohttp.ClientResponseError(status=status) if status in _UNREACHED:
-            return RunnerUnavailable(f"status {status}")
+            return RunnerUnreachable(f"status {status}")
         case aiohttp.ClientResponseError(status=HTTPStatus.GATEWAY_TIMEOUT):
             return CallTimedOut(f"status {error.status}")
         case aiohttp.ClientResponseError():
-            return CallFailed(f"status {error.status}")
+            return ChannelError(f"status {error.status}")
         case aiohttp.ConnectionTimeoutError():  # is a TimeoutError: match it first
             return RunnerUnreachable(repr(error))
         case TimeoutError():

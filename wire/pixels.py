@@ -34,10 +34,6 @@ _NAME_PREFIX = "diptych-"
 Pixels = NDArray[np.uint8]
 
 
-class BadCall(Exception):
-    """The call is malformed, or its pixels cannot be read."""
-
-
 @dataclass(frozen=True, slots=True)
 class ReceivedCall:
     """A call and its pixels (H, W, 3), or None without pixels."""
@@ -74,13 +70,13 @@ def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
 def read_call(
     body: bytes, message_bytes: str | None, shape_hwc: tuple[int, int, int]
 ) -> ReceivedCall:
-    """Parse a body with its value of `MESSAGE_BYTES_HEADER`; raise `BadCall`."""
+    """Parse a body with its value of `MESSAGE_BYTES_HEADER`; raise `ValueError`."""
     if message_bytes is None:
         call = _parse(body)
         return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
     if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
         length_text = message_bytes[:20]
-        raise BadCall(
+        raise ValueError(
             f"{MESSAGE_BYTES_HEADER} is {length_text!r}; it must be a length within the body,"
             f" {len(body)} bytes"
         )
@@ -92,20 +88,20 @@ def _parse(message: bytes) -> WriteCall:
     try:
         return WriteCall.model_validate_json(message)
     except ValueError as error:
-        raise BadCall(f"the message is not a call: {error}") from error
+        raise ValueError(f"the message is not a call: {error}") from error
 
 
 def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
     if not memory.name.startswith(_NAME_PREFIX):
-        raise BadCall(f"cannot open the shared pixels: {memory.name} is not a name of pixels")
+        raise ValueError(f"cannot open the shared pixels: {memory.name} is not a name of pixels")
     try:
         fd = open_anonymous(memory.pid, memory.fd, memory.name)
     except OSError as error:
-        raise BadCall(f"cannot open the shared pixels: {error}") from error
+        raise ValueError(f"cannot open the shared pixels: {error}") from error
     try:
         return _shaped(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), shape_hwc)
     except (OSError, ValueError) as error:  # ValueError: empty memory
-        raise BadCall(f"cannot map the shared pixels: {error}") from error
+        raise ValueError(f"cannot map the shared pixels: {error}") from error
     finally:
         os.close(fd)
 
@@ -113,7 +109,7 @@ def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
 def _shaped(data: Any, shape_hwc: tuple[int, int, int]) -> Pixels:
     pixels = np.frombuffer(data, dtype=np.uint8)
     if pixels.size != np.prod(shape_hwc):
-        raise BadCall(
+        raise ValueError(
             f"the pixels have {pixels.size} bytes; an image of this model has {np.prod(shape_hwc)}"
         )
     return pixels.reshape(shape_hwc)

@@ -1,11 +1,9 @@
 """The interface of the channel to one model's runner, and its errors.
 
-ChannelError
+ChannelError              the runner answered with an error
 ├── FeaturesMissing       the runner has no features of the image: call again with pixels
-├── RunnerUnreachable     the connection could not be made, or broke during the call
-├── RunnerUnavailable     no runner of this build accepts calls: starting, draining or replaced
-├── CallTimedOut          no answer before the deadline
-└── CallFailed            the runner answered with an error
+├── RunnerUnreachable     no runner of this build took the call, or the connection broke
+└── CallTimedOut          no answer before the deadline
 
 A sequence that fails within an answered call is not an error of the channel but an outcome
 (`Failed`). Implemented over HTTP by wire/http_channel.py, and for a model in the same process by
@@ -21,7 +19,7 @@ from wire.runner_messages import AdapterStates, Outcomes, SequenceSpec, WritingE
 
 
 class ChannelError(Exception):
-    """Base of the errors of a call; calls are idempotent and may be repeated."""
+    """A call failed; calls are idempotent and may be repeated."""
 
 
 class FeaturesMissing(ChannelError):
@@ -29,19 +27,11 @@ class FeaturesMissing(ChannelError):
 
 
 class RunnerUnreachable(ChannelError):
-    """The connection could not be made, or broke during the call."""
-
-
-class RunnerUnavailable(ChannelError):
-    """No runner of this build accepts calls: it starts, drains, or has loaded another build."""
+    """No connection, a broken one, or a runner that starts, drains or has loaded another build."""
 
 
 class CallTimedOut(ChannelError):
     """The runner did not answer before the deadline."""
-
-
-class CallFailed(ChannelError):
-    """The runner answered with an error; the message has no details of it."""
 
 
 @dataclass(frozen=True, slots=True)

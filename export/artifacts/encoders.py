@@ -27,8 +27,7 @@ from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
 from export.errors import ExportError
 from runners.adapters.peft import VisionPart
-from wire.artifacts.adapter_folder import AdapterError
-from wire.artifacts.manifest import Precision, vision_encoder_file
+from wire.artifacts.manifest import ArtifactError, Precision, vision_encoder_file
 
 
 def make_encoders(
@@ -79,7 +78,7 @@ def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
     """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in
     float32.
 
-    Raise `AdapterError` for a weight that the checkpoint does not have, or has with another shape,
+    Raise `ArtifactError` for a weight that the checkpoint does not have, or has with another shape,
     and for one that is not finite.
     """
     tensors = CheckpointTensors.open(checkpoint)
@@ -91,12 +90,12 @@ def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
     for name, replaced in changes.replaced.items():
         shape = tuple(tensors[name].shape) if name in tensors else None
         if shape != tuple(replaced.shape):
-            raise AdapterError(
+            raise ArtifactError(
                 f"the adapter has {name} of shape {tuple(replaced.shape)}; its base has {shape}"
             )
         merged[name] = replaced.contiguous()
     if broken := [name for name, weight in merged.items() if not weight.isfinite().all()]:
-        raise AdapterError(f"the adapter makes {broken[0]} infinite or not a number")
+        raise ArtifactError(f"the adapter makes {broken[0]} infinite or not a number")
     save_file(merged, output)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
@@ -127,6 +127,5 @@ def encode(
     folder: Path, precision: Precision, images: Sequence[Image.Image], device: Device = "cpu"
 ) -> Tensor:
     """Return features (B, N, C) of images of the model's size, encoded one by one."""
-    encoder = VisionEncoder(folder, precision=precision, device=device)
-    encoder.load()
+    encoder = load_encoder(folder, precision=precision, device=device)
     return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images])

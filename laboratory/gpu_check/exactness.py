@@ -22,7 +22,7 @@ from runners.decoder.captured_passes import (
     capture_cuda_graph,
     row_counts,
 )
-from runners.tokens.choice import Choice, Chosen, RowConditions, choose_tokens
+from runners.tokens.choice import Choice, RowConditions, choose_tokens
 from wire.artifacts.manifest import Device
 
 _NUM_IMAGES = 8
@@ -88,7 +88,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
         step = graphs.run(StepShape(len(conditions), 1))
-        chosen: Chosen[None] = graphs.choose(step, conditions, sequences)
+        chosen = graphs.choose(step, conditions, sequences)
         captured += chain.from_iterable(chosen.choices)
         eager += chain.from_iterable(choose_tokens(step, conditions, sequences))
     share, difference = _compared(captured, eager)

@@ -22,7 +22,7 @@ from runners.decoder.engines import NewEngine, new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import CudaOptions, VisionEncoder
+from runners.encoder.session import CudaOptions, Encoder, load_encoder
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
@@ -56,12 +56,10 @@ class Model:
 
     def encoder(
         self, device: Device, precision: Precision | None = None, cuda: CudaOptions | None = None
-    ) -> VisionEncoder:
+    ) -> Encoder:
         """Load the encoder, by default in the device's precision."""
         precision = precision or self.manifest.precision[device]["encoder"]
-        encoder = VisionEncoder(self.folder, 0, precision, device, cuda)
-        encoder.load()
-        return encoder
+        return load_encoder(self.folder, 0, precision, device, cuda)
 
     def decoder(self, device: Device, precision: Precision | None = None) -> Decoder:
         """Load the decoder, by default in the device's precision."""

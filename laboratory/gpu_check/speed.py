@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from laboratory.gpu_check.parts import (
@@ -30,7 +31,7 @@ from laboratory.gpu_check.parts import (
 )
 from laboratory.gpu_check.report import KERNELS, Verdict
 from runners.decoder.captured_passes import Capture, capture_cuda_graph
-from runners.decoder.engines import GraphEngine, GraphPass, new_engine
+from runners.decoder.engines import GraphEngine, new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.encoder.session import CudaOptions, batch_sizes
@@ -67,7 +68,7 @@ def check_encoder(model: Model, device: Device) -> Verdict:
     plain = model.encoder(device, cuda=CudaOptions(with_graphs=False))
     graph_ms = {num: median_ms(partial(encoder.encode, images[:num]), device) for num in _BATCHES}
     plain_ms = {num: median_ms(partial(plain.encode, images[:num]), device) for num in _BATCHES}
-    captured = getattr(encoder.backend, "captured_sizes", [])  # a CPU has none
+    captured = getattr(encoder, "captured_sizes", [])  # a CPU has none
     measured: dict[str, Any] = {
         "images, ms": graph_ms,
         "images without graphs, ms": plain_ms,
@@ -201,7 +202,7 @@ class MarkedEngine(GraphEngine):
         self._new_event = new_event
         self.events: list[tuple[str, Any]] = []  # torch's, or a host's
 
-    def launch(self, num_slots: int) -> GraphPass:
+    def launch(self, num_slots: int) -> Tensor:
         """Launch a pass."""
         launched = super().launch(num_slots)
         self._mark("pass")
@@ -209,15 +210,16 @@ class MarkedEngine(GraphEngine):
 
     def choose(
         self,
-        launched: GraphPass,
+        launched: Tensor,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,
-    ) -> Chosen[GraphPass]:
+        is_first: bool = False,
+    ) -> Chosen:
         """Choose the tokens of a pass; those of a prefill are not marked."""
-        if not launched.is_first:
+        if not is_first:
             self._mark("choice")
-        return super().choose(launched, conditions, sequences, following)
+        return super().choose(launched, conditions, sequences, following, is_first)
 
     def _mark(self, name: str) -> None:
         event = self._new_event()

@@ -3,7 +3,7 @@
     found       its base is this runner's model: read, checked against the base, added
     replaced    other files make another build: both stay until no call can name the one before
     gone        removed as long after its folder as a call may take; calls that named it have ended
-    refused     logged once; the same files are not read again
+    refused     logged once; the same files are read again only after an adapter has been freed
 
 Each adapter is read in a separate thread, which is abandoned if it takes too long: no adapter can
 hold up the others. Knows no requests: the gateway lists an adapter after this runner has reported
@@ -24,15 +24,13 @@ from runners.adapters.peft import read_adapter
 from wire.artifacts.adapter_folder import (
     MAX_ADAPTERS,
     SCAN_EVERY_S,
-    AdapterError,
     AdapterFolder,
     AdapterLimits,
     AdapterScan,
-    NoRoomError,
     adapter_build_key,
     reason_of,
 )
-from wire.artifacts.manifest import DECODER_FILE, Manifest
+from wire.artifacts.manifest import DECODER_FILE, ArtifactError, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,6 @@ class HotAdapters:
         self._keys: dict[AdapterFolder, str | None] = {}
         self._added: dict[str, float | None] = {}  # keys: the time when the folder was gone
         self.refused: dict[str, str] = {}  # current versions by key: the reason
-        self._without_room: set[str] = set()  # keys that are tried again when another is freed
 
     def watch(self, loaded: Adapters) -> None:
         """Update `loaded` once a second in a thread; return after the first update or
@@ -116,7 +113,7 @@ class HotAdapters:
 
         try:
             return _in_time(read, self._read_timeout_s)
-        except AdapterError:  # the gateway logs the same
+        except ArtifactError:  # the gateway logs the same
             return None
         except Exception as error:  # files that cannot be read in time, or a defect
             is_defect = not isinstance(error, TimeoutError)
@@ -136,15 +133,13 @@ class HotAdapters:
                 loaded.remove(key)
                 del self._added[key]
                 logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)
-                for waiting in self._without_room:
-                    self.refused.pop(waiting, None)
-                self._without_room.clear()
+                self.refused.clear()  # one that had no room may have it now
 
     def _add(self, loaded: Adapters, key: str, adapter: AdapterFolder) -> None:
         model_id = self._base.model_id
         try:
             if len(self._added) >= MAX_ADAPTERS:
-                raise NoRoomError(
+                raise ArtifactError(
                     f"{MAX_ADAPTERS} adapters of {model_id} are loaded, the maximum; remove one to"
                     " add another"
                 )
@@ -158,12 +153,10 @@ class HotAdapters:
         # too little memory, for example: the others stay, and the watch continues
         except Exception as error:
             reason = f"it cannot be loaded: {type(error).__name__}"
-            if isinstance(error, AdapterError | TimeoutError):
+            if isinstance(error, ArtifactError | TimeoutError):
                 reason = reason_of(error)
             else:
                 logger.exception("the adapter %s cannot be loaded", adapter.name)
-            if isinstance(error, NoRoomError):
-                self._without_room.add(key)
             self.refused[key] = reason
             logger.error("the adapter %s of %s is refused: %s", adapter.name, model_id, reason)
 

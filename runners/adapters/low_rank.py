@@ -6,17 +6,16 @@
 Problem: sequences of the base and of any number of its adapters are decoded together; a captured
 pass has fixed shapes and addresses, while adapters of any rank come and go.
 
-Solution: the adapters of a layer are the columns of one pair of matrices, as many of each as its
-rank. A pass computes the products of columns for all rows, and masks those of other adapters.
+Solution:
 
-    eager       the columns of the adapters in the batch, from matrices that are replaced when an
-                adapter is added or removed
-    captured    all columns of a pool in fixed memory; a number selects an adapter's
+    eager       the product of each adapter in the batch is added to its rows
+    captured    a layer's adapters are columns of one pair of matrices in fixed memory, the pool. A
+                pass computes all columns for all rows, and masks those of other adapters
 
 Invariants:
 - all values are finite: others, times a masked zero, would reach other rows, and are refused;
-- a pass reads a layer's matrices once: another thread may replace them. Sequences may name an
-  adapter after `add` has returned, and until `remove` is called;
+- another thread adds and removes adapters: sequences may name one after `add` has returned, and
+  until `remove` is called;
 - columns of the pool are written while no row selects them; an adapter without a place there, as
   too few are free, is in no captured pass.
 
@@ -26,51 +25,21 @@ layers: their outputs are concatenated, and in the pool they have that many colu
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from runners.staging import array_to_device, to_device
-from wire.artifacts.adapter_folder import DOWN, UP, AdapterError, NoRoomError
+from runners.staging import to_device
+from wire.artifacts.adapter_folder import DOWN, UP
+from wire.artifacts.manifest import ArtifactError
 
 POOL_RANK = 128  # most columns on a GPU; a step with adapters reads all of them
 _FREE = -1
 _BASE = 0  # place of rows without an adapter
 _FLOAT32_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class RowLayout:
-    """The columns of a layer that a pass reads, and which of these each row does not."""
-
-    columns: slice | Tensor
-    is_other: Tensor | None  # (B, N); None: all rows read all
-
-    @classmethod
-    def of(
-        cls, columns_of: Sequence[tuple[str, int]], by_row: Sequence[str | None], device: str
-    ) -> "RowLayout | None":
-        """Return the layout for adapters with so many columns each, or None if no row has one."""
-        columns: list[int] = []
-        owners: list[str] = []
-        start = 0
-        for adapter, num_columns in columns_of:
-            if adapter in by_row:
-                columns += range(start, start + num_columns)
-                owners += [adapter] * num_columns
-            start += num_columns
-        if not columns:
-            return None
-        # None is a place, too: that of the base
-        is_other = np.array(by_row, object)[:, None] != np.array(owners, object)
-        are_consecutive = columns == [*range(columns[0], columns[-1] + 1)]
-        return cls(
-            slice(columns[0], columns[-1] + 1) if are_consecutive else to_device(columns, device),
-            array_to_device(is_other, device) if is_other.any() else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +66,13 @@ class LowRank:
                 ups.append(up)
         return cls(torch.cat(downs), torch.cat(ups)) if downs else None
 
-    def __call__(self, hidden_states: Tensor, layout: RowLayout) -> Tensor:
-        """Return float32 (B, T, out) of (B, T, in)."""
-        ranks = linear(hidden_states.float(), self.down[layout.columns])
-        if layout.is_other is not None:
+    def __call__(self, hidden_states: Tensor, is_other: Tensor | None = None) -> Tensor:
+        """Return float32 (B, T, out) of (B, T, in), without columns of `is_other` (B, N)."""
+        ranks = linear(hidden_states.float(), self.down)
+        if is_other is not None:
             by_column = ranks.view(*hidden_states.shape[:2], -1, self.num_joined)
-            by_column.masked_fill_(layout.is_other[:, None, :, None], 0.0)
-        return ranks @ self.up[layout.columns]
+            by_column.masked_fill_(is_other[:, None, :, None], 0.0)
+        return ranks @ self.up
 
     def put(self, columns: range, product: "LowRank | None") -> None:
         """Copy an adapter's product, if it has one for this layer, to its columns of the pool."""
@@ -165,41 +134,13 @@ class AdapterPool:
                 return None
         return places
 
-    def layout(self, places: Tensor) -> RowLayout:
-        """Return the layout of rows with `places` (B,): all columns."""
-        return RowLayout(slice(None), places[:, None] != self._owners)
+    def is_other(self, places: Tensor) -> Tensor:
+        """Return which columns (B, N) belong to another adapter than that of each row (B,)."""
+        return places[:, None] != self._owners
 
 
 def _place(columns: range) -> int:
     return columns.start + 1
-
-
-@dataclass(frozen=True, slots=True)
-class LayerAdapters:
-    """The adapters of one layer, outside of the pool: their columns follow each other."""
-
-    columns: tuple[tuple[str, int], ...] = ()  # numbers of columns
-    product: LowRank | None = None
-
-    def with_adapter(self, adapter: str, product: LowRank) -> "LayerAdapters":
-        columns = (*self.columns, (adapter, len(product.down)))
-        if self.product is None:
-            return LayerAdapters(columns, product)
-        down = torch.cat([self.product.down, product.down])
-        return LayerAdapters(columns, LowRank(down, torch.cat([self.product.up, product.up])))
-
-    def without(self, adapter: str) -> "LayerAdapters":
-        if self.product is None or adapter not in dict(self.columns):
-            return self
-        columns = tuple(column for column in self.columns if column[0] != adapter)
-        if not columns:
-            return LayerAdapters()
-        rows: list[bool] = []
-        for other, num_columns in self.columns:
-            rows += [other != adapter] * num_columns
-        of_others = torch.tensor(rows, device=self.product.down.device)
-        product = LowRank(self.product.down[of_others], self.product.up[of_others])
-        return LayerAdapters(columns, product)
 
 
 @dataclass(slots=True)
@@ -212,27 +153,24 @@ class AdaptedLinear:
     width: int  # inputs
     adapters: "Adapters"
     pooled: LowRank | None = None
-    # replaced as a whole, maybe by another thread: a pass reads it once
-    layer_adapters: LayerAdapters = LayerAdapters()
+    products: dict[str, LowRank] = field(default_factory=dict)  # by adapter
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         output = self.base(hidden_states)
-        layout = self.adapters.pool_layout
-        product = self.pooled
-        if layout is None:
-            layer_adapters = self.layer_adapters
-            layout = self.adapters.layout(layer_adapters.columns)
-            product = layer_adapters.product
-        if layout is None or product is None:
-            return output
-        return output.add_(product(hidden_states, layout))
+        if self.pooled is not None and self.adapters.is_other is not None:
+            return output.add_(self.pooled(hidden_states, self.adapters.is_other))
+        for adapter, rows in self.adapters.rows.items():
+            product = self.products.get(adapter)
+            if product is not None:
+                output[rows] += product(hidden_states[rows])
+        return output
 
     @property
     def column_bytes(self) -> int:
         return (self.width + sum(self.sizes)) * _FLOAT32_BYTES
 
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
-        num_columns = sum(dict(self.layer_adapters.columns).values())
+        num_columns = sum(len(product.down) for product in list(self.products.values()))
         for layer in self.layers:
             if layer + DOWN in tensors:
                 num_columns += len(tensors[layer + DOWN])
@@ -241,7 +179,7 @@ class AdaptedLinear:
     def add(self, adapter: str, tensors: Mapping[str, Tensor], places: range | None) -> None:
         product = LowRank.joined(tensors, self.layers, self.sizes)
         if product is not None:
-            self.layer_adapters = self.layer_adapters.with_adapter(adapter, product)
+            self.products[adapter] = product
         if self.pooled is not None and places is not None:
             self.pooled.put(places, product)
 
@@ -252,12 +190,11 @@ class Adapters:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self.pool: AdapterPool | None = None
-        self.pool_layout: RowLayout | None = None  # set for a captured pass with adapters
+        self.is_other: Tensor | None = None  # columns (B, N); set for a captured pass with adapters
+        self.rows: dict[str, slice | Tensor] = {}  # of each adapter in the current pass
         self._layers: list[AdaptedLinear] = []
         self.keys = frozenset[str]()  # adapters that sequences may name
         self._by_row: Sequence[str | None] = ()
-        # layouts of these rows, by the columns of a layer
-        self._layouts: dict[tuple[tuple[str, int], ...], RowLayout | None] = {}
 
     def open_pool(self, max_columns: int, max_bytes: int) -> None:
         """Make the pool of captured passes: as many columns as `max_bytes` hold, or none."""
@@ -277,17 +214,17 @@ class Adapters:
     ) -> None:
         """Copy an adapter's tensors to the layers of the loaded decoder.
 
-        Raise `AdapterError` if values are not finite, and `NoRoomError` above `max_total_bytes`.
+        Raise `ArtifactError` if values are not finite, and `ArtifactError` above `max_total_bytes`.
         """
         rank = 0
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
-                raise AdapterError(f"{name} has values that are not finite; train it again")
+                raise ArtifactError(f"{name} has values that are not finite; train it again")
             if name.endswith(DOWN):
                 rank = max(rank, len(tensor))
         num_bytes = self.num_bytes_with(tensors)
         if max_total_bytes is not None and num_bytes > max_total_bytes:
-            raise NoRoomError(
+            raise ArtifactError(
                 f"with it all adapters of its base would take {num_bytes / 1e6:g} MB;"
                 f" {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB, on a GPU at most"
                 " a quarter of its free memory)"
@@ -309,24 +246,21 @@ class Adapters:
         """Free the tensors of an adapter, which no sequence may name any more."""
         self.keys -= {adapter}
         for layer in self._layers:
-            layer.layer_adapters = layer.layer_adapters.without(adapter)
+            layer.products.pop(adapter, None)
         if self.pool is not None:
             self.pool.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
-        self.pool_layout = None
-        if self._by_row != by_row:
-            self._by_row = list(by_row)
-            self._layouts = {}
-
-    def layout(self, columns: tuple[tuple[str, int], ...]) -> RowLayout | None:
-        """Return the layout of the selected rows in a layer with these columns of adapters."""
-        if not columns or not any(self._by_row):
-            return None
-        if columns not in self._layouts:
-            self._layouts[columns] = RowLayout.of(columns, self._by_row, self._device)
-        return self._layouts[columns]
+        self.is_other = None
+        if self._by_row == by_row:
+            return
+        self._by_row = list(by_row)
+        self.rows = {}
+        for adapter in dict.fromkeys(filter(None, by_row)):
+            rows = [row for row, of_row in enumerate(by_row) if of_row == adapter]
+            is_alone = len(rows) == len(by_row)
+            self.rows[adapter] = slice(None) if is_alone else to_device(rows, self._device)
 
     def over(
         self,

@@ -26,9 +26,9 @@ Invariants:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from runners.decoder.engines import NewEngine, new_engine, rows_of, width_of
 from runners.decoder.protocol import Decoder
@@ -50,7 +50,7 @@ _PADDING = RowConditions()  # conditions of rows that no sequence reads
 class LaunchedPass:
     """A pass of the engine, `num_rows` rows of logits, and which are those of each sequence."""
 
-    launched: Any
+    logits: Tensor
     num_rows: int
     rows: dict[LiveSequence, Sequence[int]]
     drafts: Mapping[LiveSequence, Sequence[int]] = field(default_factory=dict)
@@ -85,7 +85,9 @@ class LiveBatch:
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         by_sequence = dict(zip(sequences, drafts, strict=True))
         prefilled = LaunchedPass(launched, len(sequences) * width_of(drafts), rows, by_sequence)
-        self._advance(prefilled, self._choose(prefilled))  # all beams have the same keys: no moves
+        self._advance(
+            prefilled, self._choose(prefilled, is_first=True)
+        )  # all beams have the same keys: no moves
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -96,7 +98,7 @@ class LiveBatch:
         launched = self._ahead or self._launch()
         self._ahead = None
         rows = self.slots.rows()
-        result = self._choose(launched, is_step=True)
+        result = self._choose(launched)
         sequences = list(launched.rows)
         moves = self._advance(launched, result)
         if result.ahead is not None:
@@ -121,20 +123,20 @@ class LiveBatch:
         by_sequence = dict(zip(owners, drafts, strict=True))
         return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
 
-    def _choose(self, launched: LaunchedPass, is_step: bool = False) -> Chosen[Any]:
+    def _choose(self, launched: LaunchedPass, is_first: bool = False) -> Chosen:
         conditions = [_PADDING] * launched.num_rows
         for sequence, rows in launched.rows.items():
             draft = launched.drafts.get(sequence, ())
             for row, row_conditions in zip(rows, sequence.conditions(draft), strict=True):
                 conditions[row] = row_conditions
-        is_useful = is_step and not all(sequence.has_one_token_left for sequence in self.live)
+        is_useful = not is_first and not all(one.has_one_token_left for one in self.live)
 
         def following() -> NextInputs:
             return self._next_inputs(launched)
 
         sequences = list(launched.rows.values())
         return self._engine.choose(
-            launched.launched, conditions, sequences, following if is_useful else None
+            launched.logits, conditions, sequences, following if is_useful else None, is_first
         )
 
     def _next_inputs(self, running: LaunchedPass) -> NextInputs:
@@ -153,7 +155,7 @@ class LiveBatch:
                     parents[slot] = [slot] if chosen_rows is None else slots
         return NextInputs(rows, tokens, parents)
 
-    def _advance(self, launched: LaunchedPass, result: Chosen[Any]) -> list[tuple[int, int]]:
+    def _advance(self, launched: LaunchedPass, result: Chosen) -> list[tuple[int, int]]:
         """Append chosen tokens, keep drafted ones; return the moves of beams, slot to slot."""
         moves: list[tuple[int, int]] = []
         accepted: dict[int, int] = {}  # numbers of drafted tokens by slot

@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -60,8 +59,6 @@ from runners.tokens.choice import (
 )
 
 logger = logging.getLogger(__name__)
-
-PassT = TypeVar("PassT")
 
 # positions beside the least of a sequence; each is four times the one before: masked cost little
 _SMALLEST_ROOM = 64
@@ -284,9 +281,9 @@ class CapturedSteps:
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         inputs: NextInputs | None = None,
-        look_ahead: Callable[[], PassT] | None = None,
+        look_ahead: Callable[[], Tensor] | None = None,
         is_first: bool = False,
-    ) -> Chosen[PassT]:
+    ) -> Chosen:
         """Return the choices as `choose_tokens` does, from the logits (R, V) of the last pass or
         prefill.
 

@@ -27,7 +27,6 @@ Shapes: B slots, T tokens of a slot in a pass, R rows, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
 
@@ -167,21 +166,14 @@ class EagerEngine:
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,  # noqa: ARG002
-    ) -> Chosen[Tensor]:
+        is_first: bool = False,  # noqa: ARG002
+    ) -> Chosen:
         """Return the choices of `sequences`, the rows of each, as `choose_tokens` does.
 
         An engine that launches the next pass ahead calls `following`, which is None if that pass
-        would be superfluous.
+        would be superfluous. `is_first`: after a prefill.
         """
         return Chosen(choose_tokens(launched, conditions, sequences))
-
-
-@dataclass(frozen=True, slots=True)
-class GraphPass:
-    """A launched pass; the logits of a prefill are apart from those of a pass launched ahead."""
-
-    logits: Tensor  # (R, V), in the pool
-    is_first: bool = False  # a prefill
 
 
 class GraphEngine:
@@ -213,7 +205,7 @@ class GraphEngine:
         adapters = self._decoder.adapters
         adapters.select(())
         if shape.has_adapters and adapters.pool is not None:
-            adapters.pool_layout = adapters.pool.layout(self._places[: len(token_ids)])
+            adapters.is_other = adapters.pool.is_other(self._places[: len(token_ids)])
         places = self.cache.fixed_places(
             token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
         )
@@ -232,10 +224,10 @@ class GraphEngine:
         requests: Sequence[SequenceRequest],
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
-    ) -> GraphPass:
+    ) -> Tensor:
         if not self.prefills.hold(requests):
             logits = self._eager.prefill(requests, first_slot, drafts)
-            return GraphPass(self.graphs.store(logits, is_first=True), is_first=True)
+            return self.graphs.store(logits, is_first=True)
         slots_of = slots_from(first_slot, requests)
         lengths = [request.num_prefix_tokens for request in requests]
         claimed = self.cache.claim(slots_of, lengths, [None] * len(requests))
@@ -246,7 +238,7 @@ class GraphEngine:
             self.cache.num_tokens.increment(
                 range(first_slot, 1 + max(chain.from_iterable(slots_of)))
             )
-        return GraphPass(self.graphs.first_logits[: len(requests)], is_first=True)
+        return self.graphs.first_logits[: len(requests)]
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
         self._decoder.adapters.select(())
@@ -270,34 +262,33 @@ class GraphEngine:
         self.graphs.first_logits.index_copy_(0, inputs.rows, logits)
         return logits
 
-    def decode(self, tokens: Sequence[Sequence[int]]) -> GraphPass:
+    def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         if not self._is_captured(len(tokens)):
-            return GraphPass(self.graphs.store(self._eager.decode(tokens)))
+            return self.graphs.store(self._eager.decode(tokens))
         self.graphs.load([token_id for (token_id,) in tokens])
         return self.launch(len(tokens))
 
     def choose(
         self,
-        launched: GraphPass,
+        launched: Tensor,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,
-    ) -> Chosen[GraphPass]:
-        if launched.is_first:
-            return self.graphs.choose(launched.logits, conditions, sequences, is_first=True)
+        is_first: bool = False,
+    ) -> Chosen:
         inputs = following() if following is not None else None
         if inputs is None or not self._is_captured(len(inputs.rows)):
-            return self.graphs.choose(launched.logits, conditions, sequences)
+            return self.graphs.choose(launched, conditions, sequences, is_first=is_first)
         look_ahead = partial(self.look_ahead, inputs)
-        return self.graphs.choose(launched.logits, conditions, sequences, inputs, look_ahead)
+        return self.graphs.choose(launched, conditions, sequences, inputs, look_ahead)
 
-    def look_ahead(self, inputs: NextInputs) -> GraphPass:
+    def look_ahead(self, inputs: NextInputs) -> Tensor:
         """Launch the next pass with the tokens and beam moves that the device is choosing."""
         if moved := list(inputs.parents):
             self.cache.reorder(moved, moved, self.graphs.moves(len(moved)))
         return self.launch(len(inputs.rows))
 
-    def launch(self, num_slots: int) -> GraphPass:
+    def launch(self, num_slots: int) -> Tensor:
         slots = range(num_slots)
         length = min(1 + max(self.cache.num_tokens.of(slots)), self._decoder.shape.num_positions)
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
@@ -309,7 +300,7 @@ class GraphEngine:
         step = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
         logits = self.graphs.run(step)
         self.cache.num_tokens.increment(slots)
-        return GraphPass(logits)
+        return logits
 
     def _load_places(self, num_slots: int) -> None:
         """Put the places of the slots' adapters on the device, if changed."""

@@ -28,7 +28,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +58,17 @@ OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it wi
 class CpuBatches:
     """Runs batches at once or, with `one_by_one`, image by image."""
 
-    def __init__(self, open_session: OpenSession, one_by_one: bool) -> None:
-        self._open_session = open_session
+    def __init__(self, session: onnxruntime.InferenceSession, one_by_one: bool) -> None:
+        self._session = session
         self._one_by_one = one_by_one
 
-    def load(self) -> None:
-        self._session = self._open_session(False)
-
     def encode(self, pixels: Pixels) -> Tensor:
+        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3)."""
         if self._one_by_one and len(pixels) > 1:
-            return torch.cat([self.run(image[np.newaxis]) for image in pixels])
-        return self.run(pixels)
-
-    def run(self, pixels: Pixels) -> Tensor:
-        """Run the graph, which writes into the returned tensor's own memory."""
+            return torch.cat([self.encode(image[np.newaxis]) for image in pixels])
         (model_input,) = self._session.get_inputs()
         (output,) = self._session.get_outputs()
-        features = torch.empty((len(pixels), *output.shape[1:]))
+        features = torch.empty((len(pixels), *output.shape[1:]))  # ONNX Runtime writes into it
         binding = self._session.io_binding()
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))
         binding.bind_ortvalue_input(model_input.name, value)
@@ -240,56 +234,52 @@ class CudaOptions:
     with_graphs: bool = True
 
 
-class VisionEncoder:
-    """The vision tower and projector of one model; `num_threads` 0: ONNX Runtime's default."""
+Encoder = CpuBatches | FixedBatches
 
-    def __init__(
-        self,
-        folder: Path,
-        num_threads: int = 0,
-        precision: Precision = "float32",
-        device: Device = "cpu",
-        cuda: CudaOptions | None = None,
-    ) -> None:
-        self._file = folder / vision_encoder_file(precision)
-        self._num_threads = num_threads
-        self._device = device
-        self._max_bytes = None if cuda is None else cuda.max_bytes
-        self.backend: CpuBatches | FixedBatches = CpuBatches(self._open, precision == "int8")
-        if device == "cuda":
-            cuda = cuda or CudaOptions()
-            self.backend = FixedBatches(
-                self._open, cuda.max_batch_size, device, cuda.name, cuda.with_graphs
-            )
 
-    def load(self) -> None:
-        """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device."""
-        self.backend.load()
+def load_encoder(
+    folder: Path,
+    num_threads: int = 0,
+    precision: Precision = "float32",
+    device: Device = "cpu",
+    cuda: CudaOptions | None = None,
+) -> Encoder:
+    """Load vision tower and projector of one model; `num_threads` 0: ONNX Runtime's default.
 
-    def encode(self, pixels: Pixels) -> Tensor:
-        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3), on the device."""
-        return self.backend.encode(pixels)
+    Raise `RuntimeError` if ONNX Runtime would run them on another device.
+    """
+    cuda = cuda or CudaOptions()
+    file = folder / vision_encoder_file(precision)
+    open_session = partial(_open_session, file, num_threads, device, cuda.max_bytes)
+    if device == "cpu":
+        return CpuBatches(open_session(False), precision == "int8")
+    batches = FixedBatches(open_session, cuda.max_batch_size, device, cuda.name, cuda.with_graphs)
+    batches.load()
+    return batches
 
-    def _open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._num_threads
-        # Spinning idle threads would take cores from the decoder and from other models.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Memory planned after the first run would be a second block beside that of the first.
-        options.enable_mem_pattern = False
-        if self._device == "cpu":
-            _make_shared_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
-        else:
-            # the pip packages of CUDA's libraries are on no library path
-            onnxruntime.preload_dlls()
-        providers = execution_providers(self._device, with_graphs, self._max_bytes)
-        # No fallback: it would open the session on the CPU and hide the reason.
-        session = onnxruntime.InferenceSession(
-            str(self._file), options, providers=providers, enable_fallback=0
-        )
-        check_provider(self._device, session.get_providers())
-        return session
+
+def _open_session(
+    file: Path, num_threads: int, device: Device, max_bytes: int | None, with_graphs: bool
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    # Spinning idle threads would take cores from the decoder and from other models.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Memory planned after the first run would be a second block beside that of the first.
+    options.enable_mem_pattern = False
+    if device == "cpu":
+        _make_shared_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    else:
+        # the pip packages of CUDA's libraries are on no library path
+        onnxruntime.preload_dlls()
+    providers = execution_providers(device, with_graphs, max_bytes)
+    # No fallback: it would open the session on the CPU and hide the reason.
+    session = onnxruntime.InferenceSession(
+        str(file), options, providers=providers, enable_fallback=0
+    )
+    check_provider(device, session.get_providers())
+    return session
 
 
 @cache

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from runners.encoder.features_cache import Encoding
-from runners.encoder.session import CudaOptions, VisionEncoder
+from runners.encoder.session import CudaOptions, load_encoder
 from runners.errors import exit_if_device_lost
 from runners.options import RunnerOptions, encoder_batch_size
 from runners.watchdog import Watchdog
@@ -53,8 +53,7 @@ class EncoderWorker:
             # half of its part of the GPU: the decoder, which loads later, needs the rest
             max_bytes = free_bytes // options.num_sharing_gpu // 2
         cuda = CudaOptions(encoder_batch_size(options), max_bytes, self._name)
-        self._encoder = VisionEncoder(folder, threads, precision, device, cuda)
-        self._encoder.load()
+        self._encoder = load_encoder(folder, threads, precision, device, cuda)
         width, height = manifest.image_size_wh
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 

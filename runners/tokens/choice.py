@@ -5,8 +5,8 @@ should compute nothing that no row needs.
 
 Solution: one implementation in fixed shapes. Conditions are packed into one buffer, copied to the
 device in one transfer; `choose` reads no value of the host, and its results are read in one
-transfer. `ChoiceKind` names its optional parts. `choose_tokens` chooses eagerly, sequences of one
-kind together; a few kinds are captured (runners/decoder/captured_passes.py).
+transfer. `ChoiceKind` names its optional parts. `choose_tokens` chooses eagerly, with the parts
+that a row needs; a few kinds are captured (runners/decoder/captured_passes.py).
 
     rules        a forced token, banned tokens: of a beam after the log-softmax, else before it, as
                  in transformers
@@ -28,18 +28,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, islice, product, starmap
-from typing import Generic, TypeVar
+from itertools import product, starmap
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.staging import to_device
 from runners.tokens.constraints import token_bounds
 
-PassT = TypeVar("PassT")
 Results = NDArray[np.float64]  # (R, 3 + 4 K + 1), see `choose`
 
 MAX_BANNED = 16  # captured choices: tokens of a non-beam row; those of beams are in its mask
@@ -91,11 +88,11 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen(Generic[PassT]):
+class Chosen:
     """The choices of each sequence of a pass, in the order of its sequences."""
 
     choices: list[list[Choice]]
-    ahead: PassT | None = None  # the next pass, if it has been launched
+    ahead: Tensor | None = None  # the logits of the next pass, if it has been launched
     redrawn: Sequence[int] = ()  # places of sequences for which `ahead` reads another token
 
 
@@ -129,6 +126,24 @@ class ChoiceKind:
         has_sampled = any(row.temperature > 0 for row in conditions)
         has_beams = any(row.beam_score is not None for row in conditions)
         return cls(has_sampled, has_beams or bool(inputs.parents))
+
+    @classmethod
+    def needed(cls, conditions: Sequence[RowConditions], nucleus_size: int) -> "ChoiceKind":
+        sampled = [row for row in conditions if row.temperature > 0]
+        beams = [row for row in conditions if row.beam_score is not None]
+        num_banned = sum(bool(row.banned) for row in conditions)
+        num_banned_beams = sum(bool(row.banned) for row in beams)
+        has_nucleus = any(row.top_p < 1 for row in sampled)
+        return cls(
+            has_sampled=bool(sampled),
+            has_beams=bool(beams),
+            has_forced=any(row.forced is not None for row in conditions),
+            has_banned=num_banned > num_banned_beams,
+            has_masks=bool(num_banned_beams) or any(row.allowed is not None for row in conditions),
+            num_candidates=max((row.num_candidates for row in beams), default=1),
+            nucleus_size=nucleus_size if has_nucleus else 0,
+            has_whole=any(row.top_p >= 1 for row in sampled),
+        )
 
 
 CAPTURED_KINDS = tuple(starmap(ChoiceKind, product((False, True), repeat=2)))
@@ -261,64 +276,31 @@ def _write_mask(mask: NDArray[np.uint8], row: RowConditions) -> None:
 
 
 def choose_tokens(
-    logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+    logits: Tensor,
+    conditions: Sequence[RowConditions],
+    sequences: Sequence[Sequence[int]],
+    nucleus_size: int = _USUAL_NUCLEUS,
 ) -> list[list[Choice]]:
     """Return the choices of each sequence: `num_candidates`, best first, if its rows are beams,
     else one for each row.
 
     `conditions` are those of the rows of `logits` (R, V), `sequences` the rows of each sequence.
     """
-    alike: dict[tuple[bool, bool, int], list[int]] = {}  # places of sequences chosen together
-    for place, rows in enumerate(sequences):
-        first = conditions[rows[0]]
-        num_candidates = 0 if first.beam_score is None else first.num_candidates
-        kind = first.temperature > 0, first.top_p < 1, num_candidates
-        alike.setdefault(kind, []).append(place)
-    choices: list[list[Choice]] = [[] for _ in sequences]
-    for places in alike.values():
-        group = [sequences[place] for place in places]
-        for place, choice in zip(places, _choose_alike(logits, conditions, group), strict=True):
-            choices[place] = choice
-    return choices
-
-
-def _choose_alike(
-    logits: Tensor,
-    conditions: Sequence[RowConditions],
-    sequences: Sequence[Sequence[int]],
-    nucleus_size: int = _USUAL_NUCLEUS,
-) -> list[list[Choice]]:
-    """Choose for sequences that are all greedy, all sampled alike, or all of beams."""
-    rows = list(chain.from_iterable(sequences))
-    if rows != [*range(len(logits))]:
-        logits = logits[to_device(rows, logits.device)]
-    conditions = [conditions[row] for row in rows]
-    numbers = iter(range(len(rows)))
-    sequences = [list(islice(numbers, len(sequence))) for sequence in sequences]
-    num_tokens = logits.shape[1]
+    num_rows, num_tokens = logits.shape
     max_banned = max(len(row.banned) for row in conditions)
     packed = PackedConditions(
-        len(rows), num_tokens, logits.device, max_banned or 1, max(map(len, sequences))
+        num_rows, num_tokens, logits.device, max_banned or 1, max(map(len, sequences))
     )
-    first = conditions[0]
-    has_beams = first.beam_score is not None
-    has_banned = any(row.banned for row in conditions)
-    has_allowed = any(row.allowed is not None for row in conditions)
-    kind = ChoiceKind(
-        has_sampled=first.temperature > 0,
-        has_beams=has_beams,
-        has_forced=any(row.forced is not None for row in conditions),
-        has_banned=has_banned and not has_beams,
-        has_masks=has_allowed or (has_banned and has_beams),
-        num_candidates=first.num_candidates,
-        nucleus_size=min(nucleus_size, num_tokens) if first.top_p < 1 else 0,
-        has_whole=first.top_p >= 1,
-    )
+    kind = ChoiceKind.needed(conditions, min(nucleus_size, num_tokens))
     packed.write(conditions, sequences, kind)
     results = choose(packed, logits, kind).cpu().numpy()
     choices = unpack(results, conditions, sequences)
-    for place in with_wider_nucleus(results, sequences):
-        (choices[place],) = _choose_alike(logits, conditions, [sequences[place]], num_tokens)
+    wide = with_wider_nucleus(results, sequences)
+    if wide:
+        wide_sequences = [sequences[place] for place in wide]
+        redrawn = choose_tokens(logits, conditions, wide_sequences, num_tokens)
+        for place, sequence_choices in zip(wide, redrawn, strict=True):
+            choices[place] = sequence_choices
     return choices
 
 

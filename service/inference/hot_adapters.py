@@ -21,7 +21,6 @@ from service.settings import BYTES_PER_MB, Settings, SettingsError
 from tasks.catalog import adapter_entry
 from wire.artifacts.adapter_folder import (
     SCAN_EVERY_S,
-    AdapterError,
     AdapterFolder,
     AdapterScan,
     adapter_build_key,
@@ -131,13 +130,13 @@ class HotAdapters:
         if len(bases) != 1:
             names = ", ".join(f"{base.id} ({base.manifest.source})" for base in bases or models)
             problem = "is the source of" if bases else "is not served; the served models are"
-            raise AdapterError(
+            raise ArtifactError(
                 f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
                 " its diptych.yaml"
             )
         (base,) = bases
         if folder.name in self._reserved:
-            raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
+            raise ArtifactError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
         hashes = folder.hashes(self._settings.max_adapter_mb * BYTES_PER_MB)
         manifest = replace(

@@ -29,13 +29,11 @@ from service.images.decoding import LazyImage
 from wire.artifacts.manifest import Manifest
 from wire.pixels import Pixels
 from wire.runner_channel import (
-    CallFailed,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
     RunnerCall,
     RunnerChannel,
-    RunnerUnavailable,
     RunnerUnreachable,
 )
 from wire.runner_messages import (
@@ -195,8 +193,7 @@ class RunnerClient:
                 if isinstance(error, FeaturesMissing) and pixels is None:
                     needs_pixels = True
                     continue
-                may_repeat = isinstance(error, RunnerUnreachable | RunnerUnavailable)
-                if is_repeated or not may_repeat:
+                if is_repeated or not isinstance(error, RunnerUnreachable):
                     raise _call_error(self._model_id, error) from error
                 is_repeated = True
                 logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
@@ -273,16 +270,13 @@ def _call_error(model_id: str, error: ChannelError) -> ServiceError:
     """Return the error for a call to the runner of `model_id` that failed."""
     runner = f"the runner of {model_id}"
     match error:
-        case RunnerUnavailable():
-            problem = f"no runner of {model_id} with this gateway's build is ready"
-            return NotReady(f"{problem}; retry in a few seconds")
-        case CallTimedOut():
-            return DeadlineExceeded(f"{runner} did not answer before the deadline")
-        case CallFailed():
-            return ServiceError(f"{runner} answered with {error}; its log has the cause")
-        case _:
+        case RunnerUnreachable() | FeaturesMissing():
             logger.warning("%s is unreachable: %r", runner, error)
             return NotReady(f"{runner} is starting or restarting; retry in a few seconds")
+        case CallTimedOut():
+            return DeadlineExceeded(f"{runner} did not answer before the deadline")
+        case _:
+            return ServiceError(f"{runner} answered with {error}; its log has the cause")
 
 
 def _outcome_error(failed: Failed) -> ServiceError:

@@ -20,8 +20,8 @@ from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.fake_decoder import FAKE_SHAPE
-from wire.artifacts.adapter_folder import AdapterLimits, NoRoomError
-from wire.artifacts.manifest import Device
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.manifest import ArtifactError, Device
 
 GB = 10**9
 
@@ -120,7 +120,7 @@ def test_the_pool_takes_half_of_the_adapters_memory() -> None:
     assert adapters.pool.num_columns == 50
     assert adapters.pool.num_bytes == adapters.num_bytes_with({}) == 200_000
     tensors = {"q.down": torch.ones(51, 400), "q.up": torch.ones(600, 51)}
-    with pytest.raises(NoRoomError, match=r"would take 0\.404 MB.* 0\.4 MB are allowed"):
+    with pytest.raises(ArtifactError, match=r"would take 0\.404 MB.* 0\.4 MB are allowed"):
         adapters.add("a", tensors, limits.max_total_bytes)
     adapters.add("a", tensors, 404_000)
     little = AdapterLimits(max_total_bytes=7_999)

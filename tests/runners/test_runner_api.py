@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
-from runners.runner_api import CallGuard, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi
 from tests.support.trace_collector import collecting
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER
 from wire.runner_channel import FeaturesMissing, RunnerCall
@@ -215,14 +215,14 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
         with span("work"):
             return PlainTextResponse("done", 503)
 
-    app = TracedCalls(Starlette(routes=[Route("/encode", answer, methods=["POST"])]))
+    app = CallGuard(Starlette(routes=[Route("/encode", answer, methods=["GET"])]), RunnerApi())
 
     async def call() -> None:
         with span("call"):
             headers = call_headers()
-        response = await request(app, "POST", "/encode", headers=headers)
+        response = await request(app, "GET", "/encode", headers=headers)
         assert (response.status_code, response.text) == (503, "done")
-        await request(app, "POST", "/encode")  # a probe brings no trace
+        await request(app, "GET", "/encode")  # a probe brings no trace
 
     with collecting() as collector:
         tracing.start(TraceOptions(collector.url), "part")
@@ -233,8 +233,8 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
     assert len(collector.spans) == 4
     (trace_id,) = {one.trace_id for one in collector.spans if one.name == "call"}
     built = {one.name: one for one in collector.spans if one.trace_id == trace_id}
-    assert set(built) == {"call", "POST /encode", "work"}
-    server = built["POST /encode"]
+    assert set(built) == {"call", "GET /encode", "work"}
+    server = built["GET /encode"]
     assert (server.parent_id, built["work"].parent_id) == (built["call"].span_id, server.span_id)
     assert (server.kind, server.attributes["http.response.status_code"]) == ("SERVER", 503)
     assert (server.has_failed, built["work"].has_failed) == (True, False)

@@ -57,7 +57,7 @@ from tests.support.fake_service import (
     make_core,
     served_models,
 )
-from wire.runner_channel import RunnerCall, RunnerUnavailable
+from wire.runner_channel import RunnerCall, RunnerUnreachable
 from wire.runner_messages import Failed, Outcomes
 
 TWO = "red circle<loc_100><loc_200><loc_500><loc_600>blue square<loc_0><loc_0><loc_99><loc_99>"
@@ -273,7 +273,7 @@ def test_restarting_runner_is_waited_for() -> None:
         async def write(self, call: RunnerCall) -> Outcomes:
             self.num_calls += 1
             if 1 < self.num_calls <= 4:
-                raise RunnerUnavailable("status 503")
+                raise RunnerUnreachable("status 503")
             return await super().write(call)
 
     of = core()

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from runners.decoder.engines import GraphEngine, GraphPass
+from torch import Tensor
+
+from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.kv_cache import SlotCache
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
@@ -34,7 +36,7 @@ class Passes(GraphEngine):
         self.failing: int | None = None  # the number of a pass launched ahead
         self.poisoned: tuple[int, int] | None = None  # likewise, and the slot that it makes NaN
 
-    def look_ahead(self, inputs: NextInputs) -> GraphPass:
+    def look_ahead(self, inputs: NextInputs) -> Tensor:
         self.num_slots_ahead.append(len(inputs.rows))
         if len(self.num_slots_ahead) == self.failing:
             raise RuntimeError("the launch failed")
@@ -42,7 +44,7 @@ class Passes(GraphEngine):
         if self.poisoned is not None and self.poisoned[0] == len(self.num_slots_ahead):
             slot = self.poisoned[1]
             position = self.cache.num_tokens.of([slot])[0] - 1
-            launched.logits[slot] = math.nan
+            launched[slot] = math.nan
             self.cache.self_attention._memory[:, :, slot, :, position] = math.nan
             self.poisoned = None
         return launched
@@ -56,9 +58,10 @@ class WaitingEngine(GraphEngine):
 
     def choose(
         self,
-        launched: GraphPass,
+        launched: Tensor,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,  # noqa: ARG002
-    ) -> Chosen[GraphPass]:
-        return super().choose(launched, conditions, sequences)
+        is_first: bool = False,
+    ) -> Chosen:
+        return super().choose(launched, conditions, sequences, is_first=is_first)

@@ -30,7 +30,7 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from runners.options import encoder_batch_size
-from runners.runner_api import CallGuard, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
@@ -179,7 +179,7 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
         worker.load()
         api = RunnerApi()
         api.start(worker)
-        app = TracedCalls(CallGuard(CallsInFlight().middleware(api.app()), api))
+        app = CallGuard(CallsInFlight().middleware(api.app()), api)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
             await _write_about(client, worker, 30)

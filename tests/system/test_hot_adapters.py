@@ -93,7 +93,7 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "link": (with_special(WEIGHTS_FILE, "link to itself"), "Too many levels of symbolic links"),
     "rank": (
         with_config(r=200_000),
-        "r is 200000, which is not supported; it must be a whole number of 1 to 512",
+        "a rank is 200000; at most 512 is supported",
     ),
     "terabyte": (truncated(1 << 40), "at most 1000000000 are allowed"),
     "header": (

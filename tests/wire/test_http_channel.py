@@ -17,14 +17,12 @@ from aiohttp import web
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 from wire.http_channel import HttpChannel
-from wire.pixels import MESSAGE_BYTES_HEADER, BadCall, ReceivedCall, read_call
+from wire.pixels import MESSAGE_BYTES_HEADER, ReceivedCall, read_call
 from wire.runner_channel import (
-    CallFailed,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
     RunnerCall,
-    RunnerUnavailable,
     RunnerUnreachable,
 )
 from wire.runner_messages import (
@@ -72,7 +70,7 @@ class Runner:
         self.released: asyncio.Event | None = None  # answers only when this is set
 
     async def write(self, request: web.Request) -> web.Response:
-        with suppress(BadCall):  # a caller that has left has closed its memory
+        with suppress(ValueError):  # a caller that has left has closed its memory
             await self._receive(request)
         self._die(request)
         if self.released is not None:
@@ -82,7 +80,7 @@ class Runner:
         return web.Response(status=self.status, body=body)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        with suppress(BadCall):
+        with suppress(ValueError):
             await self._receive(request)
         response = web.StreamResponse()
         with suppress(ConnectionError):  # the caller has left
@@ -183,11 +181,11 @@ def test_missing_features_cost_no_connection(on_channel: OnChannel) -> None:
 
 def test_error_statuses(on_channel: OnChannel) -> None:
     errors: dict[int, type[ChannelError]] = {
-        400: CallFailed,
-        404: CallFailed,  # though the pixels came along
-        500: CallFailed,
-        502: RunnerUnavailable,
-        503: RunnerUnavailable,
+        400: ChannelError,
+        404: ChannelError,  # though the pixels came along
+        500: ChannelError,
+        502: RunnerUnreachable,
+        503: RunnerUnreachable,
         504: CallTimedOut,
     }
 

@@ -7,7 +7,7 @@
 
 All processes derive the same build key from the same files. While a sub-folder is written, it
 counts as it was before. The files are foreign data: they are opened without waiting, bounded in
-size, and each failure is an `AdapterError`. Reads no weights (runners/adapters/peft.py).
+size, and each failure is an `ArtifactError`. Reads no weights (runners/adapters/peft.py).
 """
 
 import hashlib
@@ -40,28 +40,15 @@ MAX_ADAPTERS = 64  # per base
 SCAN_EVERY_S = 1.0
 MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
 MAX_ENTRY_BYTES = 16_384
-# A safetensors file begins with the length of its header, little-endian; the header is JSON.
-HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 1_000_000
 
 _FORMAT = 1  # increment when the same files become other matrices
 _SETTLED_AFTER_S = 1.0  # time without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
-# PEFT saves them with an adapter of the head
-_COPY = re.compile(r".*\b(?:lm_head|shared|embed_tokens)(?:\.base_layer)?\.weight")
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
 _AT_ONCE = os.O_NONBLOCK | os.O_NOCTTY
 
 _FileVersion = tuple[int, int, int, int]  # modification and change time in ns, size, inode
-
-
-class AdapterError(ArtifactError):
-    """A folder is not an adapter that can be served over its base."""
-
-
-class NoRoomError(AdapterError):
-    """The adapter is valid, but with it the adapters of its base would exceed a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +80,7 @@ class AdapterFolder:
         return self.path.name
 
     def hashes(self, max_bytes: int) -> dict[str, str]:
-        """Return the sha256 of PEFT's files by name; raise `AdapterError`."""
+        """Return the sha256 of PEFT's files by name; raise `ArtifactError`."""
         bounds = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
         hashes: dict[str, str] = {}
         for name, bound in bounds.items():
@@ -102,13 +89,13 @@ class AdapterFolder:
         return hashes
 
     def entry(self) -> dict[str, Any]:
-        """Return the keys of its catalog entry; raise `AdapterError`."""
+        """Return the keys of its catalog entry; raise `ArtifactError`."""
         if ENTRY_FILE not in dict(self.files):
             return {}
         keys = "must have keys of a catalog entry, such as adapter_of and tasks"
         values = _read_mapping(self.path / ENTRY_FILE, MAX_ENTRY_BYTES, _parsed_yaml, keys)
         if not all(isinstance(key, str) for key in values):
-            raise AdapterError(f"{self.path / ENTRY_FILE} {keys}")
+            raise ArtifactError(f"{self.path / ENTRY_FILE} {keys}")
         return values
 
     def base_name(self) -> str:
@@ -118,7 +105,7 @@ class AdapterFolder:
             name = read_config(self.path).get("base_model_name_or_path")
         if not isinstance(name, str):
             allowed = "base_model_name_or_path and adapter_of must be strings"
-            raise AdapterError(f"{self.path} names no base: {allowed}")
+            raise ArtifactError(f"{self.path} names no base: {allowed}")
         return name
 
     def is_adapter_of(self, base: Manifest, aliases: Sequence[str]) -> bool:
@@ -185,43 +172,22 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
-    """Open a regular file of at most `max_bytes` without waiting; raise `AdapterError`."""
+    """Open a regular file of at most `max_bytes` without waiting; raise `ArtifactError`."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise AdapterError(f"{path} must be a regular file")
+                raise ArtifactError(f"{path} must be a regular file")
             if status.st_size > max_bytes:
                 problem = f"has {status.st_size} bytes; at most {max_bytes} are allowed"
-                raise AdapterError(f"{path} {problem}{share_of_copies(file)}")
+                raise ArtifactError(f"{path} {problem}")
             yield file
     except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error}") from error
-
-
-def share_of_copies(file: BufferedReader) -> str:
-    """Return the remedy for a file that holds PEFT's copies of head and embeddings."""
-    try:
-        length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
-        header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
-        sizes: dict[str, int] = {}
-        for name in header.keys() - {"__metadata__"}:
-            start, end = header[name]["data_offsets"]
-            sizes[name] = end - start
-        num_copied = sum(size for name, size in sizes.items() if _COPY.fullmatch(name))
-        share = num_copied / sum(sizes.values())
-    except (AttributeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-        return ""  # not safetensors: its size is problem enough
-    if num_copied <= 0:
-        return ""
-    return (
-        f"; {share:.1%} of it are copies of head and embeddings, which are not needed unless they"
-        " were trained: save it with save_embedding_layers=False"
-    )
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration; raise `AdapterError` if it is not an object in JSON."""
+    """Return PEFT's configuration; raise `ArtifactError` if it is not an object in JSON."""
     keys = "must be an object with base_model_name_or_path, r, lora_alpha and others"
     return _read_mapping(folder / CONFIG_FILE, MAX_CONFIG_BYTES, json.loads, keys)
 
@@ -236,9 +202,9 @@ def _read_mapping(
     except Exception as error:  # PyYAML raises many, such as KeyError for a tag
         language = path.suffix[1:].upper()
         problem = f"cannot be read as {language}: {type(error).__name__}: {error}"
-        raise AdapterError(f"{path} {problem}") from error
+        raise ArtifactError(f"{path} {problem}") from error
     if not isinstance(values, dict):
-        raise AdapterError(f"{path} {keys}")
+        raise ArtifactError(f"{path} {keys}")
     return values
 
 

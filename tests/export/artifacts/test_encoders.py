@@ -16,7 +16,7 @@ from export.checkpoints.sources import resolve_source
 from export.checks.reference import Reference
 from export.errors import ExportError, SourceError
 from runners.adapters.peft import Product, VisionPart
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.reference_answers import reference_answer
 
@@ -36,8 +36,7 @@ def test_the_child_takes_merged_weights(tmp_path: Path) -> None:
     merged = tmp_path / "merged.safetensors"
     save_file({f"{PROJECTOR}.bias": torch.full((128,), 3.0)}, merged)
     run_in_child(make_encoders, CHECKPOINT, INPUT, ["float32"], tmp_path, merged)
-    encoder = VisionEncoder(tmp_path)
-    encoder.load()
+    encoder = load_encoder(tmp_path)
     pixels = random_pixels(1)
     features = encoder.encode(pixels)
     results = []
@@ -73,8 +72,7 @@ def test_a_failure_of_the_child_is_one_line(tmp_path: Path) -> None:
 
 
 def test_features_are_transformers_in_any_batch(artifacts: Path, checkpoint: Path) -> None:
-    encoder = VisionEncoder(artifacts)
-    encoder.load()
+    encoder = load_encoder(artifacts)
     pixels = random_pixels(3)
     images = [Image.fromarray(image) for image in pixels]
     expected = Reference.load(checkpoint).image_features(images)

@@ -26,10 +26,9 @@ from wire.artifacts.adapter_folder import (
     DOWN,
     UP,
     WEIGHTS_FILE,
-    AdapterError,
     AdapterLimits,
 )
-from wire.artifacts.manifest import DECODER_FILE
+from wire.artifacts.manifest import DECODER_FILE, ArtifactError
 
 FLORENCE = "florence-2-mini"
 PALIGEMMA = "paligemma-mini"
@@ -165,5 +164,5 @@ def test_refused_forms(
 ) -> None:
     save_adapter(peft_model(Reference.load(MODELS / FLORENCE).model, 0, options), tmp_path)
     change(tmp_path)
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         read_parts(tmp_path, bases[FLORENCE], limits)

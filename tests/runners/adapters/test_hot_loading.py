@@ -37,10 +37,9 @@ from wire.artifacts.adapter_folder import (
     AdapterFolder,
     AdapterLimits,
     AdapterScan,
-    NoRoomError,
     adapter_build_key,
 )
-from wire.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
+from wire.artifacts.manifest import DECODER_FILE, ArtifactError, Manifest, sha256_of
 from wire.runner_messages import EncodedImage
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
@@ -65,7 +64,7 @@ class FakeAdapters(Adapters):
         if self.failure is not None:
             raise self.failure
         if (len(self.keys) + 1) * ADAPTER_BYTES > max_total_bytes:
-            raise NoRoomError("no room")
+            raise ArtifactError("no room")
         assert self.released is None or self.released.wait(TIMEOUT_S)
         self.keys |= {adapter}
 
@@ -241,7 +240,7 @@ def test_a_bad_adapter_is_refused_once(watched: Watched, caplog: pytest.LogCaptu
     assert watched.adapters.refused.keys() == {bad}
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line.startswith(f"the adapter bad of {FLORENCE.id} is refused: ")
-    assert "r is 17, which is not supported; it must be a whole number of 1 to 16" in line
+    assert line.endswith("a rank is 17; at most 16 is supported")
     repaired = watched.write("bad", 3.0)
     assert watched.update() == {good, repaired}
     assert not watched.adapters.refused

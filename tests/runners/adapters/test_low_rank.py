@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.adapters.low_rank import AdaptedLinear, AdapterPool, Adapters, LayerAdapters
+from runners.adapters.low_rank import AdaptedLinear, AdapterPool, Adapters
 from runners.models.layers import linear_layer
-from wire.artifacts.adapter_folder import AdapterError, NoRoomError
+from wire.artifacts.manifest import ArtifactError
 
 WIDTH = 6
 SIZES = {"q": 4, "k": 5}
@@ -46,7 +46,7 @@ def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) 
             places = adapters.pool.places(by_row)
             assert places is not None
             assert len(set(places)) == len(set(by_row))
-            adapters.pool_layout = adapters.pool.layout(torch.tensor(places))
+            adapters.is_other = adapters.pool.is_other(torch.tensor(places))
         result.append(layer(hidden_states))
     return result
 
@@ -122,15 +122,14 @@ def test_an_adapter_without_room_changes_nothing() -> None:
     ]:
         num_columns += rank
         needed_bytes = num_columns * (6 + 4 + 5) * 4
-        before = joined.layer_adapters
-        with pytest.raises(NoRoomError, match="DIPTYCH_ADAPTERS_MB"):
+        before = dict(joined.products)
+        with pytest.raises(ArtifactError, match="DIPTYCH_ADAPTERS_MB"):
             adapters.add(key, added, needed_bytes - 1)
-        assert joined.layer_adapters is before
+        assert joined.products == before
         assert key not in adapters.keys
         adapters.add(key, added, needed_bytes)
-        product = joined.layer_adapters.product
-        assert product is not None
-        assert product.down.nbytes + product.up.nbytes == needed_bytes
+        products = joined.products.values()
+        assert sum(one.down.nbytes + one.up.nbytes for one in products) == needed_bytes
     adapters.add("elsewhere", pair(9, v=4), needed_bytes)
 
 
@@ -140,7 +139,7 @@ def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() ->
     layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
     with pytest.raises(RuntimeError):
         adapters.add("a", pair(2, good=4, bad=4))
-    assert [layer.layer_adapters for layer in layers] == [LayerAdapters()] * 2
+    assert [layer.products for layer in layers] == [{}, {}]
     assert adapters.keys == frozenset()
 
 
@@ -151,7 +150,7 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> 
     adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
     tensors = pair(2, layer=4)
     tensors["layer.up"][1, 1] = value
-    with pytest.raises(AdapterError, match=r"layer\.up has values that are not finite"):
+    with pytest.raises(ArtifactError, match=r"layer\.up has values that are not finite"):
         adapters.add("a", tensors)
     assert adapters.keys == frozenset()
 
@@ -161,12 +160,7 @@ def test_a_removed_adapter_leaves_no_weights() -> None:
     linear = adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
     for key, rank in (("a", 2), ("b", 1), ("c", 3)):
         adapters.add(key, pair(rank, layer=4))
-    assert linear.layer_adapters.product is not None
-    freed = weakref.ref(linear.layer_adapters.product.down)
+    freed = weakref.ref(linear.products["b"].down)
     adapters.remove("b")
     assert freed() is None
-    assert linear.layer_adapters.columns == (("a", 2), ("c", 3))
-    assert linear.layer_adapters.product.down.shape == (5, 6)
-    adapters.remove("a")
-    adapters.remove("c")
-    assert linear.layer_adapters == LayerAdapters()
+    assert linear.products.keys() == {"a", "c"}

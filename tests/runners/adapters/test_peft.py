@@ -4,7 +4,6 @@ reproduce is refused by name.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,19 @@ from torch import Tensor
 
 from runners.adapters.peft import (
     MAX_ALL_CHARS,
-    MAX_PATTERN_CHARS,
     MAX_PATTERNS,
     AdapterParts,
     BaseWeights,
-    LayerPatterns,
     PeftConfig,
     Product,
+    compile_patterns,
     read_adapter,
     read_parts,
+    value_of,
 )
 from tests.support.hostile_adapters import safetensors_file
-from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError, AdapterLimits
+from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
+from wire.artifacts.manifest import ArtifactError
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 EMBEDDINGS = "model.language_model.embed_tokens"
@@ -110,19 +110,14 @@ UNSERVED: list[tuple[dict[str, Tensor], list[str] | None, str]] = [
     (pair("lm_head", 3), None, f"lora_B of lm_head .* {MUST_BE}"),
     (pair(LAYER, 3), None, MUST_BE),
     (pair(EMBEDDINGS), None, "embed_tokens, which is not supported; allowed"),
-    (
-        {f"{PREFIX}{EMBEDDINGS}.lora_embedding_A": torch.ones(2, OUT)},
-        None,
-        "embed_tokens.lora_embedding_A, which is not supported",
-    ),
-    (pair("another.layer"), None, "another.layer, which is not supported; allowed are lora_A"),
+    ({f"{PREFIX}{EMBEDDINGS}.lora_embedding_A": torch.ones(2, OUT)}, None, "lora_embedding_A, whi"),
+    (pair("another.layer"), None, "another.layer, which is not supported; allowed are layers"),
     (pair(LAYER.replace("0", "9")), None, "layers.9.self_attn.q_proj, which its base does not"),
     ({f"{PREFIX}{LAYER}.lora_magnitude_vector": torch.ones(4)}, None, "lora_magnitude_vector"),
     (dict(list(pair(LAYER).items())[:1]), None, "has only lora_A of"),
     ({}, None, "adapts no layer"),
     ({f"{PREFIX}lm_head.weight": torch.ones(2)}, ["lm_head"], "changes lm_head.weight, which is"),
     (NORM, None, "changes vision_tower.norm.weight, which"),
-    (NORM, ["norm", "linear"], r"modules_to_save is \['norm', 'linear'\].* linear has no weights"),
     (pair("vision_tower.norm") | NORM, ["norm"], "both a product for model.vision_tower.norm.wei"),
 ]
 
@@ -131,7 +126,7 @@ UNSERVED: list[tuple[dict[str, Tensor], list[str] | None, str]] = [
 def test_weights_that_cannot_be_served_are_named(
     tmp_path: Path, tensors: dict[str, Tensor], modules: list[str] | None, message: str
 ) -> None:
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         parts(tmp_path, tensors, modules_to_save=modules)
 
 
@@ -180,7 +175,7 @@ def test_modules_to_save_are_taken_whole(
 def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
     write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
     with pytest.raises(
-        AdapterError,
+        ArtifactError,
         match=r"it changes model\.multi_modal_projector\.linear\.weight .* python -m export",
     ):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
@@ -190,11 +185,6 @@ def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
     ("rank", "weight", "message"),
     [
         (2, None, "changes vision_tower.conv, which its base does not have"),
-        (
-            2,
-            (4, 1, 3, 3),
-            "changes vision_tower.conv, a convolution in groups, which is not supported",
-        ),
         (3, (4, 6, 3, 3), r"must be \(3, 6, 3, 3\) and \(4, 3, 1, 1\)"),
         (2, (4, 6, 5, 5), r"must be \(2, 6, 5, 5\) and \(4, 2, 1, 1\)"),
     ],
@@ -203,82 +193,50 @@ def test_a_product_must_fit_its_layer(
     rank: int, weight: tuple[int, ...] | None, message: str
 ) -> None:
     product = Product("vision_tower.conv", rank, torch.ones(2, 6, 3, 3), torch.ones(4, 2, 1, 1))
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         product.check(weight)
     Product("vision_tower.conv", 2, product.down, product.up).check((4, 6, 3, 3))
 
 
 A_NAME, B_NAME = pair(LAYER)
 UNREADABLE = "cannot be read as safetensors"
-SIDES = {A_NAME: [2, IN], B_NAME: [OUT, 2]}
 
 
-def header(
-    dtype: str = "F32", num_bytes: int = 4, shapes: dict[str, list[int]] = SIDES
-) -> dict[str, Any]:
-    """Return the header of a file with tensors one after the other."""
-    rows = dict[str, Any]()
-    start = 0
-    for name, shape in shapes.items():
-        end = start + math.prod(shape) * num_bytes
-        rows[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-        start = end
-    return rows
+def header(dtype: str = "F32", num_bytes: int = 4, a_shape: tuple[int, ...] = (2, IN)) -> Any:
+    """Return the header of a file with both tensors, one after the other."""
+    a_end = math.prod(a_shape) * num_bytes
+    b_end = a_end + OUT * 2 * num_bytes
+    a_tensor = {"dtype": dtype, "shape": a_shape, "data_offsets": [0, a_end]}
+    b_tensor = {"dtype": dtype, "shape": [OUT, 2], "data_offsets": [a_end, b_end]}
+    return {A_NAME: a_tensor, B_NAME: b_tensor}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", UNREADABLE),
-        (
-            (1 << 63).to_bytes(8, "little"),
-            "has a header of 9223372036854775808 bytes; 1000000 are allowed",
-        ),
-        ((1_000_001).to_bytes(8, "little") + b" " * 100, "has a header of 1000001 bytes"),
+        ((1_000_001).to_bytes(8, "little") + b" " * 100, "has a header of more than 1000000 bytes"),
         (safetensors_file(header(), 79), UNREADABLE),
         (safetensors_file(header() | {B_NAME: header()[A_NAME]}, 48), UNREADABLE),
-        (safetensors_file(header(shapes=SIDES | {A_NAME: [0, 1 << 62, 1 << 62]}), 32), UNREADABLE),
-        (safetensors_file(header(shapes=SIDES | {A_NAME: [1 << 62, IN]}), 80), UNREADABLE),
-        (safetensors_file(header("X32"), 80), UNREADABLE),
-        (
-            safetensors_file(header("I32"), 80),
-            f"has {A_NAME} as torch.int32; it must be floating-point",
-        ),
+        (safetensors_file(header(a_shape=(0, 1 << 62, 1 << 62)), 32), UNREADABLE),
+        (safetensors_file(header("I32"), 80), "A.weight as torch.int32; it must be floating-point"),
         (b" " * 10_001, "has 10001 bytes; at most 10000 are allowed"),
-        (
-            safetensors_file(header("F8_E5M2", 1, SIDES | {A_NAME: [2_500, 1]}), 2_508),
-            "has weights of 10032 bytes in float32; at most 10000",
-        ),
-        (safetensors_file({}), "adapts no layer"),
+        (safetensors_file(header("F8_E5M2", 1, (2_500, 1)), 2_508), "weights of 10032 bytes in fl"),
     ],
-    ids=range(12),
+    ids=range(8),
 )
-def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_malformed_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     write(tmp_path, pair(LAYER))
     (tmp_path / WEIGHTS_FILE).write_bytes(content)
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
 
 
-@pytest.mark.parametrize(
-    "names", [[f"{index}" for index in range(2_049)], ["a" * 301]], ids=["many", "long"]
-)
-def test_number_and_names_of_tensors_are_bounded(tmp_path: Path, names: list[str]) -> None:
+def test_number_of_tensors_is_bounded(tmp_path: Path) -> None:
     limits = AdapterLimits(max_bytes=1_000_000)
-    write(tmp_path, {name: torch.ones(1) for name in names})
-    with pytest.raises(
-        AdapterError,
-        match=f"has {len(names)} tensors; allowed are 2048 tensors with names of at most",
-    ):
+    write(tmp_path, {str(index): torch.ones(1) for index in range(2_049)})
+    with pytest.raises(ArtifactError, match="has 2049 tensors; 2048 are allowed"):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors", limits)
-
-
-def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
-    write(tmp_path, pair(LAYER))
-    (tmp_path / WEIGHTS_FILE).unlink()
-    os.mkfifo(tmp_path / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=f"{WEIGHTS_FILE} must be a regular file"):
-        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
 
 
 def nested(depth: int) -> list[Any]:
@@ -291,37 +249,30 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', which is not supported"),
         ({"bias": "all"}, "bias is 'all'"),
-        ({"use_dora": True}, "use_dora is True"),
+        ({"use_dora": True}, "use_dora is True, which is not supported; it must be null"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
-        ({"a_later_option": 3}, "a_later_option is 3"),
-        ({"r": "two"}, "r is 'two', which is not supported; it must be a whole number of 1 to 16"),
-        ({"r": 17}, "r is 17, which is not supported; it must be a whole number of 1 to 16"),
+        ({"r": "two"}, "r is 'two'"),
+        ({"r": 17}, "a rank is 17; at most 16 is supported"),
         ({"r": 0}, "r is 0, "),
         ({"r": True}, "r is True, "),
-        ({"r": None}, "r is None, "),
-        ({"rank_pattern": {"k_proj": 200_000}}, "rank_pattern is 200000, "),
-        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], .* a mapping by patterns"),
-        (
-            {"alpha_pattern": {"(?=q)": 1}},
-            r"alpha_pattern has the pattern '\(\?=q\)', which is not supported",
-        ),
-        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8', .* a number of at most 1e"),
+        ({"rank_pattern": {"k_proj": 17}}, "a rank is 17; at most 16"),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\]"),
+        ({"alpha_pattern": {"(?=q)": 1}}, r"alpha_pattern: '\(\?=q\)' is not a pattern of RE2"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern.q_proj is '8'"),
         ({"lora_alpha": math.nan}, "lora_alpha is nan, "),
+        ({"lora_alpha": -(10**7)}, "lora_alpha is -1000"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
-        ({"use_rslora": "false"}, "use_rslora is 'false', .* true or false"),
-        ({"modules_to_save": "norm"}, "modules_to_save is 'norm', .* 100 names at most"),
-        ({"modules_to_save": ["norm"] * 101}, "modules_to_save is .* 100 names at most"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'"),
+        ({"modules_to_save": ["norm"] * 101}, "modules_to_save is .* at most 100 items"),
         ({"target_parameters": nested(900)}, r"target_parameters is \[{7}\.\.\.\]"),
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_an_unsupported_option_is_named(
-    tmp_path: Path, config: dict[str, Any], message: str
-) -> None:
+def test_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
-    with pytest.raises(AdapterError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         PeftConfig.read(tmp_path, LIMITS.max_rank)
 
 
@@ -345,7 +296,7 @@ def test_copies_of_head_and_embeddings_change_nothing(
     tensors = pair("lm_head") | {f"base_model.model.{name}.weight": own}
     assert converted(tmp_path, tensors).keys() == {"lm_head.down", "lm_head.up"}
     tensors[f"base_model.model.{name}.weight"] = own + 1
-    with pytest.raises(AdapterError, match=f"changes {name}.weight, which is not supported; all"):
+    with pytest.raises(ArtifactError, match=f"changes {name}.weight, which is not supported; all"):
         converted(tmp_path, tensors)
 
 
@@ -381,16 +332,13 @@ q_proj|k_proj (q|k)_proj (?:q|k)_proj self_attn.(q|k)_proj layers.(0|1).* q_proj
 [a-p]_proj [\w.]+_proj layers[.]0[.]self_attn[.]q_proj \w+_attn\.\w+ (q_)?proj
 (layers.0.)?self_attn.q_proj q_proj)|(fc1 fc+1 (f|fc)(c1|1) (.*_proj)+ f.*?1
 """
-REFUSED = r"""
-(?=q)q_proj (?<!q)_proj (.)\1 (?P<side>q)_proj (?i)Q_PROJ (?i:Q)_proj q{1}_proj q++ q_proj\Z
-\bq_proj \x71_proj é ( [q q_proj) * []q]_proj
-"""
+REFUSED = ("(?=q)q_proj", "(?<!q)_proj", r"(.)\1", "q++", "(", "[q", "q_proj)", "*", "q{2001}")
 
 
 @pytest.mark.parametrize("pattern", ["", *PATTERNS.split()])
 def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
-    patterns = LayerPatterns.compile("rank_pattern", {pattern: 4})
-    values_by_name = {name: patterns.value_of(name, 2) for name in NAMES}
+    patterns = compile_patterns("rank_pattern", {pattern: 4})
+    values_by_name = {name: value_of(patterns, name, 2) for name in NAMES}
     assert values_by_name == {
         name: 4 if get_pattern_key([pattern], name) == pattern else 2 for name in NAMES
     }
@@ -398,9 +346,9 @@ def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
 
 def test_the_first_pattern_that_matches_counts() -> None:
     values = {"k_proj": 1.0, ".*proj": 2.0, "q_proj": 3.0, "fc1": 4.0}
-    patterns = LayerPatterns.compile("alpha_pattern", values)
+    patterns = compile_patterns("alpha_pattern", values)
     expected = {name: values.get(get_pattern_key(list(values), name), 9.0) for name in NAMES}
-    assert {name: patterns.value_of(name, 9.0) for name in NAMES} == expected
+    assert {name: value_of(patterns, name, 9.0) for name in NAMES} == expected
     assert set(expected.values()) == {1.0, 2.0, 4.0, 9.0}
 
 
@@ -410,19 +358,14 @@ def test_the_first_pattern_that_matches_counts() -> None:
 def test_no_pattern_backtracks(
     pattern: str,
 ) -> None:
-    patterns = LayerPatterns.compile("rank_pattern", {pattern: 4})
-    assert {patterns.value_of(name, 2) for name in (*NAMES, "a" * 300)} == {2}
+    patterns = compile_patterns("rank_pattern", {pattern: 4})
+    assert {value_of(patterns, name, 2) for name in (*NAMES, "a" * 300)} == {2}
 
 
-@pytest.mark.parametrize("pattern", [*REFUSED.split(), "q_proj\n", "a" * (MAX_PATTERN_CHARS + 1)])
-def test_other_patterns_are_refused_by_name(pattern: str) -> None:
-    with pytest.raises(AdapterError) as refused:
-        LayerPatterns.compile("rank_pattern", {"q_proj": 1, pattern: 4})
-    (line,) = str(refused.value).splitlines()
-    assert line.startswith(
-        f"rank_pattern has the pattern {pattern[:MAX_PATTERN_CHARS]!r}, which is not supported;"
-        " allow"
-    )
+@pytest.mark.parametrize("pattern", REFUSED)
+def test_pattern_that_re2_lacks_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="is not a pattern of RE2"):
+        compile_patterns("rank_pattern", {"q_proj": 1, pattern: 4})
 
 
 @pytest.mark.parametrize(
@@ -430,9 +373,7 @@ def test_other_patterns_are_refused_by_name(pattern: str) -> None:
 )
 def test_number_and_size_of_patterns_are_bounded(number: int, characters: int) -> None:
     values = {f"{index:0{characters}}": 4.0 for index in range(number)}
-    with pytest.raises(
-        AdapterError,
-        match=f"rank_pattern has {number} patterns of {number * characters} characters",
-    ):
-        LayerPatterns.compile("rank_pattern", values)
-    LayerPatterns.compile("rank_pattern", dict(list(values.items())[1:]))
+    message = f"rank_pattern has {number} patterns of {number * characters} characters"
+    with pytest.raises(ValueError, match=message):
+        compile_patterns("rank_pattern", values)
+    compile_patterns("rank_pattern", dict(list(values.items())[1:]))

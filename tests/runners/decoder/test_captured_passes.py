@@ -170,12 +170,13 @@ def test_conditions_without_room_are_chosen_eagerly(
 
     graphs = graphs_of(flat)
     logits = logits_of(graphs, [1, 2], 8)
+    ahead = torch.zeros(2)
     expected = choose_tokens(logits, [conditions, RowConditions()], [[0], [1]])
-    result = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: "ahead")
+    result = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: ahead)
     assert result.choices == expected
     # only a wide nucleus is known after the choice: the next pass reads another token
     is_late = conditions.temperature > 0
-    assert (result.ahead, list(result.redrawn)) == (("ahead", [0]) if is_late else (None, []))
+    assert (result.ahead, list(result.redrawn)) == ((ahead, [0]) if is_late else (None, []))
 
 
 def test_tokens_of_eager_steps_are_chosen_too() -> None:
@@ -324,9 +325,9 @@ def test_captured_prefills_equal_eager_ones(artifacts: Path) -> None:
     eager = EagerEngine(decoder, 8)
     assert engine.prefills.hold(requests)
     expected = eager.prefill(requests, 0)
-    torch.testing.assert_close(engine.prefill(requests, 0).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(engine.prefill(requests, 0), expected, rtol=1e-4, atol=1e-4)
     num_rows = sum(request.num_beams for request in requests)
     tokens = [[5]] * num_rows
     assert engine.cache.shared_prefixes(num_rows) == eager.cache.shared_prefixes(num_rows)
-    logits = engine.decode(tokens).logits
+    logits = engine.decode(tokens)
     torch.testing.assert_close(logits, eager.decode(tokens), rtol=1e-4, atol=1e-4)

@@ -18,10 +18,10 @@ import torch
 
 from runners.encoder.session import (
     FixedBatches,
-    VisionEncoder,
     batch_sizes,
     check_provider,
     execution_providers,
+    load_encoder,
     split_batch,
 )
 from runners.errors import EXIT_STATUS
@@ -44,14 +44,13 @@ SEVERAL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 
 pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 192, 3), dtype=np.uint8)
 encoders = []
 for number in (0, 0, 1, 2):
     if number == len(encoders):
-        encoders.append(VisionEncoder(Path(sys.argv[1]), num_threads=1))
-        encoders[-1].load()
+        encoders.append(load_encoder(Path(sys.argv[1]), num_threads=1))
     start = int(Path("/proc/self/statm").read_text().split()[1])
     encoders[number].encode(pixels)
     print((int(Path("/proc/self/statm").read_text().split()[1]) - start) * resource.getpagesize())
@@ -130,8 +129,7 @@ def test_a_fallback_to_the_cpu_is_refused() -> None:
 
 
 def test_an_image_has_the_same_int8_features_in_every_batch(int8_artifacts: Path) -> None:
-    encoder = VisionEncoder(int8_artifacts, 1, "int8")
-    encoder.load()
+    encoder = load_encoder(int8_artifacts, 1, "int8")
     pixels = random_pixels(3)
     pixels[1] //= 64  # another range of values than its neighbours
     together = encoder.encode(pixels)
@@ -215,8 +213,7 @@ def loaded(sessions: Sessions) -> FixedBatches:
 
 def check_features(batches: FixedBatches, encoder_file: str) -> None:
     """Compare batches of several sizes with those of the encoder of the CPU."""
-    encoder = VisionEncoder(Path(encoder_file).parent)
-    encoder.load()
+    encoder = load_encoder(Path(encoder_file).parent)
     for num_images in (1, 13):
         pixels = random_pixels(num_images)
         features = batches.encode(pixels)
@@ -264,8 +261,7 @@ def test_captures_follow_all_runs_and_checks_all_captures(artifacts: Path) -> No
 def test_features_do_not_change_with_later_batches(
     encoder_file: str, num_images: int, is_fixed: bool
 ) -> None:
-    encoder = VisionEncoder(Path(encoder_file).parent)
-    encoder.load()
+    encoder = load_encoder(Path(encoder_file).parent)
     encode = loaded(Sessions(encoder_file)).encode if is_fixed else encoder.encode
     features = encode(random_pixels(num_images))
     copy = features.clone()

@@ -11,7 +11,7 @@ import torch
 
 from export.scenes import render_scene, sample_scene
 from runners.encoder.features_cache import Encoding
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 from runners.encoder.worker import Encoders
 from service.inference.served_models import runner_options
 from service.settings import Settings
@@ -33,8 +33,7 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
     for adapter, model_id in zip((None, "tuned"), EMBEDDED, strict=True):
         folder = exported.newest(model_id)
         encoders.add(adapter, read_manifest(folder), folder)
-        alone[adapter] = VisionEncoder(folder, precision="float32")
-        alone[adapter].load()
+        alone[adapter] = load_encoder(folder, precision="float32")
     pixels = [np.asarray(render_scene(sample_scene(seed), 192)) for seed in range(len(OWNERS))]
     batch = [Encoding(image, owner) for image, owner in zip(pixels, OWNERS, strict=True)]
     outcomes = encoders.encode(batch)

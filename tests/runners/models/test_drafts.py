@@ -23,7 +23,7 @@ from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 from runners.kv_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
@@ -68,8 +68,7 @@ def model(request: pytest.FixtureRequest, exported: ModelStore) -> Model:
     folder = exported.newest(request.param)
     entry = CATALOG[request.param]
     decoder = load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
-    encoder = VisionEncoder(folder, precision="float32")
-    encoder.load()
+    encoder = load_encoder(folder, precision="float32")
     size_wh = (entry.resolution, entry.resolution)
     prompts: list[Prompt] = []
     for scene in map(evaluation_scene, range(NUM_SCENES)):

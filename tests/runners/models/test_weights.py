@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from laboratory.bench.random_weights import write_random_checkpoint
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import load_encoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
@@ -121,7 +121,7 @@ def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_pat
         vision_encoder_file("int8"),
     }
     for precision in ("float32", "int8"):
-        VisionEncoder(tmp_path, precision=precision).load()
+        load_encoder(tmp_path, precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # packed, and not

@@ -37,7 +37,7 @@ from tests.support.fake_service import (
     context,
     make_core,
 )
-from wire.runner_channel import CallFailed, CallTimedOut, RunnerUnreachable
+from wire.runner_channel import CallTimedOut, ChannelError, RunnerUnreachable
 from wire.runner_messages import Failed, FailureCode
 
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
@@ -224,7 +224,7 @@ def test_models_of_a_comparison(
     [
         (RunnerUnreachable("refused"), "not_ready"),
         (CallTimedOut("late"), "deadline_exceeded"),
-        (CallFailed("status 500"), "internal"),
+        (ChannelError("status 500"), "internal"),
         (RuntimeError("a defect"), "internal"),
     ],
 )

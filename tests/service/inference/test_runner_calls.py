@@ -26,11 +26,10 @@ from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
 from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
 from wire.runner_channel import (
-    CallFailed,
     CallTimedOut,
+    ChannelError,
     FeaturesMissing,
     RunnerCall,
-    RunnerUnavailable,
     RunnerUnreachable,
 )
 from wire.runner_messages import (
@@ -209,10 +208,9 @@ def test_image_key_of_an_adapter() -> None:
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (RunnerUnavailable("status 503"), "not_ready"),
         (RunnerUnreachable("gone"), "not_ready"),
         (CallTimedOut("late"), "deadline_exceeded"),
-        (CallFailed("status 500"), "internal"),
+        (ChannelError("status 500"), "internal"),
     ],
     ids=repr,
 )

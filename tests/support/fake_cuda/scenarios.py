@@ -69,7 +69,7 @@ def fail_allocations(first: int, num: int) -> None:
 def captures(model: Model) -> dict[str, Any]:
     """Return the captured sizes of the encoder, and the graphs of a decoder with 64 slots."""
     encoder = model.encoder("cuda")
-    assert isinstance(encoder.backend, FixedBatches)
+    assert isinstance(encoder, FixedBatches)
     images = model.images(3)
     encoded: list[torch.Tensor] = []
     batch = counted(lambda: encoded.append(encoder.encode(images)))
@@ -79,7 +79,7 @@ def captures(model: Model) -> dict[str, Any]:
     graphs = engine.graphs
     choose = partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
     return {
-        "encoder": encoder.backend.captured_sizes,
+        "encoder": encoder.captured_sizes,
         "batch of 3": batch,
         "freed features": freed,
         "decoder": graphs.num_captured,
