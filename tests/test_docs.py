@@ -14,8 +14,8 @@ from docs.tables import PAGES, task_table, with_tables
 from service.settings import Settings, variable
 from tasks.catalog import adapter_entry, load_catalog
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
+from tests.support.monitoring import declared_metrics
 
 FOLDERS = (
     "service|runners|wire|imaging|tasks|export|laboratory|offline|"

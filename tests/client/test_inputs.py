@@ -1,11 +1,10 @@
 """Folders, patterns, archives, videos and URLs become files of a folder, within limits."""
 
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import av
@@ -17,6 +16,7 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Opening, Problems, find_images, open_images
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import CLASSES, OBJECTS, write_coco, write_images
+from tests.support.http_servers import serving
 
 
 @pytest.fixture
@@ -163,13 +163,8 @@ def url(photos: Path) -> Iterator[str]:
             self.path = self.path.replace("/9", "/a.png")
             super().do_GET()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(partial(Quiet, directory=str(photos))) as address:
+        yield address
 
 
 def test_list_of_urls_names_missing_ones(url: str, tmp_path: Path, opening: Opening) -> None:

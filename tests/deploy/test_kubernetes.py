@@ -17,10 +17,9 @@ import pytest
 import yaml
 
 from service.settings import read_settings
-from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import EMBEDDED, ROOT
 from tests.support.haproxy import CONFIGURATION, FRONT, MODELS
-from tests.support.prometheus import needs_prometheus
+from tests.support.monitoring import declared_metrics, needs_prometheus
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None,

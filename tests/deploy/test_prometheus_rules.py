@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.dashboard import DASHBOARD
-from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
-from tests.support.prometheus import CONFIG, committed_rules, needs_prometheus
+from tests.support.monitoring import (
+    CONFIG,
+    DASHBOARD,
+    committed_rules,
+    declared_metrics,
+    needs_prometheus,
+)
 
 UNIT_TESTS = sorted((CONFIG.parent / "tests").glob("*.yml"))
 

@@ -5,40 +5,48 @@ packages that read the environment when they are imported, that process has the 
 start: `subprocess` starts a program that needs another one.
 """
 
-import json
+import atexit
+import multiprocessing
 import os
-import select
+import runpy
 import signal
-import socket
 import subprocess
 import sys
-import threading
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from tempfile import TemporaryFile
+from unittest import mock
 
 from wire.host import process_environment
 
 ROOT = Path(__file__).parents[2]
-_STARTING = threading.Lock()
+# All but prometheus_client, which chooses where its values are when it is imported, and ours.
+_LARGE_PACKAGES = [
+    *("torch", "numpy", "safetensors.torch", "tokenizers", "onnxruntime", "onnx"),
+    *("transformers", "peft", "torchvision", "scipy.optimize", "sympy"),
+    *("aiohttp", "grpc", "grpc_health.v1.health", "httpx", "pydantic", "yaml", "PIL.Image"),
+    *("uvicorn", "starlette.applications", "shapely", "opentelemetry.trace", "redis.asyncio"),
+    *("bentoml", "_bentoml_sdk", "_bentoml_impl", "pytest"),
+]
 
 
 class ForkedProcess:
     """A forked program: a part of the interface of `subprocess.Popen`."""
 
-    def __init__(self, report: socket.socket) -> None:
-        self.pid = int(report.recv(64))
-        self._report = report
-        self._status: int | None = None
+    def __init__(self, process: ForkServerProcess) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self._process = process
 
     def poll(self) -> int | None:
-        """Return the exit status, or None while the program runs."""
-        return self._status_after(0)
+        return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status when the program has ended; raise after `timeout` seconds."""
-        status = self._status_after(timeout)
+        self._process.join(timeout)
+        status = self.poll()
         if status is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         return status
@@ -51,51 +59,56 @@ class ForkedProcess:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def _status_after(self, timeout_s: float | None) -> int | None:
-        if self._status is None:
-            reports = select.poll()  # select() takes no descriptor above 1,023
-            reports.register(self._report, select.POLLIN)
-            if reports.poll(None if timeout_s is None else 1000 * timeout_s):
-                self._status = int(self._report.recv(64))
-                self._report.close()
-        return self._status
-
 
 def fork(
-    arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
+    arguments: Sequence[str], environment: Mapping[str, str], stdout: Path, stderr: Path
 ) -> ForkedProcess:
     """Start `python ARGUMENTS` in the root of the repository."""
-    program = {"arguments": list(arguments), "environment": process_environment(environment)}
-    with _STARTING:
-        requests, _ = _server()
-    report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        descriptors = [stdout, stderr, theirs.fileno()]
-        socket.send_fds(requests, [json.dumps(program).encode()], descriptors)
-    return ForkedProcess(report)
+    values = (list(arguments), process_environment(environment), str(stdout), str(stderr))
+    process = _context().Process(target=_run, args=values)
+    process.start()
+    return ForkedProcess(process)
 
 
 def run(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-        process = fork(arguments, environment, stdout.fileno(), stderr.fileno())
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        process = fork(arguments, environment, stdout, stderr)
         try:
             status = process.wait(timeout_s)
         finally:
             process.kill()
-        stdout.seek(0)
-        stderr.seek(0)
-        return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+        return subprocess.CompletedProcess(
+            arguments, status, stdout.read_text("utf-8"), stderr.read_text("utf-8")
+        )
 
 
 @cache
-def _server() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        command = [sys.executable, "-m", "tests.support.forked_programs", str(theirs.fileno())]
-        environment = process_environment(os.environ)
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
-        )
-    return ours, process
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_LARGE_PACKAGES)
+    with mock.patch.dict(os.environ, process_environment(os.environ)):
+        ensure_running()
+    return context
+
+
+def _run(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+    """Make this process one that has just been started, and run the program in it."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # chosen by the environment at the first use
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    option, program, *rest = arguments
+    sys.argv = [option, *rest]
+    try:
+        if option == "-m":
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            exec(program, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()

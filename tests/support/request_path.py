@@ -1,12 +1,10 @@
 """The code that one REST predict crosses, in the gateway and in a runner:
 `python -m tests.support.request_path [--calls]`.
 
-The real app, core and channel answer a form in this process: object detection, with an image that
-the gateway has not seen. A simulated runner answers over TCP. The runner is measured apart, from
-its middleware to its decoder: with the real model of the store, in this process, BentoML's batcher
-replaced. A request about another image comes first, so that nothing is counted that only a first
-one does. Our own functions are recorded in all threads in the order in which they begin; a
-coroutine that is resumed does not begin again.
+The real app, core and channel answer a form in this process, over a simulated runner. The runner is
+measured apart, with the real model of the store, BentoML's batcher replaced. A request about
+another image comes first, so that nothing is counted that only a first one does. Our own functions
+are recorded in the order in which they begin; a coroutine that is resumed does not begin again.
 """
 
 import argparse
@@ -15,9 +13,9 @@ import dis
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -38,7 +36,6 @@ from service.http_app import rest_app
 from service.inference.core import Core
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
-    ServedModel,
     ServedModels,
     runner_options,
     served_entries,
@@ -71,20 +68,11 @@ class RequestPath:
     calls: list[tuple[str, str]] = field(default_factory=list)
     is_recording: bool = False
 
-    @property
-    def files(self) -> set[str]:
-        """The files that were crossed."""
-        return {file for file, _ in self.calls}
-
-    @property
-    def functions(self) -> set[tuple[str, str]]:
-        """The functions that were called."""
-        return set(self.calls)
-
-    @property
-    def num_changes(self) -> int:
-        """How often a call lies in another file than the one before."""
-        return sum(first[0] != second[0] for first, second in pairwise(self.calls))
+    def __str__(self) -> str:
+        """Return how many files and functions were crossed, and how often the file changed."""
+        files = {file for file, _ in self.calls}
+        changes = sum(first[0] != second[0] for first, second in pairwise(self.calls))
+        return f"{len(files)} files, {len(set(self.calls))} functions, {changes} changes of file"
 
     def profile(self, frame: FrameType, event: str, _argument: object) -> None:
         """Record a call of one of our functions; for `sys.setprofile`."""
@@ -97,53 +85,47 @@ class RequestPath:
             file = str(Path(code.co_filename).relative_to(ROOT))
             self.calls.append((file, code.co_qualname))
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Watch the threads that start meanwhile."""
-        threading.setprofile(self.profile)
-        try:
-            yield
-        finally:
-            threading.setprofile(None)
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Record the calls of this thread and of those that are watched."""
+    async def record(self, request: Callable[[int], Awaitable[None]]) -> None:
+        """Send a request about two images; record the second, in this and all later threads."""
+        await request(30)
         sys.setprofile(self.profile)
         self.is_recording = True
-        try:
-            yield
-        finally:
-            self.is_recording = False
-            sys.setprofile(None)
+        await request(200)
+        self.is_recording = False
+        sys.setprofile(None)
 
 
-async def request_path() -> RequestPath:
-    """Answer two requests about different images; return the path of the second in the gateway."""
+async def gateway_path() -> RequestPath:
+    """Return the path of a form in the gateway."""
     path = RequestPath()
+    threading.setprofile(path.profile)
     model = served(FLORENCE)
-    with path.threads():
-        async with TestServer(_runner()) as server:
-            await _record_gateway(path, model, str(server.make_url("")).rstrip("/"))
+    app = web.Application()
+    app.add_routes([web.post("/write", _write)])
+    async with TestServer(app) as server:
+        url = str(server.make_url("")).rstrip("/")
+        runner = RunnerClient(model.id, HttpChannel(url, model.manifest.build_key, 10))
+        boundary = RestBoundary(Settings())
+        core = Core(ServedModels({model.id: model}), {model.id: runner}, Settings())
+        boundary.start(core, ApiKeys(None))
+        transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
+        async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+            await path.record(partial(_predict, client))
+        await runner.channel.close()
     return path
 
 
-async def _record_gateway(path: RequestPath, model: ServedModel, url: str) -> None:
-    runner = RunnerClient(model.id, HttpChannel(url, model.manifest.build_key, 10))
-    boundary = RestBoundary(Settings())
-    core = Core(ServedModels({model.id: model}), {model.id: runner}, Settings())
-    boundary.start(core, ApiKeys(None))
-    transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
-    async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
-        await _predict(client, (200, 30, 30))
-        with path.recorded():
-            await _predict(client, (30, 30, 200))
-    await runner.channel.close()
+async def _write(request: web.Request) -> web.Response:
+    """Answer every call with pixels by one box, and no other."""
+    await request.read()
+    if request.content_type == "application/json":
+        return web.Response(status=404)
+    return web.json_response(text=_ANSWER)
 
 
-async def _predict(client: httpx.AsyncClient, color: tuple[int, int, int]) -> None:
+async def _predict(client: httpx.AsyncClient, tone: int) -> None:
     """Send a form as one piece, as a server receives a small one."""
-    image = encoded(Image.new("RGB", IMAGE_SIZE_WH, color))
+    image = encoded(Image.new("RGB", IMAGE_SIZE_WH, (tone, 30, 30)))
     fields = {"task": "object_detection"}
     request = client.build_request("POST", "/v1/predict", data=fields, files={"image": image})
     await request.aread()
@@ -151,48 +133,31 @@ async def _predict(client: httpx.AsyncClient, color: tuple[int, int, int]) -> No
     assert len(response.raise_for_status().json()["result"]["detections"]) == 1
 
 
-def _runner() -> web.Application:
-    """Return a runner that answers every call with pixels by one box, and no other."""
-    app = web.Application()
-    app.add_routes([web.post("/write", _write)])
-    return app
-
-
-async def _write(request: web.Request) -> web.Response:
-    await request.read()
-    if request.content_type == "application/json":
-        return web.Response(status=404)
-    return web.json_response(text=_ANSWER)
-
-
 async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
-    """Answer two calls with pixels; return the path of the second in the runner of the store."""
+    """Return the path of a call with pixels in the runner of the store."""
     from runners.in_process_channel import EncoderBatcher
     from runners.model_worker import ModelWorker  # torch
 
     path = RequestPath()
+    threading.setprofile(path.profile)
     settings = read_settings({"DIPTYCH_MODELS": model_id})
     options = runner_options(model_id, settings, served_entries(settings))
     worker = ModelWorker(model_id, options, lambda key: batcher.encoded(key))
     batcher = EncoderBatcher(worker.encode, encoder_batch_size(options))
-    with path.threads():
-        worker.load()
-        api = RunnerApi()
-        api.start(worker)
-        app = CallGuard(CallsInFlight().middleware(api.app()), api)
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
-            await _write_about(client, worker, 30)
-            with path.recorded():
-                await _write_about(client, worker, 200)
+    worker.load()
+    api = RunnerApi()
+    api.start(worker)
+    app = CallGuard(CallsInFlight().middleware(api.app()), api)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
+        await path.record(partial(_call_runner, client, worker))
     await asyncio.to_thread(worker.stop)
     return path
 
 
-async def _write_about(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
+async def _call_runner(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
     """Detect the objects of an image of one tone."""
-    task = FAMILIES["florence2"]
-    grammar = task.answer_grammar(FLORENCE, "object_detection", TaskParameters())
+    grammar = FAMILIES["florence2"].answer_grammar(FLORENCE, "object_detection", TaskParameters())
     segments = [("Locate the objects with category name in the image.", False)]
     spec = SequenceSpec(segments=segments, grammar=grammar, max_new_tokens=16, timeout_s=60)
     pixels = np.full(worker.image_shape_hwc, tone, np.uint8)
@@ -210,14 +175,12 @@ def main() -> None:
     )
     parser.add_argument("--calls", action="store_true", help="print every call")
     prints_calls = parser.parse_args().calls
-    gateway = asyncio.run(request_path())
-    runner = asyncio.run(runner_path())
-    both = RequestPath([*gateway.calls, *runner.calls])
-    for name, path in {"gateway": gateway, "runner": runner, "both": both}.items():
-        if prints_calls and path is not both:
+    paths = {"gateway": asyncio.run(gateway_path()), "runner": asyncio.run(runner_path())}
+    for name, path in paths.items():
+        if prints_calls:
             print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
-        counts = f"{len(path.files)} files, {len(path.functions)} functions"
-        print(f"{name}: {counts}, {path.num_changes} changes of file", flush=True)
+        print(f"{name}: {path}", flush=True)
+    print(f"both: {RequestPath(paths['gateway'].calls + paths['runner'].calls)}", flush=True)
     os._exit(0)  # the threads of the runner are not to be joined
 
 

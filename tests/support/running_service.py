@@ -196,8 +196,7 @@ def forked_service(
         "from service.supervision.supervisor import main;"
         f"main(Role.parse({[*role]!r}))"
     )
-    with log.open("w") as output:
-        process = fork(("-c", program), environment, output.fileno(), output.fileno())
+    process = fork(("-c", program), environment, log, log)
     with _served_by(process, environment, log, access, _START_TIMEOUT_S) as service:
         yield service
 

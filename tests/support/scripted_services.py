@@ -1,13 +1,11 @@
 """A REST and a gRPC server that answer by a script and record the requests."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -17,6 +15,7 @@ from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.messages import to_json
 from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 from tests.support.client_answers import answer
+from tests.support.http_servers import Handler, serving
 
 ANSWER = answer(TextResult("done"))
 _FIELDS = {name: value for name, value in to_json(ANSWER).items() if name != "result"}
@@ -86,56 +85,34 @@ def scripted(interface: str, steps: Sequence[Step]) -> Iterator[tuple[str, Scrip
 def serving_rest(script: Script) -> Iterator[str]:
     """Serve a script over REST; yield the URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class RestHandler(Handler):
         def do_GET(self) -> None:
-            self._respond(200, json.dumps({"data": script.listings[self.path]}).encode(), {})
+            self.send(200, json.dumps({"data": script.listings[self.path]}).encode())
 
         def do_DELETE(self) -> None:
             script.removed.append(self.path)
-            self._respond(200, json.dumps({"id": "removed"}).encode(), {})
+            self.send(200, b'{"id": "removed"}')
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
             timeout_s = int(self.headers["x-deadline-ms"]) / 1000
             request_id = self.headers["x-request-id"]
             key = self.headers["authorization"]
-            step = script.next_step(Received(request_id, timeout_s, key, body))
-            if step is None:
-                return  # closes the connection
-            self._send(step, request_id)
+            match script.next_step(Received(request_id, timeout_s, key, self.body())):
+                case Refusal() as refusal:
+                    error = {"code": refusal.code, "message": "no", "param": None}
+                    body = json.dumps({"error": error | {"request_id": request_id}}).encode()
+                    seconds = refusal.retry_after_s
+                    headers = {} if seconds is None else {"Retry-After": str(seconds)}
+                    self.send(_STATUSES[refusal.code], body, headers)
+                case Answer() as answer:
+                    self.send(200, json.dumps(to_json(answer)).encode())
+                case bytes() as body:
+                    self.send(200, body, {"Content-Type": "text/event-stream"})
+                case None:
+                    pass  # closes the connection
 
-        def _send(self, step: Refusal | Answer | bytes, request_id: str) -> None:
-            if isinstance(step, Refusal):
-                detail = {"code": step.code, "message": "no", "param": None}
-                body = json.dumps({"error": detail | {"request_id": request_id}}).encode()
-                headers = {}
-                if step.retry_after_s is not None:
-                    headers["Retry-After"] = str(step.retry_after_s)
-                self._respond(_STATUSES[step.code], body, headers)
-            elif isinstance(step, Answer):
-                self._respond(200, json.dumps(to_json(step)).encode(), {})
-            else:
-                self._respond(200, step, {"Content-Type": "text/event-stream"})
-
-        def _respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Print nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(RestHandler) as url:
+        yield url
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def kill_under_load(service: RunningService, part: str) -> Load:
 def test_killed_runner_costs_only_begun_streams(killed: RunningService) -> None:
     clients = kill_under_load(killed, f"{MODEL}-runner")
     assert clients.kinds().keys() <= {"right", "refused", "cut"}
-    assert {outcome.detail for outcome in clients.failures()} <= {"not_ready"}
+    assert all("not_ready" in outcome.detail for outcome in clients.failures())
     num_images = metric(killed, "diptych_batch_size_sum", stage="encode")
     assert num_images > metric(killed, "diptych_batch_size_count", stage="encode")
 
