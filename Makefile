@@ -98,7 +98,7 @@ release: test
 	$(PY) -m deploy.release
 
 bench: $(VENV)/installed-bench
-	$(PY) -m laboratory.bench $(BENCH)
+	$(PY) -m laboratory.bench
 
 loadtest: $(VENV)/installed-loadtest
 	mkdir -p build

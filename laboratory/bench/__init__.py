@@ -1,7 +1,7 @@
 """The benchmark: our service and other servers under the same load on the same machine.
 
-material    checkpoints, artifacts and questions of a run
-load        the workloads, and the client that sends them
-servers     our service and the peers, and how each is started
-peers       the other servers
+material        the model with random weights, and the questions
+load            the workloads, the servers under them, and the client
+peers           the other servers
+random_weights  checkpoints with random weights in published configurations
 """

@@ -1,90 +1,80 @@
-"""Run the benchmark: `python -m laboratory.bench [--minutes N] [--models ID …]` (make bench).
+"""Run the benchmark: `python -m laboratory.bench` (make bench).
 
-Missing checkpoints, artifacts and images are made first and kept in build/bench. Every server runs
+Missing checkpoint, artifacts and images are made first and kept in build/bench. Every server runs
 twice, in turns, so that a slow minute of the machine does not decide. The tables are written to
 laboratory/results/bench.md: ours against the best peer, and every server. Rates are medians of the
 rounds, percentiles are over all answers.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from laboratory.bench.load import MODELS, RANDOM_MODEL, SHORT_TOKENS, Round, Workload
-from laboratory.bench.servers import OURS, OURS_DEFAULT, Server, rounds_of, servers_of
+from laboratory.bench.load import (
+    OURS,
+    OURS_DEFAULT,
+    RANDOM_MODEL,
+    SERVERS,
+    SHORT_TOKENS,
+    Round,
+    Server,
+    Workload,
+    rounds_of,
+)
 from loadtest.figures import percentile, processor_name, shown, table
 from loadtest.processes import NUM_CORES, ROOT
 
-Rounds = dict[tuple[str, Server, Workload], list[Round]]  # by model
+Rounds = dict[tuple[Server, Workload], list[Round]]
 
 _FOLDER = ROOT / "build" / "bench"
+_RESULTS = ROOT / "laboratory" / "results" / "bench.md"
 _NUM_RUNS = 2
-_START_S = 20.0  # a server of real size starts
+_LIMIT_S = 14 * 60.0
 _RATES = ("requests/s", "tokens/s")  # of the other measures, less is better
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure every server of every model and write the report."""
-    parsed = _parse(arguments)
+def main() -> None:
+    """Measure every server and write the report."""
     # What is missing is made in a process that reads the bench's own store.
     environment = {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER), *parsed.models]
+    command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER)]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=sys.stderr, check=True)
-    deadline_s = time.monotonic() + parsed.minutes * 60
+    rounds, notes = _measured(time.monotonic() + _LIMIT_S)
+    equal, both = num_equal(rounds)
+    facts = {
+        "command": "`make bench`",
+        "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}",
+        f"{RANDOM_MODEL}, texts equal to the peer's": f"{equal} of {both}",
+    }
+    print(ratio_table(rounds))
+    _RESULTS.write_text(markdown(rounds, facts, notes), encoding="utf-8")
+    _note(f"written to {_RESULTS}; `python -m docs.tables` updates the pages")
+
+
+def _measured(deadline_s: float) -> tuple[Rounds, list[str]]:
+    """Return the rounds of all servers, and those that the deadline prevented or cut."""
     rounds: Rounds = {}
     notes = []
     for run in range(_NUM_RUNS):
-        for model in parsed.models:
-            for server in servers_of(model):
-                if time.monotonic() + _START_S > deadline_s:
-                    notes.append(f"{model}, {server.name}, run {run + 1}: no time was left")
-                    continue
-                notes += _measure(rounds, server, model, run, deadline_s)
-    facts = {
-        "command": f"`python -m laboratory.bench --models {' '.join(parsed.models)}`",
-        "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}",
-    }
-    for model in parsed.models:
-        equal, both = num_equal(rounds, model)
-        facts[f"{model}, texts equal to the peer's"] = f"{equal} of {both}"
-    print(ratio_table(rounds))
-    parsed.results.parent.mkdir(parents=True, exist_ok=True)
-    parsed.results.write_text(markdown(rounds, facts, notes), encoding="utf-8")
-    _note(f"written to {parsed.results}; `python -m docs.tables` updates the pages")
-
-
-def _measure(rounds: Rounds, server: Server, model: str, run: int, deadline_s: float) -> list[str]:
-    """Add the rounds of one server; return what is to be noted."""
-    notes = []
-    for workload, one in rounds_of(server, model, _FOLDER, run, deadline_s):
-        _note(
-            f"{model}, {server.name}, {workload.title}: {len(one.samples)} in {one.elapsed_s:.1f} s"
-        )
-        if one.samples:
-            rounds.setdefault((model, server, workload), []).append(one)
-        if one.is_cut:
-            notes.append(f"{model}, {server.name}, {workload.title}: the round was cut at the end")
-    return notes
+        for server in SERVERS:
+            if time.monotonic() > deadline_s:
+                notes.append(f"{server.name}, run {run + 1}: no time was left")
+                continue
+            for workload, result in rounds_of(server, _FOLDER, run, deadline_s):
+                title = f"{server.name}, {workload.title}"
+                _note(f"{title}: {len(result.samples)} in {result.elapsed_s:.1f} s")
+                if result.samples:
+                    rounds.setdefault((server, workload), []).append(result)
+                if result.is_cut:
+                    notes.append(f"{title}: the round was cut at the end")
+    return rounds, notes
 
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m laboratory.bench", description=summary)
-    add = parser.add_argument
-    add("--minutes", type=float, default=14.0, metavar="N", help="default: %(default)s")
-    add("--models", nargs="+", choices=MODELS, default=[RANDOM_MODEL], metavar="ID")
-    results = ROOT / "laboratory" / "results" / "bench.md"
-    add("--results", type=Path, default=results, metavar="FILE", help="default: %(default)s")
-    return parser.parse_args(arguments)
 
 
 def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
@@ -96,22 +86,22 @@ def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
     token_rates = []
     latencies_ms = []
     short_ms = []
-    for one in rounds:
+    for result in rounds:
         num_tokens = 0
-        for sample in one.samples:
+        for sample in result.samples:
             num_tokens += sample.num_tokens
             latencies_ms.append(1000 * sample.latency_s)
             if sample.max_new_tokens == SHORT_TOKENS:
                 short_ms.append(1000 * sample.latency_s)
-        rates.append(len(one.samples) / one.elapsed_s)
-        token_rates.append(num_tokens / one.elapsed_s)
+        rates.append(len(result.samples) / result.elapsed_s)
+        token_rates.append(num_tokens / result.elapsed_s)
     return {
         "requests/s": statistics.median(rates),
         "tokens/s": statistics.median(token_rates),
         "p50, ms": percentile(latencies_ms, 50),
         "p95, ms": percentile(latencies_ms, 95),
         "p95 of short ones, ms": percentile(short_ms, 95),
-        "CPU, ms": 1000 * sum(one.cpu_s for one in rounds) / len(latencies_ms),
+        "CPU, ms": 1000 * sum(result.cpu_s for result in rounds) / len(latencies_ms),
     }
 
 
@@ -130,15 +120,14 @@ def markdown(rounds: Rounds, facts: Mapping[str, str], notes: Sequence[str]) -> 
 def ratio_table(rounds: Rounds) -> str:
     """Return a row for each measure of a workload that ours and a peer ran."""
     rows = []
-    for (model, server, workload), server_rounds in rounds.items():
+    for (server, workload), server_rounds in rounds.items():
         if server.peer is not None:
             continue
         peers = {}
-        for (other_model, peer, other_workload), peer_rounds in rounds.items():
-            is_same = (other_model, other_workload) == (model, workload)
-            if is_same and peer.peer is not None:
+        for (peer, other), peer_rounds in rounds.items():
+            if other == workload and peer.peer is not None:
                 peers[peer.name] = measures_of(peer_rounds)
-        label = f"{model}, default precision" if server == OURS_DEFAULT else model
+        label = f"{RANDOM_MODEL}, default precision" if server == OURS_DEFAULT else RANDOM_MODEL
         ours = measures_of(server_rounds)
         for measure in workload.compared if peers else ():
             values = {name: measures[measure] for name, measures in peers.items()}
@@ -153,35 +142,34 @@ def ratio_table(rounds: Rounds) -> str:
 
 def server_table(rounds: Rounds) -> str:
     """Return all measures of every server under each workload."""
-    header = ["model", "server", "setting", "workload", "rounds", "answers"]
+    header = ["server", "setting", "workload", "rounds", "answers"]
     rows = []
     names = list[str]()
-    for (model, server, workload), server_rounds in rounds.items():
+    for (server, workload), server_rounds in rounds.items():
         measures = measures_of(server_rounds)
         names = list(measures)
-        num_answers = sum(len(one.samples) for one in server_rounds)
-        row = [model, server.name, server.setting, workload.title, str(len(server_rounds))]
+        num_answers = sum(len(result.samples) for result in server_rounds)
+        row = [server.name, server.setting, workload.title, str(len(server_rounds))]
         rows.append([*row, str(num_answers), *map(shown, measures.values())])
     return table([*header, *names], rows)
 
 
-def num_equal(rounds: Rounds, model: str) -> tuple[int, int]:
+def num_equal(rounds: Rounds) -> tuple[int, int]:
     """Return the numbers of peers' answers that equal ours, and of requests that both answered.
 
-    Servers of one model get the same requests in the same round of a workload.
+    Servers get the same requests in the same round of a workload.
     """
     num_same = 0
     num_both = 0
-    for (other, peer, workload), peer_rounds in rounds.items():
-        our_rounds = rounds.get((model, OURS, workload), ())
-        if other != model or peer.peer is None:
+    for (peer, workload), peer_rounds in rounds.items():
+        if peer.peer is None:
             continue
-        for ours, theirs in zip(our_rounds, peer_rounds, strict=False):
+        for ours, theirs in zip(rounds.get((OURS, workload), ()), peer_rounds, strict=False):
             if ours.is_cut or theirs.is_cut:
                 continue
-            for one, same in zip(ours.samples, theirs.samples, strict=True):
+            for sample, same in zip(ours.samples, theirs.samples, strict=True):
                 num_both += 1
-                num_same += one.text == same.text
+                num_same += sample.text == same.text
     return num_same, num_both
 
 

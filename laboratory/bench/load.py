@@ -1,26 +1,29 @@
-"""The workloads, the same for every server of a model, and the client that sends them.
+"""The workloads of the benchmark, the servers under them, and the client that sends the requests.
 
 The client shares the server's cores, so it uses aiohttp, which takes a fraction of the processor
-time of httpx.
+time of httpx. A peer, over transformers' `generate`, runs under the workloads at which it was the
+best of a longer bench (laboratory/results/bench.md of commit 8b8b2a34).
 """
 
 import asyncio
 import json
-import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from loadtest.processes import NUM_CORES, Launch, cpu_s, free_port, running
+
 RANDOM_MODEL = "florence-2-base-random"
-MODELS = (RANDOM_MODEL, "florence-2-mini", "paligemma-mini")
 SHORT_TOKENS = 8
 _LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 256)
 _SCENES_OF_A_RUN = 21
 _TIMEOUT_S = 900  # longer than any answer: the time limit is that of the round
+_NUM_WARM_UP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Workload:
     title: str
     compared: tuple[str, ...]
     first_scene: int  # of those of a run
-    num_requests: int = 0  # to a large model; 0: one for each task
+    num_requests: int = 0  # 0: one for each task
     num_clients: int = 16  # each with one request at a time
 
 
@@ -44,6 +47,30 @@ SINGLE = Workload("(d) single", ("p50, ms",), 0, 3, num_clients=1)
 WORKLOADS = (SINGLE, MIXED, ONE_IMAGE, DECODE_HEAVY)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Server:
+    """One server at one setting; a key by its identity."""
+
+    name: str
+    setting: str
+    workloads: tuple[Workload, ...] = WORKLOADS
+    environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
+    peer: str | None = None  # its name in `peers`
+
+
+_FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
+OURS = Server("diptych", "float32, else default settings", environment=_FLOAT32)
+OURS_DEFAULT = Server("diptych default", "default settings")
+FASTAPI = Server("fastapi", f"lock, {NUM_CORES} threads", (SINGLE,), peer="fastapi")
+LITSERVE = Server(
+    "litserve workers",
+    f"batch 4, 10 ms, {NUM_CORES} workers of one thread",
+    (MIXED, ONE_IMAGE, DECODE_HEAVY),
+    peer="litserve",
+)
+SERVERS = (OURS, OURS_DEFAULT, FASTAPI, LITSERVE)
+
+
 @dataclass(frozen=True, slots=True)
 class BenchQuestion:
     """One question about an image: fields of our API, and the exact prompt of the model."""
@@ -55,34 +82,6 @@ class BenchQuestion:
 
 
 Scenes = list[list[BenchQuestion]]  # the questions about each image
-
-
-@dataclass(frozen=True, slots=True)
-class Api:
-    """The HTTP interface of a server: our service if `model` is set, else a peer's form."""
-
-    model: str | None = None
-    is_constrained: bool = True
-
-    @property
-    def path(self) -> str:
-        return "/v1/predict" if self.model else "/predict"
-
-    def form(self, question: BenchQuestion) -> dict[str, str]:
-        """Return the fields besides the image; lists are sent as JSON."""
-        fields = {"max_new_tokens": str(question.max_new_tokens)}
-        if self.model is None:
-            return fields | {"prompt": question.prompt}
-        fields |= {"model": self.model, "constrained": json.dumps(self.is_constrained)}
-        for name, value in question.fields.items():
-            fields[name] = json.dumps(value) if isinstance(value, list) else str(value)
-        return fields
-
-    def read(self, body: Mapping[str, Any]) -> tuple[str, int]:
-        """Return the text of an answer and its number of tokens."""
-        if self.model is None:
-            return body["text"], body["generated_tokens"]
-        return body["raw_text"], body["usage"]["generated_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +101,21 @@ class Round:
     elapsed_s: float
     samples: tuple[Sample, ...]  # same order as the requests
     is_cut: bool  # ended by the time limit before all were answered
-    cpu_s: float = math.nan  # processor time of all processes of the server
+    cpu_s: float = 0.0  # processor time of all processes of the server
 
 
-def checkpoint_folder(folder: Path, model: str) -> Path:
-    """Return the folder of a model's checkpoint in that of the bench."""
-    return folder / "checkpoints" / model
-
-
-def read_scenes(folder: Path, model: str) -> Scenes:
-    """Return the questions about each image of a model."""
-    rows = json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
+def read_scenes(folder: Path) -> Scenes:
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     return [[BenchQuestion(**row) for row in scene] for scene in rows]
 
 
-def requests_of(workload: Workload, scenes: Scenes, run: int, factor: int) -> list[BenchQuestion]:
-    """Return the round of a run, the same for every server; no two rounds share a scene.
-
-    There are `factor` times the requests of a large model.
-    """
-    first = factor * (run * _SCENES_OF_A_RUN + workload.first_scene)
+def requests_of(workload: Workload, scenes: Scenes, run: int) -> list[BenchQuestion]:
+    """Return the round of a run, the same for every server; no two rounds share a scene."""
+    first = run * _SCENES_OF_A_RUN + workload.first_scene
     if not workload.num_requests:
         return [questions[0] for questions in _by_task(scenes[first])]
     requests = []
-    for index in range(factor * workload.num_requests):
+    for index in range(workload.num_requests):
         is_heavy = workload == DECODE_HEAVY
         # another task for each index, and another question of it in each turn
         tasks = _by_task(scenes[first if is_heavy else first + index])
@@ -144,19 +134,72 @@ def _by_task(questions: Sequence[BenchQuestion]) -> list[list[BenchQuestion]]:
     return list(by_task.values())
 
 
+def launch_of(server: Server, folder: Path) -> Launch:
+    """Return a server's start; `folder` has the catalog and the store."""
+    port = free_port()
+    if server.peer is not None:
+        command = [sys.executable, "-m", "laboratory.bench.peers", server.peer]
+        command += [str(folder / "checkpoint"), str(port), str(NUM_CORES)]
+        return Launch(tuple(command), port, "/health")
+    environment = {
+        "DIPTYCH_MODELS": RANDOM_MODEL,
+        "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
+        "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": "0",
+        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # slow machines exceed the default
+        "BENTOML_HOME": str(folder / "bentoml"),
+        **server.environment,
+    }
+    return Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
+
+
+def rounds_of(
+    server: Server, folder: Path, run: int, deadline_s: float
+) -> Iterator[tuple[Workload, Round]]:
+    """Start a server and yield a round of each workload; its log is in `folder`."""
+    scenes = read_scenes(folder)
+    launch = launch_of(server, folder)
+    is_ours = server.peer is None
+    with running(launch, folder / "logs" / f"{server.name}.log") as process_id:
+        warm_up = [scene[0] for scene in scenes[-_NUM_WARM_UP:]]
+        drive(launch.url, is_ours, warm_up, 1, _TIMEOUT_S)
+        for workload in server.workloads:
+            requests = requests_of(workload, scenes, run)
+            if workload == DECODE_HEAVY:  # fills the features cache of a server that has one
+                drive(launch.url, is_ours, requests[:1], 1, _TIMEOUT_S)
+            before_s = cpu_s(process_id)
+            limit_s = max(1.0, deadline_s - time.monotonic())
+            driven = drive(launch.url, is_ours, requests, workload.num_clients, limit_s)
+            yield workload, replace(driven, cpu_s=cpu_s(process_id) - before_s)
+
+
+def form(question: BenchQuestion, is_ours: bool) -> dict[str, str]:
+    """Return the fields besides the image; lists are sent as JSON.
+
+    Random weights generate no well-formed answer: they run without constrained decoding.
+    """
+    fields = {"max_new_tokens": str(question.max_new_tokens)}
+    if not is_ours:
+        return fields | {"prompt": question.prompt}
+    fields["constrained"] = "false"
+    for name, value in question.fields.items():
+        fields[name] = json.dumps(value) if isinstance(value, list) else str(value)
+    return fields
+
+
 def drive(
-    url: str, api: Api, requests: Sequence[BenchQuestion], clients: int, limit_s: float
+    url: str, is_ours: bool, requests: Sequence[BenchQuestion], clients: int, limit_s: float
 ) -> Round:
     """Send `requests` in order with a number of clients.
 
     Wait for all answers, but no longer than `limit_s`. Raise `aiohttp.ClientResponseError` if the
     server answers with an error.
     """
-    return asyncio.run(_drive(url, api, requests, clients, limit_s))
+    return asyncio.run(_drive(url, is_ours, requests, clients, limit_s))
 
 
 async def _drive(
-    url: str, api: Api, requests: Sequence[BenchQuestion], clients: int, limit_s: float
+    url: str, is_ours: bool, requests: Sequence[BenchQuestion], clients: int, limit_s: float
 ) -> Round:
     images = {request.image: Path(request.image).read_bytes() for request in requests}
     samples: dict[int, Sample] = {}
@@ -167,15 +210,17 @@ async def _drive(
 
         async def send() -> None:
             for index, request in pending:
-                form = aiohttp.FormData(api.form(request))
-                form.add_field(
-                    "image", images[request.image], filename="image", content_type="image/png"
-                )
+                data = aiohttp.FormData(form(request, is_ours))
+                data.add_field("image", images[request.image], filename="image.png")
                 sent_s = time.perf_counter()
-                async with http.post(api.path, data=form) as response:
+                path = "/v1/predict" if is_ours else "/predict"
+                async with http.post(path, data=data) as response:
                     body = await response.json()
                 latency_s = time.perf_counter() - sent_s
-                samples[index] = Sample(request.max_new_tokens, latency_s, *api.read(body))
+                text = body["raw_text"] if is_ours else body["text"]
+                counts = body["usage"] if is_ours else body
+                num_tokens = counts["generated_tokens"]
+                samples[index] = Sample(request.max_new_tokens, latency_s, text, num_tokens)
 
         start_s = time.perf_counter()
         try:

@@ -1,5 +1,5 @@
 """The servers that ours is compared with, as an experienced user of transformers would write them:
-`python -m laboratory.bench.peers litserve|fastapi CHECKPOINT --port PORT`.
+`python -m laboratory.bench.peers litserve|fastapi CHECKPOINT PORT CORES`.
 
 LitServe batches dynamically over transformers' `generate`, FastAPI has a lock. Both take a form
 with `image` (file), `prompt` (the exact string) and `max_new_tokens`, and answer `{"text",
@@ -9,8 +9,8 @@ The answers of a batch equal those of single requests: prompts are padded on the
 with an attention mask, and each row stops at its own length.
 """
 
-import argparse
 import io
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ class GeneratedAnswer:
 class RowLengths(StoppingCriteria):
     """Stops each row of a batch at its own token limit; `generate` has only one for all."""
 
-    def __init__(self, num_before: int, max_new_tokens: Sequence[int]) -> None:
-        self._max_lengths = torch.tensor(max_new_tokens) + num_before
+    def __init__(self, max_new_tokens: Sequence[int]) -> None:
+        self._max_lengths = torch.tensor(max_new_tokens) + 1  # the decoder's start token
 
     # transformers' own
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
@@ -69,11 +69,10 @@ class RowLengths(StoppingCriteria):
 
 def use_onednn(model: nn.Module) -> None:
     """Compute large linear layers with oneDNN, as ours does; MKL is slower on some processors."""
-    large = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
-    }
+    large = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS:
+            large[name] = layer
     with warnings.catch_warnings():
         # torch 2.13 and 2.15 warn, because the layers are in TorchScript
         for category in (DeprecationWarning, FutureWarning):
@@ -81,8 +80,8 @@ def use_onednn(model: nn.Module) -> None:
         from torch.utils.mkldnn import to_mkldnn
 
         for name, layer in large.items():
-            parent, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(parent), own_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
+            parent, _, child_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), child_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
 
 
 class Generator:
@@ -96,21 +95,14 @@ class Generator:
         ).eval()
         use_onednn(self._model)
         self._rules = self._model.generation_config
-        self._is_florence2 = self._model.config.model_type == "florence2"
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[PromptedImage]) -> list[GeneratedAnswer]:
         lengths = [request.max_new_tokens for request in requests]
-        # Florence-2's processor adds the image token itself.
-        image_token = "" if self._is_florence2 else "<image>"
-        images = []
-        prompts = []
-        for request in requests:
-            images.append(request.image)
-            prompts.append(image_token + request.prompt)
+        images = [request.image for request in requests]
+        prompts = [request.prompt for request in requests]
         inputs = self._processor(images=images, text=prompts, padding=True, return_tensors="pt")
-        num_before = 1 if self._is_florence2 else inputs["input_ids"].shape[1]
-        criteria = StoppingCriteriaList([RowLengths(num_before, lengths)])
+        criteria = StoppingCriteriaList([RowLengths(lengths)])
         token_ids = self._model.generate(
             **inputs,
             max_new_tokens=max(lengths),
@@ -118,19 +110,17 @@ class Generator:
             do_sample=False,
             stopping_criteria=criteria,
         )
-        rows = token_ids[:, num_before:].tolist()
+        rows = token_ids[:, 1:].tolist()
         return [self._answer(row, length) for row, length in zip(rows, lengths, strict=True)]
 
     def _answer(self, row: Sequence[int], max_new_tokens: int) -> GeneratedAnswer:
         """Cut a row at its end token or length; a forced end token is the last of a full row."""
-        ends = [index for index, token_id in enumerate(row) if token_id == self._rules.eos_token_id]
-        num_tokens = min([max_new_tokens, *(index + 1 for index in ends)])
+        num_tokens = max_new_tokens
+        if self._rules.eos_token_id in row[:max_new_tokens]:
+            num_tokens = row.index(self._rules.eos_token_id) + 1
         is_full = num_tokens == max_new_tokens and self._rules.forced_eos_token_id is not None
-        framing = {
-            self._rules.eos_token_id,
-            self._rules.forced_bos_token_id,
-            self._rules.pad_token_id,
-        }
+        rules = self._rules
+        framing = {rules.eos_token_id, rules.forced_bos_token_id, rules.pad_token_id}
         written = [token_id for token_id in row[: num_tokens - is_full] if token_id not in framing]
         text: str = self._processor.tokenizer.decode(written, clean_up_tokenization_spaces=False)
         return GeneratedAnswer(text, num_tokens)
@@ -157,15 +147,8 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
             form["image"].file.read(), form["prompt"], int(form["max_new_tokens"])
         )
 
-    def batch(self, inputs: list[PromptedImage]) -> list[PromptedImage]:
-        """Return the requests unchanged: the processor pads and stacks them."""
-        return inputs
-
     def predict(self, requests: Sequence[PromptedImage]) -> list[GeneratedAnswer]:
         return self._generator.answer(requests)
-
-    def unbatch(self, output: list[GeneratedAnswer]) -> list[GeneratedAnswer]:
-        return output
 
     def encode_response(self, output: GeneratedAnswer) -> dict[str, Any]:
         return asdict(output)
@@ -194,29 +177,22 @@ def make_app(generator: Generator) -> FastAPI:
 
 
 def main() -> None:
-    """Serve one peer."""
-    summary = (__doc__ or "").partition("\n\n")[0]
-    parser = argparse.ArgumentParser("python -m laboratory.bench.peers", description=summary)
-    add = parser.add_argument
-    add("peer", choices=["litserve", "fastapi"])
-    add("checkpoint", type=Path)
-    add("--port", type=int, required=True)
-    add("--cores", type=int, required=True, help="threads, of LitServe workers of one thread")
-    parsed = parser.parse_args()
-    if parsed.peer == "fastapi":
-        app = make_app(Generator(parsed.checkpoint, parsed.cores))
-        uvicorn.run(app, host="127.0.0.1", port=parsed.port, log_level="warning")
+    """Serve one peer, FastAPI with a thread for each core, or LitServe with a worker."""
+    peer, checkpoint, port, num_cores = sys.argv[1:]
+    if peer == "fastapi":
+        app = make_app(Generator(Path(checkpoint), int(num_cores)))
+        uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
         return
     # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only
     # where `fastmcp` is.
     litserve.server._MCP_AVAILABLE = False
     server = litserve.LitServer(
-        GenerateApi(parsed.checkpoint),
+        GenerateApi(Path(checkpoint)),
         accelerator="cpu",
-        workers_per_device=parsed.cores,
+        workers_per_device=int(num_cores),
         timeout=False,
     )
-    server.run(host="127.0.0.1", port=parsed.port, num_api_servers=1, generate_client_file=False)
+    server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from laboratory.bench.load import RANDOM_MODEL
-from laboratory.bench.material import make_models
+from laboratory.bench.material import make_model
 from laboratory.gpu_check import exactness, report, resources, speed
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.serving import check_service
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served = list(map(Model.of, parsed.models))  # random weights have no catalog entry
     if parsed.widths:
         with tempfile.TemporaryDirectory() as folder:
-            parsed.models += make_models(Path(folder), [RANDOM_MODEL])
+            parsed.models.append(make_model(Path(folder)).id)
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     verdicts = []
     for model_id, name, check in _all_checks(parsed, served):

@@ -1,6 +1,7 @@
 """The bench: its requests, its peers' answers, and its figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -14,46 +15,34 @@ from starlette.routing import Route
 from laboratory.bench.__main__ import Rounds, markdown, measures_of, num_equal, ratio_table
 from laboratory.bench.load import (
     DECODE_HEAVY,
+    FASTAPI,
+    LITSERVE,
     MIXED,
     ONE_IMAGE,
-    RANDOM_MODEL,
+    OURS,
+    OURS_DEFAULT,
     SHORT_TOKENS,
     WORKLOADS,
-    Api,
     BenchQuestion,
     Round,
     Sample,
-    Workload,
+    Server,
     drive,
+    launch_of,
     requests_of,
 )
 from laboratory.bench.material import make_scenes, write_catalog
 from laboratory.bench.peers import Generator, PromptedImage, use_onednn
-from laboratory.bench.servers import (
-    FASTAPI,
-    LITSERVE,
-    OURS,
-    OURS_DEFAULT,
-    Server,
-    launch_of,
-    servers_of,
-)
 from loadtest.processes import running
-from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
+from tests.support.catalog import FLORENCE, ROOT
 from tests.support.scene_images import scene_png
 from tests.support.served_app import serving_app
 
-PROMPTS = {
-    FLORENCE.id: (
-        "What does the image describe?",
-        "Describe in detail what is shown in the image.",
-    ),
-    PALIGEMMA.id: ("caption en", "detect red circle ; blue square"),
-}
+PROMPTS = ("What does the image describe?", "Describe in detail what is shown in the image.")
 LENGTHS = (40, 3)  # the second answer is cut
 SCENES = [
     [BenchQuestion(f"{number}.png", {"task": task}, "", 40) for task in ("captioning", "ocr")]
-    for number in range(200)
+    for number in range(120)
 ]
 
 
@@ -61,34 +50,30 @@ def test_no_two_rounds_share_a_scene() -> None:
     images = list[str]()
     for run in range(2):
         for workload in WORKLOADS:
-            requests = requests_of(workload, SCENES, run, factor=4)
+            requests = requests_of(workload, SCENES, run)
             images += {request.image for request in requests}
     assert len(images) == len(set(images))
 
 
 def test_requests_of_each_workload() -> None:
-    mixed = requests_of(MIXED, SCENES, 0, factor=1)
+    mixed = requests_of(MIXED, SCENES, 0)
     assert [request.fields["task"] for request in mixed[:3]] == ["captioning", "ocr", "captioning"]
     assert len(mixed) == 16
-    assert len(requests_of(MIXED, SCENES, 1, factor=4)) == 64
-    one_image = requests_of(ONE_IMAGE, SCENES, 0, factor=1)
+    one_image = requests_of(ONE_IMAGE, SCENES, 0)
     assert [request.fields["task"] for request in one_image] == ["captioning", "ocr"]
-    lengths = [r.max_new_tokens for r in requests_of(DECODE_HEAVY, SCENES, 0, factor=1)]
+    lengths = [r.max_new_tokens for r in requests_of(DECODE_HEAVY, SCENES, 0)]
     assert lengths == [8, 32, 8, 64, 8, 128, 8, 256]
 
 
-def test_embedded_scenes_have_single_prompts(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / FLORENCE.id).mkdir(parents=True)
-    (tmp_path / "checkpoints" / RANDOM_MODEL).mkdir()
-    catalog = write_catalog(tmp_path, [RANDOM_MODEL, FLORENCE.id])
-    assert Path(catalog[RANDOM_MODEL].source).is_dir()
-    scene, *_ = make_scenes(tmp_path, catalog[RANDOM_MODEL])
+def test_scenes_have_single_prompts(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    scene, *_ = make_scenes(tmp_path, write_catalog(tmp_path))
     lengths = {question.fields["task"]: question.max_new_tokens for question in scene}
     assert lengths["captioning"] == 48  # the last of two
     assert lengths["region_description"] == 8
     assert all(Path(question.image).is_file() for question in scene)
-    (whole,) = (q for q in scene if q.fields["task"] == "object_detection")
-    assert whole.prompt == "Locate the objects with category name in the image."
+    (detection,) = (q for q in scene if q.fields["task"] == "object_detection")
+    assert detection.prompt == "Locate the objects with category name in the image."
 
 
 def answering(status: int = 200) -> Starlette:
@@ -110,8 +95,8 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     fields = {"task": "phrase_grounding", "phrases": ["a star"]}
     question = BenchQuestion(str(tmp_path / "0.png"), fields, "detect a star", 7)
     with serving_app(answering()) as served:
-        peers = drive(served.url, Api(), [question] * 3, 2, 30)
-        ours = drive(served.url, Api("mini", is_constrained=False), [question], 1, 30)
+        peers = drive(served.url, False, [question] * 3, 2, 30)
+        ours = drive(served.url, True, [question], 1, 30)
     assert len(peers.samples) == 3
     assert not peers.is_cut
     assert json.loads(peers.samples[0].text) == {"prompt": "detect a star", "max_new_tokens": "7"}
@@ -119,7 +104,6 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     assert json.loads(ours.samples[0].text) == {
         "task": "phrase_grounding",
         "phrases": '["a star"]',
-        "model": "mini",
         "constrained": "false",
         "max_new_tokens": "7",
     }
@@ -130,25 +114,23 @@ def test_a_round_ends_at_its_limit_or_an_error(tmp_path: Path) -> None:
     question = BenchQuestion(str(tmp_path / "0.png"), {"task": "ocr"}, "", 7)
     with serving_app(answering(500)) as served:
         with pytest.raises(aiohttp.ClientResponseError, match="500"):
-            drive(served.url, Api(), [question], 1, 30)
-        cut = drive(served.url, Api(), [question], 1, 0.0)
+            drive(served.url, False, [question], 1, 30)
+        cut = drive(served.url, False, [question], 1, 0.0)
     assert cut.is_cut
     assert cut.samples == ()
 
 
-def test_a_batch_has_the_answers_of_single_requests() -> None:
-    for entry in (FLORENCE, PALIGEMMA):
-        generator = Generator(ROOT / entry.source, num_threads=1)
-        requests = []
-        for seed, (prompt, length) in enumerate(zip(PROMPTS[entry.id], LENGTHS, strict=True)):
-            requests.append(PromptedImage.decode(scene_png(seed), prompt, length))
-        together = generator.answer(requests)
-        assert together == [generator.answer([request])[0] for request in requests]
-        assert together[1].generated_tokens == 3
-        text_ids = generator._processor.tokenizer.encode(together[0].text, add_special_tokens=False)
-        num_framing = 2 if entry is FLORENCE else 1  # start and end, or the end alone
-        assert together[0].generated_tokens == len(text_ids) + num_framing
-        assert "<" not in together[0].text or "<loc" in together[0].text
+def test_batch_has_the_answers_of_single_requests() -> None:
+    generator = Generator(ROOT / FLORENCE.source, num_threads=1)
+    requests = []
+    for seed, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+        requests.append(PromptedImage.decode(scene_png(seed), prompt, length))
+    together = generator.answer(requests)
+    assert together == [generator.answer([request])[0] for request in requests]
+    assert together[1].generated_tokens == 3
+    text_ids = generator._processor.tokenizer.encode(together[0].text, add_special_tokens=False)
+    assert together[0].generated_tokens == len(text_ids) + 2  # with start and end
+    assert "<" not in together[0].text
 
 
 @torch.inference_mode()
@@ -163,30 +145,25 @@ def test_large_layers_alone_are_computed_by_onednn() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("server", [FASTAPI, LITSERVE], ids=lambda server: server.name)
-def test_a_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / FLORENCE.id).symlink_to(ROOT / FLORENCE.source)
+def test_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").symlink_to(ROOT / FLORENCE.source)
     questions = []
-    for seed, (prompt, length) in enumerate(zip(PROMPTS[FLORENCE.id], LENGTHS, strict=True)):
+    requests = []
+    for seed, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
         (tmp_path / f"{seed}.png").write_bytes(scene_png(seed))
         questions.append(BenchQuestion(str(tmp_path / f"{seed}.png"), {}, prompt, length))
-    launch = launch_of(server, FLORENCE.id, tmp_path)
+        requests.append(PromptedImage.decode(scene_png(seed), prompt, length))
+    launch = launch_of(server, tmp_path)
     with running(launch, tmp_path / "server.log"):
-        driven = drive(launch.url, Api(), questions, 2, 60)
-    generator = Generator(ROOT / FLORENCE.source, num_threads=1)
-    for seed, sample in enumerate(driven.samples):
-        request = PromptedImage.decode(
-            scene_png(seed), questions[seed].prompt, questions[seed].max_new_tokens
-        )
-        assert sample.text == generator.answer([request])[0].text
+        driven = drive(launch.url, False, questions, 2, 60)
+    expected = Generator(ROOT / FLORENCE.source, num_threads=1).answer(requests)
+    assert [sample.text for sample in driven.samples] == [answer.text for answer in expected]
 
 
-def one_round(
-    elapsed_s: float, text: str = "a", token_s: float = 0.01, is_cut: bool = False
-) -> Round:
+def one_round(elapsed_s: float, text: str = "a", token_s: float = 0.01) -> Round:
     lengths = (SHORT_TOKENS, 64)
     samples = tuple(Sample(length, length * token_s, text, length) for length in lengths)
-    return Round(elapsed_s, samples, is_cut, cpu_s=0.4)
+    return Round(elapsed_s, samples, is_cut=False, cpu_s=0.4)
 
 
 def test_rates_are_medians_and_percentiles_over_all_answers() -> None:
@@ -203,37 +180,27 @@ def test_rates_are_medians_and_percentiles_over_all_answers() -> None:
 
 
 def test_ours_is_compared_with_the_best_peer() -> None:
-    workload = DECODE_HEAVY
+    slow = one_round(2.0, token_s=0.02)
     rounds: Rounds = {
-        ("base", OURS, workload): [one_round(1.0), one_round(1.0, "b")],
-        ("base", OURS_DEFAULT, workload): [one_round(0.5)],
-        ("base", FASTAPI, workload): [one_round(4.0), one_round(4.0)],
-        ("base", LITSERVE, workload): [
-            one_round(2.0, token_s=0.02),
-            one_round(2.0, token_s=0.02, is_cut=True),
-        ],
-        ("other", LITSERVE, workload): [one_round(0.1)],
+        (OURS, DECODE_HEAVY): [one_round(1.0), one_round(1.0, "b")],
+        (OURS_DEFAULT, DECODE_HEAVY): [one_round(0.5)],
+        (FASTAPI, DECODE_HEAVY): [one_round(4.0), one_round(4.0)],
+        (LITSERVE, DECODE_HEAVY): [slow, replace(slow, is_cut=True)],
+        (LITSERVE, MIXED): [one_round(0.1)],
     }
     rows = [line.split(" | ") for line in ratio_table(rounds).splitlines()[2:]]
-    ratios = [(row[1], row[2], row[5], row[6].removesuffix(" |")) for row in rows]
+    ratios = [(row[1][22:], row[2], row[5], row[6].removesuffix(" |")) for row in rows]
     assert ratios == [
-        ("base", "tokens/s", "litserve workers", "2.00"),
-        ("base", "p95 of short ones, ms", "fastapi", "1.00"),
-        ("base, default precision", "tokens/s", "litserve workers", "4.00"),
-        ("base, default precision", "p95 of short ones, ms", "fastapi", "1.00"),
+        ("", "tokens/s", "litserve workers", "2.00"),
+        ("", "p95 of short ones, ms", "fastapi", "1.00"),
+        (", default precision", "tokens/s", "litserve workers", "4.00"),
+        (", default precision", "p95 of short ones, ms", "fastapi", "1.00"),
     ]
-    assert num_equal(rounds, "base") == (4, 6)  # the round that was cut is not compared
-    report = markdown(rounds, {"machine": "a"}, ["base, fastapi: no time was left"])
+    assert num_equal(rounds) == (4, 6)  # the round that was cut is not compared
+    report = markdown(rounds, {"machine": "a"}, ["fastapi: no time was left"])
     assert "- machine: a\n" in report
-    assert report.endswith("## Not run, or cut\n\n- base, fastapi: no time was left\n")
-    assert "| other | litserve workers |" in report
+    assert report.endswith("## Not run, or cut\n\n- fastapi: no time was left\n")
 
 
-def test_each_workload_of_ours_has_a_peer() -> None:
-    for model in (RANDOM_MODEL, FLORENCE.id):
-        ours, *others = servers_of(model)
-        workloads = set[Workload]()
-        for server in others:
-            if server.peer is not None:
-                workloads |= set(server.workloads)
-        assert workloads == set(ours.workloads) == set(WORKLOADS)
+def test_each_workload_has_a_peer() -> None:
+    assert set(FASTAPI.workloads + LITSERVE.workloads) == set(OURS.workloads) == set(WORKLOADS)
