@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tasks.errors import first_problem
-from tasks.table import TASKS, Family, Task
+from tasks.table import TASKS, Family
 
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -131,12 +131,13 @@ class CatalogEntry:
     @property
     def task_ids(self) -> tuple[str, ...]:
         """The tasks that this model offers, in the table's order."""
-        return tuple(task.id for task in TASKS.values() if self._offers(task))
-
-    def _offers(self, task: Task) -> bool:
-        if task.id in self.tasks:
-            return self.tasks[task.id].template is not None
-        return self.family in task.families
+        offered: list[str] = []
+        for task in TASKS.values():
+            override = self.tasks.get(task.id)
+            is_of_family = self.family in task.families
+            if is_of_family if override is None else override.template is not None:
+                offered.append(task.id)
+        return tuple(offered)
 
     def template(self, task_id: str) -> str | None:
         override = self.tasks.get(task_id)
