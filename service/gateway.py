@@ -44,8 +44,7 @@ from service.settings import Settings, settings
 from service.supervision.checks import greeting
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
-from service.telemetry.loop_lag import LoopWatch
-from service.telemetry.metrics import MODEL_INFO
+from service.telemetry.metrics import MODEL_INFO, measure_loop_lag
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.drain import drain_before_stop
 from wire.http_channel import HttpChannel
@@ -102,8 +101,7 @@ class _Gateway:
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
-        self._loop_watch = LoopWatch()
-        self._loop_watch.start()
+        background.append(measure_loop_lag())
         batches = BatchWorker.started(core, gaps, _SETTINGS)
 
         async def drain() -> None:
@@ -116,7 +114,6 @@ class _Gateway:
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
-        self._loop_watch.stop()
         for task in self._background:
             task.cancel()
         if _SETTINGS.grpc_port:

@@ -32,8 +32,8 @@ from offline.shards import ArchiveShard, Unreadable, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
 from service.analysis import StepObject, parse_plan
-from service.batches.input_file import parse_line
-from service.batches.uploads import read_upload
+from service.batches.api import read_upload
+from service.batches.worker import parse_line
 from service.errors import ServiceError
 from service.http.body import json_object, read_images_body
 from service.images.inputs import AllowedHost, check_url

@@ -11,9 +11,10 @@ shares it can answer.
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -23,11 +24,11 @@ from starlette.types import Receive, Scope, Send
 
 from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
-from service.batches.uploads import Upload, read_upload
-from service.batches.wire import Batch, BatchList, BatchRequest, FileList, FileObject
+from service.batches.wire import Batch, BatchList, BatchRequest, FileFields, FileList, FileObject
 from service.errors import InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory, read_json
 from service.http.boundary import Body, RestBoundary
+from service.http.forms import FormParser, Sink
 from service.images.decoding import in_thread
 from service.openai.api import OPENAI
 from service.settings import variable
@@ -37,6 +38,10 @@ from wire.host import path_of
 
 logger = logging.getLogger(__name__)
 
+MAX_FILE_BYTES = 200_000_000
+MAX_FORM_BYTES = 10_000  # everything but the file
+_WRITE_BYTES = 1_000_000  # written at a time, in a thread
+_MAX_NAME_CHARS = 255
 _MAX_FILES = 10_000  # per page
 _MAX_BATCHES = 100
 _USUAL_BATCHES = 20
@@ -44,6 +49,79 @@ _PURPOSES = ("batch", "batch_output")
 _LIMIT = re.compile(r"[0-9]{1,5}")
 
 StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Body]]
+
+
+class _UploadForm:
+    """The parts of a form: `file` is written to `target`, the others are collected."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self.filename: str | None = None
+        self._target = target
+        self._values: dict[str, bytearray] = {}
+        self._num_bytes = 0
+
+    def begin(self, name: str, filename: str | None) -> Sink:
+        if name in self._values or (name == "file" and self.filename is not None):
+            raise InvalidRequest(f"{shown(name)} occurs twice; send it once", name)
+        if name == "file":
+            self.filename = (filename or "file.jsonl")[:_MAX_NAME_CHARS]
+            return self._target.write
+        value = self._values[name] = bytearray()
+
+        def extend(data: bytes) -> None:
+            self._count(len(data))
+            value.extend(data)
+
+        self._count(len(name))
+        return extend
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > MAX_FORM_BYTES:
+            problem = f"the fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes"
+            raise ServiceError(problem, code="payload_too_large")
+
+    def fields(self) -> FileFields:
+        """Return the fields; `name[key]` is a field of an object."""
+        document: dict[str, Any] = {}
+        for name, value in self._values.items():
+            text = value.decode(errors="replace")
+            outer, bracket, inner = name.partition("[")
+            if bracket and isinstance(document.setdefault(outer, {}), dict):
+                document[outer][inner.removesuffix("]")] = text
+            else:
+                document[name] = text
+        return validated(FileFields, document)
+
+
+async def read_upload(
+    content_type: str, chunks: AsyncIterator[bytes], path: Path
+) -> tuple[str, FileFields]:
+    """Write a form's file to `path`, and return its name and the other fields.
+
+    Raise `InvalidRequest` or `payload_too_large`.
+    """
+    with path.open("xb") as target:
+        form = _UploadForm(target)
+        parser = FormParser(content_type, form.begin)
+        num_bytes = 0
+        waiting = bytearray()
+        async for chunk in chunks:
+            num_bytes += len(chunk)
+            if num_bytes > MAX_FILE_BYTES + MAX_FORM_BYTES:
+                problem = f"the file exceeds the limit of {MAX_FILE_BYTES} bytes"
+                raise ServiceError(problem, code="payload_too_large")
+            waiting += chunk
+            if len(waiting) >= _WRITE_BYTES:
+                await in_thread(parser.write, bytes(waiting))
+                waiting.clear()
+        await in_thread(parser.write, bytes(waiting))
+        parser.finish()
+        target.flush()
+        await in_thread(os.fsync, target.fileno())
+    if form.filename is None:
+        raise InvalidRequest("file is missing: send a JSON Lines file", "file")
+    return form.filename, form.fields()
 
 
 class _OpenFile(FileResponse):
@@ -98,23 +176,21 @@ class BatchesApi:
 
     async def upload(self, store: Store, request: Request, context: RequestContext) -> Body:
         owner = context.quota.owner
-        await in_thread(store.check_room, owner)
         file_id = new_id("file-")
         path = store.content(file_id)
 
-        async def read(request: Request, _memory: BodyMemory) -> Upload:
-            """Return an upload, whose own limit is above that of other bodies."""
+        async def read(request: Request, _memory: BodyMemory) -> tuple[str, FileFields]:
+            # its own limit is above that of other bodies
             content_type = request.headers.get("content-type", "")
             return await read_upload(content_type, request.stream(), path)
 
         try:
-            upload = await self._boundary.read(read, request, context)
-            kept_s = upload.fields.expires_after.seconds
-            file = await in_thread(store.add_file, owner, file_id, upload.filename, kept_s)
+            filename, fields = await self._boundary.read(read, request, context)
+            kept_s = fields.expires_after.seconds
+            return await in_thread(store.add_file, owner, file_id, filename, kept_s)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return file
 
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
         order = request.query_params.get("order", "desc")

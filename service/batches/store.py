@@ -1,12 +1,12 @@
 """Files and batches in a folder that any number of gateway processes share.
 
-    batches.sqlite3     the files and batches of all API keys, and which requests are answered
+    batches.sqlite3     the files and batches of all API keys, and the requests of unfinished
+                        batches with their answers
     running.sqlite3     locked by the one process that runs batches
-    files/ID.jsonl      content of a file; the output of an unfinished batch grows in it
+    files/ID.jsonl      content of a file
 
-A file exists if it has a row. Content without a row is an upload in progress or was left by a
-killed process. Of an unfinished output only the bytes that its batch counts are valid: a crash may
-leave more, which the next write removes. Each call is one transaction and blocks; it raises
+A file exists if it has a row. Content without a row is an upload in progress, the output of a batch
+that is ending, or left by a killed process. Each call is one transaction and blocks; it raises
 `OSError` if the disk fails.
 """
 
@@ -19,12 +19,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel
 
 from service.batches import wire
-from service.batches.input_file import MAX_BLANK_LINES, MAX_REQUESTS
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
 from tasks.errors import shown
@@ -32,9 +31,11 @@ from tasks.errors import shown
 MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included
 MAX_FILES_PER_KEY = 10_000
 MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
+_DATABASE = "batches.sqlite3"
 _BUSY_S = 10.0  # wait for another process's transaction
 _IS_OPEN = f"status NOT IN {tuple(sorted(wire.ENDED))}"
 _SCHEMA = """
+    PRAGMA auto_vacuum = FULL;  -- the room of ended batches is given back
     PRAGMA journal_mode = WAL;  -- a file system without shared memory keeps its own mode
     PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
     CREATE TABLE IF NOT EXISTS files (
@@ -52,15 +53,19 @@ _SCHEMA = """
         document TEXT NOT NULL,
         status TEXT AS (json_extract(document, '$.batch.status')),
         input_id TEXT AS (json_extract(document, '$.batch.input_file_id')),
-        num_bytes INTEGER AS
-            (json_extract(document, '$.answers.num_bytes')
-            + json_extract(document, '$.errors.num_bytes'))
+        num_bytes INTEGER AS (json_extract(document, '$.num_bytes'))
     );
     CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner, id, num_bytes);
     CREATE INDEX IF NOT EXISTS batches_of_status ON batches (status, id);
-    CREATE TABLE IF NOT EXISTS answered (
-        batch_id TEXT, line INTEGER, PRIMARY KEY (batch_id, line)
-    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS requests (
+        batch_id TEXT NOT NULL,
+        line INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        num_bytes INTEGER NOT NULL,
+        is_answer INTEGER,
+        output BLOB,  -- the line of an output file, or else of an error file
+        PRIMARY KEY (batch_id, line)
+    );
 """
 NO_ROOM = wire.BatchError(
     code="storage_limit_exceeded",
@@ -80,7 +85,16 @@ class NoRoom(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RenderedLine:
+class LinePlace:
+    """Where a request is in its input file."""
+
+    number: int
+    start: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLine:
     """A line of an output file, or else of an error file."""
 
     number: int  # the line of its request in the input file
@@ -88,30 +102,17 @@ class RenderedLine:
     data: bytes
 
 
-class Output(BaseModel):
-    """The content of a file that grows until its batch ends."""
-
-    file_id: str
-    num_bytes: int = 0
-
-
 class BatchState(BaseModel):
-    """A batch's object and its unfinished output."""
+    """A batch, the hash of its API key, and the bytes of its unfinished output."""
 
     batch: wire.Batch
-    answers: Output
-    errors: Output
-    output_kept_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBatch:
-    """A batch that has not ended."""
-
-    id: str
     owner: str
-    status: wire.Status
-    num_waiting: int  # requests without an answer; 0 before the file is checked
+    output_kept_s: int
+    num_bytes: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.batch.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +134,13 @@ class Store:
     def prepare(self) -> None:
         """Create the folder, readable for this user alone; raise `SettingsError`."""
         setting = f"{variable('batches_folder')}={str(self.path)!r}"
-        if (self.path / "uploads").exists():
-            raise SettingsError(
-                f"{setting} was written by an earlier version: let it end its batches, download"
-                " the answers, then name an empty folder"
-            )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.path / "files").mkdir(exist_ok=True)
-            with _disk_errors(), closing(_connected(self._database, _BUSY_S)) as db:
+            with _disk_errors(), closing(_connected(self.path / _DATABASE, _BUSY_S)) as db:
                 db.executescript(_SCHEMA)
         except OSError as error:
             raise SettingsError(f"{setting} cannot be written: {error}") from error
-
-    @property
-    def _database(self) -> Path:
-        return self.path / "batches.sqlite3"
 
     def content(self, file_id: str) -> Path:
         """Return the path of a file's content; `file_id` is never a client's text."""
@@ -169,16 +161,11 @@ class Store:
     def add_file(self, owner: str, file_id: str, filename: str, kept_s: int) -> wire.FileObject:
         """Make a file of content in its place; raise `Overloaded` above a limit of the key."""
         num_bytes = self.content(file_id).stat().st_size
-        _sync_folder(self.content(file_id).parent)
         file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
         with self._transaction() as db:
-            _check_room(db, owner, num_bytes)
+            Usage.of(db, owner).check_room(num_bytes)
             _insert(db, "files", owner, file_id, file)
         return file
-
-    def check_room(self, owner: str) -> None:
-        with self._transaction("BEGIN") as db:
-            _check_room(db, owner, 1)
 
     def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
         """Raise `not_found`, or `InvalidRequest` for the input of an unfinished batch."""
@@ -210,12 +197,6 @@ class Store:
             query += " AND purpose = :purpose"
         query += f" ORDER BY id {order} LIMIT :limit + 1"
         with self._transaction("BEGIN") as db:
-            try:
-                if page.after is not None:
-                    _document(db, table, owner, page.after)
-            except ServiceError as error:
-                problem = f"after is {shown(page.after)}; it must be an id in this list"
-                raise InvalidRequest(problem, "after") from error
             return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
@@ -229,22 +210,17 @@ class Store:
             expires_at=now_s + wire.DAY_S,
             metadata=request.metadata,
         )
-        state = BatchState(
-            batch=batch,
-            answers=Output(file_id=new_id("file-")),
-            errors=Output(file_id=new_id("file-")),
-            output_kept_s=request.output_expires_after.seconds,
-        )
+        kept_s = request.output_expires_after.seconds
+        state = BatchState(batch=batch, owner=owner, output_kept_s=kept_s)
         with self._transaction() as db:
-            _check_room(db, owner, 1)  # the output needs room
+            usage = Usage.of(db, owner)
+            usage.check_room(1)  # the output needs room
             if _file(db, owner, request.input_file_id).purpose != "batch":
                 problem = f"{request.input_file_id} cannot be an input file"
                 raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
-            if _usage(db, owner).num_batches >= MAX_BATCHES_PER_KEY:
-                usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
-                raise Overloaded(
-                    f"{usage}; they are removed 30 days after they were created", wire.DAY_S
-                )
+            if usage.num_batches >= MAX_BATCHES_PER_KEY:
+                problem = f"this key has {MAX_BATCHES_PER_KEY} batches"
+                raise Overloaded(f"{problem}; each is removed after 30 days", wire.DAY_S)
             _insert(db, "batches", owner, batch.id, state)
         return batch
 
@@ -265,75 +241,62 @@ class Store:
             _save(db, state)
         return batch
 
-    def open_batches(self) -> list[OpenBatch]:
+    def open_batches(self) -> list[BatchState]:
         """Return the batches that have not ended, the oldest first."""
-        batches: list[OpenBatch] = []
-        query = f"SELECT owner, document FROM batches WHERE {_IS_OPEN} ORDER BY id"
+        query = f"SELECT document FROM batches WHERE {_IS_OPEN} ORDER BY id"
         with self._transaction("BEGIN") as db:
-            for owner, document in db.execute(query):
-                batch = BatchState.model_validate_json(document).batch
-                num_waiting = batch.request_counts.num_waiting
-                batches.append(OpenBatch(batch.id, owner, batch.status, num_waiting))
-        return batches
+            documents = db.execute(query).fetchall()
+        return [BatchState.model_validate_json(document) for (document,) in documents]
 
-    def begin(self, batch: OpenBatch, num_requests: int) -> None:
-        """Note that the input file was checked."""
-        with self._changed(batch) as (_, state):
-            state.batch.in_progress_at = int(time.time())
-            state.batch.request_counts.total = num_requests
-            if state.batch.cancelling_at is None:
-                state.batch.status = "in_progress"
+    def begin(self, state: BatchState, places: Sequence[LinePlace]) -> None:
+        """Keep the requests of an input file that was checked."""
+        rows = [(state.id, place.number, place.start, place.num_bytes) for place in places]
+        with self._changed(state) as (db, current):
+            current.batch.in_progress_at = int(time.time())
+            current.batch.request_counts.total = len(places)
+            if current.batch.cancelling_at is None:
+                current.batch.status = "in_progress"
+            columns = "batch_id, line, start, num_bytes"
+            db.executemany(f"INSERT INTO requests ({columns}) VALUES (?, ?, ?, ?)", rows)
 
-    def is_answered(self, batch: OpenBatch) -> bytearray:
-        """Return for each line number of the input file whether its request has an answer."""
-        flags = bytearray(MAX_REQUESTS + MAX_BLANK_LINES + 2)
-        query = "SELECT line FROM answered WHERE batch_id = ?"
+    def unanswered(self, state: BatchState) -> list[LinePlace]:
+        query = (
+            "SELECT line, start, num_bytes FROM requests"
+            " WHERE batch_id = ? AND is_answer IS NULL ORDER BY line"
+        )
         with self._transaction("BEGIN") as db:
-            for (number,) in db.execute(query, (batch.id,)):
-                flags[number] = 1
-        return flags
+            return [LinePlace(*row) for row in db.execute(query, (state.id,))]
 
-    def append(self, batch: OpenBatch, lines: Sequence[RenderedLine]) -> wire.Batch:
-        """Write the first lines for which the key has room; raise `NoRoom` if some have none."""
-        with self._changed(batch) as (db, state):
-            num_bytes = _usage(db, batch.owner).num_bytes
-            fitting: list[RenderedLine] = []
-            for line in lines:
-                num_bytes += len(line.data)
-                if num_bytes <= MAX_BYTES_PER_KEY:
-                    fitting.append(line)
-            answers = [line.data for line in fitting if line.is_answer]
-            errors = [line.data for line in fitting if not line.is_answer]
-            self._write(state.answers, answers)
-            self._write(state.errors, errors)
-            state.batch.request_counts.completed += len(answers)
-            state.batch.request_counts.failed += len(errors)
-            rows = [(batch.id, line.number) for line in fitting]
-            db.executemany("INSERT INTO answered VALUES (?, ?)", rows)
-        if len(fitting) < len(lines):
-            raise NoRoom
-        return state.batch
+    def append(self, state: BatchState, lines: Sequence[OutputLine]) -> wire.Batch:
+        """Keep lines of an unfinished output; raise `NoRoom` if they exceed the key's bytes."""
+        rows = [(line.is_answer, line.data, state.id, line.number) for line in lines]
+        num_answers = sum(line.is_answer for line in lines)
+        with self._changed(state) as (db, current):
+            num_bytes = sum(len(line.data) for line in lines)
+            if lines and Usage.of(db, state.owner).num_bytes + num_bytes > MAX_BYTES_PER_KEY:
+                raise NoRoom
+            current.num_bytes += num_bytes
+            current.batch.request_counts.completed += num_answers
+            current.batch.request_counts.failed += len(lines) - num_answers
+            query = "UPDATE requests SET is_answer = ?, output = ? WHERE batch_id = ? AND line = ?"
+            db.executemany(query, rows)
+        return current.batch
 
-    def begin_end(self, batch: OpenBatch, *, is_full: bool) -> wire.Batch:
-        """Note that no further request is run; one that was not run in time has expired."""
-        with self._changed(batch) as (_, state):
-            now_s = int(time.time())
-            ending = state.batch
-            ending.finalizing_at = ending.finalizing_at or now_s
-            if ending.cancelling_at is None:
-                ending.status = "finalizing"
-                if ending.request_counts.num_waiting and not is_full:
-                    ending.expired_at = ending.expired_at or now_s
-        return ending
-
-    def end(self, batch: OpenBatch, errors: list[wire.BatchError]) -> wire.Batch:
+    def end(self, state: BatchState, errors: list[wire.BatchError]) -> wire.Batch:
         """Make the files of a batch and set its last status; with errors it has failed."""
-        with self._changed(batch) as (db, state):
-            state.batch.output_file_id = self._output_file(db, batch, state, state.answers)
-            state.batch.error_file_id = self._output_file(db, batch, state, state.errors)
-            _set_last_status(state.batch, errors)
-            db.execute("DELETE FROM answered WHERE batch_id = ?", (batch.id,))
-        return state.batch
+        output = self._written(state, "output", is_answer=True)
+        error_output = self._written(state, "error", is_answer=False)
+        with self._changed(state) as (db, current):
+            current.num_bytes = 0
+            if output is not None:
+                current.batch.output_file_id = output.id
+                _insert(db, "files", state.owner, output.id, output)
+            if error_output is not None:
+                current.batch.error_file_id = error_output.id
+                _insert(db, "files", state.owner, error_output.id, error_output)
+            _set_last_status(current.batch, errors)
+            db.execute("DELETE FROM requests WHERE batch_id = ?", (state.id,))
+        return current.batch
 
     def remove_expired(self, now_s: float) -> None:
         """Remove files and batches that are no longer kept, and what killed processes left."""
@@ -351,9 +314,6 @@ class Store:
                 self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
             db.execute(f"DELETE FROM files WHERE {is_expired}", (now_s,))
             used = {file_id for (file_id,) in db.execute("SELECT id FROM files")}
-            for (document,) in db.execute(f"SELECT document FROM batches WHERE {_IS_OPEN}"):
-                state = BatchState.model_validate_json(document)
-                used |= {state.answers.file_id, state.errors.file_id}
         with os.scandir(self.path / "files") as entries:
             for entry in entries:
                 file_id = entry.name.removesuffix(".jsonl")
@@ -377,49 +337,40 @@ class Store:
                 return None
             return lock
 
-    def _write(self, output: Output, lines: Sequence[bytes]) -> None:
-        """Write lines durably behind the bytes that count."""
-        if not lines:
-            return
-        path = self.content(output.file_id)
-        with path.open("r+b" if output.num_bytes else "wb") as file:
-            file.seek(output.num_bytes)  # over what a crash left
-            file.writelines(lines)
+    def _written(
+        self, state: BatchState, name: Literal["output", "error"], *, is_answer: bool
+    ) -> wire.FileObject | None:
+        """Write the content of an output file, durably; None if it has no lines."""
+        file_id = f"file-{state.id.removeprefix('batch_')}{name}"  # the same after a crash
+        path = self.content(file_id)
+        query = "SELECT output FROM requests WHERE batch_id = ? AND is_answer = ? ORDER BY line"
+        with self._transaction("BEGIN") as db, path.open("wb") as file:
+            file.writelines(data for (data,) in db.execute(query, (state.id, is_answer)))
             file.flush()
             os.fsync(file.fileno())
-        if not output.num_bytes:
-            _sync_folder(path.parent)
-        output.num_bytes += sum(map(len, lines))
-
-    def _output_file(
-        self, db: sqlite3.Connection, batch: OpenBatch, state: BatchState, output: Output
-    ) -> str | None:
-        if not output.num_bytes:
+            num_bytes = file.tell()
+        if not num_bytes:
+            path.unlink()
             return None
-        os.truncate(self.content(output.file_id), output.num_bytes)
-        file_id, num_bytes = output.file_id, output.num_bytes
-        name = f"{batch.id}_{'output' if output is state.answers else 'error'}.jsonl"
-        file = _new_file(file_id, name, "batch_output", num_bytes, state.output_kept_s)
-        _insert(db, "files", batch.owner, file_id, file)
-        output.num_bytes = 0
-        return file_id
+        file_name = f"{state.id}_{name}.jsonl"
+        return _new_file(file_id, file_name, "batch_output", num_bytes, state.output_kept_s)
 
     @contextmanager
-    def _changed(self, batch: OpenBatch) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
-        """Save the changes to the state of a batch, if there are any."""
+    def _changed(self, state: BatchState) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
+        """Save the changes to the current state of a batch, if there are any."""
         with self._transaction() as db:
-            state = _state(db, batch.owner, batch.id)
-            unchanged = state.model_copy(deep=True)
-            yield db, state
-            if state != unchanged:
-                _save(db, state)
+            current = _state(db, state.owner, state.id)
+            unchanged = current.model_copy(deep=True)
+            yield db, current
+            if current != unchanged:
+                _save(db, current)
 
     @contextmanager
     def _transaction(
         self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN IMMEDIATE"
     ) -> Iterator[sqlite3.Connection]:
         """Connect for one transaction, which an exception rolls back: processes may be forked."""
-        with _disk_errors(), closing(_connected(self._database, _BUSY_S)) as db:
+        with _disk_errors(), closing(_connected(self.path / _DATABASE, _BUSY_S)) as db:
             db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a loss of power
             db.execute(begin)
             yield db
@@ -444,28 +395,27 @@ def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
-class Usage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Usage:
     """The files and batches of a key, and the bytes of files and unfinished outputs."""
 
     num_files: int
     num_batches: int
     num_bytes: int
 
+    @classmethod
+    def of(cls, db: sqlite3.Connection, owner: str) -> "Usage":
+        query = "SELECT count(*), coalesce(sum(num_bytes), 0) FROM"
+        num_files, file_bytes = db.execute(f"{query} files WHERE owner = ?", (owner,)).fetchone()
+        batches = db.execute(f"{query} batches WHERE owner = ?", (owner,)).fetchone()
+        return cls(num_files, batches[0], file_bytes + batches[1])
 
-def _usage(db: sqlite3.Connection, owner: str) -> Usage:
-    query = "SELECT count(*), coalesce(sum(num_bytes), 0) FROM"
-    num_files, file_bytes = db.execute(f"{query} files WHERE owner = ?", (owner,)).fetchone()
-    num_batches, output_bytes = db.execute(f"{query} batches WHERE owner = ?", (owner,)).fetchone()
-    return Usage(num_files, num_batches, file_bytes + output_bytes)
-
-
-def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
-    """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
-    used = _usage(db, owner)
-    if used.num_files >= MAX_FILES_PER_KEY or used.num_bytes + num_bytes > MAX_BYTES_PER_KEY:
-        files = f"{used.num_files} of {MAX_FILES_PER_KEY} files"
-        usage = f"{files} of {used.num_bytes} of {MAX_BYTES_PER_KEY} bytes"
-        raise Overloaded(f"this key has {usage}; delete some", 60)
+    def check_room(self, num_bytes: int) -> None:
+        """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
+        if self.num_files >= MAX_FILES_PER_KEY or self.num_bytes + num_bytes > MAX_BYTES_PER_KEY:
+            files = f"{self.num_files} of {MAX_FILES_PER_KEY} files"
+            usage = f"{files} of {self.num_bytes} of {MAX_BYTES_PER_KEY} bytes"
+            raise Overloaded(f"this key has {usage}; delete some", 60)
 
 
 def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str:
@@ -514,28 +464,20 @@ def _save(db: sqlite3.Connection, state: BatchState) -> None:
     db.execute(query, (state.model_dump_json(), state.batch.id))
 
 
-def _sync_folder(path: Path) -> None:
-    """Make new names in a folder durable."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:
     now_s = int(time.time())
+    batch.finalizing_at = now_s
     is_whole = batch.in_progress_at is not None and not batch.request_counts.num_waiting
     if errors:
         batch.status = "failed"
         batch.failed_at = now_s
-        batch.expired_at = None
         batch.errors = wire.BatchErrors(data=errors)
-    elif batch.expired_at is not None:
-        batch.status = "expired"
     elif batch.cancelling_at is not None and not is_whole:
         batch.status = "cancelled"
         batch.cancelled_at = now_s
+    elif now_s >= batch.expires_at:
+        batch.status = "expired"
+        batch.expired_at = now_s
     else:
         batch.status = "completed"
         batch.completed_at = now_s

@@ -127,7 +127,7 @@ class ExpiresAfter(StrictModel):
     """How long a file is kept."""
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=_MIN_KEPT_S, le=MAX_KEPT_S)
+    seconds: int = Field(ge=_MIN_KEPT_S, le=MAX_KEPT_S, strict=False)  # a text in forms
 
 
 class FileFields(StrictModel):
@@ -156,27 +156,3 @@ class BatchLine(StrictModel):
     method: Literal["POST"]
     url: str
     body: dict[Any, object]  # checked when it is answered, its names too
-
-
-class OutputResponse(BaseModel):
-    """The response that an online request would have got."""
-
-    status_code: int
-    request_id: str
-    body: dict[str, Any]
-
-
-class OutputError(BaseModel):
-    """Why a request was not run."""
-
-    code: Literal["batch_expired"] = "batch_expired"
-    message: str = "This request could not be executed before the completion window expired."
-
-
-class OutputLine(BaseModel):
-    """One line of an output or error file."""
-
-    id: str
-    custom_id: str
-    response: OutputResponse | None
-    error: OutputError | None = None

@@ -1,41 +1,49 @@
 """Checks and runs the unfinished batches of a store in the one process that has its lock.
 
-    validating ─> in_progress ─> finalizing ─> completed
-        ├─> failed    ├─> finalizing ─> expired         the rest gets batch_expired
-        └─> cancelled ├─> finalizing ─> failed          the files of its key have no room for more
-                      └─> cancelling ─> cancelled       requests in flight end, the rest is not run
+    validating ─> in_progress ─> completed
+        ├─> failed    ├─> expired        the rest gets batch_expired
+        └─> cancelled ├─> failed         the files of its key have no room for more
+                      └─> cancelling ─> cancelled      requests in flight end, the rest is not run
 
-One input file is checked at a time, and of each API key one batch starts its requests, in the gaps
-of online traffic: the next one begins when they are in flight or answered. A request that is
-cancelled for an online one is put back; one that met a busy service or a runner that is not there
-is repeated until the batch ends.
+One input file is checked at a time, and one batch of each API key runs, in the gaps of online
+traffic. Its bodies are checked when they are answered: an invalid one is the error of its request.
+A request that is cancelled for an online one is put back; one that met a busy service or a runner
+that is not there is repeated until the batch ends.
 
 Everything that a later process needs is in the store: after a crash it continues with the requests
-without an answer. In memory are the lines of the requests in flight, which count with what is
-parsed of them as memory of requests, like the bodies of online ones; all others stay in their
-files.
+without an answer. Only the lines of requests in flight are in memory, where they count like the
+bodies of online requests. Source of the codes: OpenAI's API reference, "The batch object".
 """
 
 import asyncio
-import itertools
 import logging
 import sqlite3
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from service.admission.api_keys import NO_LIMITS, Quota
 from service.admission.places import RequestContext, TrafficGaps
 from service.batches import wire
-from service.batches.input_file import InputFile, LinePlace, check_file, parse_line
-from service.batches.store import NO_ROOM, NoRoom, OpenBatch, RenderedLine, Store
+from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from service.http.body import BodyMemory, check_texts, missing_image, parse_image, parsed
+from service.http.body import (
+    BodyMemory,
+    check_texts,
+    missing_image,
+    parse_image,
+    parsed,
+    unchecked_object,
+)
 from service.http.boundary import STATUSES, error_json
 from service.images.decoding import in_thread
 from service.inference.core import Core
@@ -46,31 +54,106 @@ from service.schema.rendering import analyzed, compared, predicted
 from service.settings import Settings
 from service.telemetry.metrics import BATCH_REQUESTS_WAITING
 from service.validation import validated
+from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
+MAX_REQUESTS = 50_000
+MAX_BLANK_LINES = 50_000
+_MAX_ERRORS = 100
+# checked at a time, after which online requests get the interpreter's lock
+_PIECE_BYTES = 1_000_000
+_LINE_BYTES = 100  # a line costs as much time as this many bytes
+_PAUSE_S = 0.01
 _LOCK_S = 1.0  # interval of attempts to get the lock
 _RETRY_S = 10.0  # pause after a disk error
 _SCAN_S = 1.0  # interval of scans for new batches
 _CLEAN_S = 3600.0
+_SAVE_S = 0.5  # interval of writes of a batch's answers
+_RETRY_AFTER_S = 1.0
+_MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been stuck
+_EXPIRED_AT_A_TIME = 1000
 _DEFECT = wire.BatchError(
     code="internal",
     line=None,
     message="The service failed; the cause is in its log under the id of the batch.",
 )
-
-Work = Callable[[OpenBatch, wire.Batch], Awaitable[None]]
-
+_EXPIRED = {
+    "code": "batch_expired",
+    "message": "This request could not be executed before the completion window expired.",
+}
 _API = "batch"  # label in metrics
 # The name in the fair queue; no API key can have it. Keys' limits count online requests only.
 _QUOTA = Quota("(batches)", NO_LIMITS)
 _CHAT = "/v1/chat/completions"
 _ANSWERINGS = {"/v1/predict": predicted, "/v1/compare": compared, "/v1/analyze": analyzed}
 _OK = 200
-_RETRY_AFTER_S = 1.0
-_MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been stuck
-_SAVE_S = 0.5  # interval of writes of a batch's answers
-_EXPIRED_AT_A_TIME = 1000
+
+
+def parse_line(data: bytes) -> wire.BatchLine:
+    return validated(wire.BatchLine, unchecked_object(data))
+
+
+@dataclass(slots=True)
+class InputCheck:
+    """The check of an input file: the places of its requests, and the errors of its lines."""
+
+    endpoint: wire.Endpoint
+    max_line_bytes: int
+    places: list[LinePlace] = field(default_factory=list)
+    errors: list[wire.BatchError] = field(default_factory=list)
+    id_hashes: set[bytes] = field(default_factory=set)
+
+    def run(self, path: Path) -> None:
+        """Check the lines, with a pause after each piece; raise `FileNotFoundError`."""
+        number = start = num_blank_lines = piece_bytes = 0
+        with path.open("rb") as file:
+            while line := file.readline(self.max_line_bytes + 2):  # longer ones are cut
+                number += 1
+                data = line.strip()
+                if data:
+                    indent = len(line) - len(line.lstrip())
+                    self.places.append(LinePlace(number, start + indent, len(data)))
+                    self._check_line(number, data)
+                else:
+                    num_blank_lines += 1
+                if len(self.errors) >= _MAX_ERRORS:
+                    return
+                if len(self.places) > MAX_REQUESTS or num_blank_lines > MAX_BLANK_LINES:
+                    limits = f"{MAX_REQUESTS} requests or {MAX_BLANK_LINES} blank lines"
+                    self.report(None, "too_many_tasks", f"The file has more than {limits}.")
+                    return
+                start += len(line)
+                piece_bytes += len(line) + _LINE_BYTES
+                if piece_bytes > _PIECE_BYTES:
+                    piece_bytes = 0
+                    time.sleep(_PAUSE_S)
+        if not self.places:
+            self.report(None, "empty_file", "The file has no requests.")
+
+    def _check_line(self, number: int, data: bytes) -> None:
+        if len(data) > self.max_line_bytes:
+            problem = f"The line has more bytes than a request may have, {self.max_line_bytes}."
+            self.report(number, "invalid_request", problem)
+            return
+        try:
+            line = parse_line(data)
+        except InvalidRequest as error:
+            code = "invalid_request" if error.param else "invalid_json_line"
+            self.report(number, code, f"Not a request: {error.message}.", error.param)
+            return
+        if line.url != self.endpoint:
+            problem = f"The url is {shown(line.url)}, the batch's endpoint {self.endpoint}."
+            self.report(number, "url_mismatch", problem, "url")
+        # 64 bits: two of 50,000 ids have the same with a probability below 1e-10
+        id_hash = blake2b(line.custom_id.encode(), digest_size=8).digest()
+        if id_hash in self.id_hashes:
+            problem = "The custom_id is also that of an earlier line."
+            self.report(number, "duplicate_custom_id", problem, "custom_id")
+        self.id_hashes.add(id_hash)
+
+    def report(self, number: int | None, code: str, message: str, param: str | None = None) -> None:
+        self.errors.append(wire.BatchError(code=code, line=number, message=message, param=param))
 
 
 class BatchWorker:
@@ -84,11 +167,10 @@ class BatchWorker:
         self._max_line_bytes = settings.max_body_bytes
         self._turn = asyncio.Lock()  # its waiters are served in their order
         self._turns: dict[str, asyncio.Lock] = {}  # key: owner
+        self._checking = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # key: batch id
-        self._starting: dict[str, str] = {}  # the batch of each API key that starts its requests
-        self._is_checking = False
-        self._num_checks = 0
-        self._last_check: dict[str, int] = {}  # key: owner
+        # of each owner one batch is checked and one runs; key: batch id
+        self._lanes: dict[str, tuple[str, bool]] = {}
         self._changed = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
 
@@ -113,9 +195,6 @@ class BatchWorker:
             self._leading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._leading
-
-    def input_file(self, batch: wire.Batch) -> InputFile:
-        return InputFile(self.store.content(batch.input_file_id), self._max_line_bytes)
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
@@ -159,207 +238,145 @@ class BatchWorker:
                 logger.error("the folder of batches cannot be locked: %s", error)
             await asyncio.sleep(_LOCK_S)
 
-    def _begin(self, batches: Sequence[OpenBatch]) -> None:
-        """Begin the batches whose turn it is; `batches` has the oldest first."""
-        BATCH_REQUESTS_WAITING.set(sum(batch.num_waiting for batch in batches))
-        unchecked: list[OpenBatch] = []
-        for batch in batches:
-            if batch.id in self._tasks:
-                continue
-            if batch.status == "validating":
-                unchecked.append(batch)
-            elif batch.status == "cancelling":
-                self._start(batch, self._run)
-            elif batch.owner not in self._starting:
-                self._starting[batch.owner] = batch.id
-                self._start(batch, self._run)
-        if unchecked and not self._is_checking:
-            # API keys take turns
-            batch = min(unchecked, key=lambda batch: self._last_check.get(batch.owner, 0))
-            self._num_checks += 1
-            self._last_check[batch.owner] = self._num_checks
-            self._is_checking = True
-            self._start(batch, self._check)
+    def _begin(self, states: Sequence[BatchState]) -> None:
+        """Begin the batches whose turn it is; `states` has the oldest first."""
+        BATCH_REQUESTS_WAITING.set(sum(state.batch.request_counts.num_waiting for state in states))
+        for state in states:
+            lane = (state.owner, state.batch.status == "validating")
+            is_free = lane not in self._lanes.values() or state.batch.status == "cancelling"
+            if is_free and state.id not in self._tasks:
+                self._lanes[state.id] = lane
+                self._tasks[state.id] = asyncio.create_task(self._attempt(state))
 
-    def _start(self, batch: OpenBatch, work: Work) -> None:
-        self._tasks[batch.id] = asyncio.create_task(self._attempt(batch, work))
-
-    async def _attempt(self, batch: OpenBatch, work: Work) -> None:
-        """Do `work` on a batch; it begins again after an error of the disk."""
+    async def _attempt(self, state: BatchState) -> None:
+        """Check or run a batch; it begins again after an error of the disk."""
         try:
-            try:
-                current = await in_thread(self.store.batch, batch.owner, batch.id)
-                if current.status not in wire.ENDED:  # since the scan
-                    await work(batch, current)
-            except OSError:
-                raise
-            except Exception:
-                logger.exception("batch %s failed", batch.id)
-                await in_thread(self.store.end, batch, [_DEFECT])
+            # the scan may be older than the batch's end
+            state.batch = await in_thread(self.store.batch, state.owner, state.id)
+            if state.batch.status == "validating":
+                await self._check(state)
+            elif state.batch.status not in wire.ENDED:
+                waiting = state.batch.request_counts.num_waiting
+                logger.info("batch %s: %d requests wait", state.id, waiting)
+                ended = await BatchRun(self, state).run()
+                logger.info("batch %s %s", state.id, ended.status)
         except OSError as error:
-            logger.error("batch %s waits %g s: %s", batch.id, _RETRY_S, error)
+            logger.error("batch %s waits %g s: %s", state.id, _RETRY_S, error)
             await asyncio.sleep(_RETRY_S)
+        except Exception:
+            logger.exception("batch %s failed", state.id)
+            await in_thread(self.store.end, state, [_DEFECT])
         finally:
-            del self._tasks[batch.id]
-            self._end_starting(batch)
+            del self._tasks[state.id], self._lanes[state.id]
             self._changed.set()
 
-    def _end_starting(self, batch: OpenBatch) -> None:
-        if self._starting.get(batch.owner) == batch.id:
-            del self._starting[batch.owner]
-            self._changed.set()
-
-    async def _check(self, batch: OpenBatch, current: wire.Batch) -> None:
-        try:
-            if current.in_progress_at is not None:  # checked since the scan
-                return
+    async def _check(self, state: BatchState) -> None:
+        check = InputCheck(state.batch.endpoint, self._max_line_bytes)
+        async with self._checking:
             try:
-                checks = await check_file(self.input_file(current), current.endpoint)
-                num_requests, errors = checks.num_requests, checks.errors
+                await in_thread(check.run, self.store.content(state.batch.input_file_id))
             except FileNotFoundError:
-                message = f"The file {current.input_file_id} was deleted."
-                num_requests = 0
-                errors = [wire.BatchError(code="file_not_found", line=None, message=message)]
-            if errors:
-                await in_thread(self.store.end, batch, errors)
-            else:
-                await in_thread(self.store.begin, batch, num_requests)
-        finally:
-            self._is_checking = False
-
-    async def _run(self, batch: OpenBatch, current: wire.Batch) -> None:
-        logger.info("batch %s: %d requests wait", batch.id, batch.num_waiting)
-        run = BatchRun(self, batch, current, lambda: self._end_starting(batch))
-        ended = await run.run()
-        logger.info("batch %s %s", batch.id, ended.status)
+                message = f"The file {state.batch.input_file_id} was deleted."
+                check.report(None, "file_not_found", message)
+        if check.errors:
+            await in_thread(self.store.end, state, check.errors)
+        else:
+            await in_thread(self.store.begin, state, check.places)
 
 
 class BatchRun:
     """The unanswered requests of one batch, and the lines that are not written yet."""
 
-    def __init__(
-        self,
-        worker: BatchWorker,
-        batch: OpenBatch,
-        current: wire.Batch,
-        on_read: Callable[[], None],
-    ) -> None:
-        """`on_read` is called when all requests are in flight or answered."""
+    def __init__(self, worker: BatchWorker, state: BatchState) -> None:
         self._worker = worker
         self._store = worker.store
-        self._batch = batch
-        self._on_read = on_read
-        self._source = worker.input_file(current)
-        self._places: Iterator[LinePlace] = iter(())
-        self._is_read = False
-        self._is_stopped = _is_to_end(current)
+        self._state = state
+        self._input = worker.store.content(state.batch.input_file_id)
+        self._is_stopped = _is_to_end(state.batch)
         self._failure: Exception | None = None  # a request or the input file failed
-        self._put_back = deque[LinePlace]()
+        self._pending = deque[LinePlace]()
         self._in_flight: dict[asyncio.Task[None], LinePlace] = {}
-        self._output: list[RenderedLine] = []
+        self._output: list[OutputLine] = []
 
     async def run(self) -> wire.Batch:
         """Answer the requests until the batch ends, and make its files; raise `OSError`."""
-        is_answered = await in_thread(self._store.is_answered, self._batch)
-        self._places = self._source.unanswered(is_answered)
+        self._pending.extend(await in_thread(self._store.unanswered, self._state))
         errors: list[wire.BatchError] = []
         feeding = asyncio.create_task(self._feed())
         try:
             await self._save_until_over(feeding)
         except NoRoom:
             errors = [NO_ROOM]
-        except asyncio.CancelledError:  # the process stops
-            await self._cancel(feeding)
+        finally:  # no further request is started, and those in flight are cancelled
+            tasks = [feeding, *self._in_flight]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             with suppress(NoRoom):
                 await self._save()
-            raise
-        finally:
-            await self._cancel(feeding)
         if self._failure is not None:
             raise self._failure
-        batch = await in_thread(self._store.begin_end, self._batch, is_full=bool(errors))
-        if batch.expired_at is not None and not errors:
+        if not (self._is_stopped or errors):
+            await feeding  # has ended; raises its defect
+        is_late = time.time() >= self._state.batch.expires_at
+        if is_late and self._state.batch.cancelling_at is None and not errors:
             try:
                 await in_thread(self._append_expired)
             except NoRoom:
                 errors = [NO_ROOM]
-        return await in_thread(self._store.end, self._batch, errors)
+        return await in_thread(self._store.end, self._state, errors)
 
     async def _save_until_over(self, feeding: asyncio.Task[None]) -> None:
         while True:
             is_fed = self._is_stopped or feeding.done()
             is_over = is_fed and not self._in_flight  # read before the last lines are taken
-            batch = await self._save()
+            self._state.batch = await self._save()
             if is_over:
                 return
-            if _is_to_end(batch):
+            if _is_to_end(self._state.batch):
                 self._is_stopped = True
             await asyncio.sleep(_SAVE_S)
 
     async def _save(self) -> wire.Batch:
         lines, self._output = self._output, []
-        return await in_thread(self._store.append, self._batch, lines)
-
-    async def _cancel(self, feeding: asyncio.Task[None]) -> None:
-        """Start no further request, and cancel those in flight."""
-        tasks = [feeding, *self._in_flight]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return await in_thread(self._store.append, self._state, lines)
 
     async def _feed(self) -> None:
         """Start every request in a turn of its API key."""
-        try:
-            while (place := await self._next_place()) is not None:
-                async with self._worker.turn(self._batch.owner):
-                    if self._is_stopped:
-                        return
-                    task = self._worker.gaps.start(self._answer(place))
-                    self._in_flight[task] = place
-                    task.add_done_callback(self._end_request)
-        except Exception as error:  # reported by `run`; other batches continue
-            self._fail(error)
-
-    async def _next_place(self) -> LinePlace | None:
-        while not self._is_stopped:
-            if self._put_back:
-                return self._put_back.popleft()
-            if not self._is_read:
-                place = await in_thread(next, self._places, None)
-                if place is not None:
-                    return place
-                self._is_read = True
-                self._on_read()
-            elif self._in_flight:
+        while not self._is_stopped and (self._pending or self._in_flight):
+            if not self._pending:
                 await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                return None
-        return None
+                continue
+            async with self._worker.turn(self._state.owner):
+                if self._is_stopped:
+                    return
+                place = self._pending.popleft()
+                task = self._worker.gaps.start(self._answer(place))
+                self._in_flight[task] = place
+                task.add_done_callback(self._end_request)
 
     def _end_request(self, task: asyncio.Task[None]) -> None:
         place = self._in_flight.pop(task)
         if task.cancelled():
-            self._put_back.append(place)
+            self._pending.append(place)
         elif isinstance(error := task.exception(), Exception):
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._is_stopped = True
+            self._failure = error
+            self._is_stopped = True
 
     def _append_expired(self) -> None:
         """Append an error for each request that was not run; raise `NoRoom`."""
-        places = self._source.unanswered(self._store.is_answered(self._batch))
-        while piece := list(itertools.islice(places, _EXPIRED_AT_A_TIME)):
-            lines: list[RenderedLine] = []
-            for place in piece:
-                custom_id = parse_line(self._source.read(place)).custom_id
-                line_id = f"batch_req_{uuid.uuid4().hex}"
-                line = wire.OutputLine(
-                    id=line_id, custom_id=custom_id, response=None, error=wire.OutputError()
-                )
-                lines.append(_rendered(place, line))
-            self._store.append(self._batch, lines)
+        places = self._store.unanswered(self._state)
+        for start in range(0, len(places), _EXPIRED_AT_A_TIME):
+            lines: list[OutputLine] = []
+            for place in places[start : start + _EXPIRED_AT_A_TIME]:
+                custom_id = parse_line(self._line(place)).custom_id
+                lines.append(_rendered(place, custom_id, error=_EXPIRED))
+            self._store.append(self._state, lines)
+
+    def _line(self, place: LinePlace) -> bytes:
+        with self._input.open("rb") as file:
+            file.seek(place.start)
+            return file.read(place.num_bytes)
 
     async def _answer(self, place: LinePlace) -> None:
         """Add the line of the answer or error, unless the batch stops before there is one."""
@@ -379,7 +396,7 @@ class BatchRun:
                 return
             await asyncio.sleep(_RETRY_AFTER_S)
 
-    async def _attempt(self, place: LinePlace, request_id: str, *, is_last: bool) -> RenderedLine:
+    async def _attempt(self, place: LinePlace, request_id: str, *, is_last: bool) -> OutputLine:
         """Return the line of an answer or error; raise an error after which it is repeated."""
         core = self._worker.core
         deadline_s = time.monotonic() + self._worker.timeout_s
@@ -400,17 +417,14 @@ class BatchRun:
             status, body = STATUSES[failure.code], form(failure, request_id)
         finally:
             await core.places.leave(context)
-        response = wire.OutputResponse(status_code=status, request_id=request_id, body=body)
-        line_id = f"batch_req_{request_id}"
-        return _rendered(
-            place, wire.OutputLine(id=line_id, custom_id=line.custom_id, response=response)
-        )
+        response = {"status_code": status, "request_id": request_id, "body": body}
+        return _rendered(place, line.custom_id, response=response, is_answer=status == _OK)
 
     async def _read(self, place: LinePlace, context: RequestContext) -> wire.BatchLine:
         """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
         hold = partial(self._worker.core.places.hold, context)
         hold(place.num_bytes)
-        data = await in_thread(self._source.read, place)
+        data = await in_thread(self._line, place)
         return await parsed(parse_line, data, BodyMemory(len(data), hold))
 
 
@@ -418,26 +432,27 @@ def _is_to_end(batch: wire.Batch) -> bool:
     return batch.cancelling_at is not None or time.time() >= batch.expires_at
 
 
-def _rendered(place: LinePlace, line: wire.OutputLine) -> RenderedLine:
-    is_answer = line.response is not None and line.response.status_code == _OK
-    return RenderedLine(place.number, is_answer, line.model_dump_json().encode() + b"\n")
+def _rendered(
+    place: LinePlace,
+    custom_id: str,
+    *,
+    response: Mapping[str, object] | None = None,
+    error: Mapping[str, object] | None = None,
+    is_answer: bool = False,
+) -> OutputLine:
+    line_id = f"batch_req_{uuid.uuid4().hex}"
+    document = {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
+    return OutputLine(place.number, is_answer, to_json(document) + b"\n")
 
 
 async def _answer_body(line: wire.BatchLine, core: Core, context: RequestContext) -> BaseModel:
+    if line.body.get("stream") is True:
+        message = "stream is true; a request of a batch is answered as a whole"
+        raise InvalidRequest(message, "stream")
     if line.url == _CHAT:
-        chat = validated(ChatRequest, line.body)
-        _check_whole(chat.stream)
-        return await complete(chat, core, context)
+        return await complete(validated(ChatRequest, line.body), core, context)
     if "image" not in line.body:
         raise missing_image()
     fields = {name: value for name, value in line.body.items() if name != "image"}
     image = await in_thread(parse_image, line.body["image"])
-    if line.url != "/v1/compare":
-        _check_whole(fields.get("stream") is True)
     return await _ANSWERINGS[line.url](core, fields, image, context)
-
-
-def _check_whole(is_streamed: bool) -> None:
-    if is_streamed:
-        message = "stream is true; a request of a batch is answered as a whole"
-        raise InvalidRequest(message, "stream")

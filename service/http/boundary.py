@@ -120,9 +120,6 @@ class RestBoundary:
         async def answer(request: Request) -> Response:
             # a body may replace it
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
-            if (task := asyncio.current_task()) is not None:
-                # read by service/telemetry/loop_lag.py
-                task.set_name(f"request {request.state.request_id}")
             core = self._core
             try:
                 if core is not None:

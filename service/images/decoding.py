@@ -40,7 +40,6 @@ from imaging.errors import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
-from service.telemetry.loop_lag import in_threads
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from wire.host import anonymous_file
 from wire.pixels import Pixels
@@ -414,15 +413,10 @@ async def in_thread(
 
     A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.
     """
-    task = asyncio.current_task()
-    name = "" if task is None else task.get_name()
     work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, work)
-    in_threads.append(name)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.gather(running, return_exceptions=True)
         raise
-    finally:
-        in_threads.remove(name)

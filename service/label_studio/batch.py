@@ -12,8 +12,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -37,7 +36,6 @@ _MAX_TASKS = 4  # tasks of one call in flight: their images are in memory
 _MAX_ANSWERS = 12  # answers of one call in flight; more would only wait in the service's queues
 _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
 _TASK_BYTES = 1000  # a task's dictionary and its outcome
-_MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
 Sources = dict[str, str]  # keys of a task's data: where its images are
 Question = tuple[ServedModel, Ask]
@@ -72,11 +70,10 @@ class Plan:
 
     def first_questions(self) -> list[Question]:
         """Return each task with the first model that offers it."""
-        questions: list[Question] = []
-        for ask in self.asks:
-            offering = [model for model in self.models if ask.task in model.entry.task_ids]
-            questions += [(model, ask) for model in offering[:1]]
-        return questions
+        first: dict[int, Question] = {}
+        for model, ask in self.questions():
+            first.setdefault(id(ask), (model, ask))
+        return list(first.values())
 
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
@@ -111,12 +108,10 @@ class Batch:
         self._core = core
         self._plan = plan
         self._images = images
-        self._context = replace(
-            context, deadline_s=min(context.deadline_s, time.monotonic() + MAX_CALL_S)
-        )
+        deadline_s = min(context.deadline_s, time.monotonic() + MAX_CALL_S)
+        self._context = replace(context, deadline_s=deadline_s)
         self._places = AnswerPlaces(core.places)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
-        self._num_answers = 0
 
     async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
         """Return the predictions of each task, which is dropped when it is answered, as JSON.
@@ -135,20 +130,10 @@ class Batch:
         async with asyncio.TaskGroup() as group:
             for _ in range(_MAX_TASKS):
                 group.create_task(answer_next())
-        predictions: list[bytes] = []
-        num_temporary = 0
-        for outcome in outcomes:
-            if isinstance(outcome, ServiceError) and outcome.code in _TEMPORARY:
-                # no prediction for a task that may be retried
-                predictions.append(_json([]))
-                num_temporary += 1
-            elif isinstance(outcome, ServiceError):
-                predictions.append(_json([prediction(f"failed: {outcome.message}", [])]))
-            else:
-                predictions.append(outcome)
-        if isinstance(outcomes[0], ServiceError) and num_temporary == len(outcomes):
+        is_temporary = all(map(_is_temporary, outcomes))
+        if is_temporary and isinstance(outcomes[0], ServiceError):
             raise outcomes[0]
-        return predictions
+        return list(map(_rendered, outcomes))
 
     async def _outcome(
         self, sources: Sources, questions: Sequence[Question]
@@ -175,44 +160,28 @@ class Batch:
         """Return the results of each version of a model, image by image; raise `ServiceError`."""
         results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
         for key in self._plan.image_keys:
-            async with self._image(sources, key) as image:
-                running: list[tuple[ServedModel, asyncio.Task[list[JsonObject]]]] = []
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for model, ask in questions:
-                            if ask.control.image_key == key:
-                                task = group.create_task(self._results(image, model.id, ask))
-                                running.append((model, task))
-                except ExceptionGroup as errors:
-                    raise errors.exceptions[0] from None
-                for model, task in running:
-                    results_of[version_of(model)] += task.result()
+            context = replace(self._context, place=Place())  # counts the image
+            try:
+                image = await self._images.read(sources.get(key), context)
+                sources.pop(key, None)
+                about_image = [pair for pair in questions if pair[1].control.image_key == key]
+                async with asyncio.TaskGroup() as group:
+                    running = [
+                        group.create_task(self._results(image, model, ask))
+                        for model, ask in about_image
+                    ]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                await self._core.places.leave(context)
+            for (model, _), task in zip(about_image, running, strict=True):
+                results_of[version_of(model)] += task.result()
         return results_of
 
-    @asynccontextmanager
-    async def _image(self, sources: Sources, key: str) -> AsyncIterator[bytes]:
-        """Read an image in place of its source; it is counted for as long as the context lasts."""
-        context = replace(self._context, place=Place())
-        try:
-            image = await self._read(sources.get(key), context)
-            sources.pop(key, None)
-            yield image
-        finally:
-            await self._core.places.leave(context)
-
-    async def _read(self, source: str | None, context: RequestContext) -> bytes:
-        """Return an image; retry while there is no memory for it and the call has time."""
-        while True:
-            try:
-                return await self._images.read(source, context)
-            except Overloaded as error:
-                self._core.places.shrink(context, 0)
-                await self._wait(error)
-
-    async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:
+    async def _results(self, image: bytes, model: ServedModel, ask: Ask) -> list[JsonObject]:
         """Return the results of one task; none for a variant that the model does not offer."""
         try:
-            answer = await self._answer(image, ask.fields_of(model_id))
+            answer = await self._answer(image, ask.fields_of(model.id))
         except ServiceError as error:
             if error.code != "unsupported_task":
                 raise
@@ -223,21 +192,26 @@ class Batch:
         """Return an answer; wait and try again while the service is busy and the call has time."""
         async with self._answers:
             while True:
-                self._num_answers += 1
-                request_id = f"{self._context.request_id[:_MAX_ID_CHARS]}.{self._num_answers}"
                 try:
-                    async with self._places.place(
-                        replace(self._context, request_id=request_id)
-                    ) as context:
+                    async with self._places.place(self._context) as context:
                         await context.quota.take_request()
                         return await self._core.predict(image, fields, context)
                 except Overloaded as error:
-                    await self._wait(error)
+                    if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
+                        raise
+                    await asyncio.sleep(error.retry_after_s)
 
-    async def _wait(self, error: Overloaded) -> None:
-        if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
-            raise error
-        await asyncio.sleep(error.retry_after_s)
+
+def _is_temporary(outcome: bytes | ServiceError) -> bool:
+    return isinstance(outcome, ServiceError) and outcome.code in _TEMPORARY
+
+
+def _rendered(outcome: bytes | ServiceError) -> bytes:
+    if _is_temporary(outcome):  # no prediction for a task that may be retried
+        return _json([])
+    if isinstance(outcome, ServiceError):
+        return _json([prediction(f"failed: {outcome.message}", [])])
+    return outcome
 
 
 def _json(value: object) -> bytes:

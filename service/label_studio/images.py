@@ -77,26 +77,24 @@ class LabelStudioHost:
             problem = "the image is a file of Label Studio, and no access token of it was sent"
             advice = "enter KEY:TOKEN as the password of the backend's basic authentication"
             raise InvalidRequest(f"{problem}; {advice}", "image")
+        access = await self._exchanged(token)
+        if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
+            raise InvalidRequest("Label Studio does not accept the access token", "image")
+        return f"Bearer {access}"
+
+    async def _exchanged(self, token: str) -> object:
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
+        cookies = aiohttp.DummyCookieJar()
+        url = f"{self.url}/api/token/refresh/"
         try:
             async with (
-                aiohttp.ClientSession(
-                    timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
-                ) as session,
-                session.post(
-                    f"{self.url}/api/token/refresh/", json={"refresh": token}, allow_redirects=False
-                ) as response,
+                aiohttp.ClientSession(timeout=timeout, cookie_jar=cookies) as session,
+                session.post(url, json={"refresh": token}, allow_redirects=False) as response,
             ):
-                body = await response.json() if response.status == 200 else {}
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise InvalidRequest(
-                f"Label Studio at {_SETTING} is unreachable; its images cannot be fetched", "image"
-            ) from error
-        access = body.get("access") if isinstance(body, dict) else None
-        if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
-            problem = f"Label Studio does not accept the access token (status {response.status})"
-            raise InvalidRequest(f"{problem}; send a valid one", "image")
-        return f"Bearer {access}"
+                return (await response.json())["access"] if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError, TypeError, LookupError) as error:
+            problem = f"Label Studio at {_SETTING} does not exchange the access token"
+            raise InvalidRequest(problem, "image") from error
 
 
 class TaskImages:
@@ -120,14 +118,12 @@ class TaskImages:
         path = None if self._host is None else self._host.path_of(source)
         if self._host is None or path is None:
             if source.startswith("/"):
-                raise InvalidRequest(
-                    f"the image is a file of Label Studio, and {_SETTING} is not set", "image"
-                )
+                problem = f"the image is a file of Label Studio, and {_SETTING} is not set"
+                raise InvalidRequest(problem, "image")
             image = await in_thread(parse_image, source)
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
         if len(path) > MAX_URL_CHARS:
-            problem = f"the path of the task's image has {len(path)} characters"
-            raise InvalidRequest(f"{problem}; the maximum is {MAX_URL_CHARS}", "image")
+            raise InvalidRequest(f"the image's path exceeds {MAX_URL_CHARS} characters", "image")
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
         hold = partial(self._core.places.hold, context)

@@ -20,22 +20,15 @@ from xml.etree import ElementTree
 
 from service.errors import InvalidRequest
 from tasks.errors import shown
-from tasks.table import MAX_LABELS
 
 LABELS_TAGS = ("RectangleLabels", "PolygonLabels", "BrushLabels")
 _CONTROL_TAGS = (*LABELS_TAGS, "Rectangle", "Polygon", "TextArea", "Choices", "Labels")
 MAX_CONFIG_CHARS = 500_000
 _MAX_TAGS = 10_000  # opening and closing ones
-_MAX_NESTING = 50
 _MAX_CONTROLS = 50
-_MAX_LABELS = 1000  # all controls together
-_MAX_PHRASES = MAX_LABELS  # per label
 _MAX_NAME_CHARS = 200
 # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
 _PROMPT = "prompt"
-
-# A control tag, and the labels and choices that have no nearer control around them
-_Tag = tuple[ElementTree.Element, list[ElementTree.Element]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,37 +71,27 @@ class Control:
 def parse_config(text: str) -> tuple[Control, ...]:
     """Return the controls over images that a model can fill; raise `InvalidRequest`."""
     root = _parse(text)
-    tags = _control_tags(root)
-    if len(tags) > _MAX_CONTROLS:
-        raise _invalid(f"has {len(tags)} control tags; the maximum is {_MAX_CONTROLS}")
-    values: dict[str, str] = {}  # key: name of an Image, whose last one counts
-    for element in root.iter("Image"):
-        values[element.attrib.get("name", "")] = element.attrib.get("value", "")
     image_keys: dict[str, str] = {}
-    for name, value in values.items():
+    for element in root.iter("Image"):
+        name, value = element.attrib.get("name", ""), element.attrib.get("value", "")
         if name and value.startswith("$"):
             image_keys[_name(name)] = _name(value[1:])
     controls: list[Control] = []
-    for element, children in tags:
+    for element, children in _children_of_controls(root).items():
         image = element.attrib["toName"]
         if element.tag in _CONTROL_TAGS and image in image_keys:
             controls.append(_control(element, children, image, image_keys[image]))
+    if len(controls) > _MAX_CONTROLS:
+        raise _invalid(f"has {len(controls)} control tags; the maximum is {_MAX_CONTROLS}")
     if all(control.is_prompt for control in controls):
-        names = sorted({element.tag for element, _ in tags})
-        supported = f"of those over an Image, {', '.join(_CONTROL_TAGS)} can be filled"
-        raise _invalid(f"has the control tags {shown(names)}; {supported}")
-    num_labels = sum(len(control.labels) for control in controls)
-    if num_labels > _MAX_LABELS:
-        raise _invalid(f"has {num_labels} labels and choices; the maximum is {_MAX_LABELS}")
+        raise _invalid(f"has none of the tags {', '.join(_CONTROL_TAGS)} over an Image")
     return tuple(controls)
 
 
 def _parse(text: str) -> ElementTree.Element:
-    if len(text) > MAX_CONFIG_CHARS:
-        raise _invalid(f"has {len(text)} characters; the maximum is {MAX_CONFIG_CHARS}")
-    num_tags = text.count("<")
-    if num_tags > _MAX_TAGS:
-        raise _invalid(f"has {num_tags} opening and closing tags; the maximum is {_MAX_TAGS}")
+    if len(text) > MAX_CONFIG_CHARS or text.count("<") > _MAX_TAGS:
+        maximum = f"{MAX_CONFIG_CHARS} characters and {_MAX_TAGS} opening and closing tags"
+        raise _invalid(f"is too long; the maximum is {maximum}")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise _invalid("declares a document type, which is not accepted")
     try:
@@ -117,21 +100,23 @@ def _parse(text: str) -> ElementTree.Element:
         raise _invalid(f"is not XML: {error}") from error
 
 
-def _control_tags(root: ElementTree.Element) -> list[_Tag]:
-    """Return the control tags in the order of the text."""
-    tags: list[_Tag] = []
-    pending: list[tuple[ElementTree.Element, int, list[ElementTree.Element]]] = [(root, 1, [])]
+def _children_of_controls(
+    root: ElementTree.Element,
+) -> dict[ElementTree.Element, list[ElementTree.Element]]:
+    """Return the control tags in the order of the text, with the labels of each.
+
+    A label belongs to the nearest control around it.
+    """
+    children_of: dict[ElementTree.Element, list[ElementTree.Element]] = {}
+    pending: list[tuple[ElementTree.Element, list[ElementTree.Element]]] = [(root, [])]
     while pending:
-        element, depth, children = pending.pop()
-        if depth > _MAX_NESTING:
-            raise _invalid(f"nests tags {depth} deep; the maximum is {_MAX_NESTING}")
+        element, siblings = pending.pop()
         if "toName" in element.attrib:
-            children = []
-            tags.append((element, children))
+            siblings = children_of[element] = []
         elif element.tag in ("Label", "Choice"):
-            children.append(element)
-        pending += [(child, depth + 1, children) for child in reversed(element)]
-    return tags
+            siblings.append(element)
+        pending += [(child, siblings) for child in reversed(element)]
+    return children_of
 
 
 def _control(
@@ -157,9 +142,6 @@ def _labels(elements: Iterable[ElementTree.Element]) -> Iterator[Label]:
         texts = [value] if predicted is None else predicted.split(",")
         phrases = tuple(filter(None, (" ".join(text.split()) for text in texts)))
         name = _name(element.attrib.get("alias") or value)
-        if len(phrases) > _MAX_PHRASES:
-            problem = f"gives {element.tag} {shown(name)} {len(phrases)} phrases"
-            raise _invalid(f"{problem}; the maximum is {_MAX_PHRASES}")
         if phrases:
             yield Label(name, phrases)
 

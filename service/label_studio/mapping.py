@@ -39,7 +39,12 @@ _TASK_OPTIONS = {"captioning": ("detail", "language"), _QUESTION: ("question", "
 MAX_ASKS = 500  # per image
 # a drawn box may extend beyond the image
 _Percent = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6)]
-_MAX_LINES = 100  # lines of a prompt: Label Studio sends the texts of a TextArea
+# lines of a prompt: Label Studio sends the texts of a TextArea
+_Texts = Annotated[
+    list[Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]],
+    Field(max_length=100),
+    BeforeValidator(lambda text: [text] if isinstance(text, str) else text),
+]
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
 _TOLERANCE_PX = 1.0
 # rle-pack: 32 bits number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit
@@ -154,8 +159,7 @@ def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
             asks += _control_asks(control)
     if len(asks) > MAX_ASKS:
         problem = f"the labelling configuration needs {len(asks)} predictions of an image"
-        advice = "use fewer labels, or fewer phrases in predicted_values"
-        raise InvalidRequest(f"{problem}; the maximum is {MAX_ASKS}: {advice}", "label_config")
+        raise InvalidRequest(f"{problem}; the maximum is {MAX_ASKS}", "label_config")
     for ask in asks:
         parse_fields(PredictFields, ask.fields)
     return tuple(asks)
@@ -164,16 +168,16 @@ def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
     """Return the tags of a perRegion text: the first shape over its image, and a label."""
     over_image = [control for control in controls if control.image == text.image]
-    for tag in _SHAPES:
-        shape = next((control for control in over_image if control.tag == tag), None)
-        if shape is None:
-            continue
-        if shape.labels:
-            return RegionTags(shape, text, shape)
-        labels = (control for control in over_image if control.tag == "Labels" and control.labels)
-        return RegionTags(shape, text, next(labels, None))
-    problem = f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}"
-    raise InvalidRequest(problem, "label_config")
+    shapes = [control for control in over_image if control.tag in _SHAPES]
+    if not shapes:
+        problem = f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}"
+        raise InvalidRequest(problem, "label_config")
+    shape = min(shapes, key=lambda control: _SHAPES.index(control.tag))
+    labelled = [shape] if shape.labels else over_image
+    for control in labelled:
+        if control.labels and control.tag in ("Labels", shape.tag):
+            return RegionTags(shape, text, control)
+    return RegionTags(shape, text, None)
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
@@ -221,37 +225,23 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     if threshold is not None:
         try:
             fields["min_score"] = float(threshold)
-        except ValueError as error:
-            problem = f"model_score_threshold of {control.tag} {control.name} is {shown(threshold)}"
-            raise InvalidRequest(f"{problem}; it must be from 0 to 1", "label_config") from error
+        except ValueError:
+            fields["min_score"] = threshold  # refused with the other fields
     return fields
 
 
-class _Text(BaseModel):
-    text: Annotated[
-        list[str],
-        Field(max_length=_MAX_LINES),
-        BeforeValidator(lambda text: [text] if isinstance(text, str) else text),
-    ]
+class _PromptValue(BaseModel):
+    """A text of the user, or a drawn box: its corner, width and height in percent."""
+
+    text: _Texts | None = None
+    x: _Percent | None = None
+    y: _Percent | None = None
+    width: _Percent | None = None
+    height: _Percent | None = None
 
 
-class _DrawnBox(BaseModel):
-    x: _Percent
-    y: _Percent
-    width: _Percent
-    height: _Percent
-
-
-class _TextPrompt(BaseModel):
-    """The last prompt, a text of the user."""
-
-    context: dict[str, _Text]
-
-
-class _BoxPrompt(BaseModel):
-    """The last prompt, a box that the user drew: its corner, width and height in percent."""
-
-    context: dict[str, _DrawnBox]
+class _Prompt(BaseModel):
+    context: dict[str, _PromptValue]
 
 
 def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
@@ -259,27 +249,15 @@ def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> t
     regions = context.get("result")
     if not isinstance(regions, list) or not regions or regions[-1] is None:
         return ()
-    region = regions[-1]
-    value = region.get("value") if isinstance(region, dict) else None
-    if not isinstance(value, dict):
-        problem = "an entry of context.result must be a region with a value"
-        raise InvalidRequest(problem, "context.result")
-    document = {"context": {"result": value}}
-    if value.get("text") is not None:
-        prompt = " ".join(validated(_TextPrompt, document).context["result"].text)
-        if len(prompt) > MAX_GIVEN_CHARS:
-            problem = f"the text of a prompt has {len(prompt)} characters"
-            maximum = f"the maximum is {MAX_GIVEN_CHARS}"
-            raise InvalidRequest(f"{problem}; {maximum}", "context.result.text")
-        return tuple(_text_asks(controls, prompt))
-    if all(name in value for name in _DrawnBox.model_fields):
-        box = validated(_BoxPrompt, document).context["result"]
-        if box.width > 0:
-            edges = (box.x, box.y, box.width, box.height)
-            return tuple(_box_asks(controls, value, edges))
-    problem = f"the prompt is of type {shown(region.get('type'))}"
-    advice = "it must be a text or a rectangle: models take no points"
-    raise InvalidRequest(f"{problem}; {advice}", "context.result")
+    value = regions[-1].get("value") if isinstance(regions[-1], dict) else None
+    prompt = validated(_Prompt, {"context": {"result": value}}).context["result"]
+    if prompt.text is not None:
+        return tuple(_text_asks(controls, " ".join(prompt.text)))
+    match prompt.x, prompt.y, prompt.width, prompt.height:
+        case float(x), float(y), float(width), float(height) if width > 0:
+            return tuple(_box_asks(controls, value, (x, y, width, height)))
+    problem = "a prompt must be a text or a rectangle; models take no points"
+    raise InvalidRequest(problem, "context.result")
 
 
 def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
@@ -299,9 +277,7 @@ def _is_text(control: Control) -> bool:
     return control.tag == "TextArea" and not (control.is_prompt or control.is_set("perregion"))
 
 
-def _box_asks(
-    controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]
-) -> Iterator[Ask]:
+def _box_asks(controls: Sequence[Control], value: Any, box: Sequence[float]) -> Iterator[Ask]:
     tags = [tag.lower() for tag in LABELS_TAGS if tag.lower() in value]
     box_labels = value[tags[0]] if tags else []
     for control in controls:

@@ -256,8 +256,6 @@ class GrpcApi:
         """
         metadata = metadata_of(context)
         request_id = request_id_or_new(metadata.get("x-request-id"))
-        if (task := asyncio.current_task()) is not None:
-            task.set_name(f"request {request_id}")  # read by service/telemetry/loop_lag.py
         full_name = f"{self.service}/{name}"
         attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
         traced = None if name in self.health_methods else attributes

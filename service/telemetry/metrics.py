@@ -1,7 +1,11 @@
-"""Prometheus metrics of requests by model and task (of runners: wire/telemetry/)."""
+"""Prometheus metrics of the gateway (of runners: wire/telemetry/)."""
+
+import asyncio
+import time
 
 from prometheus_client import Counter, Gauge, Histogram
 
+_LAG_EVERY_S = 0.05
 # 1 ms to 60 s
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
@@ -70,3 +74,11 @@ SHARED_LIMITS_UNANSWERED = Counter(
     "Calls that the store of the shared limits did not answer, or that were not made while it does"
     " not.",
 )
+
+
+async def measure_loop_lag() -> None:
+    """Measure how late the running event loop is, until cancelled."""
+    while True:
+        due_s = time.monotonic() + _LAG_EVERY_S
+        await asyncio.sleep(_LAG_EVERY_S)
+        EVENT_LOOP_LAG_SECONDS.observe(max(0.0, time.monotonic() - due_s))

@@ -4,7 +4,7 @@ The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by
 documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
 from service.analysis import StepFields
-from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
+from service.batches.api import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
@@ -39,7 +39,7 @@ from service.x_anylabeling.api import Call
 from tasks.table import TASKS
 
 JsonObject = dict[str, Any]
-Operations = Mapping[str, tuple[str, str | None]]  # path: summary, schema of the body to post
+Operation = tuple[str, str, JsonObject]  # method, path, document
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _ERRORS = {
@@ -73,34 +73,36 @@ _X_ANYLABELING = (
 )
 _BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
 
-_SERVER_PATHS: Operations = {
-    "": ("Metadata of the server.", None),
-    "/health/live": ("Liveness.", None),
-    "/health/ready": ("Readiness of every model.", None),
-}
-_MODEL_PATHS: Operations = {
-    "": ("Inputs and output of a model.", None),
-    "/config": ("Configuration of a model, as Triton's load tools request it.", None),
-    "/ready": ("Readiness of a model.", None),
-    "/infer": (_INFER, InferJson.__name__),
-}
-_FAILED_PATHS: Operations = {"/failed/{status}": ("Repeat the error of a failed call.", None)}
-_LABEL_STUDIO_PATHS: Operations = {
-    "/health": ("Readiness of the models.", None),
-    "/versions": ("Versions of the models, as their predictions name them.", None),
-    "/setup": ("Check a labelling configuration.", SetupBody.__name__),
-    "/predict": ("Predict tasks, or answer a prompt.", PredictBody.__name__),
-    "/webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
-}
-_X_ANYLABELING_PATHS: Operations = {
-    "/health": ("Return the number of served models.", None),
-    "/v1/models": ("List the models with their tasks and the inputs of each.", None),
-    "/v1/models/{model}/info": ("Describe a model.", None),
-    "/v1/predict": ("Return the shapes or the description of an image.", _CALL),
-}
+# end of the path, summary, schema of the body to post
+_Paths = Sequence[tuple[str, str, str | None]]
+_SERVER_PATHS: _Paths = (
+    ("", "Metadata of the server.", None),
+    ("/health/live", "Liveness.", None),
+    ("/health/ready", "Readiness of every model.", None),
+)
+_MODEL_PATHS: _Paths = (
+    ("", "Inputs and output of a model.", None),
+    ("/config", "Configuration of a model, as Triton's load tools request it.", None),
+    ("/ready", "Readiness of a model.", None),
+    ("/infer", _INFER, InferJson.__name__),
+)
+_LABEL_STUDIO_PATHS: _Paths = (
+    ("/health", "Readiness of the models.", None),
+    ("/versions", "Versions of the models, as their predictions name them.", None),
+    ("/setup", "Check a labelling configuration.", SetupBody.__name__),
+    ("/predict", "Predict tasks, or answer a prompt.", PredictBody.__name__),
+    ("/webhook", "Accept an event, which changes nothing.", _WEBHOOK),
+)
+_X_ANYLABELING_PATHS: _Paths = (
+    ("/health", "Return the number of served models.", None),
+    ("/v1/models", "List the models with their tasks and the inputs of each.", None),
+    ("/v1/models/{model}/info", "Describe a model.", None),
+    ("/v1/predict", "Return the shapes or the description of an image.", _CALL),
+)
+_FAILED_PATHS: _Paths = (("/failed/{status}", "Repeat the error of a failed call.", None),)
 _MODEL = f"{OPEN_INFERENCE_PREFIX}/models/{{model}}"
-# prefix, protocol, operations, error
-_PROTOCOLS: tuple[tuple[str, str, Operations, type[BaseModel]], ...] = (
+# prefix, protocol, paths, error
+_PROTOCOLS: Sequence[tuple[str, str, _Paths, type[BaseModel]]] = (
     (OPEN_INFERENCE_PREFIX, _OPEN_INFERENCE, _SERVER_PATHS, OpenInferenceError),
     (_MODEL, _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
     (f"{_MODEL}/versions/{{version}}", _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
@@ -109,22 +111,24 @@ _PROTOCOLS: tuple[tuple[str, str, Operations, type[BaseModel]], ...] = (
     (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
     (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS, ErrorJson),
 )
-# path, method: summary, answer
-_BATCH_OPERATIONS: Mapping[tuple[str, str], tuple[str, type[BaseModel] | None]] = {
-    ("/v1/files", "post"): ("Upload a JSON Lines file of requests.", FileObject),
-    ("/v1/files", "get"): ("List the files of the API key.", FileList),
-    ("/v1/files/{file_id}", "get"): ("Describe a file.", FileObject),
-    ("/v1/files/{file_id}", "delete"): ("Delete a file.", FileDeleted),
-    ("/v1/files/{file_id}/content", "get"): ("Return the content of a file.", None),
-    ("/v1/batches", "post"): ("Answer a file's requests in the gaps of online traffic.", Batch),
-    ("/v1/batches", "get"): ("List the batches of the API key.", BatchList),
-    ("/v1/batches/{batch_id}", "get"): ("Describe a batch.", Batch),
-    ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
-}
-_QUERIES: Mapping[type[BaseModel] | None, tuple[str, ...]] = {
-    FileList: ("limit", "after", "order", "purpose"),
-    BatchList: ("limit", "after"),
-}
+# method, path, summary, answer, query parameters
+_BATCH_OPERATIONS: Sequence[tuple[str, str, str, type[BaseModel] | None, Sequence[str]]] = (
+    ("post", "/v1/files", "Upload a JSON Lines file of requests.", FileObject, ()),
+    (
+        *("get", "/v1/files", "List the files of the API key.", FileList),
+        ("limit", "after", "order", "purpose"),
+    ),
+    ("get", "/v1/files/{file_id}", "Describe a file.", FileObject, ()),
+    ("delete", "/v1/files/{file_id}", "Delete a file.", FileDeleted, ()),
+    ("get", "/v1/files/{file_id}/content", "Return the content of a file.", None, ()),
+    (
+        *("post", "/v1/batches", "Answer a file's requests in the gaps of online traffic.", Batch),
+        (),
+    ),
+    ("get", "/v1/batches", "List the batches of the API key.", BatchList, ("limit", "after")),
+    ("get", "/v1/batches/{batch_id}", "Describe a batch.", Batch, ()),
+    ("post", "/v1/batches/{batch_id}/cancel", "Cancel a batch.", Batch, ()),
+)
 _READ = (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call)
 _ANSWERED = (
     *(AnswerJson, ComparisonJson, ErrorJson),
@@ -168,6 +172,9 @@ _UPLOAD_FORM = {
 
 
 def openapi_document(models: ServedModels) -> JsonObject:
+    paths: JsonObject = {}
+    for method, path, operation in (*_own_operations(), *_batches(), *_protocols()):
+        paths.setdefault(path, {})[method] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -175,7 +182,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "version": VERSION,
             "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
         },
-        "paths": {**_own_paths(), **_batch_paths(), **_protocol_paths()},
+        "paths": paths,
         "components": {
             "schemas": _schemas(models),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -184,97 +191,79 @@ def openapi_document(models: ServedModels) -> JsonObject:
     }
 
 
-def _own_paths() -> JsonObject:
-    return {
-        "/v1/predict": _answering("predict", "Answer with one model.", AnswerJson, SeveralJson),
-        "/v1/compare": _answering(
-            "compare", "Answer with several models concurrently.", ComparisonJson, SeveralJson
+def _own_operations() -> Iterator[Operation]:
+    for path, name, summary, answers in (
+        ("predict", "predict", "Answer with one model.", (AnswerJson, SeveralJson)),
+        (
+            *("compare", "compare", "Answer with several models concurrently."),
+            (ComparisonJson, SeveralJson),
         ),
-        "/v1/analyze": _answering(
-            "analyze", "Answer many questions about one image.", AnalysisJson, SeveralJson
+        (
+            *("analyze", "analyze", "Answer many questions about one image."),
+            (AnalysisJson, SeveralJson),
         ),
-        "/v1/images": _answering(
-            "storeImage", "Store an image, which requests then name.", StoredImageJson
+        (
+            *("images", "storeImage", "Store an image, which requests then name."),
+            (StoredImageJson,),
         ),
-        "/v1/images/{image_id}": _image_operations("/v1/images/{image_id}"),
-        "/v1/chat/completions": {
-            "post": _operation(
-                "createChatCompletion",
-                "Answer a chat message of one image and one text, as OpenAI does.",
-                _answer(ChatCompletion),
-                {_JSON: _reference(ChatRequest.__name__)},
-                error=ChatError,
-            )
-        },
-        **_listing_paths(),
-    }
-
-
-def _answering(name: str, summary: str, *answers: type[BaseModel]) -> JsonObject:
-    body = {_FORM: _reference(name), _JSON: _reference(name)}
-    return {"post": _operation(name, summary, _answer(*answers), body)}
-
-
-def _image_operations(path: str) -> JsonObject:
-    stored = _response("the image", _reference(StoredImageJson.__name__))
-    deleted = _response("its id", _reference(DeletedImageJson.__name__))
+    ):
+        body = {_FORM: _reference(name), _JSON: _reference(name)}
+        yield "post", f"/v1/{path}", _operation(name, summary, _answer(*answers), body)
+    image_path = "/v1/images/{image_id}"
     of_image = {
-        "parameters": _path_parameters(path),
+        "parameters": _path_parameters(image_path),
         "description": "An image of another API key is not found.",
     }
-    return {
-        "get": _operation("showImage", "Describe a stored image.", stored) | of_image,
-        "delete": _operation("deleteImage", "Delete a stored image.", deleted) | of_image,
-    }
-
-
-def _listing_paths() -> JsonObject:
+    stored = _response("the image", _reference(StoredImageJson.__name__))
+    shown = _operation("showImage", "Describe a stored image.", stored)
+    yield "get", image_path, shown | of_image
+    deleted = _response("its id", _reference(DeletedImageJson.__name__))
+    removed = _operation("deleteImage", "Delete a stored image.", deleted)
+    yield "delete", image_path, removed | of_image
+    summary = "Answer a chat message of one image and one text, as OpenAI does."
+    body = {_JSON: _reference(ChatRequest.__name__)}
+    completed = _answer(ChatCompletion)
+    chat = _operation("createChatCompletion", summary, completed, body, error=ChatError)
+    yield "post", "/v1/chat/completions", chat
     properties = {"object": {"const": "list"}, "data": {"type": "array"}}
     listing = _response("the list", {"type": "object", "properties": properties})
+    summary = "The served models and their comparison table."
+    listed = _operation("listModels", summary, listing, statuses=_LISTING_ERRORS)
+    yield "get", "/v1/models", listed | {"parameters": [_CATALOG]}
     of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
     entry = _response("the entry", {"type": "object", "properties": {"adapter_of": of_base}})
-    rows = (
-        ("", "listModels", "The served models and their comparison table.", listing),
-        ("/{model_id}", "showModel", "One entry of the list of models.", entry),
-    )
-    paths: JsonObject = {}
-    for end, name, summary, response in rows:
-        statuses = (*_LISTING_ERRORS, "404") if end else _LISTING_ERRORS
-        operation = _operation(name, summary, response, error_statuses=statuses)
-        operation["parameters"] = _path_parameters(end) or [_CATALOG]
-        paths[f"/v1/models{end}"] = {"get": operation}
+    statuses = (*_LISTING_ERRORS, "404")
+    model = _operation("showModel", "One entry of the list of models.", entry, statuses=statuses)
+    path = "/v1/models/{model_id}"
+    yield "get", path, model | {"parameters": _path_parameters(path)}
     summary = "All tasks with the schemas of their parameters."
-    tasks = _operation("listTasks", summary, listing, error_statuses=_LISTING_ERRORS)
-    return paths | {"/v1/tasks": {"get": tasks}}
+    tasks = _operation("listTasks", summary, listing, statuses=_LISTING_ERRORS)
+    yield "get", "/v1/tasks", tasks
 
 
-def _batch_paths() -> JsonObject:
+def _batches() -> Iterator[Operation]:
     bodies = {
         "/v1/files": {_FORM: _UPLOAD_FORM},
         "/v1/batches": {_JSON: _reference(BatchRequest.__name__)},
     }
-    paths: JsonObject = {}
-    for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
+    for method, path, summary, answer, queries in _BATCH_OPERATIONS:
+        parameters = _path_parameters(path)
+        for name in queries:
+            parameters.append({"name": name, "in": "query", "schema": {"type": "string"}})
         response = _ANY_ANSWER if answer is None else _answer(answer)
         body = bodies.get(path) if method == "post" else None
-        parameters = _path_parameters(path)
-        for name in _QUERIES.get(answer, ()):
-            parameters.append({"name": name, "in": "query", "schema": {"type": "string"}})
         operation = _operation("", summary, response, body, error=ChatError)
-        operation |= {"description": _BATCHES, "parameters": parameters}
-        paths.setdefault(path, {})[method] = operation
-    return paths
+        yield method, path, operation | {"description": _BATCHES, "parameters": parameters}
 
 
-def _protocol_paths() -> JsonObject:
-    paths: JsonObject = {}
-    for prefix, protocol, operations, error in _PROTOCOLS:
-        for name, (summary, schema) in operations.items():
+def _protocols() -> Iterator[Operation]:
+    for prefix, protocol, paths, error in _PROTOCOLS:
+        for end, summary, schema in paths:
             body = None if schema is None else {_JSON: _reference(schema)}
             operation = _operation("", summary, _ANY_ANSWER, body, error=error)
-            operation |= {"description": protocol, "parameters": _path_parameters(prefix + name)}
-            paths[prefix + name] = {"get" if body is None else "post": operation}
-    return paths
+            parameters = _path_parameters(prefix + end)
+            operation |= {"description": protocol, "parameters": parameters}
+            yield "get" if body is None else "post", prefix + end, operation
 
 
 def _operation(
@@ -284,12 +273,10 @@ def _operation(
     body: Mapping[str, JsonObject] | None = None,
     *,
     error: type[BaseModel] = ErrorJson,
-    error_statuses: Iterable[str] = _ERRORS,
+    statuses: Iterable[str] = _ERRORS,
 ) -> JsonObject:
     """Return an operation; `body` has the schema of each content type that is read."""
-    errors = {
-        status: _response(_ERRORS[status], _reference(error.__name__)) for status in error_statuses
-    }
+    errors = {status: _response(_ERRORS[status], _reference(error.__name__)) for status in statuses}
     operation: JsonObject = {"summary": summary, "responses": {"200": response, **errors}}
     if name:
         operation["operationId"] = name

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.admission.api_keys import ApiKeys, parse_keys
-from service.batches import store, uploads
+from service.batches import api, store
 from service.batches.store import Store
 from service.http.boundary import STATUSES
 from service.settings import Settings
@@ -155,7 +155,7 @@ def test_size_of_an_upload_is_limited(
 ) -> None:
     names = [b'name="%0100d"\r\n\r\n' % number for number in range(101)]
     error(rest.send("POST", "/v1/files", **form(FILE_PART, *names)), "payload_too_large")
-    monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(api, "MAX_FILE_BYTES", 1000)
     assert upload(rest, b"x" * 1000).is_success
     rest.send("DELETE", f"/v1/files/{rest.get('/v1/files').json()['first_id']}")
     assert "1000 bytes" in error(upload(rest, b"x" * 20_000), "payload_too_large")
@@ -167,8 +167,7 @@ def test_limits_of_a_key(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     file = file_id(rest)
     for name, most in [("MAX_BYTES_PER_KEY", len(CONTENT)), ("MAX_FILES_PER_KEY", 1)]:
         monkeypatch.setattr(store, name, most)
-        unread = rest.send("POST", "/v1/files", json={})  # no form: the limit is checked before
-        for refused in (upload(rest), create(rest, file), unread):  # outputs are files, too
+        for refused in (upload(rest), create(rest, file)):  # outputs are files, too
             assert "delete some" in error(refused, "overloaded")
         monkeypatch.undo()
     monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2 - 1)
@@ -278,7 +277,7 @@ def test_lists_have_pages(rest: Client) -> None:
     batches = [create(rest, files[0]).json()["id"] for _ in range(3)]
     listings = (("/v1/files", files, "FileList"), ("/v1/batches", batches, "BatchList"))
     for path, (oldest, middle, newest), schema in listings:
-        whole = rest.get(path).json()
+        whole = rest.get(f"{path}?limit=3").json()
         assert fits(whole, schema)
         assert (ids(whole), whole["has_more"]) == ([newest, middle, oldest], False)
         first = rest.get(f"{path}?limit=2").json()
@@ -294,7 +293,7 @@ def test_lists_have_pages(rest: Client) -> None:
     "query",
     [
         *("files?limit=0", "files?limit=x", "files?order=up", "files?purpose=x"),
-        *("files?after=x", "batches?limit=101"),
+        "batches?limit=101",
     ],
 )
 def test_invalid_query_is_named(rest: Client, query: str) -> None:

@@ -10,35 +10,36 @@ from pathlib import Path
 import pytest
 
 from service.batches import store as store_module
-from service.batches.store import NO_ROOM, NoRoom, OpenBatch, RenderedLine, Store
+from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
 from service.batches.wire import DAY_S, MAX_KEPT_S, Batch, BatchError
 from service.errors import InvalidRequest, Overloaded
 from service.settings import SettingsError
 from tests.support.batch_runs import add_file, create, line, now
 from tests.support.full_disk import full_disk
 
-
-def answer(number: int, *, is_answer: bool = True, num_bytes: int = 10) -> RenderedLine:
-    return RenderedLine(number, is_answer, b"x" * (num_bytes - 1) + b"\n")
+PLACES = [LinePlace(number, 10 * number, 9) for number in (1, 2, 3, 4)]
 
 
-def begun(store: Store, num_requests: int = 4) -> OpenBatch:
+def answer(number: int, *, is_answer: bool = True, num_bytes: int = 10) -> OutputLine:
+    return OutputLine(number, is_answer, b"%d" % number + b"x" * (num_bytes - 2) + b"\n")
+
+
+def begun(store: Store) -> BatchState:
     """Return a new batch whose file was checked."""
     batch_id = create(store, *map(line, "abcd")).id
-    store.begin(next(batch for batch in store.open_batches() if batch.id == batch_id), num_requests)
-    return next(batch for batch in store.open_batches() if batch.id == batch_id)
+    for state in store.open_batches():
+        if state.id == batch_id:
+            store.begin(state, PLACES)
+            return state
+    raise AssertionError
 
 
-def batch_of(store: Store, batch: OpenBatch) -> Batch:
-    return store.batch(batch.owner, batch.id)
+def numbers(store: Store, state: BatchState) -> list[int]:
+    return [place.number for place in store.unanswered(state)]
 
 
-def output_path(store: Store) -> Path:
-    """Return the content that has no file yet."""
-    (path,) = [
-        path for path in (store.path / "files").iterdir() if path.read_bytes().startswith(b"x")
-    ]
-    return path
+def batch_of(store: Store, state: BatchState) -> Batch:
+    return store.batch(state.owner, state.id)
 
 
 def test_folder_is_for_its_user_alone(store: Store) -> None:
@@ -49,90 +50,82 @@ def test_unusable_folder_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"DIPTYCH_BATCHES_FOLDER.* cannot be written"):
         Store(tmp_path / "file").prepare()
-    (tmp_path / "old" / "uploads").mkdir(parents=True)
-    with pytest.raises(SettingsError, match=r"earlier version.* name an empty folder"):
-        Store(tmp_path / "old").prepare()
 
 
 def test_lines_are_counted_by_batch_and_kind(store: Store) -> None:
-    batch, other = begun(store), begun(store)
-    store.append(batch, [answer(1), answer(2, is_answer=False)])
-    counts = store.append(batch, [answer(4)]).request_counts
+    state, other = begun(store), begun(store)
+    store.append(state, [answer(1), answer(2, is_answer=False)])
+    counts = store.append(state, [answer(4)]).request_counts
     assert (counts.total, counts.completed, counts.failed) == (4, 2, 1)
-    assert store.is_answered(batch)[:6] == b"\0\1\1\0\1\0"
-    assert not any(store.is_answered(other))
-    assert [open_batch.num_waiting for open_batch in store.open_batches()] == [1, 4]
+    assert store.unanswered(state) == [PLACES[2]]
+    assert store.unanswered(other) == PLACES
+    assert [open_.batch.request_counts.num_waiting for open_ in store.open_batches()] == [1, 4]
 
 
-def test_request_has_one_line(store: Store) -> None:
-    batch = begun(store)
-    store.append(batch, [answer(1)])
-    with pytest.raises(OSError, match="UNIQUE"):
-        store.append(batch, [answer(2), answer(1)])
-    assert batch_of(store, batch).request_counts.completed == 1
-
-
-def test_files_have_what_is_counted(store: Store) -> None:
-    batch = begun(store)
-    store.append(batch, [answer(1)])
-    with output_path(store).open("ab") as content:
-        content.write(b"left by a crash")
-    store.append(batch, [answer(2, num_bytes=20)])
-    with output_path(store).open("ab") as content:
-        content.write(b"left by a crash")
-    ended = store.end(batch, [])
-    assert ended.error_file_id is None
-    assert ended.output_file_id is not None
-    file = store.file(batch.owner, ended.output_file_id)
-    assert (file.filename, file.purpose, file.bytes) == (
-        f"{batch.id}_output.jsonl",
-        "batch_output",
-        30,
-    )
-    assert file.expires_at - file.created_at == MAX_KEPT_S
-    assert store.content(file.id).read_bytes() == answer(1).data + answer(2, num_bytes=20).data
+def test_files_of_an_ended_batch(store: Store) -> None:
+    state = begun(store)
+    store.append(state, [answer(3), answer(4, is_answer=False)])
+    store.append(state, [answer(1, num_bytes=20)])
+    ended = store.end(state, [])
+    for kind, file_id, lines in (
+        ("output", ended.output_file_id, [answer(1, num_bytes=20), answer(3)]),
+        ("error", ended.error_file_id, [answer(4)]),
+    ):
+        assert file_id is not None
+        file = store.file(state.owner, file_id)
+        content = b"".join(output_line.data for output_line in lines)
+        assert (file.filename, file.purpose, file.bytes) == (
+            f"{state.id}_{kind}.jsonl",
+            "batch_output",
+            len(content),
+        )
+        assert file.expires_at - file.created_at == MAX_KEPT_S
+        assert store.content(file.id).read_bytes() == content
     assert store.open_batches() == []
-    assert not any(store.is_answered(batch))
+    assert store.unanswered(state) == []
     store.delete_file("me", ended.input_file_id)  # in use until then
 
 
-def test_first_lines_replace_what_a_crash_left(store: Store) -> None:
-    batch = begun(store)
-    with pytest.raises(OSError, match="UNIQUE"):
-        store.append(batch, [answer(1), answer(1)])
-    assert output_path(store).stat().st_size == 20
-    store.append(batch, [answer(2)])
-    assert output_path(store).stat().st_size == 10
+def test_end_after_a_crash(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = begun(store)
+    store.append(state, [answer(1)])
+    monkeypatch.setattr(store_module, "_insert", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.end(state, [])
+    monkeypatch.undo()
+    store.append(state, [answer(2)])
+    ended = store.end(state, [])
+    assert store.content(str(ended.output_file_id)).read_bytes() == answer(1).data + answer(2).data
 
 
 def test_output_counts_towards_the_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = begun(store)
-    input_bytes = store.file("me", batch_of(store, batch).input_file_id).bytes
+    state = begun(store)
+    input_bytes = store.file("me", state.batch.input_file_id).bytes
     create(store, line("a"), owner="other")  # of another key
     monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", input_bytes + 30)
-    store.append(batch, [answer(1), answer(2, is_answer=False)])
+    store.append(state, [answer(1), answer(2, is_answer=False)])
     with pytest.raises(NoRoom):
-        store.append(batch, [answer(3), answer(4, num_bytes=1)])
+        store.append(state, [answer(3, num_bytes=11)])
+    store.append(state, [answer(3)])
+    store.append(state, [])
     with pytest.raises(Overloaded):
-        store.check_room("me")
-    ended = store.end(batch, [NO_ROOM])
+        add_file(store, b"x")
+    ended = store.end(state, [NO_ROOM])
     assert (ended.request_counts.completed, ended.request_counts.failed) == (2, 1)
     assert ended.status == "failed"
     with pytest.raises(Overloaded):
-        store.check_room("me")  # the files of the batch count as its output did
+        add_file(store, b"x")  # the files of the batch count as its output did
     monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", input_bytes + 31)
-    store.check_room("me")
-    store.check_room("other")
+    add_file(store, b"x")
 
 
 def test_full_disk_leaves_the_store_as_it_was(store: Store) -> None:
-    batch = begun(store)
-    store.append(batch, [answer(1)])
+    state = begun(store)
+    store.append(state, [answer(1)])
     with full_disk(1000), pytest.raises(OSError, match=r"disk|large|file"):
-        store.append(batch, [answer(2, num_bytes=2000)])
-    assert batch_of(store, batch).request_counts.completed == 1
-    store.append(batch, [answer(2)])
-    assert output_path(store).stat().st_size == 20
+        store.append(state, [answer(2, num_bytes=2000)])
+    assert batch_of(store, state).request_counts.completed == 1
+    assert numbers(store, state) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -142,57 +135,55 @@ def test_full_disk_leaves_the_store_as_it_was(store: Store) -> None:
         (True, 4, [], "completed"),
         (True, 3, [], "cancelled"),
         (True, 3, [NO_ROOM], "failed"),
-        (False, 3, [], "expired"),
+        (False, 4, [], "expired"),
         (False, 3, [NO_ROOM], "failed"),
     ],
 )
 def test_last_status(
-    store: Store, is_cancelled: bool, num_answered: int, errors: list[BatchError], status: str
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    is_cancelled: bool,
+    num_answered: int,
+    errors: list[BatchError],
+    status: str,
 ) -> None:
-    batch = begun(store)
-    store.append(batch, [answer(number) for number in range(1, num_answered + 1)])
+    state = begun(store)
+    store.append(state, [answer(number) for number in range(1, num_answered + 1)])
     if is_cancelled:
-        assert store.cancel("me", batch.id).status == "cancelling"
-    ending = store.begin_end(batch, is_full=bool(errors))
-    assert ending.status == ("cancelling" if is_cancelled else "finalizing")
-    ended = store.end(batch, errors)
-    assert ended == batch_of(store, batch)
+        assert store.cancel("me", state.id).status == "cancelling"
+    if status == "expired":
+        monkeypatch.setattr(time, "time", lambda: state.batch.expires_at)
+    ended = store.end(state, errors)
+    assert ended == batch_of(store, state)
     assert ended.status == status
     times = ended.model_dump(include={"completed_at", "cancelled_at", "failed_at", "expired_at"})
     assert {name for name, time_s in times.items() if time_s} == {f"{status}_at"}
     assert bool(ended.cancelling_at) == (is_cancelled and status != "completed")
-    with pytest.raises(InvalidRequest, match=f"{batch.id} cannot be cancelled: it is {status}"):
-        store.cancel("me", batch.id)
+    with pytest.raises(InvalidRequest, match=f"{state.id} cannot be cancelled: it is {status}"):
+        store.cancel("me", state.id)
 
 
 def test_cancellation_before_the_check_stays(store: Store) -> None:
     batch = create(store, line("a"))
     (unchecked,) = store.open_batches()
     store.cancel("me", batch.id)
-    store.begin(unchecked, 1)
-    assert (now(store, batch).status, now(store, batch).request_counts.total) == ("cancelling", 1)
+    store.begin(unchecked, PLACES)
+    assert (now(store, batch).status, now(store, batch).request_counts.total) == ("cancelling", 4)
 
 
 def test_expired_files_are_removed(store: Store) -> None:
     alone = add_file(store, b"{}")
     running, ended = begun(store), begun(store)
-    for batch in (running, ended):
-        store.append(batch, [answer(1)])
-    store.end(ended, [])
-    files = [store.file("me", alone), store.file("me", batch_of(store, running).input_file_id)]
-    store.remove_expired(files[0].expires_at)
+    store.append(ended, [answer(1)])
+    output_id = str(store.end(ended, []).output_file_id)
+    expires_at = store.file("me", alone).expires_at
+    store.remove_expired(expires_at)
     assert store.content(alone).exists()
-    store.remove_expired(files[0].expires_at + 1)
-    assert not store.content(alone).exists()
     for path in (store.path / "files").iterdir():
         os.utime(path, (0, 0))
-    store.remove_expired(time.time() + 2 * DAY_S)
+    store.remove_expired(expires_at + 1)
     left = {path.stem for path in (store.path / "files").iterdir()}
-    output_id = batch_of(store, ended).output_file_id
-    assert output_id is not None
-    assert {batch_of(store, running).input_file_id, output_id} < left
-    assert len(left) == 3  # with the growing output
-    store.append(running, [answer(2)])
+    assert left == {running.batch.input_file_id, output_id}
     store.remove_expired(time.time() + MAX_KEPT_S + 10)
     assert [batch.id for batch in store.batches("me", store_module.Page(None, 9))] == [running.id]
 

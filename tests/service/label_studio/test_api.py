@@ -232,9 +232,9 @@ def test_error_is_in_the_redirect() -> None:
     response = post("setup", {"schema": "<View/>"}, headers=LABEL_STUDIO)
     assert response.status_code == 303
     location = response.headers["location"]
-    message = "the labelling configuration has the control tags"
+    message = "the labelling configuration has none of the tags"
     assert location.startswith(f"{PATH}/failed/400?{message.replace(' ', '+')}")
-    assert error_of(client().get(location))["message"].startswith(f"{message} []")
+    assert error_of(client().get(location))["message"].startswith(message)
     assert client().get(f"{PATH}/failed/999?x").status_code == 400
 
 
@@ -301,7 +301,7 @@ def rejected(**body: Any) -> tuple[str, str | None]:
         ({"text": ["a", 5]}, "context.result.text.1"),
         ({"text": [["a"] * 10]}, "context.result.text.0"),
         ({"text": ["a"] * 101}, "context.result.text"),
-        ({"text": ["a" * 5000, "b" * 5000]}, "context.result.text"),
+        ({"text": ["a" * 10_001]}, "context.result.text.0"),
         ({"text": ["\ud800"]}, "params.context.result.0.value.text.0"),
         ("x", "context.result"),
     ],
@@ -349,7 +349,7 @@ def test_nesting_of_a_body_is_bounded() -> None:
         (text_area('model_task="x"'), "captioning, ocr, visual"),
         (text_area('model_detail="x"'), "short, detailed"),
         (text_area('perRegion="true"'), "needs one of Rectangle"),
-        (labelled("RectangleLabels", "a", attributes='model_score_threshold="x"'), "from 0 to 1"),
+        (labelled("RectangleLabels", "a", attributes='model_score_threshold="x"'), "min_score is"),
     ],
 )
 def test_setup_refuses_a_configuration(tag: str, reason: str) -> None:
@@ -361,7 +361,7 @@ def test_number_of_predictions_is_limited() -> None:
     brush = labelled("BrushLabels", *map(str, range(250)))
     config = view(labelled("PolygonLabels", *map(str, range(251))), brush)
     error = error_of(post("setup", {"schema": config}))
-    assert "needs 501 predictions of an image; the maximum is 500: use few" in error["message"]
+    assert "needs 501 predictions of an image; the maximum is 500" in error["message"]
     assert error["param"] == "label_config"
     for fitting in (
         view(labelled("RectangleLabels", *map(str, range(1000)))),

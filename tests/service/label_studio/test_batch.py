@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from service.admission.api_keys import ApiKeys
-from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, Overloaded
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
@@ -198,31 +197,6 @@ def test_predictions_are_counted() -> None:
     assert lengths == [len(b"[]"), len(b"[]"), len(outcome)]
     with pytest.raises(Overloaded, match="bytes of requests in memory"):
         outcomes(1, len(outcome) - 1)
-
-
-class RefusedOnce(TaskImages):
-    """Receives half of an image, after which memory runs out, and the whole when read again."""
-
-    def __init__(self, core: Core, num_bytes: int) -> None:
-        super().__init__(core, None, "")
-        self._memory = core
-        self._num_bytes = num_bytes
-        self._num_read = 0
-
-    async def read(self, source: str | None, context: RequestContext) -> bytes:
-        self._memory.places.hold(context, self._num_bytes)
-        self._num_read += 1
-        if self._num_read == 1:
-            raise Overloaded("no memory", 1)
-        return await super().read(source, context)
-
-
-def test_part_of_an_image_is_not_counted() -> None:
-    core = make_core(max_bytes=2000)
-    plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(CONFIG)))
-    refused = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5))
-    (outcome,) = asyncio.run(refused.outcomes([{"image": data_url(PNG)}]))
-    assert len(outcome) > len(b"[]")
 
 
 def test_tag_has_its_own_image() -> None:

@@ -97,8 +97,7 @@ async def test_token_exchange_follows_no_redirect(status: str) -> None:
         host.answers["/api/token/refresh/"] = response(b"", status, location)
         settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
         images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
-        reason = rf"does not accept the access token \(status {status[:3]}\)"
-        with pytest.raises(InvalidRequest, match=reason):
+        with pytest.raises(InvalidRequest, match="does not accept the access token"):
             await images.read("/data/a.png", context(timeout_s=10))
         assert (len(host.requests), other.num_connections) == (1, 0)
 
@@ -118,7 +117,7 @@ def test_exchanged_token_must_fit_a_header(access: object) -> None:
     answer = json.dumps({"access": access}).encode()
     exchanged = response(answer, "200 OK", "Content-Type: application/json")
     outcome, requests = read("/data/a.png", {"/api/token/refresh/": exchanged}, PERSONAL)
-    assert "does not accept the access token (status 200)" in refusal(outcome)
+    assert "does not accept the access token" in refusal(outcome)
     assert len(requests) == 1
 
 
@@ -144,15 +143,15 @@ def test_redirect_gets_no_token() -> None:
     [
         ("/data/a.png", "", "no access token of it was sent; enter KEY:TOKEN"),
         ("/data/a.png", "x.y", "no access token of it was sent"),
-        ("/data/a.png", PERSONAL, "does not accept the access token (status 404)"),
+        ("/data/a.png", PERSONAL, "does not accept the access token"),
         ("/data/a.png", LEGACY, "answers with status 404"),
         ("/" + "a" * 2047, LEGACY, "image must be an http(s) URL"),
         ("//images.test/a.png", LEGACY, "is a file of Label Studio"),
         ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
         ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),
         (None, LEGACY, "the task's image is None"),
-        ("/" + "a" * 2048, LEGACY, "the task's image has 2049 characters; the maximum is 2048"),
-        ("http://127.0.0.1:PORT/" + "a" * 20_000_000, LEGACY, "image has 20000001 characters"),
+        ("/" + "a" * 2048, LEGACY, "the image's path exceeds 2048 characters"),
+        ("http://127.0.0.1:PORT/" + "a" * 20_000_000, LEGACY, "path exceeds 2048 characters"),
         ("", LEGACY, "it must be a URL"),
     ],
 )
@@ -174,7 +173,7 @@ def test_embedded_image_needs_neither() -> None:
 def test_unreachable_label_studio_is_an_error() -> None:
     host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
     images = TaskImages(make_core(), host, PERSONAL)
-    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is unreachable"):
+    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL does not exchange"):
         asyncio.run(images.read("/data/a.png", context()))
 
 

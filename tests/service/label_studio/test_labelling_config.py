@@ -64,32 +64,13 @@ def test_longest_names_are_accepted() -> None:
     [
         ("", "is not XML"),
         ("<View>", "is not XML"),
-        (" " * 500_001, "has 500001 characters; the maximum is 500000"),
+        (" " * 500_001, "is too long; the maximum is 500000 characters and 10000"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "declares a document type"),
-        (view(labelled("KeyPointLabels", "a")), "has the control tags ['KeyPointLabels']"),
-        (view('<TextArea name="prompt" toName="image"/>'), "has the control tags ['TextArea']"),
+        (view(labelled("KeyPointLabels", "a")), "has none of the tags RectangleLabels, Poly"),
+        (view('<TextArea name="prompt" toName="image"/>'), "has none of the tags Rectangle"),
         (view(labelled("RectangleLabels")), "gives RectangleLabels no labels"),
         (view(labelled("Choices")), "gives Choices no labels"),
-        (
-            view(labelled("BrushLabels", *map(str, range(1001)))),
-            "has 1001 labels and choices; the maximum is 1000",
-        ),
-        (
-            view(
-                labelled("BrushLabels", *map(str, range(501))),
-                labelled("Choices", *map(str, range(500))),
-            ),
-            "has 1001 labels and choices; the maximum is 1000",
-        ),
-        (view("<a/>" * 9_998), "has 10001 opening and closing tags; the maximum is 10000"),
-        ("<View>" * 51 + "</View>" * 51, "nests tags 51 deep; the maximum is 50"),
-        (
-            view(
-                '<BrushLabels name="b" toName="image"><Label value="a"'
-                f' predicted_values="{"b," * 33}"/></BrushLabels>'
-            ),
-            "gives Label 'a' 33 phrases; the maximum is 32",
-        ),
+        (view("<a/>" * 9_998), "is too long"),
         (view(labelled("BrushLabels", "x" * 201)), "has a name or value of 201 characters, 'xxx"),
         (
             view(labelled("BrushLabels", "a", name="x" * 201)),
@@ -99,7 +80,7 @@ def test_longest_names_are_accepted() -> None:
         (view(*(labelled("BrushLabels", "a"),) * 51), "has 51 control tags; the maximum is 50"),
         (
             f"<View>{IMAGE.replace('$image', 'image')}{labelled('BrushLabels', 'a')}</View>",
-            "has the control tags",
+            "has none of the tags",
         ),
     ],
 )

@@ -1,9 +1,11 @@
 """The metrics of requests."""
 
+import asyncio
 import math
 import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import pytest
 from prometheus_client import Histogram
 
 from service.telemetry.metrics import (
+    EVENT_LOOP_LAG_SECONDS,
     REQUEST_SECONDS,
     STAGE_SECONDS,
     TIME_PER_OUTPUT_TOKEN_SECONDS,
     TIME_TO_FIRST_TOKEN_SECONDS,
+    measure_loop_lag,
 )
 from tests.support.export_cli import ROOT
 
@@ -28,6 +32,16 @@ def test_buckets_of_times(histogram: Histogram) -> None:
     assert (bounds[0], last, infinite) == (0.001, 60, math.inf)
     assert {f"{bound:e}"[0] for bound in bounds} == set("125")
     assert max(high / low for low, high in pairwise([*bounds, last])) <= 3
+
+
+async def test_lag_of_a_blocked_loop() -> None:
+    measuring = asyncio.create_task(measure_loop_lag())
+    await asyncio.sleep(0.01)
+    before_s = EVENT_LOOP_LAG_SECONDS._sum.get()
+    time.sleep(0.4)
+    await asyncio.sleep(0.01)
+    measuring.cancel()
+    assert EVENT_LOOP_LAG_SECONDS._sum.get() - before_s > 0.3
 
 
 DECLARED_BEFORE = """
