@@ -2,7 +2,7 @@
 check.
 
     ok        memory: 18.2 GB are available; the weights of 2 models take about 0.1 GB
-    failure   florence-2-mini: …/decoder.safetensors has sha256 …, its manifest says …
+    failure   florence-2-mini: …/decoder.safetensors has sha256 …, not its manifest's
 
 Without MODEL, those of DIPTYCH_MODELS are checked, or else all that are exported. The exit status
 is 1 after a failure.

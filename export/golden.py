@@ -167,7 +167,7 @@ def framed_text(decoder: Decoder, token_ids: Sequence[int]) -> str:
     if written[:1] == [rules.forced_bos_token_id]:
         del written[0]
     stream = decoder.text.tokenizer.text_stream()
-    return "".join(map(stream.push, written))
+    return "".join(map(stream, written))
 
 
 def excerpt(text: str, start: int = 0) -> str:

@@ -9,8 +9,4 @@ class ImageError(Exception):
 
 
 class OversizedImage(ImageError):
-    """More pixels, scans, tables or parts than the limit; `size_wh` if it is known."""
-
-    def __init__(self, message: str, size_wh: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
-        self.size_wh = size_wh
+    """More pixels, scans, tables or parts than the limit."""

@@ -26,7 +26,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` ch
 
 # EXIF orientation: how to undo it. Pillow's ImageOps.exif_transpose does the same, but it rewrites
 # the tags and fails on malformed ones.
-_TRANSPOSITIONS: dict[int | None, Image.Transpose] = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,12 +35,7 @@ _TRANSPOSITIONS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPPING_SIDES = {  # width becomes height
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-}
+_FIRST_ON_SIDE = 5  # of these orientations; width becomes height
 # `Image.open` would load the modules of all formats, with the first WebP.
 _READERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
@@ -121,7 +116,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
             rgb = image  # `convert` would copy it; a WebP's reader keeps two more images
         else:
             rgb = image.convert("RGB")
-    transposition = _TRANSPOSITIONS.get(container.orientation)
+    transposition = _TRANSPOSITIONS.get(container.orientation or 1)
     return rgb if transposition is None else rgb.transpose(transposition)
 
 
@@ -139,7 +134,8 @@ def resize(
 
 
 def _upright(size_wh: tuple[int, int], container: Container) -> tuple[int, int]:
-    is_on_side = _TRANSPOSITIONS.get(container.orientation) in _SWAPPING_SIDES
+    orientation = container.orientation or 1
+    is_on_side = orientation in _TRANSPOSITIONS and orientation >= _FIRST_ON_SIDE
     return size_wh[::-1] if is_on_side else size_wh
 
 
@@ -148,17 +144,16 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
     with _decoding_errors(container):
         image = _READERS[container.format](io.BytesIO(file))
     width, height = image.size
-    size = f"the image has {width} x {height}"
+    problem = None
+    max_scans = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
     if width * height > limits.max_pixels:
-        message = f"{size} = {width * height} pixels; the maximum is {limits.max_pixels}"
-        raise OversizedImage(message, _upright(image.size, container))
-    if max(image.size) > limits.max_side_px:
-        message = f"{size} pixels; the maximum of a side is {limits.max_side_px}"
-        raise OversizedImage(message, _upright(image.size, container))
-    allowed = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
-    if container.num_scans > allowed:
-        size = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels"
-        raise OversizedImage(f"{size}; the maximum is {allowed}")
+        problem = f"{width * height} pixels; the maximum is {limits.max_pixels}"
+    elif max(image.size) > limits.max_side_px:
+        problem = f"a side of {max(image.size)} pixels; the maximum is {limits.max_side_px}"
+    elif container.num_scans > max_scans:
+        problem = f"{container.num_scans} scans; the maximum is {max_scans}"
+    if problem is not None:
+        raise OversizedImage(f"the image of {width} x {height} pixels has {problem}")
     return image
 
 

@@ -81,13 +81,10 @@ def _filter_calls(architecture: _Architecture) -> bool:
         _instruction(_JUMP_IF_EQUAL, architecture.audit_number, if_true=1),
         refuse,
         _instruction(_LOAD_WORD, _OFFSET_OF_NUMBER),
-        *(
-            _instruction(_JUMP_IF_EQUAL, call, if_true=len(calls) - i)
-            for i, call in enumerate(calls)
-        ),
-        refuse,
-        _instruction(_RETURN, _ALLOW),
     ]
+    for index, call in enumerate(calls):
+        instructions.append(_instruction(_JUMP_IF_EQUAL, call, if_true=len(calls) - index))
+    instructions += [refuse, _instruction(_RETURN, _ALLOW)]
     prctl = ctypes.CDLL(None).prctl
     program = _Program(len(instructions), b"".join(instructions))
     prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # a filter is refused without

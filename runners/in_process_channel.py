@@ -51,10 +51,9 @@ def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
     worker = ModelWorker(manifest.model_id, options, batcher.encoded)
     worker.load()
     if worker.build_key != manifest.build_key:
-        raise ArtifactError(
-            f"the artifacts of {manifest.model_id} have been exported again while they were loaded:"
-            f" {manifest.build_key}, now {worker.build_key}"
-        )
+        builds = f"{manifest.build_key}, now {worker.build_key}"
+        problem = "have been exported again while they were loaded"
+        raise ArtifactError(f"the artifacts of {manifest.model_id} {problem}: {builds}")
     return worker
 
 

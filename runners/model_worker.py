@@ -107,15 +107,15 @@ class DecoderWorker:
             self.open_pool(torch.cuda.mem_get_info()[0])
         for adapter_folder, adapter in adapters:
             self.adapters.add(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
-        num_slots = options.limits.num_slots
-        if not num_slots and device == "cpu":
+        limits = options.limits
+        if not limits.num_slots:
             num_slots = max_default_slots("cpu")
-        elif not num_slots:
-            num_slots = self.default_slots(torch.cuda.mem_get_info()[0])
-        max_prefill_tokens = options.limits.max_prefill_tokens or default_prefill_tokens(
-            device, manifest.hidden_size
-        )
-        limits = replace(options.limits, num_slots=num_slots, max_prefill_tokens=max_prefill_tokens)
+            if device == "cuda":
+                num_slots = self.default_slots(torch.cuda.mem_get_info()[0])
+            limits = replace(limits, num_slots=num_slots)
+        if not limits.max_prefill_tokens:
+            num_tokens = default_prefill_tokens(device, manifest.hidden_size)
+            limits = replace(limits, max_prefill_tokens=num_tokens)
         self.scheduler = Scheduler(self._decoder, manifest.model_id, limits)
         self.scheduler.start()
         features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
@@ -128,13 +128,6 @@ class DecoderWorker:
         free_bytes = max(0, free_bytes - self._reserved_bytes) // self._options.num_sharing_gpu
         self.max_adapter_bytes = min(self.max_adapter_bytes, free_bytes // 4)
         self.adapters.open_pool(POOL_RANK, self.max_adapter_bytes // 2)
-        pool = self.adapters.pool
-        logger.info(
-            "%s: adapters may take %.0f MB of GPU memory; captured steps have a pool of %d ranks",
-            self._manifest.model_id,
-            self.max_adapter_bytes / 1e6,
-            0 if pool is None else pool.num_columns,
-        )
 
     def default_slots(self, free_bytes: int) -> int:
         """Return the slots that fit into `free_bytes` of a GPU; raise `RuntimeError` if none."""
@@ -147,14 +140,11 @@ class DecoderWorker:
         num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
         message = (
             f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into"
-            f" {free_bytes / 1e9:.1f} GB of GPU memory, of which {reserved_bytes / 1e9:.1f} GB are"
-            f" reserved; runners that share it: {num_sharing}"
+            f" {free_bytes / 1e9:.1f} GB of GPU memory, {reserved_bytes / 1e9:.1f} GB reserved"
         )
         if not num_slots:
-            raise RuntimeError(
-                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS, DIPTYCH_VISION_CACHE_MB or"
-                " DIPTYCH_ADAPTERS_MB, or set DIPTYCH_DECODER_MAX_BATCH_SIZE"
-            )
+            lower = "DIPTYCH_DECODER_MAX_POSITIONS, DIPTYCH_VISION_CACHE_MB or DIPTYCH_ADAPTERS_MB"
+            raise RuntimeError(f"{message}; lower {lower}")
         logger.info(message)
         return num_slots
 
@@ -166,13 +156,11 @@ class DecoderWorker:
     ) -> AsyncGenerator[WritingEvent, None]:
         """Yield the text of sequences, then each outcome; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
-        listeners: list[TokenListener | None] = []
-        for index in range(len(specs)):
-            listeners.append(self._listener(index, events))
 
         async def put_end(index: int, outcome: Coroutine[Any, Any, Outcome]) -> None:
             events.put_nowait(SequenceEnd(index=index, outcome=await outcome))
 
+        listeners = [self._listener(index, events) for index in range(len(specs))]
         outcomes = self._submit(image_features, specs, listeners)
         ends = [asyncio.create_task(put_end(*pair)) for pair in enumerate(outcomes)]
         try:
@@ -281,27 +269,28 @@ class ModelWorker:
                 self._encoders.add(adapter.build_key, adapter, adapter_folder)
         self._decoder = DecoderWorker(manifest, options, device)
         self._decoder.load(folder, num_cores(), adapters)
-        self._watch_adapters(manifest, folder)
+        self._hot_adapters: HotAdapters | None = None
+        if options.adapters_folder is not None:
+            self._hot_adapters = self._watch_adapters(options.adapters_folder, manifest, folder)
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
         return_freed_memory()
         self.watchdogs = (*self._encoders.watchdogs, self._decoder.scheduler.watchdog)
 
-    def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
-        self._hot_adapters: HotAdapters | None = None
+    def _watch_adapters(self, watched: Path, base: Manifest, base_folder: Path) -> HotAdapters:
         options = self._options
-        if options.adapters_folder is not None:
-            self._hot_adapters = HotAdapters(
-                AdapterScan(options.adapters_folder),
-                manifest,
-                options.aliases,
-                folder,
-                replace(options.adapter_limits, max_total_bytes=self._decoder.max_adapter_bytes),
-                call_timeout_s=options.timeout_s,
-                read_timeout_s=min(options.limits.stuck_after_s, options.start_timeout_s / 2),
-            )
-            self._hot_adapters.watch(self._decoder.adapters)
+        hot_adapters = HotAdapters(
+            AdapterScan(watched),
+            base,
+            options.aliases,
+            base_folder,
+            replace(options.adapter_limits, max_total_bytes=self._decoder.max_adapter_bytes),
+            call_timeout_s=options.timeout_s,
+            read_timeout_s=min(options.limits.stuck_after_s, options.start_timeout_s / 2),
+        )
+        hot_adapters.watch(self._decoder.adapters)
+        return hot_adapters
 
     async def adapters(self) -> AdapterStates:
         refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)

@@ -21,7 +21,6 @@ from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_RESPONSE_STATUS_CODE,
     HTTP_ROUTE,
 )
-from opentelemetry.trace import SpanKind
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -42,7 +41,7 @@ from wire.pixels import (
 from wire.runner_channel import FeaturesMissing, RunnerCall
 from wire.runner_messages import WritingEvent
 from wire.telemetry.metric_files import metrics
-from wire.telemetry.tracing import are_made, caller_context, note_error, span
+from wire.telemetry.tracing import are_made, note_error, request_trace
 
 # The pixels of the largest input of both families, 896 x 896, are 2.4 MB.
 MAX_BODY_BYTES = 16_000_000
@@ -69,7 +68,7 @@ class CallGuard:
             return await answer(scope, receive, send)
         attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}
         name = f"{scope['method']} {scope['path']}"
-        with span(name, attributes, SpanKind.SERVER, caller_context(headers)) as call:
+        with request_trace(headers, name, attributes) as call:
 
             async def send_noted(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -83,8 +82,7 @@ class CallGuard:
     def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
         build_key = headers.get(BUILD_HEADER)
         if build_key is not None and build_key != self._api.build_key:
-            loaded = f"this runner has loaded {self._api.build_key!r}"
-            message = f"{BUILD_HEADER} is {build_key[:80]!r}; {loaded}"
+            message = f"this runner has loaded {self._api.build_key!r}"
             return PlainTextResponse(message, HTTPStatus.SERVICE_UNAVAILABLE)
         if scope["method"] != "POST":
             return None
@@ -92,12 +90,9 @@ class CallGuard:
         content_type = headers.get("content-type", "")
         allowed = (JSON, BYTES) if scope["path"] in _CALLS else (JSON,)
         if content_type not in allowed:
-            types = " or ".join(allowed)
-            message = f"Content-Type is {content_type[:80]!r}; it must be {types}"
-            return PlainTextResponse(message, 415)
+            return PlainTextResponse(f"Content-Type must be {' or '.join(allowed)}", 415)
         if not length.isdecimal() or "transfer-encoding" in headers:
-            message = "Content-Length is missing or malformed; it must be the bytes of the body"
-            return PlainTextResponse(message, 411)
+            return PlainTextResponse("Content-Length must be the bytes of the body", 411)
         if int(length) > MAX_BODY_BYTES:
             message = f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed"
             return PlainTextResponse(message, 413)
@@ -137,8 +132,7 @@ class RunnerApi:
                 call = self._call(await request.body(), request.headers)
                 return await while_connected(request.receive, answer(call))
             except FeaturesMissing:
-                message = "no features are cached under this image key; repeat the call with pixels"
-                return PlainTextResponse(message, HTTPStatus.NOT_FOUND)
+                return PlainTextResponse("repeat the call with pixels", HTTPStatus.NOT_FOUND)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
@@ -152,16 +146,11 @@ class RunnerApi:
         except ValueError as error:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
         if not (image_key := headers.get(IMAGE_KEY_HEADER)):
-            raise HTTPException(
-                HTTPStatus.BAD_REQUEST,
-                f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal",
-            )
+            raise HTTPException(HTTPStatus.BAD_REQUEST, f"{IMAGE_KEY_HEADER} is missing")
         sequences = received.call.sequences
         adapters = {spec.adapter for spec in sequences}
         if len(adapters) > 1:  # the features of an adapter may be other ones
-            allowed = "all must name the same one, or all none"
-            problem = f"the sequences name {len(adapters)} adapters; {allowed}"
-            raise HTTPException(HTTPStatus.BAD_REQUEST, problem)
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "the sequences must name the same adapter")
         return RunnerCall(image_key, sequences, received.pixels)
 
     async def _adapters(self, _request: Request) -> Response:

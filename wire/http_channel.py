@@ -128,7 +128,6 @@ class HttpChannel:
 
 
 def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
-    """Return the channel's error for one of aiohttp, or for a status of a runner or proxy."""
     match error:
         case aiohttp.ClientResponseError(status=status) if status in _UNREACHED:
             return RunnerUnreachable(f"status {status}")

@@ -75,11 +75,8 @@ def read_call(
         call = _parse(body)
         return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
     if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
-        length_text = message_bytes[:20]
-        raise ValueError(
-            f"{MESSAGE_BYTES_HEADER} is {length_text!r}; it must be a length within the body,"
-            f" {len(body)} bytes"
-        )
+        problem = f"{MESSAGE_BYTES_HEADER} is {message_bytes[:20]!r}"
+        raise ValueError(f"{problem}; it must be a length within the body, {len(body)} bytes")
     length = int(message_bytes)
     return ReceivedCall(_parse(body[:length]), _shaped(memoryview(body)[length:], shape_hwc))
 
@@ -96,20 +93,16 @@ def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
         raise ValueError(f"cannot open the shared pixels: {memory.name} is not a name of pixels")
     try:
         fd = open_anonymous(memory.pid, memory.fd, memory.name)
-    except OSError as error:
-        raise ValueError(f"cannot open the shared pixels: {error}") from error
-    try:
-        return _shaped(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), shape_hwc)
+        with os.fdopen(fd, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: empty memory
-        raise ValueError(f"cannot map the shared pixels: {error}") from error
-    finally:
-        os.close(fd)
+        raise ValueError(f"cannot open the shared pixels: {error}") from error
+    return _shaped(data, shape_hwc)
 
 
 def _shaped(data: Any, shape_hwc: tuple[int, int, int]) -> Pixels:
     pixels = np.frombuffer(data, dtype=np.uint8)
-    if pixels.size != np.prod(shape_hwc):
-        raise ValueError(
-            f"the pixels have {pixels.size} bytes; an image of this model has {np.prod(shape_hwc)}"
-        )
+    size = np.prod(shape_hwc)
+    if pixels.size != size:
+        raise ValueError(f"the pixels have {pixels.size} bytes; an image of this model has {size}")
     return pixels.reshape(shape_hwc)

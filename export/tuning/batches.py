@@ -132,9 +132,7 @@ class Batches:
         texts = []
         for row in answers[:, num_given:].tolist():
             stream = self._tokenizer.text_stream()
-            texts.append(
-                "".join(stream.push(token_id) for token_id in row if token_id not in around)
-            )
+            texts.append("".join(stream(token_id) for token_id in row if token_id not in around))
         return texts
 
     def _row(self, example: TokenizedExample) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,10 +81,7 @@ class HotAdapters:
 
         threading.Thread(target=run, name=f"adapters of {self._base.model_id}", daemon=True).start()
         if not is_updated.wait(self._read_timeout_s):
-            message = (
-                "the adapters of %s are not all loaded after %g s; the runner starts without the"
-                " others"
-            )
+            message = "the adapters of %s are not all loaded after %g s; the runner starts"
             logger.error(message, self._base.model_id, self._read_timeout_s)
 
     def update(self, loaded: Adapters) -> None:
@@ -140,8 +137,7 @@ class HotAdapters:
         try:
             if len(self._added) >= MAX_ADAPTERS:
                 raise ArtifactError(
-                    f"{MAX_ADAPTERS} adapters of {model_id} are loaded, the maximum; remove one to"
-                    " add another"
+                    f"{MAX_ADAPTERS} adapters of {model_id} are loaded, no more fit"
                 )
             read = partial(read_adapter, adapter.path, self._base_decoder, self._limits)
             tensors = _in_time(read, self._read_timeout_s)
@@ -152,13 +148,12 @@ class HotAdapters:
             logger.info("the adapter %s of %s is loaded: build %.8s", adapter.name, model_id, key)
         # too little memory, for example: the others stay, and the watch continues
         except Exception as error:
+            is_known = isinstance(error, ArtifactError | TimeoutError)
             reason = f"it cannot be loaded: {type(error).__name__}"
-            if isinstance(error, ArtifactError | TimeoutError):
-                reason = reason_of(error)
-            else:
-                logger.exception("the adapter %s cannot be loaded", adapter.name)
-            self.refused[key] = reason
-            logger.error("the adapter %s of %s is refused: %s", adapter.name, model_id, reason)
+            self.refused[key] = reason_of(error) if is_known else reason
+            message = "the adapter %s of %s is refused: %s"
+            names = adapter.name, model_id, self.refused[key]
+            logger.error(message, *names, exc_info=not is_known)
 
 
 def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:

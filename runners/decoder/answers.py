@@ -66,7 +66,7 @@ class AnswerText:
     """The incremental text of one answer, without the tokens that start and end every answer."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._stream = decoder.text.tokenizer.text_stream()
+        self._complete = decoder.text.tokenizer.text_stream()
         rules = decoder.rules
         self.framing_ids = rules.eos_token_ids | {
             rules.bos_token_id,
@@ -80,7 +80,7 @@ class AnswerText:
         before = len(self.text)
         for token_id in token_ids:
             if token_id not in self.framing_ids:
-                self.text += self._stream.push(token_id)
+                self.text += self._complete(token_id)
                 self.token_ends.append(len(self.text))
         return self.text[before:]
 

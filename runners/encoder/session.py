@@ -306,7 +306,6 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
     """Raise `RuntimeError` if ONNX Runtime has fallen back to the CPU, many times slower."""
     if device == "cuda" and CUDA_PROVIDER not in running:
         raise RuntimeError(
-            f"ONNX Runtime {onnxruntime.__version__} runs the vision encoder with"
-            f" {', '.join(running)}, not on CUDA; install onnxruntime-gpu with its CUDA libraries,"
-            " or set DIPTYCH_DEVICE to cpu or auto"
+            f"ONNX Runtime runs the vision encoder with {', '.join(running)}, not on CUDA; install"
+            " onnxruntime-gpu with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
         )

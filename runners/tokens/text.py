@@ -6,7 +6,7 @@ none. A prompt's words are also a source of drafts (runners/decoder/engines.py).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -22,17 +22,6 @@ from runners.tokens.constraints import Constraints, ConstraintState
 
 _SPACE = "Ġ"  # space of byte-level vocabularies, such as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
-
-
-class TextStream:
-    """Incremental detokenizer of one answer; a token that completes no character adds no text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
-
-    def push(self, token_id: int) -> str:
-        return self._stream.step(self._tokenizer, token_id) or ""
 
 
 class PromptTokenizer:
@@ -78,8 +67,10 @@ class PromptTokenizer:
         bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
         return token_id if bare is None else bare
 
-    def text_stream(self) -> TextStream:
-        return TextStream(self._tokenizer)
+    def text_stream(self) -> Callable[[int], str]:
+        """Return a function that returns the text that the next token of one answer completes."""
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token_id: stream.step(self._tokenizer, token_id) or ""
 
 
 # tokens; where a location, a segmentation code or free text follows, more are allowed

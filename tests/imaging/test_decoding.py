@@ -252,7 +252,7 @@ def test_extreme_shapes_are_resized(size_wh: tuple[int, int]) -> None:
 def test_scans_of_a_jpeg() -> None:
     """A small image may have more of them."""
     bomb = repeated_scans((1000, 1000), 900)
-    with pytest.raises(OversizedImage, match="910 scans of 1000 x 1000 pixels; the maximum is 16"):
+    with pytest.raises(OversizedImage, match="1000 x 1000 pixels has 910 scans; the maximum is 16"):
         read_header(bomb, LIMITS)
     for side, times in ((1000, 0), (100, 500)):
         assert decode_image(repeated_scans((side, side), times), LIMITS).size == (side, side)
@@ -266,7 +266,7 @@ def test_scans_of_a_jpeg() -> None:
     ],
 )
 def test_long_side_is_refused(data: bytes) -> None:
-    with pytest.raises(OversizedImage, match="the maximum of a side is 20000"):
+    with pytest.raises(OversizedImage, match=r"has a side of .* pixels; the maximum is 20000"):
         read_header(data, ImageLimits(50_000_000))
 
 

@@ -163,10 +163,10 @@ def test_a_call_reads_the_features_of_its_image(adapters: Sequence[str | None]) 
             "a",
             FAILED,
             400,
-            "the sequences name 2 adapters; all must name the same",
+            "the sequences must name the same adapter",
         ),
-        ((None,), "", FAILED, 400, "the header X-Diptych-Image-Key is missing"),
-        ((None,), "a", None, 404, "no features are cached under this image key; repeat the call"),
+        ((None,), "", FAILED, 400, "X-Diptych-Image-Key is missing"),
+        ((None,), "a", None, 404, "repeat the call with pixels"),
     ],
 )
 def test_calls_that_cannot_be_answered_are_refused(

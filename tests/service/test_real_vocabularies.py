@@ -244,7 +244,7 @@ def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
         pieces = []
         for token_id in vocabulary.tokenizer.encode([(text, True)]):
             state = constraint.after(state, token_id)
-            pieces.append(stream.push(token_id))
+            pieces.append(stream(token_id))
         assert eos in allowed_ids(constraint, state)
         assert "".join(pieces) == text
         # Certain tokens: a label's score depends on the number of its tokens, which differs between

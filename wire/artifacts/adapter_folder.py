@@ -104,8 +104,7 @@ class AdapterFolder:
         if name is None:
             name = read_config(self.path).get("base_model_name_or_path")
         if not isinstance(name, str):
-            allowed = "base_model_name_or_path and adapter_of must be strings"
-            raise ArtifactError(f"{self.path} names no base: {allowed}")
+            raise ArtifactError(f"{self.path} has no name of a base: {name!r:.80}")
         return name
 
     def is_adapter_of(self, base: Manifest, aliases: Sequence[str]) -> bool:
@@ -137,8 +136,7 @@ class AdapterScan:
             paths = sorted(self._folder.iterdir())
         except OSError as error:
             if self._is_readable:
-                message = "the adapters are unchanged, because their folder cannot be read: %s"
-                logger.error(message, error)
+                logger.error("the adapters' folder cannot be read, and they stay as are: %s", error)
             self._is_readable = False
             return dict(self._settled)
         self._is_readable = True

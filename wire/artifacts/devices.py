@@ -30,27 +30,23 @@ def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
     """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
     match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
     if match is None:
-        forms = "MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1"
-        raise ValueError(f"{pair!r} must be {forms}")
+        raise ValueError(f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX")
     model_id, device, gpu = match.groups()
     return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
 
 
 def encoder_device(setting: DeviceSetting) -> Device:
     """Return the device of the encoder, which ONNX Runtime must support."""
-    return _device(setting, has_cuda_card() and has_cuda_provider())
+    if setting != "auto":
+        return setting  # a missing one fails at its first use, with the library's message
+    return "cuda" if has_cuda_card() and has_cuda_provider() else "cpu"
 
 
 def decoder_device(setting: DeviceSetting) -> Device:
     """Return the device of the decoder, which torch must support."""
-    return _device(setting, has_cuda_torch() and has_cuda_card())
-
-
-def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
-    """Return the device; a missing one fails at its first use, with the library's message."""
-    if setting == "auto":
-        return "cuda" if has_cuda else "cpu"
-    return setting
+    if setting != "auto":
+        return setting
+    return "cuda" if has_cuda_torch() and has_cuda_card() else "cpu"
 
 
 def has_cuda_provider() -> bool:
@@ -65,10 +61,7 @@ def has_cuda_provider() -> bool:
         for name in _CUDA_PROVIDER_FILES:
             ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        message = (
-            "ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s"
-        )
-        logger.warning(message, error)
+        logger.warning("encoders run on the CPU: ONNX Runtime's provider does not load: %s", error)
         return False
     return True
 
@@ -115,8 +108,7 @@ def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -
         return
     gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if index >= len(gpus):
-        problem = f"{_VISIBLE}={visible} shows {len(gpus)} GPUs"
-        raise RuntimeError(f"cuda:{index} is requested, but {problem}")
+        raise RuntimeError(f"cuda:{index} is requested, but {_VISIBLE} is {visible}")
     environment[_VISIBLE] = gpus[index]
 
 
@@ -137,10 +129,6 @@ def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
     version = ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value >= _MIN_CUDA:
         return True
-    versions = [f"{number // 1000}.{number % 1000 // 10}" for number in (version.value, _MIN_CUDA)]
-    logger.warning(
-        "NVIDIA's driver supports CUDA %s, and torch and ONNX Runtime need %s: the models run on"
-        " the CPU; install driver 580 or later",
-        *versions,
-    )
+    message = "the models run on the CPU: NVIDIA's driver is for CUDA %d.%d; install 580 or later"
+    logger.warning(message, version.value // 1000, version.value % 1000 // 10)
     return False

@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter
+
 Family = Literal["florence2", "paligemma"]
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -114,19 +116,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raise `ArtifactError` if the manifest is missing or malformed."""
     path = folder / MANIFEST_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        width, height = values.pop("image_size_wh")
-        manifest = Manifest(image_size_wh=(width, height), **values)
-        if not isinstance(manifest.precision, dict):
-            allowed = "it must be a mapping by device and part"
-            raise ValueError(f"precision is {manifest.precision!r}; {allowed}")
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
+        return _MANIFEST.validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a valid manifest of this version: {error}") from error
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
@@ -137,16 +136,14 @@ def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None 
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     # BentoML's store adds model.yaml to each folder.
     if unknown := present - {MANIFEST_FILE, "model.yaml", *manifest.files}:
-        problem = f"holds files that its manifest does not list: {sorted(unknown)}"
-        raise ArtifactError(f"{folder} {problem}")
+        raise ArtifactError(f"{folder} has files that its manifest lacks: {sorted(unknown)}")
     for name, expected in manifest.files.items():
         if name not in present:
             raise ArtifactError(f"{folder} lacks {name}, which its manifest lists")
         if names is not None and name not in names:
             continue
         if (actual := sha256_of(folder / name)) != expected:
-            problem = f"has sha256 {actual}, its manifest says {expected}"
-            raise ArtifactError(f"{folder / name} {problem}")
+            raise ArtifactError(f"{folder / name} has sha256 {actual}, not its manifest's")
 
 
 def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozenset[str]:
@@ -170,11 +167,8 @@ def choose_precision(
     if part == "encoder":  # each precision is a file of its own
         possible = [name for name in possible if vision_encoder_file(name) in manifest.files]
     if precision not in possible:
-        raise ArtifactError(
-            f"the {part} of {manifest.model_id} cannot run in {precision} on {device}; its"
-            f" artifacts allow {', '.join(possible)}; models/catalog.yaml lists those that are"
-            " exported"
-        )
+        problem = f"the {part} of {manifest.model_id} cannot run in {precision} on {device}"
+        raise ArtifactError(f"{problem}; its artifacts allow {', '.join(possible)}")
     return precision
 
 
@@ -187,9 +181,8 @@ def measured_agreement(
     """
     answers = manifest.parity.get("answers", {"runs": ()})
     for run in answers["runs"]:
-        if (run["encoder"], run["decoder"]) != (encoder, decoder):
-            continue
-        if run["pictures"] == answers["decided_by"]:
-            names = ("pictures", "num_pictures")
-            return {name: run[name] for name in names} | dict(run["agreement"])
+        is_asked = (run["encoder"], run["decoder"]) == (encoder, decoder)
+        if is_asked and run["pictures"] == answers["decided_by"]:
+            pictures = {"pictures": run["pictures"], "num_pictures": run["num_pictures"]}
+            return pictures | dict(run["agreement"])
     return None

@@ -192,11 +192,6 @@ def trace_id() -> str:
     return format_trace_id(get_current_span().get_span_context().trace_id)
 
 
-def caller_context(headers: Mapping[str, str]) -> Context:
-    """Return the trace context in headers; an empty one if it is missing or malformed."""
-    return _PROPAGATOR.extract(headers)
-
-
 def call_headers() -> dict[str, str]:
     """Return the headers that make the spans of a call children of the current span."""
     headers: dict[str, str] = {}

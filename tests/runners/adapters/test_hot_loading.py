@@ -367,7 +367,7 @@ def test_a_runner_waits_for_half_of_its_start(
     worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
     limit_bytes = LIMITS.max_total_bytes
     worker._decoder = SimpleNamespace(adapters=watched.loaded, max_adapter_bytes=limit_bytes)
-    worker._watch_adapters(watched.base, watched.base_folder)
+    worker._watch_adapters(watched.folder, watched.base, watched.base_folder)
     assert "not all loaded after 0.2 s" in caplog.messages[-1]
     watched.loaded.released.set()
     wait_until(lambda: watched.loaded.keys != frozenset())

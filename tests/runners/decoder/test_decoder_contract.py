@@ -49,7 +49,7 @@ def test_the_words_of_a_prompt_are_those_within_its_frame(decoder: Decoder) -> N
     prompt_ids = text.prompt_ids([("abc", False)])
     assert prompt_ids == (*text.start_ids, *text.prompt_words(prompt_ids).token_ids, *text.end_ids)
     assert prompt_ids != text.prompt_ids([("cab", False)])
-    assert "abc" in "".join(map(text.tokenizer.text_stream().push, prompt_ids))
+    assert "abc" in "".join(map(text.tokenizer.text_stream(), prompt_ids))
 
 
 def test_slots_take_the_memory_that_is_counted_for_them(exported: ModelStore) -> None:

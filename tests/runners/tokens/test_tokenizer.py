@@ -67,13 +67,13 @@ def test_a_tag_that_the_checkpoint_does_not_have_is_text_like_its_neighbours(nam
 def test_detokenized_pieces_concatenate_to_the_text(name: str, text: str) -> None:
     ids = TOKENIZERS[name].encode([(text, False)])
     stream = TOKENIZERS[name].text_stream()
-    assert "".join(stream.push(token_id) for token_id in ids).strip(" ") == text.strip(" ")
+    assert "".join(stream(token_id) for token_id in ids).strip(" ") == text.strip(" ")
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_no_piece_is_half_a_character(name: str) -> None:
     stream = TOKENIZERS[name].text_stream()
-    pieces = [stream.push(token_id) for token_id in TOKENIZERS[name].encode([("a日b", False)])]
+    pieces = [stream(token_id) for token_id in TOKENIZERS[name].encode([("a日b", False)])]
     assert pieces == ["a", "", "", "日", "b"]
 
 

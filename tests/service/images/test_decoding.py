@@ -140,12 +140,12 @@ async def pixels_of(data: bytes, limits: ImageLimits) -> None:
         (
             encoded(Image.new("1", (1001, 1000))),
             "image_too_large",
-            "the image has 1001 x 1000 = 1001000 pixels; the maximum is 1000000",
+            "the image of 1001 x 1000 pixels has 1001000 pixels; the maximum is 1000000",
         ),
         (
             repeated_scans((1000, 1000), 900),
             "image_too_large",
-            "the JPEG has 910 scans of 1000 x 1000 pixels; the maximum is 16",
+            "the image of 1000 x 1000 pixels has 910 scans; the maximum is 16",
         ),
     ],
     ids=["format", "header", "pixels", "size", "scans"],

@@ -66,7 +66,7 @@ def test_adapter_is_complete_when_unchanged(tmp_path: Path) -> None:
     write(tmp_path / "a", b"more")
     assert scan.scan() == {}
     assert scan.scan().keys() == {"a"}
-    assert AdapterScan(tmp_path, now_of(tmp_path, 1)).scan().keys() == {"a"}
+    assert AdapterScan(tmp_path, now_of(tmp_path, 1.01)).scan().keys() == {"a"}
     ahead = AdapterScan(tmp_path, now=lambda: 0.0)
     assert [list(ahead.scan()) for _ in range(2)] == [[], ["a"]]
 
@@ -179,8 +179,8 @@ def test_bad_entry_is_refused(tmp_path: Path, entry: str, message: str) -> None:
     [
         ("", "cannot be read as JSON"),
         ("[]", "must be an object"),
-        ("{}", "base_model_name_or_path"),
-        ('{"base_model_name_or_path": ["a"]}', "base_model_name_or_path"),
+        ("{}", "has no name of a base: None"),
+        ('{"base_model_name_or_path": ["a"]}', "has no name of a base: .'a'"),
         ("[" * 100_000, "cannot be read as JSON: RecursionError: maximum recursion depth"),
         (" " * MAX_CONFIG_BYTES + "{}", "has 1000002 bytes; at most 1000000 are allowed"),
     ],

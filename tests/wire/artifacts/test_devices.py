@@ -57,9 +57,7 @@ def test_old_driver_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     driver = FakeDriver(1, version=12080)
     assert [has_cuda_card(load) for load in [lambda _file: driver] * 2] == [False, False]
     (message,) = caplog.messages
-    assert message.startswith(
-        "NVIDIA's driver supports CUDA 12.8, and torch and ONNX Runtime need 13.0: "
-    )
+    assert message.endswith("NVIDIA's driver is for CUDA 12.8; install 580 or later")
 
 
 def test_device_of_the_operator() -> None:
@@ -93,9 +91,7 @@ def test_index_of_a_gpu(visible: str | None, index: int, expected: str) -> None:
 
 
 def test_hidden_gpu_is_refused() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"^cuda:1 is requested, but CUDA_VISIBLE_DEVICES=0 shows 1 GPUs$"
-    ):
+    with pytest.raises(RuntimeError, match=r"cuda:1 is requested, but CUDA_VISIBLE_DEVICES is 0"):
         select_gpu(1, {"CUDA_VISIBLE_DEVICES": "0"})
 
 

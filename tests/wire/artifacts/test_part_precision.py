@@ -63,7 +63,7 @@ def test_precision_that_cannot_run_is_refused(
 
 def test_missing_encoder_is_refused(manifest: Manifest) -> None:
     files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
-    with pytest.raises(ArtifactError, match="int8 on cpu; its artifacts allow float32;"):
+    with pytest.raises(ArtifactError, match=r"int8 on cpu; its artifacts allow float32$"):
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
 
 
@@ -71,7 +71,7 @@ def test_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Pa
     folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
     values = json.loads((folder / "manifest.json").read_text()) | {"precision": "float32"}
     (folder / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(ArtifactError, match="precision is 'float32'; it must be a mapping by dev"):
+    with pytest.raises(ArtifactError, match="not a valid manifest of this version"):
         read_manifest(folder)
 
 
@@ -79,11 +79,11 @@ def test_files_of_artifacts(artifacts: Path, manifest: Manifest, tmp_path: Path)
     folder = Path(shutil.copytree(artifacts, tmp_path / "copy"))
     verify_files(folder, manifest)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"config\.json has sha256 44136fa3.*, its manifest"):
+    with pytest.raises(ArtifactError, match=r"config\.json has sha256 44136fa3"):
         verify_files(folder, manifest)
     verify_files(folder, manifest, names=())
     (folder / "more.json").touch()
-    with pytest.raises(ArtifactError, match=r"does not list: \['more.json'\]"):
+    with pytest.raises(ArtifactError, match=r"manifest lacks: \['more.json'\]"):
         verify_files(folder, manifest, names=())
     (folder / "more.json").rename(folder / "model.yaml")  # BentoML's
     (folder / "config.json").unlink()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from opentelemetry.trace import INVALID_SPAN, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tests.support.trace_collector import (
     CALLER_ID,
@@ -26,13 +27,13 @@ from wire.telemetry.tracing import (
     RateLimitFilter,
     TraceOptions,
     call_headers,
-    caller_context,
     past_span,
     request_trace,
     span,
     trace_id,
 )
 
+PROPAGATOR = TraceContextTextMapPropagator()
 MALFORMED = [
     "",
     "00",
@@ -71,7 +72,7 @@ def by_name(collector: Collector) -> dict[str, CollectedSpan]:
 
 
 def test_nested_spans(collector: Collector) -> None:
-    caller = caller_context({"traceparent": TRACEPARENT})
+    caller = PROPAGATOR.extract({"traceparent": TRACEPARENT})
     with exporting(f"{collector.url}/"), span("outer", {"a": 1}, parent=caller):
         assert trace_id() == TRACE_ID
         with span("inner"):
@@ -144,7 +145,7 @@ def test_sampling(
 ) -> None:
     """The caller decides on its traces, the share applies to others."""
     headers = {"traceparent": traceparent} if traceparent else {}
-    with exporting(collector.url, sample), span("call", parent=caller_context(headers)):
+    with exporting(collector.url, sample), span("call", parent=PROPAGATOR.extract(headers)):
         assert (trace_id() == TRACE_ID) == bool(headers)
         assert trace_id() != "0" * 32
     assert len(collector.spans) == is_exported
@@ -152,18 +153,18 @@ def test_sampling(
 
 def test_headers_of_a_call(collector: Collector) -> None:
     with exporting(collector.url), span("caller") as caller:
-        called = get_current_span(caller_context(call_headers())).get_span_context()
+        called = get_current_span(PROPAGATOR.extract(call_headers())).get_span_context()
         assert (called.span_id, called.is_remote) == (caller.get_span_context().span_id, True)
 
 
 @pytest.mark.parametrize("traceparent", MALFORMED)
 def test_malformed_traceparent_is_ignored(traceparent: str) -> None:
-    assert get_current_span(caller_context({"traceparent": traceparent})) is INVALID_SPAN
+    assert get_current_span(PROPAGATOR.extract({"traceparent": traceparent})) is INVALID_SPAN
 
 
 def test_no_spans_without_a_collector() -> None:
     threads = threading.active_count()
-    caller = caller_context({"traceparent": TRACEPARENT})
+    caller = PROPAGATOR.extract({"traceparent": TRACEPARENT})
     with exporting(None), span("none", parent=caller) as no_span:
         past_span("none", 0, 1)
         assert no_span is INVALID_SPAN
