@@ -5,7 +5,7 @@ r"""Runs that survive an interruption, and that replace no file of the user's.
 
     journal.jsonl, answers.jsonl   logs of answers; a killed process loses at most one line
     failures.jsonl                 {request…, "code": …, "message": …}\n…
-    written.jsonl                  {"written": path, "state": digest, or size and time}\n…
+    written.jsonl                  {"written": path, "state": size and time}\n…
 
 A log is locked by the process that has it open. A file is recorded in written.jsonl before it is
 written: an interrupted run may replace what it left.
@@ -16,11 +16,9 @@ import json
 import os
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -28,7 +26,6 @@ from typing import Any, Self, TypeVar
 from diptych_client.errors import DiptychError, affects_every_image
 
 ItemT = TypeVar("ItemT")
-BLOCK_BYTES = 1 << 16
 _MAX_LISTED_FAILURES = 100
 _ANY_STATE = ""  # state of a file that no person edits
 
@@ -46,7 +43,12 @@ class AppendLog:
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
         self._file = file
-        self._size_bytes = _remove_incomplete_line(file)
+        self._size_bytes = 0
+        with path.open("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    self._size_bytes += len(line)
+        file.truncate(self._size_bytes)  # an incomplete line
 
     @classmethod
     @contextmanager
@@ -67,16 +69,13 @@ class AppendLog:
                 raise RunError(
                     f"{path} is not a log of this command: move it, or choose another output folder"
                 )
-            try:
-                yield cls(path, file)
-            finally:
-                os.fsync(file.fileno())
+            yield cls(path, file)
 
     def values(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield each value with its offset; raise `RunError` for a line that is not JSON."""
-        with self.path.open("rb") as file:
-            offset = 0
-            for number, line in enumerate(file, 1):
+        offset = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
                 try:
                     value = json.loads(line)
                 except ValueError as error:
@@ -98,22 +97,6 @@ class AppendLog:
             raise OSError(f"{self.path}: incomplete write, the disk may be full")
         self._size_bytes += len(line)
         return offset
-
-
-def _remove_incomplete_line(file: FileIO) -> int:
-    """Cut the file after its last newline and return its size."""
-    end = size = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - BLOCK_BYTES)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        file.truncate(end)
-    return end
 
 
 def _lock(file: FileIO) -> None:
@@ -192,7 +175,7 @@ class Outputs:
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder = folder
         self._overwrite = overwrite
-        self._states: defaultdict[str, set[str]] = defaultdict(set)  # keyed by name
+        self._written = set[tuple[str, str]]()  # names with states
         self._record_path = folder / "written.jsonl"
         self._record: AppendLog | None = None
         self._open_files = ExitStack()
@@ -208,8 +191,10 @@ class Outputs:
     def check(self, paths: Iterable[Path]) -> None:
         """Raise `RunError` for the first file that this run may not replace."""
         for path in paths:
-            if path.exists() and not self._overwrite and not self._is_own(path):
-                raise refusal(path)
+            if path.exists() and not self._overwrite:
+                states = {(self._name(path), _ANY_STATE), (self._name(path), _state(path))}
+                if not states & self._written:
+                    raise refusal(path)
 
     def claim(self, path: Path) -> Path:
         """Record a file whose content changes during a run; raise `RunError` as `check` does."""
@@ -220,11 +205,10 @@ class Outputs:
     def write(self, path: Path, text: str) -> Path:
         """Write a file completely or not at all; raise `RunError` as `check` does."""
         self.check([path])
-        data = text.encode()
-        self._add(path, _digest(data))
         path.parent.mkdir(parents=True, exist_ok=True)
         incomplete = path.with_name(path.name + ".incomplete")
-        incomplete.write_bytes(data)
+        incomplete.write_bytes(text.encode())
+        self._add(path, _state(incomplete))
         os.replace(incomplete, path)
         return path
 
@@ -243,7 +227,7 @@ class Outputs:
         source = source.resolve()
         if self.has_link(source, path):
             return
-        self._add(path, _stamp(source))
+        self._add(path, _state(source))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         try:
@@ -251,32 +235,20 @@ class Outputs:
         except OSError:  # another file system, or one without links
             shutil.copy2(source, path)
 
-    def _is_own(self, path: Path) -> bool:
-        states = self._states[self._name(path)]
-        if not states or _ANY_STATE in states:
-            return bool(states)
-        return _stamp(path) in states or _digest(path.read_bytes()) in states
-
     def _name(self, path: Path) -> str:
-        """Return the path in the folder, or an absolute one."""
-        absolute = path.absolute()
-        folder = self.folder.absolute()
-        if absolute.is_relative_to(folder):
-            absolute = absolute.relative_to(folder)
-        return absolute.as_posix()
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
     def _add(self, path: Path, state: str) -> None:
-        name = self._name(path)
-        if state not in self._states[name]:
-            self._opened_record().append({"written": name, "state": state})
-            self._states[name].add(state)
+        if (self._name(path), state) not in self._written:
+            self._opened_record().append({"written": self._name(path), "state": state})
+            self._written.add((self._name(path), state))
 
     def _opened_record(self) -> AppendLog:
         if self._record is None:
-            record = AppendLog.open(self._record_path, "written")
-            self._record = self._open_files.enter_context(record)
+            log = AppendLog.open(self._record_path, "written")
+            self._record = self._open_files.enter_context(log)
             for _, row in self._record.values():
-                self._states[row["written"]].add(row["state"])
+                self._written.add((row["written"], row["state"]))
         return self._record
 
 
@@ -287,10 +259,6 @@ def refusal(path: Path) -> RunError:
     )
 
 
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
-
-
-def _stamp(path: Path) -> str:
+def _state(path: Path) -> str:
     stat = path.stat()
     return f"{stat.st_size} {stat.st_mtime_ns}"

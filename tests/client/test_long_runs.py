@@ -18,8 +18,9 @@ from diptych_client.errors import (
     UnknownModel,
     UnsupportedTask,
 )
-from diptych_client.long_runs import BLOCK_BYTES, AppendLog, FailureLog, RunError, send_all
+from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
 
+BLOCK_BYTES = 1 << 16
 VALUES: list[dict[str, Any]] = [{"image": "a.png", "n": 1}, {"image": "größer.png", "n": None}, {}]
 LINES = "".join(f"{json.dumps(value)}\n" for value in VALUES).encode()
 Failures = list[tuple[int, DiptychError]]
