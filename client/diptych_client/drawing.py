@@ -1,19 +1,17 @@
 """Draws answers on their image: boxes, quads, masks with outlines, and text below.
 
-Knows no service.
-
 Within a picture each label has one colour, also across the panels of a comparison.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import cycle
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diptych_client.geometry import Ring
+from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -58,20 +56,22 @@ def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
 
 def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     """Return a picture with one panel for each model, side by side."""
-    results = [answer.result for answer in comparison.answers if isinstance(answer, Answer)]
-    colors = _colors(chain.from_iterable(map(items_of, results)))
+    items: list[Item] = []
+    for answer in comparison.answers:
+        if isinstance(answer, Answer):
+            items += items_of(answer.result)
+    colors = _colors(items)
     panels = [_panel(image, answer, colors) for answer in comparison.answers]
-    gap = _line_width(image) * 4
-    width = sum(panel.width + gap for panel in panels) - gap
-    picture = Image.new("RGB", (width, max(panel.height for panel in panels)), _WHITE)
+    step = image.width + _line_width(image) * 4
+    height = max(panel.height for panel in panels)
+    picture = Image.new("RGB", (step * (len(panels) - 1) + image.width, height), _WHITE)
     for index, panel in enumerate(panels):
-        picture.paste(panel, (index * (panel.width + gap), 0))
+        picture.paste(panel, (index * step, 0))
     return picture
 
 
 def _colors(items: Iterable[Item]) -> Colors:
-    labels = dict.fromkeys(map(label_of, items))
-    return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+    return dict(zip(dict.fromkeys(map(label_of, items)), cycle(PALETTE), strict=False))
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
@@ -91,41 +91,38 @@ def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) ->
 
 
 def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
-    """Draw the outlines, and the label above the first corner if it fits, else below."""
-    x1, y1, x2, y2 = box_of(item)
-    outlines: Sequence[Ring] = [((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
+    """Draw the outlines, and the label above the box if it fits, else in it."""
+    draw = ImageDraw.Draw(picture)
+    outlines: Sequence[Ring] = [corners(box_of(item))]
     if isinstance(item, TextRegion):
         outlines = [item.quad_xy]
     elif isinstance(item, Instance) and item.polygons_xy:
         outlines = item.polygons_xy
-    draw = ImageDraw.Draw(picture)
     for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
-    x, y = item.quad_xy[0] if isinstance(item, TextRegion) else (x1, y1)
-    font = _font(picture)
+    x, y, _, _ = box_of(item)
     tag = f"{label_of(item)} {item.score:.2f}".strip()
-    left, top, right, bottom = draw.textbbox((0, 0), tag, font=font)
-    height = bottom - top + 4
-    y = y - height if y >= height else y
-    draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
-    draw.text((x + 2 - left, y + 2 - top), tag, fill=_BLACK, font=font)
+    font = _font(picture)
+    background = draw.textbbox((x, y), tag, font=font, anchor="lb")
+    if background[1] < 0:
+        background = draw.textbbox((x, y), tag, font=font, anchor="lt")
+    draw.rectangle(background, fill=color)
+    draw.text(background[:2], tag, fill=_BLACK, font=font, anchor="lt")
 
 
 def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
+    """Return the picture with a title above it and a text below it."""
     font = _font(picture)
-    line_height = round(font.size * 1.4)
+    top = round(font.size * 1.4)
     num_columns = max(10, round(picture.width / (font.size * 0.55)))
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        lines += wrap(paragraph, num_columns)
-    y = line_height + picture.height
-    panel = Image.new("RGB", (picture.width, y + len(lines) * line_height), _WHITE)
-    panel.paste(picture, (0, line_height))
+    wrapped = "\n".join(fill(line, num_columns) for line in text.splitlines())
+    _, _, _, text_height = ImageDraw.Draw(picture).multiline_textbbox((0, 0), wrapped, font=font)
+    below = top + picture.height
+    panel = Image.new("RGB", (picture.width, below + round(text_height) + 4), _WHITE)
+    panel.paste(picture, (0, top))
     draw = ImageDraw.Draw(panel)
     draw.text((4, 0), title, fill=_BLACK, font=font)
-    for line in lines:
-        draw.text((4, y), line, fill=_BLACK, font=font)
-        y += line_height
+    draw.multiline_text((4, below), wrapped, fill=_BLACK, font=font)
     return panel
 
 

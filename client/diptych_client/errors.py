@@ -5,8 +5,6 @@
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 _CLASSES: dict[str, "type[DiptychError]"] = {}  # keyed by code
 # errors of these fields depend on the image: a region may exceed a small one
@@ -142,12 +140,7 @@ def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:
 
 
 def parse_retry_after_s(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
-    if header is None:
-        return None
-    if header.isascii() and header.isdigit():
+    """Return the seconds of a Retry-After header; a date is not read."""
+    if header is not None and header.isascii() and header.isdigit():
         return float(header)
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # not a date, or one without a time zone
-        return None
+    return None

@@ -24,7 +24,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from diptych_client.errors import DiptychError, new_error
 from diptych_client.geometry import (
-    BoxXyxy,
     ImageSize,
     RunLengthMask,
     compressed_run_lengths,
@@ -35,10 +34,12 @@ from diptych_client.requests import StoredImage
 from diptych_client.results import (
     Answer,
     Comparison,
-    DetectionsResult,
-    InstancesResult,
+    Instance,
+    Item,
     Result,
-    TextRegionsResult,
+    TextRegion,
+    TextResult,
+    items_of,
 )
 
 DEFAULT_MAX_PIXELS = 50_000_000  # DIPTYCH_MAX_IMAGE_PIXELS of a service, by default
@@ -57,7 +58,6 @@ ResultT = TypeVar("ResultT")
 _URL_SCHEMES = ("http://", "https://")
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 _CHANNELS = (1, 3, 4)
-_KINDS = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
 
 
 @runtime_checkable
@@ -124,28 +124,22 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
             if is_first and array.shape[2] not in _CHANNELS:
                 array = array.transpose(1, 2, 0)
             return _png(_from_array(array, bgr))
-    kind = type(image).__name__
-    hint = "; for several images use predict_many" if isinstance(image, list | tuple) else ""
-    raise _refusal(f"an image must be {_KINDS}, got {kind}{hint}")
+    kinds = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
+    raise _refusal(f"an image must be {kinds}, got {type(image).__name__}")
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
-    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
-    if not is_image or not array.size:
-        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        raise _refusal(f"an array must be {expected}, got {array.shape}")
-    if np.issubdtype(array.dtype, np.floating):
-        low = float(array.min())
-        high = float(array.max())
-        if not (low >= 0 and high <= 1):
-            values = f"floats from {low:.3g} to {high:.3g}"
-            raise _refusal(f"an array of floats must be 0 to 1, got {values}")
+    has_channels = array.ndim == 3 and array.shape[2] in _CHANNELS
+    is_image = array.size > 0 and (array.ndim == 2 or has_channels)
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if is_image and is_float and array.min() >= 0 and array.max() <= 1:
         array = np.round(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise _refusal(f"an array must be uint8, or floats from 0 to 1, got {array.dtype}")
-    if array.ndim == 3 and array.shape[2] == 1:
+    if not is_image or array.dtype != np.uint8:
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floats from 0 to 1"
+        raise _refusal(f"an array must be {expected}, got {array.dtype} {array.shape}")
+    if has_channels and array.shape[2] == 1:
         array = array[:, :, 0]
-    if bgr and array.ndim == 3:
+    elif has_channels and bgr:
         array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -169,22 +163,22 @@ class Downscaled:
     scale: float
 
 
-def downscaled(data: bytes, max_pixels: int, name: str) -> Downscaled | None:
+def downscaled(data: bytes, max_pixels: int) -> Downscaled | None:
     """Return a smaller image, or None if the file is small enough or not an image."""
     reader = _READERS.get(data[:2])
+    if reader is None:
+        return None
     try:
         # not Image.open, whose limit is one of the whole process
-        return (
-            None if reader is None else _smaller(reader(io.BytesIO(data)), data, max_pixels, name)
-        )
+        return _smaller(reader(io.BytesIO(data)), len(data), max_pixels)
     except (OSError, SyntaxError, ValueError, MemoryError):  # damaged: the service says how
         return None
 
 
-def _smaller(image: OpenedImage, data: bytes, max_pixels: int, name: str) -> Downscaled | None:
+def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled | None:
     width, height = image.size
     scale = min(1.0, math.sqrt(max_pixels / (width * height)), _MAX_SIDE_PX / max(image.size))
-    is_small = scale == 1 and len(data) <= _MAX_BYTES
+    is_small = scale == 1 and num_bytes <= _MAX_BYTES
     if is_small or width * height > _MAX_OPENED_PIXELS:
         return None
     image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
@@ -199,8 +193,7 @@ def _smaller(image: OpenedImage, data: bytes, max_pixels: int, name: str) -> Dow
         if file.tell() <= _MAX_BYTES:
             break
         scale *= 0.8
-    sent = f"sent as {size_wh[0]} x {size_wh[1]}, its answer is in the original's pixels"
-    logger.warning("%s has %d x %d pixels; %s", name, original.width, original.height, sent)
+    logger.warning("an image of %d x %d pixels is sent as %d x %d", width, height, *size_wh)
     return Downscaled(file.getvalue(), original, scale)
 
 
@@ -224,26 +217,20 @@ def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
     def points(ring: Sequence[Sequence[float]]) -> Any:
         return tuple(map(tuple, (np.array(ring) * scale).tolist()))
 
-    def box(edges: BoxXyxy) -> Any:
-        (x1, y1), (x2, y2) = points((edges[:2], edges[2:]))
-        return (x1, y1, x2, y2)
+    def scaled_item(item: Item) -> Any:
+        if isinstance(item, TextRegion):
+            return replace(item, quad_xy=points(item.quad_xy))
+        (x1, y1), (x2, y2) = points((item.box_xyxy[:2], item.box_xyxy[2:]))
+        item = replace(item, box_xyxy=(x1, y1, x2, y2))
+        if isinstance(item, Instance) and item.polygons_xy is not None:
+            item = replace(item, polygons_xy=tuple(map(points, item.polygons_xy)))
+        if isinstance(item, Instance) and item.mask is not None:
+            item = replace(item, mask=_enlarged(item.mask, original))
+        return item
 
-    match result:
-        case DetectionsResult(detections):
-            boxes = [replace(item, box_xyxy=box(item.box_xyxy)) for item in detections]
-            return DetectionsResult(tuple(boxes))
-        case InstancesResult(instances):
-            scaled = []
-            for item in instances:
-                rings = None if item.polygons_xy is None else tuple(map(points, item.polygons_xy))
-                mask = None if item.mask is None else _enlarged(item.mask, original)
-                edges = box(item.box_xyxy)
-                scaled.append(replace(item, box_xyxy=edges, polygons_xy=rings, mask=mask))
-            return InstancesResult(tuple(scaled))
-        case TextRegionsResult(regions):
-            quads = [replace(region, quad_xy=points(region.quad_xy)) for region in regions]
-            return TextRegionsResult(tuple(quads))
-    return result
+    if isinstance(result, TextResult):
+        return result
+    return type(result)(tuple(map(scaled_item, items_of(result))))
 
 
 def _enlarged(mask: RunLengthMask, original: ImageSize) -> RunLengthMask:

@@ -2,12 +2,11 @@
 
 The same over REST and gRPC, so they compare equal. Boxes `[x1, y1, x2, y2]`, polygons and quads are
 in pixels of the original, upright image. supervision, FiftyOne and pandas are optional: a method
-imports its library, and raises `ImportError` if it is not installed.
+imports its library.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -204,11 +203,12 @@ class Answer:
         A text is `metadata["text"]`, without a box. Class ids number the labels of this answer in
         order of first appearance.
         """
-        library = _library("supervision", "supervision", "to_supervision")
+        import supervision
+
         items = items_of(self.result)
         labels = [label_of(item) for item in items]
         class_ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
-        detections: supervision.Detections = library.Detections(
+        detections = supervision.Detections(
             xyxy=np.array(list(map(box_of, items)), dtype=np.float32).reshape(-1, 4),
             confidence=np.array([item.score for item in items], dtype=np.float32),
             class_id=np.array([class_ids[label] for label in labels], dtype=int),
@@ -232,16 +232,17 @@ class Answer:
 
         Coordinates are relative to the image. A mask covers its box, widened to whole pixels.
         """
-        library = _library("fiftyone", "fiftyone.core.labels", "to_fiftyone")
+        import fiftyone.core.labels as fol
+
         width, height = size_wh = (self.image.width, self.image.height)
         if isinstance(self.result, TextResult):
-            return library.Classification(label=self.result.text)
+            return fol.Classification(label=self.result.text)
         labels = []
         for item in items_of(self.result):
             common = {"label": label_of(item), "confidence": item.score}
             if isinstance(item, TextRegion):
                 points = (np.array(item.quad_xy) / size_wh).tolist()
-                labels.append(library.Polyline(points=[points], closed=True, **common))
+                labels.append(fol.Polyline(points=[points], closed=True, **common))
                 continue
             x1, y1, x2, y2 = item.box_xyxy
             if isinstance(item, Instance):
@@ -249,10 +250,10 @@ class Answer:
                 x2, y2 = np.clip(np.ceil((x2, y2)), (x1 + 1, y1 + 1), size_wh).astype(int)
                 common["mask"] = item.to_mask(self.image)[y1:y2, x1:x2]
             box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
-            labels.append(library.Detection(bounding_box=list(map(float, box)), **common))
+            labels.append(fol.Detection(bounding_box=list(map(float, box)), **common))
         if isinstance(self.result, TextRegionsResult):
-            return library.Polylines(polylines=labels)
-        return library.Detections(detections=labels)
+            return fol.Polylines(polylines=labels)
+        return fol.Detections(detections=labels)
 
     def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
         """Return a document of COCO about this image; a text is its caption.
@@ -264,14 +265,15 @@ class Answer:
 
     def to_pandas(self) -> Any:  # pandas has no types
         """Return a `pandas.DataFrame` with a row for each object, or for the text."""
-        library = _library("pandas", "pandas", "to_pandas")
+        import pandas
+
         rows: list[tuple[Any, ...]] = []
         if isinstance(self.result, TextResult):
             rows.append((self.model, self.task, self.result.text, *[None] * 6))
         for item in items_of(self.result):
             shape = getattr(item, "quad_xy", None) or getattr(item, "polygons_xy", None)
             rows.append((self.model, self.task, label_of(item), item.score, *box_of(item), shape))
-        return library.DataFrame(rows, columns=list(_COLUMNS))
+        return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,13 +367,6 @@ class Task:
     result: str
     parameters: Mapping[str, object]
     models: tuple[str, ...]
-
-
-def _library(name: str, module: str, method: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{method}() needs {name}: pip install {name}") from error
 
 
 def category_of(item: Item) -> str:

@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from itertools import pairwise
 from typing import Any
 
@@ -150,18 +148,13 @@ def test_delay_beyond_the_deadline_is_not_waited_for() -> None:
         (None, None),
         ("0", 0),
         ("120", 120),
-        ("Fri, 01 May 2026 11:00:00 GMT", 0),
-        ("Fri, 01 May 2026 12:00:30", None),
+        ("Fri, 01 May 2026 11:00:00 GMT", None),
         ("-5", None),
-        ("soon", None),
-        ("", None),
         ("²", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+def test_retry_after_is_seconds(header: str | None, seconds: float | None) -> None:
     assert parse_retry_after_s(header) == seconds
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert parse_retry_after_s(soon) == pytest.approx(30, abs=5)
 
 
 @both_clients

@@ -47,13 +47,11 @@ from diptych_client.transports.messages import (
     PREDICT,
     TASKS,
     Call,
-    Operation,
     error_from_response,
     form_values,
     from_json,
     to_json,
 )
-from service.rpc.proto import vision_pb2 as service_pb
 from service.schema.rendering import AnswerJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, SQUARE, answer
 
@@ -192,17 +190,6 @@ def test_listings_are_parsed() -> None:
     task = pb.Task(**texts, parameters_json_schema='{"properties": {}}', models=["m"])
     listing = json_from_message(pb.ListTasksResponse(tasks=[task]))
     assert TASKS.parse(listing) == (Task("ocr", "Read it.", "text", {"properties": {}}, ("m",)),)
-
-
-@pytest.mark.parametrize(
-    "operation", [PREDICT, COMPARE, ANALYZE, MODELS, TASKS], ids=lambda operation: operation.method
-)
-def test_operation_has_the_messages_of_the_service(operation: Operation[object]) -> None:
-    """The client links to the service's generated code: one process can load both."""
-    method = service_pb.DESCRIPTOR.services_by_name["Vision"].methods_by_name[operation.method]
-    assert operation.request.DESCRIPTOR is method.input_type
-    assert operation.response.DESCRIPTOR is method.output_type
-    assert pb.__name__ != service_pb.__name__
 
 
 def test_error_has_the_detail_of_the_service() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -96,17 +95,6 @@ def run_python(python: Any, code: str, **variables: str) -> "subprocess.Complete
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
     environment = os.environ | paths | variables
     return subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("name", ["supervision", "fiftyone", "pandas"])
-def test_missing_package_is_named(name: str) -> None:
-    code = (
-        f"import sys; sys.modules['{name}'] = None\n"  # an import of it fails
-        "from tests.support.client_answers import DETECTIONS, answer\n"
-        f"answer(DETECTIONS).to_{name}()"
-    )
-    expected = f"ImportError: to_{name}() needs {name}: pip install {name}"
-    assert expected in run_python(sys.executable, code).stderr
 
 
 CONVERT = """

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,7 +24,7 @@ from tenacity import (
 )
 
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded, new_error
-from diptych_client.image_sources import ImageSource, ReadableFile, downscaled, sent_image
+from diptych_client.image_sources import ImageSource, downscaled, sent_image
 from diptych_client.requests import (
     AnswerOptions,
     FieldValue,
@@ -93,15 +92,15 @@ class Caller(Generic[TransportT]):
         parameters = task_parameters(parameters)
         sent = sent_image(image, bgr)
         original = None
+        smaller = None
         if self._max_pixels is not None and isinstance(sent, bytes):
-            name = str(image) if isinstance(image, str | Path) else "the image"
-            name = str(getattr(image, "name", name)) if isinstance(image, ReadableFile) else name
-            if (smaller := downscaled(sent, self._max_pixels, name)) is not None:
-                sent = smaller.data
-                original = smaller.original
-                if parameters.region is not None:
-                    x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
-                    parameters = replace(parameters, region=(x1, y1, x2, y2))
+            smaller = downscaled(sent, self._max_pixels)
+        if smaller is not None:
+            sent = smaller.data
+            original = smaller.original
+            if parameters.region is not None:
+                x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
+                parameters = replace(parameters, region=(x1, y1, x2, y2))
         values = {name: value for name, value in fields.items() if value is not None}
         values |= non_null_fields(parameters, answer_options(options))
         return Request(sent, values, image if isinstance(image, StoredImage) else None, original)
@@ -143,15 +142,12 @@ def _delay_s(state: RetryCallState) -> float:
 def progress_bar(
     images: Iterable[object], is_shown: bool
 ) -> Iterator[Callable[[ResultT], ResultT]]:
-    """Yield a function that counts a result on a bar on stderr, if any, and returns it."""
-    if not is_shown:
-        yield lambda result: result
-        return
+    """Yield a function that counts a result on a bar on stderr, if it is shown, and returns it."""
     # imported when needed: it takes longer than the rest of the client
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True), disable=not is_shown) as progress:
         bar = progress.add_task("", total=len(images) if isinstance(images, Sized) else None)
 
         def counted(result: ResultT) -> ResultT:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from diptych_client.errors import (
     DiptychError,
@@ -31,7 +32,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 _UNSET_IF_EMPTY = ("labels", "view")  # repeated fields without presence, optional in JSON
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+_SERVICE = pb.DESCRIPTOR.services_by_name["Vision"]
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # a mask of a large image is above the default of 4 MB
     # clients/caller.py sets the delays between attempts: a broken channel reconnects at once
@@ -62,17 +63,16 @@ class GrpcChannel:
 
     def start(self, call: Call[Any], is_stream: bool = False) -> Any:
         """Return a response, or a stream's iterator; of `grpc.aio` an awaitable or async one."""
-        operation = call.operation
-        serialize = operation.request.SerializeToString
-        if is_stream:
-            path = f"/{_SERVICE}/{operation.method}Stream"
-            method = self._channel.unary_stream(path, serialize, pb.PredictEvent.FromString)
-        else:
-            path = f"/{_SERVICE}/{operation.method}"
-            method = self._channel.unary_unary(path, serialize, operation.response.FromString)
-        message = request_message(operation.request, call.request)
+        name = call.operation.method + ("Stream" if is_stream else "")
+        method = _SERVICE.methods_by_name[name]
+        request_type = GetMessageClass(method.input_type)
+        response_type = GetMessageClass(method.output_type)
+        connect = self._channel.unary_stream if is_stream else self._channel.unary_unary
+        path = f"/{_SERVICE.full_name}/{name}"
+        stub = connect(path, request_type.SerializeToString, response_type.FromString)
+        message = request_message(request_type, call.request)
         metadata = (("x-request-id", call.request_id), *self._key)
-        return method(message, timeout=call.remaining_s(), metadata=metadata)
+        return stub(message, timeout=call.remaining_s(), metadata=metadata)
 
 
 def grpc_result(message: Any, call: Call[ResultT]) -> ResultT:

@@ -9,12 +9,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from functools import cache, partial
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from itertools import starmap
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from google.protobuf.message import Message
 from httpx_sse import ServerSentEvent
 
 from diptych_client.errors import (
@@ -27,7 +28,6 @@ from diptych_client.errors import (
 )
 from diptych_client.requests import FieldValue, Request
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
-from diptych_client.transports import vision_pb2 as pb
 
 ResultT = TypeVar("ResultT")
 ResponseT = TypeVar("ResponseT")
@@ -78,48 +78,41 @@ def from_json(kind: type[ValueT], value: Any) -> ValueT:
 
 
 def _parsed(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
-        arguments = {}
-        for name, key, field_kind in _fields(kind):
-            if name == _OUTCOME:
-                arguments[name] = _parsed(field_kind, value)
-            elif key in value:
-                arguments[name] = _parsed(field_kind, value[key])
-        return kind(**arguments)
     members = get_args(kind)
+    if is_dataclass(kind):
+        return _parsed_dataclass(kind, value)
     if get_origin(kind) is UnionType:
-        return None if value is None else _parsed(_member(members, value), value)
+        return _parsed_member(members, value)
     if get_origin(kind) is tuple:
         kinds = members[:1] * len(value) if members[-1] is ... else members
-        pairs = zip(kinds, value, strict=True)
-        return tuple(_parsed(element_kind, element) for element_kind, element in pairs)
+        return tuple(starmap(_parsed, zip(kinds, value, strict=True)))
     if kind is str and not isinstance(value, str):
         raise ValueError(f"expected a text, got {value!r:.100}")
     return float(value) if kind is float else value
 
 
-@cache
-def _fields(kind: Any) -> list[tuple[str, str, Any]]:
-    """Return the name, the key in JSON and the type of each field."""
-    names = [(field.name, _COORDINATES.sub("", field.name)) for field in fields(kind)]
-    kinds = get_type_hints(kind)
-    return [(name, key, kinds[name]) for name, key in names]
+def _parsed_dataclass(kind: Any, value: Any) -> Any:
+    arguments = {}
+    for name, field_kind in _field_kinds(kind).items():
+        key = _COORDINATES.sub("", name)
+        if name == _OUTCOME:
+            arguments[name] = _parsed(field_kind, value)
+        elif key in value:
+            arguments[name] = _parsed(field_kind, value[key])
+    return kind(**arguments)
 
 
-@cache
-def _required(kind: Any) -> set[str]:
-    defaults = {field.name: field.default for field in fields(kind)}
-    return {key for name, key, _ in _fields(kind) if defaults[name] is MISSING}
+_field_kinds = cache(get_type_hints)
 
 
-def _member(members: tuple[Any, ...], value: Any) -> Any:
+def _parsed_member(members: tuple[Any, ...], value: Any) -> Any:
+    """Return the value of the first member whose required fields are all there."""
+    if value is None:
+        return None
     for member in members:
-        if is_dataclass(member) and isinstance(member, type):
-            is_meant = _required(member) <= value.keys()
-        else:
-            is_meant = member is not NoneType
-        if is_meant:
-            return member
+        if member is not NoneType:
+            with suppress(TypeError):  # a missing argument
+                return _parsed(member, value)
     raise ValueError(f"no known kind of value has the fields {', '.join(value)}")
 
 
@@ -128,36 +121,21 @@ class Operation(Generic[ResultT]):
     """One call of the API over both transports; its response's JSON is parsed for both."""
 
     path: str
-    method: str
-    request: type[Message]
-    response: type[Message]
-    parse: Callable[[Any], ResultT]
+    method: str  # of gRPC
+    kind: type[ResultT]
+    key: str = ""  # of the result in the response, if it is a part of it
     verb: str = "GET"  # a call without an image
 
+    def parse(self, body: Any) -> ResultT:
+        return from_json(self.kind, body[self.key] if self.key else body)
 
-def _listed(kind: type[ValueT]) -> Callable[[Any], tuple[ValueT, ...]]:
-    return lambda body: tuple(from_json(kind, row) for row in body["data"])
 
-
-PREDICT: Operation[Answer] = Operation(
-    "/v1/predict", "Predict", pb.PredictRequest, pb.Answer, partial(from_json, Answer)
-)
-COMPARE: Operation[Comparison] = Operation(
-    "/v1/compare", "Compare", pb.CompareRequest, pb.Comparison, partial(from_json, Comparison)
-)
-ANALYZE: Operation[Analysis] = Operation(
-    "/v1/analyze", "Analyze", pb.AnalyzeRequest, pb.Analysis, partial(from_json, Analysis)
-)
-# Images are stored over REST alone: the messages are not used.
-STORE: Operation[str] = Operation(
-    "/v1/images", "", pb.AnalyzeRequest, pb.Analysis, lambda body: str(body["id"])
-)
-MODELS: Operation[tuple[Model, ...]] = Operation(
-    "/v1/models", "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, _listed(Model)
-)
-TASKS: Operation[tuple[Task, ...]] = Operation(
-    "/v1/tasks", "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, _listed(Task)
-)
+PREDICT = Operation("/v1/predict", "Predict", Answer)
+COMPARE = Operation("/v1/compare", "Compare", Comparison)
+ANALYZE = Operation("/v1/analyze", "Analyze", Analysis)
+STORE = Operation("/v1/images", "", str, "id")  # over REST alone
+MODELS = Operation("/v1/models", "ListModels", tuple[Model, ...], "data")
+TASKS = Operation("/v1/tasks", "ListTasks", tuple[Task, ...], "data")
 
 
 def removal(image_id: str) -> Operation[str]:

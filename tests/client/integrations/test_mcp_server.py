@@ -90,7 +90,7 @@ def test_arguments_are_fields_of_the_request() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": URL, "x": 1}, "invalid_request: unknown field 'x'"),
+        ({"image": URL, "x": 1}, "unexpected keyword argument 'x'"),
         ({"image": "/no/such/file.png"}, "there is no file /no/such/file.png"),
         ({"image": "data:image/png;base64,=x="}, "padding"),
         ({"image": URL}, "overloaded: no"),

@@ -84,7 +84,7 @@ def test_coco_has_captions(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(damaged))
     problems = Problems()
     read_dataset(tmp_path, problems=problems)
-    assert "category 1: no key name; category left out" in problems.lines[0]
+    assert "category 1: no key 'name'; category left out" in problems.lines[0]
 
 
 def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
