@@ -14,7 +14,6 @@ import asyncio
 import graphlib
 import math
 import re
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
@@ -24,7 +23,7 @@ from pydantic import Field, JsonValue
 
 from imaging.files import PixelBox
 from service.admission.places import RequestContext
-from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
+from service.errors import InvalidRequest, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageView, LazyImage, in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core
@@ -66,8 +65,6 @@ _NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
 }
 _NAME = re.compile(r"\{(label|text)\}")
 _TEXT_FIELDS = frozenset(name for name, parameter in PARAMETERS.items() if parameter.is_text)
-_RESTART_S = 15.0  # a killed runner is ready again before
-_RETRY_AFTER_S = 0.5
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -116,7 +113,7 @@ class Step:
         return _parsed(fields)[1]
 
     def check_reference(self, by_id: Mapping[str, "Step"]) -> None:
-        """Raise `InvalidRequest` unless `each` names a step whose boxes this one uses."""
+        """Raise `InvalidRequest` unless `each` names a step whose boxes have the used texts."""
         names = used_names(self.fields)
         where = f"{self.position} ({self.options.id})"
         if self.options.each is None:
@@ -125,23 +122,14 @@ class Step:
                 raise InvalidRequest(message, self.position)
             return
         source = by_id.get(self.options.each)
-        param = f"{self.position}.each"
-        if source is None:
-            problem = f"{where}: each is {shown(self.options.each)}, which is not a step"
-            raise InvalidRequest(f"{problem}; the steps are {', '.join(by_id)}", param)
-        if source.task.result_kind == "text":
-            message = (
-                f"{where}: each is {source.options.id!r}, whose task {source.task.id} has no boxes"
-            )
-            raise InvalidRequest(message, param)
+        if source is None or source.task.result_kind == "text":
+            message = f"{where}: each is {shown(self.options.each)}, which is not a step with boxes"
+            raise InvalidRequest(message, f"{self.position}.each")
         allowed = _NAMES_OF[source.task.result_kind]
         if unknown := names - allowed:
-            message = f"{where}: {{{min(unknown)}}} is not a text of {source.options.id!r}"
             can_fill = " and ".join(f"{{{name}}}" for name in sorted(allowed))
+            message = f"{where}: {{{min(unknown)}}} is not a text of {source.options.id!r}"
             raise InvalidRequest(f"{message}; its objects fill {can_fill}", self.position)
-        if not (names or self.has_region or self.options.view == "crop"):
-            message = f"{where}: every box of {source.options.id!r} would get the same answer"
-            raise InvalidRequest(f"{message}; use view crop, or {{label}} in a string", param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +190,7 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
         graphlib.TopologicalSorter(references).prepare()
     except graphlib.CycleError as error:
         cycle = " -> ".join(error.args[1])
-        position = by_id[error.args[1][0]].position
-        message = f"steps refer to each other in a cycle: {cycle}; each must name another result"
-        raise InvalidRequest(message, f"{position}.each") from error
+        raise InvalidRequest(f"steps refer to each other in a cycle: {cycle}", "steps") from error
     return Plan(tuple(by_id.values()))
 
 
@@ -264,32 +250,31 @@ def _parsed(fields: Mapping[str, object]) -> tuple[PredictFields | CompareFields
 def used_names(fields: Mapping[str, object]) -> frozenset[str]:
     """Return the names that the strings of a step use."""
     names: set[str] = set()
-    for text in _texts(fields):
-        names.update(_NAME.findall(text))
+
+    def note(match: re.Match[str]) -> str:
+        names.add(match[1])
+        return match[0]
+
+    _replaced(fields, note)
     return frozenset(names)
 
 
 def filled(fields: Mapping[str, object], values: Mapping[str, str]) -> dict[str, object]:
     """Return the fields with every used name replaced by its value."""
+    return _replaced(fields, lambda match: values[match[1]])
 
+
+def _replaced(
+    fields: Mapping[str, object], replace: Callable[[re.Match[str]], str]
+) -> dict[str, object]:
     def fill(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return _NAME.sub(lambda match: values[match[1]], value)
+        return _NAME.sub(replace, value) if isinstance(value, str) else value
 
     document = dict(fields)
     for name in _TEXT_FIELDS & fields.keys():
         value = fields[name]
         document[name] = list(map(fill, value)) if isinstance(value, list) else fill(value)
     return document
-
-
-def _texts(fields: Mapping[str, object]) -> Iterator[str]:
-    for name in _TEXT_FIELDS & fields.keys():
-        value = fields[name]
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str):
-                yield text
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +357,6 @@ class _Run:
     )  # key: step id
     views: dict[PixelBox, ImageView] = field(default_factory=dict)
     is_first: bool = True
-    give_up_s: float = math.inf  # when runners that restart are no longer waited for
 
     async def analysis(self) -> Analysis:
         """Run all steps; raise errors of the image, and `Overloaded` if nothing else came."""
@@ -417,7 +401,7 @@ class _Run:
         outcome: Answer | ServiceError
         try:
             await self._count(view)
-            outcome = await self._repeated(step, model, about, view)
+            outcome = await self._attempt(step, model, about, view)
         except UnsupportedImage:
             raise
         except ServiceError as error:
@@ -428,19 +412,6 @@ class _Run:
         answer = StepAnswer(step.options.id, of, view, model, outcome)
         self.on_answer(answer)
         return answer
-
-    async def _repeated(
-        self, step: Step, model: ServedModel, about: StepObject | None, view: PixelBox | None
-    ) -> Answer:
-        while True:
-            try:
-                return await self._attempt(step, model, about, view)
-            except NotReady:  # the answers so far would be lost: wait for a restart
-                now_s = time.monotonic()
-                self.give_up_s = min(self.give_up_s, now_s + _RESTART_S)
-                if now_s + _RETRY_AFTER_S >= min(self.give_up_s, self.context.deadline_s):
-                    raise
-            await asyncio.sleep(_RETRY_AFTER_S)
 
     async def _attempt(
         self, step: Step, model: ServedModel, about: StepObject | None, view: PixelBox | None
