@@ -5,7 +5,7 @@ has the same form. Source: kserve/open-inference-protocol
 specification/protocol/open_inference_grpc.proto.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.json_format import ParseDict
 
@@ -16,7 +16,6 @@ from service.open_inference import tensors
 from service.rpc.boundary import GrpcApi
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto import inference_pb2_grpc as pb_grpc
-from tasks.errors import shown
 
 _CONTENTS = {  # the field for the elements of a datatype
     "BOOL": "bool_contents",
@@ -92,8 +91,6 @@ def read_request(request: pb.ModelInferRequest) -> tensors.InferRequest:
         raise InvalidRequest(f"{problem}; send one per input", "raw_input_contents")
     contents = raw or [None] * len(request.inputs)
     inputs = tuple(map(_tensor, request.inputs, contents))
-    for output in request.outputs:
-        _refuse_parameters(output.parameters)
     outputs = tuple(output.name for output in request.outputs)
     parameters = {  # JSON types, None for a parameter without a value
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
@@ -118,7 +115,6 @@ def write_answer(
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> tensors.Tensor:
-    _refuse_parameters(tensor.parameters)
     if raw is not None and tensor.HasField("contents"):
         problem = "an input has contents beside raw_input_contents; send one of them"
         raise InvalidRequest(problem, "inputs")
@@ -126,10 +122,3 @@ def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) ->
     typed: Sequence[object] = getattr(tensor.contents, field)
     data = typed if raw is None else raw
     return tensors.Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
-
-
-def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
-    """Raise `InvalidRequest` for any parameter of a tensor: over gRPC none is defined."""
-    for name in parameters:
-        problem = f"a tensor has the parameter {shown(name)}; none is supported"
-        raise InvalidRequest(problem, "parameters")

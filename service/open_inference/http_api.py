@@ -56,19 +56,13 @@ class _Input(StrictModel):
     def content(self, raw: bytes) -> bytes | list[Any]:
         """Return the elements, of which a batch of one may be nested, or the bytes in `raw`."""
         size = self.parameters.binary_data_size
+        if (size is None) == (self.data is None) or len(raw) != (size or 0):
+            problem = "needs data, or binary_data_size and as many bytes after the JSON"
+            raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
         if self.data is None:
-            if size is None:
-                problem = "has neither data nor binary_data_size"
-            elif len(raw) == size:
-                return raw
-            else:
-                problem = f"has a binary_data_size of {size} and {len(raw)} bytes follow"
-        elif size is None:
-            is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
-            return self.data[0] if is_nested else self.data
-        else:
-            problem = f"has a binary_data_size of {size} and also data"
-        raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
+            return raw
+        is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
+        return self.data[0] if is_nested else self.data
 
 
 class _OutputParameters(StrictModel):
@@ -83,13 +77,12 @@ class _Output(StrictModel):
 class InferJson(StrictModel):
     """Body of a request, or its JSON part."""
 
-    id: str = Field("", json_schema_extra={"maxLength": tensors.MAX_ID_CHARS})
+    id: str = Field("", max_length=tensors.MAX_ID_CHARS)
     inputs: list[_Input] = Field(max_length=tensors.MAX_TENSORS)
     outputs: list[_Output] = Field([], max_length=tensors.MAX_TENSORS)
     parameters: dict[str, Any] = Field({}, max_length=tensors.MAX_TENSORS)
-    model_name: str = Field(
-        "", max_length=tensors.MAX_ID_CHARS
-    )  # some clients repeat the one of the path
+    # some clients repeat the one of the path
+    model_name: str = Field("", max_length=tensors.MAX_ID_CHARS)
 
     def wants_raw(self) -> bool:
         """Return True if the result is requested raw; an output overrides the request."""
@@ -97,10 +90,8 @@ class InferJson(StrictModel):
         if not isinstance(default, bool):
             problem = "the parameter binary_data_output must be true or false"
             raise InvalidRequest(problem, "binary_data_output")
-        if not self.outputs:
-            return default
-        flags = [output.parameters.binary_data for output in self.outputs]
-        return any(default if is_raw is None else is_raw for is_raw in flags)
+        flags = {output.parameters.binary_data for output in self.outputs}
+        return True in flags or (default and flags != {False})
 
 
 class OpenInferenceError(StrictModel):
@@ -164,11 +155,6 @@ class OpenInferenceRest:
     async def infer(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         model = self._model(request)
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding.lower() != "identity":
-            raise InvalidRequest(
-                f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported"
-            )
         json_length = request.headers.get("inference-header-content-length")
         parse = partial(read_request, json_length=json_length)
 

@@ -17,7 +17,6 @@ extension_model_configuration.md.
 import math
 import struct
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -128,9 +127,6 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
         problem = f"the parameter timeout is {shown(timeout_us)}"
         raise InvalidRequest(f"{problem}; it must be a whole number of microseconds", "timeout")
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
-    if len(request.id) > MAX_ID_CHARS:
-        problem = f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}"
-        raise InvalidRequest(problem, "id")
     request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 
@@ -142,20 +138,21 @@ def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
         for name, value in request.parameters.items()
         if name != "timeout" and not name.startswith(_FOR_TRITON)
     }
-    inputs = [tensor.name for tensor in request.inputs]
-    for name, count in Counter([*inputs, *options]).items():
-        if name not in _INPUTS:
-            problem = f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}"
+    fields = dict(options)
+    for tensor in request.inputs:
+        if tensor.name not in _INPUTS:
+            problem = f"unknown input {shown(tensor.name)}; the inputs are {', '.join(_INPUTS)}"
             raise InvalidRequest(problem, "inputs")
-        if count > 1:
-            raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
-    if "image" in options:
-        raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
+        if tensor.name in fields:
+            raise InvalidRequest(f"{tensor.name} occurs twice; send it once", tensor.name)
+        fields[tensor.name] = _value(tensor)
+    for name in options:
+        if name not in _INPUTS or name == "image":
+            raise InvalidRequest(f"unknown parameter {shown(name)}", "parameters")
     for name in request.outputs:
         if name != OUTPUT:
             problem = f"unknown output {shown(name)}; the only output is {OUTPUT}"
             raise InvalidRequest(problem, "outputs")
-    fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
     if image is None:
         raise missing_image()
@@ -197,49 +194,34 @@ def _value(tensor: Tensor) -> object:
         allowed = f"[{spec.length or 'n'}] or [1, {spec.length or 'n'}]"
         problem = f"has the shape {shown(list(tensor.shape[:4]))}; it must be {allowed}"
         raise _invalid(tensor, problem)
-    elements = _elements(tensor, length)
-    if spec.name == "image":
-        return elements[0]
-    values: list[object] = []
-    for element in elements:
-        try:
-            values.append(element.decode() if isinstance(element, bytes) else element)
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8: {error.reason} at byte {error.start}"
-            raise _invalid(tensor, problem) from error
+    try:
+        elements = _elements(tensor, length)
+        if len(elements) != length:
+            raise ValueError(f"{len(elements)} elements")
+        if spec.name == "image":
+            return elements[0]
+        values = [item.decode() if isinstance(item, bytes) else item for item in elements]
+    except (ValueError, struct.error) as error:
+        raise _invalid(tensor, f"does not fit datatype and shape: {error}") from error
     return values if spec.is_list else values[0]
 
 
 def _elements(tensor: Tensor, length: int) -> Sequence[object]:
+    """Return the elements; raise `struct.error` or `ValueError` for bytes that do not fit."""
     data = tensor.data
     if not isinstance(data, bytes):
-        if len(data) != length:
-            problem = f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}"
-            raise _invalid(tensor, problem)
         return data
-    if tensor.datatype == "BYTES":
-        return _texts(tensor, data, length)
-    layout = struct.Struct(f"<{length}{_ELEMENTS[tensor.datatype]}")
-    if len(data) != layout.size:
-        needed = f"{tensor.datatype} {list(tensor.shape)} needs {layout.size}"
-        raise _invalid(tensor, f"has {len(data)} bytes; {needed}")
-    return layout.unpack(data)
-
-
-def _texts(tensor: Tensor, data: bytes, length: int) -> list[bytes]:
+    if tensor.datatype != "BYTES":
+        return struct.unpack(f"<{length}{_ELEMENTS[tensor.datatype]}", data)
     texts: list[bytes] = []
     start = 0
-    for index in range(length):
-        end = start + _LENGTH.size
-        if end <= len(data):
-            end += _LENGTH.unpack_from(data, start)[0]
-        if end > len(data):
-            problem = f"ends at byte {len(data)}, within element {index} of {length}"
-            raise _invalid(tensor, problem)
-        texts.append(data[start + _LENGTH.size : end])
-        start = end
-    if start < len(data):
-        raise _invalid(tensor, f"has {len(data) - start} bytes after its last element")
+    while start < len(data) and len(texts) < length:
+        (num_bytes,) = _LENGTH.unpack_from(data, start)
+        start += _LENGTH.size
+        texts.append(data[start : start + num_bytes])
+        start += num_bytes
+    if start != len(data):
+        raise ValueError(f"{len(data)} bytes in place of {start}")
     return texts
 
 

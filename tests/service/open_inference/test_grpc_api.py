@@ -141,8 +141,6 @@ def test_parameters_have_json_types() -> None:
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
-        ({"inputs": [Input(parameters={"shared": NONE}), RAW[1]]}, "the parameter 'shared'"),
-        ({"outputs": [Output(parameters={"classes": NONE})]}, "the parameter 'classes'"),
         ({"inputs": [Input()] * 101}, "101 inputs, outputs or parameters; the maximum of each is"),
         ({"outputs": [Output()] * 101}, "101 inputs, outputs or parameters"),
         ({"parameters": {str(number): NONE for number in range(101)}}, "101 inputs, outputs or"),
