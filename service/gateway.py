@@ -41,7 +41,6 @@ from service.inference.served_models import (
     unserved_models,
 )
 from service.settings import Settings, settings
-from service.supervision.checks import greeting
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import MODEL_INFO, measure_loop_lag
@@ -126,8 +125,8 @@ class _Gateway:
     async def _greet(self, models: Iterable[ServedModel]) -> None:
         while not await self.__is_ready__():
             await asyncio.sleep(_READY_EVERY_S)
-        for line in greeting(_SETTINGS, models):
-            logger.info(line)
+        names = ", ".join(f"{model.id} ({model.precision})" for model in models)
+        logger.info("ready at %s/playground: %s", _SETTINGS.url, names)
 
     async def __is_ready__(self) -> bool:
         """Return True if the gateway accepts requests and runners and adapters are ready.

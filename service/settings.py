@@ -302,6 +302,11 @@ class Settings(BaseModel):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @property
+    def url(self) -> str:
+        scheme = "http" if self.tls_certificate_file is None else "https"
+        return f"{scheme}://{self.host}:{self.port}"
+
+    @property
     def is_one_process(self) -> bool:
         """True if the gateway loads the models of this host."""
         return self.processes == "one"

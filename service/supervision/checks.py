@@ -1,12 +1,10 @@
-"""The checks of a start, before anything is served, and the greeting once all is ready."""
+"""The checks of a start, before anything is served."""
 
 import ssl
-from collections.abc import Iterable
 
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
 from service.inference.served_models import (
-    ServedModel,
     chosen_precisions,
     local_models,
     served_entries,
@@ -15,7 +13,6 @@ from service.inference.served_models import (
 )
 from service.settings import Settings, SettingsError, variable
 from service.supervision.roles import Role
-from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import (
     FILES_OF_GATEWAY,
     Manifest,
@@ -24,8 +21,6 @@ from wire.artifacts.manifest import (
     verify_files,
 )
 from wire.artifacts.model_store import artifact_folder, check_base
-
-_ANY_HOST = ("0.0.0.0", "::", "127.0.0.1", "::1")
 
 
 def check(role: Role, settings: Settings) -> None:
@@ -75,11 +70,8 @@ def check_positions(manifest: Manifest, settings: Settings) -> None:
     """Raise `SettingsError` if DIPTYCH_DECODER_MAX_POSITIONS has no room for image and prompt."""
     allowed = settings.decoder_max_positions
     if 0 < allowed <= manifest.num_image_tokens:
-        raise SettingsError(
-            f"{variable('decoder_max_positions')}={allowed} is too low: an image alone takes"
-            f" {manifest.num_image_tokens} positions of {manifest.model_id}, to which prompt and"
-            " answer are added"
-        )
+        needed = f"an image of {manifest.model_id} takes {manifest.num_image_tokens} positions"
+        raise SettingsError(f"{variable('decoder_max_positions')}={allowed} is too low: {needed}")
 
 
 def check_tls_files(settings: Settings) -> None:
@@ -96,21 +88,3 @@ def check_tls_files(settings: Settings) -> None:
             f" {variable('tls_key_file')}={str(key)!r} must be a certificate and its key in PEM"
             f" without a password: {error}"
         ) from error
-
-
-def greeting(settings: Settings, models: Iterable[ServedModel]) -> list[str]:
-    """Return a line each for the page, REST, the contract, gRPC and the models."""
-    scheme = "http" if settings.tls_certificate_file is None else "https"
-    host = "localhost" if settings.host in _ANY_HOST else settings.host
-    url = f"{scheme}://{host}:{settings.port}"
-    served: list[str] = []
-    for model in models:
-        device, _ = settings.device_of(model.runner_id)
-        served.append(f"{model.id} ({decoder_device(device)}, {model.precision})")
-    return [
-        f"page    {url}/playground",
-        f"REST    {url}/v1/predict and /v1/compare",
-        f"docs    {url}/docs",
-        f"gRPC    {host}:{settings.grpc_port}" if settings.grpc_port else "gRPC    off",
-        f"models  {', '.join(served)}",
-    ]

@@ -15,11 +15,6 @@ _OK = 200
 _UNAUTHORIZED = 401
 
 
-def main() -> None:
-    """Exit with status 0 if the service is ready, else with the problem."""
-    sys.exit(problem(settings()))
-
-
 def problem(values: Settings) -> str | None:
     """Return the problem of the service with these settings, or None."""
     connection = http.client.HTTPConnection(values.host, values.port, timeout=_TIMEOUT_S)
@@ -42,4 +37,4 @@ def problem(values: Settings) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(problem(settings()))

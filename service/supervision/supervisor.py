@@ -4,7 +4,11 @@
     stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
 The supervisor owns the listening sockets: connections to a process that died wait in the backlog
-for the next one.
+for the next one. A process is BentoML's worker for a part, forked from the supervisor, which has
+imported all modules: it starts in milliseconds and shares their memory. The portable way
+(wire/host.py) starts a program instead, as macOS's libraries do not survive a fork. Arguments and
+environment are those of a worker of `bentoml serve` (BentoML 1.4.40,
+_bentoml_impl/server/serving.py).
 
 `bentoml serve` does the same with circus, but (BentoML 1.4.40,
 bentoml/_internal/utils/circus/__init__.py)
@@ -18,6 +22,8 @@ bentoml/_internal/utils/circus/__init__.py)
 import fcntl
 import gc
 import logging
+import math
+import mmap
 import os
 import resource
 import shutil
@@ -28,29 +34,162 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
-from service.settings import Settings, settings, variable
+from runners.bentoml_internals import keep_loggers, run_worker, worker_environment
+from service.settings import Settings, SettingsError, settings, variable
 from service.supervision.roles import GATEWAY, Role
-from service.supervision.worker_process import (
-    BACKLOG,
-    METRICS_FOLDER,
-    REFUSALS,
-    Part,
-    WorkerProcess,
-    runner_part,
-    worker_environment,
+from service.telemetry.logs import JsonLines, configure_logging
+from tasks.catalog import CatalogError
+from wire.artifacts.manifest import ArtifactError
+from wire.host import end_with, is_portable, memory_folder, show_as
+from wire.telemetry.metric_files import (
+    FOLDER_VARIABLE,
+    remove_live_gauges,
+    use_metric_files,
+    write_metrics_as,
 )
-from service.telemetry.logs import configure_logging
-from wire.host import is_portable, memory_folder
-from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
-
-_PREFIX = "diptych-"
-
 
 # __name__ is __main__, whose logger is not configured
 logger = logging.getLogger("service.supervision.supervisor")
+
+_PREFIX = "diptych-"
+_SPAWNED = "--service-name"  # first argument of a process that was not forked
+REFUSALS = (SettingsError, CatalogError, ArtifactError)  # each names what to fix
+_SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
+_PAUSE_S = 1.0
+BACKLOG = 2048
+# one number for each gateway; the supervisor's forks share them
+_NUM_CONNECTIONS = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A BentoML service by its name, with its listening socket and its URL."""
+
+    name: str
+    listener: socket.socket
+    url: str
+    options: tuple[str, ...] = ()  # arguments of BentoML's worker
+
+
+def runner_part(name: str, folder: Path) -> Part:
+    """Return a runner behind the gateway, listening on a socket in `folder`."""
+    listener = socket.socket(socket.AF_UNIX)
+    # not by its name: a path of a socket has at most 103 bytes on macOS
+    path = folder / f"{len(list(folder.glob('*.sock')))}.sock"
+    listener.bind(str(path))
+    listener.listen(BACKLOG)
+    return Part(name, listener, path.as_uri())
+
+
+class WorkerProcess:
+    """The process of a part: started, restarted when it ends, stopped."""
+
+    def __init__(self, part: Part, number: int, others: Sequence[Part]) -> None:
+        self.part = part
+        self.number = number  # several gateways are one part
+        self.pid: int | None = None  # set while it runs
+        self._others = others
+        self._started_s = 0.0
+        self._next_start_s = -math.inf
+        self._is_wanted = True
+
+    def start_if_due(self) -> None:
+        """Start the process unless it runs, was stopped, or pauses after a short life."""
+        if self.pid is not None or not self._is_wanted or time.monotonic() < self._next_start_s:
+            return
+        self._started_s = time.monotonic()
+        if is_portable():
+            self.pid = _spawned(self.part, self.number)
+            return
+        supervisor = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(self.part, self.number, self._others, supervisor)
+
+    def note_end(self, status: int) -> None:
+        """Record the end of the process with its status of os.waitpid()."""
+        code = os.waitstatus_to_exitcode(status)
+        if self._is_wanted:
+            logger.error(
+                "%s (process %d) ended with status %d and is restarted",
+                self.part.name,
+                self.pid,
+                code,
+            )
+        is_short = time.monotonic() - self._started_s < _SHORT_LIFE_S
+        self._next_start_s = time.monotonic() + _PAUSE_S if is_short else -math.inf
+        self.pid = None
+
+    def stop(self, signum: signal.Signals) -> None:
+        """Send `signum` to the process, and do not restart it."""
+        self._is_wanted = False
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+
+
+def _spawned(part: Part, number: int) -> int:
+    """Start a process of `part` without forking; return its id. It ends with this one."""
+    listener = part.listener.fileno()
+    numbers = map(str, (number, listener, os.getpid()))
+    arguments = [_SPAWNED, part.name, *numbers, *part.options]
+    command = [sys.executable, "-m", "service.supervision.supervisor", *arguments]
+    os.set_inheritable(listener, True)
+    try:
+        return os.posix_spawn(sys.executable, command, os.environ, setsigmask=())
+    finally:
+        os.set_inheritable(listener, False)
+
+
+def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoReturn:
+    """Serve in a fork of the supervisor."""
+    status = 1
+    try:
+        end_with(parent)
+        for other in others:
+            other.listener.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _serve(part.name, number, part.listener.fileno(), part.options)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        logger.exception("%s failed", part.name)
+    finally:
+        os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked
+
+
+def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> None:
+    """Run BentoML's worker for a part until it ends."""
+    os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
+    # removed by the supervisor, however this process ends; without space there is no folder, as
+    # nothing that a request needs is written there
+    with suppress(OSError):
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part}-")
+    write_metrics_as(f"{part}-{number}")
+    with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
+        show_as(f"diptych --service-name {part}")
+    values = settings()
+    keep_loggers(JsonLines if values.log_format == "json" else None)
+    if values.is_one_process:  # it checks itself, and ends the supervisor by its status
+        try:
+            _check(Role("all"), values)
+        except REFUSALS as error:
+            print(f"diptych does not start: {error}", file=sys.stderr)
+            sys.exit(os.EX_CONFIG)
+    protocol = None
+    if part == GATEWAY:
+        from service.http.connections import ConnectionLimits, bounded_connection
+
+        limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
+        shared = _NUM_CONNECTIONS[: values.gateway_workers]
+        protocol = bounded_connection(limits, shared, number)
+    run_worker("service.gateway:Gateway", part, listener, options, protocol)
+
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
@@ -133,9 +272,7 @@ def start(arguments: Sequence[str]) -> None:
         os.environ.clear()
         os.environ.update(environment)
         if role.name != "all" or not settings().is_one_process:
-            from service.supervision.checks import check
-
-            check(role, settings())
+            _check(role, settings())
     except REFUSALS as error:
         sys.exit(f"diptych does not start: {error}")
     main(role)
@@ -160,7 +297,10 @@ def main(role: Role) -> None:
             _front(role, values),
             *(runner_part(name, folder) for name in role.runners_behind(values)),
         )
-        os.environ.update(worker_environment(parts, folder))
+        metrics = folder / "metrics"
+        metrics.mkdir()
+        os.environ.update(worker_environment({part.name: part.url for part in parts}))
+        os.environ |= {FOLDER_VARIABLE: str(metrics), "TMPDIR": str(folder)}
         use_metric_files()
         if not is_portable():
             _import_all(parts, values)
@@ -170,7 +310,13 @@ def main(role: Role) -> None:
 
         front = [process(parts[0], number) for number in range(num_front)]
         runners = [process(part) for part in parts[1:]]
-        Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
+        Supervisor(front, runners, metrics).run(values.request_timeout_s)
+
+
+def _check(role: Role, values: Settings) -> None:
+    from service.supervision.checks import check  # its imports stay in the memory of the process
+
+    check(role, values)
 
 
 @contextmanager
@@ -206,8 +352,8 @@ def run_folder() -> Iterator[Path]:
 
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
-    url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
-    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options)
+    listener = _listen(values.host, values.port, "port")
+    return Part(role.front(), listener, values.url, tls_options)
 
 
 def bentoml_tls_options(settings: Settings) -> list[str]:
@@ -241,5 +387,17 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 
+def serve_spawned(arguments: Sequence[str]) -> None:
+    """Serve in a process that was not forked from the supervisor."""
+    part, number, listener, parent, *options = arguments
+    end_with(int(parent))
+    use_metric_files()
+    configure_logging(settings().log_format)
+    _serve(part, int(number), int(listener), options)
+
+
 if __name__ == "__main__":
-    start(sys.argv[1:])
+    if sys.argv[1:2] == [_SPAWNED]:
+        serve_spawned(sys.argv[2:])
+    else:
+        start(sys.argv[1:])

@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from service.supervision.supervisor import _SIGNALS, Supervisor
-from service.supervision.worker_process import Part, WorkerProcess
+from service.supervision.supervisor import _SIGNALS, Part, Supervisor, WorkerProcess
 from service.telemetry.logs import configure_logging
 from wire.telemetry.metric_files import FOLDER_VARIABLE
 

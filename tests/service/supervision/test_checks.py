@@ -1,4 +1,4 @@
-"""The settings that stop a start, and what a ready service logs."""
+"""The settings that stop a start."""
 
 from pathlib import Path
 
@@ -7,11 +7,10 @@ import trustme
 
 from service.grpc_server import grpc_credentials
 from service.settings import Settings, SettingsError
-from service.supervision.checks import check_positions, check_tls_files, greeting
+from service.supervision.checks import check_positions, check_tls_files
 from service.supervision.supervisor import bentoml_tls_options
 from tests.support.fake_service import FLORENCE_ID, served_models
 
-MODELS = list(served_models())
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 
 
@@ -62,22 +61,6 @@ def test_positions_hold_more_than_an_image() -> None:
     num_image_tokens = MANIFEST.num_image_tokens
     for max_positions in (0, num_image_tokens + 1):
         check_positions(MANIFEST, Settings(decoder_max_positions=max_positions))
-    message = f"an image alone takes {num_image_tokens} positions of {FLORENCE_ID}"
+    message = f"an image of {FLORENCE_ID} takes {num_image_tokens} positions"
     with pytest.raises(SettingsError, match=message):
         check_positions(MANIFEST, Settings(decoder_max_positions=num_image_tokens))
-
-
-def test_greeting() -> None:
-    lines = greeting(Settings(port=3100, grpc_port=3101, device="cpu"), MODELS)
-    models = [f"{model.id} (cpu, {model.precision})" for model in MODELS]
-    assert [line.split(maxsplit=1) for line in lines] == [
-        ["page", "http://localhost:3100/playground"],
-        ["REST", "http://localhost:3100/v1/predict and /v1/compare"],
-        ["docs", "http://localhost:3100/docs"],
-        ["gRPC", "localhost:3101"],
-        ["models", ", ".join(models)],
-    ]
-    tls = Settings(host="10.0.0.7", grpc_port=0, tls_certificate_file=Path("chain.pem"))
-    page, _, _, grpc, _ = greeting(tls, MODELS)
-    assert page.endswith("https://10.0.0.7:3000/playground")
-    assert grpc.endswith("off")

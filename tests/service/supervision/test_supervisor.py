@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.supervision.supervisor import run_folder
-from service.supervision.worker_process import Part, WorkerProcess, runner_part
+from service.supervision.supervisor import Part, WorkerProcess, run_folder, runner_part
 from tests.support.export_cli import ROOT
 
 Process = subprocess.Popen[str]
