@@ -2,7 +2,7 @@
 
     batches.sqlite3     the files and batches of all API keys, and the requests of unfinished
                         batches with their answers
-    running.sqlite3     locked by the one process that runs batches
+    running.lock        locked by the one process that runs batches
     files/ID.jsonl      content of a file
 
 A file exists if it has a row. Content without a row is an upload in progress, the output of a batch
@@ -11,6 +11,7 @@ that is ending, or left by a killed process. Each call is one transaction and bl
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import sqlite3
@@ -32,6 +33,7 @@ MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included
 MAX_FILES_PER_KEY = 10_000
 MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
 _DATABASE = "batches.sqlite3"
+_LOCK = "running.lock"
 _BUSY_S = 10.0  # wait for another process's transaction
 _IS_OPEN = f"status NOT IN {tuple(sorted(wire.ENDED))}"
 _SCHEMA = """
@@ -137,10 +139,14 @@ class Store:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.path / "files").mkdir(exist_ok=True)
-            with _disk_errors(), closing(_connected(self.path / _DATABASE, _BUSY_S)) as db:
+            with _disk_errors(), closing(self._connected()) as db:
                 db.executescript(_SCHEMA)
         except OSError as error:
             raise SettingsError(f"{setting} cannot be written: {error}") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        # transactions are explicit
+        return sqlite3.connect(self.path / _DATABASE, timeout=_BUSY_S, isolation_level=None)
 
     def content(self, file_id: str) -> Path:
         """Return the path of a file's content; `file_id` is never a client's text."""
@@ -321,21 +327,15 @@ class Store:
                     if file_id not in used and entry.stat().st_mtime + wire.DAY_S < now_s:
                         os.unlink(entry)
 
-    def lock(self) -> sqlite3.Connection | None:
-        """Keep other processes from running batches until the lock is closed; None if one does.
-
-        The lock is a transaction of SQLite, which the kernel ends if the process dies.
-        """
-        with _disk_errors():
-            lock = _connected(self.path / "running.sqlite3", timeout_s=0)
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                lock.close()
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                return None
-            return lock
+    def lock(self) -> BinaryIO | None:
+        """Keep other processes from running batches until the file is closed; None if one does."""
+        file = (self.path / _LOCK).open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
 
     def _written(
         self, state: BatchState, name: Literal["output", "error"], *, is_answer: bool
@@ -370,7 +370,7 @@ class Store:
         self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN IMMEDIATE"
     ) -> Iterator[sqlite3.Connection]:
         """Connect for one transaction, which an exception rolls back: processes may be forked."""
-        with _disk_errors(), closing(_connected(self.path / _DATABASE, _BUSY_S)) as db:
+        with _disk_errors(), closing(self._connected()) as db:
             db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a loss of power
             db.execute(begin)
             yield db
@@ -388,11 +388,6 @@ def _disk_errors() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise OSError(errno.EIO, str(error)) from error
-
-
-def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
-    # transactions are explicit, and several threads use a connection one after the other
-    return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
 @dataclass(frozen=True, slots=True)

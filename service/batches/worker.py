@@ -17,7 +17,7 @@ bodies of online requests. Source of the codes: OpenAI's API reference, "The bat
 
 import asyncio
 import logging
-import sqlite3
+import math
 import time
 import uuid
 from collections import deque
@@ -65,7 +65,6 @@ _MAX_ERRORS = 100
 _PIECE_BYTES = 1_000_000
 _LINE_BYTES = 100  # a line costs as much time as this many bytes
 _PAUSE_S = 0.01
-_LOCK_S = 1.0  # interval of attempts to get the lock
 _RETRY_S = 10.0  # pause after a disk error
 _SCAN_S = 1.0  # interval of scans for new batches
 _CLEAN_S = 3600.0
@@ -172,6 +171,7 @@ class BatchWorker:
         # of each owner one batch is checked and one runs; key: batch id
         self._lanes: dict[str, tuple[str, bool]] = {}
         self._changed = asyncio.Event()
+        self._next_clean_s = -math.inf
         self._leading: asyncio.Task[None] | None = None
 
     @classmethod
@@ -204,17 +204,15 @@ class BatchWorker:
             yield
 
     async def _lead(self) -> None:
-        lock = await self._locked()
-        logger.info("running the batches in %s", self.store.path)
-        next_clean_s = time.monotonic()
+        lock = None
         try:
             while True:
                 self._changed.clear()
                 try:
-                    self._begin(await in_thread(self.store.open_batches))
-                    if time.monotonic() > next_clean_s:
-                        next_clean_s = time.monotonic() + _CLEAN_S
-                        await in_thread(self.store.remove_expired, time.time())
+                    if lock is None and (lock := await in_thread(self.store.lock)) is not None:
+                        logger.info("running the batches in %s", self.store.path)
+                    if lock is not None:
+                        await self._scan()
                 except OSError as error:
                     logger.error("the folder of batches fails: %s", error)
                 except Exception:  # a defect must not end all batches until the next start
@@ -227,16 +225,14 @@ class BatchWorker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            lock.close()
+            if lock is not None:
+                lock.close()
 
-    async def _locked(self) -> sqlite3.Connection:
-        while True:
-            try:
-                if (lock := await in_thread(self.store.lock)) is not None:
-                    return lock
-            except OSError as error:
-                logger.error("the folder of batches cannot be locked: %s", error)
-            await asyncio.sleep(_LOCK_S)
+    async def _scan(self) -> None:
+        self._begin(await in_thread(self.store.open_batches))
+        if time.monotonic() > self._next_clean_s:
+            self._next_clean_s = time.monotonic() + _CLEAN_S
+            await in_thread(self.store.remove_expired, time.time())
 
     def _begin(self, states: Sequence[BatchState]) -> None:
         """Begin the batches whose turn it is; `states` has the oldest first."""

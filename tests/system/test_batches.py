@@ -145,10 +145,10 @@ def leader(service: RunningService) -> int:
     """Return the process that holds the lock of the store, which the log names."""
     log = service.log.read_text().splitlines()
     line = [line for line in log if "running the batches in" in line][-1]
-    inode = Path(line.rpartition(" in ")[2], "running.sqlite3").stat().st_ino
+    inode = Path(line.rpartition(" in ")[2], "running.lock").stat().st_ino
     locks = map(str.split, Path("/proc/locks").read_text().splitlines())
     return next(
-        int(lock[4]) for lock in locks if lock[1] == "POSIX" and lock[5].endswith(f":{inode}")
+        int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[5].endswith(f":{inode}")
     )
 
 

@@ -14,7 +14,6 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in [
         (worker, "_SCAN_S"),
         (worker, "_RETRY_S"),
-        (worker, "_LOCK_S"),
         (worker, "_SAVE_S"),
         (worker, "_RETRY_AFTER_S"),
     ]:

@@ -1,7 +1,6 @@
 """The folder: what a batch's output counts, what is removed when, and what a crash leaves."""
 
 import os
-import sqlite3
 import subprocess
 import sys
 import time
@@ -215,6 +214,6 @@ def test_one_process_has_the_lock(store: Store) -> None:
         process.kill()
         process.wait()
     lock = store.lock()
-    assert isinstance(lock, sqlite3.Connection)
+    assert lock is not None
     assert store.lock() is None
     lock.close()
