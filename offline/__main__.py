@@ -21,7 +21,7 @@ from tqdm import tqdm
 from offline.filesystems import InputError, is_within
 from offline.output import COCO_NAME, Job, Output, OutputFormat, build_of, write_coco
 from offline.shards import Shard, digest_of, plan_shards
-from service.analysis import parse_plan
+from service.analysis import check_prompts, parse_plan
 from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts
@@ -127,8 +127,8 @@ def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Sha
         if options.field or options.format == "coco":
             option = "--field" if options.field else "--format coco"
             raise InputError(f"{option} needs --task; with --steps, fields are those of the steps")
-        plan = parse_plan(fields, ServedModels({model.id: model}), settings.max_steps)
-        plan.check_prompts(_LARGEST_WH)
+        steps = parse_plan(fields, ServedModels({model.id: model}), settings.max_steps)
+        check_prompts(steps, _LARGEST_WH)
     return Job(
         build=build_of(model, fields, settings),
         fields=fields,

@@ -15,6 +15,7 @@ import graphlib
 import math
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from typing import Annotated, Literal
@@ -115,49 +116,18 @@ class Step:
     def check_reference(self, by_id: Mapping[str, "Step"]) -> None:
         """Raise `InvalidRequest` unless `each` names a step whose boxes have the used texts."""
         names = used_names(self.fields)
-        where = f"{self.position} ({self.options.id})"
         if self.options.each is None:
             if names:
-                message = f"{where}: {{{min(names)}}} needs each, the step whose objects fill it"
-                raise InvalidRequest(message, self.position)
+                raise InvalidRequest(f"{{{min(names)}}} needs each, the step whose objects fill it")
             return
         source = by_id.get(self.options.each)
         if source is None or source.task.result_kind == "text":
-            message = f"{where}: each is {shown(self.options.each)}, which is not a step with boxes"
-            raise InvalidRequest(message, f"{self.position}.each")
+            message = f"each is {shown(self.options.each)}, which is not a step with boxes"
+            raise InvalidRequest(message, "each")
         allowed = _NAMES_OF[source.task.result_kind]
         if unknown := names - allowed:
-            can_fill = " and ".join(f"{{{name}}}" for name in sorted(allowed))
-            message = f"{where}: {{{min(unknown)}}} is not a text of {source.options.id!r}"
-            raise InvalidRequest(f"{message}; its objects fill {can_fill}", self.position)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All steps, in the order in which they were sent; each refers to a step of the plan."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def needs_pixels_again(self) -> bool:
-        """Return True for crops, and for a further runner, which has other pixels."""
-        models = chain.from_iterable(step.models for step in self.steps)
-        runners = {model.runner_id for model in models}
-        return len(runners) > 1 or any(step.options.view == "crop" for step in self.steps)
-
-    def check_prompts(self, size_wh: tuple[int, int]) -> None:
-        """Raise the error of a predict that its model does not offer in this variant."""
-        width, height = size_wh
-        unfilled = {"label": "{label}", "text": "{text}"}
-        anything = StepObject((0.0, 0.0, float(width), float(height)), unfilled, 0.0)
-        for step in self.steps:
-            if "models" in step.fields:  # each of them has its own error
-                continue
-            try:
-                request = step.request(None if step.options.each is None else anything)
-                task_prompts(step.models[0], request, size_wh)
-            except ServiceError as error:
-                raise _of_step(error, step.position, step.options.id) from error
+            message = f"{{{min(unknown)}}} is not a text of {source.options.id!r}"
+            raise InvalidRequest(f"{message}; its objects fill {{{min(allowed)}}}")
 
 
 class _PlanFields(StrictModel):
@@ -165,11 +135,10 @@ class _PlanFields(StrictModel):
     stream: bool = False
 
 
-def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: int) -> Plan:
-    """Return the plan in the field `steps`.
-
-    Raise a `ServiceError` that names the step.
-    """
+def parse_plan(
+    document: Mapping[str, object], models: ServedModels, max_steps: int
+) -> tuple[Step, ...]:
+    """Return the steps in the field `steps`; raise a `ServiceError` that names the step."""
     documents = validated(_PlanFields, document).steps
     if not 1 <= len(documents) <= max_steps:
         problem = f"steps must be a list of 1 to {max_steps} steps, not {len(documents)} steps"
@@ -183,7 +152,8 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
         by_id[step.options.id] = step
     references: dict[str, list[str]] = {}
     for step in by_id.values():
-        step.check_reference(by_id)
+        with _of_step(step.position, step.options.id):
+            step.check_reference(by_id)
         if step.options.each is not None:
             references[step.options.id] = [step.options.each]
     try:
@@ -191,29 +161,25 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
     except graphlib.CycleError as error:
         cycle = " -> ".join(error.args[1])
         raise InvalidRequest(f"steps refer to each other in a cycle: {cycle}", "steps") from error
-    return Plan(tuple(by_id.values()))
+    return tuple(by_id.values())
 
 
 def _step(position: str, document: object, models: ServedModels) -> Step:
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"{position} must be an object, not {shown(document)}", position)
-    fields = dict(document)
-    option_values = {name: fields.pop(name) for name in StepFields.model_fields if name in fields}
-    try:
-        options = validated(StepFields, option_values)
-    except InvalidRequest as error:
-        raise _of_step(error, position) from error
-    unused = {"view", "margin", "max_each"} & options.model_fields_set
-    if options.each is None and unused:
-        name = min(unused)
-        raise InvalidRequest(f"{position}: {name} needs each", f"{position}.{name}")
-    if options.each is not None and "min_precision" in fields:
-        message = f"{position}: min_precision is proved about images, not about the boxes of each"
-        raise InvalidRequest(message, f"{position}.min_precision")
-    if "stream" in fields:
-        message = f"{position}: unknown field 'stream'; it is a field of the whole request"
-        raise InvalidRequest(message, f"{position}.stream")
-    try:
+    with _of_step(position):
+        if not isinstance(document, dict):
+            raise InvalidRequest(f"must be an object, not {shown(document)}")
+        fields = dict(document)
+        names = StepFields.model_fields.keys() & fields.keys()
+        options = validated(StepFields, {name: fields.pop(name) for name in names})
+    with _of_step(position, options.id):
+        for name in ("view", "margin", "max_each"):
+            if options.each is None and name in names:
+                raise InvalidRequest(f"{name} needs each", name)
+        if options.each is not None and "min_precision" in fields:
+            message = "min_precision is proved about images, not about the boxes of each"
+            raise InvalidRequest(message, "min_precision")
+        if "stream" in fields:
+            raise InvalidRequest("stream is a field of the whole request", "stream")
         has_region = options.each is not None and _takes_region(fields)
         sample = fields | {"region": _SAMPLE_REGION} if has_region else fields
         common, request = _parsed(sample)
@@ -221,16 +187,18 @@ def _step(position: str, document: object, models: ServedModels) -> Step:
             step_models = models.compared(common.models, request.task.id)
         else:
             step_models = (models.chosen(common.model, request.task.id),)
-    except ServiceError as error:
-        raise _of_step(error, position, options.id) from error
     return Step(options, fields, request.task, step_models, has_region, position)
 
 
-def _of_step(error: ServiceError, position: str, step_id: str | None = None) -> ServiceError:
-    """Return the error of a step's fields as one of the request, which names the step."""
-    where = position if step_id is None else f"{position} ({step_id})"
-    param = position if error.param is None else f"{position}.{error.param}"
-    return type(error)(f"{where}: {error.message}", param, error.code)
+@contextmanager
+def _of_step(position: str, step_id: str = "") -> Iterator[None]:
+    """Make errors of a step those of the request, which name the step."""
+    try:
+        yield
+    except ServiceError as error:
+        where = f"{position} ({step_id})" if step_id else position
+        param = position if error.param is None else f"{position}.{error.param}"
+        raise type(error)(f"{where}: {error.message}", param, error.code) from error
 
 
 def _takes_region(fields: Mapping[str, object]) -> bool:
@@ -311,6 +279,23 @@ class Analysis:
     steps: tuple[StepAnswers, ...]
 
 
+def check_prompts(steps: Sequence[Step], size_wh: tuple[int, int]) -> None:
+    """Raise the error of a predict that its model does not offer in this variant."""
+    box = (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
+    anything = StepObject(box, {"label": "{label}", "text": "{text}"}, 0.0)
+    for step in steps:
+        if "models" not in step.fields:  # each of several has its own error
+            with _of_step(step.position, step.options.id):
+                request = step.request(None if step.options.each is None else anything)
+                task_prompts(step.models[0], request, size_wh)
+
+
+def needs_pixels_again(steps: Sequence[Step]) -> bool:
+    """Return True for crops, and for a further runner, which has other pixels."""
+    runners = {model.runner_id for step in steps for model in step.models}
+    return len(runners) > 1 or any(step.options.view == "crop" for step in steps)
+
+
 OnAnswer = Callable[[StepAnswer], None]
 
 
@@ -325,12 +310,12 @@ async def analyze(
 
     Raise errors of the steps and of the image before anything runs; `Overloaded` if nothing could.
     """
-    plan = parse_plan(fields, core.models, core.settings.max_steps)
+    steps = parse_plan(fields, core.models, core.settings.max_steps)
     async with core.opened(image, context) as opened:
-        if plan.needs_pixels_again:
+        if needs_pixels_again(steps):
             opened.hold = lambda num_bytes: core.places.hold(context, num_bytes)
-        plan.check_prompts(opened.header.size_wh)
-        run = _Run(core, plan, opened, context, on_answer, core.settings.max_step_answers)
+        check_prompts(steps, opened.header.size_wh)
+        run = _Run(core, steps, opened, context, on_answer, core.settings.max_step_answers)
         return await run.analysis()
 
 
@@ -347,23 +332,22 @@ def stream_analysis(
 @dataclass(slots=True)
 class _Run:
     core: Core
-    plan: Plan
+    steps: tuple[Step, ...]
     image: LazyImage
     context: RequestContext
     on_answer: OnAnswer
     num_left: int  # answers that the request may still have
-    objects: "dict[str, asyncio.Future[list[StepObject]]]" = field(
-        default_factory=dict
-    )  # key: step id
+    # key: step id
+    objects: "dict[str, asyncio.Future[list[StepObject]]]" = field(default_factory=dict)
     views: dict[PixelBox, ImageView] = field(default_factory=dict)
     is_first: bool = True
 
     async def analysis(self) -> Analysis:
         """Run all steps; raise errors of the image, and `Overloaded` if nothing else came."""
-        self.objects = {step.options.id: asyncio.Future() for step in self.plan.steps}
+        self.objects = {step.options.id: asyncio.Future() for step in self.steps}
         try:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(self._step(step, group)) for step in self.plan.steps]
+                running = [group.create_task(self._step(step, group)) for step in self.steps]
         except ExceptionGroup as errors:  # about the image, which concerns all steps, or a defect
             raise errors.exceptions[0] from None
         steps = tuple(task.result() for task in running)
@@ -395,13 +379,18 @@ class _Run:
         self, step: Step, model: ServedModel, of: int | None, about: StepObject | None
     ) -> StepAnswer:
         view = None
+        size_wh = self.image.header.size_wh
         if about is not None and step.options.view == "crop":
-            view = crop_around(about.box, step.options.margin, self.image.header.size_wh)
+            view = crop_around(about.box, step.options.margin, size_wh)
             about = replace(about, box=within(about.box, view))
         outcome: Answer | ServiceError
         try:
             await self._count(view)
-            outcome = await self._attempt(step, model, about, view)
+            image = self.image if view is None else self.views[view]
+            outcome = await self.core.answer(model, step.request(about), image, self.context)
+            if view is not None:
+                result = await in_thread(placed, outcome.result, view, size_wh)
+                outcome = replace(outcome, result=result, image_size_wh=size_wh)
         except UnsupportedImage:
             raise
         except ServiceError as error:
@@ -412,17 +401,6 @@ class _Run:
         answer = StepAnswer(step.options.id, of, view, model, outcome)
         self.on_answer(answer)
         return answer
-
-    async def _attempt(
-        self, step: Step, model: ServedModel, about: StepObject | None, view: PixelBox | None
-    ) -> Answer:
-        image = self.image if view is None else self.views[view]
-        answer = await self.core.answer(model, step.request(about), image, self.context)
-        if view is None:
-            return answer
-        size_wh = self.image.header.size_wh
-        result = await in_thread(placed, answer.result, view, size_wh)
-        return replace(answer, result=result, image_size_wh=size_wh)
 
     async def _count(self, view: PixelBox | None) -> None:
         """Count an answer, and the pixels of a view, for the key; raise `Overloaded`."""

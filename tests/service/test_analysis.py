@@ -14,12 +14,13 @@ from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
 from service.analysis import (
     Analysis,
-    Plan,
+    Step,
     StepAnswer,
     StepObject,
     analyze,
     crop_around,
     filled,
+    needs_pixels_again,
     objects_of,
     parse_plan,
     stream_analysis,
@@ -357,7 +358,7 @@ WORDS = {"id": "words", "task": "ocr_with_regions"}
 id_of = attrgetter("id")
 
 
-def plan(*steps: dict[str, Any], max_steps: int = 16) -> Plan:
+def plan(*steps: dict[str, Any], max_steps: int = 16) -> tuple[Step, ...]:
     return parse_plan({"steps": list(steps)}, served_models(), max_steps)
 
 
@@ -381,13 +382,13 @@ def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, A
     ],
 )
 def test_pixels_are_needed_again(steps: tuple[Any, ...], is_needed: bool) -> None:
-    assert plan(*steps).needs_pixels_again == is_needed
+    assert needs_pixels_again(plan(*steps)) == is_needed
 
 
 def test_models_and_regions_of_steps() -> None:
     text = {"id": "text", "task": "ocr", "models": [PALIGEMMA_ID, FLORENCE_ID]}
     mask = {"id": "mask", "task": "instance_segmentation", "each": "things", "phrase": "{label}"}
-    steps = plan(*reversed(of(THINGS)), text, mask | {"model": PALIGEMMA_ID}).steps
+    steps = plan(*reversed(of(THINGS)), text, mask | {"model": PALIGEMMA_ID})
     models = [list(map(id_of, step.models)) for step in steps]
     assert models == [[FLORENCE_ID], [FLORENCE_ID], [FLORENCE_ID, PALIGEMMA_ID], [PALIGEMMA_ID]]
     assert [step.options.id for step in steps if step.has_region] == ["each"]
@@ -406,7 +407,7 @@ def test_models_and_regions_of_steps() -> None:
         (({"id": "a", "task": "x"},), "steps[0].task", "unknown task 'x'"),
         (({**THINGS, "labels": ["a"]},), "steps[0].labels", "not a parameter"),
         (({**THINGS, "image": "a"},), "steps[0].image", "unknown field"),
-        (({**THINGS, "stream": True},), "steps[0].stream", "unknown field"),
+        (({**THINGS, "stream": True},), "steps[0].stream", "the whole request"),
         (({**THINGS, "temperature": 9},), "steps[0].temperature", "9"),
         (({**THINGS, "view": "crop"},), "steps[0].view", "needs each"),
         (({**THINGS, "max_each": 3},), "steps[0].max_each", "needs each"),
@@ -470,7 +471,7 @@ def test_cycle_is_refused() -> None:
 def test_number_of_steps_is_limited() -> None:
     steps = [{"id": f"a{number}", "task": "ocr"} for number in range(3)]
     assert "1 to 2 steps, not 3 steps" in refusal(*steps, max_steps=2).message
-    assert len(plan(*steps, max_steps=3).steps) == 3
+    assert len(plan(*steps, max_steps=3)) == 3
 
 
 @pytest.mark.parametrize(
