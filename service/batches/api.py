@@ -45,7 +45,6 @@ _MAX_NAME_CHARS = 255
 _MAX_FILES = 10_000  # per page
 _MAX_BATCHES = 100
 _USUAL_BATCHES = 20
-_PURPOSES = ("batch", "batch_output")
 _LIMIT = re.compile(r"[0-9]{1,5}")
 
 StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Body]]
@@ -193,13 +192,8 @@ class BatchesApi:
             raise
 
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
-        order = request.query_params.get("order", "desc")
-        purpose = request.query_params.get("purpose")
-        if order not in ("asc", "desc"):
-            raise InvalidRequest(f"order must be asc or desc, not {shown(order)}", "order")
-        if purpose not in (None, *_PURPOSES):
-            message = f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}"
-            raise InvalidRequest(message, "purpose")
+        order = _choice(request, "order", "desc", "asc")
+        purpose = _choice(request, "purpose", None, "batch", "batch_output")
         page = _page(request, _MAX_FILES, _MAX_FILES)
         page = replace(page, is_ascending=order == "asc", purpose=purpose)
         files = await in_thread(store.files, context.quota.owner, page)
@@ -228,6 +222,15 @@ def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
         return await in_thread(method, store, context.quota.owner, object_id)
 
     return answer
+
+
+def _choice(request: Request, name: str, *allowed: str | None) -> str | None:
+    """Return a query parameter; the first of `allowed` is the default."""
+    value = request.query_params.get(name, allowed[0])
+    if value not in allowed:
+        choices = " or ".join(filter(None, allowed))
+        raise InvalidRequest(f"{name} must be {choices}, not {shown(value)}", name)
+    return value
 
 
 def _page(request: Request, usual_limit: int, max_limit: int) -> Page:

@@ -4,6 +4,8 @@ Source of names and meaning: OpenAI's API reference, "Create chat completion" an
 completion chunk object".
 """
 
+import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
@@ -83,26 +85,25 @@ class ChatMessage(StrictModel):
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a client's JSON Schema; raise `ValueError` if it is large or deeply nested."""
-    num_nodes = 0
-    num_chars = 0
-    level: list[object] = [schema]
-    for _ in range(_MAX_SCHEMA_LEVELS):
-        values: list[object] = []
-        for value in level:
-            if isinstance(value, dict):
-                num_chars += sum(map(len, value))
-                values += value.values()
-            elif isinstance(value, list):
-                values += value
-            elif isinstance(value, str):
-                num_chars += len(value)
-        num_nodes += len(level)
-        if num_nodes + len(values) > _MAX_SCHEMA_NODES or num_chars > _MAX_SCHEMA_CHARS:
-            break
-        if not values:
-            return schema
-        level = values
-    raise ValueError(
+    num_values = _num_values(schema, _MAX_SCHEMA_LEVELS)
+    if num_values > _MAX_SCHEMA_NODES or len(json.dumps(schema)) > _MAX_SCHEMA_CHARS:
+        raise _unbounded()
+    return schema
+
+
+def _num_values(value: object, max_levels: int) -> int:
+    if max_levels == 0:
+        raise _unbounded()
+    children: Iterable[object] = ()
+    if isinstance(value, dict):
+        children = value.values()
+    elif isinstance(value, list):
+        children = value
+    return 1 + sum(_num_values(child, max_levels - 1) for child in children)
+
+
+def _unbounded() -> ValueError:
+    return ValueError(
         f"a schema may have {_MAX_SCHEMA_NODES:,} values, {_MAX_SCHEMA_CHARS:,} characters and"
         f" {_MAX_SCHEMA_LEVELS} levels"
     )
