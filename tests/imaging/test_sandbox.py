@@ -29,19 +29,12 @@ except (OSError, MemoryError) as error:
 """
 ANIMATION = {"save_all": True, "append_images": [Image.new("RGB", (64, 32))], "lossless": True}
 IMAGES = [
-    encoded(colour_steps(), "JPEG"),
     encoded(colour_steps(), "JPEG", progressive=True),
     encoded(colour_steps().convert("CMYK"), "JPEG"),
-    encoded(colour_steps().convert("L"), "JPEG"),
-    encoded(colour_steps(), "PNG"),
     encoded(colour_steps().convert("P"), "PNG", transparency=0),
-    encoded(colour_steps().convert("1"), "PNG"),
     encoded(half_transparent("LA"), "PNG"),
-    encoded(half_transparent("RGBA"), "PNG"),
-    encoded(colour_steps(), "PNG", transparency=(255, 0, 0)),
     encoded(colour_steps(), "PNG", **ANIMATION),
     png(2, 1, 16, 0, b"\0\x12\x34\x56\x78"),
-    encoded(colour_steps(), "WEBP"),
     encoded(half_transparent("RGBA"), "WEBP", lossless=True),
     encoded(colour_steps(), "WEBP", **ANIMATION),
 ]
