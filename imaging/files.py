@@ -140,7 +140,6 @@ def _upright(size_wh: tuple[int, int], container: Container) -> tuple[int, int]:
 
 
 def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.ImageFile:
-    """Open the whole file of `container`, or its header."""
     with _decoding_errors(container):
         image = _READERS[container.format](io.BytesIO(file))
     width, height = image.size
@@ -159,7 +158,6 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
 
 @contextmanager
 def _decoding_errors(container: Container) -> Iterator[None]:
-    """Raise `ImageError` for the exceptions of Pillow on a damaged file."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:

@@ -73,7 +73,6 @@ def confine(max_bytes: int) -> bool:
 
 
 def _filter_calls(architecture: _Architecture) -> bool:
-    """Return False if the kernel refuses the filter."""
     refuse = _instruction(_RETURN, _REFUSE)
     calls = architecture.system_calls
     instructions = [

@@ -77,16 +77,16 @@ class EncoderBatcher:
         self._waiting.append(image_key)
         async with self._turn:
             if image_key in self._waiting:
-                await self._encode_first()
+                await asyncio.sleep(0)  # images of calls that begin at the same time share a batch
+                batch = self._waiting[: self._max_batch_size]
+                del self._waiting[: len(batch)]
+                await self._encode(batch)
         outcome = self._outcomes.pop(image_key)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    async def _encode_first(self) -> None:
-        await asyncio.sleep(0)  # images of calls that begin at the same time share a batch
-        batch = self._waiting[: self._max_batch_size]
-        del self._waiting[: len(batch)]
+    async def _encode(self, batch: Sequence[str]) -> None:
         images = [ImageToEncode(image_key=key) for key in batch]
         loop = asyncio.get_running_loop()
         try:

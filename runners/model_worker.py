@@ -297,7 +297,6 @@ class ModelWorker:
         return AdapterStates(loaded=self._decoder.adapters.keys, refused=refused)
 
     async def is_ready(self) -> bool:
-        """Return True while encoder batches and decode steps are in time."""
         return all(watchdog.is_in_time() for watchdog in self.watchdogs)
 
     def stop(self) -> None:

@@ -139,19 +139,17 @@ class RunnerApi:
         return endpoint
 
     def _call(self, body: bytes, headers: Headers) -> RunnerCall:
-        """Return the call of a request; raise `HTTPException`."""
         message_bytes = headers.get(MESSAGE_BYTES_HEADER)
         try:
-            received = read_call(body, message_bytes, self._worker.image_shape_hwc)
+            write, pixels = read_call(body, message_bytes, self._worker.image_shape_hwc)
         except ValueError as error:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from error
         if not (image_key := headers.get(IMAGE_KEY_HEADER)):
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"{IMAGE_KEY_HEADER} is missing")
-        sequences = received.call.sequences
-        adapters = {spec.adapter for spec in sequences}
+        adapters = {spec.adapter for spec in write.sequences}
         if len(adapters) > 1:  # the features of an adapter may be other ones
             raise HTTPException(HTTPStatus.BAD_REQUEST, "the sequences must name the same adapter")
-        return RunnerCall(image_key, sequences, received.pixels)
+        return RunnerCall(image_key, write.sequences, pixels)
 
     async def _adapters(self, _request: Request) -> Response:
         states = await self._worker.adapters()

@@ -57,7 +57,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             tracing.stop()
 
         async def __is_ready__(self) -> bool:
-            """Return True while iterations are in time and the runner is not draining."""
             return await self._worker.is_ready() and not calls.is_draining
 
         @bentoml.api(
@@ -70,7 +69,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             return self._worker.encode(images)
 
         async def _batched(self, image_key: str) -> EncodedImage:
-            """Encode one image through the adaptive batcher of `encode`."""
             (encoded,) = await batcher(self, "encode")([ImageToEncode(image_key=image_key)])
             return cast(EncodedImage, encoded)
 

@@ -41,14 +41,12 @@ class Watchdog:
         return self._elapsed_s() <= self._limit_s
 
     def report(self) -> None:
-        """Log once that an iteration exceeds the limit, and once that it has ended."""
+        """Log once that an iteration exceeds the limit."""
         elapsed_s = self._elapsed_s()
         is_stuck = elapsed_s > self._limit_s
         if is_stuck and not self._is_reported:
             message = "%s is stuck: an iteration has taken %.0f s so far; at most %g s are allowed"
             logger.error(message, self._name, elapsed_s, self._limit_s)
-        if self._is_reported and not is_stuck:
-            logger.warning("%s is no longer stuck", self._name)
         self._is_reported = is_stuck
 
     def _elapsed_s(self) -> float:

@@ -75,7 +75,6 @@ class HttpChannel:
             await self._session.close()
 
     async def _probe(self, path: str) -> bytes | None:
-        """Return the body of a GET; None for an error or without an answer in time."""
         try:
             async with self._client().get(path, timeout=_PROBE_TIMEOUT) as response:
                 response.raise_for_status()
@@ -105,7 +104,6 @@ class HttpChannel:
             raise _channel_error(error) from error
 
     def _client(self) -> aiohttp.ClientSession:
-        """Return the session, created in the event loop of the first call."""
         if self._session is None:
             connector: aiohttp.BaseConnector
             if self._socket_path is None:

@@ -14,7 +14,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,6 @@ BYTES = "application/octet-stream"
 _NAME_PREFIX = "diptych-"
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedCall:
-    """A call and its pixels (H, W, 3), or None without pixels."""
-
-    call: WriteCall
-    pixels: Pixels | None
 
 
 def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, str]]:
@@ -69,23 +60,20 @@ def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
 
 def read_call(
     body: bytes, message_bytes: str | None, shape_hwc: tuple[int, int, int]
-) -> ReceivedCall:
-    """Parse a body with its value of `MESSAGE_BYTES_HEADER`; raise `ValueError`."""
+) -> tuple[WriteCall, Pixels | None]:
+    """Return the call and its pixels (H, W, 3), if any; raise `ValueError`.
+
+    `message_bytes` is the value of `MESSAGE_BYTES_HEADER`.
+    """
     if message_bytes is None:
-        call = _parse(body)
-        return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
+        call = WriteCall.model_validate_json(body)
+        return call, None if call.pixels is None else _mapped(call.pixels, shape_hwc)
     if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
         problem = f"{MESSAGE_BYTES_HEADER} is {message_bytes[:20]!r}"
         raise ValueError(f"{problem}; it must be a length within the body, {len(body)} bytes")
     length = int(message_bytes)
-    return ReceivedCall(_parse(body[:length]), _shaped(memoryview(body)[length:], shape_hwc))
-
-
-def _parse(message: bytes) -> WriteCall:
-    try:
-        return WriteCall.model_validate_json(message)
-    except ValueError as error:
-        raise ValueError(f"the message is not a call: {error}") from error
+    call = WriteCall.model_validate_json(body[:length])
+    return call, _shaped(memoryview(body)[length:], shape_hwc)
 
 
 def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:

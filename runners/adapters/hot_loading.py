@@ -157,7 +157,6 @@ class HotAdapters:
 
 
 def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:
-    """Raise `TimeoutError` after `limit_s` and abandon the thread of `read`."""
     result: Future[_Read] = Future()
 
     def run() -> None:

@@ -110,7 +110,6 @@ class LiveBatch:
             self._cache.reorder(sources, targets)
 
     def _launch(self) -> LaunchedPass:
-        """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
         last = self.slots.by_slot(lambda sequence: sequence.last_token_ids)
         owners = self.slots.slot_owners()
         drafts = self._engine.drafts(owners)
@@ -140,7 +139,6 @@ class LiveBatch:
         )
 
     def _next_inputs(self, running: LaunchedPass) -> NextInputs:
-        """Return the inputs of a pass launched before the tokens of `running` are known."""
         rows: list[int | None] = [None] * self.slots.num_used
         tokens = [0] * self.slots.num_used
         parents: dict[int, Sequence[int]] = {}

@@ -79,24 +79,21 @@ class ScheduledSequence:
             on_tokens(settled[self.num_notified :])
             self.num_notified = len(settled)
 
-    def outcome(self) -> WrittenSequence | Exception:
-        if self.sequence.error is not None:
-            return self.sequence.error
-        return WrittenSequence(
+    def resolve(self, error: Exception | None = None) -> None:
+        """Set the future's result or exception; of a cancelled future, only notify its waiters."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        error = error or self.sequence.error
+        if error is not None:
+            self.future.set_exception(error)
+            return
+        written = WrittenSequence(
             self.sequence.result(),
             queue_s=self.admitted_s - self.submitted_s,
             prefill_s=self.prefilled_s - self.admitted_s,
             decode_s=time.monotonic() - self.prefilled_s,
         )
-
-    def resolve(self, outcome: WrittenSequence | Exception) -> None:
-        """Set the future's result or exception; of a cancelled future, only notify its waiters."""
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, Exception):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
+        self.future.set_result(written)
 
 
 class Scheduler:
@@ -256,5 +253,4 @@ class Scheduler:
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():
-            scheduled = self._live.pop(sequence)
-            scheduled.resolve(scheduled.outcome())
+            self._live.pop(sequence).resolve()

@@ -331,7 +331,6 @@ class BeamSequence(_Generation):
         )
 
     def _add_finished(self, candidates: Sequence[Beam]) -> None:
-        """Keep the best `num_beams`; early stopping closes a full list."""
         if self._is_full and self.rules.early_stopping is True:
             return
         self.finished += [beam for beam in candidates if beam.finish_reason is not None]
@@ -340,7 +339,6 @@ class BeamSequence(_Generation):
         del self.finished[self.num_rows :]
 
     def _answer_score(self, beam: Beam) -> float:
-        """Return the score of a complete answer: the mean log-probability if the penalty is 1."""
         return beam.score / float(len(beam.token_ids) ** self.rules.length_penalty)
 
     @property

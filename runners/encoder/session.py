@@ -116,6 +116,8 @@ class FixedBatches:
     def load(self) -> None:
         """Open the session, run all sizes and capture them; raise the error of a single image."""
         self._thread.submit(self._load).result()
+        sizes = self.sizes, self.captured_sizes
+        logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
     def encode(self, pixels: Pixels) -> Tensor:
         return self._thread.submit(self._encode, pixels).result()
@@ -132,11 +134,8 @@ class FixedBatches:
     def _load(self) -> None:
         if not (self._with_graphs and self._capture()):
             self._open(with_graphs=False)
-        sizes = self.sizes, self.captured_sizes
-        logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
     def _capture(self) -> bool:
-        """Return False if the session refuses, or a capture fails."""
         action = "use CUDA graphs"
         try:
             self._open(with_graphs=True)
@@ -194,7 +193,6 @@ class FixedBatches:
         return self._features[:size]
 
     def _check_replay(self, size: int) -> None:
-        """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
         shape = tuple(self._pixels[:size].shape)
         noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
         replayed = self._replay(noise).clone()
@@ -278,7 +276,11 @@ def _open_session(
     session = onnxruntime.InferenceSession(
         str(file), options, providers=providers, enable_fallback=0
     )
-    check_provider(device, session.get_providers())
+    if device == "cuda" and CUDA_PROVIDER not in session.get_providers():
+        raise RuntimeError(
+            "ONNX Runtime runs the vision encoder on the CPU, not on CUDA; install onnxruntime-gpu"
+            " with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
+        )
     return session
 
 
@@ -290,9 +292,7 @@ def _make_shared_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, None)
 
 
-def execution_providers(
-    device: Device, with_graphs: bool = False, max_bytes: int | None = None
-) -> list[Any]:
+def execution_providers(device: Device, with_graphs: bool, max_bytes: int | None) -> list[Any]:
     """Return the providers for `device`; the CPU runs operators without a CUDA kernel."""
     if device == "cpu":
         return [_CPU_PROVIDER]
@@ -300,12 +300,3 @@ def execution_providers(
     if max_bytes is not None:
         options["gpu_mem_limit"] = str(max_bytes)
     return [(CUDA_PROVIDER, options), _CPU_PROVIDER]
-
-
-def check_provider(device: Device, running: Sequence[str]) -> None:
-    """Raise `RuntimeError` if ONNX Runtime has fallen back to the CPU, many times slower."""
-    if device == "cuda" and CUDA_PROVIDER not in running:
-        raise RuntimeError(
-            f"ONNX Runtime runs the vision encoder with {', '.join(running)}, not on CUDA; install"
-            " onnxruntime-gpu with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
-        )

@@ -263,7 +263,6 @@ def _row_layout(num_tokens: int, max_banned: int, max_beams: int) -> "np.dtype[n
 
 
 def _write_mask(mask: NDArray[np.uint8], row: RowConditions) -> None:
-    """Write the allowed tokens; what a beam's rules ban is not allowed."""
     if row.allowed is None:
         mask[:] = 255
     else:

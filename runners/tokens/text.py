@@ -8,7 +8,6 @@ none. A prompt's words are also a source of drafts (runners/decoder/engines.py).
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -31,7 +30,6 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._plain_tokenizer = plain_tokenizer
         self._control_ids = frozenset(tokenizer.get_added_tokens_decoder())
-        self.bare_id = cache(self._bare_id)
 
     @classmethod
     def load(cls, tokenizer_file: Path) -> Self:
@@ -61,8 +59,7 @@ class PromptTokenizer:
         """Return True if `text` is one control token of the checkpoint."""
         return self._tokenizer.token_to_id(text) in self._control_ids
 
-    def _bare_id(self, token_id: int) -> int:
-        """Return the token with the same text without its first space, or `token_id`."""
+    def bare_id(self, token_id: int) -> int:
         text = self._tokenizer.id_to_token(token_id) or ""
         bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
         return token_id if bare is None else bare

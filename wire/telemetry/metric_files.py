@@ -92,7 +92,6 @@ def _text() -> bytes:
 
 
 def _reserve(path: str, num_bytes: int) -> bool:
-    """Return True if `num_bytes` are reserved for the file, now or before."""
     try:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)

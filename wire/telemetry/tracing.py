@@ -57,20 +57,20 @@ class TraceOptions:
     sample: float = 1.0
 
 
-class RateLimitFilter(logging.Filter):
-    """Passes one line per `interval_s`: an unreachable collector fails many batches in a row."""
+def once_per(
+    interval_s: float, now: Callable[[], float] = time.monotonic
+) -> Callable[[object], bool]:
+    """Return a filter of a log: an unreachable collector fails many batches in a row."""
+    last_s = -math.inf
 
-    def __init__(self, interval_s: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._interval_s = interval_s
-        self._now = now
-        self._last_s = -math.inf
+    def is_due(_record: object) -> bool:
+        nonlocal last_s
+        if now() - last_s < interval_s:
+            return False
+        last_s = now()
+        return True
 
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # all lines count
-        is_due = self._now() - self._last_s >= self._interval_s
-        if is_due:
-            self._last_s = self._now()
-        return is_due
+    return is_due
 
 
 def start(options: TraceOptions, part: str) -> None:
@@ -85,7 +85,7 @@ def start(options: TraceOptions, part: str) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-    rate_limit = RateLimitFilter()
+    rate_limit = once_per(60.0)
     for name in EXPORT_LOGGERS:
         logging.getLogger(name).addFilter(rate_limit)
     attributes: dict[str, str | int] = {
