@@ -1,7 +1,7 @@
 """A model in one process: its encoders, features cache and decoder, and the path of a call.
 
 DecoderWorker   the weights of the decoder, its scheduler, and calls as sequences
-ModelWorker     all parts: the channel to this model, which runners/runner_api.py serves over HTTP.
+ModelWorker     all parts: the channel to this model, which runners/service.py serves over HTTP.
                 The model has an encoder, and so has each adapter that changes the vision tower or
                 the projector
 """

@@ -40,25 +40,18 @@ def is_portable() -> bool:
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of all processes: `environment` and defaults for libraries."""
-    defaults = {
-        # numpy decodes small masks in the gateway: its threads would only compete with those of the
-        # runners.
-        "OPENBLAS_NUM_THREADS": "1",
-        # Waiting threads of a decoder yield their core to the encoder's.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
-        "MALLOC_ARENA_MAX": "2",
-        # numpy would allocate pages of 2 MB for keys and values, of which most are never written.
+    return {
+        "OPENBLAS_NUM_THREADS": "1",  # numpy decodes small masks, beside the runners' threads
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads yield their core to the encoder's
+        "MALLOC_ARENA_MAX": "2",  # glibc keeps a heap for each thread that ever allocated
+        # numpy would allocate pages of 2 MB for keys and values, of which most are never written
         "NUMPY_MADVISE_HUGEPAGE": "0",
-        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's
-        # 10 s or more.
-        "RES_OPTIONS": "timeout:2 attempts:2",
-        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4
-        # services.
+        "RES_OPTIONS": "timeout:2 attempts:2",  # a name's servers block for 4 s, not for 10 or more
+        # telemetry off, of models and machines to the vendor, and of services
         "ORT_DISABLE_TELEMETRY": "1",
         "BENTOML_DO_NOT_TRACK": "True",
+        **environment,
     }
-    return defaults | dict(environment)
 
 
 def num_cores() -> int:

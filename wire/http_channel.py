@@ -8,6 +8,7 @@ import io
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
@@ -89,7 +90,7 @@ class HttpChannel:
         try:
             with shared_memory as memory, span(f"POST {path}", kind=SpanKind.CLIENT):
                 message = WriteCall(sequences=list(call.sequences), pixels=memory)
-                body, headers = body_of(message, call.pixels if shared is None else None)
+                body, headers = body_of(message, call.pixels if memory is None else None)
                 headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
                 # aiohttp sends a file in pieces, and warns of long bytes
                 data = body if len(body) <= _MAX_WHOLE_BYTES else io.BytesIO(body)
@@ -105,21 +106,19 @@ class HttpChannel:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
+            options: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEP_ALIVE_S}
             connector: aiohttp.BaseConnector
             if self._socket_path is None:
                 base_url = self.url.replace("tcp://", "http://", 1)
-                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+                connector = aiohttp.TCPConnector(**options)
             else:
                 base_url = "http://runner"
-                connector = aiohttp.UnixConnector(
-                    self._socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S
-                )
-            timeout = aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S)
+                connector = aiohttp.UnixConnector(self._socket_path, **options)
             self._session = aiohttp.ClientSession(
                 base_url,
                 headers=self._headers,
                 connector=connector,
-                timeout=timeout,
+                timeout=aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session

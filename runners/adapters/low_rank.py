@@ -3,11 +3,6 @@
     output = base(input) + up(down(input))      down (R, in), up (out, R), which contains the factor
                                                 alpha / rank
 
-Problem: sequences of the base and of any number of its adapters are decoded together; a captured
-pass has fixed shapes and addresses, while adapters of any rank come and go.
-
-Solution:
-
     eager       the product of each adapter in the batch is added to its rows
     captured    a layer's adapters are columns of one pair of matrices in fixed memory, the pool. A
                 pass computes all columns for all rows, and masks those of other adapters

@@ -8,12 +8,9 @@
                                 replaces the base's
 
 LAYER is a name in the model that was tuned: transformers 5's, an older version's or Microsoft's
-(wire/artifacts/microsoft_names.py). The export merges the vision part
-into the base's checkpoint (export/adapters.py).
-
-Both files are foreign data: nothing in them is run, and `AdapterLimits` bounds what is read and
-computed. A pattern of layers is a regular expression, on which Python's `re` can take for ever;
-RE2 never backtracks.
+(wire/artifacts/microsoft_names.py). The export merges the vision part into the base's checkpoint
+(export/adapters.py). Both files are foreign data: nothing in them is run, and `AdapterLimits`
+bounds what is read and computed. RE2 matches patterns of layers without backtracking.
 
 Both families tie the head to the embeddings. A product of lora_A and lora_B for the head is added
 to its output, and the embeddings stay as they are; PEFT's merge adds it to both: the merged model

@@ -1,11 +1,8 @@
 """The batch of live sequences: different prompts and options together, each generated as if alone.
 
-Problem: sequences enter, end, fail and are cancelled between steps, with one row or several, while
-a device computes a pass whose tokens the host does not know. What the pass has computed for those
-that end, leave or move must neither reach an answer nor another sequence.
-
-Solution: a table says which slots a sequence has (runners/decoder/slots.py). A launched pass keeps
-the rows that it was launched with, by sequence. At most one is in flight ahead:
+Sequences enter, end, fail and are cancelled while a device computes a pass whose tokens the host
+does not know. A table says which slots a sequence has (runners/decoder/slots.py); a launched pass
+keeps the rows that it was launched with, by sequence. At most one is in flight ahead:
 
     launched ──> chosen for             its tokens extend the sequences that still have rows in it
         │  └───> rolled back, by row    the row's sequence ended, was cancelled or failed, or the
@@ -103,8 +100,7 @@ class LiveBatch:
         moves = self._advance(launched, result)
         if result.ahead is not None:
             self._ahead = LaunchedPass(result.ahead, self.slots.num_used, rows)
-            redrawn = [sequences[place] for place in result.redrawn]
-            self._roll_back([sequence for sequence in redrawn if not sequence.has_ended])
+            self._roll_back([sequences[place] for place in result.redrawn])
         elif moves:
             sources, targets = zip(*moves, strict=True)
             self._cache.reorder(sources, targets)

@@ -1,12 +1,9 @@
 """Steps, choices and prefills in fixed shapes: CUDA graphs, captured once and replayed.
 
-Problem: launching the hundreds of small kernels of a pass one by one takes longer than running
-them; a graph launches them all at once, for the shapes and the memory that it was captured with.
-
-Solution: few shapes, for memory and capture time. A pass runs in the smallest that holds it; the
-excess consists of free slots and masked positions. All are captured before the model is ready: a
-capture stops every kernel of the process. A pool on the device holds what passes and choices
-exchange: next tokens, moves of beams, logits.
+A graph launches the hundreds of small kernels of a pass at once, for the shapes and the memory that
+it was captured with. A pass runs in the smallest captured shape that holds it; the excess consists
+of free slots and masked positions. All are captured before the model is ready: a capture stops
+every kernel of the process. A pool on the device holds what passes and choices exchange.
 
     load        tokens of the host into the pool: 1 transfer
     run         a graph for each `StepShape`: a pass over the pool's tokens
@@ -18,13 +15,13 @@ exchange: next tokens, moves of beams, logits.
                 of its numbers, 1 copy of each sequence's features, and 1 replay. Longer prompts,
                 adapters and too many beams are left to the eager prefill
 
-The host uses the results, and computes the next conditions, while the next pass runs. Invariants:
+Invariants:
 - a replay computes what it was captured with: every input is in memory at a fixed address;
 - the logits of a prefill have memory apart: a pass launched ahead may still wait for its choice;
 - what failed to be captured runs eagerly.
 
-Knows token ids and lengths, no family. Shapes: B slots or rows, R rows, S positions of image and
-prompt, M moves, W slots of a sequence, C hidden, V vocabulary.
+Shapes: B slots or rows, R rows, S positions of image and prompt, M moves, W slots of a sequence, C
+hidden, V vocabulary.
 """
 
 import logging

@@ -1,14 +1,8 @@
 """The engines: each runs the passes of a decoder in one way, over slots that it owns.
 
-Problem: a CPU gains from reading likely tokens in the same pass, in whatever shape they come. A GPU
-gains from captured passes in fixed shapes, and must not idle while the host reads the tokens of one
-pass to launch the next.
-
-Solution: two classes with the same methods; the batch and the scheduler know neither.
-
-    EagerEngine    every pass in its own shape, with drafts and adapters
-    GraphEngine    captured passes and choices (runners/decoder/captured_passes.py), the next pass
-                   launched before the host reads the tokens of this one
+    EagerEngine    of a CPU: every pass in its own shape, with drafts and adapters
+    GraphEngine    of a GPU: captured passes and choices (runners/decoder/captured_passes.py), the
+                   next pass launched before the host reads the tokens of this one
 
 A draft is a likely continuation of an answer, read in the same pass as its last token: a token that
 the rules force, or words of the prompt where the grammar asks for them. Each is kept only if it is

@@ -1,11 +1,5 @@
 """The scheduler of a decoder: continuous batching in one thread.
 
-Problem: sequences of many requests arrive at any time, have different lengths, are cancelled or
-expire; a model's failure or too little memory must end as few of them as possible.
-
-Solution: one thread runs the batch (runners/decoder/batch.py), which sequences enter and leave
-between decode steps.
-
     while sequences are queued or live:
         remove cancelled sequences
         admit queued ones, as many as have slots and fit the token budget of a prefill
@@ -18,8 +12,6 @@ Invariants:
   that ended it; no error ends the thread, a lost device ends the process;
 - a failed prefill fails its sequences alone, a failed step all live ones;
 - the batch and `_live` belong to the thread; callers share only the queue, under `_changed`.
-
-Knows sequences and futures; no family, HTTP or tasks.
 """
 
 import logging

@@ -2,22 +2,20 @@
 
     CpuBatches      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
                     quantizes a batch with one scale, and an image's features must not depend on the
-                    others. All encoders of a process share one arena of memory: the activations of
-                    a batch are several times as large as the weights
+                    others. All encoders of a process share one arena of memory
     FixedBatches    batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
                     8 + 4 + 1, nothing is padded. All sizes run in one session, which keeps a graph
                     for each `gpu_graph_id`, over the first images of the same input and output
 
-On a GPU every size first runs without a graph,
-the largest first, whose memory serves the others; one that exceeds the memory is left out. Then
-each is captured, and replays are compared; if one fails, all run without graphs. Invariants:
+On a GPU every size first runs without a graph, the largest first; one that exceeds the memory is
+left out. Then each is captured, and replays are compared; if one fails, all run without graphs.
 
 - ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one;
 - while it captures, no other thread may allocate memory of the GPU: encoders are loaded before the
   decoder's thread starts (runners/model_worker.py);
 - pixels and features are copied in a stream of the encoder, which never waits for the decoder's
-  work in the default stream. Features are recorded there: if they are freed while the decoder reads
-  them, their memory is reused only after that;
+  work. Features are recorded there: if they are freed while the decoder reads them, their memory is
+  reused only after that;
 - the next part of a batch overwrites input and output: features are copied out of it before.
 
 Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc,

@@ -1,28 +1,21 @@
 """Operations of both families: linear layers, and the masks of attention.
 
-A linear layer is made by precision and device; another precision is a line of `DTYPES` and, with
-kernels of its own, a class and a line of `linear_layer`.
-
     torch's linear    the dtype of its weights
-    PackedLinear      float32 and bfloat16 on a CPU, by oneDNN
-    Int8Linear        8-bit integers on x86-64, by oneDNN
-    Int8WeightLinear  8-bit weights and float32 states on other CPUs
+    PackedLinear      float32 and bfloat16 on a CPU, by oneDNN, in the order that its kernels read
+                      (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py): torch's own `linear`
+                      reaches half of an AMD core's rate with MKL (measured at 63dee10)
+    Int8Linear        8-bit integers on x86-64, by oneDNN (torch/ao/quantization/pt2e)
+    Int8WeightLinear  8-bit weights and float32 states on other CPUs: oneDNN 3.7 has no kernel for
+                      integer products on AArch64
 
-torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's
-rate, and reorders bfloat16 weights at every call (measured at 63dee10). PackedLinear stores weights
-in the order that oneDNN's kernels read (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py).
 Int8Linear quantizes weights once, per output, and its input per row and call, by the operator for
-tables of embeddings: one pass, where norm, division, rounding and conversion were four. The product
-is that of torch's export quantization (torch/ao/quantization/pt2e).
+tables of embeddings: one pass, where norm, division, rounding and conversion were four.
 
     weight = scale (out, 1) * integers (out, in)
     states = scale (rows, 1) * integers (rows, in) + least (rows, 1)
 
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
 every batch, and a NaN stays in its row; quantized.linear_dynamic has one scale for all rows.
-
-On AArch64, oneDNN 3.7 of torch 2.10 has no kernel for such products: its reference copies the whole
-matrix to float64 at each call. Int8WeightLinear multiplies weights as it reads them.
 """
 
 import platform

@@ -1,12 +1,9 @@
 """The choice of the next tokens of a batch: greedy, sampled or by beams, for all rows at once.
 
-Problem: a GPU replays captured operations of fixed shapes and reads no value between them; a CPU
-should compute nothing that no row needs.
-
-Solution: one implementation in fixed shapes. Conditions are packed into one buffer, copied to the
-device in one transfer; `choose` reads no value of the host, and its results are read in one
-transfer. `ChoiceKind` names its optional parts. `choose_tokens` chooses eagerly, with the parts
-that a row needs; a few kinds are captured (runners/decoder/captured_passes.py).
+One implementation in fixed shapes, which a GPU can capture: conditions are packed into one buffer
+and copied in one transfer, `choose` reads no value of the host, and its results are read in one
+transfer. `ChoiceKind` names its optional parts: `choose_tokens` chooses eagerly with those that a
+row needs; a few kinds are captured (runners/decoder/captured_passes.py).
 
     rules        a forced token, banned tokens: of a beam after the log-softmax, else before it, as
                  in transformers
@@ -17,9 +14,8 @@ that a row needs; a few kinds are captured (runners/decoder/captured_passes.py).
     next pass    its tokens and the moves of beams, which the host need not know. Beams continue as
                  `BeamSequence` (runners/decoder/sequences.py) decides, unless the search ends
 
-Invariants:
-- a row's result depends on its own conditions and logits only, whatever the kind;
-- a row with NaN or infinity has the log-probability NaN; a row without an allowed token, -inf.
+A row's result depends on its own conditions and logits only, whatever the kind. A row with NaN or
+infinity has the log-probability NaN; a row without an allowed token, -inf.
 
 Shapes: R rows, V vocabulary, K candidates, W beams of a sequence, B slots.
 """

@@ -28,7 +28,7 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from runners.options import encoder_batch_size
-from runners.runner_api import CallGuard, RunnerApi
+from runners.service import CallGuard, RunnerApi
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware

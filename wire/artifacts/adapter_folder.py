@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +42,6 @@ MAX_ENTRY_BYTES = 16_384
 
 _FORMAT = 1  # increment when the same files become other matrices
 _SETTLED_AFTER_S = 1.0  # time without a change
-_NAME = re.compile(r"[^.].*")  # others are temporary or hidden
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
 _AT_ONCE = os.O_NONBLOCK | os.O_NOCTTY
@@ -143,23 +141,18 @@ class AdapterScan:
         adapters: dict[str, AdapterFolder] = {}
         settled: dict[str, AdapterFolder] = {}
         for path in paths:
-            if not _NAME.fullmatch(path.name) or not (files := _version(path)):
+            if path.name.startswith(".") or not (files := _version(path)):
                 continue
             adapter = adapters[path.name] = AdapterFolder(path, files)
-            if self._is_settled(adapter):
+            changed_s = max(max(version[:2]) for _, version in files) / 1e9
+            is_old = self._now() - changed_s >= _SETTLED_AFTER_S  # as a renamed folder is
+            if is_old or self._scanned.get(path.name) == adapter:
                 settled[path.name] = adapter
             elif path.name in self._settled:
                 settled[path.name] = self._settled[path.name]
         self._scanned = adapters
         self._settled = settled
         return dict(settled)
-
-    def _is_settled(self, adapter: AdapterFolder) -> bool:
-        """Return True if unchanged since the last scan, or old, as a renamed folder is."""
-        if self._scanned.get(adapter.name) == adapter:
-            return True
-        changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
-        return self._now() - changed_s >= _SETTLED_AFTER_S
 
 
 def reason_of(error: Exception) -> str:

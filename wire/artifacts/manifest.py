@@ -2,9 +2,7 @@
 
     manifest.json           source, build key and precisions, and the sha256 of every other file
     vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector
-                            included
-    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, if
-                                                            exported
+                            included; vision_encoder.int8.onnx is the same at another precision
     decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in
                             their stored dtype
     config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
@@ -16,11 +14,7 @@ Of a LoRA adapter, which runs in the runner of its base:
 
     manifest.json           the same, with the base's id and build key, input size and precisions
     adapter.safetensors     two float32 matrices for each layer that it changes
-                            (runners/adapters/low_rank.py)
-    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the
-                            base's precisions
-
-Does not know where such folders are stored (wire/artifacts/model_store.py).
+    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own
 """
 
 import dataclasses

@@ -1,11 +1,9 @@
 """Metrics of the processes of one host, in mapped files that any of them can add up.
 
-The multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py) with two changes:
-
-- A file belongs to a part of the service, not to a process id: a restarted part continues its
-  counters, and no file of a dead process remains.
-- Space is reserved before it is mapped: without it, a full folder in memory ends a process by
-  SIGBUS. If there is none, the values stay in the memory of their process, and /metrics lacks them.
+The multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py) with two changes. A file
+belongs to a part of the service, not to a process id: a restarted part continues its counters. And
+space is reserved before it is mapped: without it, a full folder in memory ends a process by SIGBUS.
+If there is none, the values stay in the memory of their process, and /metrics lacks them.
 """
 
 import asyncio

@@ -1,12 +1,10 @@
 """Tracing by OpenTelemetry in gateway and runners: trace ids always, spans with a collector.
 
-Before `start`, and without a collector, no spans are made and each function here takes at most a
-microsecond. The current span propagates to asyncio tasks by OpenTelemetry's context, and between
-processes by W3C Trace Context headers. Spans go to a collector over OTLP/HTTP, in batches, by a
-thread; those that cannot be sent are dropped. OpenTelemetry also reads its own environment
-variables, such as OTEL_EXPORTER_OTLP_HEADERS and OTEL_BSP_MAX_QUEUE_SIZE.
-
-Spans never contain images, prompts, answers, keys, or messages of exceptions, which may quote them.
+Without a collector no spans are made, and each function here takes at most a microsecond. The
+current span propagates to asyncio tasks by OpenTelemetry's context, and between processes by W3C
+Trace Context headers. Spans go to a collector over OTLP/HTTP, in batches, by a thread; those that
+cannot be sent are dropped. Spans never contain images, prompts, answers, keys, or messages of
+exceptions, which may quote them.
 """
 
 import logging
@@ -95,7 +93,8 @@ def start(options: TraceOptions, part: str) -> None:
         "process.pid": os.getpid(),
     }
     sampler = ParentBased(TraceIdRatioBased(options.sample))
-    provider = TracerProvider(sampler, Resource.create(attributes), shutdown_on_exit=False)
+    resource = Resource.create(attributes)
+    provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
     spans = BatchSpanProcessor(OTLPSpanExporter(options.endpoint.rstrip("/") + "/v1/traces"))
     provider.add_span_processor(spans)
     _tracer = provider.get_tracer("diptych")

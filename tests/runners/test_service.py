@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
-from runners.runner_api import CallGuard, RunnerApi
+from runners.service import CallGuard, RunnerApi
 from tests.support.trace_collector import collecting
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER
 from wire.runner_channel import FeaturesMissing, RunnerCall
