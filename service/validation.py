@@ -1,4 +1,4 @@
-"""Pydantic's errors as one sentence: field, given value, allowed values; and JSON strings.
+"""Pydantic's errors as one sentence: field, given value, allowed values.
 
 Used for settings, API keys and the fields of every interface; callers choose the exception.
 """
@@ -42,8 +42,7 @@ class StrictModel(BaseModel):
 class RejectedField:
     """The first field that failed validation."""
 
-    # the path within the document, dotted; names of a client are cut and free of lone surrogates
-    name: str
+    name: str  # the path within the document, dotted and cut
     reason: str
     message: str
 
@@ -51,7 +50,7 @@ class RejectedField:
 def rejected_field(error: ValidationError, fields: Iterable[str] = ()) -> RejectedField:
     """Return the first field that `error` rejects; `fields` are the names that are allowed."""
     detail = error.errors(include_url=False, include_context=False)[0]
-    path = _shown_path(".".join(map(str, detail["loc"]))) or "the document"
+    path = ".".join(map(str, detail["loc"]))[:_MAX_FIELD_CHARS] or "the document"
     reason = detail["msg"].removeprefix("Value error, ")  # before what our validators raise
     match detail["type"]:
         case "missing":
@@ -72,44 +71,3 @@ def validated(model: type[ModelT], document: object) -> ModelT:
     except ValidationError as error:
         rejected = rejected_field(error, model.model_fields)
         raise InvalidRequest(rejected.message, rejected.name) from error
-
-
-def lone_surrogate(document: object) -> str | None:
-    r"""Return the dotted path of a string in a JSON value that cannot be encoded, or None.
-
-    JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes
-    the string.
-    """
-    pending: list[tuple[str, object]] = [("", document)]
-    while pending:
-        path, value = pending.pop()
-        children: Iterable[tuple[object, object]] = ()
-        if isinstance(value, dict):
-            children = value.items()
-        elif isinstance(value, list):
-            children = enumerate(value)
-        for name, child in children:
-            if _is_broken(name) or _is_broken(child):
-                return _path_of(path, name)
-            if isinstance(child, dict | list):
-                pending.append((_path_of(path, name), child))
-    return None
-
-
-def _is_broken(text: object) -> bool:
-    if not isinstance(text, str) or text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _path_of(path: str, name: object) -> str:
-    name = str(name)[:_MAX_FIELD_CHARS]
-    return _shown_path(f"{path}.{name}" if path else name)
-
-
-def _shown_path(path: str) -> str:
-    return path[:_MAX_FIELD_CHARS].encode(errors="replace").decode()

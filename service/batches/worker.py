@@ -36,14 +36,7 @@ from service.admission.places import RequestContext, TrafficGaps
 from service.batches import wire
 from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from service.http.body import (
-    BodyMemory,
-    check_texts,
-    missing_image,
-    parse_image,
-    parsed,
-    unchecked_object,
-)
+from service.http.body import BodyMemory, json_object, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
 from service.images.decoding import in_thread
 from service.inference.core import Core
@@ -90,7 +83,7 @@ _OK = 200
 
 
 def parse_line(data: bytes) -> wire.BatchLine:
-    return validated(wire.BatchLine, unchecked_object(data))
+    return validated(wire.BatchLine, json_object(data))
 
 
 @dataclass(slots=True)
@@ -400,7 +393,6 @@ class BatchRun:
         line = None
         try:
             line = await self._read(place, context)
-            check_texts(line.body)
             answer = await _answer_body(line, core, context)
             status, body = _OK, answer.model_dump(mode="json")
         except (Overloaded, NotReady):

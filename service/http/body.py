@@ -6,13 +6,13 @@ of a second.
 """
 
 import binascii
-import json
+import codecs
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
@@ -21,7 +21,6 @@ from service.images.decoding import in_thread
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
 from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
-from service.validation import lone_surrogate
 from tasks.errors import shown
 
 LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
@@ -31,134 +30,6 @@ _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image c
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
 _VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
 _WIDE_CHAR_BYTES = 4
-# each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
-_MAX_JSON_ESCAPES = 2_000_000
-MAX_DIGITS = 1000
-_MAX_LEVELS = 500  # Python's own limit is 1,000 in 3.11 and 10,000 in 3.13
-# Never matches in an image: base64 has none of the leading characters, and no format begins with a
-# digit after `base64,`.
-_LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
-_MAX_ERROR_CHARS = 200  # a parser's message is cut here
-
-
-def json_object(
-    body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None
-) -> dict[str, object]:
-    """Return a JSON object with unique names and at most `max_values` values.
-
-    Raise `InvalidRequest`.
-
-    `max_nested`: how many of the values may be lists and objects.
-    """
-    if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
-        raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
-    document = unchecked_object(body, max_values)
-    if _has_wide_texts(body):
-        check_texts(document)
-    return document
-
-
-def unchecked_object(body: bytes, max_values: int = MAX_JSON_VALUES) -> dict[str, object]:
-    """Do the same, but for lone surrogates, which `check_texts` refuses."""
-    document = json_value(body, "the body", max_values)
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
-    return document
-
-
-def check_texts(document: object, param: str | None = None) -> None:
-    path = lone_surrogate({param: document} if param else document)
-    if path is not None:
-        raise InvalidRequest(
-            f"{path} contains a lone surrogate, which is not a character", param or path
-        )
-
-
-def _has_wide_texts(data: bytes) -> bool:
-    return not data.isascii() or b"\\u" in data
-
-
-def json_value(data: bytes, subject: str, max_values: int, param: str | None = None) -> object:
-    """Return a JSON value of bounded size; raise `InvalidRequest` about `subject`."""
-    for noun, marks, maximum in (
-        ("values, lists and objects", _VALUE_MARKS, max_values),
-        ("escapes", (b"\\",), _MAX_JSON_ESCAPES),
-    ):
-        if _num_occurrences(data, marks, maximum) > maximum:
-            raise InvalidRequest(f"{subject} has more than {maximum} {noun}", param)
-    if _has_long_number(data):
-        raise InvalidRequest(f"a number of {subject} has more than {MAX_DIGITS} characters", param)
-    try:
-        value: object = json.loads(
-            data,
-            # a Python function, so that threads may switch: 300,000 numbers take 0.1 s
-            parse_float=lambda text: float(text),
-            parse_constant=_refuse,
-            object_pairs_hook=_unique,
-        )
-        if _num_levels(value) > _MAX_LEVELS:
-            raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
-    except (ValueError, RecursionError) as error:
-        problem = f"{subject} is not JSON: {str(error)[:_MAX_ERROR_CHARS]}"
-        raise InvalidRequest(problem, param) from error
-    return value
-
-
-def _num_levels(value: object) -> int:
-    depth = 0
-    level = [value]
-    while parents := [parent for parent in level if isinstance(parent, dict | list)]:
-        depth += 1
-        level = []
-        for parent in parents:
-            level += parent.values() if isinstance(parent, dict) else parent
-    return depth
-
-
-def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
-    """Count up to about `maximum`, holding the interpreter's lock below a millisecond."""
-    num_found = 0
-    for start in range(0, len(body), PIECE_BYTES):
-        num_found += sum(body.count(mark, start, start + PIECE_BYTES) for mark in marks)
-        if num_found > maximum:
-            break
-    return num_found
-
-
-def _has_long_number(body: bytes) -> bool:
-    """Return True for a number that would hold the parser, and its lock, for long."""
-    if len(body) <= LARGE_BYTES:
-        return False
-    pieces = (
-        _LONG_NUMBER.search(body, at, at + PIECE_BYTES + MAX_DIGITS)
-        for at in range(0, len(body), PIECE_BYTES)
-    )
-    return any(pieces) or _LONG_NUMBER.match(b" " + body[: MAX_DIGITS + 1]) is not None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        ((name, count),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shown(name)} occurs {count} times; send it once")
-    return document
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def parsed_bytes(body: bytes) -> int:
-    """Return an upper bound of the memory that parsing a body takes in addition to the body.
-
-    A string with one character beyond Latin-1 has two or four bytes for each; an image is also
-    decoded from base64.
-    """
-    is_wide = _has_wide_texts(body)
-    num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
-    return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
-
-
 _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
 _JSON = "application/json"
 _MAX_FORM_PARTS = 240
@@ -172,6 +43,56 @@ _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")
+
+
+def json_object(
+    body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None
+) -> dict[str, object]:
+    """Return a JSON object with at most `max_values` values; raise `InvalidRequest`.
+
+    `max_nested`: how many of the values may be lists and objects.
+    """
+    if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
+        raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
+    document = _json_value(body, "the body", max_values)
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
+    return document
+
+
+def _json_value(data: bytes, subject: str, max_values: int, param: str | None = None) -> object:
+    """Return a JSON value; the parser bounds its levels, and the digits of a number."""
+    if _num_occurrences(data, _VALUE_MARKS, max_values) > max_values:
+        problem = f"{subject} has more than {max_values} values, lists and objects"
+        raise InvalidRequest(problem, param)
+    try:
+        value: object = from_json(data.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"{subject} is not JSON: {error}", param) from error
+    return value
+
+
+def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
+    """Count up to about `maximum`, holding the interpreter's lock below a millisecond."""
+    num_found = 0
+    for start in range(0, len(body), PIECE_BYTES):
+        num_found += sum(body.count(mark, start, start + PIECE_BYTES) for mark in marks)
+        if num_found > maximum:
+            break
+    return num_found
+
+
+def parsed_bytes(body: bytes) -> int:
+    """Return an upper bound of the memory that parsing a body takes in addition to the body.
+
+    A string with one character beyond Latin-1 has two or four bytes for each; an image is also
+    decoded from base64.
+    """
+    is_wide = not body.isascii() or b"\\u" in body
+    num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
+    return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
+
+
 _SCHEMAS: dict[str, dict[str, Any]] = {
     **PredictFields.model_json_schema()["properties"],
     **CompareFields.model_json_schema()["properties"],
@@ -368,10 +289,8 @@ def form_value(name: str, values: Sequence[bytes | str]) -> object:
 
 def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
-        data = texts[0].encode(errors="surrogatepass")
-        document = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
-        check_texts(document, name)
-        return document
+        data = texts[0].encode()
+        return _json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
     elements: list[str] = []
     for text in texts:
         split: list[str] = []
@@ -384,11 +303,9 @@ def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
 
 def _number(text: str) -> object:
     """Return `text` as a JSON number, or unchanged: validation of the field then rejects it."""
-    if len(text) > MAX_DIGITS:
-        return text
     try:
-        number = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        number = from_json(text, allow_inf_nan=False)
+    except ValueError:
         return text
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
 

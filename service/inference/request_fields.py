@@ -128,10 +128,10 @@ def parse_fields(
     for name in fields:
         if name not in fields_class.model_fields and name not in PARAMETERS:
             names = ["image", *fields_class.model_fields, *sorted(PARAMETERS)]
-            # A lone surrogate cannot be encoded in the response.
-            param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
             message = f"unknown field {shown(name)}{meant(name, names)}"
-            raise InvalidRequest(f"{message}; the fields are {', '.join(names)}", param)
+            raise InvalidRequest(
+                f"{message}; the fields are {', '.join(names)}", name[:_MAX_SHOWN_CHARS]
+            )
     try:
         common = {name: value for name, value in fields.items() if name not in PARAMETERS}
         values = fields_class.model_validate(common)

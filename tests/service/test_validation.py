@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import Overloaded
-from service.validation import lone_surrogate, rejected_field
+from service.validation import rejected_field
 
 
 class Inner(BaseModel):
@@ -41,28 +41,6 @@ def test_first_rejected_field(document: dict[str, object], name: str, message: s
     assert rejected.name == name
     assert rejected.message.startswith(message)
     assert len(rejected.message) < 300
-
-
-@pytest.mark.parametrize(
-    ("document", "path"),
-    [
-        ({}, None),
-        ({"a": ["ä😀", 1, None, {"b": "c"}]}, None),
-        ({"a": [1, {"b": "c\udfff"}]}, "a.1.b"),
-        (["a", ["\ud83d"]], "1.0"),
-        ({"a": {"\ud800": 1}}, "a.?"),
-        ({"x" * 10_000: "\ud800"}, "x" * 80),
-    ],
-)
-def test_path_of_a_surrogate(document: object, path: str | None) -> None:
-    assert lone_surrogate(document) == path
-
-
-def test_surrogate_at_any_depth() -> None:
-    document: object = "\ud800"
-    for _ in range(10_000):
-        document = [document]
-    assert lone_surrogate(document) == ".".join("0" * 10_000)[:80]
 
 
 @pytest.mark.parametrize(("given_s", "whole_s"), [(0, 1), (0.2, 1), (1, 1), (1.2, 2), (60, 60)])

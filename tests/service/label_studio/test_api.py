@@ -280,7 +280,7 @@ def test_unknown_path_has_an_error() -> None:
 
 
 def rejected(**body: Any) -> tuple[str, str | None]:
-    """Return message and field of the error, for lone surrogates and infinite numbers, too."""
+    """Return message and field of the error, for infinite numbers, too."""
     content = json.dumps(body).replace("Infinity", "1e400")
     error = error_of(client().send("POST", f"{PATH}/predict", content=content))
     assert error["code"] == "invalid_request"
@@ -302,7 +302,6 @@ def rejected(**body: Any) -> tuple[str, str | None]:
         ({"text": [["a"] * 10]}, "context.result.text.0"),
         ({"text": ["a"] * 101}, "context.result.text"),
         ({"text": ["a" * 10_001]}, "context.result.text.0"),
-        ({"text": ["\ud800"]}, "params.context.result.0.value.text.0"),
         ("x", "context.result"),
     ],
     ids=lambda value: ascii(value)[:60],
@@ -320,10 +319,6 @@ INFINITE = view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>'))
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"tasks": [{"id": "\ud800"}]}, "tasks.0.id"),
-        ({"tasks": [{"data": {"image": "/\udfff"}}]}, "tasks.0.data.image"),
-        ({"label_config": RED_CIRCLE.replace("red", "\ud800")}, "label_config"),
-        ({"project": "\ud800"}, "project"),
         ({"tasks": [[[]]]}, "tasks.0"),
         ({"label_config": None}, "label_config"),
         ({"label_config": INFINITE}, "min_score"),
