@@ -188,7 +188,7 @@ def test_long_values_are_cut() -> None:
         assert "…" in message
 
 
-TEXTS = st.text(st.sampled_from("aB1 \0\n;ä\ud800😀"), max_size=8)
+TEXTS = st.text(st.sampled_from("aB1 \0\n;ä😀"), max_size=8)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda children: st.lists(children, max_size=5) | st.dictionaries(TEXTS, children, max_size=3),
