@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from imaging.files import ImageLimits
-from service.admission.fair_queue import FairQueue
+from service.admission.fair_queue import ClientSlots, FairQueue
 from service.admission.places import Place, Places, RequestContext, TrafficGaps
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
@@ -82,6 +82,9 @@ class Core:
             settings.max_request_bytes_of_key,
             gaps,
         )
+        # An answer in a slot waits for no other: requests of many answers do not block each other
+        num_slots = settings.max_pending_requests
+        self._answer_slots = ClientSlots(num_slots, max(1, num_slots - 1))
         limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
         self._decoder = ImageDecoder(limits, settings.max_decoded)
         self._max_running = settings.max_running
@@ -89,6 +92,12 @@ class Core:
         for runner in runners:
             self._queues[runner] = FairQueue(runner, self._max_running, settings.max_waiting_tokens)
         self._fetcher = fetcher
+
+    @asynccontextmanager
+    async def answer_slot(self, context: RequestContext) -> AsyncIterator[RequestContext]:
+        """Wait for a slot for one of the answers of a request, which has a place."""
+        async with self._answer_slots.slot(context.quota.name):
+            yield replace(context, place=Place(), needs_place=False)
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
@@ -249,43 +258,6 @@ class Core:
 MAX_IMAGES = 32  # one request
 
 
-class AnswerPlaces:
-    """The places of one call: its own, lent to one answer at a time, and further ones.
-
-    A call keeps its place while it has a body or images in memory. If each answer needed a further
-    place, the calls that hold all places would wait for each other for ever; so would the only call
-    of a key with `max_concurrent` 1. Invariant: while an answer waits, another one has the lent
-    place, and wakes it when it is done.
-    """
-
-    def __init__(self, places: Places) -> None:
-        self._places = places
-        self._is_lent = False
-        self._given_back = asyncio.Event()
-
-    @asynccontextmanager
-    async def place(self, context: RequestContext) -> AsyncIterator[RequestContext]:
-        """Wait for a place, and yield `context` with it."""
-        further = replace(context, place=Place())
-        while self._is_lent and not further.place.is_taken:
-            # Cleared before the attempt: a place that is given back during it ends the wait
-            self._given_back.clear()
-            try:
-                await self._places.take(further)
-            except Overloaded:
-                await self._given_back.wait()
-        is_lent = not further.place.is_taken
-        self._is_lent = self._is_lent or is_lent
-        try:
-            yield replace(further, needs_place=False) if is_lent else further
-        finally:
-            if is_lent:
-                self._is_lent = False
-            else:
-                await self._places.leave(further)
-            self._given_back.set()
-
-
 async def answer_each(
     core: Core,
     images: Sequence[ImageInput],
@@ -294,14 +266,13 @@ async def answer_each(
 ) -> list[AnswerT | ServiceError]:
     """Return what `ask` returns or raises for each image, in order.
 
-    Raise the error that every image met if it does not concern the image. An image waits for a
-    place while others of the request have one; each counts as a request of the key.
+    Raise the error that every image met if it does not concern the image. Each counts as a request
+    of the key.
     """
-    answer_places = AnswerPlaces(core.places)
 
     async def answer(index: int) -> AnswerT | ServiceError:
         try:
-            async with answer_places.place(replace(context)) as image_context:
+            async with core.answer_slot(context) as image_context:
                 if index > 0:  # the request itself has been counted
                     await context.quota.take_request()
                 return await ask(images[index], image_context)

@@ -90,7 +90,7 @@ class WrittenAnswers:
 
 @dataclass(frozen=True, slots=True)
 class CallBegun:
-    """The runner has the features of a call's image; the sequences that have not ended begin."""
+    """The sequences of a call that have not ended begin."""
 
     features: FoundFeatures
     preprocess_s: float
@@ -196,7 +196,6 @@ class RunnerClient:
                 if is_repeated or not isinstance(error, RunnerUnreachable):
                     raise _call_error(self._model_id, error) from error
                 is_repeated = True
-                logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
                 await asyncio.sleep(_RETRY_PAUSE_S)
                 continue
             if unfinished:
@@ -225,9 +224,8 @@ class StreamedText:
         self._model_id = model_id
         self._send = send
         self._texts = [""] * num_sequences  # received since the last call began
-        self._sent = [""] * num_sequences
         self._has_ended = [False] * num_sequences
-        self._current = 0  # index of the sequence that is being sent
+        self._sent = ""
 
     def receive(self, event: CallEvent) -> None:
         """Take an event and send the text that is next.
@@ -245,29 +243,21 @@ class StreamedText:
             self._has_ended[event.index] = True
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
-        self._send_current()
-        while self._has_ended[self._current] and self._current < len(self._texts) - 1:
-            self._current += 1
-            self._send("\n")
-            self._send_current()
-
-    def _send_current(self) -> None:
-        text = self._texts[self._current]
-        sent = self._sent[self._current]
-        is_replay = len(text) < len(sent) and not self._has_ended[self._current]
-        expected_prefix = sent[: len(text)] if is_replay else sent
-        if not text.startswith(expected_prefix):  # the answer was sampled
+        is_whole = all(self._has_ended)
+        num_shown = len(self._texts) if is_whole else self._has_ended.index(False) + 1
+        text = "\n".join(self._texts[:num_shown])
+        if text.startswith(self._sent):
+            if len(text) > len(self._sent):
+                self._send(text[len(self._sent) :])
+                self._sent = text
+        elif is_whole or not self._sent.startswith(text):  # the answer was sampled
             raise NotReady(
                 f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed;"
                 " retry the request"
             )
-        if len(text) > len(sent):
-            self._sent[self._current] = text
-            self._send(text[len(sent) :])
 
 
 def _call_error(model_id: str, error: ChannelError) -> ServiceError:
-    """Return the error for a call to the runner of `model_id` that failed."""
     runner = f"the runner of {model_id}"
     match error:
         case RunnerUnreachable() | FeaturesMissing():
@@ -280,7 +270,6 @@ def _call_error(model_id: str, error: ChannelError) -> ServiceError:
 
 
 def _outcome_error(failed: Failed) -> ServiceError:
-    """Return the error for a sequence or image that failed in an answered call."""
     match failed.code:
         case "sequence_too_long" if "max_new_tokens" not in failed.message:
             return InvalidRequest(failed.message)

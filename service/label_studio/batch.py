@@ -24,7 +24,7 @@ from service.errors import (
     ServiceError,
 )
 from service.images.decoding import in_thread
-from service.inference.core import AnswerPlaces, Core, Fields
+from service.inference.core import Core, Fields
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
@@ -110,7 +110,6 @@ class Batch:
         self._images = images
         deadline_s = min(context.deadline_s, time.monotonic() + MAX_CALL_S)
         self._context = replace(context, deadline_s=deadline_s)
-        self._places = AnswerPlaces(core.places)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
 
     async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
@@ -193,7 +192,7 @@ class Batch:
         async with self._answers:
             while True:
                 try:
-                    async with self._places.place(self._context) as context:
+                    async with self._core.answer_slot(self._context) as context:
                         await context.quota.take_request()
                         return await self._core.predict(image, fields, context)
                 except Overloaded as error:

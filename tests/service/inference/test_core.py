@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
-from service.inference.core import AnswerPlaces, Comparison, Core
+from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
@@ -454,47 +454,15 @@ async def test_unbegun_stream_leaves_its_place() -> None:
     assert not request.place.is_taken
 
 
-@pytest.mark.parametrize("which", ["lent", "further"])
-async def test_answer_waits_for_any_place(which: str) -> None:
-    core = make_core(max_pending=2)
-    call = context()
-    await core.places.take(call)
-    places = AnswerPlaces(core.places)
-    async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
-        first = await lent.enter_async_context(places.place(call))
-        second = await further.enter_async_context(places.place(call))
-        assert (first.needs_place, second.needs_place) == (False, True)
-        waiting = asyncio.create_task(third.enter_async_context(places.place(call)))
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert not waiting.done()
-        await (lent if which == "lent" else further).aclose()
-        await until(waiting.done)
-        assert waiting.result().needs_place is (which == "further")
-    await core.places.leave(call)
-
-
-async def test_failed_answer_returns_its_place() -> None:
-    core = make_core(max_pending=1)
-    call = context()
-    await core.places.take(call)
-    places = AnswerPlaces(core.places)
-    with pytest.raises(ZeroDivisionError):
-        async with places.place(call):
-            raise ZeroDivisionError
-    async with places.place(call) as lent:
-        waiting = asyncio.create_task(places.place(call).__aenter__())
+async def test_images_wait_for_slots_of_their_client() -> None:
+    core = make_core(max_pending=3)
+    calls = [context() for _ in range(3)]
+    async with core.answer_slot(calls[0]) as first, core.answer_slot(calls[1]):
+        third = asyncio.create_task(core.answer_slot(calls[2]).__aenter__())
         await asyncio.sleep(0)
-        waiting.cancel()
-        assert not lent.needs_place
-    async with places.place(call) as lent:
-        assert not lent.needs_place
-
-
-async def test_lent_place_stays_the_calls() -> None:
-    core = make_core(max_pending=1)
-    call = context()
-    await core.places.take(call)
-    async with AnswerPlaces(core.places).place(call) as lent:
-        await core.places.leave(lent)
-    assert call.place.is_taken
+        assert not third.done()
+        other = replace(calls[2], quota=Quota("other", QuotaLimits()))
+        async with core.answer_slot(other), asyncio.timeout(10):
+            assert (await core.predict(PNG, {"task": "ocr"}, first)).model.id == FLORENCE_ID
+        assert not first.place.is_taken
+    await third

@@ -353,8 +353,8 @@ def streamed(events: Sequence[CallEvent], num_sequences: int = 2) -> list[str]:
     ("events", "sent"),
     [
         ([piece(0, "a"), piece(0, "b"), end(0, "ab"), end(1, "")], ["a", "b", "\n"]),
-        ([piece(1, "x"), piece(0, "a"), end(1, "xy"), end(0, "a")], ["a", "\n", "xy"]),
-        ([end(0, "whole"), piece(1, "x"), end(1, "x and rest")], ["whole", "\n", "x", " and rest"]),
+        ([piece(1, "x"), piece(0, "a"), end(1, "xy"), end(0, "a")], ["a", "\nxy"]),
+        ([end(0, "whole"), piece(1, "x"), end(1, "x and rest")], ["whole\n", "x", " and rest"]),
         ([end(0, ""), end(1, "")], ["\n"]),
         ([piece(0, "a")], ["a"]),
     ],
