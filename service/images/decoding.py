@@ -18,9 +18,8 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
-    AbstractAsyncContextManager,
     asynccontextmanager,
     contextmanager,
     nullcontext,
@@ -58,7 +57,6 @@ _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 _SMALL_FILE_BYTES = 64_000
 _RGB_BYTES = 4  # a pixel in Pillow
 _MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
-_NEAREST = int(Image.Resampling.NEAREST)
 _Resizing = tuple[tuple[int, int], int]  # size, resampling filter
 
 
@@ -173,45 +171,13 @@ async def _ended(process: Process) -> NotReady:
     return NotReady(f"the decoder of the image ended with status {status}; retry the request")
 
 
+@dataclass(slots=True)
 class SharedDecoding:
     """One decoding of a file, shared by the models and requests of a client."""
 
-    def __init__(
-        self, image: "LazyImage", decoder: "ImageDecoder", first: _Resizing | None
-    ) -> None:
-        """Start; the last user cancels, which ends a process at once."""
-        self.decoded: asyncio.Future[DecodedImage | DecodingProcess] = asyncio.Future()
-        self.num_users = 0
-        slot = decoder.slot(image.client, image.header.is_heavy)
-        decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess]
-        if image.header.is_heavy:
-            decoding = decoded_in_process(image.data, decoder.limits)
-        else:
-            decoding = _decoded_in_thread(image.data, decoder.limits, first)
-        self.task = asyncio.create_task(_hold(slot, decoding, self.decoded))
-
-
-async def _hold(
-    slot: AbstractAsyncContextManager[None],
-    decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess],
-    decoded: "asyncio.Future[DecodedImage | DecodingProcess]",
-) -> None:
-    """Decode, and hold slot and decoded image until cancelled."""
-    async with slot:
-        try:
-            async with decoding as image:
-                decoded.set_result(image)
-                del image
-                await asyncio.Event().wait()
-        except Exception as error:
-            decoded.set_exception(error)
-
-
-@asynccontextmanager
-async def _decoded_in_thread(
-    data: bytes, limits: ImageLimits, first: _Resizing | None
-) -> AsyncIterator[DecodedImage]:
-    yield await in_thread(DecodedImage.of, data, limits, first)
+    decoded: "asyncio.Future[DecodedImage | DecodingProcess]"
+    task: "asyncio.Task[None]"
+    num_users: int = 0
 
 
 class ImageDecoder:
@@ -242,14 +208,16 @@ class ImageDecoder:
     def decoding(
         self, image: "LazyImage", first: _Resizing | None = None
     ) -> Iterator[SharedDecoding]:
-        """Join the client's decoding of a file, or start it; the last user to leave ends it.
+        """Join the client's decoding of a file, or start it; the last user to leave cancels it.
 
         `first` is the size that its caller asks for.
         """
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[key] = SharedDecoding(image, self, first)
+            decoded = asyncio.Future[DecodedImage | DecodingProcess]()
+            task = asyncio.create_task(self._decode(image, first, decoded))
+            decoding = self._decodings[key] = SharedDecoding(decoded, task)
         decoding.num_users += 1
         try:
             yield decoding
@@ -260,6 +228,26 @@ class ImageDecoder:
                 decoding.task.cancel()
                 # The pixels go, and a cycle: the task's exception refers to the decoding.
                 del decoding.decoded, decoding.task
+
+    async def _decode(
+        self,
+        image: "LazyImage",
+        first: _Resizing | None,
+        decoded: "asyncio.Future[DecodedImage | DecodingProcess]",
+    ) -> None:
+        """Decode, and hold slot and process until cancelled, which ends the process at once."""
+        async with self.slot(image.client, image.header.is_heavy):
+            try:
+                if not image.header.is_heavy:
+                    decoded.set_result(
+                        await in_thread(DecodedImage.of, image.data, self.limits, first)
+                    )
+                    await asyncio.Event().wait()
+                async with decoded_in_process(image.data, self.limits) as process:
+                    decoded.set_result(process)
+                    await asyncio.Event().wait()
+            except Exception as error:
+                decoded.set_exception(error)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -309,38 +297,26 @@ class LazyImage:
         return blake3(self.header.digest + build.encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at a model's input size.
+        """Return the pixels (H, W, 3) of the image, or of a part, at a model's input size."""
+        return await self.resized(manifest.image_size_wh, manifest.resample, crop)
+
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
 
         Raise `UnsupportedImage` or `NotReady`. A cancelled caller does not cancel others that share
         the decoding.
         """
-        resizing = (manifest.image_size_wh, manifest.resample)
         try:
             if self.decoded is not None:
-                return await self.decoded.resized(*resizing, crop)
-            with self.decoder.decoding(self, None if crop else resizing) as decoding:
+                return await self.decoded.resized(size_wh, resample, crop)
+            with self.decoder.decoding(self, None if crop else (size_wh, resample)) as decoding:
                 decoded = await asyncio.shield(decoding.decoded)
                 self._retain(decoded)
-                return await decoded.resized(*resizing, crop)
+                return await decoded.resized(size_wh, resample, crop)
         except ImageError as error:
             raise _refusal(error) from error
-
-    async def strips(self, num_rows: int) -> AsyncGenerator[Pixels, None]:
-        """Yield the pixels (H, W, 3) of the image at its own size, so many rows at a time.
-
-        Raise `UnsupportedImage` or `NotReady`.
-        """
-        width, height = self.header.size_wh
-        with self.decoder.decoding(self) as decoding:
-            try:
-                decoded = await asyncio.shield(decoding.decoded)
-                self._retain(decoded)
-                for top in range(0, height, num_rows):
-                    bottom = min(top + num_rows, height)
-                    strip = (0, top, width, bottom)
-                    yield await decoded.resized((width, bottom - top), _NEAREST, strip)
-            except ImageError as error:
-                raise _refusal(error) from error
 
     def _retain(self, decoded: DecodedImage | DecodingProcess) -> None:
         """Retain the decoded image for later parts, if they are expected and there is memory."""

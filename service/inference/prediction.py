@@ -11,7 +11,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from itertools import chain
@@ -45,18 +44,11 @@ _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
 _TYPICAL_NEW_TOKENS = 256
 _MAX_SHORT_CHARS = 1000
 _LOCATED_OCR = "ocr_with_regions"
-_CELL_PX = 16
 _BLOCK_PX = 4
+_CELL_BLOCKS = 4  # a cell has 16 pixels
 _MAX_LEVELS = 8
-_MAX_NOISE_LEVELS = 24
-# A quarter of an image without an edge shows its noise; some squares have more of it by chance
-_QUIET_PERCENT = 25
-_NOISE_FACTOR = 2.5
-_STRIP_BYTES = 1_000_000  # larger memory is new, and zeroed, for each strip
 
 Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there is not flat
-# (rows, columns, 6) of cells: an extreme of the channels of their pixels, then of their blocks
-Extremes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +71,7 @@ class StageTimes:
 
     @property
     def ms(self) -> dict[str, float]:
-        """Milliseconds of each stage by its name without unit, for logs and answers."""
+        """Milliseconds of each stage, for logs and answers."""
         return {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
 
     @classmethod
@@ -190,8 +182,7 @@ class QueuedModel:
         start_s = time.monotonic()
         model = self.model
         on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
-        timeout_s = max(0.0, self.deadline_s - start_s)
-        specs = [_spec(model, request, prompts, index, timeout_s) for index in range(len(prompts))]
+        specs = _specs(model, request, prompts, max(0.0, self.deadline_s - start_s))
         written = await self.runner.write(model.manifest, image, specs, on_text)
         parse_start_s = time.monotonic()
         # Fitted on the most likely answers; a sampled one with the same score is less often right.
@@ -215,8 +206,7 @@ class QueuedModel:
             postprocess_s=end_s - parse_start_s,
             total_s=image.open_s + waited_s + end_s - start_s,
         )
-        is_calibrated = calibration is not None
-        return Answer(model, request, size_wh, result, written, times, is_calibrated)
+        return Answer(model, request, size_wh, result, written, times, calibration is not None)
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
@@ -253,35 +243,35 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
     return num_written + num_characters // _CHARACTERS_PER_TOKEN
 
 
-def _spec(
-    model: ServedModel,
-    request: TaskRequest,
-    prompts: Sequence[Prompt],
-    index: int,
-    timeout_s: float,
-) -> SequenceSpec:
-    """Return the sequence of a prompt; if it asks for a mask, its grammar has that name alone."""
+def _specs(
+    model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
+) -> list[SequenceSpec]:
+    """Return the sequence of each prompt; the grammar of one for a mask has its name alone."""
     options = request.fields
     parameters = request.parameters
     phrases = parameters.phrases or ()
-    if request.task.id == "instance_segmentation" and len(phrases) == len(prompts):
-        parameters = replace(parameters, phrases=None, phrase=phrases[index])
-    grammar = None
-    if options.constrained:
-        grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
-    prompt = prompts[index]
-    return SequenceSpec(
-        segments=[(segment.text, segment.is_control) for segment in prompt],
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.num_beams,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        grammar=grammar,
-        adapter=model.adapter_key,
-        own_token=next((segment.text for segment in prompt if segment.is_token), None),
-        timeout_s=timeout_s,
-    )
+    is_split = request.task.id == "instance_segmentation" and len(phrases) == len(prompts)
+    specs: list[SequenceSpec] = []
+    for index, prompt in enumerate(prompts):
+        if is_split:
+            parameters = replace(parameters, phrases=None, phrase=phrases[index])
+        grammar = None
+        if options.constrained:
+            grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
+        spec = SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in prompt],
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            grammar=grammar,
+            adapter=model.adapter_key,
+            own_token=next((segment.text for segment in prompt if segment.is_token), None),
+            timeout_s=timeout_s,
+        )
+        specs.append(spec)
+    return specs
 
 
 def _parse(
@@ -465,76 +455,48 @@ def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
 async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
     """Return which parts of an image are flat; decode it if none is known yet.
 
-    A part is flat if no square of 32 x 32 pixels that begins in it has an edge. Squares lie on a
-    grid of 16 pixels. In a flat square the levels of a colour channel differ by at most 8, so that
-    a shading passes. In a noisy image its pixels may differ by more, up to 24 levels as the noise
-    requires, but not the means of its blocks of 4 x 4 pixels: any thing of 8 pixels fills such a
-    block.
+    In a flat part the means of blocks of 4 x 4 pixels differ by at most 8 levels of a colour
+    channel, in every square of 32 x 32 pixels on a grid of 16. So a shading passes, and noise, but
+    nothing of 8 pixels: it fills such a block.
     """
     left = 0
     top = 0
     if isinstance(image, ImageView):
         left, top, _, _ = image.box
         image = image.whole
+    width, height = image.header.size_wh
+    num_blocks_wh = (math.ceil(width / _BLOCK_PX), math.ceil(height / _BLOCK_PX))
     busy = image.decoder.busy_cells.get(image.header.digest)
     if busy is None:
-        width, _ = image.header.size_wh
-        num_rows = max(1, _STRIP_BYTES // (width * 3 * _CELL_PX)) * _CELL_PX
-        lows: list[Extremes] = []
-        highs: list[Extremes] = []
-        async with aclosing(image.strips(num_rows)) as strips:
-            async for strip in strips:
-                low, high = await in_thread(_extremes, strip)
-                lows.append(low)
-                highs.append(high)
-        busy = await in_thread(busy_cells, np.concatenate(lows), np.concatenate(highs))
+        blocks = await image.resized(num_blocks_wh, Image.Resampling.BOX)
+        busy = await in_thread(busy_cells, blocks)
         image.decoder.busy_cells[image.header.digest] = busy
+    # of a side that is no multiple of 4 pixels, blocks are a little smaller
+    cell_width = _CELL_BLOCKS * width / num_blocks_wh[0]
+    cell_height = _CELL_BLOCKS * height / num_blocks_wh[1]
     flat: list[bool] = []
     for x1, y1, x2, y2 in parts:
-        rows = slice((top + y1) // _CELL_PX, (top + y2 - 1) // _CELL_PX + 1)
-        columns = slice((left + x1) // _CELL_PX, (left + x2 - 1) // _CELL_PX + 1)
+        rows = slice(int((top + y1) / cell_height), int((top + y2 - 1) / cell_height) + 1)
+        columns = slice(int((left + x1) / cell_width), int((left + x2 - 1) / cell_width) + 1)
         flat.append(not busy[rows, columns].any())
     return flat
 
 
-def busy_cells(lows: Extremes, highs: Extremes) -> Busy:
-    """Return which squares of 2 x 2 cells are not flat."""
-    levels = _of_squares(highs, np.maximum) - _of_squares(lows, np.minimum)
-    of_pixels = levels[:, :, :3].max(axis=2)
-    of_blocks = levels[:, :, 3:].max(axis=2)
-    noise = _NOISE_FACTOR * np.percentile(of_pixels, _QUIET_PERCENT)
-    max_of_pixels = max(_MAX_LEVELS, min(_MAX_NOISE_LEVELS, noise))
-    busy: Busy = (of_pixels > max_of_pixels) | (of_blocks > _MAX_LEVELS)
+def busy_cells(blocks: Pixels) -> Busy:
+    """Return which squares of 2 x 2 cells are not flat; `blocks`: (H, W, 3) of means."""
+    levels = _of_squares(blocks, np.maximum) - _of_squares(blocks, np.minimum)
+    busy: Busy = levels.max(axis=2) > _MAX_LEVELS
     return busy
 
 
-def _extremes(pixels: Pixels) -> tuple[Extremes, Extremes]:
-    """Return the least and the greatest levels in each cell of pixels (H, W, 3)."""
-    blocks: Pixels = np.asarray(Image.fromarray(pixels).reduce(_BLOCK_PX))
-    num_blocks = _CELL_PX // _BLOCK_PX
-
-    def extremes(extreme: np.ufunc) -> Extremes:
-        of_pixels = _of_cells(pixels, _CELL_PX, extreme)
-        of_blocks = _of_cells(blocks, num_blocks, extreme)
-        return np.concatenate([of_pixels, of_blocks], axis=2)
-
-    return extremes(np.minimum), extremes(np.maximum)
-
-
-def _of_cells(pixels: Pixels, cell_px: int, extreme: np.ufunc) -> Pixels:
-    """Return the extreme of each cell of pixels (H, W, 3), as (rows, columns, 3)."""
-    height, width, _ = pixels.shape
-    if missing := -height % cell_px:
-        pixels = np.pad(pixels, ((0, missing), (0, 0), (0, 0)), mode="edge")
-    # A reduction over an axis of known length is 20 times as fast as `reduceat`
-    rows = extreme.reduce(pixels.reshape(-1, cell_px, width, 3), axis=1)
-    cells: Pixels = extreme.reduceat(rows, range(0, width, cell_px), axis=1)
-    return cells
-
-
-def _of_squares(cells: Extremes, extreme: np.ufunc) -> NDArray[np.int16]:
+def _of_squares(blocks: Pixels, extreme: np.ufunc) -> Pixels:
     """Return the extreme of each cell and its neighbours to the right and below."""
-    padded = np.pad(cells.astype(np.int16), ((0, 1), (0, 1), (0, 0)), mode="edge")
-    beside = extreme(padded[:, :-1], padded[:, 1:])
-    squares: NDArray[np.int16] = extreme(beside[:-1], beside[1:])
+    height, width, _ = blocks.shape
+    margins = ((0, -height % _CELL_BLOCKS), (0, -width % _CELL_BLOCKS), (0, 0))
+    padded = np.pad(blocks, margins, mode="edge")
+    num_columns = padded.shape[1] // _CELL_BLOCKS
+    split = padded.reshape(-1, _CELL_BLOCKS, num_columns, _CELL_BLOCKS, 3)
+    cells = np.pad(extreme.reduce(split, axis=(1, 3)), ((0, 1), (0, 1), (0, 0)), mode="edge")
+    beside = extreme(cells[:, :-1], cells[:, 1:])
+    squares: Pixels = extreme(beside[:-1], beside[1:])
     return squares

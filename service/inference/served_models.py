@@ -6,6 +6,7 @@ and what decides the answer, but not the form of masks.
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from service.inference.request_fields import (
     TaskRequest,
     parse_fields,
 )
-from service.settings import BYTES_PER_MB, Settings, SettingsError, variable
+from service.settings import BYTES_PER_MB, Settings, SettingsError
 from tasks.catalog import (
     HUB_PREFIX,
     HUB_SEPARATOR,
@@ -28,7 +29,7 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
-from tasks.errors import CheckpointFileError, meant, shown
+from tasks.errors import CheckpointFileError, meant
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -53,7 +54,6 @@ Calibrations = Mapping[tuple[str, bool], Calibration]
 
 _UNDECIDING = {"mask_format", "min_score", "min_precision"}
 _DECIDING = tuple(name for name in GenerationFields.model_fields if name not in _UNDECIDING)
-_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,8 @@ class ServedProof:
         """Return True if a request differs from the proved one only in its image."""
         if request.parameters != self.request.parameters:
             return False
-        fields = request.fields
-        return all(
-            getattr(fields, name) == getattr(self.request.fields, name) for name in _DECIDING
-        )
+        deciding = operator.attrgetter(*_DECIDING)
+        return bool(deciding(request.fields) == deciding(self.request.fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +182,11 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
             catalog[model_id] = _stored_entry(model_id, catalog)
     served = tuple(entry for entry in catalog.values() if entry.id in settings.models)
     for entry in served:
-        if entry.adapter_of is not None:
-            _check_adapter(entry, settings)
+        if entry.adapter_of not in (None, *settings.models):
+            raise SettingsError(
+                f"DIPTYCH_MODELS has {entry.id}, an adapter of {entry.adapter_of}; add"
+                f" {entry.adapter_of}"
+            )
     return served
 
 
@@ -204,26 +205,13 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
         ) from error
 
 
-def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
-    """Raise `SettingsError` unless an adapter's base is served and alone has settings."""
-    if entry.adapter_of not in settings.models:
-        raise SettingsError(
-            f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in"
-            f" its runner; add {entry.adapter_of}"
-        )
-    for name in ("runner_urls", "devices"):
-        models = [pair.partition("=")[0] for pair in getattr(settings, name)]
-        if entry.id in models:
-            raise SettingsError(
-                f"{variable(name)} names {entry.id}, an adapter; name its base {entry.adapter_of}"
-                " instead"
-            )
-
-
 def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
     """Return the ids of those of `entries` whose runner this host starts; no adapter has one."""
-    models = [entry.id for entry in entries if entry.adapter_of is None]
-    return [model for model in models if settings.runner_url(model) is None]
+    models: list[str] = []
+    for entry in entries:
+        if entry.adapter_of is None and settings.runner_url(entry.id) is None:
+            models.append(entry.id)
+    return models
 
 
 def runner_processes(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
@@ -408,25 +396,15 @@ def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
     Raise `unsupported_task` if so much is not proved.
     """
     min_precision = request.fields.min_precision or 0.0
-    covering = [served.proof for served in model.proofs if served.covers(request)]
-    sufficient = [proof for proof in covering if proof.min_precision >= min_precision]
-    if sufficient:
-        return min(sufficient, key=lambda proof: proof.min_precision)
-    if covering:
-        proved = f"proved is {_joined(f'{proof.min_precision:g}' for proof in covering)}"
-    else:
-        same_task = [served.proof for served in model.proofs if served.request.task is request.task]
-        texts = (f"{proof.min_precision:g} with {shown(proof.fields)}" for proof in same_task)
-        proved = f"for {request.task.id} is proved: {_joined(texts) or 'nothing'}"
-    problem = f"min_precision is {min_precision:g}, which is not proved for {model.id}"
-    message = f"{problem} and these fields; {proved}"
-    raise ServiceError(message, "min_precision", "unsupported_task")
-
-
-def _joined(values: Iterable[str]) -> str:
-    texts = sorted(set(values))
-    more = f" and {len(texts) - _MAX_SHOWN} more" if len(texts) > _MAX_SHOWN else ""
-    return ", ".join(texts[:_MAX_SHOWN]) + more
+    sufficient: list[Proof] = []
+    for served in model.proofs:
+        if served.proof.min_precision >= min_precision and served.covers(request):
+            sufficient.append(served.proof)
+    if not sufficient:
+        problem = f"min_precision is {min_precision:g}, which is not proved for {model.id}"
+        message = f"{problem} and these fields; GET /v1/models lists its proofs"
+        raise ServiceError(message, "min_precision", "unsupported_task")
+    return min(sufficient, key=lambda proof: proof.min_precision)
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
