@@ -67,7 +67,6 @@ class _Gateway:
 
     @bentoml.on_startup
     async def start(self) -> None:
-        """Load the gateway's artifacts of each model and start to answer."""
         configure_logging(_SETTINGS.log_format)
         _return_large_blocks()
         tracing.start(_SETTINGS.trace_options, "diptych")
@@ -191,7 +190,6 @@ def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[s
 
 
 def _make_gateway() -> Any:
-    """Return the gateway service, whose dependencies are the runners of this host."""
     members: dict[str, Any] = {"__doc__": _Gateway.__doc__, "__module__": __name__}
     for index, model_id in enumerate(runner_processes(_ENTRIES, _SETTINGS)):
         options = runner_options(model_id, _SETTINGS, _ENTRIES)

@@ -99,7 +99,6 @@ class GrpcServer:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen; raise `RuntimeError` if the port is in use."""
         max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
         options = [
             *_OPTIONS,

@@ -23,7 +23,6 @@ _NOT_FOUND = HTTPException(404)
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:
-    """Return the app around `boundary`, which may be started later."""
     return Starlette(
         routes=[
             *RestApi(boundary).routes(),

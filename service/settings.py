@@ -75,7 +75,6 @@ def _check_http_url(url: str) -> str:
 
 
 def split_runner_url(pair: str) -> tuple[str, str]:
-    """Split `MODEL=http://HOST:PORT`; raise `ValueError`."""
     model_id, _, url = pair.partition("=")
     parts = urlsplit(url)
     is_plain = parts.path in ("", "/") and not (parts.query or parts.fragment)
@@ -88,7 +87,6 @@ def split_runner_url(pair: str) -> tuple[str, str]:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Return True for a valid port or no port."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:
@@ -114,8 +112,6 @@ def _once_per_model(split: Callable[[str], tuple[object, ...]], problem: str) ->
 
 
 def _not_one(problem: str) -> AfterValidator:
-    """Return the check that a number is not 1."""
-
     def check(value: int) -> int:
         if value == 1:
             raise ValueError(problem)
@@ -308,7 +304,6 @@ class Settings(BaseModel):
 
     @property
     def is_one_process(self) -> bool:
-        """True if the gateway loads the models of this host."""
         return self.processes == "one"
 
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
@@ -329,7 +324,6 @@ class Settings(BaseModel):
 
     @property
     def max_slots(self) -> int:
-        """Maximum number of slots of a decoder; a GPU may have memory for fewer."""
         devices = {self.device, *(device for _, device, _ in map(model_device, self.devices))}
         return self.decoder_max_batch_size or max(map(max_default_slots, devices))
 
@@ -340,17 +334,14 @@ class Settings(BaseModel):
 
     @property
     def max_decoded(self) -> int:
-        """Maximum images decoded at a time."""
         return self.max_decoded_images or min(max(2, num_cores()), 8)
 
     @property
     def max_request_bytes(self) -> int:
-        """Maximum memory of requests, bytes."""
         return self.max_request_memory_mb * BYTES_PER_MB or _DEFAULT_BODIES * self.max_body_bytes
 
     @property
     def max_request_bytes_of_key(self) -> int:
-        """Maximum memory of the requests of one API key, bytes."""
         return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
 
     @property
@@ -359,12 +350,10 @@ class Settings(BaseModel):
 
 
 def variable(field: str) -> str:
-    """Return the name of a setting's environment variable."""
     return PREFIX + field.upper()
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Read the settings from environment variables; raise `SettingsError`."""
     field_of = {variable(field): field for field in Settings.model_fields}
     texts: dict[str, str] = {}
     for name in sorted(environment):
@@ -387,7 +376,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _check_together(values: Settings) -> None:
-    """Raise `SettingsError` for a combination of settings that is invalid."""
     for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
             raise SettingsError(

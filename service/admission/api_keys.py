@@ -204,7 +204,6 @@ class SharedLimits:
         await self._store.aclose()
 
     async def _answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Return the store's answer, or None if it does not answer."""
         if self._clock() < self._retry_at_s:
             SHARED_LIMITS_UNANSWERED.inc()
             return None
@@ -395,7 +394,6 @@ class ApiKeys:
         raise ServiceError(f"{problem}; {hint}", code="unauthorized")
 
     def _count_wrong_key(self, address: str) -> None:
-        """Count a wrong key; raise `Overloaded` above the rate of its address."""
         client = address
         with suppress(ValueError):  # a client has all of the /64 network of its IPv6 address
             parsed = ipaddress.IPv6Address(address)
@@ -412,7 +410,6 @@ class ApiKeys:
             )
 
     def _reload_if_changed(self) -> None:
-        """Replace the keys if the file has changed and is valid."""
         if self._file is None or self._clock() - self._checked_s < _CHECK_INTERVAL_S:
             return
         self._checked_s = self._clock()
@@ -438,7 +435,6 @@ class ApiKeys:
 
 
 def _version(file: Path | None) -> tuple[int, int, int] | None:
-    """Return what changes with a file, or None without one."""
     with suppress(OSError):
         if file is not None:
             stat = file.stat()
@@ -447,7 +443,6 @@ def _version(file: Path | None) -> tuple[int, int, int] | None:
 
 
 def read_keys(file: Path) -> list[KeyEntry]:
-    """Return the keys of a file; raise `SettingsError` if it is unreadable or malformed."""
     try:
         return parse_keys(file.read_text(encoding="ascii"))
     except (OSError, UnicodeDecodeError) as error:
@@ -455,7 +450,6 @@ def read_keys(file: Path) -> list[KeyEntry]:
 
 
 def parse_keys(text: str) -> list[KeyEntry]:
-    """Return the entries of a file; raise `SettingsError` with the number of an invalid one."""
     entries: dict[str, KeyEntry] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         try:
@@ -469,7 +463,6 @@ def parse_keys(text: str) -> list[KeyEntry]:
 
 
 def _entry(line: str, number: int) -> KeyEntry:
-    """Return the key of a line; raise `ValueError`."""
     sha256, *words = line.split()
     if not _SHA256.fullmatch(sha256.lower()):
         raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")

@@ -45,11 +45,9 @@ class FairShare:
         self._pending: dict[str, float] = {}
 
     def of(self, client: str) -> float:
-        """Return the pending amount of a client."""
         return self._pending.get(client, 0)
 
     def num_clients_with(self, client: str) -> int:
-        """Return the number of clients with pending work, `client` included."""
         return len(self._pending) + (client not in self._pending)
 
     def usage(self, client: str, unit: str) -> str:
@@ -74,12 +72,10 @@ class FairShare:
         return min(self._limit / self.num_clients_with(client), self._max_of_client)
 
     def add(self, client: str, amount: float) -> None:
-        """Count `amount` of a client as pending."""
         self._pending[client] = self._pending.get(client, 0) + amount
         self.total += amount
 
     def remove(self, client: str, amount: float) -> None:
-        """Count `amount` of a client as done."""
         self._pending[client] -= amount
         self.total -= amount
         if self._pending[client] <= 0:
@@ -122,7 +118,6 @@ class ThroughputEstimate:
         self._is_measured = False
 
     def begin(self) -> None:
-        """Record the start of an item of work."""
         if self._num_in_flight == 0:
             if self._now() - self._updated_s > _FORGET_AFTER_S:
                 self._forget()
@@ -130,7 +125,6 @@ class ThroughputEstimate:
         self._num_in_flight += 1
 
     def end(self, amount: float) -> None:
-        """Record the end of an item of work, and how much of it was done."""
         self._num_in_flight -= 1
         self._num_finished += 1
         self._is_measured = self._is_measured or self._num_finished >= self._num_in_flight
@@ -246,7 +240,6 @@ class FairQueue:
             self._release()
 
     def _release(self) -> None:
-        """Count a request as no longer running; admit waiting ones, in order, up to the maximum."""
         self._num_running -= 1
         while self._waiting and self._num_running < self._max_running:
             waiting = heapq.heappop(self._waiting)

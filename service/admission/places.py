@@ -31,7 +31,6 @@ def is_valid_request_id(text: str) -> bool:
 
 
 def request_id_or_new(text: str | None) -> str:
-    """Return the client's own request id if it is valid, else a new one."""
     return text if text and is_valid_request_id(text) else uuid.uuid4().hex
 
 
@@ -87,7 +86,6 @@ class TrafficGaps:
         self._changed = asyncio.Event()
 
     def begin_online(self) -> None:
-        """Count an online request until `end_online`; cancel the gap's background requests."""
         self._num_online += 1
         self._allowed = 1
         for task, running in self._running.items():
@@ -101,7 +99,6 @@ class TrafficGaps:
         self._changed.set()
 
     async def wait(self) -> None:
-        """Return when a background request may start."""
         while (wait_s := self._wait_s()) > 0:
             self._changed.clear()
             with suppress(TimeoutError):
@@ -153,11 +150,9 @@ class Places:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all requests, bytes."""
         return int(self._memory.total)
 
     def check_open(self) -> None:
-        """Raise `NotReady` after `close`."""
         if self.is_closed:
             raise NotReady(
                 "the service is shutting down; retry on another replica, or here in a minute"
@@ -209,7 +204,6 @@ class Places:
             REQUEST_MEMORY_BYTES.set(self._memory.total)
 
     async def leave(self, context: RequestContext) -> None:
-        """Give back the place of a request and the memory that it holds, if any."""
         self.shrink(context, 0)
         if context.place.is_taken:
             context.place.is_taken = False

@@ -190,7 +190,6 @@ def _form_document(body: bytes, content_type: str) -> dict[str, object]:
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
-    """Read a body that is a JSON object; raise `InvalidRequest`."""
     _content_type(request, _JSON)
     return await parsed(json_object, await read_bytes(request, memory), memory)
 
@@ -203,7 +202,6 @@ async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMem
 
 
 async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
-    """Return `function(body)`, computed in a thread if the body is large."""
     return await in_thread(function, body) if len(body) > LARGE_BYTES else function(body)
 
 

@@ -149,7 +149,6 @@ class RestBoundary:
         return Route(interface.prefix + path, answer, methods=[method])
 
     def core(self) -> Core:
-        """Return the core; raise `NotReady` before the start."""
         if self._core is None:
             raise NotReady("the service is starting; try again in a few seconds")
         return self._core
@@ -183,12 +182,10 @@ class RestBoundary:
             raise DeadlineExceeded(message) from error
 
     def _checked_quota(self, request: Request, interface: Interface) -> Quota:
-        """Raise `unauthorized`, or `Overloaded` after many wrong keys."""
         host = request.client.host if request.client else ""
         return self._api_keys.check(interface.authorization(request), host)
 
     def _timeout_s(self, request: Request) -> float:
-        """Return the timeout of a request: its X-Deadline-Ms, at most the service's own."""
         header = request.headers.get("x-deadline-ms")
         if header is None:
             return self.settings.request_timeout_s
@@ -238,7 +235,6 @@ Form = Callable[[EventT], Iterable[str]]
 
 
 def server_sent_event(data: str, name: str | None = None) -> str:
-    """Return one event; `data` is one line."""
     return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
 
 

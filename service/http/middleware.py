@@ -51,7 +51,6 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def with_page_policy(response: Response) -> Response:
-    """Return a page's response with headers that restrict it to this service."""
     response.headers.update(_PAGE_HEADERS)
     return response
 

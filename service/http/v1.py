@@ -105,7 +105,6 @@ class RestApi:
         return rendering.tasks_json(self._boundary.core().models)
 
     async def store(self, request: Request, context: RequestContext) -> Body:
-        """Store an image; the same bytes of a key have the same id."""
         core = self._boundary.core()
         images = stored(core.handles)
         body = await self._boundary.read(read_body, request, context)

@@ -76,7 +76,6 @@ class DecodedImage:
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
     ) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`."""
         if crop is None and (size_wh, resample) in self.pixels:
             return self.pixels[size_wh, resample]
         return await in_thread(_resized, self.rgb, size_wh, resample, crop)
@@ -91,7 +90,6 @@ class DecodingProcess:
         self._num_users = 1
 
     def add_user(self) -> None:
-        """Add a user, who will release it."""
         self._num_users += 1
 
     async def release(self) -> None:
@@ -166,7 +164,6 @@ def _warn_once(machine: str) -> None:
 
 
 async def _ended(process: Process) -> NotReady:
-    """Return the error of a process that was killed, or crashed."""
     status = await process.wait()
     return NotReady(f"the decoder of the image ended with status {status}; retry the request")
 
@@ -199,7 +196,6 @@ class ImageDecoder:
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for as long as the context lasts."""
         heavy_slot = self._heavy_slots.slot(client) if is_heavy else nullcontext()
         async with heavy_slot, self._slots.slot(client):
             yield
@@ -297,7 +293,6 @@ class LazyImage:
         return blake3(self.header.digest + build.encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at a model's input size."""
         return await self.resized(manifest.image_size_wh, manifest.resample, crop)
 
     async def resized(
@@ -329,7 +324,6 @@ class LazyImage:
                 decoded.add_user()
 
     async def aclose(self) -> None:
-        """Give up the decoded image."""
         decoded = self.decoded
         self.decoded = None
         self.hold = None
@@ -364,13 +358,11 @@ class ImageView(LazyImage):
         return self.whole.is_light
 
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
-        """Return the pixels (H, W, 3) of the part at a model's input size."""
         assert crop is None, "`of` returns a part of a part"
         return await self.whole.pixels(manifest, self.box)
 
 
 def _refusal(error: ImageError) -> ServiceError:
-    """Return the error that a client receives."""
     if isinstance(error, OversizedImage):
         return ServiceError(str(error), "image", "image_too_large")
     return UnsupportedImage(str(error), "image")

@@ -54,7 +54,6 @@ _SPECIAL_IPV6_NETWORKS = list(map(ipaddress.IPv6Network, _SPECIAL_IPV6.split()))
 
 
 def is_public(address: str) -> bool:
-    """Return True for an IP address of the public internet."""
     ip = ip_address(address)
     if ip is None:
         return False
@@ -192,7 +191,6 @@ class ImageFetcher:
     async def _get(
         self, session: aiohttp.ClientSession, url: CheckedUrl, hold: Callable[[int], None]
     ) -> bytes | str:
-        """Return the body at a URL, or the location of its redirect."""
         if ip_address(url.host) is not None and not self._is_allowed(url.host):
             raise socket.gaierror(f"{url.host} is not allowed")
         async with session.get(url.text, allow_redirects=False) as response:

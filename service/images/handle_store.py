@@ -85,8 +85,8 @@ class Entry:
 class ImageStore(ABC):
     """Images of API keys, by their ids.
 
-    Methods raise `not_found` for an id of another key, `image_expired` if the image is gone,
-    and `NotReady` if the store fails.
+    Methods raise `not_found` for an id of another key, `image_expired` if the image is gone, and
+    `NotReady` if the store fails.
     """
 
     failure: ClassVar[str]
@@ -107,7 +107,6 @@ class ImageStore(ABC):
         return self.describe(owner, handle)
 
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
-        """Return an image without its bytes."""
         with self._errors():
             facts = self._facts(owner, self._name(owner, handle))
         if facts is None:
@@ -131,8 +130,15 @@ class ImageStore(ABC):
             raise _gone(handle)
 
     async def remove_regularly(self) -> None:
-        """Remove expired images until cancelled; here the store removes them by itself."""
-        await asyncio.Event().wait()
+        """Remove expired images, and files of killed writers, once a minute until cancelled."""
+        while True:
+            with suppress(NotReady):  # it has been logged
+                await in_thread(self.remove_expired)
+            await asyncio.sleep(_REMOVE_EVERY_S)
+
+    def remove_expired(self) -> None:
+        with self._errors():
+            list(self._entries())
 
     def make_room(self) -> None:
         """Remove images until all limits hold."""
@@ -140,11 +146,10 @@ class ImageStore(ABC):
         num_bytes = Counter[str]()
         for entry in entries:
             num_bytes[entry.owner] += entry.num_bytes
-        num_images = Counter(entry.owner for entry in entries)
         while entries:
-            largest = max(num_bytes, key=lambda owner: (num_bytes[owner], num_images[owner]))
+            ((largest, most_bytes),) = num_bytes.most_common(1)
             if (
-                num_bytes[largest] <= self.limits.max_bytes_of_key
+                most_bytes <= self.limits.max_bytes_of_key
                 and num_bytes.total() <= self.limits.max_bytes
                 and len(entries) <= self.limits.max_images
             ):
@@ -152,7 +157,6 @@ class ImageStore(ABC):
             evicted = next(entry for entry in entries if entry.owner == largest)
             entries.remove(evicted)
             num_bytes[largest] -= evicted.num_bytes
-            num_images[largest] -= 1
             self._delete(largest, evicted.name)
 
     def _name(self, owner: str, handle: ImageHandle) -> str:
@@ -172,8 +176,7 @@ class ImageStore(ABC):
             raise NotReady(f"{self.failure}; send the image itself") from error
 
     @abstractmethod
-    def _ids(self) -> HandleIds:
-        """Return the ids of the store's secret."""
+    def _ids(self) -> HandleIds: ...
 
     @abstractmethod
     def _put(self, owner: str, name: str, file: bytes) -> None:
@@ -193,7 +196,7 @@ class ImageStore(ABC):
 
     @abstractmethod
     def _entries(self) -> Iterable[Entry]:
-        """Return all images, expired ones excepted."""
+        """Return all images; remove expired ones."""
 
 
 class HandleStore(ImageStore):
@@ -214,28 +217,15 @@ class HandleStore(ImageStore):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = folder / "secret"
-            own_secret = _written(path, secrets.token_bytes(_SECRET_BYTES))
+            new_secret = _written(path, secrets.token_bytes(_SECRET_BYTES))
             with suppress(FileExistsError):  # another gateway was first
-                os.link(own_secret, path)
-            own_secret.unlink()
+                os.link(new_secret, path)
+            new_secret.unlink()
             self._handle_ids = HandleIds(path.read_bytes())
         except OSError as error:
             raise SettingsError(
                 f"{variable('images_folder')}={str(folder)!r} cannot be written: {error}"
             ) from error
-
-    def remove_expired(self) -> None:
-        """Remove images that have expired, and files of killed writers."""
-        with self._errors():
-            for _ in self._entries():
-                pass
-
-    async def remove_regularly(self) -> None:
-        """Remove expired images once a minute until cancelled."""
-        while True:
-            with suppress(NotReady):  # it has been logged
-                await in_thread(self.remove_expired)
-            await asyncio.sleep(_REMOVE_EVERY_S)
 
     def _ids(self) -> HandleIds:
         return self._handle_ids
@@ -251,21 +241,19 @@ class HandleStore(ImageStore):
             self.make_room()
 
     def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
-        path = self._folder / owner / name
-        with suppress(FileNotFoundError), path.open("rb") as file:
+        with suppress(FileNotFoundError), (self._folder / owner / name).open("rb") as file:
             stat = os.fstat(file.fileno())
-            expires_at = int(stat.st_mtime) + self.limits.kept_s
-            if stat.st_mtime + self.limits.kept_s > self._now():
-                return file.read(_SIZE.size), stat.st_size, expires_at
+            expires_s = stat.st_mtime + self.limits.kept_s
+            if expires_s > self._now():
+                return file.read(_SIZE.size), stat.st_size, int(expires_s)
         return None
 
     def _get(self, owner: str, name: str) -> bytes | None:
-        path = self._folder / owner / name
-        if self._facts(owner, name) is None:
-            return None
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            os.utime(file.fileno(), (self._now(), os.fstat(file.fileno()).st_mtime))
-            return file.read()
+        with suppress(FileNotFoundError), (self._folder / owner / name).open("rb") as file:
+            sent_s = os.fstat(file.fileno()).st_mtime
+            if sent_s + self.limits.kept_s > self._now():
+                os.utime(file.fileno(), (self._now(), sent_s))
+                return file.read()
         return None
 
     def _delete(self, owner: str, name: str) -> bool:
@@ -275,9 +263,7 @@ class HandleStore(ImageStore):
 
     def _entries(self) -> Iterator[Entry]:
         """Yield the images; remove expired ones and those of killed writers."""
-        for owner in os.scandir(self._folder):
-            if not owner.is_dir():
-                continue
+        for owner in filter(os.DirEntry[str].is_dir, os.scandir(self._folder)):
             for file in os.scandir(owner.path):
                 with suppress(FileNotFoundError):  # just removed
                     stat = file.stat()
@@ -372,7 +358,6 @@ class ValkeyImages(ImageStore):
             return bool(calls.execute()[0])
 
     def _entries(self) -> Iterator[Entry]:
-        """Yield the images; forget those that have expired."""
         with self._store.pipeline() as calls:
             calls.hgetall(f"{_PREFIX}facts")
             calls.zrange(f"{_PREFIX}used", 0, -1, withscores=True)

@@ -89,7 +89,6 @@ class AllowedHost:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `host` or `host:port`; raise `ValueError`."""
         match = _ALLOWED.fullmatch(text.lower())
         host = match["host"].strip("[]") if match else ""
         if match is None or not (host == "*" or _is_host(host)):
@@ -141,7 +140,6 @@ class HandleIds:
         self._secret = secret
 
     def make(self, owner: str, data: bytes) -> str:
-        """Return the id of an image that an API key sends."""
         name = self._mac("content", owner, hashlib.sha256(data).hexdigest(), 32)
         return f"{ID_PREFIX}{name}{self._mac('name', owner, name, 16)}"
 

@@ -100,11 +100,9 @@ class Core:
             yield replace(context, place=Place(), needs_place=False)
 
     async def is_ready(self, model: ServedModel) -> bool:
-        """Return True if the runner of a model is ready."""
         return await self.runners[model.runner_id].channel.is_ready()
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
-        """Raise `NotReady` unless the runner of every model is ready."""
         are_ready = await asyncio.gather(*map(self.is_ready, models))
         unready = [model.id for model, ready in zip(models, are_ready, strict=True) if not ready]
         if unready:
@@ -243,7 +241,6 @@ class Core:
             await self.places.leave(context)
 
     async def fetched(self, image: ImageUrl | ImageHandle, context: RequestContext) -> bytes:
-        """Return a stored file, or the one at a URL; raise the error of either."""
         if isinstance(image, ImageHandle):
             images = stored(self.handles)
             description = await in_thread(images.describe, context.quota.owner, image)

@@ -68,7 +68,6 @@ class HotAdapters:
         self.is_started = False  # the adapters that were there at the start are listed or refused
 
     async def watch(self) -> None:
-        """Update the served models once a second, for ever."""
         while True:
             try:
                 await self.update()
@@ -100,7 +99,6 @@ class HotAdapters:
         self.is_started = self.is_started or states.keys() == pending
 
     def _read_all(self) -> dict[str, AdapterVersion]:
-        """Return the current version of each adapter; known ones are not read again."""
         known = {version.folder: version for version in self._versions.values()}
         versions: dict[str, AdapterVersion] = {}
         for name, folder in self._scan.scan().items():
@@ -154,7 +152,6 @@ class HotAdapters:
         return adapter_model(entry, manifest, folder.path, base, self._settings)
 
     def _list(self, listed: Mapping[str, ServedModel]) -> None:
-        """Serve `listed` beside the models of the catalog."""
         before = self._listed
         self._listed = dict(listed)
         self._served.set_models(self._catalog | self._listed)

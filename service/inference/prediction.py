@@ -66,12 +66,10 @@ class StageTimes:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage by its name without unit."""
         return {stage.name.removesuffix("_s"): getattr(self, stage.name) for stage in fields(self)}
 
     @property
     def ms(self) -> dict[str, float]:
-        """Milliseconds of each stage, for logs and answers."""
         return {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
 
     @classmethod
@@ -236,7 +234,6 @@ def task_prompts(
 
 
 def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt]) -> int:
-    """Return the estimated tokens of image, prompt and answer, for all prompts together."""
     num_new = request.fields.max_new_tokens or _TYPICAL_NEW_TOKENS
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
     num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
@@ -395,7 +392,6 @@ async def _answers(
     boxes: Sequence[PixelBox],
     on_piece: OnPiece | None,
 ) -> list[Answer]:
-    """Return the answer about the image and about each tile, in pixels of the image."""
     if request.task.id == "ocr" and _LOCATED_OCR in queued.model.entry.task_ids:
         # Text of tiles is merged by the places of its lines
         request = replace(request, task=TASKS[_LOCATED_OCR])

@@ -45,7 +45,6 @@ _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadli
 
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
-    """Make the span of one model's answer, by OpenTelemetry's conventions for AI."""
     attributes = {
         GEN_AI_OPERATION_NAME: _OPERATION,
         GEN_AI_PROVIDER_NAME: "diptych",
@@ -110,7 +109,6 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
-    """Count and log an error that ends a request, or one model of a comparison."""
     labels = (error.model or NONE, error.task or NONE)
     _record(request_id, error.code, api, labels, f" model={labels[0]} task={labels[1]}")
 
@@ -139,7 +137,6 @@ def as_service_error(
 
 
 def record_gone_client(api: str, request_id: str) -> None:
-    """Count and log a request whose client disconnected before its answer."""
     note_status("client_gone")
     _record(request_id, "client_gone", api, (NONE, NONE))
 
@@ -152,7 +149,6 @@ def _record(
     text: str = "",
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Count and log the end of a request; `labels` are its model and task."""
     model, task = labels
     REQUESTS.labels(api, model, task, status).inc()
     fields = {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}

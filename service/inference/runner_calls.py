@@ -1,20 +1,18 @@
 """Calls to the runner of one model, over a channel.
 
 The first call has no pixels. If the runner has no features of the image, the pixels are decoded,
-resized and sent with a second call; those of a small image that this process has not sent before,
-with the first. One call of a client sends them for all that lack them at the same time.
-After a broken connection the sequences that had not ended are called for once more:
-calls are idempotent, and text that was already sent is not sent again.
+resized and sent with a second call; those of a small image that is new to this process, with the
+first. The runner encodes an image once for all calls that send it. After a broken connection the
+sequences that had not ended are called for once more: calls are idempotent, and text that was
+already sent is not sent again.
 """
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
@@ -27,7 +25,6 @@ from service.errors import (
 )
 from service.images.decoding import LazyImage
 from wire.artifacts.manifest import Manifest
-from wire.pixels import Pixels
 from wire.runner_channel import (
     CallTimedOut,
     ChannelError,
@@ -78,12 +75,10 @@ class WrittenAnswers:
 
     @property
     def text(self) -> str:
-        """One line for each sequence."""
         return "\n".join(sequence.text for sequence in self.sequences)
 
     @property
     def finish_reason(self) -> FinishReason:
-        """`length` if any sequence was truncated."""
         is_truncated = any(sequence.finish_reason == "length" for sequence in self.sequences)
         return "length" if self.is_cut or is_truncated else "stop"
 
@@ -105,10 +100,8 @@ class RunnerClient:
     def __init__(self, model_id: str, channel: RunnerChannel) -> None:
         self._model_id = model_id
         self.channel = channel
-        # when the pixels of an image were sent, or its features found
-        self._sent_s: LRUCache[str, float] = LRUCache(_MAX_KNOWN_IMAGES)
-        # keys: client and image; one of its calls decodes and sends, and the runner joins the rest
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        # keys of images whose features the runner had
+        self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)
 
     async def write(
         self,
@@ -154,7 +147,6 @@ class RunnerClient:
         )
 
     async def _whole(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the events of a call that is answered as a whole."""
         answer = await self.channel.write(call)
         yield answer.features
         for index, outcome in enumerate(answer.outcomes):
@@ -166,23 +158,22 @@ class RunnerClient:
         image_key = image.key(manifest)
         pixels = None
         preprocess_s = 0.0
-        needs_pixels = image_key not in self._sent_s and image.is_light
+        needs_pixels = image_key not in self._known_images and image.is_light
         is_repeated = False
         unfinished = list(range(len(specs)))
-        called_s = time.monotonic()
         while unfinished:
             if needs_pixels and pixels is None:
-                missing_s = time.monotonic()
-                pixels = await self._unsent_pixels(manifest, image, called_s)
-                preprocess_s = time.monotonic() - missing_s
-            called_s = time.monotonic()
+                start_s = time.monotonic()
+                with span("preprocess"):
+                    pixels = await image.pixels(manifest)
+                preprocess_s = time.monotonic() - start_s
             indices = tuple(unfinished)
             call = RunnerCall(image_key, [specs[index] for index in indices], pixels)
             try:
                 async with aclosing(send(call)) as events:
                     async for event in events:
                         if isinstance(event, FoundFeatures):
-                            self._sent_s.setdefault(image_key, called_s)
+                            self._known_images[image_key] = None
                             yield CallBegun(event, preprocess_s)
                             continue
                         event.index = indices[event.index]
@@ -201,20 +192,6 @@ class RunnerClient:
             if unfinished:
                 problem = "ended the stream before the answer was complete"
                 raise ServiceError(f"the runner of {self._model_id} {problem}")
-
-    async def _unsent_pixels(
-        self, manifest: Manifest, image: LazyImage, called_s: float
-    ) -> Pixels | None:
-        """Return the pixels, or None if another call of the client has sent them meanwhile."""
-        image_key = image.key(manifest)
-        lock = self._turns.setdefault((image.client, image_key), asyncio.Lock())
-        async with lock:
-            if self._sent_s.get(image_key, -math.inf) > called_s:
-                return None
-            with span("preprocess"):
-                pixels = await image.pixels(manifest)
-            self._sent_s[image_key] = time.monotonic()
-            return pixels
 
 
 class StreamedText:

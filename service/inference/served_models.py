@@ -128,7 +128,6 @@ class ServedModels:
         return iter(self._models.values())
 
     def set_models(self, models: Mapping[str, ServedModel]) -> None:
-        """Replace the models; requests keep those that they have."""
         self._models = models
 
     def get(self, model_id: str, param: str = "model") -> ServedModel:
@@ -175,7 +174,6 @@ class ServedModels:
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
-    """Return the entries of DIPTYCH_MODELS, the catalog's first; raise `SettingsError`."""
     catalog = load_catalog(settings.catalog, settings.models)
     for model_id in settings.models:
         if model_id not in catalog:
@@ -206,7 +204,6 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
 
 
 def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
-    """Return the ids of those of `entries` whose runner this host starts; no adapter has one."""
     models: list[str] = []
     for entry in entries:
         if entry.adapter_of is None and settings.runner_url(entry.id) is None:
@@ -220,14 +217,12 @@ def runner_processes(entries: Iterable[CatalogEntry], settings: Settings) -> lis
 
 
 def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ...]:
-    """Return the ids of the adapters of a model among `entries`."""
     return tuple(entry.id for entry in entries if entry.adapter_of == model_id)
 
 
 def runner_options(
     model_id: str, settings: Settings, entries: Sequence[CatalogEntry]
 ) -> RunnerOptions:
-    """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = settings.device_of(model_id)
     local_devices = map(settings.device_of, local_models(entries, settings))
     cards = [local_gpu or 0 for kind, local_gpu in local_devices if kind != "cpu"]  # 0: default
@@ -280,7 +275,6 @@ def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
 
 
 def load_served_models(settings: Settings) -> dict[str, ServedModel]:
-    """Read the artifacts that the gateway needs, in catalog order; raise `ArtifactError`."""
     models: dict[str, ServedModel] = {}
     for entry in served_entries(settings):  # a base comes before its adapters
         folder = artifact_folder(entry.id)

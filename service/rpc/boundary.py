@@ -166,7 +166,6 @@ class Incoming:
         return self._parsed(message)
 
     async def read_small(self) -> Message:
-        """Return the next message of a call without a place, within seconds."""
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
                 message = await self._next()
@@ -222,7 +221,6 @@ def metadata_of(context: Context) -> dict[str, str]:
 async def abort(
     context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()
 ) -> None:
-    """End the call with the status of `error`; `context.abort` raises."""
     trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))
@@ -313,7 +311,6 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Return the handler of a call, or None for an unknown method."""
         handler = await continuation(details)
         if handler is None:
             return None

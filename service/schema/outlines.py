@@ -23,6 +23,5 @@ def simplified(ring: Polygon, tolerance_px: float) -> list[PointXy]:
 
 
 def corners(box: BoxXyxy) -> tuple[PointXy, PointXy, PointXy, PointXy]:
-    """Return the corners of a box, clockwise from its upper left one."""
     x1, y1, x2, y2 = box
     return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))

@@ -377,7 +377,6 @@ async def answered_each(
     context: RequestContext,
     answer: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
 ) -> SeveralJson:
-    """Return what `answer` returns or raises for each image, in order."""
     answers: list[OneJson | ErrorJson] = []
     for outcome in await answer_each(core, images, context, answer):
         if isinstance(outcome, ServiceError):
@@ -430,7 +429,6 @@ def catalog_json(models: ServedModels) -> JsonObject:
 
 
 def tasks_json(models: ServedModels) -> JsonObject:
-    """Return every task with the JSON Schema of its parameters and the models that offer it."""
     rows: list[JsonObject] = []
     for task in TASKS.values():
         row = {"id": task.id, "object": "task", "description": task.description}

@@ -119,43 +119,6 @@ async def test_slow_image_is_asked_for_first() -> None:
     assert [call.pixels is not None for call in channel.calls] == [False, True]
 
 
-def num_with_pixels(channel: FakeChannel) -> int:
-    return len([call for call in channel.calls if call.pixels is not None])
-
-
-@pytest.mark.parametrize("size_wh", [INPUT_SIZE_WH, (800, 600)], ids=["light", "slow"])
-@pytest.mark.parametrize(("second_client", "expected"), [("test", 1), ("another", 2)])
-async def test_one_of_many_calls_sends_pixels(
-    size_wh: tuple[int, int], second_client: str, expected: int
-) -> None:
-    """Those of another client do not wait for it: it may have to wait for its turn to decode."""
-
-    decoder = writer()
-    decoder.released = asyncio.Event()
-    channel = FakeChannel(FakeEncoder(), decoder)
-    client = RunnerClient(MANIFEST.model_id, channel)
-    first = await opened(picture(size_wh=size_wh))
-    others = [await opened(picture(size_wh=size_wh), second_client) for _ in range(3)]
-    calls = [client.write(MANIFEST, image, [SPEC]) for image in (first, *others)]
-    calling = asyncio.gather(*calls)
-    await until(lambda: decoder.num_waiting == 4)  # none waits for the answer of another
-    decoder.released.set()
-    assert {answers.text for answers in await calling} == {"a circle"}
-    assert num_with_pixels(channel) == expected
-
-
-async def test_cancelled_sender_is_replaced() -> None:
-    channel = FakeChannel(FakeEncoder(), writer())
-    client = RunnerClient(MANIFEST.model_id, channel)
-    calls = [asyncio.create_task(write(client)) for _ in range(2)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    calls[0].cancel()
-    async with asyncio.timeout(10):
-        assert (await calls[1]).text == "a circle"
-    assert num_with_pixels(channel) == 1
-
-
 def test_times_of_an_answer() -> None:
     def written(prefill_s: float, decode_s: float) -> Written:
         times = {"prefill_s": prefill_s, "decode_s": decode_s}
