@@ -20,7 +20,6 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -43,7 +42,6 @@ Clock = Callable[[], float]  # seconds, such as time.monotonic
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
 _LEASE_MARGIN_S = 2.0  # a request ends shortly after its deadline
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
 _MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
@@ -54,7 +52,6 @@ TIMEOUT_S = 0.1  # per call, including the wait for a connection
 _RETRY_AFTER_S = 1.0
 _MAX_CONNECTIONS = 4  # a call takes 0.1 ms; more connections do not speed up one event loop
 
-_FAILS = "the store of the shared limits fails: %s; each process applies its own limits"
 _NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
 
 # Buckets expire after 60 seconds: they are full by then, like a missing one.
@@ -99,7 +96,7 @@ class QuotaLimits(BaseModel):
 class KeyEntry(QuotaLimits):
     """One key of the file."""
 
-    sha256: str  # hexadecimal
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     # shown in messages; keys with one name are one client in the fair queue
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
@@ -184,16 +181,15 @@ class SharedLimits:
 
     async def lease(self, owner: str, max_leases: int, lease: str, seconds: float) -> bool | None:
         """Return True if a request may begin, False if as many are in flight as are allowed."""
-        arguments: list[float | str] = [max_leases, seconds, lease]
-        is_granted = await self._answer(
-            partial(self._lease, keys=[_leases_of(owner)], args=arguments)
-        )
+        keys = [f"diptych:{owner}:in_flight"]
+        call = partial(self._lease, keys=keys, args=[max_leases, seconds, lease])
+        is_granted = await self._answer(call)
         return None if is_granted is None else bool(int(is_granted))
 
     def release(self, owner: str, lease: str) -> asyncio.Task[Any]:
         """End a lease, in a task that continues if its caller is cancelled."""
-        ended = self._answer(partial(self._store.zrem, _leases_of(owner), lease))
-        task = asyncio.create_task(ended)
+        call = partial(self._store.zrem, f"diptych:{owner}:in_flight", lease)
+        task = asyncio.create_task(self._answer(call))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
         return task
@@ -217,17 +213,14 @@ class SharedLimits:
             if not self._is_down:
                 self._is_down = True
                 reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-                logger.error(_FAILS, reason)
+                problem = "the store of the shared limits fails"
+                logger.error("%s: %s; each process applies its own limits", problem, reason)
             return None
         if self._is_down:
             self._is_down = False
             self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
-
-
-def _leases_of(owner: str) -> str:
-    return f"diptych:{owner}:in_flight"
 
 
 class Quota:
@@ -249,8 +242,12 @@ class Quota:
         self.owner = owner  # owns stored files: unlike the name, it is unique to the key
         self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
-        self._requests = _bucket(limits.requests_per_minute, clock)
-        self._megapixels = _bucket(limits.megapixels_per_minute, clock)
+        self._requests: TokenBucket | None = None
+        self._megapixels: TokenBucket | None = None
+        if limits.requests_per_minute is not None:
+            self._requests = TokenBucket(limits.requests_per_minute, clock)
+        if limits.megapixels_per_minute is not None:
+            self._megapixels = TokenBucket(limits.megapixels_per_minute, clock)
         self._shared = shared
 
     async def take_request(self, num_requests: int = 1) -> None:
@@ -274,8 +271,8 @@ class Quota:
         megapixels = num_pixels / _PIXELS_PER_MEGAPIXEL
         allowed = self._megapixels.per_minute
         if megapixels > allowed:
-            allowance = f"the key {self.name!r} may send {allowed:g} per minute"
-            message = f"the image has {megapixels:g} megapixels; {allowance}"
+            problem = f"the image has {megapixels:g} megapixels"
+            message = f"{problem}; the key {self.name!r} may send {allowed:g} per minute"
             raise ServiceError(message, "image", "image_too_large")
         if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
@@ -317,20 +314,16 @@ class Quota:
 
     async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
         """Take from the shared bucket, else from the own one; return the seconds to wait."""
-        wait_s = None
-        if self._shared is not None:
-            wait_s = await self._shared.take(self.owner, unit, bucket.per_minute, amount)
+        if self._shared is None:
+            return bucket.take(amount)
+        wait_s = await self._shared.take(self.owner, unit, bucket.per_minute, amount)
         if wait_s:
             return wait_s
-        own_wait_s = bucket.take(amount)
-        return own_wait_s if wait_s is None else 0.0
+        wait_s_of_process = bucket.take(amount)
+        return wait_s_of_process if wait_s is None else 0.0
 
     def _exceeded(self, limit: str, wait_s: float) -> Overloaded:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)
-
-
-def _bucket(per_minute: int | None, clock: Clock) -> TokenBucket | None:
-    return None if per_minute is None else TokenBucket(per_minute, clock)
 
 
 UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has no API keys
@@ -365,11 +358,7 @@ class ApiKeys:
         cls, path: Path | None, clock: Clock = time.monotonic, shared: SharedLimits | None = None
     ) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
-        if path is None:
-            return cls(None)
-        keys = cls((), path, clock, shared)
-        keys._accept(read_keys(path))
-        return keys
+        return cls(None if path is None else read_keys(path), path, clock, shared)
 
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return a caller's quota; raise `unauthorized`, or `Overloaded` after many wrong keys."""
@@ -386,10 +375,9 @@ class ApiKeys:
                 accepted = quota
         if accepted is not None and scheme.lower() == "bearer":
             return accepted
-        problem = "no API key was sent"
         if key:
             self._count_wrong_key(address)
-            problem = "the API key is not accepted"
+        problem = "the API key is not accepted" if key else "no API key was sent"
         hint = "send a valid key in the header Authorization: Bearer KEY"
         raise ServiceError(f"{problem}; {hint}", code="unauthorized")
 
@@ -399,15 +387,11 @@ class ApiKeys:
             parsed = ipaddress.IPv6Address(address)
             network = ipaddress.IPv6Network((int(parsed), 64), strict=False)
             client = str(parsed.ipv4_mapped or network)
-        bucket = self._wrong_keys.get(client)
-        if bucket is None:
-            bucket = TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
-        self._wrong_keys[client] = bucket
-        if wait_s := bucket.take(1):
+        new_bucket = TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
+        if wait_s := self._wrong_keys.setdefault(client, new_bucket).take(1):
             limit = f"{_MAX_WRONG_KEYS_PER_MINUTE} wrong API keys per minute"
-            raise Overloaded(
-                f"this address has reached the limit of {limit}; send a valid key", wait_s
-            )
+            problem = f"this address has reached the limit of {limit}"
+            raise Overloaded(f"{problem}; send a valid key", wait_s)
 
     def _reload_if_changed(self) -> None:
         if self._file is None or self._clock() - self._checked_s < _CHECK_INTERVAL_S:
@@ -450,29 +434,24 @@ def read_keys(file: Path) -> list[KeyEntry]:
 
 
 def parse_keys(text: str) -> list[KeyEntry]:
+    """Return the entries of a file; raise `SettingsError` with the number of an invalid one."""
     entries: dict[str, KeyEntry] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
+        sha256, *words = line.split()
+        options = dict(word.partition("=")[::2] for word in words)
+        problem = None
+        if not options.keys() <= set(_OPTIONS) or len(options) < len(words):
+            problem = f"unknown or repeated option; the options are {', '.join(_OPTIONS)}"
+        elif sha256.lower() in entries:
+            problem = "its SHA-256 repeats that of an earlier entry"
         try:
-            entry = _entry(line, number)
-            if entry.sha256 in entries:
-                raise ValueError("its SHA-256 repeats that of an earlier entry")
-        except ValueError as error:
-            raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
+            entry = KeyEntry.model_validate(
+                {"name": f"key-{number}", **options, "sha256": sha256.lower()}
+            )
+        except ValidationError as error:
+            rejected = rejected_field(error)
+            problem = problem or f"invalid {rejected.name}: {rejected.reason}"
+        if problem is not None:
+            raise SettingsError(f"{_VARIABLE}: entry {number}: {problem}")
         entries[entry.sha256] = entry
     return list(entries.values())
-
-
-def _entry(line: str, number: int) -> KeyEntry:
-    sha256, *words = line.split()
-    if not _SHA256.fullmatch(sha256.lower()):
-        raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
-    options = dict(word.partition("=")[::2] for word in words)
-    if not options.keys() <= set(_OPTIONS) or len(options) < len(words):
-        raise ValueError(f"unknown or repeated option; the options are {', '.join(_OPTIONS)}")
-    try:
-        return KeyEntry.model_validate(
-            {"name": f"key-{number}", **options, "sha256": sha256.lower()}
-        )
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
