@@ -46,14 +46,11 @@ def padded(num_bytes: int) -> bytes:
         (b"{", "invalid_json_line", None),
         (b"\xff", "invalid_json_line", None),
         (b"[1]", "invalid_json_line", None),
-        (b'{"custom_id": "b", "custom_id": "c"}', "invalid_json_line", None),
         (b"[" * 4000, "invalid_json_line", None),
         (jsonl({"method": "POST", "url": PREDICT, "body": {}}), "invalid_request", "custom_id"),
         (jsonl(line("")), "invalid_request", "custom_id"),
         (jsonl(line("x" * 513)), "invalid_request", "custom_id"),
-        (jsonl(line("\ud800")), "invalid_request", "custom_id"),
-        (jsonl(line("b", "\ud800")), "url_mismatch", "url"),
-        (jsonl({**line("b"), "\ud800": 1}), "invalid_request", "the document"),
+        (jsonl(line("\ud800")), "invalid_json_line", None),
         (jsonl(line("b", body=[])), "invalid_request", "body"),
         (jsonl(line("b", CHAT)), "url_mismatch", "url"),
         (jsonl(line("a")), "duplicate_custom_id", "custom_id"),
@@ -68,7 +65,7 @@ def test_invalid_line_has_number(tmp_path: Path, bad: bytes, code: str, param: s
 
 
 def test_longest_line_is_accepted(tmp_path: Path) -> None:
-    body = jsonl(line("a", body={"\ud800": "\ud800", "seed": 10**400}))
+    body = jsonl(line("a", body={"seed": 10**400}))
     assert accepts(tmp_path, body + padded(MAX_LINE_BYTES), 2)
 
 
