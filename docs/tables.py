@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from export.resources import memory_table
 from service.settings import Settings, variable
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.table import TASKS
@@ -76,7 +75,6 @@ def settings_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
-    "memory": memory_table,
     "bench": lambda: _sections(_BENCH, "Ours ÷ best peer"),
     "bench facts": lambda: _sections(_BENCH, "Bench"),
 }

@@ -7,7 +7,6 @@ Commands, each with `--help`:
     python -m export doctor          check this host and the exported models
     python -m export golden MODEL    compare an exported model's answers with published ones
     python -m export.bento FOLDER    build the Bento that a container image is made of
-    python -m export.resources       print the memory table of docs/operations.md
     python -m export.tune DATA       tune a LoRA adapter on a labelled dataset
 
 Folders, in the order of their imports:

@@ -7,7 +7,6 @@ are made as of any other.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from export.checkpoints.hub import fetch_snapshot
 from export.checkpoints.jobs import EXPORT_FORMAT, ExportOptions, find_entry, library_versions
 from export.checkpoints.sources import Source, resolve_source
 from export.errors import SourceError
-from export.progress import Progress, silence_transformers
 from export.resources import needs_of
 from tasks.catalog import CatalogEntry, entry_row
 from wire.artifacts.adapter_folder import (
@@ -46,8 +44,6 @@ from wire.artifacts.model_store import artifact_folder
 
 if TYPE_CHECKING:
     from runners.adapters.peft import VisionPart
-
-_NUM_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +92,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         if parts.vision.weights:
             with in_transformers_form(_base_source(job)) as base:
                 manifest = _make_encoders(job, base.folder, parts.vision, folder, manifest)
-            features = manifest.parity["image_features"]
-            precisions = ", ".join(["float32", *manifest.parity["encoder"]])
-            summary += (
-                f" and {len(parts.vision.weights)} weights of its vision tower and projector, with"
-                f" its own encoders in {precisions}: image features of {features['num_images']}"
-                f" images: min cosine {features['min_cosine']:.6f}, max abs error"
-                f" {features['max_abs_error']:.1e}"
-            )
+            summary += f" and {len(parts.vision.weights)} weights of its vision tower and projector"
         if is_hub_entry(entry):
             row = {**entry_row(entry), "adapter_of": entry.adapter_of}
             (folder / ENTRY_FILE).write_text(json.dumps(row), encoding="utf-8")
@@ -115,25 +104,17 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
 
 def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     assert entry.adapter_of is not None
-    for name, value in (("--mask-decoder", options.mask_decoder), ("--images", options.images)):
-        if value is not None:
-            raise SourceError(
-                f"{name} concerns the base of an adapter; {entry.id} is one of {entry.adapter_of}"
-            )
     base_folder = artifact_folder(entry.adapter_of)
     source, root = (entry.source, ROOT) if options.source is None else (options.source, Path.cwd())
     folder = root / source
     revision = None
+    names = (CONFIG_FILE, WEIGHTS_FILE)
     if not folder.is_dir():
-        folder = fetch_snapshot(
-            source, options.revision or entry.revision, [CONFIG_FILE, WEIGHTS_FILE]
-        )
+        folder = fetch_snapshot(source, options.revision or entry.revision, names)
         revision = folder.name
-    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        other = Source(source, revision, folder).other_form()
-        instead = f"it has {other}" if other else "an adapter must be a folder in PEFT's format"
-        raise SourceError(f"{source} lacks {', '.join(missing)}; {instead}")
-    hashes = {name: sha256_of(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    if not all((folder / name).is_file() for name in names):
+        raise SourceError(f"{source} must have {' and '.join(names)}, as PEFT saves them")
+    hashes = {name: sha256_of(folder / name) for name in names}
     return AdapterJob(
         entry, source, revision, folder, hashes, base_folder, read_manifest(base_folder)
     )
@@ -141,6 +122,7 @@ def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
 
 def _manifest(job: AdapterJob) -> Manifest:
     """Return the manifest of an adapter without a vision part, without its files."""
+    versions = library_versions()
     return replace(
         job.base,
         model_id=job.entry.id,
@@ -148,11 +130,7 @@ def _manifest(job: AdapterJob) -> Manifest:
         revision=job.revision,
         build_key=job.build_key,
         checkpoint=key_of_hashes(job.hashes),
-        versions={
-            name: number
-            for name, number in library_versions().items()
-            if name in ("safetensors", "torch")
-        },
+        versions={name: versions[name] for name in ("safetensors", "torch")},
         files={},
         parity={},
         adapter_of=job.base.model_id,
@@ -165,18 +143,13 @@ def _make_encoders(
 ) -> Manifest:
     """Write the vision encoders of an adapter into `folder`; `checkpoint` is its base's.
 
-    Return `manifest` with their measurements.
-
-    Raise `ParityError` if their features differ from those of transformers with the merged weights.
+    Return `manifest` with their measurements. Raise `ParityError` if their features differ from
+    those of transformers with the merged weights.
     """
     entry = job.entry
-    from export.artifacts.encoders import (
-        load_vision_model,
-        make_encoders,
-        run_in_child,
-        write_merged,
-    )
+    from export.artifacts.encoders import load_vision_model, make_encoders, write_merged
     from export.artifacts.vision_module import read_image_input
+    from export.checkpoints.tensors import silence_transformers
     from export.checks.parity import make_probes, measure_encoders
     from export.checks.reference import Reference, load_processor
     from export.pipeline import measured_defaults
@@ -184,29 +157,19 @@ def _make_encoders(
     silence_transformers()
     processor = load_processor(checkpoint)
     image_input = read_image_input(processor.image_processor)
-    precisions = [
-        precision
-        for precision in get_args(Precision)
-        if vision_encoder_file(precision) in job.base.files
-    ]
+    precisions = list[Precision]()
+    for precision in get_args(Precision):
+        if vision_encoder_file(precision) in job.base.files:
+            precisions.append(precision)
     images = [probe.image for probe in make_probes(entry, image_input)]
-    with Progress(entry.id, _NUM_STEPS) as progress, tempfile.TemporaryDirectory() as scratch:
-        progress.begin(
-            f"merging {len(changes.weights)} weights into the vision tower of {job.base.model_id}"
-        )
+    with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged.safetensors"
         write_merged(checkpoint, changes, merged)
         reference = Reference(load_vision_model(checkpoint, merged), processor)
         expected = reference.image_features(images)
-        progress.begin("making the vision encoders")
-        inputs = (checkpoint, image_input, precisions, folder, merged)
-        if needs_of(entry, os.cpu_count() or 1).is_large:
-            run_in_child(make_encoders, *inputs)
-        else:
-            make_encoders(*inputs)
-        measured = measure_encoders(folder, entry, precisions, images, expected, progress)
-    for precision in set(precisions) - {"float32", *measured.by_precision}:
-        (folder / vision_encoder_file(precision)).unlink()
+        is_large = needs_of(entry).is_large
+        make_encoders(checkpoint, image_input, precisions, folder, merged, in_child=is_large)
+    measured = measure_encoders(folder, entry, precisions, images, expected)
     parity = {"encoder": measured.by_precision, "decoder": job.base.parity["decoder"]}
     return replace(
         manifest,
@@ -218,22 +181,16 @@ def _make_encoders(
 
 
 def _base_source(job: AdapterJob) -> Source:
-    """Return the checkpoint that the base was exported from.
+    """Return the checkpoint that the base was exported from, which its vision part is merged into.
 
     Raise `SourceError` if it is not there.
     """
     base = job.base
     root = ROOT if base.source == find_entry(base.model_id).source else Path.cwd()
-    try:
-        source = resolve_source(base.source, base.revision, base.family, root)
-    except SourceError as error:
+    source = resolve_source(base.source, base.revision, base.family, root)
+    if key_of_hashes(source.hashes()) != base.checkpoint:
         raise SourceError(
-            f"{job.entry.id} changes the vision tower or the projector, so that its export needs"
-            f" the checkpoint of {base.model_id}: {error}"
-        ) from error
-    if (checkpoint_key := key_of_hashes(source.hashes())) != base.checkpoint:
-        raise SourceError(
-            f"{base.source} is the checkpoint {checkpoint_key}; {base.model_id} was exported from"
-            f" {base.checkpoint}: export {base.model_id} again, then {job.entry.id}"
+            f"{base.source} is another checkpoint than {base.model_id} was exported from: export"
+            f" {base.model_id} again, then {job.entry.id}"
         )
     return source

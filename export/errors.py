@@ -5,7 +5,7 @@ ExportError
 └── ParityError   the exported model, or a precision of it, does not reproduce the original
 """
 
-import errno
+_MAX_CHARS = 300
 
 
 class ExportError(Exception):
@@ -20,8 +20,6 @@ class ParityError(ExportError):
     """The exported model, or a precision of it, does not reproduce the original."""
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Return True for the system's error, as Python raises it or as safetensors and hf_xet have it
-    in their texts.
-    """
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+def one_line(error: Exception) -> str:
+    """Return the error's name and the beginning of its text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_CHARS]

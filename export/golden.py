@@ -15,7 +15,6 @@ counts those that constrained decoding can write.
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from export.checks.golden_answers import (
     GOLDEN_FILE,
     HUB_URL,
     GoldenAnswer,
-    GoldenImage,
+    GoldenFile,
     GoldenRegion,
     read_golden,
 )
@@ -43,7 +42,6 @@ from export.checks.parity import first_difference
 from export.checks.reference import load_for_checks
 from export.doctor import Finding, Verdict
 from export.errors import ExportError, SourceError
-from export.progress import silence_transformers
 from export.resources import needs_of
 from imaging.errors import ImageError
 from imaging.files import read_image, resize
@@ -69,8 +67,7 @@ from wire.artifacts.manifest import (
 )
 from wire.artifacts.model_store import artifact_folder
 
-MAX_IMAGE_BYTES = 20_000_000
-_SHOWN_CHARS = 60
+_EXCERPT_CHARS = 60
 _MAX_PROMPT_TOKENS = 1024
 # any vocabulary with the family's location tokens: text is constrained byte by byte
 _VOCABULARIES = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini"}
@@ -78,24 +75,11 @@ _SIZE_WH = (640, 480)  # of any image
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """A pair of precisions, each with its device."""
+class Part:
+    """A part of the model: its precision on a device."""
 
-    encoder: Precision
-    encoder_device: Device
-    decoder: Precision
-    decoder_device: Device
-
-    @classmethod
-    def default(cls, manifest: Manifest) -> "Parts":
-        """Return the default precisions on this host's devices."""
-        on_encoder = encoder_device("auto")
-        on_decoder = decoder_device("auto")
-        encoder = manifest.precision[on_encoder]["encoder"]
-        return cls(encoder, on_encoder, manifest.precision[on_decoder]["decoder"], on_decoder)
-
-    def __str__(self) -> str:
-        return f"{self.encoder}+{self.decoder}"
+    precision: Precision
+    device: Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,37 +94,44 @@ class GoldenCheck:
 
     def findings(self) -> Iterator[Finding]:
         """Yield a finding for each answer, at the default precision and in float32."""
+        precision = self.manifest.precision
+        encoder_on = encoder_device("auto")
+        decoder_on = decoder_device("auto")
+        default = (
+            Part(precision[encoder_on]["encoder"], encoder_on),
+            Part(precision[decoder_on]["decoder"], decoder_on),
+        )
+        float32 = Part("float32", "cpu")
+        for encoder, decoder in dict.fromkeys((default, (float32, float32))):
+            yield from self._findings(encoder, decoder)
+
+    def _findings(self, encoder: Part, decoder: Part) -> Iterator[Finding]:
         resized = []
         for image in self.images.values():
             resized.append(resize(image, self.manifest.image_size_wh, self.manifest.resample))
-        float32 = Parts("float32", "cpu", "float32", "cpu")
-        for parts in dict.fromkeys((Parts.default(self.manifest), float32)):
-            rows = encode(self.folder, parts.encoder, resized, parts.encoder_device)
-            features = dict(zip(self.images, rows, strict=True))
-            decoder = self._load_decoder(parts)
-            for answer in self.answers:
-                if answer.image not in features:
-                    continue
-                try:
-                    finding = self._ask(decoder, answer, features[answer.image])
-                except (SequenceError, TaskError) as error:
-                    finding = Finding("failure", f"no answer: {error}")
-                where = f"{parts} {answer.image} {answer.prompt!r}"
-                yield Finding(finding.verdict, f"{where}: {finding.text}")
-            del decoder, features, rows  # before the next are loaded
+        rows = encode(self.folder, encoder.precision, resized, encoder.device)
+        features = dict(zip(self.images, rows, strict=True))
+        loaded = self._load_decoder(decoder)
+        for answer in self.answers:
+            try:
+                finding = self._compare(loaded, answer, features[answer.image])
+            except (SequenceError, TaskError) as error:
+                finding = Finding("failure", f"no answer: {error}")
+            precisions = f"{encoder.precision}+{decoder.precision}"
+            where = f"{precisions} {answer.image} {answer.prompt!r}"
+            yield Finding(finding.verdict, f"{where}: {finding.text}")
 
-    def _load_decoder(self, parts: Parts) -> Decoder:
+    def _load_decoder(self, part: Part) -> Decoder:
         """Load the decoder; a large one in float32 runs layer by layer."""
         longest = max(answer.max_new_tokens for answer in self.answers)
         max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
         family = self.manifest.family
-        if parts.decoder_device != "cpu":
-            device = parts.decoder_device
-            return load_decoder(self.folder, family, parts.decoder, device, max_positions)
-        is_large = needs_of(self.entry, os.cpu_count() or 1).is_large
-        return load_for_checks(self.folder, family, parts.decoder, is_large, max_positions)
+        if part.device != "cpu":
+            return load_decoder(self.folder, family, part.precision, part.device, max_positions)
+        is_large = needs_of(self.entry).is_large
+        return load_for_checks(self.folder, family, part.precision, is_large, max_positions)
 
-    def _ask(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
+    def _compare(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
         """Compare one answer; raise `SequenceError` or `TaskError` if there is none."""
         size_wh = self.images[answer.image].size
         question = Question.of_text(self.entry, answer.prompt, size_wh)
@@ -172,7 +163,7 @@ def framed_text(decoder: Decoder, token_ids: Sequence[int]) -> str:
 
 def excerpt(text: str, start: int = 0) -> str:
     """Return the part of a text that a line shows, from a character on."""
-    end = start + _SHOWN_CHARS
+    end = start + _EXCERPT_CHARS
     return repr(f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}")
 
 
@@ -238,18 +229,11 @@ def print_reach(file: Path) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Print the findings about one model; return the exit status."""
     parser = argparse.ArgumentParser("python -m export golden", description=__doc__)
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="an exported model of models/golden.yaml"
-    )
-    parser.add_argument(
-        "--reach", action="store_true", help="count what constrained decoding can write"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="images under their published names"
-    )
-    parser.add_argument(
-        "--answers", type=Path, metavar="FILE", default=GOLDEN_FILE, help="of the same form"
-    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", nargs="?", help="an exported model of models/golden.yaml")
+    add("--reach", action="store_true", help="count what constrained decoding can write")
+    add("--images", type=Path, metavar="FOLDER", help="images under their published names")
+    add("--answers", type=Path, metavar="FILE", default=GOLDEN_FILE, help="of the same form")
     parsed = parser.parse_args(arguments)
     if (parsed.model is None) != parsed.reach:
         parser.error("give a MODEL, or --reach")
@@ -267,70 +251,37 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def findings(model_id: str, file: Path, images: Path | None) -> Iterator[Finding]:
-    """Yield the findings about a model: images that are missing, then its answers."""
+    """Yield the findings about the answers of a model."""
     golden = read_golden(file)
     answers = golden.answers.get(model_id)
     if answers is None:
-        raise SourceError(
-            f"{file} has no answers of {model_id}; it has those of {', '.join(golden.answers)};"
-            " --answers FILE reads others of the same form"
-        )
+        raise SourceError(f"{file} has no answers of {model_id}: {', '.join(golden.answers)}")
     folder = artifact_folder(model_id)
     manifest = read_manifest(folder)
-    if manifest.adapter_of is not None:
-        raise SourceError(
-            f"{model_id} is an adapter; only its base, {manifest.adapter_of}, answers"
-        )
     verify_files(folder, manifest)
-    silence_transformers()
-    opened: dict[str, Image.Image] = {}
-    for name in dict.fromkeys(answer.image for answer in answers):
-        try:
-            opened[name] = _open_image(name, golden.images[name], images)
-        except SourceError as error:
-            yield Finding("failure", str(error))
-    if opened:
-        stored = folder / ENTRY_FILE  # hf:owner/name has one
-        if stored.exists():
-            entry = parse_entry(json.loads(stored.read_text(encoding="utf-8")))
-        else:
-            entry = find_entry(model_id)
-        yield from GoldenCheck(entry, folder, manifest, answers, opened).findings()
+    stored = folder / ENTRY_FILE  # hf:owner/name has one
+    if stored.exists():
+        entry = parse_entry(json.loads(stored.read_text(encoding="utf-8")))
+    else:
+        entry = find_entry(model_id)
+    opened = {answer.image: open_image(golden, answer.image, images) for answer in answers}
+    yield from GoldenCheck(entry, folder, manifest, answers, opened).findings()
 
 
-def _open_image(name: str, image: GoldenImage, folder: Path | None) -> Image.Image:
-    """Return an image; raise `SourceError`."""
-    path = find_image(name, image, folder)
+def open_image(golden: GoldenFile, name: str, folder: Path | None) -> Image.Image:
+    """Return an image of `folder`, or of the hub if there is no folder; raise `SourceError`."""
+    published = golden.images[name]
+    match = HUB_URL.fullmatch(published.url or "")
+    if folder is not None:
+        path = folder / name
+    elif match is not None:
+        path = fetch_file(match[1], match[2], "dataset")
+    else:
+        raise SourceError(f"{name} has no URL: give the folder that has it as --images FOLDER")
     try:
         opened = read_image(path)
     except (OSError, ImageError) as error:
-        raise SourceError(f"{path} cannot be read as an image: {error}") from error
-    if image.size_wh is not None and image.size_wh != opened.size:
-        sizes = [f"{width} x {height} pixels" for width, height in (opened.size, image.size_wh)]
-        raise SourceError(f"{path} has {sizes[0]}; the published {name} has {sizes[1]}")
+        raise SourceError(f"cannot read {name} ({published.url}): {error}") from error
+    if published.size_wh not in (None, opened.size):
+        raise SourceError(f"{path} has {opened.size} pixels; the published, {published.size_wh}")
     return opened
-
-
-def find_image(name: str, image: GoldenImage, folder: Path | None) -> Path:
-    """Return the file of an image: in `folder`, or fetched from the hub if there is no folder.
-
-    Raise `SourceError`; its message names the file to get and its place.
-    """
-    if folder is not None:
-        if not (folder / name).is_file():
-            remedy = (
-                f"save {image.url} as {folder / name}" if image.url else f"put it into {folder}"
-            )
-            raise SourceError(f"{name} is missing: {remedy}")
-        return folder / name
-    match = HUB_URL.fullmatch(image.url or "")
-    if match is None:
-        raise SourceError(f"{name} has no URL: give the folder that has it as --images FOLDER")
-    repository, path = match.groups()
-    try:
-        return fetch_file(repository, path, "dataset", MAX_IMAGE_BYTES)
-    except SourceError as error:
-        raise SourceError(
-            f"{name} is missing: {error}; or save {image.url} as FOLDER/{name} and give --images"
-            " FOLDER"
-        ) from error

@@ -3,18 +3,24 @@ manifest.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from export.artifacts.encoders import make_encoders, run_in_child
+from export.artifacts.encoders import make_encoders
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.bases import CheckpointFacts, is_hub_entry
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
-from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, write_decoder_weights
+from export.checkpoints.tensors import (
+    CheckpointTensors,
+    check_vocabulary,
+    silence_transformers,
+    write_decoder_weights,
+)
 from export.checks.answers import AnswerCheck, agreeing_defaults
 from export.checks.parity import (
     Probe,
@@ -25,7 +31,6 @@ from export.checks.parity import (
     run_reference,
 )
 from export.checks.reference import Reference, load_processor
-from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
 from tasks.catalog import entry_row
 from wire.artifacts.manifest import (
@@ -42,9 +47,10 @@ from wire.artifacts.manifest import (
     Part,
     Precision,
     sha256_of,
-    vision_encoder_file,
     write_manifest,
 )
+
+logger = logging.getLogger(__name__)
 
 _COPIED_FILES = (
     TOKENIZER_FILE,
@@ -55,29 +61,26 @@ _COPIED_FILES = (
 
 
 def make_artifacts(
-    job: ExportJob,
-    folder: Path,
-    progress: Progress,
-    is_large: bool = False,
-    probe_plan: ProbePlan | None = None,
+    job: ExportJob, folder: Path, is_large: bool = False, probe_plan: ProbePlan | None = None
 ) -> Manifest:
     """Make the artifacts of `job` in an empty folder and compare them with the reference.
 
     A large model's encoders are made in a child process, and its reference runs layer by layer.
     Raise `ExportError`.
     """
+    silence_transformers()
     with in_transformers_form(job.source) as source:
-        return _make_artifacts(replace(job, source=source), folder, progress, is_large, probe_plan)
+        return _make_artifacts(replace(job, source=source), folder, is_large, probe_plan)
 
 
 def _make_artifacts(
-    job: ExportJob, folder: Path, progress: Progress, is_large: bool, probe_plan: ProbePlan | None
+    job: ExportJob, folder: Path, is_large: bool, probe_plan: ProbePlan | None
 ) -> Manifest:
     checkpoint = job.source.folder
-    progress.begin("writing the decoder's weights")
+    logger.info(f"{job.entry.id}: writing the decoder's weights")
     tensors = CheckpointTensors.open(checkpoint)
     check_vocabulary(checkpoint, tensors)
-    tensors.check_values()
+    tensors.check_tied()
     image_input = read_image_input(load_processor(checkpoint).image_processor)
     facts = facts_of(tensors, image_input)
     if is_hub_entry(job.entry):
@@ -90,29 +93,21 @@ def _make_artifacts(
     for part in get_args(Part):
         defaults = [of_device[part] for of_device in job.entry.precision.values()]
         precisions[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
-    progress.begin("making the vision encoders")
-    inputs = (checkpoint, image_input, precisions["encoder"], folder)
-    if is_large:
-        run_in_child(make_encoders, *inputs)
-    else:
-        make_encoders(*inputs)
-    progress.begin("running the checkpoint in transformers")
+    logger.info("making the vision encoders")
+    make_encoders(checkpoint, image_input, precisions["encoder"], folder, in_child=is_large)
+    logger.info("running the checkpoint in transformers")
     probes = make_probes(job.entry, image_input, probe_plan)
     draft, expected = _run_reference(job, folder, image_input, probes, is_large)
-    parity = measure(folder, job.entry, precisions, probes, expected, progress, is_large)
-    for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
-        (folder / vision_encoder_file(precision)).unlink()
-    progress.begin("comparing the precisions' answers")
+    parity = measure(folder, job.entry, precisions, probes, expected, is_large)
+    logger.info("comparing the precisions' answers")
     check = AnswerCheck.of(job, folder, draft, is_large)
     runs = check.measure({part: tuple(parity[part]) for part in precisions})
-    answers = {"decided_by": check.kind, "runs": [asdict(run) for run in runs]}
+    defaults_measured = measured_defaults(job.entry.precision, parity)
     manifest = replace(
         draft,
         files=file_hashes(folder),
-        precision=agreeing_defaults(
-            job.entry.id, measured_defaults(job.entry.precision, parity), runs
-        ),
-        parity=parity | {"answers": answers},
+        precision=agreeing_defaults(job.entry.id, defaults_measured, runs),
+        parity=parity | {"answers": {"decided_by": check.kind, "runs": list(map(asdict, runs))}},
     )
     write_manifest(folder, manifest)
     return manifest
@@ -181,10 +176,9 @@ def write_configuration(job: ExportJob, reference: Reference, folder: Path) -> N
     model.config.name_or_path = job.entry.id
     (folder / CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
     model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
-    copies: dict[str, Path | None] = {}
+    copies = {MASK_DECODER_FILE: job.mask_decoder, CALIBRATION_FILE: job.calibration}
     for name in _COPIED_FILES:
         copies[name] = job.source.folder / name
-    copies |= {MASK_DECODER_FILE: job.mask_decoder, CALIBRATION_FILE: job.calibration}
     for name, path in copies.items():
         if path is not None and path.is_file():
             shutil.copyfile(path, folder / name)

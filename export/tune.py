@@ -9,7 +9,7 @@ interrupted run continues after its last whole epoch with --resume.
 import argparse
 import dataclasses
 import re
-import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,6 @@ from export.checkpoints.sources import resolve_source
 from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from tasks.catalog import CatalogEntry, CatalogError, TaskOverride
-from wire.artifacts.adapter_folder import CONFIG_FILE
 
 INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
 MAX_LINES = 10  # problems of a dataset
@@ -37,7 +36,6 @@ _STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune one adapter and print its catalog entry; return the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
     try:
         # an archive is unpacked here
@@ -47,10 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"\npython -m export.tune: stopped; {how_to_continue(arguments, parsed.output)}",
-            file=sys.stderr,
-        )
+        print("\npython -m export.tune: stopped; --resume continues", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -85,47 +80,34 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     )
     with in_transformers_form(source) as base:
         epochs = tune(job, base.folder, checkpoint)
-    lines = catalog_lines(entry, parsed)
-    write_card(job, parsed.data.resolve(), problems.summary(), epochs, lines)
+    write_card(job, parsed.data.resolve(), epochs)
     best = best_epoch(epochs)
     print(
-        f"{parsed.output}: epoch {best.number} is kept, held-out loss {best.held_out_loss:.4f};"
-        " README.md and curve.png describe it; its entry of the catalog, after that of"
-        f" {entry.id}:\n"
+        f"{parsed.output}: epoch {best.number} is kept, held-out loss {best.held_out_loss:.4f}; its"
+        f" entry of the catalog, after that of {entry.id}:\n"
     )
-    print(lines, end="")
+    print(catalog_lines(entry, parsed), end="")
 
 
 def checkpoint_to_resume(output: Path, resume: bool, overwrite: bool = False) -> str | None:
     """Return the last complete checkpoint of an interrupted run.
 
-    Raise `ExportError` if the output does not fit, or has files that are not of such a run.
+    Raise `ExportError` for an output that has files and is not to be resumed or overwritten.
     """
     run = output / RUN_FOLDER
-    hint = "give another --output, or --overwrite to replace its files"
-    if not overwrite and (output / CONFIG_FILE).exists():
-        raise ExportError(f"{output} already has an adapter; {hint}")
-    if run.exists() and not resume:
+    if resume and not run.exists():
+        raise ExportError(f"{output} has no interrupted run to resume")
+    if not (resume or overwrite) and output.exists() and any(output.iterdir()):
         raise ExportError(
-            f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
+            f"{output} has files; give another --output, --resume for an interrupted run,"
+            " or --overwrite to replace the files"
         )
-    if not run.exists():
-        if resume:
-            raise ExportError(f"{output} has no interrupted run to resume")
-        if not overwrite and output.exists() and any(output.iterdir()):
-            raise ExportError(f"{output} has files that are not of an interrupted run; {hint}")
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)
         return None
     complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
     newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return None if newest is None else str(newest)
-
-
-def how_to_continue(arguments: Sequence[str], output: Path) -> str:
-    if not (output / RUN_FOLDER).exists():
-        return "the training had not begun, and nothing is saved"
-    command = shlex.join(["python", "-m", "export.tune", *arguments])
-    resume = "" if "--resume" in arguments else " --resume"
-    return f"continue after the last whole epoch with: {command}{resume}"
 
 
 def catalog_lines(base: CatalogEntry, parsed: argparse.Namespace) -> str:

@@ -74,7 +74,6 @@ LINUX = re.compile(
     r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""
 )
 LINUX_OF_TOOLS = {
-    "export/resources.py",  # without /proc it does not know how much memory is free
     "loadtest/figures.py",  # names the processor
     "loadtest/processes.py",  # counts the cores
 }

@@ -6,7 +6,7 @@ this memory back when it ends.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -36,16 +36,39 @@ def make_encoders(
     precisions: Sequence[Precision],
     folder: Path,
     merged: Path | None = None,
+    in_child: bool = False,
 ) -> None:
     """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into
     `folder`.
+
+    A child process gives its memory back. Raise `ExportError` if it fails.
     """
+    if not in_child:
+        _make(checkpoint, image_input, precisions, folder, merged)
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        making = pool.submit(_make, checkpoint, image_input, precisions, folder, merged)
+    try:
+        making.result()
+    except BrokenProcessPool as error:
+        raise ExportError(
+            "the process that makes the vision encoders was killed, probably for lack of memory"
+        ) from error
+
+
+def _make(
+    checkpoint: Path,
+    image_input: ImageInput,
+    precisions: Sequence[Precision],
+    folder: Path,
+    merged: Path | None,
+) -> None:
     model = load_vision_model(checkpoint, merged)
     fast_tower = use_fast_tower(model)
     module = VisionEncoderModule(model, image_input)
-    export_vision_encoder(module, image_input.size_wh, folder / vision_encoder_file("float32"))
-    make_shapes_constant(folder / vision_encoder_file("float32"))
     source = folder / vision_encoder_file("float32")
+    export_vision_encoder(module, image_input.size_wh, source)
+    make_shapes_constant(source)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if fast_tower is not None and "int8" in precisions:
             fast_tower.is_for_one_image = True
@@ -109,26 +132,3 @@ def use_fast_tower(model: Any) -> TokenRowsDavit | None:
     tower = TokenRowsDavit(model.model.vision_tower)
     model.model.vision_tower = tower
     return tower
-
-
-def run_in_child(make: Callable[..., object], *arguments: object) -> None:
-    """Call `make` in a separate process.
-
-    Raise its `ExportError`, and `ExportError` for any other failure.
-    """
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(make, *arguments).result()
-    except ExportError:
-        raise
-    except BrokenProcessPool as error:
-        message = (
-            "the process that makes the vision encoders was killed, probably by the kernel for lack"
-            " of memory"
-        )
-        raise ExportError(f"{message} (see dmesg)") from error
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(
-            f"the vision encoders cannot be made: {type(error).__name__}: {reason}"
-        ) from error

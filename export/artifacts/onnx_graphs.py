@@ -93,9 +93,7 @@ def write_at_precision(folder: Path, precision: Precision) -> None:
             fuse(model)
             onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
         case "bfloat16":
-            raise ValueError(
-                "ONNX Runtime has no bfloat16 vision encoder; allowed: float32, int8, float16"
-            )
+            raise ValueError("ONNX Runtime has no bfloat16 vision encoder")
 
 
 def write_int8(source: Path, output: Path) -> None:

@@ -3,37 +3,25 @@
 The only module of the export that uses the store; needs no torch.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import bentoml
 
-from export.errors import ExportError, is_disk_full
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
-from wire.artifacts.model_store import artifact_folder, store_home
+from wire.artifacts.model_store import artifact_folder
 
 
 @contextmanager
 def new_version(model_id: str) -> Iterator[Path]:
     """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises.
 
-    BentoML copies the folder to the store, and removes it with its object of the model. Raise
-    `ExportError` if the disk has no room for the folder, or for its copy in the store.
+    BentoML makes it in the folder of temporary files (TMPDIR), and copies it to the store.
     """
-    try:
-        with bentoml.models.create(model_id) as model:
-            yield Path(model.path)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise ExportError(
-            f"no space left for the artifacts of {model_id}; they are made in"
-            f" {tempfile.gettempdir()} (TMPDIR) and stored in {store_home()} (BENTOML_HOME): free"
-            " some, or set the variable to a larger disk"
-        ) from error
+    with bentoml.models.create(model_id) as model:
+        yield Path(model.path)
 
 
 def has_current_version(model_id: str, build_key: str) -> bool:

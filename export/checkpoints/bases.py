@@ -4,16 +4,15 @@ A catalog entry describes a checkpoint; here the entry is compared with the chec
 it for a repository of the hub that has none.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from export.checkpoints.sources import check_config, fetch_config, read_config
 from export.errors import SourceError
 from tasks.catalog import (
-    HUB_PREFIX,
     CatalogEntry,
     adapter_entry,
     entry_row,
@@ -21,7 +20,8 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
-from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from wire.artifacts.adapter_folder import read_config as read_adapter_config
+from wire.artifacts.manifest import CONFIG_FILE, Family
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
@@ -38,7 +38,6 @@ _BASES = {
 _ANY_BASE = {"florence2": "florence-2-base", "paligemma": "paligemma-3b-pt-224"}
 _DEFAULT_WIDTH = 1024  # Microsoft's configuration omits it
 _DEFAULT_SIDE_PX = 224
-_MAX_ID_CHARS = 63  # limit of names in BentoML's store
 _UNKNOWN_DATE = "1970-01"
 _PAGE = "https://huggingface.co/"
 
@@ -53,26 +52,16 @@ class CheckpointFacts:
 
     def check(self, entry: CatalogEntry, source_name: str) -> None:
         """Raise `SourceError` if `entry` says otherwise: the checkpoint is another model."""
-        differing = [
-            f"{name} {getattr(self, name)} (the entry: {getattr(entry, name)})"
-            for name in ("parameters", "context_window", "resolution")
-            if getattr(self, name) != getattr(entry, name)
-        ]
-        if differing:
+        expected = CheckpointFacts(entry.parameters, entry.context_window, entry.resolution)
+        if self != expected:
             raise SourceError(
-                f"{source_name} is not what the catalog's entry {entry.id} describes: it has"
-                f' {", ".join(differing)}; give it an entry of its own (docs/models.md, "Serve a'
-                ' fine-tuned checkpoint")'
+                f"{source_name} has {self}; the catalog's entry {entry.id} has {expected}: add an"
+                " entry for it"
             )
 
     def applied_to(self, entry: CatalogEntry) -> CatalogEntry:
         """Return the entry with these numbers."""
-        return replace(
-            entry,
-            parameters=self.parameters,
-            context_window=self.context_window,
-            resolution=self.resolution,
-        )
+        return replace(entry, **asdict(self))
 
 
 def base_entry(config: Mapping[str, Any]) -> CatalogEntry:
@@ -86,16 +75,30 @@ def base_entry(config: Mapping[str, Any]) -> CatalogEntry:
     return catalog[name if name in catalog else _ANY_BASE[family]]
 
 
+def hub_model_entry(repository: str, revision: str | None) -> CatalogEntry:
+    """Return the entry of a repository of either family, or of an adapter; raise `SourceError`."""
+    source = fetch_config(repository, revision)
+    if not (source.folder / CONFIG_FILE).is_file():
+        return _hub_adapter_entry(repository, source.folder)
+    config = read_config(source)
+    family: Any = config["model_type"]
+    if family not in get_args(Family):
+        raise SourceError(
+            f"{repository} is a checkpoint of {family}; allowed: {', '.join(get_args(Family))}"
+        )
+    check_config(source, config, family)
+    return hub_entry(repository, config)
+
+
 def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
     """Return the entry of a repository, `owner/name`: the catalog's, or one made of its
     configuration.
 
-    Its numbers are its base's until the weights are there. Raise `SourceError`.
+    Its numbers are its base's until the weights are there.
     """
-    model_id = _checked_id(repository)
     for entry in load_catalog(CATALOG_FILE, _id_of_fine_tune(repository)).values():
         if entry.source == repository:
-            return replace(entry, id=model_id)
+            return replace(entry, id=hub_model_id(repository))
     row = {**entry_row(base_entry(config)), **_repository_row(repository)}
     row |= {"revision": None, "weights_sha256": None, "aliases": [], "forced_names": False}
     return parse_entry(row)
@@ -107,20 +110,10 @@ def _id_of_fine_tune(name: str) -> tuple[str, ...]:
     return (model_id.lower(),) if owner in ("", "google") else ()
 
 
-def _checked_id(repository: str) -> str:
-    model_id = hub_model_id(repository)
-    if len(model_id) > _MAX_ID_CHARS:
-        raise SourceError(
-            f"the id {model_id} has more than {_MAX_ID_CHARS} characters; give {repository} a"
-            " catalog entry with a shorter one"
-        )
-    return model_id
-
-
 def _repository_row(repository: str) -> dict[str, object]:
     """Return the keys of an entry that a repository itself gives."""
     return {
-        "id": _checked_id(repository),
+        "id": hub_model_id(repository),
         "source": repository,
         "organization": repository.partition("/")[0],
         "license": f"see {_PAGE}{repository}",
@@ -129,46 +122,17 @@ def _repository_row(repository: str) -> dict[str, object]:
     }
 
 
-def hub_adapter_entry(repository: str, folder: Path) -> CatalogEntry:
-    """Return the entry of an adapter whose base is in the catalog; raise `SourceError`."""
-    base = _base_of_adapter(folder)
-    if base is None:
-        raise adapter_error(repository, folder, is_hub=True)
-    row = _repository_row(repository)
-    return adapter_entry(str(row.pop("id")), str(row.pop("source")), row, base)
-
-
-def adapter_error(name: str, folder: Path, is_hub: bool) -> SourceError:
-    """Return the refusal of an adapter in the place of a checkpoint, with the entry to write."""
-    problem = f"{name} is a LoRA adapter of {_base_name(folder)}, not a checkpoint"
-    base = _base_of_adapter(folder)
-    if base and is_hub:
-        return SourceError(f"{problem}: export {base.id}, then {HUB_PREFIX}{name}")
-    source = name if is_hub else str(folder.absolute())
-    model_id = hub_model_id(name if is_hub else folder.absolute().name)
-    base_id = base.id if base else "ID OF ITS BASE"
-    return SourceError(
-        f"{problem}: add the entry {{id: {model_id}, adapter_of: {base_id}, source: {source}}} to"
-        f" the catalog after that of its base; export the base, then {model_id}"
-    )
-
-
-def _base_name(folder: Path) -> str:
-    """Return the name of the base in PEFT's configuration; raise `SourceError`."""
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{ADAPTER_CONFIG_FILE} names no base: {error!r}") from error
-
-
-def _base_of_adapter(folder: Path) -> CatalogEntry | None:
-    """Return the entry that has the base's name as id, source or alias."""
-    name = _base_name(folder)
-    for entry in load_catalog(served_catalog(), _id_of_fine_tune(name)).values():
+def _hub_adapter_entry(repository: str, folder: Path) -> CatalogEntry:
+    """Return the entry of an adapter over the one with its base's name as id, source or alias."""
+    name = read_adapter_config(folder).get("base_model_name_or_path")
+    for entry in load_catalog(served_catalog(), _id_of_fine_tune(str(name))).values():
         if entry.adapter_of is None and name in (entry.id, entry.source, *entry.aliases):
-            return entry
-    return None
+            row = _repository_row(repository)
+            return adapter_entry(str(row.pop("id")), str(row.pop("source")), row, entry)
+    raise SourceError(
+        f"{repository} is a LoRA adapter of {name}, which the catalog does not have: add an entry"
+        " with adapter_of"
+    )
 
 
 def served_catalog() -> Path:

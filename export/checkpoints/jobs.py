@@ -6,19 +6,14 @@ Imports neither torch nor transformers: an export with nothing to do starts fast
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from export.checkpoints.bases import ROOT, served_catalog
-from export.checkpoints.sources import (
-    WEIGHTS_FILE,
-    Source,
-    hub_model_entry,
-    resolve_file,
-    resolve_source,
-)
+from export.checkpoints.bases import ROOT, hub_model_entry, served_catalog
+from export.checkpoints.sources import WEIGHTS_FILE, Source, resolve_file, resolve_source
 from export.errors import SourceError
 from imaging.files import IMAGE_SUFFIXES
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
@@ -38,15 +33,7 @@ from wire.artifacts.manifest import (
 PHOTOGRAPHS = ROOT / "models" / "photographs"
 EXPORT_FORMAT = 10  # increment when an export writes other files than before
 
-_LIBRARIES = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +91,33 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     """
     _check_precision(entry)
     if options.source is None:
-        source = resolve_source(
-            entry.source, options.revision or entry.revision, entry.family, ROOT
-        )
+        revision = options.revision or entry.revision
+        source = resolve_source(entry.source, revision, entry.family, ROOT)
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
-    mask_decoder = find_mask_decoder(entry, options, source)
     hashes = source.hashes()
     if options.source is None and options.revision is None:
         check_pinned(entry, hashes)
     checkpoint = key_of_hashes(hashes)
+    mask_decoder = find_mask_decoder(entry, options, source)
     calibration = find_calibration(source, checkpoint)
     versions = library_versions()
     photographs = _find_images(PHOTOGRAPHS)
     own_images = _find_images(options.images) if options.images else ()
-    others = [*filter(None, (mask_decoder, calibration)), *photographs, *own_images]
-    files = [*hashes.items(), *((path.name, sha256_of(path)) for path in others)]
-    key = build_key(files, entry.precision, versions)
+    files = [*hashes.items()]
+    for path in (mask_decoder, calibration, *photographs, *own_images):
+        if path is not None:
+            files.append((path.name, sha256_of(path)))
     return ExportJob(
-        entry,
-        source,
-        checkpoint,
-        mask_decoder,
-        calibration,
-        versions,
-        key,
-        photographs,
-        own_images,
+        entry=entry,
+        source=source,
+        checkpoint=checkpoint,
+        mask_decoder=mask_decoder,
+        calibration=calibration,
+        versions=versions,
+        build_key=build_key(files, entry.precision, versions),
+        photographs=photographs,
+        own_images=own_images,
     )
 
 
@@ -148,7 +135,7 @@ def _check_precision(entry: CatalogEntry) -> None:
 
 def library_versions() -> dict[str, str]:
     """Return the installed version of every library that affects an export."""
-    return {name: version(name) for name in _LIBRARIES}
+    return dict(zip(_LIBRARIES, map(version, _LIBRARIES), strict=True))
 
 
 def build_key(
@@ -194,23 +181,25 @@ def find_calibration(source: Source, checkpoint: str) -> Path | None:
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
         return None
-    try:
+    with _source_errors():
         checkpoints = {calibration.checkpoint for calibration in read_calibrations(path)}
-        return path if checkpoints <= {checkpoint} else None
-    except CheckpointFileError as error:
-        raise SourceError(str(error)) from error
+    return path if checkpoints <= {checkpoint} else None
 
 
 def find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
     if entry.mask_decoder is None:
         if options.mask_decoder is not None:
-            raise SourceError(
-                f"{entry.id} does not use a mask decoder; given: {options.mask_decoder}"
-            )
+            raise SourceError(f"{entry.id} does not use a mask decoder")
         return None
     path = options.mask_decoder or resolve_file(entry.mask_decoder, source)
-    try:
+    with _source_errors():
         MaskDecoder.load(path)
+    return path
+
+
+@contextmanager
+def _source_errors() -> Iterator[None]:
+    try:
+        yield
     except CheckpointFileError as error:
         raise SourceError(str(error)) from error
-    return path

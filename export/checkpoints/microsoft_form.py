@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.errors import SourceError
@@ -67,21 +67,10 @@ _RULES = {
     "num_beams": 3,
     "early_stopping": True,
 }
-# Nested values that transformers' form cannot express otherwise: key -> name, the allowed value.
-_FIXED = {
-    "visual_temporal_embedding": ("type", "COSINE"),
-    "image_pos_embed": ("type", "learned_abs_2d"),
-}
-_FEATURES = ["spatial_avg_pool", "temporal_avg_pool"]
-
+_FORM_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _IMAGE = "<image>"
 _FIRST_ADDED = "<od>"
-_TAGS = (
-    *("cap", "ncap", "dcap", "grounding", "seg"),
-    "sep",
-    *("region_cap", "region_to_desciption", "proposal", "poly"),
-    "and",
-)
+_TAGS = "cap ncap dcap grounding seg sep region_cap region_to_desciption proposal poly and"
 _WITHOUT_END = ("sep", "and")
 _NUM_LOCATIONS = 1000
 _PATCH_PX = 32  # an image token stands for so many pixels in each direction; one more for the mean
@@ -121,74 +110,58 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
     `weights` are its safetensors. Raise `SourceError`.
     """
     try:
-        _write(name, folder, weights, output)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        config = _read(folder, CONFIG_FILE)
+        tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
+        num_rows = write_weights(
+            name, weights, _num_tokens(tokenizer), output / "model.safetensors"
+        )
+        text = text_config(config, num_rows)
+        ids = {key: text[key] for key in _SPECIAL_IDS}
+        documents = {
+            CONFIG_FILE: {
+                "architectures": ["Florence2ForConditionalGeneration"],
+                "model_type": "florence2",
+                "is_encoder_decoder": True,
+                "image_token_id": _token_id(tokenizer, _IMAGE),
+                "text_config": text,
+                "vision_config": vision_config(config),
+                "tie_word_embeddings": True,
+                **ids,
+            },
+            GENERATION_CONFIG_FILE: {**ids, **generation_rules(folder, config)},
+            TOKENIZER_FILE: tokenizer,
+            "tokenizer_config.json": _TOKENIZER_CONFIG
+            | {"model_max_length": text["max_position_embeddings"]},
+            PROCESSOR_CONFIG_FILE: processor_config(folder),
+        }
+    except (*_FORM_ERRORS, OSError, SafetensorError) as error:
         raise SourceError(
             f"the files of {name} are not those of Microsoft's form: {error!r}"
         ) from error
-
-
-def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
-    config = _read(folder, CONFIG_FILE)
-    tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
-    num_tokens = _num_tokens(tokenizer)
-    num_rows = write_weights(name, weights, num_tokens, output / "model.safetensors")
-    source = config.get("text_config") or {}
-    text = {key: _value(source, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
-    text |= {
-        "model_type": "bart",
-        "vocab_size": num_rows,
-        "decoder_start_token_id": _value(source, "decoder_start_token_id", _START_ID),
-        "tie_word_embeddings": True,
-    }
-    image_token_id = next(
-        token["id"] for token in tokenizer["added_tokens"] if token["content"] == _IMAGE
-    )
-    ids = {name: text[name] for name in _SPECIAL_IDS}
-    written = {
-        CONFIG_FILE: {
-            "architectures": ["Florence2ForConditionalGeneration"],
-            "model_type": "florence2",
-            "is_encoder_decoder": True,
-            "image_token_id": image_token_id,
-            "text_config": text,
-            "vision_config": vision_config(name, config),
-            "tie_word_embeddings": True,
-            **ids,
-        },
-        GENERATION_CONFIG_FILE: {**ids, **generation_rules(folder, config)},
-        TOKENIZER_FILE: tokenizer,
-        "tokenizer_config.json": _TOKENIZER_CONFIG
-        | {"model_max_length": text["max_position_embeddings"]},
-        PROCESSOR_CONFIG_FILE: processor_config(folder),
-    }
-    for file_name, values in written.items():
+    for file_name, values in documents.items():
         (output / file_name).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
 def _read(folder: Path, file_name: str) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / file_name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{file_name} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{file_name} must have a JSON object, not {type(values).__name__}")
+    values: dict[str, Any] = json.loads((folder / file_name).read_text(encoding="utf-8"))
     return values
 
 
-def vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def text_config(config: Mapping[str, Any], num_rows: int) -> dict[str, Any]:
+    text = config.get("text_config") or {}
+    return _values(text, _TEXT | _SPECIAL_IDS) | {
+        "model_type": "bart",
+        "vocab_size": num_rows,
+        "decoder_start_token_id": _value(text, "decoder_start_token_id", _START_ID),
+        "tie_word_embeddings": True,
+    }
+
+
+def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.get("vision_config") or {}
-    for key, (part, allowed) in _FIXED.items():
-        if (value := (vision.get(key) or {}).get(part, allowed)) != allowed:
-            raise SourceError(f"{name} has vision_config.{key}.{part} {value}; allowed: {allowed}")
-    features = _value(vision, "image_feature_source", _FEATURES)
-    if features != _FEATURES:
-        raise SourceError(
-            f"{name} has vision_config.image_feature_source {features}; allowed: {_FEATURES}"
-        )
     temporal = vision.get("visual_temporal_embedding") or {}
     positions = vision.get("image_pos_embed") or {}
-    return {key: _value(vision, key, default) for key, default in _VISION.items()} | {
+    return _values(vision, _VISION) | {
         "model_type": "florence_vision",
         "embed_dim": _value(vision, "dim_embed", _EMBED_DIM),
         "max_temporal_embeddings": _value(temporal, "max_temporal_embeddings", 100),
@@ -204,11 +177,16 @@ def generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     files have those of other models.
     """
     text = config.get("text_config") or {}
-    moved = {}
+    moved = dict[str, Any]()
     if (folder / GENERATION_CONFIG_FILE).is_file():
         moved = _read(folder, GENERATION_CONFIG_FILE)
-    rules = {key: _value(text, key, _value(moved, key, default)) for key, default in _RULES.items()}
+    rules = _values(text, _values(moved, _RULES))
     return rules | {"decoder_start_token_id": _value(text, "decoder_start_token_id", _START_ID)}
+
+
+def _values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the keys of `defaults`."""
+    return {key: _value(values, key, default) for key, default in defaults.items()}
 
 
 def _value(values: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -225,7 +203,7 @@ def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     if _FIRST_ADDED not in present:  # the order is that of processing_florence2.py
         tokens += ["<od>", "</od>", "<ocr>", "</ocr>"]
         tokens += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
-        for tag in _TAGS:
+        for tag in _TAGS.split():
             tokens.append(f"<{tag}>")
             if tag not in _WITHOUT_END:
                 tokens.append(f"</{tag}>")
@@ -245,22 +223,23 @@ def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     return int(max(ids)) + 1
 
 
+def _token_id(tokenizer: Mapping[str, Any], content: str) -> int:
+    for token in tokenizer["added_tokens"]:
+        if token["content"] == content:
+            return int(token["id"])
+    raise KeyError(content)
+
+
 def processor_config(folder: Path) -> dict[str, Any]:
     """Return the settings of the image processor in the file of transformers' processor."""
-    names = [PROCESSOR_CONFIG_FILE, "preprocessor_config.json"]
-    documents = [_read(folder, name) for name in names if (folder / name).is_file()]
     images = dict[str, Any]()
-    for values in documents:
-        images |= values.get("image_processor") or values
+    for name in (PROCESSOR_CONFIG_FILE, "preprocessor_config.json"):
+        if (folder / name).is_file():
+            values = _read(folder, name)
+            images |= values.get("image_processor") or values
     for key in ("auto_map", "_valid_processor_keys", "processor_class", "tokenizer"):
         images.pop(key, None)
-    size = images.get("size") or {}
-    side = size.get("height") if isinstance(size, dict) else size
-    if not isinstance(side, int) or side <= 0:
-        raise SourceError(
-            f"preprocessor_config.json has size {size!r}; allowed: a height and a width in pixels"
-        )
-    images.setdefault("image_seq_length", (side // _PATCH_PX) ** 2 + 1)
+    images.setdefault("image_seq_length", (images["size"]["height"] // _PATCH_PX) ** 2 + 1)
     return {
         "processor_class": "Florence2Processor",
         "num_additional_image_tokens": 0,
@@ -290,40 +269,21 @@ def write_weights(name: str, files: Sequence[Path], num_tokens: int, output: Pat
     """
     stored = dict[str, Tensor]()
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            stored |= {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+        stored |= load_file(file)
     bias = stored.pop(_LOGITS_BIAS, None)
     if bias is not None and bias.any():
         raise SourceError(f"{name} has a {_LOGITS_BIAS} that is not zero; Florence-2 has none")
-    embeddings = _tied_embeddings(name, stored)
-    if _IMAGE_PROJECTION not in stored:
+    embeddings, *copies = [stored.pop(key) for key in _EMBEDDINGS if key in stored]
+    if not all(torch.equal(embeddings, copy) for copy in copies):
         raise SourceError(
-            f"{name} lacks {_IMAGE_PROJECTION}: its configuration is Microsoft's, its weights are"
-            " not; set vision_config.model_type to florence_vision if transformers wrote them"
+            f"the head of {name} differs from its embeddings, to which Florence-2 ties it: an"
+            " adapter was merged into one of both; export the base and serve the adapter"
         )
     stored[_IMAGE_PROJECTION] = stored[_IMAGE_PROJECTION].T
     weights = {transformers_name(key): tensor.contiguous() for key, tensor in stored.items()}
     weights[_SHARED] = _resized(name, embeddings, num_tokens)
     save_file(weights, output, metadata={"format": "pt"})
     return len(weights[_SHARED])
-
-
-def _tied_embeddings(name: str, stored: dict[str, Tensor]) -> Tensor:
-    """Remove every copy of the embeddings from `stored`; return one.
-
-    Raise `SourceError` if they differ.
-    """
-    copies = {key: stored.pop(key) for key in _EMBEDDINGS if key in stored}
-    if not copies:
-        raise SourceError(f"{name} lacks {_EMBEDDINGS[0]}")
-    first, *others = copies
-    for other in others:
-        if not torch.equal(copies[first], copies[other]):
-            raise SourceError(
-                f"{other} of {name} differs from {first}, to which Florence-2 ties it: an adapter"
-                " of lm_head was merged into one of both; export the base and serve the adapter"
-            )
-    return copies[first]
 
 
 def _resized(name: str, embeddings: Tensor, num_tokens: int) -> Tensor:
@@ -334,8 +294,7 @@ def _resized(name: str, embeddings: Tensor, num_tokens: int) -> Tensor:
     num_rows, _ = embeddings.shape
     if num_rows < num_tokens - 1:  # all but <image>
         raise SourceError(
-            f"{name} has embeddings of {num_rows} tokens; its tokenizer has {num_tokens - 1}: copy"
-            " the tokenizer that was saved with the weights"
+            f"{name} has embeddings of {num_rows} tokens; its tokenizer has {num_tokens - 1}"
         )
     num_padded = max(num_rows, -(-num_tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)
     mean = embeddings.float().mean(0, keepdim=True).to(embeddings.dtype)

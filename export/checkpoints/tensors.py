@@ -25,14 +25,17 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
 from export.checkpoints.sources import weight_files
-from export.errors import SourceError
+from export.errors import SourceError, one_line
 from wire.artifacts.manifest import TOKENIZER_FILE
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _GenerationConfig: Any = GenerationConfig
 
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NO_FLOATS = {"BOOL", "U8", "I32", "I64"}  # of buffers
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 # What transformers raises for configurations and files that it cannot read.
 LOAD_ERRORS = (
@@ -118,26 +121,15 @@ class CheckpointTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def check_values(self) -> None:
-        """Raise `SourceError` for a weight that is not finite, or differs from one that it is tied
-        to.
-        """
-        for name, tensor in self.items():
-            if tensor.is_floating_point() and tensor.numel():
-                # a mask of all values would take memory
-                lowest, highest = tensor.aminmax()
-                if not (lowest.isfinite() and highest.isfinite()):
-                    raise SourceError(
-                        f"{name} has values that are infinite or not a number: the training"
-                        " diverged, or a conversion to float16 overflowed"
-                    )
+    def check_tied(self) -> None:
+        """Raise `SourceError` for a weight that differs from one that it is tied to."""
         for name, source in self._tied.items():
             if name not in self._stored or source not in self._stored:
                 continue
             if not torch.equal(self._stored[name].read(), self._stored[source].read()):
                 raise SourceError(
-                    f"{name} differs from {source}, to which the model ties it: an adapter of the"
-                    " head was merged into one of both; export the base and serve the adapter"
+                    f"{name} differs from {source}, to which the model ties it: an adapter was"
+                    " merged into one of both; export the base and serve the adapter"
                 )
 
     @torch.no_grad()
@@ -164,9 +156,10 @@ def check_vocabulary(folder: Path, tensors: CheckpointTensors) -> None:
         )
 
 
-def one_line(error: Exception) -> str:
-    """Return the error's name and text."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def silence_transformers() -> None:
+    """Show neither warnings nor bars of transformers, which would break into the progress."""
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def empty_model(folder: Path) -> Any:
@@ -187,38 +180,30 @@ def empty_model(folder: Path) -> Any:
 
 
 def complete_rules(model: Any) -> None:
-    """Set the special ids that generation_config.json lacks to those of the configuration.
-
-    Raise `SourceError` for a Florence-2 model whose answers would end with padding or a start.
-    """
+    """Set the special ids that generation_config.json lacks to those of the configuration."""
     rules = model.generation_config
     config = model.config.get_text_config(decoder=True)
     for name in _SPECIAL_IDS:
         if getattr(rules, name) is None:
             setattr(rules, name, getattr(config, name, None))
-    never_ends = (config.pad_token_id, config.bos_token_id)
-    if model.config.model_type == "florence2" and rules.eos_token_id in never_ends:
-        stored = {name: getattr(rules, name) for name in _SPECIAL_IDS}
-        expected = {name: getattr(config, name) for name in _SPECIAL_IDS}
-        raise SourceError(
-            f"generation_config.json has {_listed(stored)}; the model has {_listed(expected)}:"
-            " write these ids into the file, or remove the file"
-        )
-
-
-def _listed(ids: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {token_id}" for name, token_id in ids.items())
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of a checkpoint's floating-point weights; float32 if they have several."""
-    dtypes: set[torch.dtype] = set()
+    """Return the dtype of a checkpoint's floating-point weights; float32 if they have several.
+
+    Raise `SourceError` for a dtype such as fp8.
+    """
+    dtypes = set[str]()
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            # not a dict
-            dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
-    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
-    return floats.pop() if len(floats) == 1 else torch.float32
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                dtypes.add(tensors.get_slice(name).get_dtype())
+    if others := sorted(dtypes - _FLOATS.keys() - _NO_FLOATS):
+        raise SourceError(
+            f"weights are stored in {', '.join(others)}; allowed: {', '.join(_FLOATS)}"
+        )
+    floats = dtypes - _NO_FLOATS
+    return _FLOATS[floats.pop()] if len(floats) == 1 else torch.float32
 
 
 def _places(

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from export.checks.asking import Question, encode
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import GreedyAnswer, Reference, load_for_checks
 from export.errors import ParityError
-from export.progress import Progress
 from export.scenes import CANVAS_PX, Scene, box_xyxy, render_scene, sample_scene
 from imaging.files import resize
 from runners.decoder.batch import generate_all
@@ -89,7 +88,7 @@ class MeasuredEncoders:
     features: Tensor  # (B, N, C)
     extreme_features: Tensor
     parity: Measured
-    by_precision: dict[Precision, Measured] = field(default_factory=dict)  # without those that fail
+    by_precision: Mapping[Precision, Measured]  # without those that fail
 
 
 def make_probes(
@@ -167,7 +166,6 @@ def measure(
     precisions: Mapping[Part, Sequence[Precision]],
     probes: Sequence[Probe],
     expected: ReferenceAnswers,
-    progress: Progress,
     is_large: bool = False,
 ) -> Measured:
     """Return the measurements for the manifest, without precisions that fail.
@@ -176,9 +174,9 @@ def measure(
     """
     images = [probe.image for probe in probes]
     encoders = measure_encoders(
-        folder, entry, precisions["encoder"], images, expected.image_features, progress
+        folder, entry, precisions["encoder"], images, expected.image_features
     )
-    progress.begin("comparing answers with transformers")
+    logger.info("comparing answers with transformers")
     decoder = load_for_checks(folder, entry.family, "float32", is_large)
     requests = _make_requests(decoder, encoders.features, probes, expected)
     try:
@@ -197,10 +195,11 @@ def measure(
     for precision in precisions["decoder"]:
         if precision != "float32":
             with leaving_out_broken("decoder", entry, precision):
-                progress.begin(f"measuring the decoder in {precision}")
+                logger.info(f"measuring the decoder in {precision}")
                 other = load_for_checks(folder, entry.family, precision, is_large)
                 rows = _forced_logits(other, requests, answers)
-                decoders[precision] = _measure_logits(f"the {precision} decoder", rows, logits)
+                difference = compare(f"the {precision} decoder", rows, logits)
+                decoders[precision] = difference | {"num_tokens": len(logits)}
     return {
         "image_features": encoders.parity,
         "tokens": tokens,
@@ -215,28 +214,32 @@ def measure_encoders(
     precisions: Sequence[Precision],
     images: Sequence[Image.Image],
     expected_features: Tensor,
-    progress: Progress,
 ) -> MeasuredEncoders:
-    """Compare the encoders with the reference's features of `images`; raise `ParityError`."""
-    progress.begin("comparing image features with transformers")
+    """Compare the encoders with the reference's features of `images`; raise `ParityError`.
+
+    Remove the files of precisions that fail.
+    """
+    logger.info("comparing image features with transformers")
     features = encode(folder, "float32", images)
     parity = compare_features(features, expected_features)
     extremes = extreme_images(images[0].size)
     extreme_features = encode(folder, "float32", list(extremes.values()))
-    measured = MeasuredEncoders(features, extreme_features, parity)
+    by_precision = dict[Precision, Measured]()
     for precision in precisions:
-        if precision != "float32":
-            with leaving_out_broken("encoder", entry, precision):
-                progress.begin(f"measuring the encoder in {precision}")
-                if precision == "float16":
-                    few_features = torch.cat([features[:1], extreme_features])
-                    few_images = {"scene": images[0], **extremes}
-                    difference = measure_half_encoder(folder, few_images, few_features)
-                else:
-                    rows = encode(folder, precision, images)
-                    difference = compare(f"the {precision} encoder", rows, features)
-                measured.by_precision[precision] = difference
-    return measured
+        if precision == "float32":
+            continue
+        with leaving_out_broken("encoder", entry, precision):
+            logger.info(f"measuring the encoder in {precision}")
+            if precision == "float16":
+                few_images = {"scene": images[0], **extremes}
+                few_features = torch.cat([features[:1], extreme_features])
+                by_precision[precision] = measure_half_encoder(folder, few_images, few_features)
+            else:
+                rows = encode(folder, precision, images)
+                by_precision[precision] = compare(f"the {precision} encoder", rows, features)
+        if precision not in by_precision:
+            (folder / vision_encoder_file(precision)).unlink()
+    return MeasuredEncoders(features, extreme_features, parity, by_precision)
 
 
 @contextmanager
@@ -245,10 +248,7 @@ def leaving_out_broken(part: Part, entry: CatalogEntry, precision: Precision) ->
     try:
         yield
     except ParityError as error:
-        devices = []
-        for device, parts in entry.precision.items():
-            if parts[part] == precision:
-                devices.append(device)
+        devices = [name for name, parts in entry.precision.items() if parts[part] == precision]
         default = f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
         logger.warning(f"{entry.id}: {error}; {precision} is left out{default}")
 
@@ -289,23 +289,6 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
     if not measured["mean_cosine"] >= MIN_MEAN_COSINE:  # also fails for NaN
         raise ParityError(f"{name} differs from float32: {measured}")
     return measured
-
-
-def _measure_logits(name: str, rows: Iterator[Tensor], float32_rows: Sequence[Tensor]) -> Measured:
-    """Compare logits, given the reference's earlier tokens; count equal best tokens.
-
-    The rows are read one by one: all take gigabytes.
-    """
-    num_same = 0
-
-    def counted() -> Iterator[Tensor]:
-        nonlocal num_same
-        for row, expected in zip(rows, float32_rows, strict=True):
-            num_same += int(row.argmax() == expected.argmax())
-            yield row
-
-    difference = compare(name, counted(), float32_rows)
-    return difference | {"num_tokens": len(float32_rows), "num_same": num_same}
 
 
 def compare_features(features: Tensor, expected: Tensor) -> Measured:

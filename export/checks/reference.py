@@ -26,9 +26,8 @@ from export.checkpoints.tensors import (
     CheckpointTensors,
     empty_model,
     load_checkpoint,
-    one_line,
 )
-from export.errors import SourceError
+from export.errors import SourceError, one_line
 from export.resources import MAX_RESIDENT_BYTES
 from runners.decoder.protocol import Decoder
 from runners.models.layers import Linear, PackedLinear, can_pack

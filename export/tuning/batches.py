@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.errors import ExportError
@@ -108,32 +107,6 @@ class Batches:
         if not self._is_encoder_decoder:  # 0: image and prompt, which see each other; 1: the answer
             batch["token_type_ids"] = pad_sequence([types for _, _, types in rows], True, 1)
         return batch
-
-    @torch.no_grad()
-    def answers(self, examples: Sequence[TokenizedExample], max_new_tokens: int) -> list[str]:
-        """Answer prompts of one length greedily; return texts with their location tokens."""
-        features = torch.stack([self._image_features(example.image) for example in examples])
-        image_ids = (self._model.config.image_token_id,) * self._num_image_tokens
-        rows = [(*image_ids, *example.prompt_ids) for example in examples]
-        input_ids = torch.tensor(rows, device=features.device)
-        types = {} if self._is_encoder_decoder else {"token_type_ids": torch.zeros_like(input_ids)}
-        answers = self._model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            do_sample=False,
-            use_cache=True,
-            **types,
-        )
-        num_given = 1 if self._is_encoder_decoder else input_ids.shape[1]
-        around = {self._bos_id, self._eos_id, self._pad_id}
-        texts = []
-        for row in answers[:, num_given:].tolist():
-            stream = self._tokenizer.text_stream()
-            texts.append("".join(stream(token_id) for token_id in row if token_id not in around))
-        return texts
 
     def _row(self, example: TokenizedExample) -> tuple[Tensor, Tensor, Tensor]:
         """Return input ids without the image's, labels and token types."""

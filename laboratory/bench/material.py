@@ -22,7 +22,6 @@ from export.checkpoints.bases import CATALOG_FILE
 from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
 from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes
 from laboratory.bench.random_weights import FLORENCE_2_BASE, write_random_checkpoint
@@ -78,8 +77,8 @@ def make_model(folder: Path) -> CatalogEntry:
     entry = write_catalog(folder)
     job = replace(plan_job(entry, ExportOptions()), photographs=())
     if not has_current_version(entry.id, job.build_key):
-        with new_version(entry.id) as artifacts, Progress(entry.id, NUM_STEPS) as progress:
-            make_artifacts(job, artifacts, progress, probe_plan=_PROBES)
+        with new_version(entry.id) as artifacts:
+            make_artifacts(job, artifacts, probe_plan=_PROBES)
     return entry
 
 

@@ -135,9 +135,9 @@ def test_a_second_export_is_skipped(tuned: Tuned) -> None:
     [
         (
             {"source": "/a/moved/folder"},
-            "its export needs the checkpoint of florence-2-mini: /a/moved/folder",
+            "/a/moved/folder is neither a folder nor a hub id",
         ),
-        ({"checkpoint": "0" * 64}, "florence-2-mini was exported from 0000"),
+        ({"checkpoint": "0" * 64}, "is another checkpoint than florence-2-mini was exported from"),
     ],
 )
 def test_without_the_checkpoint_of_the_base_the_export_names_it(

@@ -1,4 +1,3 @@
-import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_j
 from export.checks.parity import ProbePlan
 from export.errors import ParityError, SourceError
 from export.pipeline import make_artifacts
-from export.progress import Progress
 from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
 from tests.support.export_random import PROBES, export_random
@@ -42,8 +40,7 @@ def planned(checkpoint: Path, model_id: str = MODEL_ID) -> ExportJob:
 
 
 def make(job: ExportJob, folder: Path, is_large: bool = False) -> Manifest:
-    progress = Progress(job.entry.id, 9, io.StringIO())
-    return make_artifacts(job, folder, progress, is_large, ProbePlan(2, 20))
+    return make_artifacts(job, folder, is_large, ProbePlan(2, 20))
 
 
 def change_weights(
@@ -80,7 +77,7 @@ def test_answers_that_differ_are_refused(
 
 
 def test_a_checkpoint_of_another_size_is_refused(checkpoint: Path, artifacts: Path) -> None:
-    with pytest.raises(SourceError, match=r"has parameters 2610240 .*the entry: 231443968"):
+    with pytest.raises(SourceError, match=r"has .*parameters=2610240.*has .*parameters=231443968"):
         make(planned(checkpoint, "florence-2-base"), artifacts)
     assert list(artifacts.iterdir()) == []
 
@@ -100,27 +97,6 @@ def test_an_encoder_that_leaves_float16s_range_is_left_out(
     encoders = {"vision_encoder.onnx", "vision_encoder.int8.onnx"}
     assert {name for name in manifest.files if name.endswith(".onnx")} == encoders
     assert {path.name for path in artifacts.glob("*.onnx")} == encoders
-
-
-class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_lines_or_a_bar() -> None:
-    lines, terminal = io.StringIO(), Terminal()
-    for stream in (lines, terminal):
-        with Progress("florence-2-base", 2, stream) as progress:
-            progress.begin("writing the decoder's weights")
-            progress.begin("making the vision encoders")
-    assert lines.getvalue().splitlines() == [
-        "florence-2-base: writing the decoder's weights (0 s)",
-        "florence-2-base: making the vision encoders (0 s)",
-    ]
-    assert "florence-2-base: making the vision encoders:  50%" in terminal.getvalue()
-    assert "\n" not in terminal.getvalue()
 
 
 @pytest.mark.long

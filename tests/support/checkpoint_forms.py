@@ -83,7 +83,7 @@ def read(base: Base, folder: Path) -> Loaded:
     with in_transformers_form(resolve_source(str(folder), None, family, Path())) as source:
         tensors = CheckpointTensors.open(source.folder)
         check_vocabulary(source.folder, tensors)
-        tensors.check_values()
+        tensors.check_tied()
         weights = {name: tensor.clone() for name, tensor in tensors.items()}
         rules = GenerationRules.of(empty_model(source.folder).generation_config.to_dict())
         tokenizer = Tokenizer.from_file(str(source.folder / TOKENIZER_FILE))

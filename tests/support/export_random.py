@@ -10,7 +10,6 @@ from pathlib import Path
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
 from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
 from tests.support.fitting_entries import fitting
@@ -27,7 +26,4 @@ def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
     job = plan_job(find_entry(name), options)
-    with Progress(name, NUM_STEPS) as progress:
-        return make_artifacts(
-            replace(fitting(job), photographs=()), artifacts, progress, probe_plan=PROBES
-        )
+    return make_artifacts(replace(fitting(job), photographs=()), artifacts, probe_plan=PROBES)

@@ -4,14 +4,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from export.checks.reference import Reference
 from tasks.catalog import parse_entry
-from tests.support.export_cli import MODELS, ModelStore, small_disk
+from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
 from tests.support.lora import write_adapter
 from tests.support.microsoft_form import update_json
@@ -26,11 +25,10 @@ from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
 entry = find_entry("hf:{REPOSITORY}")
 job = replace(plan_job(entry, ExportOptions()), photographs=())
-with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
-    make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
+with new_version(entry.id) as folder:
+    make_artifacts(job, folder, probe_plan=ProbePlan(2, 4))
 """
 SERVED = """
 import sys
@@ -107,38 +105,20 @@ def test_a_repository_stores_its_entry(hub: LocalHub, store: ModelStore, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("failure", "environment", "texts"),
+    ("failure", "text"),
     [
-        (
-            "gated",
-            {"HF_TOKEN": ""},
-            ("it is gated and there is no token; accept its terms at http", f"/{REPOSITORY}"),
-        ),
-        (
-            "gated",
-            {"HF_TOKEN": "hf_any"},
-            ("the account of the token has not accepted its terms, or the token may not",),
-        ),
-        ("no repository", {}, ("there is no such repository, or it is private",)),
-        ("no revision", {}, (f"{REPOSITORY} at its newest commit: the repository has no such re",)),
-        ("server error", {}, ("does not answer", "not all files are in the cache", "--source")),
-        (
-            "broken xet",
-            {},
-            (COMMIT, "failed (RuntimeError", "CAS Client Error", "the same command resumes it"),
-        ),
-        (None, UNREACHABLE, ("http://127.0.0.1:9 does not answer", "are in the cache /")),
+        ("gated", "GatedRepoError: 403 Client Error"),
+        ("no revision", f"{REPOSITORY} at its newest commit: RevisionNotFoundError"),
+        ("broken xet", "RuntimeError"),
+        (None, "LocalEntryNotFoundError"),
     ],
 )
 def test_a_failure_of_the_hub_is_one_line(
-    failure: Failure | None,
-    environment: dict[str, str],
-    texts: tuple[str, ...],
-    store: ModelStore,
-    tmp_path: Path,
+    failure: Failure | None, text: str, store: ModelStore, tmp_path: Path
 ) -> None:
+    environment = {} if failure else UNREACHABLE
     with running_hub(CHECKPOINT, failure) as hub:
-        assert_refused(export(store, hub, tmp_path / "cache", **environment), store, *texts)
+        assert_refused(export(store, hub, tmp_path / "cache", **environment), store, text)
         assert bool(hub.requested) == (failure is not None)
 
 
@@ -161,10 +141,8 @@ def test_a_cached_checkpoint_needs_no_network(
 
 def test_a_broken_download_resumes(store: ModelStore, tmp_path: Path) -> None:
     with running_hub(CHECKPOINT, "cut off") as hub:
-        texts = (COMMIT, "the download failed (RemoteProtocolError", "the same command resumes it")
-        assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
-        run = export(store, hub, tmp_path / "cache", HF_HUB_OFFLINE="1")
-        assert_refused(run, store, "not all files are in the cache")
+        run = export(store, hub, tmp_path / "cache")
+        assert_refused(run, store, COMMIT, "RemoteProtocolError")
         hub.failure = None
         assert plan(store, hub, tmp_path / "cache") == COMMIT
 
@@ -217,22 +195,5 @@ def test_an_adapter_needs_no_entry(exported: ModelStore, tmp_path: Path) -> None
         assert "tests--florence-2-mini: an adapter of" in run.stdout, run.stderr
         run = store.export(f"hf:{REPOSITORY}", "--if-changed", **environment)
         assert run.stdout == "tests--florence-2-mini: up to date\n", run.stderr
-        run = export(store, hub, tmp_path / "cache")
-        assert f"not a checkpoint: export florence-2-mini, then hf:{REPOSITORY}" in run.stderr
     served = output_of(store, SERVED, f"florence-2-mini,hf:{REPOSITORY}")
     assert served.splitlines()[1:] == ["tests--florence-2-mini 2610240"]
-
-
-def test_other_files_are_named(store: ModelStore, tmp_path: Path) -> None:
-    (tmp_path / "repository").mkdir()
-    (tmp_path / "repository" / "tune.gguf").write_bytes(b"")
-    with running_hub(tmp_path / "repository") as hub:
-        run = store.export(f"hf:{REPOSITORY}", **hub.environment(tmp_path / "cache"))
-    text = f"{REPOSITORY} lacks config.json; it has tune.gguf, a quantised model of llama.cpp"
-    assert_refused(run, store, text)
-
-
-def test_a_full_disk_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    run = export(replace(store, prefix=small_disk(small, 2)), hub, small)
-    assert_refused(run, store, f"no space left on the disk of {small}", "HF_HOME")

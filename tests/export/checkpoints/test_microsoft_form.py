@@ -1,6 +1,5 @@
 """Florence-2 in Microsoft's own form gives the answers of Microsoft's code, adapted or not."""
 
-import io
 import shutil
 from copy import deepcopy
 from dataclasses import replace
@@ -19,7 +18,6 @@ from export.checks.parity import ProbePlan
 from export.checks.reference import Reference
 from export.errors import SourceError
 from export.pipeline import make_artifacts
-from export.progress import NUM_STEPS, Progress
 from export.scenes import render_scene, sample_scene
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
@@ -165,10 +163,7 @@ def test_a_pickled_checkpoint_exports_and_agrees_with_transformers(
     artifacts.mkdir()
     write_microsoft_form(model.weights(), folder, is_pickled=True)
     job = fitting(plan_job(find_entry("florence-2-base"), ExportOptions(source=str(folder))))
-    progress = Progress("florence-2-base", NUM_STEPS, io.StringIO())
-    manifest = make_artifacts(
-        replace(job, photographs=()), artifacts, progress, probe_plan=ProbePlan(2, 8)
-    )
+    manifest = make_artifacts(replace(job, photographs=()), artifacts, probe_plan=ProbePlan(2, 8))
     verify_files(artifacts, manifest)
     assert (manifest.source, manifest.num_image_tokens) == (str(folder), 577)
     assert manifest.parity["tokens"]["num_near_ties"] == 0

@@ -1,11 +1,8 @@
-"""The tensors of a batch are those of the model's own forward pass over images and prompts, and F1
-of answers about held-out images, parsed as the service parses them.
-"""
+"""The tensors of a batch are those of the model's own forward pass over images and prompts."""
 
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,12 +10,9 @@ from export.checks.reference import Reference
 from export.errors import ExportError
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
-from export.tuning.held_out import HeldOut, count, pooled
 from imaging.files import read_image
-from tasks.catalog import CatalogEntry
 from tasks.prompts import PromptSegment
 from tasks.table import TaskParameters
-from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
 
@@ -40,11 +34,6 @@ def batches(reference: Reference, model_id: str) -> Batches:
     return Batches(reference.model, reference.processor, MODELS / model_id)
 
 
-def example(path: Path, prompt: str, answer: str, **parameters: tuple[str, ...]) -> Example:
-    segments = (PromptSegment(prompt),), (PromptSegment(answer),)
-    return Example(path, *segments, TaskParameters(**parameters), SIZE_WH)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def examples(model_id: str, tmp_path: Path) -> list[Example]:
     """Examples with prompts of different lengths."""
@@ -52,7 +41,8 @@ def examples(model_id: str, tmp_path: Path) -> list[Example]:
     for seed, (prompt, answer) in enumerate(zip(PROMPTS[model_id], ANSWERS, strict=True)):
         path = tmp_path / f"{seed}.png"
         scene_image(seed, SIZE_WH).save(path)
-        rows.append(example(path, prompt, answer))
+        segments = (PromptSegment(prompt),), (PromptSegment(answer),)
+        rows.append(Example(path, *segments, TaskParameters(), SIZE_WH))
     return rows
 
 
@@ -107,61 +97,3 @@ def test_what_cannot_be_learnt_is_named(batches: Batches, examples: list[Example
     endless = replace(examples[0], answer=(PromptSegment("star " * 2000),))
     with pytest.raises(ExportError, match=r"need \d+ positions; the model has \d+"):
         batches.tokenized(endless)
-
-
-def test_held_out_prompts_are_answered_as_by_the_processors_own_inputs(
-    reference: Reference, batches: Batches, examples: list[Example], model_id: str
-) -> None:
-    model = reference.model
-    expected = []
-    held_out = []
-    for row in examples:
-        held_out.append(replace(row, answer=(PromptSegment("a star " * 20),)))
-        prompt = reference.prompt_text(row.prompt[0].text)
-        image = read_image(row.image)
-        inputs = reference.processor(images=image, text=prompt, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=80, num_beams=1, do_sample=False)[0]
-        if not model.config.is_encoder_decoder:
-            ids = ids[inputs["input_ids"].shape[1] :]
-        expected.append(reference.processor.tokenizer.decode(ids, skip_special_tokens=True))
-    score = HeldOut(CATALOG[model_id], "captioning", batches, held_out).score(batch_size=8)
-    assert [sample.prompt for sample in score.samples] == list(PROMPTS[model_id])
-    assert [sample.answer for sample in score.samples] == expected
-    assert all(expected)
-    assert score.num_images == len(held_out)
-
-
-BOX = "<loc_100><loc_100><loc_500><loc_500>"
-NEAR = "<loc_110><loc_100><loc_500><loc_500>"
-FAR = "<loc_600><loc_600><loc_900><loc_900>"
-GEMMA_CAT = "<loc0100><loc0100><loc0500><loc0500> cat"
-
-
-@pytest.mark.parametrize(
-    ("entry", "task", "truth", "answer", "counts"),
-    [
-        (FLORENCE, "object_detection", f"cat{BOX}", f"cat{NEAR}", (1, 2)),
-        (FLORENCE, "object_detection", f"cat{BOX}", f"dog{BOX}", (0, 2)),
-        (FLORENCE, "object_detection", f"cat{BOX}", f"cat{FAR}", (0, 2)),
-        (FLORENCE, "object_detection", f"cat{BOX}", f"cat{BOX}cat{BOX}", (1, 3)),
-        (FLORENCE, "object_detection", f"cat{BOX}", "", (0, 1)),
-        (FLORENCE, "object_detection", f"cat{BOX}", "<loc_5>", (0, 1)),
-        (PALIGEMMA, "open_vocabulary_detection", GEMMA_CAT, GEMMA_CAT, (1, 2)),
-        (PALIGEMMA, "captioning", "a red star", "a blue star star", (2, 7)),
-    ],
-)
-def test_right_boxes_and_words_are_counted(
-    entry: CatalogEntry, task: str, truth: str, answer: str, counts: tuple[int, int]
-) -> None:
-    labels = {"labels": ("cat",)} if task.startswith("open") else {}
-    true = example(Path("a.png"), "?", truth, **labels)
-    assert count(entry, task, true, answer) == counts
-
-
-def test_f1_is_pooled_and_its_interval_is_over_images() -> None:
-    alike = pooled(np.array([(1, 4)] * 20), [])
-    assert (alike.f1, alike.low, alike.high) == (0.5, 0.5, 0.5)
-    mixed = pooled(np.array([(1, 2), (0, 2)] * 10), [])
-    assert mixed.f1 == 0.5
-    assert 0.2 < mixed.low < 0.4 < 0.6 < mixed.high < 0.8
-    assert pooled(np.array([(0, 0)]), []).f1 == 1.0
