@@ -143,7 +143,7 @@ def read_labels(path: Path) -> None:
 
 
 def read_journal(path: Path) -> None:
-    with AppendLog.open(path, "job") as log:
+    with AppendLog.open(path, "key") as log:
         list(log.values())
 
 
@@ -274,7 +274,7 @@ READERS = {
     "journal": Reader(
         in_file("journal.jsonl", read_journal),
         (RunError,),
-        (b'{"job": {}}\n{"image": "a.png", "answer": {}}\n',),
+        (b'{"key": "a", "image": "a.png", "answer": {}}\n',),
     ),
     "archive": Reader(
         in_file("shard.tar", read_archive), (Unreadable, OSError), (tar_of("a.png", IMAGE),)

@@ -14,7 +14,7 @@ from diptych_client import (
     Timings,
     Usage,
 )
-from diptych_client.evaluation.job import Record
+from diptych_client.evaluation.questions import Record
 from diptych_client.inputs import ImageFile
 from diptych_client.results import Result
 

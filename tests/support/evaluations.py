@@ -26,7 +26,7 @@ def prediction(
     items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE
 ) -> Prediction:
     """Return a prediction that took a tenth of a second."""
-    return Prediction(tuple(items), text, image, 0.1, 0.05, 4)
+    return Prediction(tuple(items), text, image, 0.1)
 
 
 def detection(label: str, box: BoxXyxy, score: float = 0.9) -> Detection:

@@ -1,12 +1,9 @@
 """The command `annotate`: labels a folder with one model, or two that must agree."""
 
 import json
-import re
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from diptych_client.cli.options import (
@@ -25,12 +22,32 @@ from diptych_client.cli.options import (
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
 from diptych_client.evaluation.annotation.consensus import Records, agreement, write_consensus
 from diptych_client.evaluation.formats.writing import check_format, check_outputs, write_dataset
-from diptych_client.evaluation.job import Job, Journal, Record, ask
-from diptych_client.inputs import Folder, ImageFile, ImageStore, open_images
+from diptych_client.evaluation.questions import AnswerLog, Asker, Job, Record, Sample
+from diptych_client.inputs import ImageFile, ImageStore, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
-from diptych_client.results import Answer
 
-_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog
+
+def ask(
+    connection: ConnectionOptions,
+    asker: Asker,
+    store: ImageStore,
+    samples: Sequence[Sample],
+    model: str,
+) -> None:
+    """Send the requests that have no answer yet; note how many have one."""
+    total = sum(len(sample.requests) for sample in samples)
+    num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
+    if num_unanswered < total:
+        count = f"{total - num_unanswered} of {total}"
+        logger.info("%s: %s requests have an answer already", model, count)
+    if not num_unanswered:
+        return
+
+    async def run(advance: Callable[[], None]) -> None:
+        async with connection.async_client() as client:
+            await asker.ask(client, store, samples, model, advance)
+
+    run_with_progress(num_unanswered, run, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +76,32 @@ class AnnotationRun:
             outputs.check(filter(None, [self.guarantee.thresholds]))
             note_problems(opening.problems, outputs)
             jobs = self._jobs(images)
-            out.mkdir(parents=True, exist_ok=True)
+            path = out / "journal.jsonl"
+            log = stack.enter_context(AnswerLog.open(path, jobs[0].task, jobs[0].options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-            answer = partial(self._answers, jobs, failures)
+            asker = Asker(log, failures, self.options.concurrency)
+
+            def answer(store: ImageStore, images: Iterable[ImageFile]) -> list[Records]:
+                return self._answers(asker, jobs, store, images)
+
             if self.guarantee.labelled is None:
-                answers = answer(out, store, images)
+                answers = answer(store, images)
                 dataset, notes = self._write(outputs, store.path, answers, jobs[0])
             else:
-                answers, dataset, notes = self._prove(answer, outputs, store, images, jobs[0])
+                try:
+                    from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
+                except ImportError as error:
+                    raise missing_extra("annotate --labelled", error, "evaluate") from error
+                promises = promises_of(self.guarantee, self.options.iou)
+                dataset_format = self.options.dataset_format
+                run = GuaranteedRun(
+                    answer, outputs, store, images, jobs[0], promises, dataset_format
+                )
+                answers, dataset = run.label(self.guarantee, self.connection.models)
+                notes = run.sentences
         notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
+        if failures.num_failures:
+            notes.append(f"{failures.num_failures} requests failed, see {failures.path}")
         summary = {
             "dataset": str(dataset),
             "images": len(images),
@@ -91,10 +125,7 @@ class AnnotationRun:
             raise RunError("--thresholds is of one model, which the service asks: omit --consensus")
 
     def _jobs(self, images: Sequence[ImageFile]) -> list[Job]:
-        """Return a job for each model by its id: the service's default may change between runs.
-
-        Raise `RunError` for a model id that would lead out of the folder as a journal's name.
-        """
+        """Return a job for each model by its id: the service's default may change between runs."""
         with self.connection.client() as client:
             task = offered_task(client.tasks(), self.task_options.task)
         options = self.options
@@ -108,83 +139,26 @@ class AnnotationRun:
         if len(models) != num_models:
             rule = "--model must name two models with --consensus, else one"
             raise RunError(f"{rule}; {task.id} would be answered by {', '.join(models)}")
-        jobs = []
-        for model in models:
-            if options.consensus and not _MODEL_ID.fullmatch(model):
-                allowed = "lower-case letters, digits, dots and hyphens, at most 200"
-                raise RunError(
-                    f"the model id {model!r:.200} cannot name a journal; it must have {allowed},"
-                    " and begin with a letter or digit"
-                )
-            parameters = self.task_options.parameters()
-            jobs.append(Job(task.id, model, parameters, self.task_options.answer_options()))
-        return jobs
+        parameters = self.task_options.parameters()
+        answer_options = self.task_options.answer_options()
+        return [Job(task.id, model, parameters, answer_options) for model in models]
 
     def _answers(
-        self,
-        jobs: Sequence[Job],
-        failures: FailureLog,
-        out: Path,
-        store: ImageStore,
-        images: Iterable[ImageFile],
+        self, asker: Asker, jobs: Sequence[Job], store: ImageStore, images: Iterable[ImageFile]
     ) -> list[Records]:
         """Return the records of each image that every model answered, now or in an earlier run."""
-        by_name: dict[str, list[Record]] = {image.name: [] for image in images}
+        samples = [Sample(image, (jobs[0].parameters,), None) for image in images]
         for job in jobs:
-            name = f"journal-{job.model}.jsonl" if len(jobs) > 1 else "journal.jsonl"
-            with Journal.open(out / name, job) as journal:
-                unlabelled = [(image, job) for image in images if not journal.has(image)]
-                if unlabelled:
-                    self._ask(store, unlabelled, journal, failures)
-                for image in images:
-                    if journal.has(image):
-                        by_name[image.name].append(journal.records[image.name])
-        complete = [records for records in by_name.values() if len(records) == len(jobs)]
-        return list(map(tuple, complete))
-
-    def _ask(
-        self,
-        store: ImageStore,
-        unlabelled: Sequence[tuple[ImageFile, Job]],
-        journal: Journal,
-        failures: FailureLog,
-    ) -> None:
-        num_earlier = failures.num_failures
-
-        def record(image: ImageFile, _job: Job, answer: Answer, _latency_s: float) -> None:
-            journal.append(Record(image, answer))
-
-        async def run(advance: Callable[[], None]) -> None:
-            concurrency = self.options.concurrency
-            async with self.connection.async_client() as client:
-                await ask(client, store, unlabelled, record, failures, concurrency, advance)
-
-        start_s = time.monotonic()
-        run_with_progress(len(unlabelled), run)
-        elapsed_s = time.monotonic() - start_s
-        num_failed = failures.num_failures - num_earlier
-        count = len(unlabelled)
-        rate = f"{count} images in {elapsed_s:.1f} s, {count / elapsed_s:.1f} images/s"
-        hint = f", see {failures.path}" if num_failed else ""
-        logger.info("%s; %d failed%s", rate, num_failed, hint)
-
-    def _prove(
-        self,
-        answer: Callable[[Path, ImageStore, Iterable[ImageFile]], list[Records]],
-        outputs: Outputs,
-        store: Folder,
-        images: Sequence[ImageFile],
-        job: Job,
-    ) -> tuple[list[Records], Path, list[str]]:
-        try:
-            from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
-        except ImportError as error:
-            raise missing_extra("annotate --labelled", error, "evaluate") from error
-        promises = promises_of(self.guarantee, self.options.iou)
-        dataset_format = self.options.dataset_format
-        run = GuaranteedRun(answer, outputs, store, images, job, promises, dataset_format)
-        answers, dataset = run.label(self.guarantee, self.connection.models)
-        return answers, dataset, run.sentences
+            ask(self.connection, asker, store, samples, job.model)
+        complete = []
+        for sample in samples:
+            records = []
+            for job in jobs:
+                for _, answer, _ in asker.log.answers(sample, job.model) or ():
+                    records.append(Record(sample.image, answer))
+            if len(records) == len(jobs):
+                complete.append(tuple(records))
+        return complete
 
     def _write(
         self, outputs: Outputs, folder: Path, answers: Sequence[Records], job: Job

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from diptych_client.cli.annotate import ask
 from diptych_client.cli.options import (
     ConnectionOptions,
     EvaluateOptions,
@@ -99,13 +100,16 @@ class EvaluationRun:
             options = self.task_options.answer_options()
             log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-            asker = Asker(dataset.store, log, failures, self.options.concurrency)
+            asker = Asker(log, failures, self.options.concurrency)
             verdict = ""
             if self.options.until_decided:
-                samples, verdict = self._race(asker, names, questionnaire, samples)
+                race = Race(
+                    asker, dataset.store, names, questionnaire.names, self.options.equal_within
+                )
+                samples, verdict = self._race(race, samples)
             else:
                 for name in names:
-                    self._ask(asker, samples, name)
+                    ask(self.connection, asker, dataset.store, samples, name)
             evaluator = Evaluator(log, names, questionnaire.names)
             evaluation = evaluator.evaluate(dataset.name, samples, self.seed, self.options.gallery)
             settings = {
@@ -163,14 +167,7 @@ class EvaluationRun:
         dataset = sampled(dataset, self.options.sample, self.seed)
         return shuffled(dataset, self.seed) if self.options.until_decided else dataset
 
-    def _race(
-        self,
-        asker: Asker,
-        names: Sequence[str],
-        questionnaire: Questionnaire,
-        samples: Sequence[Sample],
-    ) -> tuple[list[Sample], str]:
-        race = Race(asker, names, questionnaire.names, self.options.equal_within)
+    def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
         sent: list[Sample] = []
 
         async def run(advance: Callable[[], None]) -> None:
@@ -180,21 +177,6 @@ class EvaluationRun:
         total = 2 * sum(len(sample.requests) for sample in samples)
         run_with_progress(total, run, "until decided")
         return sent, race.sentence(len({sample.image.name for sample in samples}))
-
-    def _ask(self, asker: Asker, samples: Sequence[Sample], model: str) -> None:
-        total = sum(len(sample.requests) for sample in samples)
-        num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
-        if num_unanswered < total:
-            count = f"{total - num_unanswered} of {total}"
-            logger.info("%s: %s requests were answered in an earlier run", model, count)
-        if not num_unanswered:
-            return
-
-        async def run(advance: Callable[[], None]) -> None:
-            async with self.connection.async_client() as client:
-                await asker.ask(client, samples, model, advance)
-
-        run_with_progress(num_unanswered, run, model)
 
     def _print(
         self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog

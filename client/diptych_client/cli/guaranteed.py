@@ -38,15 +38,14 @@ from diptych_client.evaluation.annotation.guarantee import (
 from diptych_client.evaluation.annotation.shift import Appearance, Shift, appearance, find_shift
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import DatasetFormat
-from diptych_client.evaluation.job import Job
 from diptych_client.evaluation.objects import run_lengths
-from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
+from diptych_client.evaluation.questions import Job, ObjectsTruth, TextsTruth
 from diptych_client.geometry import RunLengthMask, corners
 from diptych_client.inputs import Folder, ImageFile, ImageStore
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
 
-AnswerImages = Callable[[Path, ImageStore, Iterable[ImageFile]], list[Records]]
+AnswerImages = Callable[[ImageStore, Iterable[ImageFile]], list[Records]]
 Truths = dict[ImageFile, Truth]
 
 DEFAULT_MAX_WRONG = 0.05
@@ -109,7 +108,7 @@ class GuaranteedRun:
         return answers, dataset
 
     def _answers(self, images: Iterable[ImageFile]) -> list[Records]:
-        return self.answer(self.outputs.folder, self.folder, images)
+        return self.answer(self.folder, images)
 
     def _read_suggestions(self, reviewed_path: Path | None) -> None:
         """Read what was suggested earlier, and a person's labels of it.
@@ -159,7 +158,7 @@ class GuaranteedRun:
         drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
         judged = []
         appearances = []
-        for records in self.answer(self.outputs.folder / "labelled", store, labelled):
+        for records in self.answer(store, labelled):
             judged.append((records, truths[records[0].image]))
             appearances.append(self._appearance(store, records))
         for records in self._answers(drawn):

@@ -5,7 +5,6 @@ questions.py   images with labels and a task -> requests -> a log of answers -> 
 objects.py, texts.py, evaluator.py   truth and predictions -> metrics, agreement of each two models
 statistics.py  metrics -> intervals and paired differences; evidence at any number of images
 report.py      the results as HTML, Markdown and JSON
-job.py         a folder of images and a task -> a journal of answers
 annotation/    labels of a folder, and what labelled images prove about them
 
 All but formats that `annotate` writes need the extra `evaluate`.

@@ -58,6 +58,7 @@ from diptych_client.evaluation.statistics import (
     ratio,
 )
 from diptych_client.evaluation.texts import TextsMeasure
+from diptych_client.inputs import ImageStore
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
 from diptych_client.results import Instance, Item, Model, box_of, label_of
@@ -241,16 +242,10 @@ class RunRecord:
                 yield name, str(count)
 
 
-def speed(predictions: Sequence[tuple[float, float, int]]) -> dict[str, float]:
-    """Return latency with the run's concurrency, and what the run answered in a second.
-
-    The rates are those of a closed loop: a sample occupies its latency / requests in flight.
-    """
-    latency_s, occupied_s, num_tokens = np.array(predictions, dtype=np.float64).T
-    p50_ms, p95_ms = np.quantile(1000 * latency_s, [0.5, 0.95]).tolist()
-    total_s = float(occupied_s.sum())
-    rates = {"images_per_s": len(predictions) / total_s, "tokens_per_s": num_tokens.sum() / total_s}
-    return {"latency_p50_ms": p50_ms, "latency_p95_ms": p95_ms, **rates}
+def speed(latencies_s: Sequence[float]) -> dict[str, float]:
+    """Return the latency with the run's concurrency."""
+    p50_ms, p95_ms = np.quantile(1000 * np.array(latencies_s), [0.5, 0.95]).tolist()
+    return {"latency_p50_ms": p50_ms, "latency_p95_ms": p95_ms}
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +289,7 @@ class Evaluator:
     names: ClassNames
     measures: dict[str, Measure] = field(default_factory=dict)
     agreements: list[PairAgreement] = field(default_factory=list)
-    times: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    latencies_s: dict[str, list[float]] = field(default_factory=dict)
     image_numbers: dict[str, int] = field(default_factory=dict)
     images: list[int] = field(default_factory=list)  # one per answered sample
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
@@ -309,7 +304,7 @@ class Evaluator:
         """Return the results; the gallery has the samples that the models differ most on."""
         for first, second in combinations(self.models, 2):
             self.agreements.append(PairAgreement(first, second, self.names))
-        self.times = {model: [] for model in self.models}
+        self.latencies_s = {model: [] for model in self.models}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
@@ -325,7 +320,7 @@ class Evaluator:
             seed=seed,
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
             details={model: measure.details() for model, measure in self.measures.items()},
-            speed={model: speed(times) for model, times in self.times.items() if times},
+            speed={model: speed(times) for model, times in self.latencies_s.items() if times},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
             gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),
         )
@@ -342,8 +337,7 @@ class Evaluator:
         image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
         self.images.append(image)
         for model, prediction in predictions.items():
-            times = (prediction.latency_s, prediction.occupied_s, prediction.num_tokens)
-            self.times[model].append(times)
+            self.latencies_s[model].append(prediction.latency_s)
         differences = []
         for pair in self.agreements:
             differences.append(pair.add(predictions[pair.first], predictions[pair.second]))
@@ -434,6 +428,7 @@ class Race:
     """The errors of both models so far, and the decision."""
 
     asker: Asker
+    store: ImageStore
     models: Sequence[str]
     names: ClassNames
     equal_within: float | None  # hundredths
@@ -454,7 +449,7 @@ class Race:
             num_more = max(self.asker.concurrency, num_sent // _GROWTH)
             batch = by_image[num_sent : num_sent + num_more]
             for model in self.models:
-                await self.asker.ask(client, list(chain(*batch)), model, advance)
+                await self.asker.ask(client, self.store, chain(*batch), model, advance)
             for image_samples in batch:
                 first, second = (self._error(image_samples, model) for model in self.models)
                 if first is not None and second is not None:

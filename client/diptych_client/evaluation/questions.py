@@ -3,14 +3,14 @@ r"""The requests about each image of a dataset, and their answers in a log.
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
 automobile as one. The log has a line for each answer:
 
-    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …,
-    "answer": {…}}
+    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "answer": {…}}
 
 The key is a hash of image, task, model, parameters and options. Only keys and offsets are in
-memory.
+memory. A killed process leaves at most one incomplete last line; only its request is sent again.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from diptych_client.clients.async_client import AsyncClient
+from diptych_client.errors import DiptychError
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
@@ -26,21 +27,52 @@ from diptych_client.evaluation.dataset import (
     TruePhrase,
     read_yaml,
 )
-from diptych_client.evaluation.job import Job, ask
 from diptych_client.geometry import ImageSize
-from diptych_client.inputs import ImageFile, ImageStore
-from diptych_client.long_runs import AppendLog, FailureLog, RunError
-from diptych_client.requests import AnswerOptions, TaskParameters, non_null_fields
+from diptych_client.inputs import ImageFile, ImageInStore, ImageStore
+from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
+from diptych_client.requests import DEFAULT_OPTIONS, AnswerOptions, TaskParameters, non_null_fields
 from diptych_client.results import Answer, Instance, Item, items_of, label_of, text_of
 from diptych_client.transports.messages import from_json, to_json
 
 MAX_LABELS = 32  # labels per request
 ANY_OBJECT = "object"  # the only class of a task without labels
+QUESTIONS = "visual_question_answering"
+TEXTS = ("ocr", "ocr_with_regions", "region_description")
 _WITHOUT_LABELS = ("region_proposal",)
-_TEXTS = ("ocr", "ocr_with_regions", "region_description")
 _KEY_BYTES = 8
 # A model by this name is asked without the tiles of the options
 WITHOUT_TILES = " without tiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A task, its parameters, and one model."""
+
+    task: str
+    model: str
+    parameters: TaskParameters
+    options: AnswerOptions
+
+    def fields(self) -> Any:
+        """Return the fields of a request as values of JSON."""
+        fields = non_null_fields(self.parameters, self.options)
+        return json.loads(json.dumps({"task": self.task, "model": self.model, **fields}))
+
+    def requested_labels(self) -> tuple[str, ...]:
+        """Return the labels or phrases of the job, the first classes of its dataset."""
+        return tuple(self.parameters.labels or self.parameters.phrases or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An image and its answer."""
+
+    image: ImageFile
+    answer: Answer
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return items_of(self.answer.result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +185,7 @@ class Questionnaire:
     def samples(self, dataset: Dataset) -> Iterator[Sample]:
         """Yield the samples of all images: one, or one for each question."""
         for labelled in dataset.images:
-            if self.task != "visual_question_answering" or not labelled.questions:
+            if self.task != QUESTIONS or not labelled.questions:
                 requests, truth = self._requests(labelled)
                 yield Sample(labelled.image, requests, truth)
                 continue
@@ -181,7 +213,7 @@ class Questionnaire:
                 return (parameters,), self._objects(labelled)
             case "captioning" if labelled.captions:
                 return (parameters,), TextsTruth(labelled.captions)
-            case task if task in _TEXTS and labelled.text is not None:
+            case task if task in TEXTS and labelled.text is not None:
                 region = parameters.region if labelled.region is None else labelled.region
                 return (replace(parameters, region=region),), TextsTruth((labelled.text,))
         return (parameters,), None
@@ -226,9 +258,6 @@ class Prediction:
     text: str | None
     image: ImageSize
     latency_s: float
-    # latency divided by the requests in flight: the sample's part of the run's time
-    occupied_s: float
-    num_tokens: int
     is_calibrated: bool = False
 
 
@@ -261,9 +290,7 @@ class AnswerLog:
             if _key(image, job) not in self._offsets:
                 yield image, job
 
-    def append(
-        self, image: ImageFile, job: Job, answer: Answer, latency_s: float, concurrency: int
-    ) -> None:
+    def append(self, image: ImageFile, job: Job, answer: Answer, latency_s: float) -> None:
         key = _key(image, job)
         value = {
             "key": key,
@@ -271,40 +298,40 @@ class AnswerLog:
             "model": job.model,
             "parameters": non_null_fields(job.parameters, job.options),
             "latency_s": latency_s,
-            "concurrency": concurrency,
             "answer": to_json(answer),
         }
         self._offsets[key] = self._log.append(value)
+
+    def answers(self, sample: Sample, model: str) -> list[tuple[Job, Answer, float]] | None:
+        """Return the answers with latencies in seconds, or None if one is missing."""
+        answers = []
+        for image, job in self.requests([sample], model):
+            offset = self._offsets.get(_key(image, job))
+            if offset is None:
+                return None
+            value = self._log.value(offset)
+            answers.append((job, from_json(Answer, value["answer"]), value["latency_s"]))
+        return answers
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
         """Return the joined answers, or None if one is missing.
 
         Instances of a request with one phrase are of that phrase, whatever the model calls them.
         """
+        answers = self.answers(sample, model)
+        if answers is None:
+            return None
         items: list[Item] = []
-        answers = []
-        latency_s = occupied_s = 0.0
-        for image, job in self.requests([sample], model):
-            offset = self._offsets.get(_key(image, job))
-            if offset is None:
-                return None
-            value = self._log.value(offset)
-            latency_s += value["latency_s"]
-            occupied_s += value["latency_s"] / value["concurrency"]
-            answer = from_json(Answer, value["answer"])
-            answers.append(answer)
+        for job, answer, _ in answers:
             for item in items_of(answer.result):
                 if isinstance(item, Instance) and job.parameters.phrase is not None:
                     item = replace(item, label=job.parameters.phrase)
                 items.append(item)
+        _, first, _ = answers[0]
+        latency_s = sum(latency_s for *_, latency_s in answers)
+        is_calibrated = any(answer.calibrated for _, answer, _ in answers)
         return Prediction(
-            tuple(items),
-            text_of(answers[0].result),
-            answers[0].image,
-            latency_s,
-            occupied_s,
-            sum(answer.usage.generated_tokens for answer in answers),
-            any(answer.calibrated for answer in answers),
+            tuple(items), text_of(first.result), first.image, latency_s, is_calibrated
         )
 
 
@@ -317,7 +344,6 @@ def _key(image: ImageFile, job: Job) -> str:
 class Asker:
     """Sends the requests that have no answer yet; records answers and failures."""
 
-    store: ImageStore
     log: AnswerLog
     failures: FailureLog
     concurrency: int
@@ -325,12 +351,28 @@ class Asker:
     async def ask(
         self,
         client: AsyncClient,
-        samples: Sequence[Sample],
+        store: ImageStore,
+        samples: Iterable[Sample],
         model: str,
         advance: Callable[[], None],
     ) -> None:
-        def record(image: ImageFile, job: Job, answer: Answer, latency_s: float) -> None:
-            self.log.append(image, job, answer, latency_s, self.concurrency)
+        """Raise the first error that affects every image."""
+
+        async def send(request: tuple[ImageFile, Job]) -> None:
+            image, job = request
+            source = ImageInStore(store, image)
+            start_s = time.monotonic()
+            answer = await client.predict(
+                source, job.task, job.parameters, model=job.model, options=job.options
+            )
+            self.log.append(image, job, answer, time.monotonic() - start_s)
+            advance()
+
+        def record_failure(request: tuple[ImageFile, Job], error: DiptychError) -> None:
+            image, job = request
+            fields = non_null_fields(job.parameters, DEFAULT_OPTIONS)
+            self.failures.append({"image": image.name, "model": job.model, **fields}, error)
+            advance()
 
         requests = self.log.unanswered(samples, model)
-        await ask(client, self.store, requests, record, self.failures, self.concurrency, advance)
+        await send_all(requests, send, record_failure, self.concurrency)

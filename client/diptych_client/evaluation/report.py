@@ -55,8 +55,6 @@ _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
 _SPEEDS = {
     "latency_p50_ms": "latency p50, ms",
     "latency_p95_ms": "latency p95, ms",
-    "images_per_s": "images/s",
-    "tokens_per_s": "tokens/s",
 }
 
 

@@ -44,16 +44,16 @@ def test_quiet_prints_results_alone(diptych: Diptych, folder: Path, capsys: Capt
         printed = capsys.readouterr()
         counts = {"images": 3, "labelled": 3, "failed": 0, "left_out": {}}
         assert json.loads(printed.out) == {"dataset": f"{out}/annotations.json", **counts}
-        assert ("3 images in " in printed.err) == is_noted
+        assert bool(printed.err) == is_noted
 
 
 def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys: Captured) -> None:
     script = Script([answer(DETECTIONS), Refusal("overloaded"), answer(DETECTIONS)])
     words = ("--concurrency", "1", "--max-retries", "0")
     assert annotate(diptych, folder, *words, script=script) == 1
-    printed = capsys.readouterr()
-    assert f"2 of 3 images are in {folder}-annotations/annotations.json" in printed.out
-    assert "1 failed, see " in printed.err
+    printed = capsys.readouterr().out
+    assert f"2 of 3 images are in {folder}-annotations/annotations.json" in printed
+    assert "1 requests failed, see " in printed
     script = Script([answer(DETECTIONS)])
     assert annotate(diptych, folder, *words, script=script) == 0
     assert len(script.received) == 1
@@ -64,7 +64,7 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     words = ("--consensus", "--out", folder.with_name("out"))
     assert annotate(diptych, folder, *words, models=("a", "b", "c")) == 0
     names = {path.name for path in folder.with_name("out").iterdir()}
-    assert {"journal-a.jsonl", "journal-b.jsonl", "review.json", "annotations.json"} <= names
+    assert {"journal.jsonl", "review.json", "annotations.json"} <= names
     assert "0 images have boxes to review, see " in capsys.readouterr().out
     steps = [answer(DETECTIONS)] * 5
     script = Script([*steps[:3], Refusal("overloaded"), *steps[3:]])
@@ -79,17 +79,6 @@ def test_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "diptych_client.cli.guaranteed", None)
     assert annotate(diptych, folder, "--labelled", folder / "labels.jsonl") == 1
     assert "annotate --labelled needs diptych_client.cli.guaranteed: pip" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "model", ["x/../../evil", "..", ".hidden", "a\\b", "a\0", "A", "", "a" * 201, "a\n"]
-)
-def test_model_id_that_is_no_file_name_is_refused(
-    diptych: Diptych, folder: Path, model: str, capsys: Captured
-) -> None:
-    assert annotate(diptych, folder, "--consensus", models=("good", model)) == 1
-    assert "cannot name a journal" in capsys.readouterr().err
-    assert [path.name for path in folder.parent.iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from diptych_client import Comparison
 from diptych_client.evaluation.formats.writing import DatasetFormat, write_dataset
-from diptych_client.evaluation.job import Job
+from diptych_client.evaluation.questions import Job
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.transports.messages import to_json

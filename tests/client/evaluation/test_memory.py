@@ -25,14 +25,14 @@ folder, out, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
 async def ask(asker, samples):
     async with AsyncClient(url) as client:
-        await asker.ask(client, samples, "m", lambda: None)
+        await asker.ask(client, dataset.store, samples, "m", lambda: None)
 
 dataset = read_dataset(folder)
 questionnaire = Questionnaire("ocr", TaskParameters(), Prompts(), ())
 samples = list(questionnaire.samples(dataset))
 log_path, failures_path = out / "answers.jsonl", out / "failures.jsonl"
 with AnswerLog.open(log_path, "ocr", AnswerOptions()) as log, FailureLog(failures_path) as failures:
-    asyncio.run(ask(Asker(dataset.store, log, failures, 8), samples))
+    asyncio.run(ask(Asker(log, failures, 8), samples))
     evaluation = Evaluator(log, ("m",), questionnaire.names).evaluate("d", samples, 0, 10)
 assert evaluation.num_images == len(samples) and failures.num_failures == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,4 +1,4 @@
-"""The requests that a task makes of a dataset's labels; answers in a log or a job's journal."""
+"""The requests that a task makes of a dataset's labels; answers in a log."""
 
 import asyncio
 import json
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from diptych_client import (
-    Answer,
     AnswerOptions,
     AsyncClient,
     Detection,
@@ -28,7 +27,6 @@ from diptych_client.evaluation.dataset import (
     TruePhrase,
     TrueQuestion,
 )
-from diptych_client.evaluation.job import Job, Journal, Record, ask
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
@@ -41,10 +39,10 @@ from diptych_client.evaluation.questions import (
     Sample,
     TextsTruth,
 )
-from diptych_client.inputs import Folder, ImageFile, find_images
+from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Result
-from tests.support.client_answers import INSTANCES, RESULTS, TEXT_REGIONS, answer, record
+from tests.support.client_answers import INSTANCES, TEXT_REGIONS, answer
 from tests.support.evaluations import detection
 from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 
@@ -167,17 +165,19 @@ def num_failed(
     folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str] = ("m",)
 ) -> int:
     """Send unanswered requests; return the number of failures."""
+    finished: list[None] = []
+    advance = partial(finished.append, None)
 
     async def run(asker: Asker) -> None:
         async with AsyncClient(url, max_retries=0) as client:
             for model in models:
-                await asker.ask(client, samples, model, lambda: None)
+                await asker.ask(client, Folder(folder), samples, model, advance)
 
     with (
         AnswerLog.open(folder / "answers.jsonl", "ocr", OPTIONS) as log,
         FailureLog(folder / "failures.jsonl") as failures,
     ):
-        asyncio.run(run(Asker(Folder(folder), log, failures, concurrency=2)))
+        asyncio.run(run(Asker(log, failures, concurrency=2)))
     return failures.num_failures
 
 
@@ -233,7 +233,7 @@ def predicted(
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         requests = log.requests([sample], "m")
         for (image, job), result, latency_s in zip(requests, results, latencies_s, strict=False):
-            log.append(image, job, answer(result), latency_s, 2)
+            log.append(image, job, answer(result), latency_s)
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         return log.prediction(sample, "m")
 
@@ -246,8 +246,7 @@ def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     assert prediction is not None
     assert prediction.items == (*results[0].detections, *results[1].detections)
     assert prediction.latency_s == pytest.approx(1.2)
-    assert prediction.occupied_s == pytest.approx(0.6)
-    assert (prediction.num_tokens, prediction.text) == (2, None)
+    assert prediction.text is None
 
 
 @pytest.mark.parametrize(
@@ -277,113 +276,10 @@ def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
     assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
 
 
-JOB = Job("some_task", "some-model", TaskParameters(labels=["a", "b"]), AnswerOptions(seed=1))
-RECORDS = [record(result, f"sub/{index}.png") for index, result in enumerate(RESULTS)]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a whole journal."""
-    path = tmp_path / "new" / "journal.jsonl"
-    with Journal.open(path, JOB) as journal:
-        for entry in RECORDS:
-            journal.append(entry)
-    return path
-
-
-def test_journal_is_read_back(path: Path) -> None:
-    fields = {"task": "some_task", "model": "some-model", "labels": ["a", "b"], "seed": 1}
-    assert json.loads(path.read_text().splitlines()[0]) == {"job": fields}
-    newer = record(RESULTS[1], RECORDS[0].image.name)
-    odd = record(RESULTS[0], "caf\udce9.png")  # a name that is not UTF-8
-    with Journal.open(path, replace(JOB, parameters=TaskParameters(labels=("a", "b")))) as journal:
-        assert list(journal.records.values()) == RECORDS
-        name = newer.image.name
-        assert journal.has(ImageFile(name, 100, 1))
-        for other in ((name, 101, 1), (name, 100, 2), ("other.png", 100, 1)):
-            assert not journal.has(ImageFile(*other))
-        journal.append(newer)
-        journal.append(odd)
-    with Journal.open(path, JOB) as journal:
-        assert journal.records[name] == newer
-        assert journal.has(odd.image)
-        assert len(journal.records) == len(RECORDS) + 1
-
-
-def test_cut_journal_loses_only_its_last_line(path: Path) -> None:
-    whole = path.read_bytes()
-    line_ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
-    for length in {*range(0, len(whole), 97), *line_ends, *(end + 1 for end in line_ends)}:
-        path.write_bytes(whole[:length])
-        num_complete = max(0, whole[:length].count(b"\n") - 1)
-        with Journal.open(path, JOB) as journal:
-            assert list(journal.records.values()) == RECORDS[:num_complete]
-            for entry in RECORDS[num_complete:]:
-                journal.append(entry)
-        assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    "job",
-    [
-        replace(JOB, task="other_task"),
-        replace(JOB, model="other-model"),
-        replace(JOB, parameters=TaskParameters(labels=["a"])),
-        replace(JOB, options=AnswerOptions(seed=2)),
-    ],
-)
-def test_journal_of_another_job_is_refused(path: Path, job: Job) -> None:
-    whole = path.read_bytes()
-    message = r"belongs to another job: recorded .*choose another --out"
-    with pytest.raises(RunError, match=message), Journal.open(path, job):
-        pass
-    assert path.read_bytes() == whole
-
-
-def label(
-    folder: Path, url: str, images: Sequence[ImageFile] | None = None
-) -> tuple[int, dict[str, str]]:
-    """Label the images without an answer; return the number of records, and the failures."""
-    out = folder.with_name("out")
-    finished: list[None] = []
-    with (
-        Journal.open(out / "journal.jsonl", JOB) as journal,
-        FailureLog(out / "failures.jsonl") as failures,
-    ):
-        unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
-
-        def add(image: ImageFile, _job: Job, answer: Answer, _latency_s: float) -> None:
-            journal.append(Record(image, answer))
-
-        async def run() -> None:
-            requests = [(image, JOB) for image in unlabelled]
-            async with AsyncClient(url, max_retries=0) as client:
-                store = Folder(folder)
-                advance = partial(finished.append, None)
-                await ask(client, store, requests, add, failures, 1, advance)
-
-        asyncio.run(run())
-    assert len(finished) == len(unlabelled)
-    rows = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
-    return len(journal.records), {row["image"]: row["code"] for row in rows}
-
-
-def test_failed_image_is_retried_by_the_next_run(folder: Path) -> None:
-    images = find_images(folder)
-    (folder / "2.png").unlink()
-    codes = ("overloaded", "connection_failed", "unreadable_file")
-    with scripted("rest", [Refusal("overloaded"), None]) as (url, script):
-        failures = {f"{number}.png": code for number, code in enumerate(codes)}
-        assert label(folder, url, images) == (NUM_IMAGES - 3, failures)
-        assert label(folder, url) == (NUM_IMAGES - 1, {})
-        assert len(script.received) == NUM_IMAGES + 1
-
-
 def test_error_of_every_image_ends_the_run(folder: Path) -> None:
-    with scripted("rest", []) as (url, script):
-        label(folder, url, find_images(folder)[:2])
-        script.steps.append(Refusal("invalid_request"))
+    samples = [sample_of(f"{index}.png") for index in range(NUM_IMAGES)]
+    with scripted("rest", [None, Refusal("invalid_request")]) as (url, script):
         with pytest.raises(InvalidRequest):
-            label(folder, url)
-        assert len(script.received) == 3
-        assert label(folder, url) == (NUM_IMAGES, {})
+            num_failed(folder, samples, url)
+        assert len(script.received) <= 3
+        assert num_failed(folder, samples, url) == 0

@@ -61,7 +61,7 @@ def evaluated(
         for index, model in enumerate(MODELS):
             for (image, job), row in zip(log.requests(samples, model), answers, strict=True):
                 model_answer = answer(row[index], ImageSize(100, 80))
-                log.append(image, job, model_answer, 0.1 * (index + 1), 1)
+                log.append(image, job, model_answer, 0.1 * (index + 1))
         evaluator = Evaluator(log, MODELS, questionnaire.names)
         evaluation = evaluator.evaluate(HOSTILE, samples, seed=0, gallery=10)
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS, samples)
@@ -112,8 +112,8 @@ def test_metrics_are_those_of_the_answers(evaluation: Evaluation) -> None:
     assert second["mAP"].value == 0
     assert evaluation.measured.differences[0].first == "first-model"
     assert evaluation.details["second-model"].kinds == {"wrong class": 2, "missed": 1, "extra": 1}
-    speeds = [evaluation.speed[model]["images_per_s"] for model in MODELS]
-    assert speeds == [pytest.approx(10), pytest.approx(5)]
+    speeds = [evaluation.speed[model]["latency_p95_ms"] for model in MODELS]
+    assert speeds == [pytest.approx(100), pytest.approx(200)]
 
 
 def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:

@@ -26,10 +26,10 @@ import numpy as np
 
 from diptych_client.evaluation.formats.annotations import coco_of_records, label_studio_task
 from diptych_client.evaluation.formats.writing import DatasetFormat, class_indices, write_dataset
-from diptych_client.evaluation.job import Box, Job, Record
+from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import TextRegionsResult, TextResult, items_of, text_of
+from diptych_client.results import TextRegionsResult, TextResult, text_of
 from diptych_client.transports.messages import to_json
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
@@ -79,13 +79,12 @@ def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
     labels: list[Label] = []
     models: list[str] = []  # one per label
     for record in records:
-        items = items_of(record.answer.result)
-        labels += items
-        models += [record.answer.model] * len(items)
+        labels += record.items
+        models += [record.answer.model] * len(record.items)
     if len(records) == 1:
         pairs = [(index, index) for index, label in enumerate(labels) if label.score >= min_score]
     else:
-        pairs = _agreeing_pairs(labels, len(items_of(first.result)), min_iou, min_score)
+        pairs = _agreeing_pairs(labels, len(records[0].items), min_iou, min_score)
     accepted = []
     confidences = []
     agreeing = set[int]()
@@ -110,7 +109,7 @@ def _similarity(records: Records) -> float:
 
 
 def _agreeing_pairs(
-    boxes: Sequence[Box], num_first: int, min_iou: float, min_score: float
+    boxes: Sequence[Label], num_first: int, min_iou: float, min_score: float
 ) -> list[tuple[int, int]]:
     places = [box.box_xyxy for box in boxes]
     iou = pairwise_iou(places, places)

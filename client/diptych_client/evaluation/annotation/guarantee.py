@@ -36,9 +36,8 @@ from diptych_client.evaluation.annotation.consensus import (
     is_whole,
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
-from diptych_client.evaluation.job import Job
 from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
-from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
+from diptych_client.evaluation.questions import QUESTIONS, TEXTS, Job, ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
 from diptych_client.evaluation.texts import character_edits, vqa_normalized
 from diptych_client.geometry import ImageSize
@@ -50,9 +49,7 @@ Truth = ObjectsTruth | TextsTruth
 ByImage = Sequence[Sequence[float]]  # scores of the labels or objects of each image
 
 NOT_FOUND = -math.inf  # the score of an object without a box
-_QUESTIONS = "visual_question_answering"
 _PHRASES = ("phrase_grounding", "instance_segmentation")
-_TEXTS = ("ocr", "ocr_with_regions", "region_description")
 
 _COVERAGES = np.arange(1, 21) / 20
 _STARTS: Mapping[float, float] = {0.4: 0.2, 0.8: 0.3, 1.0: 0.5}  # error level, by coverage
@@ -92,7 +89,7 @@ class JudgedImage:
 def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
     """Return the true labels for a job, or None if the image has none of its kind."""
     parameters = job.parameters
-    if job.task == _QUESTIONS:
+    if job.task == QUESTIONS:
         answers: list[str] = []
         for question in labelled.questions:
             if question.question.casefold() == (parameters.question or "").casefold():
@@ -100,7 +97,7 @@ def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
         return TextsTruth(tuple(answers)) if answers else None
     if job.task == "captioning":
         return None if labelled.captions is None else TextsTruth(labelled.captions)
-    if job.task in _TEXTS:
+    if job.task in TEXTS:
         if labelled.text is None or labelled.region not in (None, parameters.region):
             return None
         return TextsTruth((labelled.text,))
@@ -166,7 +163,7 @@ def _are_texts_right(
 
 
 def _is_right(text: str, true_texts: Sequence[str], task: str, tolerance: Tolerance) -> bool:
-    if task == _QUESTIONS:
+    if task == QUESTIONS:
         return vqa_normalized(text) in map(vqa_normalized, true_texts)
     for true_text in true_texts:
         num_edits, length = character_edits(true_text, text)

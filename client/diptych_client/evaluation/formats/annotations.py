@@ -44,11 +44,11 @@ from diptych_client.evaluation.dataset import (
     true_box,
 )
 from diptych_client.evaluation.formats.yolo import joined_rings
-from diptych_client.evaluation.job import Box, Record
+from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import MALFORMED, SUFFIXES, Folder, ImageFile, Problems, path_within
 from diptych_client.long_runs import RunError
-from diptych_client.results import Instance, category_of, coco_document
+from diptych_client.results import Instance, Item, box_of, category_of, coco_document
 
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix of an uploaded file's name
 _LOCAL_FILES = "/data/local-files/?d="  # local storage, relative to its document root
@@ -234,13 +234,13 @@ def label_studio_task(records: Sequence[Record]) -> dict[str, Any]:
     """Return the task of an image with the answer of each model as a prediction."""
     predictions = []
     for record in records:
-        regions = [_region(box, record.answer.image) for box in record.boxes]
+        regions = [_region(box, record.answer.image) for box in record.items]
         predictions.append({"model_version": record.answer.model, "result": regions})
     image = _LOCAL_FILES + quote(records[0].image.name)
     return {"data": {"image": image}, "predictions": predictions}
 
 
-def _region(box: Box, image: ImageSize) -> dict[str, Any]:
+def _region(box: Item, image: ImageSize) -> dict[str, Any]:
     """Return a region with its place in percent of the image's sides."""
     to_x = 100 / image.width
     to_y = 100 / image.height
@@ -250,7 +250,7 @@ def _region(box: Box, image: ImageSize) -> dict[str, Any]:
         place: dict[str, Any] = {"points": points}
     else:
         kind = "rectanglelabels"
-        x1, y1, x2, y2 = box.box_xyxy
+        x1, y1, x2, y2 = box_of(box)
         place = {"x": x1 * to_x, "y": y1 * to_y, "rotation": 0}
         place |= {"width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
     return {

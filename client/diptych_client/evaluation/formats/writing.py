@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diptych_client.evaluation.formats.annotations import coco_of_records
 from diptych_client.evaluation.formats.yolo import check_yolo_names, write_yolo
-from diptych_client.evaluation.job import Job, Record
+from diptych_client.evaluation.questions import Job, Record
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import category_of
@@ -93,6 +93,6 @@ def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) ->
     """Return the index of every class: requested labels in their order, then all others by name."""
     answered = set[str]()
     for record in records:
-        answered.update(map(category_of, record.boxes))
+        answered.update(map(category_of, record.items))
     names = dict.fromkeys([*requested_labels, *sorted(answered)])
     return {name: index for index, name in enumerate(names)}

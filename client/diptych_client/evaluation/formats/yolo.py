@@ -34,11 +34,11 @@ from diptych_client.evaluation.dataset import (
     read_yaml,
     true_box,
 )
-from diptych_client.evaluation.job import Record
+from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import PointXy, Ring
 from diptych_client.inputs import MALFORMED, Folder, ImageFile, Problems, find_images, path_within
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import Instance, category_of
+from diptych_client.results import Instance, box_of, category_of
 
 YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml")
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -223,11 +223,11 @@ def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
     """Return the label file of one image; empty if there are no boxes."""
     size_wh = (record.answer.image.width, record.answer.image.height)
     text = ""
-    for box in record.boxes:
+    for box in record.items:
         if isinstance(box, Instance) and box.polygons_xy:
             shares = np.clip(np.array(joined_rings(box.polygons_xy)) / size_wh, 0, 1)
         else:
-            x1, y1, x2, y2 = box.box_xyxy
+            x1, y1, x2, y2 = box_of(box)
             center_and_size = [((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1)]
             shares = np.array(center_and_size) / size_wh
         numbers = [classes[category_of(box)], *shares.reshape(-1)]

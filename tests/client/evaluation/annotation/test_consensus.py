@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from diptych_client import AnswerOptions, Detection, DetectionsResult, Instance, TaskParameters
 from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
 from diptych_client.evaluation.formats.writing import DatasetFormat
-from diptych_client.evaluation.job import Job, Record
+from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.results import InstancesResult, Result
 from tests.support.client_answers import HOLE, SIZE, SQUARE, record

@@ -34,8 +34,7 @@ from diptych_client.evaluation.annotation.guarantee import (
     truth_of,
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
-from diptych_client.evaluation.job import Job, Record
-from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
+from diptych_client.evaluation.questions import Job, ObjectsTruth, Record, TextsTruth
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import RunError
 from tests.support.client_answers import INSTANCES, TEXT_REGIONS, record

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from diptych_client.evaluation.annotation.shift import Appearance, appearance, find_shift
-from diptych_client.evaluation.job import Record
+from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageFile
 from diptych_client.results import Detection, DetectionsResult, Result, TextResult

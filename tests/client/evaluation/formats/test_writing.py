@@ -30,7 +30,7 @@ from diptych_client.evaluation.formats.writing import (
     write_dataset,
 )
 from diptych_client.evaluation.formats.yolo import joined_rings, yolo_lines
-from diptych_client.evaluation.job import Job, Record
+from diptych_client.evaluation.questions import Job, Record
 from diptych_client.geometry import polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
