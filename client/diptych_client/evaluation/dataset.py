@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from diptych_client.geometry import BoxXyxy, PointXy
-from diptych_client.inputs import MALFORMED, ImageFile, ImageStore
+from diptych_client.inputs import MALFORMED, ImageFile, ImageStore, Problems
 from diptych_client.long_runs import RunError
 
 MAX_JSON_BYTES = 4_000_000_000
@@ -83,6 +83,15 @@ class Dataset:
     classes: tuple[str, ...] = ()
     name: str = ""
     note: str = ""  # about the labels, for the reader of a report
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The part of a dataset that is read, the folder of its images, and what is left out."""
+
+    images: Path | None
+    split: str | None
+    problems: Problems
 
 
 def four_numbers(values: Any, source: object) -> BoxXyxy:

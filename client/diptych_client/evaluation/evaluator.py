@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, combinations, groupby
+from operator import attrgetter
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -93,7 +94,7 @@ def judge_phrases(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhr
     for phrase in truth.objects:
         name = phrase.label.casefold()
         answers = [item for item in prediction.items if label_of(item).casefold() == name]
-        item = max(answers, key=lambda answer: answer.score, default=None)
+        item = max(answers, key=attrgetter("score"), default=None)
         box_iou = None
         if phrase.box_xyxy is not None:
             boxes = [] if item is None else [box_of(item)]
@@ -116,11 +117,10 @@ def _mask_iou(phrase: TruePhrase, item: Item | None, prediction: Prediction) -> 
 
 @dataclass(slots=True)
 class PhrasesMeasure:
-    """One model's boxes and masks of phrases; sums over the phrases of each sample."""
+    """One model's boxes and masks of phrases."""
 
-    # right, number of phrases with a box
+    # of each sample: sum over its phrases, and their number
     box_hits: list[tuple[float, int]] = field(default_factory=list)
-    # sum of IoU, number of phrases with a mask
     mask_ious: list[tuple[float, int]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
@@ -129,12 +129,11 @@ class PhrasesMeasure:
         judged = judge_phrases(truth, prediction)
         boxes = [phrase.box_iou for phrase in judged if phrase.box_iou is not None]
         masks = [phrase.mask_iou for phrase in judged if phrase.mask_iou is not None]
-        kinds = [phrase.kind for phrase in judged]
         self.box_hits.append((float(sum(iou >= SAME_OBJECT_IOU for iou in boxes)), len(boxes)))
         self.mask_ious.append((sum(masks), len(masks)))
-        self.kinds.update(kinds)
-        share_right = kinds.count("right") / max(len(kinds), 1)
-        return Outcome(1 - share_right, frozenset(kinds))
+        kinds = Counter[str](phrase.kind for phrase in judged)
+        self.kinds += kinds
+        return Outcome(1 - kinds["right"] / max(len(judged), 1), frozenset(kinds))
 
     def metrics(self) -> list[Metric]:
         metrics = []
@@ -184,12 +183,10 @@ class PairAgreement:
         b = labelled_boxes(self.names, second.items)
         names = {"missed": f"only {self.first}", "extra": f"only {self.second}", **_KIND_OF_BOTH}
         pairs = match(a, b)
-        kinds = {names[pair.kind] for pair in pairs}
         credit = sum(pair.credit for pair in pairs)
         disagreement = 1 - 2 * credit / (len(a) + len(b)) if pairs else 0.0
         self.scores.append(1 - disagreement)
-        labels = frozenset(box.label for box in (*a, *b))
-        return Outcome(disagreement, frozenset(kinds), labels)
+        return Outcome(disagreement, frozenset(names[pair.kind] for pair in pairs))
 
 
 def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox]:
@@ -210,7 +207,7 @@ class RunRecord:
     def of(
         cls,
         url: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         models: Sequence[Model],
         num_failed: int,
         left_out: Mapping[str, int],
@@ -221,31 +218,18 @@ class RunRecord:
         for model in models:
             build = {"precision": model.precision, "checkpoint": model.checkpoint}
             properties.append({"id": model.id, "family": model.family, **build})
-        return cls(
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            {"service": service, **settings, "models": [model.id for model in models]},
-            tuple(properties),
-            num_failed,
-            dict(left_out),
-        )
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        settings = {"service": service, **settings}
+        return cls(date, settings, tuple(properties), num_failed, dict(left_out))
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        yield "date", self.date
-        for name, value in self.settings.items():
-            is_list = isinstance(value, list | tuple)
-            if text := ",".join(map(str, value)) if is_list else str(value):
-                yield name, text
+        counts = {"requests failed": self.num_failed, **self.left_out}
+        for name, value in {"date": self.date, **self.settings, **counts}.items():
+            if value:
+                is_list = isinstance(value, list | tuple)
+                yield name, ",".join(map(str, value)) if is_list else str(value)
         for model in self.models:
             yield model["id"], f"{model['precision']}, checkpoint {model['checkpoint'][:12]}"
-        for name, count in (("requests failed", self.num_failed), *self.left_out.items()):
-            if count:
-                yield name, str(count)
-
-
-def speed(latencies_s: Sequence[float]) -> dict[str, float]:
-    """Return the latency with the run's concurrency."""
-    p50_ms, p95_ms = np.quantile(1000 * np.array(latencies_s), [0.5, 0.95]).tolist()
-    return {"latency_p50_ms": p50_ms, "latency_p95_ms": p95_ms}
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +241,13 @@ class RankedSample:
     disagreement: float
     difference: float  # between the errors of the worst and the best model
     kinds: frozenset[str]
-    classes: frozenset[str]
+
+    def __lt__(self, other: "RankedSample") -> bool:
+        """Return True if it comes later in the gallery."""
+        return self._rank() < other._rank()
+
+    def _rank(self) -> tuple[float, float, int]:
+        return (self.difference, self.error + self.disagreement, -self.sample_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +264,6 @@ class Evaluation:
     seed: int
     measured: Estimates | None  # None without labels
     details: Mapping[str, Details]
-    speed: Mapping[str, Mapping[str, float]]
     agreed: Estimates | None  # keyed by the title of two models; one model has none
     gallery: tuple[RankedSample, ...]
     run: RunRecord | None = None
@@ -289,12 +278,10 @@ class Evaluator:
     names: ClassNames
     measures: dict[str, Measure] = field(default_factory=dict)
     agreements: list[PairAgreement] = field(default_factory=list)
-    latencies_s: dict[str, list[float]] = field(default_factory=dict)
     image_numbers: dict[str, int] = field(default_factory=dict)
     images: list[int] = field(default_factory=list)  # one per answered sample
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
-    # heap, the least wrong first
-    ranked: list[tuple[float, float, int, RankedSample]] = field(default_factory=list)
+    ranked: list[RankedSample] = field(default_factory=list)  # heap, the least wrong first
     num_unanswered: int = 0
     truth_kind: type[Truth] | None = None
 
@@ -304,7 +291,6 @@ class Evaluator:
         """Return the results; the gallery has the samples that the models differ most on."""
         for first, second in combinations(self.models, 2):
             self.agreements.append(PairAgreement(first, second, self.names))
-        self.latencies_s = {model: [] for model in self.models}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
@@ -320,9 +306,8 @@ class Evaluator:
             seed=seed,
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
             details={model: measure.details() for model, measure in self.measures.items()},
-            speed={model: speed(times) for model, times in self.latencies_s.items() if times},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
-            gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),
+            gallery=tuple(sorted(self.ranked, reverse=True)),
         )
 
     def _add(self, index: int, sample: Sample, gallery: int) -> None:
@@ -336,15 +321,13 @@ class Evaluator:
             predictions[model] = prediction
         image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
         self.images.append(image)
-        for model, prediction in predictions.items():
-            self.latencies_s[model].append(prediction.latency_s)
         differences = []
         for pair in self.agreements:
             differences.append(pair.add(predictions[pair.first], predictions[pair.second]))
         outcomes: list[Outcome] = []
         if sample.truth is not None:
             self.labelled_images.append(image)
-            self._check_truth(sample, sample.truth)
+            self._create_measures(sample.truth)
             for model, prediction in predictions.items():
                 outcomes.append(self.measures[model].add(sample.truth, prediction))
         errors = [outcome.error for outcome in outcomes] or [0.0]
@@ -354,22 +337,18 @@ class Evaluator:
             float(np.mean(errors)),
             float(np.mean(disagreements)),
             max(errors) - min(errors),
-            frozenset(chain.from_iterable(outcome.kinds for outcome in outcomes or differences)),
-            frozenset(chain.from_iterable(outcome.classes for outcome in outcomes or differences)),
+            frozenset().union(*(outcome.kinds for outcome in outcomes or differences)),
         )
-        entry = (ranked.difference, ranked.error + ranked.disagreement, -index, ranked)
-        (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
+        (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, ranked)
 
-    def _check_truth(self, sample: Sample, truth: Truth) -> None:
+    def _create_measures(self, truth: Truth) -> None:
         """Create the measures of the first truth; raise `RunError` for a truth of another kind."""
-        if self.truth_kind not in (None, type(truth)):
-            rule = f"{self.log.task} cannot measure phrases and objects in one run"
-            raise RunError(f"{sample.title}: {rule}")
-        if not self.measures:
-            self.truth_kind = type(truth)
-            by_size = any(model.endswith(WITHOUT_TILES) for model in self.models)
-            for model in self.models:
-                self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
+        self.truth_kind = self.truth_kind or type(truth)
+        if self.truth_kind is not type(truth):
+            raise RunError(f"{self.log.task} cannot measure phrases and objects in one run")
+        by_size = any(model.endswith(WITHOUT_TILES) for model in self.models)
+        for model in self.models if not self.measures else ():
+            self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,6 @@ _AT_50 = [0]  # the first of COCO's thresholds of IoU
 
 NONE = "none"  # no true object, or no answer
 _UNKNOWN = "other label"  # answered, not a class of the dataset
-_MAX_POINTS = 200  # points per curve of the report
 
 MIN_ANSWERS = 200  # to be calibrated
 MIN_OBJECTS = 200  # true ones, for their smallest size
@@ -284,8 +283,7 @@ class ObjectsMeasure:
         num_true = len(pairs) - kinds["extra"]
         self.counts.append((num_right, num_answered, num_true))
         error = 1 - 2 * credit / (num_true + num_answered) if pairs else 0.0
-        labels = frozenset(box.label for box in (*truths, *boxes))
-        return Outcome(error, frozenset(kinds), labels)
+        return Outcome(error, frozenset(kinds))
 
     def metrics(self) -> list[Metric]:
         metrics = []
@@ -331,12 +329,12 @@ class ObjectsMeasure:
         )
 
     def details(self) -> Details:
-        matches = self.matches()
+        matches = self.matches()[ALL]
         num_objects = Counter(row["category_id"] for row in self.truths)
         by_class = {}
         everywhere = slice(None)
         for number, label in enumerate(self.names.classes, 1):
-            of_class = [matches[ALL][number - 1]]
+            of_class = [matches[number - 1]]
             by_class[label] = {
                 "objects": float(num_objects[number]),
                 "AP": 100 * float(mean_precisions(of_class, None, everywhere).mean()),
@@ -347,31 +345,9 @@ class ObjectsMeasure:
         rows = []
         for true in labels:
             rows.append([self.confused[true, answered] for answered in labels])
-        precision_by_score, recall_by_score = _by_score(self.scored(), matches[ALL])
-        return Details(
-            by_class,
-            self.kinds,
-            Confusion(labels, rows),
-            _precision_by_recall(matches[ALL]),
-            precision_by_score,
-            recall_by_score,
-        )
-
-
-def _precision_by_recall(matches: Sequence[ClassMatches]) -> Curve:
-    precisions = np.nan_to_num(mean_precisions(matches)[0])
-    return Curve(_RECALLS.tolist(), precisions.tolist())
-
-
-def _by_score(answers: ScoredAnswers, matches: Sequence[ClassMatches]) -> tuple[Curve, Curve]:
-    """Return precision and recall of the answers with at least each score, best first."""
-    order = np.argsort(-answers.scores, kind="stable")
-    points = np.linspace(0, len(order) - 1, min(len(order), _MAX_POINTS)).astype(int)
-    num_right = np.cumsum(answers.is_right[order])[points]
-    num_truths = max(sum(of_class.num_truths.sum() for of_class in matches), 1)
-    xs = answers.scores[order][points].tolist()
-    precision = Curve(xs, (num_right / (points + 1)).tolist())
-    return precision, Curve(xs, (num_right / num_truths).tolist())
+        precisions = np.nan_to_num(mean_precisions(matches)[0])
+        curve = Curve(_RECALLS.tolist(), precisions.tolist())
+        return Details(by_class, self.kinds, Confusion(labels, rows), curve)
 
 
 @dataclass(frozen=True, slots=True)

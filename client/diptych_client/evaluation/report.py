@@ -39,7 +39,7 @@ from diptych_client.evaluation.questions import (
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Curve, Details, Difference, Estimates, Interval
+from diptych_client.evaluation.statistics import Details, Difference, Estimates, Interval
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
 from diptych_client.long_runs import Outputs, RunError, refusal
@@ -52,10 +52,6 @@ _INDEX_HEADER = ("report", "task", "images", "date", "metric", "models", "conclu
 _INDEX_TITLE = "Reports"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
-_SPEEDS = {
-    "latency_p50_ms": "latency p50, ms",
-    "latency_p95_ms": "latency p95, ms",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,8 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    all_tables = [_metrics(evaluation), _speed(evaluation)]
-    all_tables += [_by_class(evaluation.details), *_kinds(evaluation.details)]
+    details = evaluation.details
+    all_tables = [_metrics(evaluation), _by_class(details), *_kinds(details)]
     if evaluation.run is not None:
         all_tables.append(Table("Run", ("property", "value"), tuple(evaluation.run.rows())))
     return [table for table in all_tables if table.rows]
@@ -111,15 +107,6 @@ def _metrics(evaluation: Evaluation) -> Table:
         note += f", except for {', '.join(errors)}." if errors else "."
     header = ("metric", *evaluation.models, *columns)
     return Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
-
-
-def _speed(evaluation: Evaluation) -> Table:
-    rows = []
-    for name, title in _SPEEDS.items() if evaluation.speed else ():
-        numbers = [_number(speed[name]) for speed in evaluation.speed.values()]
-        rows.append((title, *numbers))
-    note = "Measured in this client, with the run's concurrency."
-    return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
 
 
 def _by_class(all_details: Mapping[str, Details]) -> Table:
@@ -223,30 +210,6 @@ def _template(name: str) -> Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A named curve; `series` selects its colour."""
-
-    name: str
-    curve: Curve
-    series: int
-    is_dashed: bool = False
-
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        return list(zip(self.curve.xs, self.curve.ys, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class LinePlot:
-    """Curves with both axes from 0 to 1."""
-
-    title: str
-    x_title: str
-    y_title: str
-    lines: Sequence[Line]
-
-
-@dataclass(frozen=True, slots=True)
 class IntervalAxis:
     """Metrics of all models on a horizontal axis from 0 to a multiple of ten."""
 
@@ -265,22 +228,6 @@ class IntervalAxis:
 
     def x(self, value: float) -> float:
         return round(120 + 228 * max(value, 0) / self.maximum, 1)
-
-
-def line_plots(all_details: Mapping[str, Details]) -> list[LinePlot]:
-    by_recall = []
-    by_score = []
-    for series, (model, details) in enumerate(all_details.items()):
-        if details.precision_by_recall is not None:
-            by_recall.append(Line(model, details.precision_by_recall, series))
-        if details.precision_by_score is not None:
-            by_score.append(Line(f"precision {model}", details.precision_by_score, series))
-        if details.recall_by_score is not None:
-            by_score.append(Line(f"recall {model}", details.recall_by_score, series, True))
-    all_models = LinePlot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
-    title = "Answers with at least a score, IoU 0.5"
-    scores = LinePlot(title, "score", "precision, recall", by_score)
-    return [plot for plot in (all_models, scores) if plot.lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +265,6 @@ class Gallery:
             "disagreement": round(ranked.disagreement, 3),
             "difference": round(ranked.difference, 3),
             "kinds": sorted(ranked.kinds),
-            "classes": sorted(ranked.classes),
             "panels": panels,
         }
 
@@ -391,12 +337,16 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     """Write report.html, report.md and report.json."""
     page, text, values = report_files(outputs.folder)
     measured = evaluation.measured
+    curves = {}
+    for model, details in evaluation.details.items():
+        if (curve := details.precision_by_recall) is not None:
+            curves[model] = list(zip(curve.xs, curve.ys, strict=True))
     template = _template("report.html")
     pieces = template.generate(
         title=heading(evaluation),
         sentences=sentences(evaluation),
         interval_axis=None if measured is None else IntervalAxis(measured.intervals),
-        line_plots=line_plots(evaluation.details),
+        curves=curves,
         tables=tables(evaluation),
         cards=map(gallery.card, evaluation.gallery),
     )

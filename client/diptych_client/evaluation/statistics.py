@@ -56,11 +56,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The error of an answer, from 0 to 1, with its kinds of error and its classes."""
+    """The error of an answer, from 0 to 1, with its kinds of error."""
 
     error: float
     kinds: frozenset[str] = frozenset()
-    classes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,6 @@ class Details:
     kinds: Mapping[str, int] = field(default_factory=dict)
     confusion: Confusion | None = None
     precision_by_recall: Curve | None = None
-    precision_by_score: Curve | None = None
-    recall_by_score: Curve | None = None
 
 
 @dataclass(frozen=True, slots=True)

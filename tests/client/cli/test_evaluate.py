@@ -123,7 +123,7 @@ def test_report_names_run_and_failures(
     assert evaluate(diptych, folder, answers=answers)[0] == 1
     assert "; 2 requests failed, see " in capsys.readouterr().out
     run = json.loads((out / "report.json").read_text())["run"]
-    assert run["settings"]["models"] == list(NAMES)
+    assert [model["id"] for model in run["models"]] == list(NAMES)
     assert run["settings"]["service"].startswith("http://127.0.0.1:")
     assert run["num_failed"] == 2
     page = (out / "report.md").read_text()

@@ -96,8 +96,6 @@ def test_gallery_has_worst_and_most_different_first(tmp_path: Path) -> None:
     assert [ranked.sample_index for ranked in evaluation.gallery] == [3, 1, 5]
     assert evaluation.agreed is None
     assert (evaluation.num_samples, evaluation.num_unanswered) == (5, 1)
-    speed = evaluation.speed["model"]
-    assert speed["latency_p50_ms"] == pytest.approx(2100)
     evaluation = evaluated(tmp_path / "two", {"first": [0, 5, 5, 0], "second": [0, 5, 0, 1]})
     assert [ranked.sample_index for ranked in evaluation.gallery] == [2, 3, 1]
     assert evaluation.gallery[2].difference == 0
@@ -124,7 +122,7 @@ def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
     with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
         for image, job in log.requests(samples[:1], "m"):
             log.append(image, job, answer(NOTHING), 0.1)
-        with pytest.raises(RunError, match=r"a\.png: t cannot measure phrases and objects in one"):
+        with pytest.raises(RunError, match="t cannot measure phrases and objects in one"):
             Evaluator(log, ("m",), ClassNames((), {})).evaluate("d", samples, 0, 1)
 
 

@@ -187,22 +187,6 @@ def test_counts_and_confusion_agree() -> None:
     assert matrix[:, :-1].sum() == num_right + others + kinds["extra"]
 
 
-def test_curves_by_score_start_with_best() -> None:
-    truths = (TrueObject("car", (0, 0, 9, 9)), TrueObject("car", (20, 0, 29, 9)))
-    answers = (
-        Detection((20, 0, 29, 4.7), "car", 0.5),  # IoU 0.52
-        Detection((0, 0, 9, 9), "car", 0.9),
-        Detection((50, 50, 59, 59), "car", 0.7),
-    )
-    details = measured([(truths, answers)]).details()
-    precision, recall = details.precision_by_score, details.recall_by_score
-    assert precision is not None
-    assert recall is not None
-    assert precision.xs == recall.xs == [0.9, 0.7, 0.5]
-    assert precision.ys == pytest.approx([1, 1 / 2, 2 / 3])
-    assert recall.ys == [0.5, 0.5, 1]
-
-
 def test_no_answer_has_no_precision() -> None:
     measure = measured([((TrueObject("car", (0, 0, 9, 9)),), ()), ((), ())])
     values = {metric.name: metric.value(np.ones(2)) for metric in measure.metrics()}

@@ -33,7 +33,7 @@ import numpy as np
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
-    NoSuchSplit,
+    Selection,
     TrueObject,
     classes_of,
     four_numbers,
@@ -46,7 +46,7 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.evaluation.formats.yolo import joined_rings
 from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import ImageSize
-from diptych_client.inputs import MALFORMED, SUFFIXES, Folder, ImageFile, Problems, path_within
+from diptych_client.inputs import MALFORMED, SUFFIXES, Folder, ImageFile, path_within
 from diptych_client.long_runs import RunError
 from diptych_client.results import Instance, Item, box_of, category_of, coco_document
 
@@ -55,19 +55,18 @@ _LOCAL_FILES = "/data/local-files/?d="  # local storage, relative to its documen
 _MAX_CVAT_BYTES = 200_000_000  # all images are in one file
 
 
-def read_coco(path: Path, document: Any, problems: Problems, images: Path | None = None) -> Dataset:
+def read_coco(path: Path, document: Any, selection: Selection) -> Dataset:
     """Read an annotation file; its images are in `images`, or beside it as in COCO or Roboflow."""
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise RunError(f"{path} is not COCO: it has no list `images`")
     try:
-        return _coco_dataset(path, document, images, problems)
+        return _coco_dataset(path, document, selection)
     except MALFORMED as error:
         raise RunError(f"{path} is not COCO: {error!r:.200}") from error
 
 
-def _coco_dataset(
-    path: Path, document: Mapping[str, Any], images: Path | None, problems: Problems
-) -> Dataset:
+def _coco_dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> Dataset:
+    problems = selection.problems
     categories = {}
     for number, category in enumerate(document.get("categories", ()), 1):
         with problems.leaving_out("category", f"{path}, category {number}"):
@@ -93,7 +92,7 @@ def _coco_dataset(
             with problems.leaving_out("outline", place):
                 true = replace(true, segmentation=_segmentation(annotation))
             objects[image_id].append(true)
-    folder = Folder(images or _coco_folder(path, list(file_names.values())))
+    folder = Folder(selection.images or _coco_folder(path, list(file_names.values())))
     labelled_images = []
     for image_id, name in file_names.items():  # one without annotations has no object
         true_objects = tuple(objects[image_id]) if categories else None
@@ -148,16 +147,13 @@ def coco_of_records(records: Iterable[Record], classes: Iterable[str]) -> dict[s
     return coco_document(images, classes)
 
 
-def is_label_studio(document: Any) -> bool:
+def read_label_studio(path: Path, document: Any, selection: Selection) -> Dataset | None:
     if not isinstance(document, list) or not document or not isinstance(document[0], Mapping):
-        return False
-    return "annotations" in document[0] or "image" in document[0]
-
-
-def read_label_studio(
-    path: Path, document: Any, problems: Problems, images: Path | None = None
-) -> Dataset:
-    store = Folder(images or path.parent)
+        return None
+    if not {"annotations", "image"} & document[0].keys():
+        return None
+    store = Folder(selection.images or path.parent)
+    problems = selection.problems
     labelled_images = []
     for number, task in enumerate(document, 1):
         place = f"{path}, task {number}"
@@ -265,12 +261,13 @@ def _region(box: Item, image: ImageSize) -> dict[str, Any]:
     }
 
 
-def read_voc(path: Path, split: str | None, problems: Problems) -> Dataset:
+def read_voc(path: Path, selection: Selection) -> Dataset | None:
     """Read one split, by default all annotations."""
     store = Folder(next(filter(Path.is_dir, (path / "JPEGImages", path / "images")), path))
     annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
+    problems = selection.problems
     labelled_images = []
-    for file in _voc_files(path, annotations, split):
+    for file in _voc_files(path, annotations, selection.split):
         try:
             root = read_xml(file)
         except (RunError, OSError) as error:
@@ -284,6 +281,8 @@ def read_voc(path: Path, split: str | None, problems: Problems) -> Dataset:
             with problems.leaving_out("object", f"{file}, object {number}"):
                 objects.append(_voc_object(element))
         labelled_images.append(LabelledImage(image, tuple(objects)))
+    if not labelled_images and not problems.lines:
+        return None
     return Dataset(labelled_images, store, classes_of(labelled_images))
 
 
@@ -296,8 +295,6 @@ def _voc_files(path: Path, annotations: Path, split: str | None) -> list[Path]:
     for file in sorted(annotations.rglob("*.xml")):
         if split in (None, *file.relative_to(annotations).parts):
             files.append(file)
-    if not files:
-        raise NoSuchSplit(f"{listing} does not exist, and no folder {split} has annotations")
     return files
 
 
@@ -321,23 +318,20 @@ def _voc_object(element: ElementTree.Element) -> TrueObject:
     return TrueObject(label, box, is_crowd=element.findtext("difficult") == "1")
 
 
-def read_cvat(path: Path, problems: Problems, images: Path | None = None) -> Dataset | None:
+def read_cvat(path: Path, selection: Selection) -> Dataset | None:
     """Read annotations.xml, whose images are in images/; return None for another XML file."""
     root = read_xml(path, _MAX_CVAT_BYTES)
     if root.tag != "annotations":
         return None
-    if root.find("track") is not None:
-        raise RunError(
-            f"{path} has tracks of a video; export the task as `CVAT for images` or COCO"
-        )
     beside = path.parent / "images"
-    store = Folder(images or (beside if beside.is_dir() else path.parent))
+    store = Folder(selection.images or (beside if beside.is_dir() else path.parent))
     labelled_images = []
     for number, image in enumerate(root.findall("image"), 1):
         name = image.get("name", "")
         objects = []
         for element in image:
-            with problems.leaving_out("object", f"{path}, image {number} ({name})"):
+            place = f"{path}, image {number} ({name})"
+            with selection.problems.leaving_out("object", place):
                 objects.append(_cvat_object(element))
         labelled_images.append(LabelledImage(store.image(name), tuple(objects)))
     return Dataset(labelled_images, store, classes_of(labelled_images))

@@ -34,7 +34,7 @@ import pyarrow.parquet
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
-    NoSuchSplit,
+    Selection,
     TrueObject,
     TruePhrase,
     TrueQuestion,
@@ -53,13 +53,13 @@ _SPLITS = ("train", "val", "test")
 _MAX_BLOCKS = 4  # record batches whose images are in memory
 
 
-def read_json_lines(path: Path, problems: Problems, images: Path | None = None) -> Dataset:
+def read_json_lines(path: Path, selection: Selection) -> Dataset:
     """Read a file; lines of the same image may repeat, as with several questions."""
-    folder = Folder(images or path.parent)
+    folder = Folder(selection.images or path.parent)
     labelled_images = []
     for number, line in read_lines(path):
         expected = "expected an object with `image` and labels"
-        with problems.leaving_out("line", f"{path}, line {number}: {expected}"):
+        with selection.problems.leaving_out("line", f"{path}, line {number}: {expected}"):
             row = json.loads(line)
             if "file_name" in row:
                 row = _json_lines_row(row) | {"image": row["file_name"]}
@@ -126,30 +126,26 @@ def _optional_box(box: Any) -> BoxXyxy | None:
     return None if box is None else true_box(box, box)
 
 
-def arrow_files(folder: Path) -> list[Path]:
-    """Return the Parquet and Arrow files in a folder and its subfolders."""
-    files = chain.from_iterable(map(folder.rglob, _ARROW_FILES))
-    return sorted(file for file in files if not file.name.startswith("cache-"))
-
-
-def read_hugging_face(path: Path, split: str | None, problems: Problems) -> Dataset:
+def read_hugging_face(path: Path, selection: Selection) -> Dataset | None:
     """Read the files with the split in their path; without one, all must be of one split."""
     folder = path.parent if path.is_file() else path
+    paths = [path] if path.is_file() else sorted(chain(*map(path.rglob, _ARROW_FILES)))
+    split = selection.split
     files = []
     splits = set[str]()
-    for file in [path] if path.is_file() else arrow_files(path):
+    for file in paths:
         name = file.relative_to(folder).as_posix()
-        if split is None or split in name:
+        if not file.name.startswith("cache-") and (split is None or split in name):
             files.append(file)
             splits.update(known for known in _SPLITS if known in name)
     if not files:
-        raise NoSuchSplit(f"{path} has no Parquet or Arrow file of the split {split}")
+        return None
     if len(splits) > 1:
         choices = ", ".join(sorted(splits))
         raise RunError(f"{path} has several splits: choose one with --split ({choices})")
     store = ArrowImages(folder, tuple(files))
     try:
-        labelled_images = list(store.labelled_images(problems))
+        labelled_images = list(store.labelled_images(selection.problems))
         classes = store.class_names() or classes_of(labelled_images)
     except (*MALFORMED, pyarrow.ArrowException) as error:
         raise RunError(f"{path} is not a dataset of Hugging Face's: {error!r:.200}") from error

@@ -27,6 +27,7 @@ from PIL import Image
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
+    Selection,
     TrueObject,
     outlined,
     read_lines,
@@ -50,8 +51,9 @@ _MAX_SHARE = 1.01  # a box of a rounded file may reach beyond the image
 Names = Mapping[int, str]
 
 
-def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
+def read_yolo(path: Path, selection: Selection) -> Dataset:
     """Read one split, by default val."""
+    split = selection.split
     document = read_yaml(path)
     if not isinstance(document, dict) or "names" not in document:
         raise RunError(f"{path} is not a YOLO dataset: it has no `names`")
@@ -61,9 +63,9 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
         if selected is None or not document.get(selected):
             raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
         folder = Path(os.path.abspath(path.parent))
-        sources = (
-            document[selected] if isinstance(document[selected], list) else [document[selected]]
-        )
+        sources = document[selected]
+        if not isinstance(sources, list):
+            sources = [sources]
         root = folder
         with suppress(RunError):  # it is often the path on another machine
             root = path_within(folder, document.get("path") or ".")
@@ -71,31 +73,31 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
         images: list[Path] = []
         for source in sources:
             images += _images(folder, root, source)
-        dataset = _labelled_images(folder, images, _names(document["names"]), problems)
+        dataset = _labelled_images(folder, images, _names(document["names"]), selection.problems)
     except MALFORMED as error:
         raise RunError(f"{path} is not a YOLO dataset: {error!r:.200}") from error
     others = [name for name in splits if name != selected]
     if split is not None or not others:
         return dataset
-    return replace(
-        dataset, note=f"the split {selected} is read; --split reads {' or '.join(others)}"
-    )
+    note = f"the split {selected} is read; --split reads {' or '.join(others)}"
+    return replace(dataset, note=note)
 
 
-def read_yolo_folder(path: Path, split: str | None, problems: Problems) -> Dataset | None:
+def read_yolo_folder(path: Path, selection: Selection) -> Dataset | None:
     """Read images with label files but no data.yaml; return None if no image has one."""
     folder = Path(os.path.abspath(path))
     images = []
     is_labelled = False
     for image in find_images(folder):
-        if split is None or split in PurePosixPath(image.name).parts:
+        if selection.split in (None, *PurePosixPath(image.name).parts):
             images.append(folder / image.name)
             file = _label_file(folder, folder / image.name)
             if not is_labelled and file.is_file():
                 is_labelled = _ROW.match(read_text(file)) is not None
     if not is_labelled:
         return None
-    return _labelled_images(folder, images, _folder_names(folder, problems), problems)
+    names = _folder_names(folder, selection.problems)
+    return _labelled_images(folder, images, names, selection.problems)
 
 
 def _names(value: Any) -> Names:
@@ -109,9 +111,6 @@ def _folder_names(folder: Path, problems: Problems) -> Names | None:
         for file in sorted(folder.rglob(name))[:1]:
             lines = read_text(file).splitlines()
             return _names(line.strip() for line in lines if line.strip())
-    for name in YOLO_FILES:  # the folder of a split was given
-        if (folder.parent / name).is_file():
-            return _names(read_yaml(folder.parent / name)["names"])
     problems.add(folder, f"none of {', '.join(_CLASS_FILES)}", "classes named by their numbers")
     return None
 

@@ -3,7 +3,7 @@
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const cards = JSON.parse(document.querySelector("#cards").textContent);
 const gallery = document.querySelector("#gallery");
-const chosen = { sort: "difference", kind: "", class: "" };
+const chosen = { sort: "difference", kind: "" };
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -62,7 +62,7 @@ function article(card) {
 }
 
 function isShown(card) {
-  return (!chosen.kind || card.kinds.includes(chosen.kind)) && (!chosen.class || card.classes.includes(chosen.class));
+  return !chosen.kind || card.kinds.includes(chosen.kind);
 }
 
 function compare(first, second) {
@@ -100,6 +100,5 @@ function values(name) {
 chosen.sort = ["difference", "error", "disagreement"].find((name) => cards.some((card) => card[name] > 0)) ?? "name";
 filter("sort", "Sort by", [["difference", "difference of the models"], ["error", "error"], ["disagreement", "disagreement"], ["name", "name"]]);
 filter("kind", "Kind", values("kinds"));
-filter("class", "Class", values("classes"));
 key();
 show();
