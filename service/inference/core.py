@@ -1,7 +1,5 @@
 """The core that every interface calls: predict with one model, stream, or compare several models.
 
-A request about several images is answered as several requests (`answer_each`).
-
 It knows fields, images and models, no HTTP and no gRPC.
 """
 
@@ -10,7 +8,6 @@ import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Mapping,
@@ -41,6 +38,8 @@ from service.inference.request_fields import CompareFields, PredictFields, TaskR
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
 from service.settings import Settings
+
+MAX_IMAGES = 32  # one request
 
 PieceT = TypeVar("PieceT")
 AnswerT = TypeVar("AnswerT")
@@ -87,10 +86,10 @@ class Core:
         self._answer_slots = ClientSlots(num_slots, max(1, num_slots - 1))
         limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
         self._decoder = ImageDecoder(limits, settings.max_decoded)
-        self._max_running = settings.max_running
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            self._queues[runner] = FairQueue(runner, self._max_running, settings.max_waiting_tokens)
+            queue = FairQueue(runner, settings.max_running, settings.max_waiting_tokens)
+            self._queues[runner] = queue
         self._fetcher = fetcher
 
     @asynccontextmanager
@@ -103,11 +102,10 @@ class Core:
         return await self.runners[model.runner_id].channel.is_ready()
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
-        are_ready = await asyncio.gather(*map(self.is_ready, models))
-        unready = [model.id for model, ready in zip(models, are_ready, strict=True) if not ready]
-        if unready:
-            names = ", ".join(unready)
-            raise NotReady(f"{names} is starting or unavailable; try again in a few seconds")
+        for model in models:
+            if not await self.is_ready(model):
+                problem = f"{model.id} is starting or unavailable"
+                raise NotReady(f"{problem}; try again in a few seconds")
 
     async def predict(
         self,
@@ -166,14 +164,13 @@ class Core:
             size_wh = opened_image.header.size_wh
             answering = (self._outcome(model, request, opened_image, context) for model in models)
             outcomes = await asyncio.gather(*answering)
-        errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-        is_refused = len(errors) == len(outcomes) and all(
-            isinstance(error, Overloaded) for error in errors
-        )
-        for error in errors[1:] if is_refused else errors:  # what is raised is recorded later
-            record_error(error, context.api, context.request_id)
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, Overloaded)]
+        is_refused = len(refusals) == len(outcomes)
+        for outcome in outcomes[1:] if is_refused else outcomes:  # what is raised is recorded later
+            if isinstance(outcome, ServiceError):
+                record_error(outcome, context.api, context.request_id)
         if is_refused:
-            raise errors[0]
+            raise refusals[0]
         return Comparison(request, size_wh, tuple(zip(models, outcomes, strict=True)))
 
     def _parse(self, fields: Mapping[str, object]) -> tuple[ServedModel, TaskRequest]:
@@ -209,7 +206,7 @@ class Core:
             context.quota,
             context.deadline_s,
             self.settings.max_tiles,
-            self._max_running,
+            self.settings.max_running,
             partial(self.places.hold, context),
         )
         with answer_span(model.id, request.task.id, context.request_id):
@@ -247,42 +244,6 @@ class Core:
             self.places.hold(context, description.num_bytes)
             return await in_thread(images.read, context.quota.owner, image)
         if self._fetcher is None:
-            problem = "image is a URL, and image URLs are disabled"
-            raise InvalidRequest(f"{problem}; send a data: URL, base64 or a file", "image")
+            message = "image URLs are disabled; send a data: URL, base64 or a file"
+            raise InvalidRequest(message, "image")
         return await self._fetcher.fetch(image, context, partial(self.places.hold, context))
-
-
-MAX_IMAGES = 32  # one request
-
-
-async def answer_each(
-    core: Core,
-    images: Sequence[ImageInput],
-    context: RequestContext,
-    ask: Callable[[ImageInput, RequestContext], Awaitable[AnswerT]],
-) -> list[AnswerT | ServiceError]:
-    """Return what `ask` returns or raises for each image, in order.
-
-    Raise the error that every image met if it does not concern the image. Each counts as a request
-    of the key.
-    """
-
-    async def answer(index: int) -> AnswerT | ServiceError:
-        try:
-            async with core.answer_slot(context) as image_context:
-                if index > 0:  # the request itself has been counted
-                    await context.quota.take_request()
-                return await ask(images[index], image_context)
-        except ServiceError as error:
-            return error
-
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(answer(index)) for index in range(len(images))]
-    outcomes = [task.result() for task in running]
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-    kinds = {(error.code, error.param) for error in errors}
-    if len(errors) == len(outcomes) and len(kinds) == 1 and errors[0].param != "image":
-        raise errors[0]
-    for error in errors:
-        record_error(error, context.api, context.request_id)
-    return outcomes

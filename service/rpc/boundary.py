@@ -127,12 +127,11 @@ def address_of(peer: str) -> str:
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
-class NoMessage(InvalidRequest):
-    """The caller has sent all its messages."""
-
-
 class Incoming:
-    """The messages of one call, which comes from `peer`."""
+    """The messages of one call, which comes from `peer`.
+
+    Readers raise `ServiceError`, or StopAsyncIteration if the caller has sent all its messages.
+    """
 
     def __init__(
         self,
@@ -147,42 +146,32 @@ class Incoming:
         self.address = address_of(peer)
 
     async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
-        """Return the next message, of a call that has a place.
-
-        Raise `InvalidRequest` or `DeadlineExceeded`. `hold` counts its bytes until the call ends.
-        """
+        """Return the next message, of a call that has a place; `hold` counts its bytes."""
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                message = await self._next()
+                message = await anext(self._messages)
         except TimeoutError as error:
             problem = "the call's message was not received before the deadline"
             raise DeadlineExceeded(problem) from error
         count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
         if count > _MAX_VALUES:
-            raise InvalidRequest(
-                f"the message has more than {_MAX_VALUES} fields, elements and entries"
-            )
+            problem = f"the message has more than {_MAX_VALUES} fields, elements and entries"
+            raise InvalidRequest(problem)
         hold(_COPIES * len(message) + _VALUE_BYTES * count)
         return self._parsed(message)
 
     async def read_small(self) -> Message:
+        """Return the next message of a call without a place, within seconds."""
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
-                message = await self._next()
+                message = await anext(self._messages)
         except TimeoutError as error:
             problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
             raise DeadlineExceeded(problem) from error
         if len(message) > MAX_SMALL_BYTES:
-            problem = f"the message has {len(message)} bytes"
-            limit = f"at most {MAX_SMALL_BYTES} are allowed"
-            raise ServiceError(f"{problem}; {limit}", code="payload_too_large")
+            problem = f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
+            raise ServiceError(problem, code="payload_too_large")
         return self._parsed(message)
-
-    async def _next(self) -> bytes:
-        try:
-            return await anext(self._messages)
-        except StopAsyncIteration:
-            raise NoMessage("the call has no message") from None
 
     def _parsed(self, message: bytes) -> Message:
         try:
@@ -197,15 +186,13 @@ Messages = AsyncIterator[bytes]
 async def _read(incoming: Incoming, context: Context) -> Message:
     try:
         return await incoming.read_small()
-    except NoMessage:
-        raise
     except ServiceError as error:
         await abort(context, error)
         raise AssertionError("context.abort() returned") from error
 
 
 async def _messages(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
-    with suppress(NoMessage):
+    with suppress(StopAsyncIteration):
         while True:
             yield await _read(incoming, context)
 
@@ -295,10 +282,13 @@ class GrpcApi:
         return quota
 
     async def _read(self, name: str, incoming: Incoming, call: RequestContext) -> Message:
-        if name not in self.image_methods:
-            return await incoming.read_small()
-        await self._core.places.take(call)
-        return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
+        try:
+            if name not in self.image_methods:
+                return await incoming.read_small()
+            await self._core.places.take(call)
+            return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
+        except StopAsyncIteration:
+            raise InvalidRequest("the call has no message") from None
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):

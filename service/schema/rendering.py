@@ -4,6 +4,7 @@
 the original image.
 """
 
+import asyncio
 import calendar
 import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ from service.admission.places import RequestContext
 from service.analysis import Analysis, StepAnswer, analyze
 from service.errors import ErrorCode, ServiceError
 from service.images.inputs import ImageInput
-from service.inference.core import Comparison, Core, Fields, answer_each
+from service.inference.core import Comparison, Core, Fields
 from service.inference.prediction import Answer, Piece
+from service.inference.recording import record_error
 from service.inference.served_models import ServedModel, ServedModels
 from tasks.catalog import CatalogEntry
 from tasks.scores import calibration_key
@@ -340,13 +342,13 @@ def _step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | S
 def analysis_json(analysis: Analysis, request_id: str) -> AnalysisJson:
     steps: list[StepJson] = []
     for step in analysis.steps:
-        answers = [_step_answer_json(answer, request_id) for answer in step.answers]
-        task_id = step.step.task.id
-        steps.append(
-            StepJson(
-                id=step.step.options.id, task=task_id, truncated=step.is_truncated, answers=answers
-            )
+        step_json = StepJson(
+            id=step.step.options.id,
+            task=step.step.task.id,
+            truncated=step.is_truncated,
+            answers=[_step_answer_json(answer, request_id) for answer in step.answers],
         )
+        steps.append(step_json)
     return AnalysisJson(id=request_id, image=_image_json(analysis.image_size_wh), steps=steps)
 
 
@@ -377,12 +379,37 @@ async def answered_each(
     context: RequestContext,
     answer: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
 ) -> SeveralJson:
+    """Return what `answer` returns or raises for each image, in order.
+
+    Raise the error that every image met if it does not concern the image. Each counts as a request
+    of the key.
+    """
+
+    async def answer_one(index: int) -> OneJson | ServiceError:
+        try:
+            async with core.answer_slot(context) as image_context:
+                if index > 0:  # the request itself has been counted
+                    await context.quota.take_request()
+                return await answer(images[index], image_context)
+        except ServiceError as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        running = list(map(group.create_task, map(answer_one, range(len(images)))))
     answers: list[OneJson | ErrorJson] = []
-    for outcome in await answer_each(core, images, context, answer):
+    errors: list[ServiceError] = []
+    for task in running:
+        outcome = task.result()
         if isinstance(outcome, ServiceError):
+            errors.append(outcome)
             answers.append(ErrorJson(error=error_detail(outcome, context.request_id)))
         else:
             answers.append(outcome)
+    kinds = {(error.code, error.param) for error in errors}
+    if len(errors) == len(images) and len(kinds) == 1 and errors[0].param != "image":
+        raise errors[0]
+    for error in errors:
+        record_error(error, context.api, context.request_id)
     return SeveralJson(id=context.request_id, answers=answers)
 
 
@@ -431,12 +458,15 @@ def catalog_json(models: ServedModels) -> JsonObject:
 def tasks_json(models: ServedModels) -> JsonObject:
     rows: list[JsonObject] = []
     for task in TASKS.values():
-        row = {"id": task.id, "object": "task", "description": task.description}
-        offering = [model.id for model in models if task.id in model.entry.task_ids]
-        parameters = task.json_schema()
-        rows.append(
-            {**row, "result": task.result_kind, "parameters": parameters, "models": offering}
-        )
+        row = {
+            "id": task.id,
+            "object": "task",
+            "description": task.description,
+            "result": task.result_kind,
+            "parameters": task.json_schema(),
+            "models": [model.id for model in models if task.id in model.entry.task_ids],
+        }
+        rows.append(row)
     return {"object": "list", "data": rows}
 
 
