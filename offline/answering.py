@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from imaging.errors import OversizedImage
 from offline.output import Attempt, Job, Row, RowError, build_of, differences
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
@@ -163,9 +162,6 @@ class Answerer:
         except (Unreadable, OSError) as error:
             return replace(row, error=RowError("unreadable_input", str(error)))
         except ServiceError as error:
-            cause = error.__cause__
-            if isinstance(cause, OversizedImage) and cause.size_wh is not None:
-                row = _sized(row, cause.size_wh)
             return replace(row, error=RowError(error.code, error.message))
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)

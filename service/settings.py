@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -31,6 +30,8 @@ BYTES_PER_MB = 1_000_000
 MAX_STEPS = 256
 _DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
 _MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
+_HOST_AND_PORT = r"(?:[^\[\]:/?#@\s]+|\[[0-9a-fA-F:.]+\])(?::[1-9][0-9]{0,4})?"
+_STORE_URL = rf"rediss?://(?:[^/?#]*@)?{_HOST_AND_PORT}(?:/[0-9]{{0,5}})?"
 _PASSWORD = re.compile(r"//.*@")  # user and password in a URL
 # Settings that require another.
 _REQUIRED = {
@@ -52,45 +53,35 @@ def is_store_url(text: str) -> bool:
     return text.startswith(("redis://", "rediss://"))
 
 
-def _check_store_url(url: str) -> str:
-    parts = urlsplit(url)
-    is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
-    if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
-        raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
-    return url
+def _matching(pattern: str, allowed: str) -> AfterValidator:
+    """Return the check that a whole text matches."""
 
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"it must be {allowed}")
+        return text
 
-def _check_images_place(place: str) -> str:
-    return _check_store_url(place) if is_store_url(place) else place
-
-
-def _check_http_url(url: str) -> str:
-    parts = urlsplit(url)
-    is_http = parts.scheme in ("http", "https") and parts.hostname
-    if not is_http or "@" in parts.netloc or parts.query:
-        raise ValueError(
-            "it must be an http(s) URL of host, port and path, without credentials and query"
-        )
-    return url
+    return AfterValidator(check)
 
 
 def split_runner_url(pair: str) -> tuple[str, str]:
-    model_id, _, url = pair.partition("=")
-    parts = urlsplit(url)
-    is_plain = parts.path in ("", "/") and not (parts.query or parts.fragment)
-    is_url = parts.scheme == "http" and parts.hostname and "@" not in parts.netloc
-    if not (model_id and is_plain and is_url and _has_port(parts)):
-        raise ValueError(
-            f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000"
-        )
-    return model_id, url.rstrip("/")
+    match = re.fullmatch(rf"([^=]+)=(http://{_HOST_AND_PORT})/?", pair)
+    if match is None:
+        example = "such as florence-2-mini=http://10.0.0.1:3000"
+        raise ValueError(f"{pair!r} must be MODEL=http://HOST:PORT, {example}")
+    return match[1], match[2]
 
 
-def _has_port(parts: SplitResult) -> bool:
-    try:
-        return parts.port is None or parts.port > 0
-    except ValueError:
-        return False
+def _once_per_model(split: Callable[[str], tuple[object, ...]]) -> AfterValidator:
+    """Return the check that `split`, which returns the model first, returns each model once."""
+
+    def check(pairs: Names) -> Names:
+        models = {split(pair)[0] for pair in pairs}
+        if len(models) < len(pairs):
+            raise ValueError("a model occurs twice")
+        return pairs
+
+    return AfterValidator(check)
 
 
 def _check_hosts(hosts: Names) -> Names:
@@ -99,39 +90,24 @@ def _check_hosts(hosts: Names) -> Names:
     return hosts
 
 
-def _once_per_model(split: Callable[[str], tuple[object, ...]], problem: str) -> AfterValidator:
-    """Return the check that `split`, which returns the model first, returns each model once."""
-
-    def check(pairs: Names) -> Names:
-        models = {split(pair)[0] for pair in pairs}
-        if len(models) < len(pairs):
-            raise ValueError(problem)
-        return pairs
-
-    return AfterValidator(check)
+def _check_not_one(value: int) -> int:
+    if value == 1:
+        raise ValueError("the minimum is 2, and 0 selects the default")
+    return value
 
 
-def _not_one(problem: str) -> AfterValidator:
-    def check(value: int) -> int:
-        if value == 1:
-            raise ValueError(problem)
-        return value
-
-    return AfterValidator(check)
-
-
-_ONE_IN_BATCH = "BentoML's batcher needs batches of at least 2; 0 selects the device's default"
-_ONE_PLACE = "one client could take the only place; the minimum is 2, and 0 selects the default"
-_TWO_URLS = "a model has two URLs; use the URL of a proxy that balances its replicas"
+_STORE_FORM = "redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
+_HTTP_FORM = "an http(s) URL of host, port and path, without credentials and query"
 ModelIds = Annotated[
     Names, Field(min_length=1), AfterValidator(lambda names: tuple(map(model_id_of, names)))
 ]
-StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
-ImagesPlace = Annotated[str, AfterValidator(_check_images_place)]
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+StoreUrl = Annotated[str, _matching(_STORE_URL, _STORE_FORM)]
+ImagesPlace = Annotated[str, _matching(rf"(?!rediss?://).*|{_STORE_URL}", _STORE_FORM)]
+HttpUrl = Annotated[str, _matching(r"https?://[^/?#@\s]+(/[^?#\s]*)?", _HTTP_FORM)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
-RunnerUrls = Annotated[Names, _once_per_model(split_runner_url, _TWO_URLS)]
-Devices = Annotated[Names, _once_per_model(model_device, "a model has two devices")]
+RunnerUrls = Annotated[Names, _once_per_model(split_runner_url)]
+Devices = Annotated[Names, _once_per_model(model_device)]
+NotOne = AfterValidator(_check_not_one)
 
 
 class Settings(BaseModel):
@@ -236,7 +212,7 @@ class Settings(BaseModel):
     """Precision of encoders; auto: the model's default."""
     decoder_precision: WantedPrecision = "auto"
     """Precision of decoders; auto: the model's default."""
-    encoder_max_batch_size: Annotated[int, Field(ge=0, le=256), _not_one(_ONE_IN_BATCH)] = 0
+    encoder_max_batch_size: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images in an encoder's batch, at least 2; 0: 2 on CPU, 16 on CUDA."""
     encoder_max_latency_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = 3_600_000
     """The batcher drops images with a higher expected latency, milliseconds; keep it far above the
@@ -268,7 +244,7 @@ class Settings(BaseModel):
     """Maximum pixels of an image."""
     max_image_side_px: Annotated[int, Field(ge=100, le=65_535)] = 20_000
     """Maximum width and height of an image, pixels."""
-    max_decoded_images: Annotated[int, Field(ge=0, le=256), _not_one(_ONE_PLACE)] = 0
+    max_decoded_images: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
     at most 8. Each needs up to 16 bytes for every pixel."""
     max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 16
@@ -378,35 +354,29 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 def _check_together(values: Settings) -> None:
     for name, other in _REQUIRED.items():
         if getattr(values, name) and not getattr(values, other):
-            raise SettingsError(
-                f"{variable(name)} is set and requires {variable(other)}, which is not set"
-            )
+            requirement = f"requires {variable(other)}, which is not set"
+            raise SettingsError(f"{variable(name)} is set and {requirement}")
+    workers = variable("gateway_workers")
     if values.is_one_process and (values.gateway_workers > 1 or values.devices):
-        raise SettingsError(
-            f"{variable('processes')}=one excludes several {variable('gateway_workers')} and"
-            f" {variable('devices')}; {variable('device')} is that of all models"
+        problem = (
+            f"{variable('processes')}=one excludes several {workers} and {variable('devices')}"
         )
+        raise SettingsError(f"{problem}; {variable('device')} is that of all models")
     if values.gateway_workers > 1 and (values.portable or is_portable()):
-        raise SettingsError(
-            f"{variable('gateway_workers')}={values.gateway_workers} requires Linux, without"
-            f" {variable('portable')}; 1 is allowed"
-        )
+        problem = f"{workers}={values.gateway_workers} requires Linux, without"
+        raise SettingsError(f"{problem} {variable('portable')}; 1 is allowed")
     min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
     for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
-        memory_mb = getattr(values, name)
-        if 0 < memory_mb < min_mb:
-            raise SettingsError(
-                f"{variable(name)}={memory_mb} is too small;"
-                f" {variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
-            )
+        if 0 < getattr(values, name) < min_mb:
+            problem = f"{variable(name)}={getattr(values, name)} is too small"
+            requirement = f"{variable('max_body_bytes')}={values.max_body_bytes} requires"
+            raise SettingsError(f"{problem}; {requirement} at least {min_mb}")
     for name in ("runner_urls", "devices"):
         for pair in getattr(values, name):
             model = pair.partition("=")[0]
             if model not in values.models:
-                raise SettingsError(
-                    f"{variable(name)} names {model}, but"
-                    f" {variable('models')}={','.join(values.models)}"
-                )
+                models = f"{variable('models')}={','.join(values.models)}"
+                raise SettingsError(f"{variable(name)} names {model}, but {models}")
 
 
 @cache
