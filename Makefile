@@ -7,7 +7,7 @@
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
-# make bench      our service against what a user would write instead, at most 15 minutes; tables in laboratory/results
+# make bench      our service against what a user would write instead, 15 minutes; tables in laboratory/results
 # make loadtest   Locust against a running service: make loadtest URL=… LOADTEST="--users 40"; report in build/load.html
 # make release    all checks, then one version in every place, its changes described, a clean tree
 

@@ -9,6 +9,7 @@ answered and expected are summed before they are divided. `-` means that nothing
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,19 +32,11 @@ from diptych_client import (
     TextResult,
     UnsupportedTask,
 )
-from diptych_client.geometry import Ring, bounding_box, polygons_mask
+from diptych_client.geometry import Mask
 from diptych_client.matching import LabelledBox, match, pairwise_iou
-from diptych_client.results import Result
+from diptych_client.results import Result, box_of
 from export.scenes import Scene, render_scene
-from laboratory.questions import (
-    DetectionsTruth,
-    InstancesTruth,
-    QuadText,
-    Question,
-    TextRegionsTruth,
-    TextTruth,
-    questions,
-)
+from laboratory.questions import Question, questions
 from laboratory.scenes import PLAIN_PX, evaluation_scene, png
 from loadtest.figures import table
 
@@ -143,18 +136,18 @@ def evaluate(
 
 
 def score_answer(result: Result, question: Question, image: ImageSize) -> Measures:
-    """Score a result against the true answer of a question `scaled` to the image.
+    """Score a result against that of a question `scaled` to the image.
 
     Raise ValueError if the result has another kind than the task's.
     """
     match question.truth, result:
-        case TextTruth(text), TextResult(answer):
+        case TextResult(text), TextResult(answer):
             return _exactness(answer == text, answer, text)
-        case DetectionsTruth(boxes), DetectionsResult(detections):
+        case DetectionsResult(boxes), DetectionsResult(detections):
             return _detection_measures(detections, boxes)
-        case InstancesTruth(outlines), InstancesResult(instances):
-            return {"mask_iou": Tally(_mask_iou(instances, outlines, image), 1, 1)}
-        case TextRegionsTruth(words), TextRegionsResult(regions):
+        case InstancesResult(expected), InstancesResult(instances):
+            return {"mask_iou": Tally(_mask_iou(instances, expected, image), 1, 1)}
+        case TextRegionsResult(words), TextRegionsResult(regions):
             is_exact = len(regions) == len(words)
             for region, word in zip(regions, words, strict=False):
                 is_exact = is_exact and _is_same_word(region, word)
@@ -172,33 +165,38 @@ def _claim(is_right: bool) -> Tally:
     return Tally(float(is_right), 1, 1)
 
 
-def _detection_measures(detections: Sequence[Detection], boxes: Sequence[LabelledBox]) -> Measures:
-    if not boxes:
-        return {"empty": _claim(not detections)}
-    answers = [LabelledBox(detection.label, detection.box_xyxy) for detection in detections]
-    num_right = 0
-    num_loose = 0
-    for pair in match(boxes, answers):
-        num_right += pair.kind == "right"
-        num_loose += pair.kind == "loosely placed"
+def _detection_measures(answers: Sequence[Detection], truths: Sequence[Detection]) -> Measures:
+    if not truths:
+        return {"empty": _claim(not answers)}
+    kinds = Counter(pair.kind for pair in match(_labelled(truths), _labelled(answers)))
+    num_right = kinds["right"] + kinds["loosely placed"]
     return {
-        "f1_at_50": Tally(num_right + num_loose, len(answers), len(boxes)),
-        "f1_at_75": Tally(num_right, len(answers), len(boxes)),
+        "f1_at_50": Tally(num_right, len(answers), len(truths)),
+        "f1_at_75": Tally(kinds["right"], len(answers), len(truths)),
     }
 
 
-def _mask_iou(instances: Sequence[Instance], outlines: Sequence[Ring], image: ImageSize) -> float:
-    """Return the IoU of the unions of all instances and of all outlines."""
-    answered = np.zeros((image.height, image.width), bool)
-    for instance in instances:
-        answered |= instance.to_mask(image)
-    expected = polygons_mask(outlines, image)
+def _labelled(detections: Sequence[Detection]) -> list[LabelledBox]:
+    return [LabelledBox(detection.label, detection.box_xyxy) for detection in detections]
+
+
+def _mask_iou(answers: Sequence[Instance], truths: Sequence[Instance], image: ImageSize) -> float:
+    """Return the IoU of the unions of all instances."""
+    answered = _union(answers, image)
+    expected = _union(truths, image)
     num_pixels = (answered | expected).sum()
     return float((answered & expected).sum() / num_pixels) if num_pixels else 0.0
 
 
-def _is_same_word(region: TextRegion, word: QuadText) -> bool:
-    ious = pairwise_iou([bounding_box(region.quad_xy)], [bounding_box(word.quad_xy)])
+def _union(instances: Sequence[Instance], image: ImageSize) -> Mask:
+    mask = np.zeros((image.height, image.width), np.bool_)
+    for instance in instances:
+        mask |= instance.to_mask(image)
+    return mask
+
+
+def _is_same_word(region: TextRegion, word: TextRegion) -> bool:
+    ious = pairwise_iou([box_of(region)], [box_of(word)])
     return region.text == word.text and bool(ious[0, 0] >= _SAME_WORD_IOU)
 
 

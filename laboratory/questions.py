@@ -8,21 +8,30 @@ checkpoints, and prompts are built by the service's own code.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from numpy.random import Generator, default_rng
 
-from diptych_client.matching import LabelledBox
+from diptych_client.geometry import ImageSize, corners
+from diptych_client.image_sources import scaled_result
+from diptych_client.results import (
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Result,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
 from export.scenes import (
     CANVAS_PX,
     COLORS,
     SHAPES,
-    BoxXYXY,
-    Ring,
     Scene,
     SceneObject,
     box_xyxy,
     outline_xy,
-    quad_xy,
 )
 from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask
@@ -31,51 +40,15 @@ from tasks.florence2.prompts import asked_per_prompt
 from tasks.prompts import Prompt
 from tasks.table import TASKS, parse_parameters
 
-Parameters = Mapping[str, str | list[str] | list[float]]
+Parameters = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class TextTruth:
-    """The exact text; empty if the image has none."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class DetectionsTruth:
-    """All boxes to be detected, left to right; none if the requested labels are absent."""
-
-    boxes: tuple[LabelledBox, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InstancesTruth:
-    """The outlines of the objects as drawn, without labels."""
-
-    outlines: tuple[Ring, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class QuadText:
-    """A word and its corners from the top left clockwise."""
-
-    text: str
-    quad_xy: Ring
-
-
-@dataclass(frozen=True, slots=True)
-class TextRegionsTruth:
-    """All words of the image."""
-
-    text_regions: tuple[QuadText, ...]
-
-
-Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
+_CANVAS = ImageSize(CANVAS_PX, CANVAS_PX)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A task with the parameters of a request (`region` in pixels), and the true answer.
+    """A task with the parameters of a request (`region` in pixels), and its true result.
 
     `name` is the question's row in an accuracy table, such as `captioning short`.
     """
@@ -83,34 +56,16 @@ class Question:
     name: str
     task: str
     parameters: Parameters
-    truth: Truth
+    truth: Result
 
-    def scaled(self, image_size_wh: tuple[int, int]) -> "Question":
+    def scaled(self, size_wh: tuple[int, int]) -> "Question":
         """Return the question about the scene rendered at this image size."""
-        scale_x = image_size_wh[0] / CANVAS_PX
-        scale_y = image_size_wh[1] / CANVAS_PX
-
-        def ring(points: Ring) -> Ring:
-            return tuple((x * scale_x, y * scale_y) for x, y in points)
-
-        def box(edges: BoxXYXY) -> BoxXYXY:
-            (left, top), (right, bottom) = ring((edges[:2], edges[2:]))
-            return left, top, right, bottom
-
-        truth = self.truth
-        match truth:
-            case DetectionsTruth(boxes):
-                scaled = [replace(true, box_xyxy=box(true.box_xyxy)) for true in boxes]
-                truth = DetectionsTruth(tuple(scaled))
-            case InstancesTruth(outlines):
-                truth = InstancesTruth(tuple(map(ring, outlines)))
-            case TextRegionsTruth(words):
-                quads = [replace(word, quad_xy=ring(word.quad_xy)) for word in words]
-                truth = TextRegionsTruth(tuple(quads))
+        image = ImageSize(*size_wh)
         parameters = dict(self.parameters)
-        match parameters.get("region"):
-            case [float(left), float(top), float(right), float(bottom)]:
-                parameters["region"] = list(box((left, top, right, bottom)))
+        if region := parameters.get("region"):
+            sides = zip(region, size_wh * 2, strict=True)
+            parameters["region"] = [edge * side / CANVAS_PX for edge, side in sides]
+        truth = scaled_result(self.truth, _CANVAS, image)
         return replace(self, parameters=parameters, truth=truth)
 
 
@@ -146,14 +101,16 @@ def _every_question(scene: Scene) -> Iterator[Question]:
     yield from phrase_grounding(scene, rng)
     if chosen:
         task = "instance_segmentation"
-        outline = InstancesTruth((outline_xy(chosen),))
         box = list(box_xyxy(chosen))
+        outline = InstancesResult(
+            (Instance(box_xyxy(chosen), chosen.name, 1.0, (outline_xy(chosen),)),)
+        )
         yield Question(f"{task} phrase", task, {"phrase": chosen.name}, outline)
         yield Question(f"{task} region", task, {"region": box}, outline)
     word = scene.word
-    yield Question("ocr", "ocr", {}, TextTruth(word.text if word else ""))
-    words = (QuadText(word.text, quad_xy(word.box_xyxy)),) if word else ()
-    yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(words))
+    yield Question("ocr", "ocr", {}, TextResult(word.text if word else ""))
+    words = (TextRegion(corners(word.box_xyxy), word.text, 1.0),) if word else ()
+    yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsResult(words))
     task = "region_description"
     if word:
         yield _text(task, word.text, detail="text", region=list(word.box_xyxy))
@@ -218,18 +175,21 @@ def question_answering(
 
 def _question(variant: str, question: str, answer: str) -> Question:
     task = "visual_question_answering"
-    return Question(f"{task} {variant}", task, {"question": question}, TextTruth(answer))
+    return Question(f"{task} {variant}", task, {"question": question}, TextResult(answer))
 
 
 def _text(task: str, text: str, detail: str, region: list[float] | None = None) -> Question:
     parameters: Parameters = {"detail": detail}
     if region is not None:
         parameters = {"detail": detail, "region": region}
-    return Question(f"{task} {detail}", task, parameters, TextTruth(text))
+    return Question(f"{task} {detail}", task, parameters, TextResult(text))
 
 
-def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsTruth:
-    return DetectionsTruth(tuple(LabelledBox(label, box_xyxy(drawn)) for label, drawn in labelled))
+def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsResult:
+    """Return all boxes to be detected, left to right; none if the requested labels are absent."""
+    return DetectionsResult(
+        tuple(Detection(box_xyxy(drawn), label, 1.0) for label, drawn in labelled)
+    )
 
 
 def with_article(name: str) -> str:

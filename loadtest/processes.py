@@ -30,10 +30,6 @@ _STOP_TIMEOUT_S = 30
 _TIMES = slice(4)  # user and kernel time of the process and of its ended children
 
 
-class ServerError(Exception):
-    """A server does not become ready or does not answer."""
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """A command whose server listens on `port`."""
@@ -52,7 +48,7 @@ class Launch:
 def running(launch: Launch, log: Path) -> Iterator[int]:
     """Start a server, yield its process id once it is ready, and stop it, on SIGTERM too.
 
-    Raise `ServerError` if it is never ready.
+    Raise `RuntimeError` if it is never ready.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as log_file:
@@ -132,5 +128,5 @@ def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: P
                 return
         if process.poll() is not None or time.monotonic() > deadline_s:
             end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise ServerError(f"{shlex.join(launch.command)} is not ready; {log} ends with: {end}")
+            raise RuntimeError(f"{shlex.join(launch.command)} is not ready; {log} ends with: {end}")
         time.sleep(0.1)

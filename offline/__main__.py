@@ -11,15 +11,15 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import yaml
 from tqdm import tqdm
 
 from offline.filesystems import InputError, is_within
-from offline.output import COCO_NAME, Job, Output, OutputFormat, build_of, write_coco
+from offline.output import Job, Output, OutputFormat, build_of, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis import check_prompts, parse_plan
 from service.errors import ServiceError
@@ -34,11 +34,7 @@ from tasks.table import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
 from wire.host import process_environment
 
-if TYPE_CHECKING:
-    from offline.pipeline import DoneShard
-
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
-_MAX_STEPS_BYTES = 1_000_000
 _COCO_KINDS = ("detections", "instances")
 _LARGEST_WH = (MAX_COORDINATE_PX, MAX_COORDINATE_PX)  # no image has a region beyond it
 # Settings of a server, or of models that are not used here.
@@ -58,18 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = Output(options.output, job_of(options, settings, shards), options.overwrite)
         done = output.begin()
         remaining = [(index, shard) for index, shard in enumerate(shards) if index not in done]
-        has_coco = not options.overwrite and options.format == "coco" and output.has(COCO_NAME)
-        if has_coco and remaining:
-            raise InputError(
-                f"{options.output} has {COCO_NAME}, but not all of its rows; move it, or give"
-                " --overwrite to replace it"
-            )
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
         return 2
     if remaining:
         _answer(options, output, settings, remaining)
-    if options.format == "coco" and not has_coco:
+    if options.format == "coco":
         write_coco(output)
     output.remove_incomplete()
     num_images, num_failed = output.counts()
@@ -84,26 +74,12 @@ def _answer(
     from offline.pipeline import answer_shards, start_ray
 
     start_ray(options.address)
-    counts = [shard.num_images for _, shard in shards]
-    num_known = None if None in counts else sum(filter(None, counts))
-    show_progress(answer_shards(output, shards, settings, options.actors), len(shards), num_known)
-
-
-def show_progress(answered: "Iterable[DoneShard]", num_shards: int, num_images: int | None) -> None:
-    """Consume `answered` with a progress bar; print how many images were answered in a second."""
-    done: list[DoneShard] = []
-    with tqdm(unit=" images") as bar:
-        for shard in answered:
-            done.append(shard)
-            num_done = sum(part.num_images for part in done)
-            num_failed = sum(part.num_failed for part in done)
-            # archives have no index: an estimate from the shards done
-            bar.total = num_done * num_shards // len(done) if num_images is None else num_images
-            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{num_shards}", refresh=False)
-            bar.update(shard.num_images)
-    # without the start
-    seconds = max(part.ended_s for part in done) - min(part.started_s for part in done)
-    print(f"{num_done} images in {seconds:.2f} s, {num_done / seconds:.2f} images/s")
+    num_failed = 0
+    with tqdm(total=len(shards), unit=" shards") as bar:
+        for num_failed_of_shard in answer_shards(output, shards, settings, options.actors):
+            num_failed += num_failed_of_shard
+            bar.set_postfix(failed=num_failed, refresh=False)
+            bar.update()
 
 
 def settings_for(model_id: str) -> Settings:
@@ -139,27 +115,20 @@ def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Sha
     )
 
 
-def read_steps(path: str, model_id: str) -> list[dict[str, Any]]:
+def read_steps(path: str, model_id: str) -> Any:
     """Return the steps of a YAML or JSON file, asked of one model; raise `InputError`.
 
-    The file has a list of steps, or an object with `steps`, such as a recipe of the client.
+    The file has a list of steps, or an object with `steps`, such as a recipe of the client. The
+    plan checks them.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MAX_STEPS_BYTES + 1)
-        if len(data) > _MAX_STEPS_BYTES:
-            raise InputError(f"--steps {path} is larger than {_MAX_STEPS_BYTES} bytes")
-        document = yaml.safe_load(data)
+        document = yaml.safe_load(Path(path).read_bytes())
     except (OSError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"--steps {path} cannot be read: {error}") from error
     steps = document.get("steps") if isinstance(document, dict) else document
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise InputError(f"--steps {path} must have steps: a list of objects")
-    for step in steps:
-        names = step.get("models", step.setdefault("model", model_id))
-        if names != model_id:
-            problem = f"step {step.get('id')!r} names {names!r}; one model answers: {model_id}"
-            raise InputError(f"--steps {path}: {problem}")
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict) and "models" not in step:
+            step.setdefault("model", model_id)
     return steps
 
 
@@ -193,13 +162,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     question.add_argument("--steps", metavar="FILE", help="steps of an analysis; YAML or JSON")
     add("--model", required=True, help="model id of the catalog")
     add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
-    pair: dict[str, Any] = {
-        "type": _field,
-        "action": "append",
-        "default": [],
-        "metavar": "NAME=VALUE",
-    }
-    add("-F", "--field", help="field of /v1/predict; repeatable", **pair)
+    pair: dict[str, Any] = {"type": _field, "action": "append", "default": []}
+    name = "field of /v1/predict; repeatable"
+    add("-F", "--field", metavar="NAME=VALUE", help=name, **pair)
     add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
     add("--overwrite", action="store_true", help="replace files of OUTPUT that others wrote")
     add("--column", default="image", help="of parquet files: images or paths; default %(default)s")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from offline.output import Attempt, Job, Row, RowError, build_of, differences
-from offline.shards import InputImage, Shard, Unreadable, images_of
+from offline.shards import InputImage, Shard, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.places import RequestContext
 from service.analysis import analyze
@@ -159,7 +159,7 @@ class Answerer:
                 calibrated=answer.is_calibrated,
                 left_out=None if answer.guarantee is None else answer.guarantee.left_out,
             )
-        except (Unreadable, OSError) as error:
+        except OSError as error:
             return replace(row, error=RowError("unreadable_input", str(error)))
         except ServiceError as error:
             return replace(row, error=RowError(error.code, error.message))

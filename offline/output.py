@@ -28,12 +28,11 @@ from typing import IO, Any, Literal, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
+from pycocotools import mask as coco_mask
 
 from offline.filesystems import InputError, file_system
 from service.inference.served_models import ServedModel
 from service.settings import Settings
-from tasks.results import RunLengthMask
-from tasks.run_length import decode_mask
 
 OutputFormat = Literal["parquet", "jsonl", "coco"]
 ShardFormat = Literal["parquet", "jsonl"]
@@ -43,21 +42,20 @@ _INCOMPLETE = ".incomplete"
 _PREFIX = "part-"
 COCO_NAME = "annotations.json"
 _UNNAMED = "object"  # the category of a task without labels
-_ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
 _SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("result", pa.string()),  # JSON: its form depends on the task
-        pa.field("raw_text", pa.string()),
-        pa.field("finish_reason", pa.string()),
-        pa.field("calibrated", pa.bool_()),
-        pa.field("left_out", pa.int32()),
-        pa.field("error", _ERROR),
-    ]
+    {
+        "key": pa.string(),
+        "model": pa.string(),
+        "task": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "result": pa.string(),  # JSON: its form depends on the task
+        "raw_text": pa.string(),
+        "finish_reason": pa.string(),
+        "calibrated": pa.bool_(),
+        "left_out": pa.int32(),
+        "error": pa.struct({"code": pa.string(), "message": pa.string()}),
+    }
 )
 
 
@@ -121,8 +119,11 @@ class Job:
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the values that differ, by name; empty if there are none."""
     text_of = partial(json.dumps, ensure_ascii=False)
-    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return "; ".join(f"{n}: {text_of(before.get(n))}, now {text_of(now.get(n))}" for n in names)
+    parts = []
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            parts.append(f"{name}: {text_of(before.get(name))}, now {text_of(now.get(name))}")
+    return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,6 @@ class Output:
             self.write(_MANIFEST, lambda stream: stream.write(self.job.manifest().encode()))
         indices = range(self.job.num_shards)
         return frozenset(index for index in indices if self._name(index) in present)
-
-    def has(self, name: str) -> bool:
-        return bool(file_system(self.uri)[0].exists(self._path(name)))
 
     def remove_incomplete(self) -> None:
         """Remove what killed processes have left."""
@@ -296,14 +294,10 @@ def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
 
 def write_coco(output: Output) -> None:
     category_ids: dict[str, int] = {}
-    answered = ((number, row) for number, row in output.rows() if row.error is None)
-    images = (
-        {"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered
-    )
 
     def write(stream: IO[bytes]) -> None:
         stream.write(b'{"images": [')
-        _write_list(stream, images)
+        _write_list(stream, _images(output))
         stream.write(b'], "annotations": [')
         _write_list(stream, _annotations(output, category_ids))
         categories = [{"id": number, "name": name} for name, number in category_ids.items()]
@@ -316,6 +310,13 @@ def write_coco(output: Output) -> None:
 def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:
     for index, value in enumerate(values):
         stream.write((b",\n" if index else b"\n") + json.dumps(value, ensure_ascii=False).encode())
+
+
+def _images(output: Output) -> Iterator[dict[str, Any]]:
+    for number, row in output.rows():
+        if row.error is None:
+            size = {"width": row.width, "height": row.height}
+            yield {"id": number, "file_name": row.key, **size}
 
 
 def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -332,7 +333,5 @@ def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[
             bbox = [x1, y1, x2 - x1, y2 - y1]
             shape = {"bbox": bbox, "area": bbox[2] * bbox[3], "segmentation": []}
             if mask := value.get("mask"):
-                height, width = mask["size"]
-                area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
-                shape |= {"area": area, "segmentation": mask}
+                shape |= {"area": int(coco_mask.area(mask)), "segmentation": mask}
             yield {**ids, **shape, "score": value["score"], "iscrowd": 0}

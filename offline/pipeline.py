@@ -11,9 +11,8 @@ import logging
 import os
 import pickle
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
@@ -33,16 +32,6 @@ _SHARDS_AT_ONCE = 2
 _SHARDS_ASSIGNED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class DoneShard:
-    """A shard that is written."""
-
-    num_images: int
-    num_failed: int
-    started_s: float  # time.time() of its host
-    ended_s: float
-
-
 class ShardActor:
     """Processes and writes shards, several at a time; Ray Data calls it in threads."""
 
@@ -56,8 +45,8 @@ class ShardActor:
 
         self._answerer = asyncio.run_coroutine_threadsafe(load(), self._loop).result()
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        started_s = time.time()
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, int]:
+        """Return the number of failed images of a shard."""
         index: int = row["index"]
         shard: Shard = pickle.loads(row["shard"])
         attempt = Attempt.begin(self._output, index)
@@ -68,8 +57,7 @@ class ShardActor:
         rows = asyncio.run_coroutine_threadsafe(answered, self._loop).result()
         self._output.write_shard(index, rows)
         attempt.end()
-        num_failed = sum(row.error is not None for row in rows)
-        return asdict(DoneShard(len(rows), num_failed, started_s, time.time()))
+        return {"num_failed": sum(row.error is not None for row in rows)}
 
 
 def start_ray(address: str | None) -> None:
@@ -108,8 +96,8 @@ class Pool:
 
 def answer_shards(
     output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
-) -> Iterator[DoneShard]:
-    """Process and write the numbered shards; yield each when it is done."""
+) -> Iterator[int]:
+    """Process and write the numbered shards; yield the number of failed images of each."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
@@ -130,4 +118,4 @@ def answer_shards(
         num_gpus=pool.num_gpus,
     )
     for row in done.iter_rows():
-        yield DoneShard(**row)
+        yield row["num_failed"]

@@ -40,18 +40,12 @@ class _Member(tarfile.TarInfo):
         try:
             return super().fromtarfile(archive)
         except _NO_END as error:
-            raise tarfile.ReadError(
-                "the archive ends without an end mark: images may be missing"
-            ) from error
-
-
-class Unreadable(Exception):
-    """The bytes of an image cannot be read from the input."""
+            raise tarfile.ReadError("it has no end mark: images may be missing") from error
 
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """An image of the input; `read` returns its file, or raises `Unreadable` or `OSError`."""
+    """An image of the input; `read` returns its file, or raises `OSError`."""
 
     key: str
     read: Callable[[], bytes]
@@ -208,6 +202,6 @@ def _is_image(path: str) -> bool:
 
 def _unreadable(key: str, message: str) -> InputImage:
     def read() -> bytes:
-        raise Unreadable(message)
+        raise OSError(message)
 
     return InputImage(key, read)

@@ -28,7 +28,7 @@ from diptych_client.long_runs import AppendLog, RunError
 from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
-from offline.shards import ArchiveShard, Unreadable, images_of
+from offline.shards import ArchiveShard, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
 from service.analysis import StepObject, parse_plan
@@ -276,9 +276,7 @@ READERS = {
         (RunError,),
         (b'{"key": "a", "image": "a.png", "answer": {}}\n',),
     ),
-    "archive": Reader(
-        in_file("shard.tar", read_archive), (Unreadable, OSError), (tar_of("a.png", IMAGE),)
-    ),
+    "archive": Reader(in_file("shard.tar", read_archive), (OSError,), (tar_of("a.png", IMAGE),)),
 }
 
 

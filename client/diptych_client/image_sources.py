@@ -206,12 +206,12 @@ def restored(result: ResultT, original: ImageSize | None) -> ResultT:
         answers = tuple(restored(answer, original) for answer in result.answers)
         scaled = replace(result, image=original, answers=answers)
     elif isinstance(result, Answer):
-        original_result = _scaled(result.result, result.image, original)
+        original_result = scaled_result(result.result, result.image, original)
         scaled = replace(result, image=original, result=original_result)
     return scaled  # type: ignore[return-value]
 
 
-def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
+def scaled_result(result: Result, sent: ImageSize, original: ImageSize) -> Result:
     scale = np.array([original.width / sent.width, original.height / sent.height])
 
     def points(ring: Sequence[Sequence[float]]) -> Any:

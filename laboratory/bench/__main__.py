@@ -10,8 +10,8 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from laboratory.bench.load import (
     OURS,
@@ -32,7 +32,6 @@ Rounds = dict[tuple[Server, Workload], list[Round]]
 _FOLDER = ROOT / "build" / "bench"
 _RESULTS = ROOT / "laboratory" / "results" / "bench.md"
 _NUM_RUNS = 2
-_LIMIT_S = 14 * 60.0
 _RATES = ("requests/s", "tokens/s")  # of the other measures, less is better
 
 
@@ -42,46 +41,25 @@ def main() -> None:
     environment = {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER)]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=sys.stderr, check=True)
-    rounds, notes = _measured(time.monotonic() + _LIMIT_S)
-    equal, both = num_equal(rounds)
+    rounds: Rounds = {}
+    for run, server in product(range(_NUM_RUNS), SERVERS):
+        for workload, result in rounds_of(server, _FOLDER, run):
+            num = len(result.samples)
+            print(f"{server.name}, {workload.title}: {num} in {result.elapsed_s:.1f} s", flush=True)
+            rounds.setdefault((server, workload), []).append(result)
+    num_same, num_all = num_equal(rounds)
     facts = {
         "command": "`make bench`",
         "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}",
-        f"{RANDOM_MODEL}, texts equal to the peer's": f"{equal} of {both}",
+        f"{RANDOM_MODEL}, texts equal to the peer's": f"{num_same} of {num_all}",
     }
     print(ratio_table(rounds))
-    _RESULTS.write_text(markdown(rounds, facts, notes), encoding="utf-8")
-    _note(f"written to {_RESULTS}; `python -m docs.tables` updates the pages")
-
-
-def _measured(deadline_s: float) -> tuple[Rounds, list[str]]:
-    """Return the rounds of all servers, and those that the deadline prevented or cut."""
-    rounds: Rounds = {}
-    notes = []
-    for run in range(_NUM_RUNS):
-        for server in SERVERS:
-            if time.monotonic() > deadline_s:
-                notes.append(f"{server.name}, run {run + 1}: no time was left")
-                continue
-            for workload, result in rounds_of(server, _FOLDER, run, deadline_s):
-                title = f"{server.name}, {workload.title}"
-                _note(f"{title}: {len(result.samples)} in {result.elapsed_s:.1f} s")
-                if result.samples:
-                    rounds.setdefault((server, workload), []).append(result)
-                if result.is_cut:
-                    notes.append(f"{title}: the round was cut at the end")
-    return rounds, notes
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    _RESULTS.write_text(markdown(rounds, facts), encoding="utf-8")
+    print(f"written to {_RESULTS}; `python -m docs.tables` updates the pages")
 
 
 def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
-    """Return the measures of rounds with at least one answer.
-
-    Those of short answers are NaN without any; the processor time is the server's, for a request.
-    """
+    """Return the measures of rounds; those of short answers are NaN without any."""
     rates = []
     token_rates = []
     latencies_ms = []
@@ -105,16 +83,11 @@ def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
     }
 
 
-def markdown(rounds: Rounds, facts: Mapping[str, str], notes: Sequence[str]) -> str:
+def markdown(rounds: Rounds, facts: Mapping[str, str]) -> str:
     """Return the report; docs/tables.py copies its sections by their titles."""
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    sections = {
-        "Ours ÷ best peer": ratio_table(rounds),
-        "Every server": server_table(rounds),
-        "Not run, or cut": "\n".join(f"- {note}" for note in notes) or "Nothing.",
-    }
-    bodies = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
-    return f"# Bench\n\n{lines}\n{bodies}"
+    ratios = f"## Ours ÷ best peer\n\n{ratio_table(rounds)}"
+    return f"# Bench\n\n{lines}\n\n{ratios}\n\n## Every server\n\n{server_table(rounds)}\n"
 
 
 def ratio_table(rounds: Rounds) -> str:
@@ -129,7 +102,7 @@ def ratio_table(rounds: Rounds) -> str:
                 peers[peer.name] = measures_of(peer_rounds)
         label = f"{RANDOM_MODEL}, default precision" if server == OURS_DEFAULT else RANDOM_MODEL
         ours = measures_of(server_rounds)
-        for measure in workload.compared if peers else ():
+        for measure in workload.compared:
             values = {name: measures[measure] for name, measures in peers.items()}
             best = (max if measure in _RATES else min)(values, key=values.__getitem__)
             cells = [shown(ours[measure]), shown(values[best]), best]
@@ -155,22 +128,17 @@ def server_table(rounds: Rounds) -> str:
 
 
 def num_equal(rounds: Rounds) -> tuple[int, int]:
-    """Return the numbers of peers' answers that equal ours, and of requests that both answered.
-
-    Servers get the same requests in the same round of a workload.
-    """
+    """Return how many of the peers' answers equal ours to the same request, and of how many."""
     num_same = 0
-    num_both = 0
+    num_all = 0
     for (peer, workload), peer_rounds in rounds.items():
         if peer.peer is None:
             continue
-        for ours, theirs in zip(rounds.get((OURS, workload), ()), peer_rounds, strict=False):
-            if ours.is_cut or theirs.is_cut:
-                continue
+        for ours, theirs in zip(rounds[OURS, workload], peer_rounds, strict=True):
             for sample, same in zip(ours.samples, theirs.samples, strict=True):
-                num_both += 1
+                num_all += 1
                 num_same += sample.text == same.text
-    return num_same, num_both
+    return num_same, num_all
 
 
 if __name__ == "__main__":

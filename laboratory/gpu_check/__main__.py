@@ -1,7 +1,7 @@
 """`python -m laboratory.gpu_check MODEL…`: check that the models run well on this host's GPU.
 
-Prints a line of JSON for each check, then a table, and writes gpu-report.json; `--read FILE` prints
-the missed aims of one. The exit status is 1 if an aim is missed. The models are in the store of
+Prints a line of JSON for each check, then a table, and what to try where an aim is missed; writes
+gpu-report.json. The exit status is 1 if an aim is missed. The models are in the store of
 BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which is exported first.
 """
 
@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,62 +26,59 @@ from wire.artifacts.manifest import Device
 _AIMS = {RANDOM_MODEL: (250.0, 0.1)}
 _ANY_AIMS = (1.0, 1.0)
 
-Check = Callable[[], report.Verdict]
+_CHECKS: dict[str, Callable[[Model, Device], report.Verdict]] = {
+    "devices": lambda _, device: resources.check_devices(device),
+    "features": exactness.check_features,
+    "tokens, 1 beams": partial(exactness.check_tokens, num_beams=1),
+    "tokens, 3 beams": partial(exactness.check_tokens, num_beams=3),
+    "choices": exactness.check_choices,
+    "encoder": speed.check_encoder,
+    "prefill": speed.check_prefill,
+    "step": speed.check_step,
+    "one sampled row of 16": speed.check_sampled_among_greedy,
+}
+_CHECKS_OF_A_CARD: dict[str, Callable[[Model], report.Verdict]] = {
+    "traffic of a step": resources.check_transfers,
+    "memory": resources.check_memory,
+    "out of memory": resources.check_out_of_memory,
+    "lost device": resources.check_lost_device,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; return the exit status."""
     parsed = _parse(arguments)
-    if parsed.read is not None:
-        print(report.read(parsed.read))
-        return 0
     logging.getLogger().addHandler(log := report.LoggedWarnings())
-    served = list(map(Model.of, parsed.models))  # random weights have no catalog entry
+    models = list(map(Model.of, parsed.models))
+    served = list(models)  # random weights have no catalog entry
     if parsed.widths:
         with tempfile.TemporaryDirectory() as folder:
-            parsed.models.append(make_model(Path(folder)).id)
+            models.append(Model.of(make_model(Path(folder)).id))
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     verdicts = []
-    for model_id, name, check in _all_checks(parsed, served):
-        verdict = report.run(check, name, model_id)
-        verdicts.append(verdict)
-        print(verdict.line(), flush=True)
+
+    def run(name: str, model_id: str, check: Callable[[], report.Verdict]) -> None:
+        verdicts.append(report.run(check, name, model_id))
+        print(verdicts[-1].line(), flush=True)
+
+    device: Device = parsed.device
+    for model in models:
+        images_per_s, idle = _AIMS.get(model.id, _ANY_AIMS)
+        for name, check in _CHECKS.items():
+            run(name, model.id, partial(check, model, device))
+        throughput = partial(speed.check_throughput, model, device, parsed.seconds, images_per_s)
+        run("throughput", model.id, throughput)
+        if device == "cuda":
+            run("idle share of a step", model.id, partial(speed.check_idle, model, device, idle))
+            for name, check_of_a_card in _CHECKS_OF_A_CARD.items():
+                run(name, model.id, partial(check_of_a_card, model))
+    if served:
+        ids = ", ".join(model.id for model in served)
+        run("service", ids, partial(check_service, served, device, parsed.seconds))
     print(report.verdict_table(verdicts))
+    print(report.what_to_try(verdicts))
     report.write(report.FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
-
-
-def _all_checks(
-    parsed: argparse.Namespace, served: Sequence[Model]
-) -> Iterator[tuple[str, str, Check]]:
-    """Yield the model, the name and the call of each check."""
-    for model_id in parsed.models:
-        for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
-            yield model_id, name, check
-    if served:
-        check = partial(check_service, served, parsed.device, parsed.seconds)
-        yield ", ".join(model.id for model in served), "service", check
-
-
-def _checks(model: Model, device: Device, seconds: float) -> Iterator[tuple[str, Check]]:
-    images_per_s, idle = _AIMS.get(model.id, _ANY_AIMS)
-    yield "devices", partial(resources.check_provider, device)
-    yield "features", partial(exactness.check_features, model, device)
-    for num_beams in (1, 3):
-        check = partial(exactness.check_tokens, model, device, num_beams)
-        yield f"tokens, {num_beams} beams", check
-    yield "choices", partial(exactness.check_choices, model, device)
-    yield "encoder", partial(speed.check_encoder, model, device)
-    yield "prefill", partial(speed.check_prefill, model, device)
-    yield "step", partial(speed.check_step, model, device)
-    yield "one sampled row of 16", partial(speed.check_sampled_among_greedy, model, device)
-    yield "throughput", partial(speed.check_throughput, model, device, seconds, images_per_s)
-    if device == "cuda":
-        yield "idle share of a step", partial(speed.check_idle, model, device, idle)
-        yield "traffic of a step", partial(resources.check_transfers, model)
-        yield "memory", partial(resources.check_memory, model)
-        yield "out of memory", partial(resources.check_out_of_memory, model)
-        yield "lost device", partial(resources.check_lost_device, model)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,14 +86,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m laboratory.gpu_check", description=summary)
     add = parser.add_argument
     add("models", nargs="*", metavar="MODEL", help="a model of the store in BENTOML_HOME")
-    add("--read", type=Path, metavar="FILE", help="print the missed aims of a report")
     add("--widths", action="store_true", help="add Florence-2-base with random weights")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     seconds = "of the throughput and of the service; default: %(default)s"
     add("--seconds", type=float, default=60, help=seconds)
     parsed = parser.parse_args(arguments)
-    if not (parsed.models or parsed.widths or parsed.read):
-        parser.error("name a model, --widths or --read FILE")
+    if not (parsed.models or parsed.widths):
+        parser.error("name a model, or give --widths")
     return parsed
 
 

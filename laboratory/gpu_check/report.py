@@ -1,5 +1,5 @@
-"""Checks against their aims, and the report: `gpu-report.json` with all of them, what the libraries
-logged, and the host; `--read FILE` prints its missed aims with what to try.
+"""Checks against their aims, what to try where one is missed, and the report: all of them, what the
+libraries logged, and the host.
 """
 
 import json
@@ -75,12 +75,10 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a table in Markdown."""
     rows = []
     for verdict in verdicts:
-        texts = []
-        for name, value in verdict.measured.items():
-            if name not in (KERNELS, _TRACEBACK):
-                texts.append(f"{name} {value}")
+        shown = verdict.measured.keys() - {KERNELS, _TRACEBACK}
+        measured = [f"{name} {value}" for name, value in verdict.measured.items() if name in shown]
         is_met = "yes" if verdict.is_met else "NO"
-        rows.append([verdict.check, verdict.model, ", ".join(texts), verdict.aim, is_met])
+        rows.append([verdict.check, verdict.model, ", ".join(measured), verdict.aim, is_met])
     return table(["check", "model", "measured", "aim", "met"], rows)
 
 
@@ -96,21 +94,14 @@ class LoggedWarnings(logging.Handler):
 
 
 def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
-    rows = [asdict(verdict) for verdict in verdicts]
-    report = {"host": host(), "log": list(log), "verdicts": rows}
+    report = {"host": host(), "log": list(log), "verdicts": list(map(asdict, verdicts))}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> str:
-    """Return the missed aims of a report, each with what to try."""
-    report = json.loads(path.read_text(encoding="utf-8"))
-    missed = [Verdict(**row) for row in report["verdicts"] if not row["is_met"]]
-    if not missed:
-        return f"{path}: all {len(report['verdicts'])} aims are met"
-    lines = [verdict_table(missed), ""]
-    for check in dict.fromkeys(verdict.check for verdict in missed):
-        lines.append(f"{check}: {_TO_TRY.get(check.partition(',')[0], 'report it with this file')}")
-    return "\n".join([*lines, *(f"log: {text}" for text in report["log"])])
+def what_to_try(verdicts: Sequence[Verdict]) -> str:
+    """Return a line for each check whose aim is missed."""
+    missed = dict.fromkeys(verdict.check for verdict in verdicts if not verdict.is_met)
+    return "\n".join(f"{check}: {_TO_TRY[check.partition(',')[0]]}" for check in missed)
 
 
 def host() -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import onnxruntime
 import torch
 
 from laboratory.gpu_check.parts import Model, admitted, endless, requests, scheduler, write
 from laboratory.gpu_check.report import Verdict
+from laboratory.gpu_check.speed import OPTIONS
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import EXIT_STATUS
@@ -25,12 +25,6 @@ _MAX_TO_HOST = 1
 _MAX_COPIES = 2
 _MAX_LAUNCHES = 10
 _NUM_STEPS = 16
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
-    "constrained": {"grammar": "start: /(?s:.)*/"},
-    "3 beams": {"num_beams": 3},
-}
 _EVENTS = {  # parts of the profiler's names
     "to host": "Memcpy DtoH",
     "to device": "Memcpy HtoD",
@@ -58,8 +52,8 @@ def check_transfers(model: Model) -> Verdict:
     decoder = endless(model.decoder("cuda"))
     measured = {}
     is_met = True
-    for name, num in product(_OPTIONS, (1, 21)):
-        counts = _traffic(model, decoder, num, _OPTIONS[name])
+    for (name, options), num in product(OPTIONS.items(), (1, 21)):
+        counts = _traffic(model, decoder, num, options)
         measured[f"{name}, {num}"] = counts
         num_copies = counts["to host"] + counts["to device"]
         is_few = counts["to host"] <= _MAX_TO_HOST and num_copies <= _MAX_COPIES
@@ -84,9 +78,7 @@ def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> d
 
 
 def check_memory(model: Model) -> Verdict:
-    """Compare the memory that encoder and decoder have taken before and after a load of different
-    shapes.
-    """
+    """Compare the memory of encoder and decoder before and after a load of different shapes."""
     encoder = model.encoder("cuda")
     images = model.images(16)
     encoder_ready = _bytes_in_use()
@@ -102,10 +94,8 @@ def check_memory(model: Model) -> Verdict:
             write(running, requests(decoder, [features] * num, 48))
         after = torch.cuda.memory_reserved()
     measured = {
-        "ready, MB": ready // 10**6,
-        "after load, MB": after // 10**6,
-        "card with encoder, MB": encoder_ready // 10**6,
-        "after batches, MB": encoder_after // 10**6,
+        "decoder, MB": [ready // 10**6, after // 10**6],
+        "card with encoder, MB": [encoder_ready // 10**6, encoder_after // 10**6],
     }
     is_met = after <= 1.05 * ready and encoder_after <= 1.05 * encoder_ready
     return Verdict(measured, "each at most 5 % more after load", is_met)
@@ -131,7 +121,6 @@ def check_out_of_memory(model: Model) -> Verdict:
         ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
         num_equal = _num_equal(expected, write(running, batch))
         del ballast
-        torch.cuda.empty_cache()
         num_equal_again = _num_equal(expected, write(running, batch))
     measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
     return Verdict(measured, "16 and 16", num_equal == num_equal_again == 16)
@@ -159,15 +148,9 @@ def check_lost_device(model: Model) -> Verdict:
     return Verdict(measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS)
 
 
-def check_provider(device: Device) -> Verdict:
-    """Name the device, its memory, and the versions of what runs on it."""
-    properties = torch.cuda.get_device_properties(0) if device == "cuda" else None
-    measured = {
-        "device": properties.name if properties else "cpu",
-        "memory, GB": round(properties.total_memory / 1e9, 1) if properties else None,
-        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-        "onnxruntime": onnxruntime.__version__,
-        "auto": f"encoder {encoder_device('auto')}, decoder {decoder_device('auto')}",
-    }
-    is_met = (encoder_device("auto"), decoder_device("auto")) == (device, device)
-    return Verdict(measured, f"auto is {device} for both", is_met)
+def check_devices(device: Device) -> Verdict:
+    """Name the card, and the devices that `auto` chooses."""
+    chosen = (encoder_device("auto"), decoder_device("auto"))
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    measured = {"device": name, "auto": "encoder {}, decoder {}".format(*chosen)}
+    return Verdict(measured, f"auto is {device} for both", chosen == (device, device))

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice, product
 from pathlib import Path
 
-import httpx
 import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from diptych_client import AnswerOptions, Client, DiptychError
 from export.scenes import render_scene, sample_scene
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.report import Verdict
@@ -40,6 +40,7 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
     """Send requests to the service for `seconds`, and kill the first model's runner half-way."""
     torch.cuda.empty_cache()  # the other checks' memory
     port = free_port()
+    runner = f"{models[0].id}-runner"
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "DIPTYCH_HOST": "127.0.0.1",
@@ -59,21 +60,14 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
         with running(launch, _LOG) as process_id:
             _wait_until_listed(launch.url, ids)
             before = part_ids(process_id)
-            outcomes = _load(launch.url, ids, images, seconds, before[_runner(models)])
+            outcomes = _load(launch.url, ids, images, seconds, before[runner])
             after = part_ids(process_id)
     restarted = [name for name in before if after.get(name) != before[name]]
-    measured = {
-        "models": len(ids),
-        "requests/s": round(outcomes.total() / seconds, 1),
-        "outcomes": dict(outcomes),
-        "restarted": restarted,
-    }
-    is_met = outcomes.keys() == {"200"} and restarted == [_runner(models)]
-    return Verdict(measured, "all 200, one runner restarted", is_met)
-
-
-def _runner(models: Sequence[Model]) -> str:
-    return f"{models[0].id}-runner"
+    rate = round(outcomes.total() / seconds, 1)
+    measured = {"models": len(ids), "requests/s": rate, "outcomes": dict(outcomes)}
+    is_met = outcomes.keys() == {"answered"} and restarted == [runner]
+    aim = "all answered, one runner restarted"
+    return Verdict(measured | {"restarted": restarted}, aim, is_met)
 
 
 def _write_adapter(model: Model, folder: Path) -> str:
@@ -102,45 +96,43 @@ def _write_adapter(model: Model, folder: Path) -> str:
 def _wait_until_listed(url: str, ids: Sequence[str]) -> None:
     """Return when the gateway serves the adapters, too; raise `TimeoutError` if it never does."""
     deadline_s = time.monotonic() + _TIMEOUT_S
-    while True:
-        answer = httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status().json()
-        if set(ids) <= {model["id"] for model in answer["data"]}:
-            return
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"the service does not list {ids}; see {_LOG}")
-        time.sleep(0.2)
+    with Client(url) as client:
+        while not set(ids) <= {model.id for model in client.models()}:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"the service does not list {ids}; see {_LOG}")
+            time.sleep(0.2)
 
 
 def _load(
     url: str, ids: Sequence[str], images: Sequence[bytes], seconds: float, killed_id: int
 ) -> Counter[str]:
-    """Return how often each status or error was the outcome of a request."""
+    """Return how often requests were answered, or failed with each error."""
     deadline_s = time.monotonic() + seconds
     questions = list(product(images, ids))
+    options = AnswerOptions(max_new_tokens=30)
 
-    def client(place: int) -> Counter[str]:
+    def ask(image: bytes, model_id: str) -> str:
+        try:
+            client.predict(image, "captioning", model=model_id, options=options)
+        except DiptychError as error:
+            return error.code
+        return "answered"
+
+    def ask_all(place: int) -> Counter[str]:
         outcomes = Counter[str]()
-        with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as http:
-            for image, model_id in islice(cycle(questions), place, None):
-                if time.monotonic() > deadline_s:
-                    return outcomes
-                outcomes[_outcome(http, model_id, image)] += 1
+        for image, model_id in islice(cycle(questions), place, None):
+            if time.monotonic() > deadline_s:
+                break
+            outcomes[ask(image, model_id)] += 1
         return outcomes
 
-    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
-        clients = [pool.submit(client, place) for place in range(_NUM_CLIENTS)]
+    with (
+        Client(url, timeout_s=_REQUEST_TIMEOUT_S, max_retries=0) as client,
+        ThreadPoolExecutor(_NUM_CLIENTS) as pool,
+    ):
+        futures = [pool.submit(ask_all, place) for place in range(_NUM_CLIENTS)]
         time.sleep(seconds / 2)
         os.kill(killed_id, signal.SIGKILL)
-        outcomes = sum((future.result() for future in clients), Counter[str]())
-    with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as http:
-        outcomes[_outcome(http, ids[0], images[0])] += 1  # answered after the restart
+        outcomes = sum((future.result() for future in futures), Counter[str]())
+        outcomes[ask(images[0], ids[0])] += 1  # answered after the restart
     return outcomes
-
-
-def _outcome(http: httpx.Client, model_id: str, image: bytes) -> str:
-    fields = {"task": "captioning", "model": model_id, "max_new_tokens": "30"}
-    try:
-        answer = http.post("/v1/predict", data=fields, files={"image": image})
-    except httpx.HTTPError as error:
-        return type(error).__name__
-    return str(answer.status_code)

@@ -1,10 +1,9 @@
-"""A scene as training reads it: its parts, the questions about it, and their true answers in each
-family's format, in pieces with the parts that each mentions.
+"""The questions about a scene and their true answers in each family's format, in pieces with the
+subjects that each mentions.
 
 A subject is an object, by its index, or the word, `WORD`. Mentions supervise attention: a token's
 writer (the decoder position that predicts it) should attend to the cells of the mentioned object,
-word, character or point. Scenes depend only on their seeds, so that a resumed run equals an
-uninterrupted one.
+word, character or point.
 
 Sources of the formats: transformers, models/florence2/processing_florence2.py (labels before their
 locations, polygons as pairs); google-research/big_vision, big_vision/pp/proj/paligemma/
@@ -12,7 +11,7 @@ segmentation.py (locations, y before x, before their label; masks as 16 codes).
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from string import ascii_uppercase, digits
@@ -20,14 +19,19 @@ from string import ascii_uppercase, digits
 import numpy as np
 from numpy.random import default_rng
 
-from diptych_client.matching import LabelledBox
+from diptych_client.results import (
+    Detection,
+    DetectionsResult,
+    InstancesResult,
+    TextRegionsResult,
+    TextResult,
+)
 from export.scenes import (
     CANVAS_PX,
     MAX_OBJECTS,
     BoxXYXY,
     Point,
     Scene,
-    SceneObject,
     Shape,
     Word,
     box_xyxy,
@@ -36,14 +40,7 @@ from export.scenes import (
     quad_xy,
     sample_scene,
 )
-from laboratory.questions import (
-    DetectionsTruth,
-    InstancesTruth,
-    Question,
-    TextRegionsTruth,
-    TextTruth,
-    questions,
-)
+from laboratory.questions import Question, questions
 from tasks.florence2 import grammar as florence2_grammar
 from tasks.paligemma import grammar as paligemma_grammar
 from tasks.parsing import without_article
@@ -54,7 +51,6 @@ CHARACTERS = ascii_uppercase + digits
 WORD_SHARE = 0.65
 BOX_STEP = 8  # bins of a box's grid: 1.5 px of the 192 of the canvas
 _POLYGON_STEP = 4  # bins of the grid of a polygon's points
-_Y1_X1_Y2_X2 = (1, 0, 3, 2)
 _EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # scenes with 0 to 4 shapes
 _FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
 # Codes of each shape's mask in its box, by the autoencoder of models/paligemma-mini/vae.npz, which
@@ -69,38 +65,29 @@ _COUNT = r"\b(?:one|two|three|four|[1-4])\b"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """An object or the word of a picture, in pixels of the canvas."""
-
-    name: str  # an object's name in phrases; the word's text
-    box_xyxy: BoxXYXY
-    drawn: SceneObject | None = None
-    characters: tuple[BoxXYXY, ...] = ()  # boxes of the word's
-
-
-@dataclass(frozen=True, slots=True)
 class Picture:
-    """A scene with its parts and questions."""
+    """A scene with its questions, and the boxes of its subjects, in pixels of the canvas."""
 
     scene: Scene
-    parts: Mapping[int, Part]
+    boxes: Mapping[int, BoxXYXY]  # by subject
+    character_boxes: tuple[BoxXYXY, ...]  # of the word
     questions: tuple[Question, ...]
 
-    def subject_of_box(self, box: object) -> int:
-        """Return the subject with exactly this box."""
-        for subject, part in self.parts.items():
-            if list(part.box_xyxy) == box:
-                return subject
-        raise ValueError(f"no part of scene {self.scene.seed} has the box {box}")
+    @property
+    def text(self) -> str:
+        return self.scene.word.text if self.scene.word else ""
 
-    def segmented(self, question: Question) -> tuple[int, SceneObject]:
+    def subject_of_box(self, box: Sequence[float]) -> int:
+        """Return the subject with exactly this box."""
+        boxes = list(map(list, self.boxes.values()))
+        return list(self.boxes)[boxes.index(list(box))]
+
+    def segmented(self, question: Question) -> int:
         """Return the object to be segmented, named by a phrase or given by its box."""
         if "region" in question.parameters:
-            subject = self.subject_of_box(question.parameters["region"])
-        else:
-            names = [part.name for part in self.parts.values()]
-            subject = names.index(str(question.parameters["phrase"]))
-        return subject, self.scene.objects[subject]
+            return self.subject_of_box(question.parameters["region"])
+        names = [drawn.name for drawn in self.scene.objects]
+        return names.index(str(question.parameters["phrase"]))
 
 
 def sample_picture(seed: int, difficulty: float = 1.0, word_share: float = WORD_SHARE) -> Picture:
@@ -113,16 +100,16 @@ def sample_picture(seed: int, difficulty: float = 1.0, word_share: float = WORD_
 
 
 def picture_of(scene: Scene) -> Picture:
-    parts = {}
-    for index, drawn in enumerate(scene.objects):
-        parts[index] = Part(drawn.name, box_xyxy(drawn), drawn)
+    boxes = dict(enumerate(map(box_xyxy, scene.objects)))
     if scene.word is not None:
-        parts[WORD] = _word_part(scene.word)
-    return Picture(scene, parts, questions(scene))
+        boxes[WORD] = scene.word.box_xyxy
+    return Picture(scene, boxes, _character_boxes(scene.word), questions(scene))
 
 
-def _word_part(word: Word) -> Part:
-    """Return the word with the characters' edges, from the advances of the font."""
+def _character_boxes(word: Word | None) -> tuple[BoxXYXY, ...]:
+    """Return the boxes of a word's characters, from the advances of the font."""
+    if word is None:
+        return ()
     font = load_font(word.font_face, word.font_size_px)
     left, top, right, bottom = word.box_xyxy
     scale = (right - left) / font.getlength(word.text)
@@ -132,7 +119,7 @@ def _word_part(word: Word) -> Part:
         end = left + scale * font.getlength(word.text[:index])
         boxes.append((start, top, end, bottom))
         start = end
-    return Part(word.text, word.box_xyxy, characters=tuple(boxes))
+    return tuple(boxes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,35 +142,31 @@ class Piece:
     step: int = 0  # bins between the values that the position is rounded to
 
 
-# of a picture, a question, and the labels of one of its prompts
-WriteAnswer = Callable[[Picture, Question, Sequence[str]], list[Piece]]
-
-
 def florence2_answer(picture: Picture, question: Question, labels: Sequence[str]) -> list[Piece]:
     """Return the true answer to a question, or to its prompt with these `labels`."""
     pieces = list[Piece]()
     match question.truth:
-        case InstancesTruth():
-            subject, drawn = picture.segmented(question)
-            for point in polygon_xy(drawn):
+        case InstancesResult():
+            subject = picture.segmented(question)
+            for point in polygon_xy(picture.scene.objects[subject]):
                 mention = Mention((subject,), point_xy=point)
                 pieces += [_florence2_location(px, _POLYGON_STEP, mention) for px in point]
-        case TextRegionsTruth() if WORD in picture.parts:
+        case TextRegionsResult() if WORD in picture.boxes:
             pieces += _characters(picture)
-            corners = chain.from_iterable(quad_xy(picture.parts[WORD].box_xyxy))
+            corners = chain.from_iterable(quad_xy(picture.boxes[WORD]))
             coordinates = chain.from_iterable(quad_xy((0, 1, 2, 3)))
             for px, coordinate in zip(corners, map(int, coordinates), strict=True):
                 mention = Mention((WORD,), coordinate=coordinate)
                 pieces.append(_florence2_location(px, BOX_STEP, mention))
-        case TextTruth(text):
+        case TextResult(text):
             pieces += _text(picture, question, text)
             if question.task == "region_description":
                 subject = picture.subject_of_box(question.parameters["region"])
-                pieces += _florence2_box(picture.parts[subject].box_xyxy, subject)
-        case DetectionsTruth(boxes):
+                pieces += _florence2_box(picture.boxes[subject], subject)
+        case DetectionsResult(boxes):
             has_phrases = "phrases" in question.parameters
             for box in _expected(boxes, labels):
-                subject = picture.subject_of_box(list(box.box_xyxy))
+                subject = picture.subject_of_box(box.box_xyxy)
                 # same label as in the prompt
                 label = without_article(box.label) if has_phrases else box.label
                 pieces.append(Piece(label, Mention((subject,))))
@@ -195,23 +178,21 @@ def paligemma_answer(picture: Picture, question: Question, labels: Sequence[str]
     """Return the true answer to a question, or to its prompt with these `labels`."""
     pieces = list[Piece]()
     match question.truth:
-        case InstancesTruth():
-            subject, drawn = picture.segmented(question)
-            pieces += _paligemma_box(box_xyxy(drawn), subject)
-            codes = [f"<seg{code:03d}>" for code in _MASK_CODES[drawn.shape]]
-            for text in (*codes, f" {question.parameters['phrase']}"):
-                pieces.append(Piece(text, Mention((subject,))))
-        case TextTruth(text):
+        case InstancesResult():
+            subject = picture.segmented(question)
+            pieces += _paligemma_box(picture.boxes[subject], subject)
+            for code in _MASK_CODES[picture.scene.objects[subject].shape]:
+                pieces.append(Piece(f"<seg{code:03d}>", Mention((subject,))))
+            pieces.append(Piece(f" {question.parameters['phrase']}", Mention((subject,))))
+        case TextResult(text):
             pieces += _text(picture, question, text)
-        case DetectionsTruth(boxes):
+        case DetectionsResult(boxes):
             for box in _expected(boxes, labels):
-                subject = picture.subject_of_box(list(box.box_xyxy))
+                subject = picture.subject_of_box(box.box_xyxy)
                 if pieces:
                     pieces.append(Piece(" ; "))
                 pieces += _paligemma_box(box.box_xyxy, subject)
                 pieces.append(Piece(f" {box.label}", Mention((subject,))))
-        case _:
-            raise ValueError(f"PaliGemma is not asked {question.name}")
     return pieces
 
 
@@ -224,28 +205,27 @@ def ranked_subjects(pieces: Sequence[Piece]) -> list[int]:
     return list(ranked)
 
 
-def _expected(boxes: Sequence[LabelledBox], labels: Sequence[str]) -> list[LabelledBox]:
+def _expected(boxes: Sequence[Detection], labels: Sequence[str]) -> list[Detection]:
     """Return the true boxes; if `labels` is not empty, only theirs."""
     return [box for box in boxes if not labels or box.label in labels]
 
 
 def _text(picture: Picture, question: Question, text: str) -> Iterator[Piece]:
     """Yield the pieces of a text answer; a number mentions all objects."""
-    scene = picture.scene
-    every_object = tuple(range(len(scene.objects)))
+    objects = picture.scene.objects
     if question.task == "captioning":
         yield from _caption(picture, text)
     elif question.name.endswith("count"):
-        yield Piece(text, Mention(every_object) if every_object else None)
-    elif scene.word and text == scene.word.text:
+        yield Piece(text, Mention(tuple(range(len(objects)))) if objects else None)
+    elif text and text == picture.text:
         yield from _characters(picture)
     else:
         region = question.parameters.get("region")
         wording = str(question.parameters.get("question", ""))
         mention = None
-        for index, drawn in enumerate(scene.objects):
+        for index, drawn in enumerate(objects):
             is_named = wording.endswith((f" {drawn.name}?", f" the {drawn.shape}?"))
-            if mention is None and (is_named or list(box_xyxy(drawn)) == region):
+            if mention is None and (is_named or list(picture.boxes[index]) == region):
                 mention = Mention((index,))
         yield Piece(text, mention)
 
@@ -280,7 +260,7 @@ def _mentioned_by(scene: Scene, phrase: str) -> tuple[int, ...]:
 
 
 def _characters(picture: Picture) -> Iterator[Piece]:
-    for index, character in enumerate(picture.parts[WORD].name):
+    for index, character in enumerate(picture.text):
         yield Piece(character, Mention((WORD,), character=index))
 
 
@@ -296,7 +276,7 @@ def _florence2_location(px: float, step: int, mention: Mention) -> Piece:
 
 
 def _paligemma_box(box: BoxXYXY, subject: int) -> Iterator[Piece]:
-    for coordinate in _Y1_X1_Y2_X2:
+    for coordinate in (1, 0, 3, 2):  # y1 x1 y2 x2
         position = box[coordinate] * (paligemma_grammar.NUM_BINS - 1) / CANVAS_PX
         number = _rounded(position, BOX_STEP, paligemma_grammar.NUM_BINS)
         mention = Mention((subject,), coordinate=coordinate)

@@ -1,8 +1,8 @@
 """The batch of one training step: augmented images with the contents of each cell, and prompts with
 answers whose tokens mention cells.
 
-A cell is an image token of a square grid, row by row. It belongs to the part of the picture whose
-box contains its centre, the smallest of several. A cell of the word has `NUM_SLOTS` slots from left
+A cell is an image token of a square grid, row by row. It belongs to the subject whose box
+contains its centre, the smallest of several. A cell of the word has `NUM_SLOTS` slots from left
 to right, each with the nearest character. A writer is the decoder position that predicts a token.
 
 B images, N cells, Q sequences, S prompt (padded), T answer (padded). Keys of an image batch:
@@ -36,15 +36,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from diptych_client.results import InstancesResult
 from export.scenes import CANVAS_PX, COLORS, SHAPES, SIZES, BoxXYXY, render_scene
 from imaging.files import resize
-from laboratory.questions import InstancesTruth, Question, QuestionPrompt, question_prompts
+from laboratory.questions import Question, QuestionPrompt, question_prompts
 from laboratory.training.answers import (
     CHARACTERS,
     WORD,
     Mention,
     Picture,
-    WriteAnswer,
+    Piece,
     florence2_answer,
     paligemma_answer,
     ranked_subjects,
@@ -75,32 +76,40 @@ Cells = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """The vocabulary and the prompt and answer formats of a family."""
+    r"""The vocabulary of a model, and the prompt and answer formats of its family.
+
+    Prompts are `<s> … </s>` and answers `<s> … </s>` of Florence-2, prompts `<bos> … \n` and
+    answers `… <eos>` of PaliGemma.
+    """
 
     entry: CatalogEntry
     tokenizer: Tokenizer
     prompt_tokenizer: PromptTokenizer
-    prompt_start: tuple[int, ...]  # ids before and after a prompt
-    prompt_end: tuple[int, ...]
-    answer_start: tuple[int, ...]  # ids before and after an answer
-    answer_end: tuple[int, ...]
-    write_answer: WriteAnswer
+    bos_id: int
+    eos_id: int
 
     @classmethod
     def of(cls, entry: CatalogEntry, folder: Path) -> "Language":
-        r"""Return the formats of an entry's family: prompts `<s> … </s>` and answers `<s> … </s>`
-        of Florence-2, prompts `<bos> … \n` and answers `… <eos>` of PaliGemma.
-        """
         file = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(file))
         rules = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        bos = (int(rules["bos_token_id"]),)
-        eos = (int(rules["eos_token_id"]),)
+        tokenizer = Tokenizer.from_file(str(file))
         prompts = PromptTokenizer.load(file)
-        if entry.family == "florence2":
-            return cls(entry, tokenizer, prompts, bos, eos, bos, eos, florence2_answer)
-        newline = tuple(tokenizer.encode("\n", add_special_tokens=False).ids)
-        return cls(entry, tokenizer, prompts, bos, newline, (), eos, paligemma_answer)
+        return cls(entry, tokenizer, prompts, rules["bos_token_id"], rules["eos_token_id"])
+
+    @property
+    def answer_start(self) -> list[int]:
+        return [self.bos_id] if self.entry.family == "florence2" else []
+
+    def prompt_ids(self, prompt: QuestionPrompt) -> list[int]:
+        segments = [(segment.text, segment.is_control) for segment in prompt.segments]
+        end = [self.eos_id]
+        if self.entry.family == "paligemma":
+            end = self.tokenizer.encode("\n", add_special_tokens=False).ids
+        return [self.bos_id, *self.prompt_tokenizer.encode(segments), *end]
+
+    def answer(self, picture: Picture, question: Question, labels: Sequence[str]) -> list[Piece]:
+        write = florence2_answer if self.entry.family == "florence2" else paligemma_answer
+        return [piece for piece in write(picture, question, labels) if piece.text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +122,24 @@ class CellTargets:
     @classmethod
     def of(cls, picture: Picture) -> "CellTargets":
         targets = cls(_nothing(picture), {})
-        for subject, part in sorted(
-            picture.parts.items(), key=lambda item: -_area(item[1].box_xyxy)
-        ):
-            cells = _cells(part.box_xyxy, GRID)
+        for subject, box in sorted(picture.boxes.items(), key=lambda item: -_area(item[1])):
+            cells = _cells(box, GRID)
             targets.cells_of[subject, None] = cells
-            values = {"subject": subject, "box": part.box_xyxy, "color": NOTHING}
-            values |= {"shape": NOTHING, "size": NOTHING}
-            if part.drawn is not None:
-                values["color"] = COLORS.index(part.drawn.color)
-                values["shape"] = SHAPES.index(part.drawn.shape)
-                values["size"] = SIZES.index(part.drawn.size)
+            values = {"subject": subject, "box": box}
+            values |= dict.fromkeys(("color", "shape", "size"), NOTHING)
+            if subject != WORD:
+                drawn = picture.scene.objects[subject]
+                values["color"] = COLORS.index(drawn.color)
+                values["shape"] = SHAPES.index(drawn.shape)
+                values["size"] = SIZES.index(drawn.size)
             for name, value in values.items():
                 targets.arrays[name][cells] = value
-            for index, box in enumerate(part.characters):
-                targets._set_character(index, CHARACTERS.index(part.name[index]), box)
+            if subject == WORD:
+                for index, character_box in enumerate(picture.character_boxes):
+                    character = CHARACTERS.index(picture.text[index])
+                    targets._set_character(index, character, character_box)
         # An object all of whose cells are others' is mentioned by them.
-        for subject in picture.parts:
+        for subject in picture.boxes:
             cells = np.flatnonzero(targets.arrays["subject"] == subject)
             if len(cells):
                 targets.cells_of[subject, None] = cells
@@ -158,15 +168,14 @@ class CellTargets:
 
 def _nothing(picture: Picture) -> Arrays:
     """Return the arrays of cells without contents."""
+    arrays: Arrays = {"box": np.zeros((NUM_CELLS, 4), np.float32)}
+    for name in ("subject", "color", "shape", "size"):
+        arrays[name] = np.full(NUM_CELLS, NOTHING)
+    for name in ("characters", "indices"):
+        arrays[name] = np.full((NUM_CELLS, NUM_SLOTS), NOTHING)
     brightness = int(picture.scene.background.brightness == "light")
-    arrays: Arrays = {name: np.full(NUM_CELLS, NOTHING) for name in ("subject", "color", "shape")}
-    return arrays | {
-        "size": np.full(NUM_CELLS, NOTHING),
-        "box": np.zeros((NUM_CELLS, 4), np.float32),
-        "characters": np.full((NUM_CELLS, NUM_SLOTS), NOTHING),
-        "indices": np.full((NUM_CELLS, NUM_SLOTS), NOTHING),
-        "brightness": np.full(NUM_CELLS, brightness),
-    }
+    arrays["brightness"] = np.full(NUM_CELLS, brightness)
+    return arrays
 
 
 def _area(box: BoxXYXY) -> float:
@@ -228,9 +237,7 @@ def sequence_batch(
     rows_of = dict[str, list[Tensor]]()
     for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
         for question, prompt in _sampled(language.entry, picture, weights, num_per_image, rng):
-            segments = [(segment.text, segment.is_control) for segment in prompt.segments]
-            ids = language.prompt_tokenizer.encode(segments)
-            prompt_ids = np.array([*language.prompt_start, *ids, *language.prompt_end])
+            prompt_ids = np.array(language.prompt_ids(prompt))
             example = answer_arrays(language, picture, target, question, prompt.labels)
             example |= {"image_index": np.array(index), "prompt_ids": prompt_ids}
             example["num_prompt"] = np.array(len(prompt_ids))
@@ -266,9 +273,9 @@ def _weight(picture: Picture, question: Question, weights: Mapping[str, float]) 
     `instance_segmentation phrase star`.
     """
     weight = weights.get(question.name, _OTHER_WEIGHT)
-    if not isinstance(question.truth, InstancesTruth):
+    if not isinstance(question.truth, InstancesResult):
         return weight
-    _, drawn = picture.segmented(question)
+    drawn = picture.scene.objects[picture.segmented(question)]
     return weights.get(f"{question.name} {drawn.shape}", weight)
 
 
@@ -280,10 +287,10 @@ def answer_arrays(
     labels: Sequence[str],
 ) -> Arrays:
     """Return the arrays of one answer, with a row for each token but `ranks`, of the cells."""
-    pieces = [piece for piece in language.write_answer(picture, question, labels) if piece.text]
+    pieces = language.answer(picture, question, labels)
     text = "".join(piece.text for piece in pieces)
     encoding = language.tokenizer.encode(text, add_special_tokens=False)
-    ids = [*language.answer_start, *encoding.ids, *language.answer_end]
+    ids = [*language.answer_start, *encoding.ids, language.eos_id]
     arrays: Arrays = {
         "answer_ids": np.array(ids),
         "mentioned": np.zeros((len(ids), NUM_CELLS), bool),

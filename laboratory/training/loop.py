@@ -3,21 +3,15 @@
     for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
 
 The encoder is trained alone on the contents of its cells, then the whole model on answers with
-auxiliary losses, then on answers alone, mostly on those that take longest to learn. A stopped run
-resumes from its folder; its scenes depend only on the step's number. A second thread draws the next
-step's scenes.
-
-state.pt     weights, optimizers and the next step
-log.jsonl    a line of losses for each tenth step
+auxiliary losses, then on answers alone, mostly on those that take longest to learn. A second thread
+draws the next step's scenes, which depend only on the step's number.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from numpy.random import default_rng
@@ -25,10 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from export.checkpoints.bases import ROOT
+from export.checkpoints.jobs import find_entry
 from laboratory.training.answers import WORD_SHARE, sample_picture
 from laboratory.training.examples import Batch, CellTargets, Language, image_batch, sequence_batch
 from laboratory.training.losses import CellHeads, answer_losses, attention_loss, grid_bins
-from laboratory.training.models import Trainee
+from laboratory.training.models import TRAINEES, Trainee
 
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _ENCODER_IMAGES = 32  # per step
@@ -44,8 +40,6 @@ _FLAT_SHARE = 0.3  # of a stage's steps, before cosine down to `_FINAL_RATE`
 _FINAL_RATE = 0.02
 _WARM_UP_STEPS = 50
 _MAX_GRADIENT_NORM = 5.0
-_LOGGED_EVERY = 10
-_SAVED_EVERY = 200
 _ATTENTION_WEIGHT = 0.5
 _CELL_WEIGHT = 0.5  # of the losses of cells, beside those of answers
 
@@ -120,13 +114,12 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(slots=True)
 class Training:
-    """One run: model, auxiliary heads, recipe and folder."""
+    """One run: model, auxiliary heads and recipe."""
 
     trainee: Trainee
     language: Language
     heads: CellHeads
     recipe: Recipe
-    folder: Path
     device: str
 
     @property
@@ -134,53 +127,17 @@ class Training:
         """Of matrix products only; weights and sums are float32."""
         return self.device.startswith("cuda")
 
-    def run(self, last_step: int | None = None) -> None:
-        """Train from the stored step to `last_step`, or to the recipe's last."""
+    def run(self) -> None:
         optimizers = self._make_optimizers()
-        step = self._restore(optimizers)
-        last = last_step or sum(stage.num_steps for stage in self.recipe)
-        with tqdm(total=last, initial=step, smoothing=0.05) as bar, ThreadPoolExecutor(1) as thread:
-            data = self._read(step)
-            while step < last:
+        num_steps = sum(stage.num_steps for stage in self.recipe)
+        with tqdm(total=num_steps, smoothing=0.05) as bar, ThreadPoolExecutor(1) as thread:
+            data = self._read(0)
+            for step in range(num_steps):
                 next_data = thread.submit(self._read, step + 1)
                 losses = self._take_step(step, *data, optimizers)
                 data = next_data.result()
-                step += 1
+                bar.set_postfix(losses, refresh=False)
                 bar.update()
-                if step % _LOGGED_EVERY == 0:
-                    bar.set_postfix(loss=f"{sum(losses.values()):.2f}")
-                    with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                        log.write(json.dumps({"step": step, **losses}) + "\n")
-                if step % _SAVED_EVERY == 0 or step == last:
-                    self._save(step, optimizers)
-
-    def _save(self, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Store the state before `step` atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "step": step,
-            "modules": [module.state_dict() for module in self._modules],
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-        torch.save(state, self.folder / "state.unfinished")
-        (self.folder / "state.unfinished").replace(self.folder / "state.pt")
-
-    def _restore(self, optimizers: Sequence[Optimizer]) -> int:
-        """Load the state; return the next step, or 0 without one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "state.pt"
-        if not file.exists():
-            return 0
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        for module, values in zip(self._modules, state["modules"], strict=True):
-            module.load_state_dict(values)
-        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        return int(state["step"])
-
-    @property
-    def _modules(self) -> list[nn.Module]:
-        return [self.trainee.model, self.heads]
 
     def stage_of(self, step: int) -> tuple[int, float]:
         """Return the index of a step's stage, and the progress in it, 0 to 1."""
@@ -233,8 +190,12 @@ class Training:
         sigma = first_sigma + (last_sigma - first_sigma) * self._joint_progress(step)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
             losses = self._losses(images, batch, sigma, has_heads=index < 2)
-        loss = torch.stack(list(losses.values())).sum()
-        descend(loss, self._modules, optimizers, _MAX_GRADIENT_NORM)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        for module in (self.trainee.model, self.heads):
+            nn.utils.clip_grad_norm_(module.parameters(), _MAX_GRADIENT_NORM)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return {name: round(loss.item(), 5) for name, loss in losses.items()}
 
     def _losses(
@@ -289,6 +250,16 @@ class Training:
             adam.append({"params": others, "top": _ADAM_RATE, "part": part})
         dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
         return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
+
+
+def make_training(model_id: str, device: str, seed: int) -> Training:
+    """Return the run of a model with weights initialised from `seed`."""
+    entry = find_entry(model_id)
+    checkpoint = ROOT / "models" / model_id
+    torch.manual_seed(seed)
+    trainee = TRAINEES[entry.family](checkpoint).to(device)
+    heads = CellHeads(trainee.embeddings.shape[1]).to(device)
+    return Training(trainee, Language.of(entry, checkpoint), heads, RECIPES[model_id], device)
 
 
 class Muon(Optimizer):
@@ -354,15 +325,3 @@ def set_rates(optimizers: Sequence[Optimizer], factor: float, vision_factor: flo
         for group in optimizer.param_groups:
             of_part = vision_factor if group.get("part") == "vision" else 1.0
             group["lr"] = group["top"] * factor * of_part
-
-
-def descend(
-    loss: Tensor, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], max_norm: float
-) -> None:
-    """Take a step down the gradients of `loss`, clipped in each module to `max_norm`."""
-    torch.autograd.backward(loss)
-    for module in modules:
-        nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()

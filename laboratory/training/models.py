@@ -65,7 +65,7 @@ class Trainee(nn.Module, ABC):
         self.location_ids = torch.tensor(location_ids)
         image_processor = load_processor(folder).image_processor
         self._vision = VisionEncoderModule(self.model, read_image_input(image_processor))
-        initialize(self)
+        self.initialize()
 
     @property
     def vision_parts(self) -> list[nn.Module]:
@@ -81,15 +81,22 @@ class Trainee(nn.Module, ABC):
         weight: Tensor = self.model.get_input_embeddings().weight
         return weight
 
-    def position_tables(self) -> list[Tensor]:
-        """Return the embeddings of the image's rows and columns, if the family has any."""
-        return []
-
-    def quiet_layers(self) -> list[nn.Linear]:
-        """Return layers whose output starts small, so that it does not drown the residual
-        stream.
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw every weight from torch's random generator: scaled by fan-in, with location
+        embeddings that are smooth along the axis.
         """
-        return []
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                gain = _DEPTHWISE_GAIN if getattr(module, "groups", 1) > 1 else 1.0
+                module.weight.normal_(0, gain / math.sqrt(module.weight[0].numel()))
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0, _POSITION_STD)
+        size = self.embeddings.shape[1]
+        self.embeddings.normal_(0, _EMBEDDING_NORM / math.sqrt(size))
+        self.embeddings[self.location_ids] = smooth_embeddings(len(self.location_ids), size, 1.0)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return all image tokens (B, …, C) of uint8 `pixels` (B, H, W, 3)."""
@@ -119,14 +126,20 @@ class Florence2Trainee(Trainee):
     locations: ClassVar[Any] = florence2_grammar
     bins_per_px: ClassVar[float] = florence2_grammar.NUM_BINS / CANVAS_PX
 
-    def position_tables(self) -> list[Tensor]:
-        table = self.model.model.multi_modal_projector.image_position_embed
-        return [table.row_embeddings.weight, table.column_embeddings.weight]
-
-    def quiet_layers(self) -> list[nn.Linear]:
-        """Return the text encoder's outputs: its norms after each addition would fade the image."""
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Add quiet layers of the text encoder, whose norms after each addition would fade the
+        image, and smooth embeddings of the image's rows and columns.
+        """
+        super().initialize()
         layers = self.language_model.encoder.layers
-        return [*(layer.self_attn.out_proj for layer in layers), *(layer.fc2 for layer in layers)]
+        for layer in layers:
+            layer.self_attn.out_proj.weight.mul_(_QUIET_GAIN)
+            layer.fc2.weight.mul_(_QUIET_GAIN)
+        projector = self.model.model.multi_modal_projector.image_position_embed
+        for table in (projector.row_embeddings.weight, projector.column_embeddings.weight):
+            bins_apart = len(self.location_ids) / GRID
+            table.copy_(smooth_embeddings(len(table), table.shape[1], bins_apart))
 
     def write(self, image_features: Tensor, batch: Batch) -> WrittenAnswers:
         num_image = image_features.shape[1]
@@ -146,8 +159,7 @@ class Florence2Trainee(Trainee):
 class PaliGemmaTrainee(Trainee):
     """A PaliGemma model in training.
 
-    SigLIP has one table of cells instead of rows and columns. Gemma normalises before each layer,
-    so that the residual stream does not fade: no layer is quiet.
+    Gemma normalises before each layer, so that the residual stream does not fade.
     """
 
     locations: ClassVar[Any] = paligemma_grammar
@@ -190,30 +202,6 @@ TRAINEES: dict[Family, type[Florence2Trainee | PaliGemmaTrainee]] = {
     "florence2": Florence2Trainee,
     "paligemma": PaliGemmaTrainee,
 }
-
-
-@torch.no_grad()
-def initialize(trainee: Trainee) -> None:
-    """Initialise every weight from torch's random generator: scaled by fan-in, with location
-    embeddings that are smooth along the axis.
-    """
-    for module in trainee.model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            gain = _DEPTHWISE_GAIN if getattr(module, "groups", 1) > 1 else 1.0
-            module.weight.normal_(0, gain / math.sqrt(module.weight[0].numel()))
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            module.weight.normal_(0, _POSITION_STD)
-    embeddings = trainee.embeddings
-    num_bins = len(trainee.location_ids)
-    size = embeddings.shape[1]
-    embeddings.normal_(0, _EMBEDDING_NORM / math.sqrt(size))
-    embeddings[trainee.location_ids] = smooth_embeddings(num_bins, size, 1.0)
-    for layer in trainee.quiet_layers():
-        layer.weight.mul_(_QUIET_GAIN)
-    for table in trainee.position_tables():  # rows and columns of cells, in bins
-        table.copy_(smooth_embeddings(len(table), table.shape[1], num_bins / GRID))
 
 
 def smooth_embeddings(num: int, size: int, bins_apart: float) -> Tensor:

@@ -1,7 +1,6 @@
 """The bench: its requests, its peers' answers, and its figures."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -95,10 +94,9 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     fields = {"task": "phrase_grounding", "phrases": ["a star"]}
     question = BenchQuestion(str(tmp_path / "0.png"), fields, "detect a star", 7)
     with serving_app(answering()) as served:
-        peers = drive(served.url, False, [question] * 3, 2, 30)
-        ours = drive(served.url, True, [question], 1, 30)
+        peers = drive(served.url, False, [question] * 3, 2)
+        ours = drive(served.url, True, [question], 1)
     assert len(peers.samples) == 3
-    assert not peers.is_cut
     assert json.loads(peers.samples[0].text) == {"prompt": "detect a star", "max_new_tokens": "7"}
     assert ours.samples[0].num_tokens == 5
     assert json.loads(ours.samples[0].text) == {
@@ -109,15 +107,14 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     }
 
 
-def test_a_round_ends_at_its_limit_or_an_error(tmp_path: Path) -> None:
+def test_error_ends_a_round(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(scene_png(0))
     question = BenchQuestion(str(tmp_path / "0.png"), {"task": "ocr"}, "", 7)
-    with serving_app(answering(500)) as served:
-        with pytest.raises(aiohttp.ClientResponseError, match="500"):
-            drive(served.url, False, [question], 1, 30)
-        cut = drive(served.url, False, [question], 1, 0.0)
-    assert cut.is_cut
-    assert cut.samples == ()
+    with (
+        serving_app(answering(500)) as served,
+        pytest.raises(aiohttp.ClientResponseError, match="500"),
+    ):
+        drive(served.url, False, [question], 1)
 
 
 def test_batch_has_the_answers_of_single_requests() -> None:
@@ -155,7 +152,7 @@ def test_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: Pat
         requests.append(PromptedImage.decode(scene_png(seed), prompt, length))
     launch = launch_of(server, tmp_path)
     with running(launch, tmp_path / "server.log"):
-        driven = drive(launch.url, False, questions, 2, 60)
+        driven = drive(launch.url, False, questions, 2)
     expected = Generator(ROOT / FLORENCE.source, num_threads=1).answer(requests)
     assert [sample.text for sample in driven.samples] == [answer.text for answer in expected]
 
@@ -163,7 +160,7 @@ def test_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: Pat
 def one_round(elapsed_s: float, text: str = "a", token_s: float = 0.01) -> Round:
     lengths = (SHORT_TOKENS, 64)
     samples = tuple(Sample(length, length * token_s, text, length) for length in lengths)
-    return Round(elapsed_s, samples, is_cut=False, cpu_s=0.4)
+    return Round(elapsed_s, samples, cpu_s=0.4)
 
 
 def test_rates_are_medians_and_percentiles_over_all_answers() -> None:
@@ -185,8 +182,7 @@ def test_ours_is_compared_with_the_best_peer() -> None:
         (OURS, DECODE_HEAVY): [one_round(1.0), one_round(1.0, "b")],
         (OURS_DEFAULT, DECODE_HEAVY): [one_round(0.5)],
         (FASTAPI, DECODE_HEAVY): [one_round(4.0), one_round(4.0)],
-        (LITSERVE, DECODE_HEAVY): [slow, replace(slow, is_cut=True)],
-        (LITSERVE, MIXED): [one_round(0.1)],
+        (LITSERVE, DECODE_HEAVY): [slow, slow],
     }
     rows = [line.split(" | ") for line in ratio_table(rounds).splitlines()[2:]]
     ratios = [(row[1][22:], row[2], row[5], row[6].removesuffix(" |")) for row in rows]
@@ -196,10 +192,10 @@ def test_ours_is_compared_with_the_best_peer() -> None:
         (", default precision", "tokens/s", "litserve workers", "4.00"),
         (", default precision", "p95 of short ones, ms", "fastapi", "1.00"),
     ]
-    assert num_equal(rounds) == (4, 6)  # the round that was cut is not compared
-    report = markdown(rounds, {"machine": "a"}, ["fastapi: no time was left"])
+    assert num_equal(rounds) == (4, 8)
+    report = markdown(rounds, {"machine": "a"})
     assert "- machine: a\n" in report
-    assert report.endswith("## Not run, or cut\n\n- fastapi: no time was left\n")
+    assert "| litserve workers |" in report.partition("## Every server")[2]
 
 
 def test_each_workload_has_a_peer() -> None:

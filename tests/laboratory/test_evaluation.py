@@ -22,7 +22,6 @@ from diptych_client import (
 )
 from diptych_client.errors import new_error
 from diptych_client.geometry import corners
-from diptych_client.matching import LabelledBox
 from diptych_client.results import Result
 from export.scenes import render_scene
 from laboratory.evaluation import (
@@ -34,31 +33,15 @@ from laboratory.evaluation import (
     evaluate,
     score_answer,
 )
-from laboratory.questions import (
-    DetectionsTruth,
-    InstancesTruth,
-    QuadText,
-    Question,
-    TextRegionsTruth,
-    TextTruth,
-    Truth,
-    questions,
-)
+from laboratory.questions import Question, questions
 from laboratory.scenes import evaluation_scene, png
 from tasks.table import TASKS
 
 SIZE = ImageSize(100, 80)
 BOX = (10.0, 10.0, 30.0, 30.0)
 FAR = (60.0, 10.0, 80.0, 30.0)
-CIRCLE = LabelledBox("circle", BOX)
-STAR = LabelledBox("star", FAR)
 RIGHT = Tally(1, 1, 1)
 WRONG = Tally(0, 1, 1)
-NO_BOX = DetectionsTruth(())
-ONE_BOX = DetectionsTruth((CIRCLE,))
-BOTH = DetectionsTruth((CIRCLE, STAR))
-MASK = InstancesTruth((corners(BOX),))
-WORD = TextRegionsTruth((QuadText("STOP", corners(BOX)),))
 
 
 def boxes(*values: tuple[str, tuple[float, ...]]) -> DetectionsResult:
@@ -77,21 +60,8 @@ def words(*texts: str, bottom: float = 30.0) -> TextRegionsResult:
     return TextRegionsResult(tuple(TextRegion(quad, text, 0.9) for text in texts))
 
 
-def true_result(truth: Truth) -> Result:
-    """Return the result that says exactly the truth."""
-    match truth:
-        case TextTruth(text):
-            return TextResult(text)
-        case DetectionsTruth(true_boxes):
-            return boxes(*((box.label, box.box_xyxy) for box in true_boxes))
-        case InstancesTruth(outlines):
-            return masks(*outlines)
-        case TextRegionsTruth(true_words):
-            regions = []
-            for word in true_words:
-                quad: Any = word.quad_xy
-                regions.append(TextRegion(quad, word.text, 0.9))
-            return TextRegionsResult(tuple(regions))
+ONE_BOX = boxes(("circle", BOX))
+BOTH = boxes(("circle", BOX), ("star", FAR))
 
 
 @pytest.mark.parametrize(
@@ -106,37 +76,37 @@ def true_result(truth: Truth) -> Result:
         (boxes(("circle", (10, 10, 30, 20))), ONE_BOX, "f1_at_75", WRONG),
         (boxes(("circle", (10, 10, 30, 19))), ONE_BOX, "f1_at_50", WRONG),
         # an absent label is right only without a box
-        (boxes(), NO_BOX, "empty", RIGHT),
-        (boxes(("circle", BOX)), NO_BOX, "empty", WRONG),
-        (boxes(("circle", BOX)), NO_BOX, "f1_at_50", Tally()),
-        (TextResult("STOP"), TextTruth("STOP"), "exact", RIGHT),
-        (TextResult("stop"), TextTruth("STOP"), "exact", WRONG),
-        (TextResult("A"), TextTruth(""), "empty", WRONG),
-        (TextResult(""), TextTruth(""), "empty", RIGHT),
-        (TextResult(""), TextTruth("A"), "empty", Tally()),
-        (TextResult(""), TextTruth(""), "exact_if_any", Tally()),
-        (TextResult(""), TextTruth("A"), "exact_if_any", WRONG),
-        (TextResult("A"), TextTruth("A"), "exact_if_any", RIGHT),
-        (words("STOP", bottom=21), WORD, "exact", RIGHT),
-        (words("STOP", bottom=19), WORD, "exact", WRONG),
-        (words("SHOP"), WORD, "exact", WRONG),
-        (words("STOP", "STOP"), WORD, "exact", WRONG),
-        (words(), WORD, "exact", WRONG),
+        (boxes(), boxes(), "empty", RIGHT),
+        (boxes(("circle", BOX)), boxes(), "empty", WRONG),
+        (boxes(("circle", BOX)), boxes(), "f1_at_50", Tally()),
+        (TextResult("STOP"), TextResult("STOP"), "exact", RIGHT),
+        (TextResult("stop"), TextResult("STOP"), "exact", WRONG),
+        (TextResult("A"), TextResult(""), "empty", WRONG),
+        (TextResult(""), TextResult(""), "empty", RIGHT),
+        (TextResult(""), TextResult("A"), "empty", Tally()),
+        (TextResult(""), TextResult(""), "exact_if_any", Tally()),
+        (TextResult(""), TextResult("A"), "exact_if_any", WRONG),
+        (TextResult("A"), TextResult("A"), "exact_if_any", RIGHT),
+        (words("STOP", bottom=21), words("STOP"), "exact", RIGHT),
+        (words("STOP", bottom=19), words("STOP"), "exact", WRONG),
+        (words("SHOP"), words("STOP"), "exact", WRONG),
+        (words("STOP", "STOP"), words("STOP"), "exact", WRONG),
+        (words(), words("STOP"), "exact", WRONG),
         # masks of all instances are united
-        (masks(), MASK, "mask_iou", WRONG),
-        (masks(corners(BOX), corners(BOX)), MASK, "mask_iou", RIGHT),
-        (masks(corners(BOX), corners(FAR)), MASK, "mask_iou", Tally(0.5, 1, 1)),
-        (masks(corners((10, 10, 25, 30))), MASK, "mask_iou", Tally(0.75, 1, 1)),
+        (masks(), masks(corners(BOX)), "mask_iou", WRONG),
+        (masks(corners(BOX), corners(BOX)), masks(corners(BOX)), "mask_iou", RIGHT),
+        (masks(corners(BOX), corners(FAR)), masks(corners(BOX)), "mask_iou", Tally(0.5, 1, 1)),
+        (masks(corners((10, 10, 25, 30))), masks(corners(BOX)), "mask_iou", Tally(0.75, 1, 1)),
     ],
 )
-def test_measures(result: Result, truth: Truth, measure: Measure, expected: Tally) -> None:
+def test_measures(result: Result, truth: Result, measure: Measure, expected: Tally) -> None:
     measures = score_answer(result, Question("q", "ocr", {}, truth), SIZE)
     assert measures.get(measure, Tally()) == expected
 
 
 def test_other_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="the result of ocr is DetectionsResult"):
-        score_answer(boxes(), Question("q", "ocr", {}, TextTruth("STOP")), SIZE)
+        score_answer(boxes(), Question("q", "ocr", {}, TextResult("STOP")), SIZE)
 
 
 @dataclass(slots=True)
@@ -168,7 +138,7 @@ class TruthfulService:
         assert (model, options) == ("truthful", AnswerOptions(constrained=False))
         index, scene_questions = self.scenes[image]
         (question,) = (q for q in scene_questions if (q.task, q.parameters) == (task, parameters))
-        result = true_result(question.truth)
+        result = question.truth
         match self.behaviour(index, question.name):
             case "not offered":
                 raise new_error("unsupported_task", "")
@@ -247,7 +217,7 @@ def test_every_question_counts_in_a_measure() -> None:
     for index in range(20):
         for question in questions(evaluation_scene(index)):
             scorecard = Scorecard()
-            measures = score_answer(true_result(question.truth), question, ImageSize(192, 192))
+            measures = score_answer(question.truth, question, ImageSize(192, 192))
             scorecard.add(question.name, measures)
             values = set[float | None]()
             for pools in TASK_MEASURES.values():

@@ -20,7 +20,7 @@ from offline.__main__ import read_steps
 from offline.answering import Answerer
 from offline.filesystems import InputError
 from offline.output import Attempt, Output, Row, RowError
-from offline.shards import FilesShard, InputImage, Unreadable
+from offline.shards import FilesShard, InputImage
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedProof
@@ -161,7 +161,7 @@ def test_rows_of_a_shard() -> None:
     first, *failed = rows_of(
         image("0"),
         image("missing", FileNotFoundError("no file")),
-        image("cut off", Unreadable("it is cut off")),
+        image("cut off", OSError("it is cut off")),
         image("text", b"text"),
         image("large", png(12_000, 9_000, 8, 2, b"")),
         image("defect", ZeroDivisionError("secret")),
@@ -327,20 +327,10 @@ def test_row_of_steps(tmp_path: Path) -> None:
     assert read["answers"] == [expected]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("things", "must have steps: a list of objects"),
-        ("[{", "cannot be read"),
-        ("#" * 1_000_001, "larger than 1000000 bytes"),
-        ("[{id: a, task: ocr, models: all}]", "step 'a' names 'all'; one model answers: florence"),
-        ("[{id: a, task: ocr, model: b}]", "step 'a' names 'b'; one model answers: florence"),
-    ],
-)
-def test_bad_steps_are_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_unreadable_steps_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "steps.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=message):
+    path.write_text("[{")
+    with pytest.raises(InputError, match="cannot be read"):
         read_steps(str(path), FLORENCE.id)
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from offline.__main__ import show_progress
-from offline.pipeline import DoneShard, Pool
+from offline.pipeline import Pool
 
 GPU_HOST = {"CPU": 16.0, "GPU": 4.0}
 HOST = {"CPU": 8.0}
@@ -25,18 +24,3 @@ def test_pool_size(
     hosts: list[dict[str, float]], device: str, num_actors: int | None, pool: Pool
 ) -> None:
     assert Pool.of(hosts, device, num_actors) == pool
-
-
-DONE = [DoneShard(6, 0, 10.0, 14.0), DoneShard(4, 1, 12.0, 15.0)]
-
-
-@pytest.mark.parametrize(("num_images", "total"), [(12, 12), (None, 15)])
-def test_progress_and_rate(
-    capsys: pytest.CaptureFixture[str], num_images: int | None, total: int
-) -> None:
-    """The total of archives is estimated from the shards that are done."""
-    show_progress(iter(DONE), 3, num_images)
-    printed = capsys.readouterr()
-    assert f"10/{total} " in printed.err
-    assert "failed=1, shards=2/3" in printed.err
-    assert printed.out == "10 images in 5.00 s, 2.00 images/s\n"

@@ -1,9 +1,10 @@
 """Grammars over the embedded checkpoints' vocabularies: what they allow, and what not."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -13,7 +14,6 @@ from export.checkpoints.bases import CATALOG_FILE
 from export.scenes import sample_scene
 from laboratory.questions import question_prompts
 from laboratory.training.answers import (
-    WriteAnswer,
     florence2_answer,
     paligemma_answer,
     picture_of,
@@ -29,7 +29,7 @@ from tests.support.catalog import CATALOG, MASK_DECODER, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
 from tests.support.real_tokenizers import EOS_ID
 
-WRITERS: dict[Family, WriteAnswer] = {
+WRITERS: dict[Family, Callable[..., Any]] = {
     "florence2": florence2_answer,
     "paligemma": paligemma_answer,
 }
