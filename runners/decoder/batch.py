@@ -145,8 +145,8 @@ class LiveBatch:
                     tokens[slot] = sequence.last_token_ids[place]
                 else:
                     rows[slot] = chosen_rows[place]
-                if len(slots) > 1:  # after a prefill all beams have the same keys
-                    parents[slot] = [slot] if chosen_rows is None else slots
+                if len(slots) > 1:
+                    parents[slot] = slots
         return NextInputs(rows, tokens, parents)
 
     def _advance(self, launched: LaunchedPass, result: Chosen) -> list[tuple[int, int]]:

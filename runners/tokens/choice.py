@@ -96,11 +96,11 @@ class Chosen:
 class NextInputs:
     """The inputs of the next pass over slots 0 to B - 1, as far as the host knows them."""
 
-    # row of the running pass that chooses each slot's token, or None
+    # row of the running pass that chooses each slot's token, or None: after a prefill, where all
+    # beams have the same keys
     rows: Sequence[int | None]
     tokens: Sequence[int]  # token of each slot without such a row; ignored for others
-    # keys are slots of beams, values the slots of the sequence by row, or only that slot if no row
-    # chooses its token
+    # of each slot of beams: the slots of its sequence, by row
     parents: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 

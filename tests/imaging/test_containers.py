@@ -263,11 +263,6 @@ def test_pixels_of_a_png() -> None:
         decode_image(interrupted, LIMITS)
 
 
-def test_bytes_behind_the_end() -> None:
-    for image_format in ("JPEG", "PNG", "WEBP"):
-        assert_decodes(intact(image_format) + bytes(1_000_000), image_format)
-
-
 def test_places_of_scans() -> None:
     """Markers are searched in windows of 65,536 bytes."""
     assert read_container(file_with("JPEG", SCAN * 990, -1)).num_scans == 1000

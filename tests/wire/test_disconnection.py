@@ -1,7 +1,7 @@
+"""Work is cancelled with its client or its caller, and leaves no task."""
+
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -10,12 +10,14 @@ from starlette.types import Message
 from wire.disconnection import while_connected
 
 
-@dataclass(slots=True)
-class Client:
-    """Sends its messages; disconnects once `gone` is set."""
+class Call:
+    """A client that disconnects once `gone` is set, and work that ends once `released` is."""
 
-    messages: list[Message] = field(default_factory=list)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.gone = asyncio.Event()
+        self.released = asyncio.Event()
+        self.is_cancelled = False
 
     async def receive(self) -> Message:
         if self.messages:
@@ -23,15 +25,7 @@ class Client:
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
-
-@dataclass(slots=True)
-class Work:
-    """Ends when `released` is set; records a cancellation."""
-
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    is_cancelled: bool = False
-
-    async def __call__(self) -> str:
+    async def work(self) -> str:
         try:
             await self.released.wait()
         except asyncio.CancelledError:
@@ -39,108 +33,84 @@ class Work:
             raise
         return "done"
 
-
-Scenario = Callable[[Client, Work], Coroutine[Any, Any, None]]
-
-
-def run(scenario: Scenario) -> None:
-    """Run a scenario and check that no task remains."""
-
-    async def checked() -> None:
-        await scenario(Client(), Work())
-        await asyncio.sleep(0)  # lets cancelled tasks end
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(checked())
+    async def started(self) -> "asyncio.Task[str]":
+        task = asyncio.ensure_future(while_connected(self.receive, self.work()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return task
 
 
-async def started(client: Client, work: Awaitable[str]) -> "asyncio.Task[str]":
-    task = asyncio.ensure_future(while_connected(client.receive, work))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return task
+@pytest.fixture
+def call() -> Call:
+    return Call()
 
 
-def test_result_of_work() -> None:
-    async def scenario(client: Client, work: Work) -> None:
-        client.messages.append({"type": "http.request", "body": b"", "more_body": False})
-        task = await started(client, work())
-        work.released.set()
-        assert await task == "done"
-        client.gone.set()  # a result that is ready is returned despite the disconnection
-        assert await while_connected(client.receive, work()) == "done"
-
-    run(scenario)
+async def assert_no_task_is_left() -> None:
+    await asyncio.sleep(0)  # lets cancelled tasks end
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_disconnection_cancels_work() -> None:
-    async def scenario(client: Client, work: Work) -> None:
-        task = await started(client, work())
-        client.gone.set()
-        with pytest.raises(ClientDisconnect):
-            await task
-        assert work.is_cancelled
+async def test_result_of_work(call: Call) -> None:
+    call.messages.append({"type": "http.request", "body": b"", "more_body": False})
+    task = await call.started()
+    call.released.set()
+    assert await task == "done"
+    call.gone.set()  # a result that is ready is returned despite the disconnection
+    assert await while_connected(call.receive, call.work()) == "done"
+    await assert_no_task_is_left()
 
-    run(scenario)
+
+async def test_disconnection_cancels_work(call: Call) -> None:
+    task = await call.started()
+    call.gone.set()
+    with pytest.raises(ClientDisconnect):
+        await task
+    assert call.is_cancelled
+    await assert_no_task_is_left()
 
 
-def test_cancelled_caller_cancels_work() -> None:
-    async def scenario(client: Client, work: Work) -> None:
-        task = await started(client, work())
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert work.is_cancelled
-
-    run(scenario)
+async def test_cancelled_caller_cancels_work(call: Call) -> None:
+    task = await call.started()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert call.is_cancelled
+    await assert_no_task_is_left()
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_caller_is_as_cancelled_as_before(is_cancelled: bool) -> None:
-    """The caller runs the work itself, which is cancelled with it."""
-
-    async def answer(client: Client, work: Work) -> int:
+async def test_caller_is_as_cancelled_as_before(call: Call, is_cancelled: bool) -> None:
+    async def answer() -> int:
         with pytest.raises(ClientDisconnect):
-            await while_connected(client.receive, work())
+            await while_connected(call.receive, call.work())
         await asyncio.sleep(0)
         task = asyncio.current_task()
         assert task is not None
         return task.cancelling()
 
-    async def scenario(client: Client, work: Work) -> None:
-        task = asyncio.create_task(answer(client, work))
-        await asyncio.sleep(0.01)
-        client.gone.set()
-        await asyncio.sleep(0)  # the disconnection is noticed in the next turn
-        if is_cancelled:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        else:
-            assert await task == 0
+    task = asyncio.create_task(answer())
+    await asyncio.sleep(0.01)
+    call.gone.set()
+    await asyncio.sleep(0)  # the disconnection is noticed in the next turn
+    if not is_cancelled:
+        assert await task == 0
+        return
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
-    run(scenario)
+
+async def raising(error: BaseException) -> Message:
+    raise error
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
-def test_error_of_work(error: BaseException) -> None:
-    async def failing() -> str:
-        raise error
-
-    async def scenario(client: Client, _: Work) -> None:
-        with pytest.raises(type(error)):
-            await while_connected(client.receive, failing())
-
-    run(scenario)
+async def test_error_of_work(call: Call, error: BaseException) -> None:
+    failing: Awaitable[object] = raising(error)
+    with pytest.raises(type(error)):
+        await while_connected(call.receive, failing)
 
 
-def test_error_of_receive_cancels_work() -> None:
-    async def failing() -> Message:
-        raise ValueError("broken")
-
-    async def scenario(_: Client, work: Work) -> None:
-        with pytest.raises(ValueError, match="broken"):
-            await while_connected(failing, work())
-        assert not work.released.is_set()
-
-    run(scenario)
+async def test_error_of_receive_cancels_work(call: Call) -> None:
+    with pytest.raises(ValueError, match="broken"):
+        await while_connected(lambda: raising(ValueError("broken")), call.work())

@@ -17,19 +17,18 @@ class Calls:
         self.in_flight = CallsInFlight()
         self._app = self.in_flight.middleware(self._answer)
 
-    def begin(
+    async def begin(
         self, method: str = "POST", kind: str = "http"
     ) -> "tuple[asyncio.Event, asyncio.Task[None]]":
         event = asyncio.Event()
         scope = {"type": kind, "method": method, "event": event}
-        return event, asyncio.ensure_future(self._app(scope, self._receive, self._send))
+        request = asyncio.ensure_future(self._app(scope, None, self._send))  # type: ignore[arg-type]
+        await turns()
+        return event, request
 
     async def _answer(self, scope: Scope, _: Receive, send: Send) -> None:
         await scope["event"].wait()
         await send({"type": "http.response.body"})
-
-    async def _receive(self) -> Message:
-        return {"type": "http.disconnect"}
 
     async def _send(self, _: Message) -> None:
         await asyncio.sleep(0)
@@ -42,8 +41,7 @@ async def turns() -> None:
 
 async def test_draining_ends_with_the_last_call() -> None:
     calls = Calls()
-    events = [calls.begin()[0], calls.begin()[0]]
-    await turns()
+    events = [(await calls.begin())[0] for _ in range(2)]
     assert not calls.in_flight.is_draining
     draining = asyncio.ensure_future(calls.in_flight.drain())
     await turns()
@@ -60,10 +58,8 @@ async def test_draining_ends_with_the_last_call() -> None:
 )
 async def test_draining_waits_for_no_other_request(method: str, kind: str) -> None:
     """A call that is cancelled is no longer in flight."""
-
     calls = Calls()
-    _, request = calls.begin(method, kind)
-    await turns()
+    _, request = await calls.begin(method, kind)
     if (method, kind) == ("POST", "http"):
         request.cancel()
     async with asyncio.timeout(5):

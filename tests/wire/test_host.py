@@ -76,11 +76,10 @@ from pathlib import Path
 from wire.host import show_as
 
 command_line = Path("/proc/self/cmdline")
-before = command_line.read_bytes()
-show_as("x" * 2 * len(before))
-assert command_line.read_bytes() == b"x" * (len(before) - 1) + b"\\0"
-show_as("diptych")
-assert command_line.read_bytes().rstrip(b"\\0") == b"diptych"
+num_bytes = len(command_line.read_bytes())
+for title in ("x" * 2 * num_bytes, "diptych"):
+    show_as(title)
+    assert command_line.read_bytes() == title[: num_bytes - 1].encode().ljust(num_bytes, b"\\0")
 """
 
 

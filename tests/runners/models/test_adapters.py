@@ -138,19 +138,6 @@ def test_captured_passes_give_the_tokens_of_eager_ones(tuned: Tuned) -> None:
     assert len(passes.num_slots_ahead) > 5
 
 
-def test_drafts_give_the_tokens_of_single_ones(tuned: Tuned) -> None:
-    decoder = tuned.case.decoder
-    grammar = decoder.text.constraints.get("start: /(?s:.){0,60}/")
-    requests: list[SequenceRequest] = []
-    for request in tuned.requests(7):
-        words = decoder.text.prompt_words(request.prompt_ids)
-        requests.append(replace(request, constraint=grammar, prompt_words=words))
-    drafted = token_ids_of(decoder, requests)
-    decoder.can_draft = False
-    assert drafted == token_ids_of(decoder, requests)
-    decoder.can_draft = True
-
-
 def test_adapters_that_come_and_go_change_no_other_answer(tuned: Tuned) -> None:
     first, *others = tuned.tensors
     adapters = Adapters()

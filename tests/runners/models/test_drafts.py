@@ -7,7 +7,7 @@ phrases and regions.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -143,16 +143,6 @@ def test_drafts_change_no_token_and_no_probability(model: Model, num_clients: in
     for one, other in zip(drafted, plain, strict=True):
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
-def test_a_cut_answer_is_the_beginning_of_the_whole(model: Model) -> None:
-    for request in model.requests(5):
-        (whole,) = generate(model.decoder, [request], 1, can_draft=False)
-        limits = range(1, len(whole.token_ids) + 1)
-        cut = [replace(request, max_new_tokens=limit) for limit in limits]
-        drafted = generate(model.decoder, cut, BESIDE)
-        plain = generate(model.decoder, cut, BESIDE, can_draft=False)
-        assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
 
 
 class CountedDecoder:

@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from laboratory.bench.random_weights import write_random_checkpoint
-from runners.encoder.session import load_encoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 from tests.support.random_weights import SHAPES
-from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest, vision_encoder_file
+from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
 # packing leaves in the heap (up to 90 MB here), and the interpreter's own objects.
@@ -42,16 +41,10 @@ def peak_bytes():
     return (int(rows["VmHWM"].removesuffix("kB")) - code) * 1024
 
 folder, precision = Path(sys.argv[1]), sys.argv[2]
-if precision == "checkpoint":
-    from export.checkpoints.tensors import load_checkpoint
-    from transformers.models.florence2 import modeling_florence2
 torch.set_num_threads(1)
 before = peak_bytes()
-if precision == "checkpoint":
-    model = load_checkpoint(folder, torch.float32)
-else:
-    config = json.loads((folder / "config.json").read_text())["text_config"]
-    model = Bart(config, DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu"))
+config = json.loads((folder / "config.json").read_text())["text_config"]
+model = Bart(config, DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu"))
 print(peak_bytes() - before)
 """
 
@@ -97,13 +90,6 @@ def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> Non
     assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size
 
 
-@pytest.mark.long
-def test_loading_the_reference_holds_the_weights_once(large: Path) -> None:
-    size = 4 * num_numbers(large / "model.safetensors")
-    # The file, half the size of the float32 weights, stays mapped until transformers has loaded it.
-    assert size <= peak_bytes(large, "checkpoint") <= 1.65 * size
-
-
 def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "copy"))
     for file in folder.glob("*.onnx"):
@@ -111,17 +97,6 @@ def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Pat
     weights = load_file(folder / DECODER_FILE)
     assert all(name.startswith("model.language_model.") for name in weights)
     load_decoder(folder, read_manifest(folder).family, "int8", "cpu")
-
-
-def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_path: Path) -> None:
-    for file in int8_artifacts.glob("*.onnx"):
-        shutil.copyfile(file, tmp_path / file.name)
-    assert {file.name for file in tmp_path.iterdir()} >= {
-        vision_encoder_file("float32"),
-        vision_encoder_file("int8"),
-    }
-    for precision in ("float32", "int8"):
-        load_encoder(tmp_path, precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # packed, and not

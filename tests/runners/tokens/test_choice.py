@@ -1,7 +1,6 @@
 """The choice of tokens, eager and in fixed shapes, over random logits and conditions."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -52,18 +51,6 @@ RULED = RowConditions(banned=(3, 4))
 FORCED = RowConditions(forced=7)
 BEAM = RowConditions(beam_score=-1.5, num_candidates=6)
 EVERY = [GREEDY, SAMPLED, NARROW, UNLIMITED, CONSTRAINED, RULED, FORCED]
-
-
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that torch runs, but for views."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names[str(func)] += func.overloadpacket is not torch.ops.aten.view
-        return func(*args, **(kwargs or {}))
 
 
 def logits_of(num_rows: int, size: int = SIZE) -> Tensor:
@@ -183,28 +170,6 @@ def test_beams_are_searched_as_each_alone() -> None:
     assert [len(choices) for choices in together] == [6, 1, 6, 1]
     best = logits.log_softmax(-1)[[0, 2]].flatten().topk(6).values - 1.5
     assert [choice.score for choice in together[0]] == pytest.approx(best.tolist())
-
-
-@pytest.mark.parametrize(
-    "conditions",
-    [[GREEDY], [SAMPLED], [CONSTRAINED], [RULED, FORCED], [BEAM] * 3],
-    ids=lambda one: repr(one[0])[:40],
-)
-def test_operations_do_not_depend_on_the_rows(
-    conditions: list[RowConditions],
-) -> None:
-    counts = []
-    for num in (1, 7):
-        width = len(conditions) if conditions[0].beam_score is not None else 1
-        num_rows = num * len(conditions)
-        rows = [range(first, first + width) for first in range(0, num_rows, width)]
-        with Operations() as operations:
-            choose_tokens(logits_of(num_rows), conditions * num, rows)
-        counts.append(operations.names)
-        # Top-p asks whether the usual nucleus is enough.
-        assert operations.names["aten._local_scalar_dense.default"] <= (conditions[0].top_p < 1)
-    assert counts[0] == counts[1]
-    assert counts[0].total() <= 55
 
 
 DEVICE = torch.device("cpu")

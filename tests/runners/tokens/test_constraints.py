@@ -113,11 +113,6 @@ def test_allowed_tokens_keep_their_log_probabilities() -> None:
     assert rows[[0, EOS, *CODES, *TEXT]].tolist() == [-math.inf] * (4 + len(TEXT))
 
 
-def test_logits_beyond_the_vocabulary_are_masked() -> None:
-    constraint = CONSTRAINTS.get(BOXES)
-    assert max(allowed_ids(constraint, constraint.start())) < SIZE
-
-
 @pytest.mark.parametrize("grammar", ["start: <poly>", "start: nothing", 'start: "a', ""])
 def test_a_malformed_grammar_is_refused(grammar: str) -> None:
     with pytest.raises(SequenceError, check=is_failure("internal")):
@@ -130,10 +125,6 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
         SequenceError, check=is_failure("internal"), match="the grammar failed at token 9"
     ):
         constraint.after(constraint.start(), 9)
-
-
-def test_a_compiled_grammar_is_cached() -> None:
-    assert CONSTRAINTS.get(BOXES) is CONSTRAINTS.get(BOXES)
 
 
 def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:

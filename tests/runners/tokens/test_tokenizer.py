@@ -47,14 +47,6 @@ def test_plain_text_is_tokenized_as_by_transformers(name: str) -> None:
     assert TOKENIZERS[name].encode([(text, False)]) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "token"), [("florence-2-mini", "<loc_999>"), ("paligemma-mini", "<loc1023>")]
-)
-def test_a_control_segment_is_one_token(name: str, token: str) -> None:
-    (token_id,) = TOKENIZERS[name].encode([(token, True)])
-    assert token_id in CONTROL_IDS[name]
-
-
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_tag_that_the_checkpoint_does_not_have_is_text_like_its_neighbours(name: str) -> None:
     whole = TOKENIZERS[name].encode([("<DocVQA>s circle <b>, red", False)])
