@@ -28,7 +28,6 @@ from tests.support.server_sent_events import parse_events
 
 MODEL = "florence-2-mini"
 KEY = "key-of-the-operator"
-LIMITED_KEY = "key-with-limits"
 WRONG_KEY = "key-of-nobody"
 QUESTION = "is-there-a-xylophone"
 LABEL = "a-heptagon-of-felt"
@@ -58,10 +57,9 @@ def closed(
     certificate.private_key_and_cert_chain_pem.write_to_path(folder / "tls.pem")
     context = ssl.create_default_context()
     ca.configure_trust(context)
-    keys = {KEY: "name=operator", LIMITED_KEY: "requests_per_minute=2"}
     settings = {
         "DIPTYCH_MODELS": MODEL,
-        "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", keys),
+        "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", {KEY: "name=operator"}),
         "DIPTYCH_METRICS_NEED_KEY": "true",
         "DIPTYCH_HEALTH_NEEDS_KEY": "true",
         "DIPTYCH_TLS_CERTIFICATE_FILE": str(folder / "tls.pem"),
@@ -126,22 +124,6 @@ def test_health_over_grpc_needs_a_key(closed: ClosedService) -> None:
         assert inference.ServerLive(live, timeout=60, metadata=metadata(KEY)).live
 
 
-def test_limits_of_a_key_count_both_ports(closed: ClosedService, client: httpx.Client) -> None:
-    models = pb.ListModelsRequest()
-    with closed.channel() as channel:
-        vision = VisionStub(channel)
-        vision.ListModels(models, timeout=60, metadata=metadata(LIMITED_KEY))
-        assert client.get("/v1/models", headers=bearer(LIMITED_KEY)).status_code == 200
-        response = client.get("/v1/models", headers=bearer(LIMITED_KEY))
-        with pytest.raises(grpc.RpcError) as caught:
-            vision.ListModels(models, timeout=60, metadata=metadata(LIMITED_KEY))
-    trailing: Any = dict(caught.value.trailing_metadata())  # type: ignore[arg-type]
-    assert response.status_code == 429
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    for wait_s in (response.headers["retry-after"], trailing["retry-after"]):
-        assert 0 < int(wait_s) <= 30
-
-
 @dataclass(frozen=True, slots=True)
 class WritesFile:
     """An object that writes a file when it is unpickled."""
@@ -200,7 +182,7 @@ def test_log_has_no_contents_and_no_keys(closed: ClosedService, client: httpx.Cl
     assert all(len(text) > 20 for text in texts)
     log = closed.service.log.read_text()
     assert log.count("request ") > len(forms) + len(images)
-    keys = [KEY, LIMITED_KEY, WRONG_KEY]
+    keys = [KEY, WRONG_KEY]
     fields = [QUESTION, LABEL, UNKNOWN, TOKEN]
     contents = [*texts, base64_image[:40], repr(image)[2:42]]
     for secret in (*keys, *map(hash_of, keys), *fields, *contents):

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from pycocotools.coco import COCO
 
-from export.scenes import SHAPES, render_scene
-from laboratory.scenes import evaluation_scene, png
 from tests.support.client_command import command, run
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image
@@ -73,47 +71,3 @@ def test_interrupted_run_is_resumed(
 
 def enable_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@pytest.mark.long
-def test_killed_evaluation_is_resumed(service: RunningService, folder: Path) -> None:
-    out = folder.with_name("out")
-    log = out / "answers.jsonl"
-    words = ("evaluate", folder, *DETECT, "--models", "florence-2-mini", "--out", out)
-    before = num_requests(service)
-    with subprocess.Popen(command(service, *words), stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") > NUM_IMAGES // 4)
-        process.kill()
-    finished = run(service, *words)
-    assert finished.returncode == 0, finished.stderr
-    assert log.read_bytes().count(b"\n") == NUM_IMAGES
-    assert num_requests(service) - before <= NUM_IMAGES + 8  # in flight
-    assert "have an answer already" in finished.stderr
-    assert json.loads((out / "report.json").read_text())["num_images"] == NUM_IMAGES
-
-
-def test_stricter_consensus_needs_no_answers(service: RunningService, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for index in range(6):
-        image = png(render_scene(evaluation_scene(index), 22))
-        (images / f"{index}.png").write_bytes(image)
-    out = tmp_path / "out"
-    words: list[str | Path] = ["annotate", images, "--task", "open_vocabulary_detection"]
-    words += ["--consensus", "--out", out, "--labels", ",".join(SHAPES)]
-
-    def accepted(*options: str) -> list[Any]:
-        finished = run(service, *words, *options)
-        assert finished.returncode == 0, finished.stderr
-        assert finished.stderr.count("6 of 6 requests have an answer") == (2 if options else 0)
-        rows: list[Any] = json.loads((out / "annotations.json").read_text())["annotations"]
-        return rows
-
-    num_accepted = len(accepted())
-    review = json.loads((out / "review.json").read_text())
-    assert all(row["review"] for row in review["annotations"])
-    tasks = json.loads((out / "label_studio.json").read_text())
-    assert len(tasks) == len(review["images"])
-    certain = accepted("--accept-score", "0.9")
-    assert 0 < len(certain) < num_accepted
-    assert all(row["score"] >= 0.9 for row in certain)

@@ -44,12 +44,6 @@ export BENTOML_HOME="$disk/bentoml" HOME="$disk" TMPDIR="$disk"
 exec "$@" >> "$disk/service.log" 2>&1  # nor can the log be written
 """
 FILL = "dd if=/dev/zero of=/dev/shm/fill 2>/dev/null || true"
-FULL_MEMORY = f"""
-shift
-mount -t tmpfs -o size=4m tmpfs /dev/shm
-{FILL}
-exec "$@"
-"""
 SMALL_MEMORY = """
 shift
 mount -t tmpfs -o size=8m tmpfs /dev/shm
@@ -113,13 +107,6 @@ def test_disk_changes_nothing(exported: ModelStore, tmp_path: Path, script: str)
         assert metric(service, "diptych_requests_total", status="ok") == 3
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_S) == 0
-
-
-@pytest.mark.long
-def test_full_memory_costs_metrics_alone(exported: ModelStore, tmp_path: Path) -> None:
-    with served_with(exported, tmp_path, FULL_MEMORY) as service:
-        assert all(answers(service) for _ in range(3))
-        assert "no space for metrics" in service.log.read_text()
 
 
 @pytest.mark.long

@@ -108,18 +108,6 @@ def test_few_clients_spread_over_both_processes(service: RunningService) -> None
         wait_until(are_spread)
 
 
-@pytest.mark.long
-def test_grpc_connections_are_replaced_after_a_minute(service: RunningService) -> None:
-    with service.vision() as vision:
-
-        def clients() -> set[int]:
-            vision.ListModels(pb.ListModelsRequest(), timeout=STOP_S)
-            return set().union(*client_ports(service, service.grpc_address))
-
-        first = clients()
-        wait_until(lambda: first.isdisjoint(clients()), timeout_s=90, pause_s=0.2)
-
-
 def ask(service: RunningService) -> httpx.Response:
     return service.predict(task="captioning", model=MODEL)
 

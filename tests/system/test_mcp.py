@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, StdioServerParameters
 from mcp_types import CallToolResult, TextContent
 
 from diptych_client import Client as DiptychClient
 from diptych_client.transports.messages import to_json
 from tests.support.client_command import DIPTYCH
-from tests.support.running_service import free_port
 from tests.support.scene_images import scene_png
 
 Call = Callable[..., CallToolResult]
@@ -53,10 +52,3 @@ def test_boxes_are_those_of_the_client(url: str, tmp_path: Path) -> None:
     for detection, other in zip(answer["detections"], expected, strict=True):
         assert detection["label"] == other["label"]
         assert detection["box"] == pytest.approx(other["box"], abs=0.051)
-
-
-def test_missing_service_is_an_error_of_the_listing() -> None:
-    refusal = "^cannot list the tasks of the service: connection_failed"
-    url = f"http://127.0.0.1:{free_port()}"
-    with tools_of(url) as call, pytest.raises(MCPError, match=refusal):
-        call("ocr")

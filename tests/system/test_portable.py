@@ -1,14 +1,11 @@
 """DIPTYCH_PORTABLE: the service as on macOS, where no process finds what Linux alone has."""
 
-import io
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
 
 from tests.support.export_cli import ModelStore
 from tests.support.portable import WITHOUT_LINUX
@@ -17,9 +14,6 @@ from tests.support.running_service import RunningService, running_service
 from tests.support.waiting import wait_until
 from tests.system.test_answers import FLORENCE, REQUESTS, rounded
 from tests.system.test_batches import URLS, create, ended, openai_client, output, request_line
-
-RUNNER = f"{FLORENCE}-runner"
-HEAVY_SIZE_WH = (6000, 5000)  # decoded in a process
 
 pytestmark = pytest.mark.long
 
@@ -50,19 +44,6 @@ def test_answers_are_those_of_linux(portable: RunningService, service: RunningSe
         expected = result(service, body)
         assert rounded(answers[str(number)]["result"]) == expected
         assert result(portable, body) == expected
-
-
-def test_heavy_image_is_decoded_in_a_process(portable: RunningService) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", HEAVY_SIZE_WH, (200, 30, 30)).save(file, "PNG")
-    portable.predict(file.getvalue(), task="captioning").raise_for_status()
-
-
-def test_killed_runner_comes_back(portable: RunningService) -> None:
-    killed = portable.send_signal(RUNNER, signal.SIGKILL)
-    wait_until(lambda: portable.parts().get(RUNNER, killed) != killed)
-    portable.wait_until_ready()
-    assert portable.predict(task="captioning", model=FLORENCE).is_success
 
 
 def test_killed_supervisor_leaves_no_process(portable: RunningService) -> None:

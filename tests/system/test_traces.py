@@ -6,11 +6,7 @@ All spans of the first are sent when it stops: its batches would be sent once an
 
 import json
 import re
-import signal
-import socket
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,8 +37,6 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     COMPARE_TRACE: ("/v1/compare", {"task": "open_vocabulary_detection", "labels": LABEL}),
     FAILED_TRACE: ("/v1/predict", {"task": "ocr", LABEL: QUESTION}),
 }
-# Idle service: two seconds for the spans of each process, on a busy machine.
-STOP_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,25 +149,3 @@ def test_every_log_line_is_an_object(records: Records) -> None:
         assert re.fullmatch("[0-9a-f]{32}", line["request_id"])
         assert line["status"] == ("invalid_request" if line["trace_id"] == FAILED_TRACE else "ok")
         assert f"trace_id={line['trace_id']}" in line["message"]
-
-
-@pytest.mark.long
-def test_silent_collector_costs_a_log_line(exported: ModelStore, tmp_path: Path) -> None:
-    log = tmp_path / "service.log"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        settings = {
-            "DIPTYCH_MODELS": FLORENCE,
-            "DIPTYCH_OTLP_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}",
-            "OTEL_BSP_SCHEDULE_DELAY": "20",  # ms
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",  # s
-        }
-        with forked_service(exported.home, log, **settings) as service:
-            deadline_s = time.monotonic() + 2  # two batches of each process and more
-            while time.monotonic() < deadline_s:
-                headers = service.predict(task="captioning").raise_for_status().headers
-                assert re.fullmatch("[0-9a-f]{32}", headers["x-trace-id"])
-            service.process.send_signal(signal.SIGTERM)
-            assert service.process.wait(STOP_S) == 0
-    text = log.read_text()
-    assert 1 <= len(re.findall("(?im)^.*(?:export|queue full).*$", text)) <= 3  # of each process
-    assert "Traceback" not in text
