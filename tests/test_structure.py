@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import re
 import subprocess
 import sys
 from functools import cache
@@ -70,15 +69,6 @@ BENTOML_ENTRY_POINTS = {
     "export/artifacts/store.py",
     "export/bento.py",
 }
-LINUX = re.compile(
-    r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""
-)
-LINUX_OF_TOOLS = {
-    "loadtest/figures.py",  # names the processor
-    "loadtest/processes.py",  # counts the cores
-}
-SYSTEM_MODULES = {"fcntl", "msvcrt", "pwd", "resource", "termios"}
-CLIENT = "client/diptych_client"
 # folders that must not import these packages, anywhere
 FORBIDDEN = {
     ("tasks",): {"torch", "transformers", "PIL", "bentoml"},
@@ -182,22 +172,6 @@ def test_imaging_needs_pillow_and_blake3_only() -> None:
     """
     for path in modules("imaging"):
         assert packages(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
-
-
-def test_one_module_alone_needs_linux() -> None:
-    """The sandbox is none elsewhere, as it says."""
-    for folder in ARROWS.keys() - {"laboratory"}:
-        for path in modules(folder):
-            name = str(path.relative_to(ROOT))
-            if name not in ("wire/host.py", "imaging/sandbox.py", *LINUX_OF_TOOLS):
-                assert not LINUX.search(path.read_text(encoding="utf-8")), name
-
-
-def test_client_and_tasks_load_no_module_of_one_system() -> None:
-    for path in [*modules(CLIENT), *modules("tasks")]:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-            assert not names & SYSTEM_MODULES, path
 
 
 def test_client_loads_neither_torch_nor_the_service() -> None:

@@ -71,14 +71,6 @@ def test_bento_has_the_code_that_serves(bento: Path) -> None:
     assert all((bento / name).exists() for name in sources)
 
 
-def test_gpu_check_installs_the_packages_of_the_image() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    pattern = r"sed (?:-i )?-E ('.*') requirements.txt && cat requirements-gpu.txt"
-    (program,) = re.findall(pattern, makefile)
-    assert re.findall(pattern, CONTAINERFILE) == [program]
-    assert "$(GPU)/bin/python -m laboratory.gpu_check" in makefile
-
-
 def test_image_runs_the_service_without_privileges() -> None:
     assert instruction("USER") == "10001:10001"
     assert instruction("STOPSIGNAL") == "SIGTERM"

@@ -242,27 +242,6 @@ def bring_back(runner: RunnerProcess, end: signal.Signals) -> None:
         runner.start()
 
 
-def test_refused_connection_goes_to_another_runner(
-    balancer: HaProxy, runners: list[RunnerProcess]
-) -> None:
-    async def ask_all() -> Counter[int | None]:
-        statuses = Counter[int | None]()
-        async with aiohttp.ClientSession() as session:
-            for key in KEYS:
-                url = f"{balancer.url(MODEL)}/write"
-                try:
-                    async with session.post(url, headers={KEY: key}) as response:
-                        statuses[response.status] += 1
-                except aiohttp.ServerDisconnectedError:
-                    statuses[None] += 1
-        return statuses
-
-    runners[0].stop()
-    statuses = asyncio.run(ask_all())
-    assert set(statuses) <= {404, None}  # no pixels were sent
-    assert statuses[None] <= 1  # the call that is being repeated while its runner is marked down
-
-
 @pytest.mark.parametrize("path", ["/write", "/stream"])
 async def test_disconnection_ends_the_call_at_the_runner(
     balancer: HaProxy, path: str, tmp_path: Path
@@ -294,17 +273,6 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     times_s = asyncio.run(ask())
     assert len(times_s) == NUM_STREAM_LINES
     assert times_s[-1] - times_s[0] > 0.1  # buffered lines come together
-
-
-async def test_without_a_runner_a_call_fails(
-    balancer: HaProxy, runners: list[RunnerProcess]
-) -> None:
-    for runner in runners:
-        runner.stop()
-    await wait_for_ready(balancer, 0)
-    async with calls_to(balancer) as calls:
-        await calls.make_all(KEYS[:1])
-        assert calls.answers == [(KEYS[0], None)]
 
 
 @contextmanager

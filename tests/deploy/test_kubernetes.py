@@ -164,11 +164,6 @@ def test_objects_fit_their_schemas(build: Build) -> None:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_every_schema_has_an_object() -> None:
-    kinds = {manifest["kind"] for folder in BUILDS for manifest in built(folder).objects}
-    assert RESOURCES.keys() < kinds
-
-
 def test_every_model_has_its_runner(replicated: Build) -> None:
     runners = replicated.pods("runner")
     assert set(runners) == {f"{model_id}-runner" for model_id in EMBEDDED}
