@@ -32,7 +32,7 @@ from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ANSWERS, PNG, encoded, served
 from tests.support.image_files import png
-from tests.support.offline_runs import write_scenes
+from tests.support.scene_images import write_scenes
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OTHER_BUILDS = """

@@ -1,6 +1,7 @@
 """Images of rendered scenes as the bytes that a client sends."""
 
 import io
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,3 +20,11 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: object) ->
 
 def scene_png(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> bytes:
     return encoded(scene_image(seed, size_wh))
+
+
+def write_scenes(folder: Path, count: int) -> Path:
+    """Write different scenes as PNG."""
+    folder.mkdir(parents=True)
+    for seed in range(count):
+        (folder / f"{seed:04}.png").write_bytes(scene_png(seed))
+    return folder

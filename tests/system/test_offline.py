@@ -3,7 +3,11 @@
 import json
 import os
 import signal
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,16 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.export_cli import ModelStore
-from tests.support.offline_runs import (
-    OfflineJob,
-    actor_of,
-    install_killer_files,
-    parquet_rows,
-    write_scenes,
-)
+from tests.support.export_cli import ROOT, ModelStore
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService
+from tests.support.scene_images import write_scenes
 from tests.support.waiting import wait_until
 
 FLORENCE = "florence-2-mini"
@@ -35,7 +33,81 @@ QUESTIONS = {
 START_S = 120
 RUN_S = 300
 AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
+# A file system of fsspec's: to open a file of it kills the process.
+KILLER = """
+import os, signal
+from fsspec import AbstractFileSystem
+
+class KillerFiles(AbstractFileSystem):
+    protocol = "killer"
+
+    def open(self, path, mode="rb", **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineJob:
+    """One job over a folder of images."""
+
+    store: ModelStore
+    model: str
+    fields: Mapping[str, str]  # task included
+    images: Path
+    output: Path
+    shard_size: int
+
+    @property
+    def num_parts(self) -> int:
+        return -(-len(list(self.images.iterdir())) // self.shard_size)
+
+    @contextmanager
+    def running(self) -> Iterator["subprocess.Popen[str]"]:
+        """Start a run of the job; kill it at the end if it still runs."""
+        words = ["--model", self.model, "--task", self.fields["task"], "--output", str(self.output)]
+        words += ["--shard-size", str(self.shard_size)]
+        words += [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "offline", str(self.images), *words],
+            cwd=ROOT,
+            env=os.environ | {"BENTOML_HOME": str(self.store.home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def run(self) -> "subprocess.CompletedProcess[str]":
+        """Run the job to its end."""
+        with self.running() as process:
+            stdout, stderr = process.communicate(timeout=RUN_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def parts(self) -> dict[Path, int]:
+        """Return the times of the shards that are done."""
+        return {part: part.stat().st_mtime_ns for part in self.output.glob("part-*")}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of all shards, in order, with their results as JSON values."""
+        rows: list[dict[str, Any]] = []
+        for part in sorted(self.output.glob("part-*.parquet")):
+            rows += pq.read_table(part).to_pylist()
+        for row in rows:
+            row["result"] = json.loads(row["result"] or "null")
+        return rows
+
+
+def actor_of(run: "subprocess.Popen[str]") -> int | None:
+    """Return the process that holds the model, or None before it starts."""
+    for pid in descendants(run.pid):
+        if "MapWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    return None
 
 
 @pytest.mark.parametrize(
@@ -64,11 +136,12 @@ def test_run_answers_as_the_service(
     fields = QUESTIONS[model]
     broken = scenes / "0007.broken.png"
     broken.write_bytes((scenes / "0007.png").read_bytes()[:300])
-    run = OfflineJob(exported, model, fields, scenes, tmp_path / "out", 25).run()
+    job = OfflineJob(exported, model, fields, scenes, tmp_path / "out", 25)
+    run = job.run()
     assert run.returncode == 1, run.stderr
     assert f"{NUM_SCENES + 1} images in" in run.stdout
     assert run.stdout.endswith("; 1 failed\n")
-    rows = {Path(row["key"]): row for row in parquet_rows(tmp_path / "out")}
+    rows = {Path(row["key"]): row for row in job.rows()}
     assert list(rows) == sorted(scenes.iterdir())
     failed = rows.pop(broken)
     error = answer_of(service, fields | {"model": model}, broken)["error"]
@@ -106,13 +179,8 @@ def long_job(store: ModelStore, folder: Path) -> OfflineJob:
     return OfflineJob(store, FLORENCE, DETECTION, scenes, folder / "out", 20)
 
 
-def parts(job: OfflineJob) -> dict[Path, int]:
-    """Return the times of the shards that are done."""
-    return {part: part.stat().st_mtime_ns for part in job.output.glob("part-*")}
-
-
 def assert_complete(job: OfflineJob) -> None:
-    rows = parquet_rows(job.output)
+    rows = job.rows()
     assert [row["key"] for row in rows] == [str(path) for path in sorted(job.images.iterdir())]
     assert all(row["error"] is None for row in rows)
     assert len(list(job.output.iterdir())) == job.num_parts + 1  # and the manifest
@@ -122,11 +190,11 @@ def assert_complete(job: OfflineJob) -> None:
 def test_killed_worker_loses_and_repeats_nothing(exported: ModelStore, tmp_path: Path) -> None:
     job = long_job(exported, tmp_path)
     with job.running() as run:
-        wait_until(lambda: len(parts(job)) >= 2 or run.poll() is not None, START_S)
+        wait_until(lambda: len(job.parts()) >= 2 or run.poll() is not None, START_S)
         actor = actor_of(run)
         assert actor is not None
         os.kill(actor, signal.SIGKILL)
-        assert len(parts(job)) < job.num_parts
+        assert len(job.parts()) < job.num_parts
         assert run.wait(RUN_S) == 0
     assert_complete(job)
 
@@ -135,17 +203,17 @@ def test_killed_worker_loses_and_repeats_nothing(exported: ModelStore, tmp_path:
 def test_killed_run_resumes(exported: ModelStore, tmp_path: Path) -> None:
     job = long_job(exported, tmp_path)
     with job.running() as run:
-        wait_until(lambda: len(parts(job)) >= 2 or run.poll() is not None, START_S)
+        wait_until(lambda: len(job.parts()) >= 2 or run.poll() is not None, START_S)
         processes = descendants(run.pid)
         actor = actor_of(run)
         run.kill()
         run.wait()
     assert actor is not None
     wait_until(lambda: not is_alive(actor))
-    done = parts(job)
+    done = job.parts()
     assert 2 <= len(done) < job.num_parts
     assert job.run().returncode == 0
-    assert done.items() <= parts(job).items()
+    assert done.items() <= job.parts().items()
     assert_complete(job)
     captions = {"task": "captioning"}
     changed = OfflineJob(exported, FLORENCE, captions, job.images, job.output, job.shard_size).run()
@@ -158,7 +226,12 @@ def test_killed_run_resumes(exported: ModelStore, tmp_path: Path) -> None:
 def test_killer_images_are_rows_with_an_error(
     exported: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(install_killer_files(tmp_path / "packages")))
+    info = tmp_path / "packages" / "killer-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: killer\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fsspec.specs]\nkiller = killer.KillerFiles\n")
+    (info.parent / "killer.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", str(info.parent))
     images = list(map(str, sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())))
     killers = {25: "killer://first.png", 31: "killer://second.png"}
     for index, path in killers.items():
@@ -166,10 +239,11 @@ def test_killer_images_are_rows_with_an_error(
     table = tmp_path / "images.parquet"
     out = tmp_path / "out"
     pq.write_table(pa.table({"image": images}), table)
-    run = OfflineJob(exported, FLORENCE, {"task": "captioning"}, table, out, 20).run()
+    job = OfflineJob(exported, FLORENCE, {"task": "captioning"}, table, out, 20)
+    run = job.run()
     assert run.returncode == 1, run.stderr
     assert f"{NUM_SCENES} images in {out}; {len(killers)} failed\n" in run.stdout
-    rows = parquet_rows(out)
+    rows = job.rows()
     assert [row["key"] for row in rows] == images
     errors = {index: row["error"] for index, row in enumerate(rows) if row["error"] is not None}
     assert errors.keys() == killers.keys()
