@@ -169,17 +169,3 @@ def test_kills_lose_and_repeat_nothing(service: RunningService, client: openai.O
     service.wait_until_ready(END_S)
     for line in lines[:4]:
         assert answers[line["custom_id"]]["raw_text"] == online_answer(service, line)["raw_text"]
-
-
-@pytest.mark.long
-def test_batch_outlives_its_service(exported: ModelStore, tmp_path: Path) -> None:
-    settings = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "store"), "DIPTYCH_MODELS": FLORENCE}
-    lines = [predict_line(number) for number in range(150)]
-    log = tmp_path / "service.log"
-    with forked_service(exported.home, log, **settings) as first, openai_client(first, "-") as one:
-        batch = create(one, lines)
-        wait_until(lambda: num_completed(one, batch) > 5, END_S)
-    with forked_service(exported.home, log, **settings) as last, openai_client(last, "-") as two:
-        answers = output(two, ended(two, batch).output_file_id)
-        assert answers.keys() == {line["custom_id"] for line in lines}
-        assert 0 < metric(last, "diptych_requests_total", api="batch", status="ok") < 145

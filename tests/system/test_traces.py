@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from service.rpc.proto import vision_pb2 as pb
-from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import RunningService, forked_service, post_form
-from tests.support.scene_images import scene_png
-from tests.support.server_sent_events import parse_events
+from tests.support.export_cli import ModelStore
+from tests.support.running_service import RunningService, default_scene, forked_service
 from tests.support.trace_collector import (
     CALLER_ID,
     TRACE_ID,
@@ -26,17 +24,17 @@ from tests.support.trace_collector import (
 from tests.system.test_answers import FLORENCE, PALIGEMMA
 
 KEPT_BACK = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}  # ms
-GRPC_TRACE, STREAM_TRACE, COMPARE_TRACE, FAILED_TRACE = (digit * 32 for digit in "abcd")
+GRPC_TRACE, STREAM_TRACE, FAILED_TRACE = (digit * 32 for digit in "abd")
 QUESTION = "is-there-a-xylophone"
-LABEL = "a-heptagon-of-felt"
 CAPTION: dict[str, Any] = {"task": "captioning", "detail": "detailed"}
 ASK = {"task": "visual_question_answering", "model": PALIGEMMA, "question": QUESTION}
-REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
-    TRACE_ID: ("/v1/predict", CAPTION | {"model": FLORENCE}),
-    STREAM_TRACE: ("/v1/predict", ASK | {"stream": True}),
-    COMPARE_TRACE: ("/v1/compare", {"task": "open_vocabulary_detection", "labels": LABEL}),
-    FAILED_TRACE: ("/v1/predict", {"task": "ocr", LABEL: QUESTION}),
+REQUESTS: dict[str, dict[str, Any]] = {
+    TRACE_ID: CAPTION | {"model": FLORENCE},
+    STREAM_TRACE: ASK | {"stream": True},
+    FAILED_TRACE: {"task": "ocr", "colour": QUESTION},
 }
+OF_GATEWAY = {"admission", "preprocess", "postprocess"}
+OF_RUNNER = {"encode_batch", "decode_queue", "prefill", "decode_steps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,9 @@ class Records:
     log: list[dict[str, Any]]
     spans: list[CollectedSpan]
 
-    def trace(self, trace_id: str) -> list[CollectedSpan]:
-        return [span for span in self.spans if span.trace_id == trace_id]
-
     def stages(self, trace_id: str) -> set[str]:
         """Return the line of each leaf of a trace, from its caller on."""
-        spans = {span.span_id: span for span in self.trace(trace_id)}
+        spans = {span.span_id: span for span in self.spans if span.trace_id == trace_id}
         inner = {span.parent_id for span in spans.values()}
         lines = set()
         for span in spans.values():
@@ -68,17 +63,13 @@ class Records:
 
 def send_all(service: RunningService) -> None:
     """Send a request of each kind."""
-    responses = {}
-    with service.client() as client:
-        for trace_id, (path, fields) in REQUESTS.items():
-            headers = {"traceparent": TRACEPARENT.replace(TRACE_ID, trace_id)}
-            response = post_form(client, path, scene_png(), fields, headers)
-            assert response.headers["x-trace-id"] == trace_id
-            responses[trace_id] = response
-    assert responses[FAILED_TRACE].status_code == 400
-    assert parse_events(responses[STREAM_TRACE].text)[-1][0] == "result"
+    for trace_id, fields in REQUESTS.items():
+        headers = {"traceparent": TRACEPARENT.replace(TRACE_ID, trace_id)}
+        response = service.predict(None, headers, **fields)
+        assert response.headers["x-trace-id"] == trace_id
+        assert response.is_success == (trace_id != FAILED_TRACE)
     with service.vision() as vision:
-        request = pb.PredictRequest(image=scene_png(), model=PALIGEMMA, **CAPTION)
+        request = pb.PredictRequest(image=default_scene(), model=PALIGEMMA, **CAPTION)
         metadata = [("traceparent", TRACEPARENT.replace(TRACE_ID, GRPC_TRACE))]
         _, call = vision.Predict.with_call(request, timeout=60, metadata=metadata)
         assert dict(call.trailing_metadata())["x-trace-id"] == GRPC_TRACE
@@ -95,46 +86,24 @@ def records(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> R
     return Records(list(map(json.loads, log.read_text().splitlines())), collector.spans)
 
 
-def test_spans_connect_up_to_the_caller(records: Records) -> None:
-    answer = f"{CALLER_ID} / POST /v1/predict / generate_content {FLORENCE}"
-    of_gateway = ("admission", "preprocess", "postprocess")
-    of_runner = ("encode_queue", "encode_batch", "decode_queue", "prefill", "decode_steps")
-    stages = {f"{answer} / {stage}" for stage in of_gateway}
-    stages |= {f"{answer} / POST /write / POST /write / {stage}" for stage in of_runner}
-    assert records.stages(TRACE_ID) == stages
-    parts = {span.name: span.part for span in records.trace(TRACE_ID)}
-    assert parts["preprocess"] == parts["POST /v1/predict"] == "diptych"
-    assert {parts[stage] for stage in of_runner[1:]} == {f"{FLORENCE}-runner"}
-
-
 @pytest.mark.parametrize(
-    ("trace_id", "root", "path", "models"),
+    ("trace_id", "root", "path", "model"),
     [
-        (STREAM_TRACE, "POST /v1/predict", "/stream", [PALIGEMMA]),
-        (GRPC_TRACE, "diptych.v1.Vision/Predict", "/write", [PALIGEMMA]),
-        (COMPARE_TRACE, "POST /v1/compare", "/write", EMBEDDED),
+        (TRACE_ID, "POST /v1/predict", "/write", FLORENCE),
+        (STREAM_TRACE, "POST /v1/predict", "/stream", PALIGEMMA),
+        (GRPC_TRACE, "diptych.v1.Vision/Predict", "/write", PALIGEMMA),
     ],
 )
-def test_every_request_is_one_trace(
-    records: Records, trace_id: str, root: str, path: str, models: list[str]
+def test_spans_connect_up_to_the_caller(
+    records: Records, trace_id: str, root: str, path: str, model: str
 ) -> None:
-    stages = records.stages(trace_id)
-    assert all(stage.startswith(f"{CALLER_ID} / {root}") for stage in stages)
-    for model in models:
-        line = f"{CALLER_ID} / {root} / generate_content {model} / POST {path} / POST {path}"
-        assert {f"{line} / prefill", f"{line} / decode_steps"} <= stages
-    parts = {span.part for span in records.trace(trace_id)}
-    assert parts >= {f"{model}-runner" for model in models}
-
-
-def test_span_and_log_line_agree(records: Records) -> None:
-    assert records.stages(FAILED_TRACE) == {f"{CALLER_ID} / POST /v1/predict"}
-    spans = {span.name: span for span in records.trace(TRACE_ID)}
-    line = next(line for line in records.log if line.get("trace_id") == TRACE_ID)
-    answer = spans[f"generate_content {FLORENCE}"]
-    for span in (answer, spans["decode_steps"]):
-        assert span.attributes["gen_ai.usage.output_tokens"] == line["generated_tokens"]
-    assert answer.attributes["diptych.request_id"] == line["request_id"]
+    answer = f"{CALLER_ID} / {root} / generate_content {model}"
+    stages = {f"{answer} / {stage}" for stage in OF_GATEWAY}
+    stages |= {f"{answer} / POST {path} / POST {path} / {stage}" for stage in OF_RUNNER}
+    assert stages <= records.stages(trace_id)
+    parts = {span.name: span.part for span in records.spans if span.trace_id == trace_id}
+    assert parts["preprocess"] == "diptych"
+    assert {parts[stage] for stage in OF_RUNNER} == {f"{model}-runner"}
 
 
 def test_every_log_line_is_an_object(records: Records) -> None:
@@ -143,8 +112,7 @@ def test_every_log_line_is_an_object(records: Records) -> None:
     assert {"service.gateway", "service.supervision.supervisor"} < loggers
     assert any(logger.startswith("bentoml") for logger in loggers)
     requests = [line for line in records.log if line["logger"] == "service.inference.recording"]
-    trace_ids = sorted(line["trace_id"] for line in requests)
-    assert trace_ids == sorted([*REQUESTS, GRPC_TRACE, COMPARE_TRACE])
+    assert {line["trace_id"] for line in requests} == {*REQUESTS, GRPC_TRACE}
     for line in requests:
         assert re.fullmatch("[0-9a-f]{32}", line["request_id"])
         assert line["status"] == ("invalid_request" if line["trace_id"] == FAILED_TRACE else "ok")
