@@ -299,6 +299,12 @@ def test_inputs_of_a_fuzzer() -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("unit", [b"[", b'{"a":', b"<a>", b"- "])
+def test_deep_inputs(name: str, unit: bytes) -> None:
+    check(READERS[name], unit * 20_000)
+
+
+@pytest.mark.parametrize("name", READERS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_changed_inputs(name: str, data: st.DataObject) -> None:

@@ -17,7 +17,6 @@ _START_OF_SCAN = b"\xff\xda"
 
 
 def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
-    """Return a progressive JPEG whose last scan is repeated."""
     file = io.BytesIO()
     Image.new("RGB", size_wh, (128, 128, 128)).save(file, "JPEG", progressive=True)
     data = file.getvalue()[:-2]
@@ -26,7 +25,6 @@ def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
 
 
 def riff_chunk(kind: bytes, content: bytes = b"") -> bytes:
-    """Return a chunk of a WebP."""
     return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
@@ -35,7 +33,6 @@ def _u24(*values: int) -> bytes:
 
 
 def animated_webp(size_wh: tuple[int, int]) -> bytes:
-    """Return an animation of one tiny frame on a canvas of any size."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "WEBP", lossless=True)
     chunks = riff_chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
@@ -58,7 +55,6 @@ def endless_exif(num_tags: int, num_bytes: int) -> bytes:
 
 
 def segment(marker: int, content: bytes = b"") -> bytes:
-    """Return a segment of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(content)) + content
 
 
@@ -97,7 +93,6 @@ PARTS: dict[str, list[bytes]] = {
 
 
 def intact(image_format: str) -> bytes:
-    """Return a small image."""
     file = io.BytesIO()
     colour_steps().save(file, image_format, progressive=True)
     return file.getvalue()

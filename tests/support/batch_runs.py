@@ -76,7 +76,6 @@ async def completed(store: Store, batch: Batch, core: Core | None = None) -> Bat
 
 
 def output(store: Store, file_id: str | None, owner: str = "me") -> dict[str, Any]:
-    """Return the lines of a file by their custom ids, none of which is twice."""
     if file_id is None:
         return {}
     content = store.content(file_id).read_bytes()

@@ -85,7 +85,6 @@ class Witness:
     complaints: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> None:
-        """Listen to a page from its beginning."""
         page.on("pageerror", lambda error: self.complaints.append(f"{page.url}: {error}"))
         page.on("console", self._console)
         page.on("request", lambda request: self._request(page, request))
@@ -123,7 +122,6 @@ class Playground:
             expect(self.page.locator("#preview img")).to_be_visible()
 
     def begin(self, task: str) -> None:
-        """Open the page by a link that runs a task."""
         self.page.goto(f"{self.url}/playground#task={task}&sample={SAMPLE}")
 
     def give(self, way: str, data: bytes) -> None:
@@ -132,7 +130,6 @@ class Playground:
         expect(self.page.locator("#image-name")).to_contain_text(f"{way}.png")
 
     def choose_file(self, name: str, data: bytes, size: str) -> None:
-        """Choose an image, and wait until it is shown with its size."""
         file: FilePayload = {"name": name, "mimeType": "image/png", "buffer": data}
         self.page.locator("#file").set_input_files(file)
         expect(self.page.locator("#image-name")).to_have_text(f"{name} · {size}")
@@ -141,7 +138,6 @@ class Playground:
         self.page.locator(f"label:has(#task-{task})").click()
 
     def run(self) -> None:
-        """Press Run and wait for every answer."""
         self.page.locator("#run").click()
         self.wait_for_answers()
 
@@ -166,12 +162,10 @@ class Playground:
         return shapes
 
     def answer(self, model: str) -> dict[str, Any]:
-        """Return the answer that the panel's button copies."""
         answer: dict[str, Any] = json.loads(self.copied(model, "JSON"))
         return answer
 
     def copied(self, model: str, form: str) -> str:
-        """Return the text that a button of the panel copies."""
         button = self.panel(model).locator(f"[data-copy={form}]")
         button.click()
         expect(button).to_have_text("Copied")

@@ -12,39 +12,32 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 
-class _Cancelled:
-    """A run of `work` that is cancelled at its suspension of this number, counted from 1."""
-
-    def __init__(
-        self, work: Coroutine[Any, Any, object], number: int, *, after_event: bool
-    ) -> None:
-        self.num_suspensions = 0
-        self._work = work
-        self._number = number
-        self._after_event = after_event
-
-    @types.coroutine
-    def run(self) -> Generator[Any, None, None]:
-        """Run to the end or to the cancellation."""
-        error: BaseException | None = None
-        while True:
-            try:
-                awaited = self._work.send(None) if error is None else self._work.throw(error)
-            except StopIteration:
-                return
-            self.num_suspensions += 1
-            is_chosen = self.num_suspensions == self._number
-            if is_chosen and not self._after_event:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            error = None
-            try:
-                yield awaited
-            except asyncio.CancelledError as cancelled:
-                error = cancelled
-            if is_chosen and self._after_event:
-                error = asyncio.CancelledError()
+@types.coroutine
+def _run_cancelled(
+    work: Coroutine[Any, Any, object], number: int, after_event: bool
+) -> Generator[Any, None, bool]:
+    """Cancel `work` at its suspension of this number, from 1; return False if it has fewer."""
+    task = asyncio.current_task()
+    assert task is not None
+    error: BaseException | None = None
+    for suspension in itertools.count(1):
+        try:
+            awaited = work.send(None) if error is None else work.throw(error)
+        except (StopIteration, asyncio.CancelledError):
+            if task.cancelling():
+                task.uncancel()
+            return suspension > number
+        is_chosen = suspension == number
+        if is_chosen and not after_event:
+            task.cancel()
+        error = None
+        try:
+            yield awaited
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        if is_chosen and after_event:
+            error = asyncio.CancelledError()
+    raise AssertionError
 
 
 async def cancel_at_each_await(
@@ -57,18 +50,9 @@ async def cancel_at_each_await(
     num_cancelled = 0
     for after_event in (False, True):
         for number in itertools.count(1):
-            cancelled = _Cancelled(work(), number, after_event=after_event)
-            outcome, *_ = await asyncio.gather(_awaited(cancelled), return_exceptions=True)
-            if isinstance(outcome, BaseException) and not isinstance(
-                outcome, asyncio.CancelledError
-            ):
-                raise outcome
+            was_cancelled = await _run_cancelled(work(), number, after_event)
             await check()
-            if cancelled.num_suspensions < number:
+            if not was_cancelled:
                 break
             num_cancelled += 1
     return num_cancelled
-
-
-async def _awaited(cancelled: _Cancelled) -> None:
-    await cancelled.run()

@@ -68,7 +68,6 @@ def _equal(tensor: Tensor, other: Tensor) -> bool:
 
 
 def write_base(base: Base, folder: Path) -> Path:
-    """Write a base into a new folder."""
     folder.mkdir()
     if base == PALIGEMMA:
         write_random_checkpoint("paligemma", folder)

@@ -56,7 +56,6 @@ RESULTS: tuple[Result, ...] = (
 def answer(
     result: Result, image: ImageSize = SIZE, task: str = "some_task", model: str = "some-model"
 ) -> Answer:
-    """Return an answer with the given result."""
     timings = Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 21.0)
     return Answer(
         "id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1, 1), "miss", timings
@@ -64,5 +63,4 @@ def answer(
 
 
 def record(result: Result, name: str = "a.png", image: ImageSize = SIZE) -> Record:
-    """Return the record of an image."""
     return Record(ImageFile(name, 100, 1), answer(result, image))

@@ -36,7 +36,6 @@ def compare(
 
 
 def codes(comparison: Comparison) -> dict[str, str]:
-    """Return by model the code of its error, or ok."""
     return {
         model.id: outcome.code if isinstance(outcome, ServiceError) else "ok"
         for model, outcome in comparison.answers

@@ -110,7 +110,6 @@ class Case:
 
 
 def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
-    """Return the case of one of `CASE_NAMES`; its files are written into `folder`."""
     match name.split():
         case ["random", ("florence2" | "paligemma" | "paligemma2") as kind]:
             return _random_case(kind, folder)

@@ -113,7 +113,6 @@ class NewTensors(TorchFunctionMode):
 
 @contextmanager
 def device_traffic() -> Iterator[DeviceTraffic]:
-    """Watch all operations of a block."""
     with DeviceTraffic() as traffic, NewTensors(traffic):
         yield traffic
 
@@ -168,5 +167,4 @@ class ReplayedEagerly:
 
 
 def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Capture by a fake: a replay computes eagerly."""
     return cast(CudaGraph, ReplayedEagerly(compute))

@@ -25,7 +25,6 @@ OBJECTS: dict[str, tuple[tuple[str, BoxXyxy], ...]] = {
 def prediction(
     items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE
 ) -> Prediction:
-    """Return a prediction that took a tenth of a second."""
     return Prediction(tuple(items), text, image, 0.1)
 
 
@@ -209,7 +208,6 @@ def write_label_studio(folder: Path) -> Path:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move the files of a folder into another."""
     target.mkdir(parents=True, exist_ok=True)
     for path in list(source.iterdir()):
         path.rename(target / path.name)

@@ -32,7 +32,6 @@ class ModelStore:
         return start("-m", "export", *arguments, **environment)
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Python in the root of the repository, with this store."""
         return subprocess.run(
             [*self.prefix, sys.executable, *arguments],
             cwd=ROOT,
@@ -44,7 +43,6 @@ class ModelStore:
         )
 
     def forked(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Do as `python`, in a process that has imported the large packages."""
         assert not self.prefix
         return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
 
@@ -60,7 +58,6 @@ class ModelStore:
         return folder / (folder / "latest").read_text(encoding="utf-8").strip()
 
     def add_newest(self, model_id: str, store: "ModelStore") -> None:
-        """Copy the newest version of another store, if it has one."""
         if (store.home / "models" / model_id / "latest").exists():
             version = store.newest(model_id)
             shutil.copytree(version, self.home / "models" / model_id / version.name)

@@ -20,7 +20,6 @@ PROBES = ProbePlan(2, 12)
 
 
 def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
-    """Write a random checkpoint of `name`, and its artifacts into an empty folder."""
     # Gemma 2 needs two layers: one with a sliding window and one without.
     write_random_checkpoint(SHAPES[name], checkpoint, max_layers=2 if "-2-3b" in name else 1)
     mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None

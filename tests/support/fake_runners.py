@@ -50,7 +50,6 @@ class FakeEncoder:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
     async def encode(self, pixels: Pixels) -> tuple[torch.Tensor | None, EncodedImage]:
-        """Return features, or fail."""
         self.shapes.append(pixels.shape)
         if self.released is not None:
             await self.released.wait()
@@ -77,7 +76,6 @@ class FakeDecoder:
     async def write(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> list[Outcome]:
-        """Return the outcome of each sequence, or fail."""
         self.specs.extend(sequences)
         self.image_features.append(image_features.numpy())
         await self._wait(self.released)
@@ -179,7 +177,6 @@ class FakeChannel:
 
 
 def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return (FAKE_IMAGE_TOKENS, 1) of the first pixels (H, W, 3)."""
     return pixels.reshape(-1)[:FAKE_IMAGE_TOKENS, np.newaxis].astype(np.float32)
 
 
@@ -194,7 +191,6 @@ def _outcome(answer: str | Failed) -> Outcome:
 
 
 def written(answer: str) -> Written:
-    """Return a complete sequence."""
     text = generated(answer)
     return Written(
         text=text.text,

@@ -52,7 +52,6 @@ class ForkedProcess:
         return status
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal unless the program has ended."""
         if self.poll() is None:
             os.kill(self.pid, sig)
 
@@ -63,7 +62,6 @@ class ForkedProcess:
 def fork(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: Path, stderr: Path
 ) -> ForkedProcess:
-    """Start `python ARGUMENTS` in the root of the repository."""
     values = (list(arguments), process_environment(environment), str(stdout), str(stderr))
     process = _context().Process(target=_run, args=values)
     process.start()

@@ -18,7 +18,6 @@ async def _ready() -> bool:
 
 @asynccontextmanager
 async def grpc_channel(core: Core, api_keys: ApiKeys) -> AsyncIterator[grpc.aio.Channel]:
-    """Serve on a free port; yield a channel to it."""
     settings = Settings(grpc_port=free_port())
     server = GrpcServer(core, api_keys, settings, _ready)
     await server.start()

@@ -36,14 +36,12 @@ class HaProxy:
         return f"http://127.0.0.1:{self.ports[model_id]}"
 
     def is_healthy(self) -> bool:
-        """Return True if HAProxy itself answers."""
         try:
             return httpx.get(f"{self.status_url}/healthz").is_success
         except httpx.TransportError:
             return False
 
     def num_ready(self, model_id: str) -> int:
-        """Return the number of a model's runners that receive calls."""
         name = f'haproxy_backend_active_servers{{proxy="{model_id}"}} '
         metrics = httpx.get(f"{self.status_url}/metrics").raise_for_status().text
         return int(metrics.partition(name)[2].split()[0])
@@ -98,7 +96,6 @@ def running_haproxy(
     folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[HaProxy]:
-    """Run HAProxy with `models` as the second file of its configuration."""
     (folder / "models.cfg").write_text(models, encoding="utf-8")
     status = f"127.0.0.1:{free_port()}"
     command = ["haproxy", "-db", "-f", str(CONFIGURATION), "-f", str(folder / "models.cfg")]

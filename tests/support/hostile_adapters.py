@@ -28,6 +28,5 @@ SPECIAL_FILES: Mapping[str, Callable[[Path], object]] = {
 
 
 def safetensors_file(header: object, num_data_bytes: int = 0) -> bytes:
-    """Return a file with any header."""
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(num_data_bytes)

@@ -45,7 +45,6 @@ class LocalHub:
         return {"pytorch_model.bin": b"pickle", "modeling.py": b"code"} | checkpoint
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Return the variables by which an export uses this hub, with its own cache."""
         return {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(cache),
@@ -55,7 +54,6 @@ class LocalHub:
 
 @contextmanager
 def running_hub(folder: Path, failure: Failure | None = None) -> Iterator[LocalHub]:
-    """Yield a hub on a port of 127.0.0.1 that the system chooses."""
     hub = LocalHub(folder, failure)
     with serving(type("HubHandler", (_HubHandler,), {"hub": hub})) as hub.address:
         yield hub

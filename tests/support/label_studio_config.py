@@ -17,7 +17,6 @@ def view(*tags: str) -> str:
 
 
 def labelled(tag: str, *labels: str, name: str = "box", attributes: str = "") -> str:
-    """Return a control tag with labels."""
     child = "Choice" if tag == "Choices" else "Label"
     children = "".join(f'<{child} value="{label}"/>' for label in labels)
     return f'<{tag} name="{name}" toName="image" {attributes}>{children}</{tag}>'

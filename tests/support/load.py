@@ -52,7 +52,6 @@ class Load:
         return [outcome for outcome in self.outcomes if outcome.kind != "right"]
 
     def wait_for_more(self, count: int, timeout_s: float = 60) -> None:
-        """Wait until `count` more requests are answered right."""
         target = self.kinds()["right"] + count
         wait_until(lambda: self.kinds()["right"] >= target, timeout_s, self.kinds)
 

@@ -78,7 +78,6 @@ def rename_weights(folder: Path, renamed: Callable[[str], str]) -> None:
 
 
 def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write the repository's catalog with further entries, by their ids."""
     rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
     rows += [{"id": adapter_id, **row} for adapter_id, row in adapters.items()]
     path.write_text(yaml.safe_dump({"models": rows}, sort_keys=False), encoding="utf-8")

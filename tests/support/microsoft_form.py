@@ -134,7 +134,6 @@ class MicrosoftModel:
             part.half().float().eval()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the state dict of Microsoft's model, in float16."""
         return microsoft_weights(
             {
                 "vision_tower": self.vision_tower.state_dict(),
@@ -145,7 +144,6 @@ class MicrosoftModel:
 
     @torch.inference_mode()
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Return image features (B, N, C)."""
         features: Tensor = self.projector(self.vision_tower(pixel_values).last_hidden_state)
         return features
 
@@ -212,7 +210,6 @@ def _tower_name(name: str) -> str:
 
 
 def microsoft_config() -> dict[str, Any]:
-    """Return config.json."""
     return {
         "_name_or_path": "florence2",
         "architectures": ["Florence2ForConditionalGeneration"],
@@ -260,7 +257,6 @@ def bart_tokenizer() -> dict[str, Any]:
 def write_microsoft_form(
     weights: Mapping[str, Tensor], folder: Path, is_pickled: bool = False
 ) -> None:
-    """Write a checkpoint as microsoft/Florence-2-base has it, with its code's names in place."""
     files = {
         "config.json": microsoft_config(),
         "generation_config.json": {"num_beams": 3, "early_stopping": False},
@@ -285,7 +281,6 @@ def update_json(file: Path, **values: object) -> None:
 
 
 def converted(folder: Path, output: Path) -> Path:
-    """Return a copy of the folder that the export reads."""
     source = resolve_source(str(folder), None, "florence2", Path())
     with in_transformers_form(source) as same:
         assert (same.name, same.revision) == (source.name, None)

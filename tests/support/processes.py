@@ -47,12 +47,10 @@ def is_alive(pid: int) -> bool:
 
 
 def is_open(port: int, host: str = "127.0.0.1") -> bool:
-    """Return True if a server accepts connections to the port."""
     with socket.socket() as client:
         return client.connect_ex((host, port)) == 0
 
 
 def run_folder_of(supervisor: int) -> Path:
-    """Return the folder that a running service writes to."""
     links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
     return next(link for link in links if link.name.startswith("diptych-"))

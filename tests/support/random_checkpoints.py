@@ -49,7 +49,6 @@ _GEMMA2 = {
 
 
 def write_random_checkpoint(kind: RandomKind, folder: Path) -> None:
-    """Write a checkpoint as a Hugging Face folder."""
     source = MODELS / _SOURCES[kind]
     for name in _FILES:
         shutil.copyfile(source / name, folder / name)

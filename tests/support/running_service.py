@@ -67,13 +67,11 @@ class RunningService:
     def predict(
         self, image: bytes | None = None, headers: Mapping[str, str] = {}, **fields: object
     ) -> httpx.Response:
-        """Post a form, by default about a scene."""
         with self.client() as http:
             return post_form(http, "/v1/predict", image or default_scene(), fields, headers)
 
     @contextmanager
     def chunks(self, image: bytes | None = None, **fields: object) -> Iterator[Iterator[str]]:
-        """Post a form for a stream; yield its text as it arrives."""
         files = {"image": image or default_scene()}
         form = form_of({**fields, "stream": True})
         with (
@@ -84,7 +82,6 @@ class RunningService:
 
     @contextmanager
     def vision(self) -> Iterator[Any]:
-        """Yield a stub of the service over a new channel."""
         with grpc.insecure_channel(self.grpc_address) as channel:
             yield VisionStub(channel)
 
@@ -112,13 +109,11 @@ class RunningService:
         return parts
 
     def send_signal(self, part: str, number: signal.Signals) -> int:
-        """Send a signal to a part; return its process id."""
         pid = self.parts()[part]
         os.kill(pid, number)
         return pid
 
     def resident_bytes(self) -> int:
-        """Return the memory of the gateway."""
         return int(psutil.Process(self.parts()[GATEWAY]).memory_info().rss)
 
 
@@ -187,7 +182,6 @@ def forked_service(
     /,
     **settings: str,
 ) -> Iterator[RunningService]:
-    """Do as `running_service`, without the checks of `python -m service` and seconds of imports."""
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
     environment = Role.parse(role).environment(_with_ports(bentoml_home, settings))

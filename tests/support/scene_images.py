@@ -23,7 +23,6 @@ def scene_png(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> bytes:
 
 
 def write_scenes(folder: Path, count: int) -> Path:
-    """Write different scenes as PNG."""
     folder.mkdir(parents=True)
     for seed in range(count):
         (folder / f"{seed:04}.png").write_bytes(scene_png(seed))

@@ -68,14 +68,12 @@ class Script:
     listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def next_step(self, received: Received) -> Step:
-        """Record a request and return the response to it."""
         self.received.append(received)
         return self.steps.pop(0) if self.steps else ANSWER
 
 
 @contextmanager
 def scripted(interface: str, steps: Sequence[Step]) -> Iterator[tuple[str, Script]]:
-    """Serve the steps over `rest` or `grpc`; yield the URL and the script."""
     script = Script(list(steps))
     with (serving_rest if interface == "rest" else _grpc)(script) as url:
         yield url, script
@@ -83,8 +81,6 @@ def scripted(interface: str, steps: Sequence[Step]) -> Iterator[tuple[str, Scrip
 
 @contextmanager
 def serving_rest(script: Script) -> Iterator[str]:
-    """Serve a script over REST; yield the URL."""
-
     class RestHandler(Handler):
         def do_GET(self) -> None:
             self.send(200, json.dumps({"data": script.listings[self.path]}).encode())

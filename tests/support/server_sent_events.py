@@ -5,7 +5,6 @@ from typing import Any
 
 
 def parse_events(text: str) -> list[tuple[str, Any]]:
-    """Return name and JSON of each event of a body."""
     blocks = text.removesuffix("\n\n").split("\n\n")
     events = []
     for block in blocks:

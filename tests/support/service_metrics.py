@@ -9,7 +9,6 @@ from tests.support.running_service import RunningService
 
 
 def metric(service: RunningService, name: str, **labels: str) -> float:
-    """Return the sum of all samples of a name that have these labels."""
     return total(samples(service), name, **labels)
 
 
@@ -20,6 +19,5 @@ def samples(service: RunningService) -> list[Sample]:
 
 
 def total(samples: Iterable[Sample], name: str, **labels: str) -> float:
-    """Return the sum of those of a name that have these labels."""
     matching = (sample for sample in samples if labels.items() <= sample.labels.items())
     return sum(sample.value for sample in matching if sample.name == name)

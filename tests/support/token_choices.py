@@ -30,10 +30,8 @@ def masked(constraint: Constraint, state: ConstraintState, logprobs: Tensor) -> 
 
 
 def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
-    """Return the ids of the tokens allowed next, ascending."""
     return masked(constraint, state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
 
 
 def is_failure(code: str) -> Callable[[BaseException | None], bool]:
-    """Return a check of the failure of one sequence."""
     return lambda error: isinstance(error, SequenceError) and error.code == code

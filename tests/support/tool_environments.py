@@ -9,7 +9,6 @@ from tests.support.export_cli import ROOT
 
 
 def dependency_group(name: str) -> list[str]:
-    """Return the requirements of a dependency group that includes no other."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return list(project["dependency-groups"][name])
 

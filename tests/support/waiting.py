@@ -78,7 +78,6 @@ def running_program(
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a program with further variables, yield it when it is ready, terminate it."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **(environment or {})}, stdout=output, stderr=output

@@ -5,5 +5,4 @@ from tests.support.running_service import RunningService
 
 @pytest.fixture(params=["rest", "grpc"])
 def url(request: pytest.FixtureRequest, service: RunningService) -> str:
-    """The URL of the client for each interface of the running service."""
     return service.url if request.param == "rest" else f"grpc://{service.grpc_address}"

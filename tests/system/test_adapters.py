@@ -37,7 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
-    """A service with a base and its adapters."""
     store = ModelStore(folder / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     rows: dict[str, dict[str, Any]] = {}

@@ -63,7 +63,6 @@ class Attacked:
         return socket.create_connection((url.host, url.port or 80), source_address=source)
 
     def decoders(self) -> list[psutil.Process]:
-        """Return the gateway's processes that decode an image."""
         return image_decoders(self.service.parts()[GATEWAY])
 
     def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
@@ -177,7 +176,6 @@ def front(attacked: Attacked, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def resident_bytes(attacked: Attacked, front: Front) -> int:
-    """Return the memory of the gateway and of HAProxy."""
     proxy: int = psutil.Process(front.pid).memory_info().rss
     return attacked.service.resident_bytes() + proxy
 

@@ -31,14 +31,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def journal_names(out: Path) -> list[str]:
-    """Return the image name of every complete record of the journal."""
     file = out / "journal.jsonl"
     whole, _, _ = file.read_bytes().rpartition(b"\n") if file.exists() else (b"", b"", b"")
     return [json.loads(line)["image"] for line in whole.splitlines()]
 
 
 def num_requests(service: RunningService) -> float:
-    """Return the number of answered requests of the task."""
     return metric(service, "diptych_requests_total", api="rest", task="object_detection")
 
 

@@ -35,7 +35,6 @@ STOP_S = 60
 def service(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """A service with two gateways and an adapter in its watched folder."""
     folder = tmp_path_factory.mktemp("workers")
     adapters = folder / "adapters"
     adapter = write_adapter(Reference.load(MODELS / MODEL).model, adapters / ADAPTER, 0)

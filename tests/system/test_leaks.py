@@ -28,7 +28,6 @@ Amounts = dict[tuple[str, str], float]  # by process and resource
 
 
 def send(service: RunningService, number: int) -> None:
-    """Send a request: an answer, a stream, an error of each kind, or a client that disconnects."""
     form: dict[str, Any] = {"task": "captioning", "model": EMBEDDED[number % 2]}
     image = IMAGES[number % len(IMAGES)]
     match number % 8:
@@ -52,7 +51,6 @@ def send(service: RunningService, number: int) -> None:
 
 
 def amounts(service: RunningService) -> Amounts:
-    """Return what the supervisor and all parts use."""
     used = {}
     for name, pid in {"supervisor": service.process.pid, **service.parts()}.items():
         process = psutil.Process(pid)

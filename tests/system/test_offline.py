@@ -64,7 +64,6 @@ class OfflineJob:
 
     @contextmanager
     def running(self) -> Iterator["subprocess.Popen[str]"]:
-        """Start a run of the job; kill it at the end if it still runs."""
         words = ["--model", self.model, "--task", self.fields["task"], "--output", str(self.output)]
         words += ["--shard-size", str(self.shard_size)]
         words += [f"-F{name}={value}" for name, value in self.fields.items() if name != "task"]
@@ -83,17 +82,14 @@ class OfflineJob:
             process.communicate()
 
     def run(self) -> "subprocess.CompletedProcess[str]":
-        """Run the job to its end."""
         with self.running() as process:
             stdout, stderr = process.communicate(timeout=RUN_S)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def parts(self) -> dict[Path, int]:
-        """Return the times of the shards that are done."""
         return {part: part.stat().st_mtime_ns for part in self.output.glob("part-*")}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of all shards, in order, with their results as JSON values."""
         rows: list[dict[str, Any]] = []
         for part in sorted(self.output.glob("part-*.parquet")):
             rows += pq.read_table(part).to_pylist()

@@ -48,7 +48,6 @@ class Stand:
         return sum(map(self.store.client.zcard, names))
 
     def statuses(self, key: str, num_requests: int) -> Counter[int]:
-        """Send requests to both gateways in turn."""
         gateways = [self.gateways[number % 2] for number in range(num_requests)]
         return Counter(status_of(gateway, key) for gateway in gateways)
 
@@ -107,7 +106,6 @@ def test_concurrent_requests_are_shared(stand: Stand) -> None:
 
 
 def unfinished_request(gateway: RunningService) -> socket.socket:
-    """Send the start of a request's body."""
     url = httpx.URL(gateway.url)
     head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {PLACES}\r\n"
     head += "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n"

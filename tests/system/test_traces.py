@@ -62,7 +62,6 @@ class Records:
 
 
 def send_all(service: RunningService) -> None:
-    """Send a request of each kind."""
     for trace_id, fields in REQUESTS.items():
         headers = {"traceparent": TRACEPARENT.replace(TRACE_ID, trace_id)}
         response = service.predict(None, headers, **fields)

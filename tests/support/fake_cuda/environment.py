@@ -55,7 +55,6 @@ def make() -> None:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment variables of a process that runs on the fake card."""
     return os.environ | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
         "LD_LIBRARY_PATH": str(LIBRARIES),  # the driver is looked up there
@@ -98,7 +97,6 @@ def _compile() -> None:
 
 
 def _needed(clients: Iterable[Path]) -> set[str]:
-    """Return the names of NVIDIA's libraries that `clients` load."""
     listed = _read("readelf", "-d", *clients)
     return set(re.findall(rf"\(NEEDED\).*\[({_NVIDIA})\]", listed))
 
@@ -115,7 +113,6 @@ def _looked_up(provider: Path) -> dict[str, str]:
 
 
 def _version_script(symbols: dict[str, str]) -> str:
-    """Return a linker script in which each symbol has its version."""
     nodes = []
     for version in sorted(set(symbols.values()) - {""}):
         names = "".join(f" {name};" for name in sorted(symbols) if symbols[name] == version)

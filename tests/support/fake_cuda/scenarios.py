@@ -54,7 +54,6 @@ def counts() -> dict[str, int]:
 
 
 def counted(work: Callable[[], object]) -> dict[str, int]:
-    """Run `work`; return the counts that have changed, by how much."""
     before = counts()
     work()
     changes = {name: after - before[name] for name, after in counts().items()}
@@ -94,7 +93,6 @@ def captures(model: Model) -> dict[str, Any]:
 
 
 def _kernels_of_step(graphs: Any) -> int:
-    """Return the kernels of a step with the most rows, and with adapters if there are any."""
     return _num_captured(partial(graphs._store_logits, next(iter(graphs._steps))))
 
 
@@ -152,7 +150,6 @@ def failed(model: Model) -> dict[str, Any]:
 
 
 def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
-    """Return the verdict on the service with two models."""
     return asdict(check_service([model, Model.of(other_id)], "cuda", float(seconds)))
 
 
@@ -212,7 +209,6 @@ def _outcome(work: Callable[[float], object]) -> str:
 
 
 def main(name: str, model_id: str, arguments: Sequence[str]) -> None:
-    """Print the result of a scenario."""
     print(json.dumps(_SCENARIOS[name](Model.of(model_id), *arguments)))
 
 

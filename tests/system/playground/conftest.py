@@ -20,7 +20,6 @@ from tests.support.served_app import serving_app
 # Not for the whole session: while Playwright runs, no other test can start an event loop.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
     if CHROMIUM is None:
         pytest.skip(MISSING)
     with chromium() as started:
@@ -42,14 +41,12 @@ def profile(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A profile of the test's own."""
     with profile(browser) as context:
         yield context
 
 
 @pytest.fixture
 def playground(context: BrowserContext, service: RunningService) -> Playground:
-    """The page of the running service, not opened yet."""
     return Playground(context.new_page(), service.url)
 
 

@@ -26,7 +26,6 @@ FOCUSED = "(({id, ariaLabel, textContent}) => [id, ariaLabel, textContent])(docu
 
 
 def serious_violations(page: Page) -> list[str]:
-    """Return what axe calls serious or critical."""
     violations = []
     for rule in Axe().run(page).response["violations"]:
         if rule["impact"] in ("serious", "critical"):

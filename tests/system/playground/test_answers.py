@@ -25,7 +25,6 @@ TOLERANCE_PX = 0.1  # the browser places to 1/64 px of the screen
 
 
 def offering(client: httpx.Client) -> dict[str, list[str]]:
-    """Return the models that offer each task."""
     return {task["id"]: task["models"] for task in client.get("/v1/tasks").json()["data"]}
 
 

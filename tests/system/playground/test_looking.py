@@ -17,7 +17,6 @@ DETECTION = "open_vocabulary_detection"
 
 
 def lit_labels(playground: Playground) -> list[list[str | None]]:
-    """Return the labels of the highlighted shapes in each panel."""
     labels = []
     for model in EMBEDDED:
         shapes = playground.panel(model).locator(".shape[data-lit]").all()
