@@ -67,7 +67,7 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
     ),
     "lookahead": (
         with_config(alpha_pattern={r"(?=(\w+\.?)+x)x": 1}),
-        "alpha_pattern has the pattern",
+        "is not a pattern of RE2",
     ),
     "nested-json": (with_file(CONFIG_FILE, b"[" * 100_000), "RecursionError"),
     "fifo-config": (with_fifo(CONFIG_FILE), "must be a regular file"),
@@ -76,7 +76,7 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "terabyte": (truncated(1 << 40), "at most 1000000000 are allowed"),
     "header": (
         with_file(WEIGHTS_FILE, (1 << 62).to_bytes(8, "little") + b"{}"),
-        "has a header of 4611686018427387904",
+        "has a header of more than",
     ),
 }
 # Patterns that backtrack for ever in Python's engine.

@@ -13,7 +13,8 @@ import pytest
 
 from service.rpc.proto import vision_pb2 as pb
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import RunningService, default_scene, forked_service
+from tests.support.running_service import RunningService, forked_service
+from tests.support.scene_images import scene_png
 from tests.support.trace_collector import (
     CALLER_ID,
     TRACE_ID,
@@ -68,7 +69,7 @@ def send_all(service: RunningService) -> None:
         assert response.headers["x-trace-id"] == trace_id
         assert response.is_success == (trace_id != FAILED_TRACE)
     with service.vision() as vision:
-        request = pb.PredictRequest(image=default_scene(), model=PALIGEMMA, **CAPTION)
+        request = pb.PredictRequest(image=scene_png(5), model=PALIGEMMA, **CAPTION)
         metadata = [("traceparent", TRACEPARENT.replace(TRACE_ID, GRPC_TRACE))]
         _, call = vision.Predict.with_call(request, timeout=60, metadata=metadata)
         assert dict(call.trailing_metadata())["x-trace-id"] == GRPC_TRACE
