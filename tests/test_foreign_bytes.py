@@ -31,7 +31,7 @@ from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
-from service.analysis import StepObject, parse_plan
+from service.analysis import StepObject, check_prompts, parse_plan
 from service.batches.api import read_upload
 from service.batches.worker import parse_line
 from service.errors import ServiceError
@@ -109,10 +109,10 @@ def read_image(data: bytes) -> None:
 
 
 def read_steps(data: bytes) -> None:
-    plan = parse_plan(json_object(data), MODELS, max_steps=16)
-    plan.check_prompts((640, 480))
+    steps = parse_plan(json_object(data), MODELS, max_steps=16)
+    check_prompts(steps, (640, 480))
     texts = {"label": "{label}<loc_1>", "text": "detect a"}
-    for step in plan.steps:
+    for step in steps:
         about = StepObject((1.0, 2.0, 30.0, 40.0), texts, 0.5)
         step.request(None if step.options.each is None else about)
 
