@@ -9,10 +9,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.admission.api_keys import ApiKeys
-from service.errors import ServiceError
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import Context, ReadOnDemand, abort, address_of, metadata_of
+from service.rpc.boundary import ReadOnDemand
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.rpc.vision import VisionApi
@@ -53,32 +52,6 @@ def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([(key, certificate)])
 
 
-class HealthWithKey(health.aio.HealthServicer):
-    """The standard health service for callers with an accepted API key."""
-
-    def __init__(self, api_keys: ApiKeys) -> None:
-        super().__init__()
-        self._api_keys = api_keys
-
-    async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
-        await self._check_key(context)
-        return await super().Check(request, context)
-
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        await self._check_key(context)
-        await super().Watch(request, context)
-
-    async def _check_key(self, context: Context) -> None:
-        try:
-            self._api_keys.check(
-                metadata_of(context).get("authorization"), address_of(context.peer())
-            )
-        except ServiceError as error:
-            await abort(context, error)
-
-
 class GrpcServer:
     """Listens from `start` to `stop`; its health is SERVING while `is_ready` returns True."""
 
@@ -93,9 +66,7 @@ class GrpcServer:
         self._api_keys = api_keys
         self._settings = settings
         self._is_ready = is_ready
-        self._health = (
-            HealthWithKey(api_keys) if settings.health_needs_key else health.aio.HealthServicer()
-        )
+        self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -105,24 +76,24 @@ class GrpcServer:
             ("grpc.max_receive_message_length", max_message_bytes),
             *(_SEVERAL_GATEWAYS if self._settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
-        self._server = grpc.aio.server(interceptors=[ReadOnDemand()], options=options)
+        health_keys = self._api_keys if self._settings.health_needs_key else None
+        self._server = grpc.aio.server(interceptors=[ReadOnDemand(health_keys)], options=options)
         arguments = (self._core, self._api_keys, self._settings)
         add_VisionServicer_to_server(VisionApi(*arguments), self._server)
         add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*arguments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        port = self._listen(f"{self._settings.host}:{self._settings.grpc_port}")
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        credentials = grpc_credentials(self._settings)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
         logger.info("gRPC is listening on %s:%d", self._settings.host, port)
-
-    def _listen(self, address: str) -> int:
-        credentials = grpc_credentials(self._settings)
-        if credentials is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, credentials)
 
     async def set_not_serving(self) -> None:
         """Set health to NOT_SERVING for good, whatever `is_ready` returns."""

@@ -84,27 +84,27 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
     width, height = answer.image_size_wh
-    sizes: dict[str, int | str] = {
+    fields: dict[str, int | float | str] = {
         "image_width": width,
         "image_height": height,
         "vision_cache": answer.written.features.outcome,
     }
+    finish_reasons = [sequence.finish_reason for sequence in answer.written.sequences]
     get_current_span().set_attributes(
         {
             _STATUS: "ok",
             GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
             GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
-            GEN_AI_RESPONSE_FINISH_REASONS: [
-                sequence.finish_reason for sequence in answer.written.sequences
-            ],
+            GEN_AI_RESPONSE_FINISH_REASONS: finish_reasons,
             "diptych.image_tokens": usage.image_tokens,
-            **{f"diptych.{name}": value for name, value in sizes.items()},
+            **{f"diptych.{name}": value for name, value in fields.items()},
         }
     )
-    times = {f"{stage}_ms": ms for stage, ms in answer.times.ms.items()}
+    fields["generated_tokens"] = usage.generated_tokens
+    for stage, ms in answer.times.ms.items():
+        fields[f"{stage}_ms"] = ms
     text = f" model={labels[0]} task={labels[1]} image={width}x{height}"
     text += f" tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
-    fields = {"generated_tokens": usage.generated_tokens, **sizes, **times}
     _record(request_id, "ok", api, labels, text, fields)
 
 
@@ -121,19 +121,17 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
     return failure
 
 
-def as_service_error(
-    error: Exception, request_id: str, model_id: str | None = None
-) -> ServiceError:
-    """Return the error for the client; of a defect only the log has the cause."""
+def as_service_error(error: Exception, request_id: str, subject: str | None = None) -> ServiceError:
+    """Return the error for the client; of a defect only the log has the cause.
+
+    `subject` is the model, if it is its defect.
+    """
     if isinstance(error, ServiceError):
         return error
-    fields = {FIELDS: {"request_id": request_id}}
-    if model_id is None:
-        logger.error("request %s failed", request_id, exc_info=error, extra=fields)
-        return ServiceError("the service failed; the cause is in its log under the request id")
-    logger.error("request %s: %s failed", request_id, model_id, exc_info=error, extra=fields)
-    problem = f"{model_id} failed; the cause is in the service's log under the request id"
-    return ServiceError(problem)
+    failed = "request %s failed" if subject is None else f"request %s: {subject} failed"
+    logger.error(failed, request_id, exc_info=error, extra={FIELDS: {"request_id": request_id}})
+    subject = subject or "the service"
+    return ServiceError(f"{subject} failed; the cause is in its log under the request id")
 
 
 def record_gone_client(api: str, request_id: str) -> None:

@@ -297,8 +297,10 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
     A method of a `GrpcApi` ends with a status for whatever it raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, health_keys: ApiKeys | None = None) -> None:
+        """`health_keys`: the keys with which health may be asked for, or None for all callers."""
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+        self._health_keys = health_keys
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -314,10 +316,11 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
         async def answer(messages: Messages, context: Context) -> Any:
             """Answer one message; the stream of health is written, not returned."""
+            received = incoming(messages, context)
             if not isinstance(api, GrpcApi):
-                message = await _read(incoming(messages, context), context)
-                return await behavior(message, context)
-            async with api.call(name, incoming(messages, context), context) as (message, call):
+                await self._check_key(received, context)
+                return await behavior(await _read(received, context), context)
+            async with api.call(name, received, context) as (message, call):
                 return await behavior(message, call)
             raise AssertionError("context.abort() returned")
 
@@ -338,3 +341,10 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         is_written = handler.unary_stream is not None and not isinstance(api, GrpcApi)
         stream = answer if is_written else answers
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
+
+    async def _check_key(self, health: Incoming, context: Context) -> None:
+        if self._health_keys is not None:
+            try:
+                self._health_keys.check(metadata_of(context).get("authorization"), health.address)
+            except ServiceError as error:
+                await abort(context, error)
