@@ -20,6 +20,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,47 +40,43 @@ class FairShare:
     """Pending amounts by client, `total` of all clients."""
 
     def __init__(self, limit: float, max_of_client: float = math.inf) -> None:
-        self.total = 0.0
+        self.total = 0
+        self.pending: Counter[str] = Counter()  # keys: clients with pending work
         self._limit = limit
         self._max_of_client = max_of_client
-        self._pending: dict[str, float] = {}
-
-    def of(self, client: str) -> float:
-        return self._pending.get(client, 0)
 
     def num_clients_with(self, client: str) -> int:
-        return len(self._pending) + (client not in self._pending)
+        return len(self.pending) + (client not in self.pending)
 
     def usage(self, client: str, unit: str) -> str:
         """Return, for an error message, what is pending and what is allowed."""
+        share = min(self._limit / self.num_clients_with(client), self._max_of_client)
         return (
-            f"this client has {self.of(client):.0f} of {self._share(client):.0f} {unit}, all"
-            f" clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+            f"this client has {self.pending[client]:.0f} of {share:.0f} {unit}, all clients"
+            f" together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
         )
 
-    def take(self, client: str, amount: float, unit: str) -> None:
+    def take(self, client: str, amount: int, unit: str) -> None:
         """Count `amount` of a client as pending; raise `Overloaded`, in `unit`, unless it fits."""
         if self.excess(client, amount) > 0:
             raise Overloaded(self.usage(client, unit))
         self.add(client, amount)
 
-    def excess(self, client: str, amount: float) -> float:
+    def excess(self, client: str, amount: int) -> float:
         """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
-        over_share = self.of(client) + amount - self._share(client)
+        share = min(self._limit / self.num_clients_with(client), self._max_of_client)
+        over_share = self.pending[client] + amount - share
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
-    def _share(self, client: str) -> float:
-        return min(self._limit / self.num_clients_with(client), self._max_of_client)
-
-    def add(self, client: str, amount: float) -> None:
-        self._pending[client] = self._pending.get(client, 0) + amount
+    def add(self, client: str, amount: int) -> None:
+        self.pending[client] += amount
         self.total += amount
 
-    def remove(self, client: str, amount: float) -> None:
-        self._pending[client] -= amount
+    def remove(self, client: str, amount: int) -> None:
+        self.pending[client] -= amount
         self.total -= amount
-        if self._pending[client] <= 0:
-            del self._pending[client]
+        if self.pending[client] <= 0:
+            del self.pending[client]
 
 
 class ClientSlots:
@@ -204,7 +201,7 @@ class FairQueue:
             raise Overloaded(problem, self._throughput.seconds_for(excess))
         # clients are served alternately: until it is done, each gets as much as this one
         num_clients = self._waiting_cost.num_clients_with(client)
-        served_before = (self._waiting_cost.of(client) + cost) * num_clients
+        served_before = (self._waiting_cost.pending[client] + cost) * num_clients
         ahead = min(self._waiting_cost.total + cost, served_before)
         needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - deadline_s

@@ -150,13 +150,12 @@ class Places:
 
     @property
     def num_bytes(self) -> int:
-        return int(self._memory.total)
+        return self._memory.total
 
     def check_open(self) -> None:
         if self.is_closed:
-            raise NotReady(
-                "the service is shutting down; retry on another replica, or here in a minute"
-            )
+            hint = "retry on another replica, or here in a minute"
+            raise NotReady(f"the service is shutting down; {hint}")
 
     async def close(self) -> None:
         """Admit no more requests, and return when none has a place."""
@@ -172,14 +171,12 @@ class Places:
         """
         if context.place.is_taken or not context.needs_place:
             return
-        client = context.quota.name
-        self._pending.take(client, 1, "requests in flight or queued")
+        self._pending.take(context.quota.name, 1, "requests in flight or queued")
         try:
             timeout_s = context.deadline_s - time.monotonic()
             context.place.lease = await context.quota.begin_request(timeout_s)
         except BaseException:
-            self._pending.remove(client, 1)
-            self._left.set()
+            self._give_back(context)
             raise
         if self._gaps is not None:
             self._gaps.begin_online()
@@ -209,6 +206,9 @@ class Places:
             context.place.is_taken = False
             if self._gaps is not None:
                 self._gaps.end_online()
-            self._pending.remove(context.quota.name, 1)
-            self._left.set()
+            self._give_back(context)
             await context.quota.end_request(context.place.lease)
+
+    def _give_back(self, context: RequestContext) -> None:
+        self._pending.remove(context.quota.name, 1)
+        self._left.set()

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from urllib.parse import urljoin
 
@@ -24,7 +25,6 @@ from service.images.inputs import AllowedHost, CheckedUrl, ImageUrl, check_url, 
 from service.settings import Settings
 
 _MAX_REDIRECTS = 3
-_CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 # identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label
 # Studio 1.23) answer 406 without it.
@@ -169,34 +169,21 @@ class ImageFetcher:
     ) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                body_or_location = await self._get(session, url, hold)
+                if ip_address(url.host) is not None and not self._is_allowed(url.host):
+                    raise socket.gaierror(f"{url.host} is not allowed")
+                async with session.get(url.text, allow_redirects=False) as response:
+                    if response.status not in _REDIRECT_STATUSES:
+                        return await self._read(response, hold)
+                    location = response.headers.get("Location", "")
             except (aiohttp.ClientError, OSError) as error:
-                problem = "is unreachable or closed the connection"
                 # One text for all of these: a client must not learn which internal names exist.
-                if isinstance(error, aiohttp.ClientConnectorDNSError | socket.gaierror):
-                    problem = "has no address or one that is not public"
-                elif isinstance(error, _CERTIFICATE_ERRORS):
-                    problem = "has no valid TLS certificate"
+                problem = "has no public address, no valid TLS certificate, or does not answer"
                 host = f"the host of the image's URL, {url.host[:80]},"
                 raise _failed(f"{host} {problem}") from error
-            if isinstance(body_or_location, bytes):
-                return body_or_location
-            try:
-                target = urljoin(url.text, body_or_location)
-            except ValueError:
-                target = body_or_location  # refused next
-            url = check_url(target, self._allowed)
+            with suppress(ValueError):  # what cannot be joined is refused next
+                location = urljoin(url.text, location)
+            url = check_url(location, self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
-
-    async def _get(
-        self, session: aiohttp.ClientSession, url: CheckedUrl, hold: Callable[[int], None]
-    ) -> bytes | str:
-        if ip_address(url.host) is not None and not self._is_allowed(url.host):
-            raise socket.gaierror(f"{url.host} is not allowed")
-        async with session.get(url.text, allow_redirects=False) as response:
-            if response.status in _REDIRECT_STATUSES:
-                return response.headers.get("Location", "")
-            return await self._read(response, hold)
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
         host = "the host of the image's URL"

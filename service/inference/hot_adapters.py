@@ -80,23 +80,21 @@ class HotAdapters:
         """Read new adapters, list those that are loaded, and remove those that are gone."""
         self._versions = await asyncio.to_thread(self._read_all)
         models = {name: version.model for name, version in self._versions.items() if version.model}
-        new = [model for name, model in models.items() if self._listed.get(name) is not model]
-        pending = {model.runner_id for model in new}
-        states: dict[str, AdapterStates] = {}
-        for runner in pending:
-            state = await self._runners[runner].channel.adapters()
-            if state is not None:
-                states[runner] = state
+        states: dict[str, AdapterStates | None] = {}
+        for name, model in models.items():
+            if self._listed.get(name) is not model and model.runner_id not in states:
+                channel = self._runners[model.runner_id].channel
+                states[model.runner_id] = await channel.adapters()
         listed: dict[str, ServedModel] = {}
         for name, model in models.items():
-            state = states.get(model.runner_id, _NONE_YET)
+            state = states.get(model.runner_id) or _NONE_YET
             before = self._listed.get(name)
             if before is model or model.adapter_key in state.loaded:
                 listed[name] = model
             elif before is not None and model.adapter_key not in state.refused:
                 listed[name] = before
         self._list(listed)
-        self.is_started = self.is_started or states.keys() == pending
+        self.is_started = self.is_started or None not in states.values()
 
     def _read_all(self) -> dict[str, AdapterVersion]:
         known = {version.folder: version for version in self._versions.values()}
