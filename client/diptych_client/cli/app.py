@@ -34,7 +34,6 @@ from diptych_client.cli.options import (
     Overwrite,
     TaskOptions,
     listed,
-    missing_extra,
     with_options,
 )
 from diptych_client.cli.terminal import (
@@ -48,10 +47,8 @@ from diptych_client.cli.terminal import (
 )
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
-from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import ImageInStore, open_images
 from diptych_client.long_runs import RunError
-from diptych_client.requests import read_api_key
 from diptych_client.results import Answer, Task
 from diptych_client.transports.messages import to_json
 
@@ -72,9 +69,10 @@ class _Commands(TyperGroup):
                 others += [word, *words]
             elif name not in common:
                 others.append(word)
+            elif has_value or common[name].is_flag:
+                first.append(word)
             else:
-                is_whole = has_value or getattr(common[name], "is_flag", False)
-                first += [word] if is_whole else [word, *islice(words, 1)]
+                first += [word, *islice(words, 1)]
         return super().parse_args(ctx, first + others)
 
 
@@ -99,7 +97,6 @@ ModelId = Annotated[
     Option("--model", "--models", help="Model id; default: the first that offers the task."),
 ]
 _RECIPES = Path(__file__).parents[1] / "recipes"
-_EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 _MAX_OPENED_PIXELS = 1_000_000_000
 _Errors = tuple[type[Exception], ...]
 _EXPECTED: _Errors = (DiptychError, RunError, OSError, ValueError, yaml.YAMLError)
@@ -111,6 +108,11 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = _MAX_OPENED_PIXELS  # its own limit is for servers
     try:
         app(prog_name="diptych")
+    except ImportError as error:
+        echo(
+            f"error: {error}: install the extra of this command, see docs/client.md", is_error=True
+        )
+        sys.exit(1)
     except _EXPECTED as error:
         message = str(error).replace("\n", "\\n")  # one line
         echo(f"error: {message}", is_error=True)
@@ -123,20 +125,11 @@ def _show_version(is_given: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=_EXITS)
+@app.callback(epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.")
+@with_options
 def connect(
     context: typer.Context,
-    url: Annotated[
-        str, Option(help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.")
-    ] = "http://localhost:3000",
-    api_key_file: Annotated[Path | None, Option(help="File with the API key.", exists=True)] = None,
-    timeout_s: Annotated[
-        float, Option(help="Deadline of a request, retries included.", min=0.001)
-    ] = 60.0,
-    max_retries: Annotated[int, Option(help="Maximum number of retries of a request.", min=0)] = 3,
-    max_pixels: Annotated[
-        int, Option(help="Send a larger image smaller; its answer is scaled back.", min=1000)
-    ] = DEFAULT_MAX_PIXELS,
+    connection: ConnectionOptions,
     quiet: Annotated[
         bool, Option("--quiet", "-q", help="Print results and errors only: no notes, no bar.")
     ] = False,
@@ -147,8 +140,7 @@ def connect(
 ) -> None:
     """Run vision tasks on a Diptych service."""
     set_verbosity(quiet, verbose)
-    api_key = None if api_key_file is None else read_api_key(api_key_file)
-    context.obj = ConnectionOptions(url, api_key, timeout_s, max_retries, max_pixels)
+    context.obj = connection
 
 
 @app.command()
@@ -314,10 +306,8 @@ def evaluate(
     The same command resumes an interrupted run: answers are kept in answers.jsonl. failures.jsonl
     lists the requests that failed; the next run retries them.
     """
-    try:
-        from diptych_client.cli.evaluate import EvaluationRun
-    except ImportError as error:
-        raise missing_extra("evaluate", error, "evaluate") from error
+    from diptych_client.cli.evaluate import EvaluationRun
+
     run = EvaluationRun(_connection(context), dataset, options, input_options, task_options)
     raise typer.Exit(1 if run.run() else 0)
 
@@ -345,16 +335,9 @@ def index_reports(
 @app.command("mcp")
 def serve_mcp(context: typer.Context) -> None:
     """Serve one tool for each task to agents: the Model Context Protocol on stdin and stdout."""
-    try:
-        from diptych_client.integrations.mcp_server import serve
-    except ImportError as error:
-        raise missing_extra("mcp", error, "mcp") from error
+    from diptych_client.integrations.mcp_server import serve
 
-    async def run() -> None:
-        async with _connection(context).async_client() as client:
-            await serve(client)
-
-    asyncio.run(run())
+    asyncio.run(serve(_connection(context).async_client))
 
 
 @dataclass(frozen=True, slots=True)

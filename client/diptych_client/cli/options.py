@@ -5,7 +5,7 @@ A field of a dataclass here is an option. Its annotation has the help, and the s
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import chain
@@ -17,9 +17,10 @@ from typer import Option
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
 from diptych_client.evaluation.formats.writing import DatasetFormat
+from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import DEFAULT_EVERY_S, Opening, Problems
 from diptych_client.long_runs import RunError
-from diptych_client.requests import AnswerOptions, TaskParameters, split_list
+from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key, split_list
 from diptych_client.results import Model, Task
 
 _LISTED = "repeatable, or comma-separated"
@@ -46,21 +47,28 @@ Concurrency = Annotated[int, "Number of concurrent requests.", {"min": 1}]
 class ConnectionOptions:
     """The service's URL, and the settings of its clients."""
 
-    url: str
-    api_key: str | None
-    timeout_s: float
-    max_retries: int
-    max_pixels: int | None = None
+    url: Annotated[str, "http(s)://HOST:PORT or grpc(s)://HOST:PORT."] = "http://localhost:3000"
+    api_key_file: Annotated[Path | None, "File with the API key.", {"exists": True}] = None
+    timeout_s: Annotated[float, "Deadline of a request, retries included.", {"min": 0.001}] = 60.0
+    max_retries: Annotated[int, "Maximum number of retries of a request.", {"min": 0}] = 3
+    max_pixels: Annotated[
+        int, "Send a larger image smaller; its answer is scaled back.", {"min": 1000}
+    ] = DEFAULT_MAX_PIXELS
 
     def client(self) -> Client:
-        return Client(**asdict(self))
+        return Client(**self._arguments())
 
     def async_client(self) -> AsyncClient:
-        return AsyncClient(**asdict(self))
+        return AsyncClient(**self._arguments())
 
     def models(self) -> tuple[Model, ...]:
         with self.client() as client:
             return client.models()
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = asdict(self)
+        path = arguments.pop("api_key_file")
+        return arguments | {"api_key": None if path is None else read_api_key(path)}
 
 
 def listed(values: Iterable[str] | None) -> list[str] | None:
@@ -274,20 +282,14 @@ def offered_task(tasks: Iterable[Task], name: str) -> Task:
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a dataclass by one option for each of its fields."""
-    parameters = []
+    options = []
     groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(command).parameters.values():
         if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
             groups[parameter.name] = parameter.annotation
+            options += _options_of(parameter.annotation)
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    for group in groups.values():
-        panel = None
-        for field in fields(group):
-            panel = _PANELS.get(field.name, panel)
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            parameters.append(option.replace(annotation=_declared(field.name, field.type, panel)))
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
@@ -295,15 +297,21 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
         command(**values)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return run
 
 
-def _declared(name: str, annotation: Any, panel: str | None) -> Any:
-    """Return an annotation with Typer's `Option` in place of the help and the settings."""
-    kind, text, *settings = get_args(annotation)
-    if not isinstance(text, str):
-        return annotation
-    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []  # no --no-NAME
-    option = Option(*flags, help=text, rich_help_panel=panel, **dict(*settings))
-    return Annotated[kind, option]
+def _options_of(group: type[Any]) -> Iterator[inspect.Parameter]:
+    panel = None
+    for field in fields(group):
+        panel = _PANELS.get(field.name, panel)
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        annotation = field.type
+        kind, text, *settings = get_args(annotation)
+        if isinstance(text, str):
+            flags = [f"--{field.name.replace('_', '-')}"] if kind is bool else []  # no --no-NAME
+            option = Option(*flags, help=text, rich_help_panel=panel, **dict(*settings))
+            annotation = Annotated[kind, option]
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )

@@ -15,7 +15,7 @@ not run before it is used. Needs the extra `mcp`.
 import asyncio
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -253,7 +253,7 @@ def tool_server(client: AsyncClient) -> Server[Any]:
     )
 
 
-async def serve(client: AsyncClient) -> None:
-    server = tool_server(client)
-    async with stdio_server() as (read, write):
+async def serve(connect: Callable[[], AsyncClient]) -> None:
+    async with connect() as client, stdio_server() as (read, write):
+        server = tool_server(client)
         await server.run(read, write, server.create_initialization_options())
