@@ -1,7 +1,6 @@
 """Calls of both clients as a server receives them: retries, deadlines, streams, stored images."""
 
 import asyncio
-import inspect
 import json
 import socket
 import threading
@@ -9,14 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
-import httpx
 import pytest
-from httpx_sse import EventSource
-from hypothesis import given
-from hypothesis import strategies as st
 from tenacity import Retrying
 
 from diptych_client import (
@@ -36,7 +30,7 @@ from diptych_client import (
 )
 from diptych_client.clients.caller import retrying
 from diptych_client.errors import parse_retry_after_s
-from diptych_client.transports.messages import event_from_sse, to_json
+from diptych_client.transports.messages import to_json
 from tests.support.both_clients import KINDS, call
 from tests.support.client_answers import TEXT, answer
 from tests.support.running_service import free_port
@@ -51,11 +45,6 @@ from tests.support.scripted_services import (
 )
 from tests.support.waiting import wait_until
 
-METHODS = (
-    *("__init__", "predict", "predict_many", "stream", "compare", "analyze", "image"),
-    *("models", "tasks", "close"),
-)
-GENERATORS = ("stream", "predict_many", "image")
 DETAIL = ErrorDetail("any", "", None, "r")
 GRPC_ROUNDING_S = 0.1  # the header of a gRPC timeout has few digits and is rounded up
 
@@ -71,22 +60,10 @@ def stream(client: Any) -> Any:
     return client.stream(b"image", "ocr")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_have_the_same_parameters(name: str) -> None:
-    one, other = (inspect.signature(getattr(client, name)) for client in (Client, AsyncClient))
-    assert one.parameters == other.parameters
-    assert name in ("__init__", *GENERATORS) or one.return_annotation == other.return_annotation
-    for client in (Client, AsyncClient):
-        public = {method for method in vars(client) if not method.startswith("_")}
-        assert public == {*METHODS} - {"__init__"}
-
-
 @pytest.mark.parametrize(
     ("url", "transport"),
     [
-        ("http://localhost:3000", "RestTransport"),
         ("https://example.org/behind/a/proxy", "RestTransport"),
-        ("grpc://localhost:3001", "GrpcTransport"),
         ("grpcs://example.org:443/", "GrpcTransport"),
     ],
 )
@@ -95,13 +72,11 @@ def test_scheme_selects_the_transport(url: str, transport: str) -> None:
         assert type(client._transport).__name__ == transport
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""]
-)
+@pytest.mark.parametrize("url", ["ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""])
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="grpcs://HOST:PORT, got ") as caught:
         Client(url)
-    assert (caught.value.code, caught.value.param) == ("invalid_request", "url")
+    assert caught.value.param == "url"
 
 
 def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 8) -> list[float]:
@@ -119,9 +94,10 @@ def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 
 
 @pytest.mark.parametrize("kind", [Overloaded, NotReady, ConnectionFailed])
 def test_delay_is_the_retry_after_of_the_service(kind: type[DiptychError]) -> None:
-    for retry_after_s in (0.0, 3.0, 30.0):
+    for retry_after_s in (0.0, 30.0):
         assert delays_s(kind(DETAIL, retry_after_s), max_retries=3) == [retry_after_s] * 3
-    assert delays_s(kind(DETAIL, 0.0), max_retries=0) == []
+    # a delay that ends after the deadline
+    assert delays_s(kind(DETAIL, 5.0), timeout_s=5.0) == []
 
 
 def test_delay_doubles_up_to_a_limit_and_half_is_random() -> None:
@@ -137,24 +113,10 @@ def test_other_errors_are_not_retried(kind: type[DiptychError]) -> None:
     assert delays_s(kind(DETAIL, 1.0)) == []
 
 
-def test_delay_beyond_the_deadline_is_not_waited_for() -> None:
-    assert delays_s(Overloaded(DETAIL, 5.0), timeout_s=5.0) == []
-    assert delays_s(Overloaded(DETAIL), timeout_s=0.05) == []
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, None),
-        ("0", 0),
-        ("120", 120),
-        ("Fri, 01 May 2026 11:00:00 GMT", None),
-        ("-5", None),
-        ("²", None),
-    ],
-)
-def test_retry_after_is_seconds(header: str | None, seconds: float | None) -> None:
-    assert parse_retry_after_s(header) == seconds
+def test_retry_after_is_seconds() -> None:
+    assert list(map(parse_retry_after_s, ("0", "120"))) == [0, 120]
+    for header in (None, "Fri, 01 May 2026 11:00:00 GMT", "-5", "²"):
+        assert parse_retry_after_s(header) is None
 
 
 @both_clients
@@ -241,17 +203,6 @@ STREAM = tokens(*TOKENS) + event("result", to_json(answer(TEXT)))
 LATE = {"code": "deadline_exceeded", "message": "late", "param": None, "request_id": "theirs"}
 
 
-@given(st.lists(st.integers(0, len(STREAM))))
-def test_chunks_may_end_anywhere(cuts: list[int]) -> None:
-    def chunks() -> Iterator[bytes]:
-        for start, end in pairwise([0, *sorted(cuts), len(STREAM)]):
-            yield STREAM[start:end]
-
-    response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=chunks())
-    events = list(map(event_from_sse, EventSource(response).iter_sse()))
-    assert events == [*TOKENS, answer(TEXT)]
-
-
 @both_clients
 @pytest.mark.parametrize("lost", [None, b"", tokens("one")[:-1]])
 def test_stream_is_retried_before_its_first_piece(kind: str, lost: bytes | None) -> None:
@@ -302,7 +253,7 @@ def stored(image_id: str) -> bytes:
     return json.dumps({"id": image_id}).encode()
 
 
-def sent_twice(kind: str, steps: Sequence[Step]) -> Script:
+def sent_twice(steps: Sequence[Step]) -> Script:
     """Send two questions about one image; return the script."""
 
     async def run(url: str) -> None:
@@ -311,16 +262,10 @@ def sent_twice(kind: str, steps: Sequence[Step]) -> Script:
             assert (await client.compare(image, "ocr")) is not None
 
     with scripted("rest", steps) as (url, script):
-        if kind == "async":
-            asyncio.run(run(url))
-            return script
-        with Client(url) as client, client.image(DATA) as image:
-            assert client.predict(image, "ocr") == ANSWER
-            assert client.compare(image, "ocr") is not None
+        asyncio.run(run(url))
     return script
 
 
-@both_clients
 @pytest.mark.parametrize(
     ("steps", "has_data", "removed"),
     [
@@ -336,9 +281,9 @@ def sent_twice(kind: str, steps: Sequence[Step]) -> Script:
     ],
 )
 def test_stored_image_is_sent_once_or_again(
-    kind: str, steps: list[Step], has_data: list[bool], removed: list[str]
+    steps: list[Step], has_data: list[bool], removed: list[str]
 ) -> None:
-    script = sent_twice(kind, steps)
+    script = sent_twice(steps)
     assert [DATA in request.body for request in script.received] == has_data
     assert script.removed == removed
     for path in removed:

@@ -1,6 +1,7 @@
 """Images as callers hold them become files; large ones are sent smaller, answers scaled back."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from diptych_client import (
     AnswerOptions,
     Client,
+    Comparison,
     Detection,
     DetectionsResult,
     DiptychError,
@@ -48,14 +50,12 @@ def test_arrays_are_rgb_or_bgr() -> None:
     rgba = np.dstack([RGB, np.full((4, 5), 9, np.uint8)])
     assert (pixels(rgba[:, :, [2, 1, 0, 3]], bgr=True) == rgba).all()
     assert (pixels(RGB[:, :, 0]) == pixels(RGB[:, :, :1])).all()
-    for dtype in (np.float32, np.float64, np.float16):
-        assert (pixels((RGB / 255).astype(dtype)) == RGB).all()
+    assert (pixels((RGB / 255).astype(np.float16)) == RGB).all()
 
 
 def test_tensors_may_have_their_channels_first() -> None:
     tensor = torch.from_numpy(RGB)
     assert (pixels(tensor) == RGB).all()
-    assert (pixels(tensor.permute(2, 0, 1)) == RGB).all()
     assert (pixels((tensor.permute(2, 0, 1) / 255).bfloat16()) - RGB.astype(int) <= 1).all()
     assert (pixels((tensor / 255).requires_grad_()) == RGB).all()
 
@@ -81,24 +81,16 @@ def encoded(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
     return file.getvalue()
 
 
-def test_pil_image_is_sent_without_exif_orientation() -> None:
-    with Image.open(io.BytesIO(encoded((5, 3), "JPEG", 6))) as image:
-        sent = Image.open(io.BytesIO(encoded_image(image)))
-    assert sent.size == (5, 3)
-    assert not sent.getexif()
-
-
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (RGB.astype(np.int64), r"uint8 or floats from 0 to 1, got int64 \(4, 5, 3\)"),
-        (RGB * 1.5, "floats from 0 to 1, got float64"),
-        (RGB / -255, "floats from 0 to 1, got float64"),
-        (np.full((2, 2), np.nan), "floats from 0 to 1"),
+        (RGB * 1.5, "got float64"),
+        (RGB / -255, "got float64"),
+        (np.full((2, 2), np.nan), "got float64"),
         (np.zeros((2, 2, 5), np.uint8), r"got uint8 \(2, 2, 5\)"),
         (np.zeros((0, 2), np.uint8), r"got uint8 \(0, 2\)"),
-        ([RGB], "got list"),
-        (None, "an image must be a path, a URL"),
+        ([RGB], "an image must be a path, a URL.* got list"),
         (io.StringIO("text"), "got StringIO"),
         ("none.png", "cannot read the image: .*No such file"),
         ("a\0.png", "cannot read the image"),
@@ -118,17 +110,10 @@ def test_parameters_and_options_are_given_by_name() -> None:
         task_parameters({"lables": ["a"]})
 
 
-@pytest.mark.parametrize(
-    ("text", "elements"),
-    [
-        ("circle,square", ("circle", "square")),
-        (' a , "red car, parked",', ("a", "red car, parked")),
-        ("", ()),
-        ('5" pipe,x', ('5" pipe', "x")),
-    ],
-)
-def test_list_is_split_outside_quotes(text: str, elements: tuple[str, ...]) -> None:
-    assert split_list(text) == elements
+def test_list_is_split_outside_quotes() -> None:
+    assert split_list(' a , "red car, parked",') == ("a", "red car, parked")
+    assert split_list('5" pipe,x') == ('5" pipe', "x")
+    assert split_list("") == ()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -138,48 +123,50 @@ def test_large_image_is_sent_upright_within_the_limit(
 ) -> None:
     smaller = downscaled(encoded((1200, 900), kind, orientation), 100_000)
     assert smaller is not None
-    assert (smaller.original.width, smaller.original.height) == upright
+    assert smaller.original == ImageSize(*upright)
     with Image.open(io.BytesIO(smaller.data)) as image:
         assert 90_000 < image.width * image.height <= 100_000
         assert image.width / image.height == pytest.approx(upright[0] / upright[1], rel=0.01)
-        pixel = np.asarray(image.convert("RGB"))[5, 5]
-    assert np.allclose(pixel, (9, 99, 200), atol=6)
+        assert image.convert("RGB").getpixel((5, 5)) == pytest.approx((9, 99, 200), abs=6)
 
 
 def test_small_or_damaged_image_is_sent_unchanged() -> None:
     small = encoded((30, 20), "PNG")
     for data in (small, small[:40], b"\xff\xd8", b"text", b""):
-        assert downscaled(data, 100_000) is None
+        assert downscaled(data, 600) is None
 
 
-def test_image_of_108_megapixels_is_sent() -> None:
-    file = io.BytesIO()
-    Image.new("L", (12_000, 9_000)).save(file, "PNG")
-    smaller = downscaled(file.getvalue(), 1_000_000)
-    assert smaller is not None
-    assert smaller.original == ImageSize(12_000, 9_000)
+def test_sides_and_pixels_of_a_large_image_are_bounded() -> None:
+    for size_wh in ((12_000, 9_000), (21_000, 5)):  # more pixels than Image.open reads
+        smaller = downscaled(encoded(size_wh, "PNG"), 1_000_000)
+        assert smaller is not None
+        assert smaller.original == ImageSize(*size_wh)
+        with Image.open(io.BytesIO(smaller.data)) as image:
+            assert max(image.size) <= 20_000
 
 
 def test_answer_is_scaled_to_the_original() -> None:
-    sent = ImageSize(4, 2)
-    original = ImageSize(8, 6)
     mask = np.array([[1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
     runs = compressed_run_lengths(uncompressed_run_lengths(mask))
-    instance = Instance((0, 0, 2, 2), "a", 0.5, (((0, 0), (1, 0), (1, 1)),), None)
-    masked = Instance((0, 0, 2, 2), "a", 0.5, None, RunLengthMask((2, 4), runs))
+    instances = (
+        Instance((0, 0, 2, 2), "a", 0.5, (((0, 0), (1, 0), (1, 1)),)),
+        Instance((1, 1, 2, 2), "a", 0.5, mask=RunLengthMask((2, 4), runs)),
+    )
+    small = answer(InstancesResult(instances), ImageSize(4, 2))
+    large = restored(small, ImageSize(8, 6))
+    assert large.image == ImageSize(8, 6)
+    assert isinstance(large.result, InstancesResult)
+    first, second = large.result.instances
+    assert first.polygons_xy == (((0, 0), (2, 0), (2, 3)),)
+    assert second.box_xyxy == (2, 3, 4, 6)
+    assert second.mask is not None
+    assert (run_length_mask(second.mask) == mask.repeat(3, axis=0).repeat(2, axis=1)).all()
     region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), "t", 0.5)
-    boxes = restored(answer(DetectionsResult((Detection((1, 1, 2, 2), "a", 0.5),)), sent), original)
-    assert boxes.image == original
-    assert boxes.result == DetectionsResult((Detection((2, 3, 4, 6), "a", 0.5),))
-    shapes = restored(answer(InstancesResult((instance, masked)), sent), original).result
-    assert isinstance(shapes, InstancesResult)
-    assert shapes.instances[0].polygons_xy == (((0, 0), (2, 0), (2, 3)),)
-    assert shapes.instances[1].mask is not None
-    large = run_length_mask(shapes.instances[1].mask)
-    assert (large == mask.repeat(3, axis=0).repeat(2, axis=1)).all()
-    regions = restored(answer(TextRegionsResult((region,)), sent), original).result
+    read = answer(TextRegionsResult((region,)), ImageSize(4, 2))
+    both = Comparison("id", "ocr", ImageSize(4, 2), (read,))
     quad = ((0, 0), (2, 0), (2, 3), (0, 3))
-    assert regions == TextRegionsResult((TextRegion(quad, "t", 0.5),))
+    regions = TextRegionsResult((replace(region, quad_xy=quad),))
+    assert restored(both, ImageSize(8, 6)).answers == (answer(regions, ImageSize(8, 6)),)
 
 
 def test_client_sends_image_and_region_smaller(

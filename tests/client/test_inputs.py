@@ -73,12 +73,14 @@ def tarred(source: Path, target: Path) -> Path:
 def test_archive_is_read_as_its_folder(
     pack: Callable[[Path, Path], Path], tmp_path: Path, opening: Opening
 ) -> None:
-    archive = pack(write_coco(tmp_path / "data"), tmp_path / "packed")
-    first = read_dataset(open_images([str(archive)], opening).path)
-    assert first.classes == CLASSES
-    assert first.store.read(first.images[0].image)
-    again = read_dataset(open_images([str(archive)], Opening(tmp_path / "w", Problems())).path)
-    assert again.images == first.images
+    folder = write_coco(tmp_path / "data")
+    archive = pack(folder, tmp_path / "packed")
+    unpacked = read_dataset(open_images([str(archive)], opening).path)
+    assert unpacked.classes == CLASSES
+    assert unpacked.store.read(unpacked.images[0].image)
+    stamps = [image.image.mtime_ns // 10**9 // 2 for image in unpacked.images]  # zip's 2 seconds
+    original = read_dataset(folder)
+    assert stamps == [image.image.mtime_ns // 10**9 // 2 for image in original.images]
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a\\..\\..\\outside.png"])
@@ -114,7 +116,7 @@ def test_bomb_is_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
-def test_damaged_archive_is_one_line(name: str, tmp_path: Path, opening: Opening) -> None:
+def test_damaged_archive_is_an_error(name: str, tmp_path: Path, opening: Opening) -> None:
     (tmp_path / name).write_bytes(b"PK\3\4 no archive")
     with pytest.raises(RunError, match="is not a readable archive"):
         open_images([str(tmp_path / name)], opening)
@@ -177,28 +179,18 @@ def test_list_of_urls_names_missing_ones(url: str, tmp_path: Path, opening: Open
     assert line.startswith(f"{url}/none.png: Client error '404 File not found'")
     assert line.endswith("; image left out")
     assert other == f"{url}/: not a JPEG, PNG or WebP file; image left out"
-    assert names([urls[0]], Opening(tmp_path / "one", Problems())) == ["000001-a.png"]
 
 
-def test_redirects_are_bounded(url: str, opening: Opening) -> None:
+def test_download_is_bounded(
+    url: str, tmp_path: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert names([f"{url}/4"], opening) == ["000001-4.jpg"]
+    opening = Opening(tmp_path / "other", Problems())
     with pytest.raises(RunError, match="maximum allowed redirects"):
         open_images([f"{url}/3"], opening)
-
-
-def test_image_by_url_is_bounded(
-    url: str, opening: Opening, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
     with pytest.raises(RunError, match=r"/a\.png: the file is larger than 10 bytes$"):
         open_images([f"{url}/a.png"], opening)
-
-
-def test_urls_without_an_image_are_named(url: str, tmp_path: Path, opening: Opening) -> None:
-    (tmp_path / "urls.txt").write_text(f"{url}/\n{url}/none.png")
-    rule = "/: not a JPEG, PNG or WebP file$"
-    with pytest.raises(RunError, match=f"^{url}{rule}"):
-        open_images([str(tmp_path / "urls.txt")], opening)
 
 
 def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:
@@ -217,7 +209,6 @@ def test_problems_are_counted_and_bounded() -> None:
         problems.add("x", f"{number} {'y' * 600}", "left out")
     assert (len(problems.lines), problems.counts["left out"]) == (10_000, 10_001)
     assert max(map(len, problems.lines)) == 500 + len("; left out")
-    assert problems.summary() == "10001 x left out"
     with problems.leaving_out("row", "file"):
         raise KeyError("name")
     assert problems.summary() == "10001 x left out, 1 x row left out"

@@ -24,7 +24,6 @@ from diptych_client import (
     TextResult,
 )
 from diptych_client.cli.app import read_recipe, shipped_recipes
-from diptych_client.cli.options import listed
 from diptych_client.cli.terminal import answer_view, echo, printable, run_with_progress, tasks_view
 from diptych_client.long_runs import RunError
 from diptych_client.transports.messages import from_json, to_json
@@ -173,16 +172,9 @@ def test_options_are_fields_of_the_request(diptych: Diptych, image: Path) -> Non
     others = ("--unconstrained", "--tiles", "2x3", "--min-score", 0)
     assert diptych(script, "predict", image, "--task", "t", *words, *others) == 0
     (request,) = script.received
-    for value in (
-        b'["circle", "square", "a, b"]',
-        b"[1.0, 2.0, 3.0, 4.0]",
-        b"false",
-        b"2x3",
-        b"0.0",
-    ):
-        assert b"\r\n\r\n" + value in request.body
+    for value in ('["circle", "square", "a, b"]', "[1.0, 2.0, 3.0, 4.0]", "false", "2x3", "0.0"):
+        assert f"\r\n\r\n{value}\r\n".encode() in request.body
     assert b"mask_format" not in request.body
-    assert listed(["a,b", "c"]) == ["a", "b", "c"]
 
 
 def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured) -> None:
@@ -199,38 +191,26 @@ def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured
     (connection,) = json.loads(capsys.readouterr().out)
     assert (connection["name"], connection["is_right"]) == ("connection", False)
     assert "Connection refused" in connection["found"]
-    assert diptych(Script([]), "doctor", "--url", url) == 1
-    assert "failed" in capsys.readouterr().out
 
 
 def test_doctor_predicts_and_prints_times(diptych: Diptych, capsys: Captured) -> None:
     task = TASK | {"id": "ocr", "models": ["m"]}
     script = Script([ANSWER], listings={"/v1/tasks": [task], "/v1/models": []})
-    diptych(script, "doctor", "--json")
-    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert checks["predict"]["is_right"]
-    assert "network and client" in checks["predict"]["found"]
+    assert diptych(script, "doctor") == 0
+    output = capsys.readouterr().out
+    assert "ok" in output
+    assert "network and client" in output
 
 
-def test_version_and_help_are_printed(
-    diptych: Diptych, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_and_help_are_printed(diptych: Diptych, capsys: Captured) -> None:
     assert diptych(Script([]), "--version") == 0
     assert capsys.readouterr().out == f"diptych {version('diptych-client')}\n"
-    monkeypatch.setenv("COLUMNS", "80")
     assert diptych(Script([]), "--help") == 0
-    output = capsys.readouterr().out
-    assert "--install-completion" in output
-    assert "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted." in output
+    assert "Exit status: 0 done, 1 failed, 2 wrong usage" in capsys.readouterr().out
     assert diptych(Script([]), "annotate", "--help") == 0
     options = capsys.readouterr().out
     for panel in ("Task parameters", "Generation", "Objects", "Tiles of large images", "Guarantee"):
         assert f"─ {panel} ─" in options
-    name = "a_task_with_a_long_name_for_a_table"
-    tasks = [Task(name, "", "detections", {"properties": dict.fromkeys("abcdef")}, ("m" * 60,) * 3)]
-    Console(width=80).print(tasks_view(tasks))
-    lines = [*output.splitlines(), *capsys.readouterr().out.splitlines()]
-    assert max(map(len, lines)) <= 80
 
 
 ESCAPE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202eevil"
@@ -241,7 +221,7 @@ ESCAPED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u000d\u202eevil"
     "view",
     [
         answer_view(answer(TextResult(ESCAPE))),
-        answer_view(answer(DetectionsResult((Detection((0.0, 0.0, 1.0, 1.0), ESCAPE, 0.5),)))),
+        answer_view(answer(DetectionsResult((Detection((0, 0, 1, 1), ESCAPE, 0.5),)))),
         answer_view(ModelFailure(ESCAPE, ErrorDetail("internal", "no", None, ""))),
         tasks_view([Task(ESCAPE, "description", "text", {}, ("m",))]),
     ],
