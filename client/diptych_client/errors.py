@@ -134,11 +134,6 @@ def connection_failed(reason: str, request_id: str, url: str, tried: str) -> Dip
     return new_error("connection_failed", message, request_id=request_id)
 
 
-def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:
-    message = f"no response within the remaining {timeout_s:.3g} s"
-    return new_error("deadline_exceeded", message, request_id=request_id)
-
-
 def parse_retry_after_s(header: str | None) -> float | None:
     """Return the seconds of a Retry-After header; a date is not read."""
     if header is not None and header.isascii() and header.isdigit():

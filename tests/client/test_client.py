@@ -275,6 +275,11 @@ def sent_twice(steps: Sequence[Step]) -> Script:
             [True, False, False, True, False],
             ["/v1/images/img_2"],
         ),
+        (
+            [stored("img_1"), Refusal("image_expired"), Refusal("not_found"), ANSWER, COMPARISON],
+            [True, False, True, True, True],
+            [],
+        ),
         # a service that stores none, and an older one
         ([Refusal("not_found"), ANSWER, COMPARISON], [True, True, True], []),
         ([Refusal("invalid_request"), ANSWER, COMPARISON], [True, True, True], []),

@@ -76,6 +76,7 @@ def test_space_below_grows_with_the_text() -> None:
     for text in ("word", "word " * 100):
         picture = draw_answer(IMAGE, answer(TextResult(text), SIZE))
         assert picture.width == SIZE.width
+        assert picture.getpixel((299, 0)) == (255, 255, 255)  # the title is above the image
         heights.append(picture.height)
     assert SIZE.height < heights[0] < heights[1] - 50
 

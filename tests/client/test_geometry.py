@@ -14,6 +14,7 @@ from diptych_client import ImageSize, RunLengthMask
 from diptych_client.geometry import (
     BoxXyxy,
     Ring,
+    compressed_run_lengths,
     polygons_mask,
     run_length_mask,
     uncompressed_run_lengths,
@@ -61,7 +62,9 @@ def test_run_lengths_are_those_of_pycocotools(mask: Any) -> None:
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     decoded = run_length_mask(RunLengthMask(mask.shape, encoded["counts"].decode()))
     np.testing.assert_array_equal(decoded, mask)
-    plain = {"size": [height, width], "counts": uncompressed_run_lengths(mask)}
+    runs = uncompressed_run_lengths(mask)
+    assert compressed_run_lengths(runs) == encoded["counts"].decode()
+    plain = {"size": [height, width], "counts": runs}
     decoded = coco_mask.decode(coco_mask.frPyObjects(plain, height, width))
     np.testing.assert_array_equal(decoded, mask)
 

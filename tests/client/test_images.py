@@ -136,13 +136,14 @@ def test_small_or_damaged_image_is_sent_unchanged() -> None:
         assert downscaled(data, 600) is None
 
 
-def test_sides_and_pixels_of_a_large_image_are_bounded() -> None:
+def test_pixels_sides_and_bytes_are_bounded() -> None:
     for size_wh in ((12_000, 9_000), (21_000, 5)):  # more pixels than Image.open reads
         smaller = downscaled(encoded(size_wh, "PNG"), 1_000_000)
         assert smaller is not None
         assert smaller.original == ImageSize(*size_wh)
         with Image.open(io.BytesIO(smaller.data)) as image:
             assert max(image.size) <= 20_000
+    assert downscaled(encoded((30, 20), "PNG") + bytes(20_000_000), 600) is not None
 
 
 def test_answer_is_scaled_to_the_original() -> None:

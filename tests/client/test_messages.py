@@ -14,6 +14,7 @@ from diptych_client import (
     AnswerOptions,
     Comparison,
     ConnectionFailed,
+    DeadlineExceeded,
     DiptychError,
     ErrorDetail,
     Guarantee,
@@ -109,6 +110,9 @@ def test_options_of_an_answer_are_read_back() -> None:
     body = to_json(tiled)
     AnswerJson.model_validate_json(json.dumps(body))
     assert from_json(Answer, body | {"of_a_newer_service": 1}) == tiled
+    assert not {"tiles", "guarantee", "labels"} & to_json(answer(DETECTIONS)).keys()
+    with pytest.raises(ValueError, match="no known kind"):
+        from_json(Answer, body | {"tiles": {}})
     message = json_from_message(pb.Answer(tiles=body["tiles"], guarantee=body["guarantee"]))
     assert {name: message[name] for name in ("tiles", "guarantee")}.items() <= body.items()
     assert not {"tiles", "guarantee", "labels"} & json_from_message(pb.Answer()).keys()
@@ -203,6 +207,7 @@ def test_status_decides_without_a_detail(status: int, kind: type[DiptychError]) 
     [
         (CODE.UNAVAILABLE, ConnectionFailed),
         (CODE.RESOURCE_EXHAUSTED, PayloadTooLarge),
+        (CODE.DEADLINE_EXCEEDED, DeadlineExceeded),
         (CODE.UNIMPLEMENTED, InternalError),
     ],
 )

@@ -17,7 +17,6 @@ from diptych_client.errors import (
     DiptychError,
     ErrorDetail,
     connection_failed,
-    deadline_exceeded,
     error_from,
     new_error,
     parse_retry_after_s,
@@ -44,6 +43,7 @@ _OPTIONS = [
 _CODE_OF_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: "invalid_request",
     grpc.StatusCode.UNAUTHENTICATED: "unauthorized",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "payload_too_large",  # gRPC's own limit of a message
 }
 
@@ -81,16 +81,12 @@ def grpc_result(message: Any, call: Call[ResultT]) -> ResultT:
 
 @contextmanager
 def status_errors(call: Call[Any]) -> Iterator[None]:
-    timeout_s = call.remaining_s()
     try:
         yield
     except grpc.RpcError as caught:
         error: Any = caught
         trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-        reason = error.details() or ""
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "diptych-code" not in trailing:
-            raise deadline_exceeded(timeout_s, call.request_id) from caught
-        raise error_from_status(error.code(), reason, trailing, call) from caught
+        raise error_from_status(error.code(), error.details() or "", trailing, call) from caught
 
 
 def error_from_status(

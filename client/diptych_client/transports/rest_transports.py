@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from diptych_client.errors import connection_failed, deadline_exceeded
+from diptych_client.errors import connection_failed, new_error
 from diptych_client.transports.messages import Call, error_from_response, form_values, parsed
 
 ResultT = TypeVar("ResultT")
@@ -41,11 +41,11 @@ def _verb(call: Call[Any]) -> str:
 
 @contextmanager
 def request_errors(call: Call[Any]) -> Iterator[None]:
-    timeout_s = call.remaining_s()
     try:
         yield
     except httpx.TimeoutException as error:
-        raise deadline_exceeded(timeout_s, call.request_id) from error
+        message = "no response before the deadline"
+        raise new_error("deadline_exceeded", message, request_id=call.request_id) from error
     except httpx.RequestError as error:
         tried = f"{_verb(call)} {call.operation.path}"
         raise connection_failed(str(error), call.request_id, call.url, tried) from error
