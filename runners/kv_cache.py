@@ -20,12 +20,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runners.errors import SequenceError
-from runners.staging import to_device
 
 Slots = slice | Tensor  # consecutive ones, or their numbers (B,) on the device
+
+
+# A copy from ordinary memory waits for all work that is queued on the device. From pinned memory it
+# is queued, too; torch reuses that memory only after the copy.
+def to_device(numbers: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Return nested sequences of numbers as a tensor on `device`."""
+    host = torch.tensor(numbers, dtype=dtype)
+    if torch.device(device).type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
+def array_into(target: Tensor, array: NDArray[Any]) -> None:
+    host = torch.from_numpy(array)
+    if target.is_cuda:
+        host = host.pin_memory()
+    target.copy_(host, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

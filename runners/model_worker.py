@@ -341,8 +341,9 @@ class ModelWorker:
     async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
         """Return the features of a call's image; raise `FeaturesMissing` without pixels."""
         adapter = call.sequences[0].adapter if call.sequences else None
-        owner = self._encoders.owner(adapter)
-        features = await self._cache.get(call.image_key, call.pixels, owner)
+        if adapter not in self._encoders.workers:
+            adapter = None  # the model's encodes for it
+        features = await self._cache.get(call.image_key, call.pixels, adapter)
         if features is None:
             raise FeaturesMissing
         return features

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from runners.staging import to_device
+from runners.kv_cache import to_device
 from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import ArtifactError
 

@@ -36,8 +36,7 @@ import torch
 from torch import Tensor
 
 from runners.decoder.sequences import SequenceRequest
-from runners.kv_cache import NUM_CLAIMED, ClaimedSlot, DecoderShape
-from runners.staging import array_into
+from runners.kv_cache import NUM_CLAIMED, ClaimedSlot, DecoderShape, array_into
 from runners.tokens.choice import (
     CAPTURED_KINDS,
     MAX_RESULTS,

@@ -40,8 +40,7 @@ from runners.decoder.captured_passes import (
 )
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache import PrefixReads, SlotCache, TokenPlaces
-from runners.staging import array_into, to_device
+from runners.kv_cache import PrefixReads, SlotCache, TokenPlaces, array_into, to_device
 from runners.tokens.choice import MAX_BEAMS, Chosen, NextInputs, RowConditions, choose_tokens
 
 # tokens that take as long as a pass without any, measured at commit 290efa6

@@ -113,7 +113,7 @@ class _Generation(ABC):
         self, token_ids: Sequence[int], state: ConstraintState | None
     ) -> RowConditions:
         """Return the conditions of rules and constraint after `token_ids`."""
-        forced = self.forced_token(len(token_ids))
+        forced = self.rules.forced_token(len(token_ids), self.request.max_new_tokens)
         allowed = None
         if forced is None and self.request.constraint is not None and state is not None:
             allowed = self.request.constraint.allowed(state)
@@ -122,9 +122,6 @@ class _Generation(ABC):
     def non_finite_error(self) -> SequenceError:
         message = f"the logits of token {self.num_tokens} are not finite"
         return SequenceError("non_finite_logits", message)
-
-    def forced_token(self, position: int) -> int | None:
-        return self.rules.forced_token(position, self.request.max_new_tokens)
 
     def finish_reason_of(self, token_ids: Sequence[int]) -> FinishReason | None:
         """Return why an answer ends with `token_ids`, or None; a forced end is "length"."""
@@ -167,7 +164,7 @@ class SingleSequence(_Generation):
         """Return the likely next tokens, for a draft."""
         if self.request.temperature:
             return ()
-        forced = self.forced_token(self.num_tokens)
+        forced = self.rules.forced_token(self.num_tokens, self.request.max_new_tokens)
         draft = [] if forced is None else [forced]
         constraint = self.request.constraint
         words = self.request.prompt_words
@@ -316,8 +313,8 @@ class BeamSequence(_Generation):
     def _extended(self, choice: Choice) -> Beam:
         before = self.beams[choice.row]
         state = before.state
-        is_forced = self.forced_token(len(before.token_ids)) is not None
-        if self.request.constraint is not None and state is not None and not is_forced:
+        forced = self.rules.forced_token(len(before.token_ids), self.request.max_new_tokens)
+        if self.request.constraint is not None and state is not None and forced is None:
             state = self.request.constraint.after(state, choice.token_id)
         token_ids = (*before.token_ids, choice.token_id)
         return Beam(

@@ -90,23 +90,27 @@ def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
             start += size
 
 
-class FixedBatches:
-    """Runs batches of any size in parts of fixed ones; `name` is the encoder's in the log."""
+@dataclass(frozen=True, slots=True)
+class CudaOptions:
+    """How an encoder uses a GPU."""
 
-    def __init__(
-        self,
-        open_session: OpenSession,
-        max_batch_size: int,
-        device: Device,
-        name: str,
-        with_graphs: bool = True,
-    ) -> None:
+    max_batch_size: int = 16  # a larger batch runs in parts
+    # Weights and activations: without a limit, a batch could take memory that the decoder needs.
+    max_bytes: int | None = None
+    name: str = "the encoder"  # shown in the log
+    with_graphs: bool = True
+
+
+class FixedBatches:
+    """Runs batches of any size in parts of fixed ones."""
+
+    def __init__(self, open_session: OpenSession, device: Device, options: CudaOptions) -> None:
         self._open_session = open_session
-        self._with_graphs = with_graphs
-        self._max_batch_size = max_batch_size
         self._device = device
-        self._name = name
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._max_batch_size = options.max_batch_size
+        self._with_graphs = options.with_graphs
+        self._name = options.name
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=options.name)
         self._bindings: dict[int, onnxruntime.IOBinding] = {}
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
@@ -134,22 +138,18 @@ class FixedBatches:
             self._open(with_graphs=False)
 
     def _capture(self) -> bool:
-        action = "use CUDA graphs"
         try:
             self._open(with_graphs=True)
             for size in self.sizes:
-                action = f"capture a batch of {size} images"
                 self._run(size, graph_id=size)
             # replayed after all captures: none may have changed the memory of another
             for size in self.sizes:
-                action = f"replay a batch of {size} images"
                 self._check_replay(size)
         # The session then runs without graphs, or raises errors that graphs do not cause
         except Exception as error:
             exit_if_device_lost(error, self._name)
             # The traceback is not logged: it would hold the session.
-            message = "%s cannot %s; it runs without CUDA graphs: %s"
-            logger.warning(message, self._name, action, str(error))
+            logger.warning("%s runs without CUDA graphs: %s", self._name, str(error))
             return False
         self.captured_sizes = list(self.sizes)
         return True
@@ -219,17 +219,6 @@ class FixedBatches:
         self._session.run_with_iobinding(self._bindings[size], options)
 
 
-@dataclass(frozen=True, slots=True)
-class CudaOptions:
-    """How an encoder uses a GPU."""
-
-    max_batch_size: int = 16  # a larger batch runs in parts
-    # Weights and activations: without a limit, a batch could take memory that the decoder needs.
-    max_bytes: int | None = None
-    name: str = "the encoder"  # shown in the log
-    with_graphs: bool = True
-
-
 Encoder = CpuBatches | FixedBatches
 
 
@@ -249,7 +238,7 @@ def load_encoder(
     open_session = partial(_open_session, file, num_threads, device, cuda.max_bytes)
     if device == "cpu":
         return CpuBatches(open_session(False), precision == "int8")
-    batches = FixedBatches(open_session, cuda.max_batch_size, device, cuda.name, cuda.with_graphs)
+    batches = FixedBatches(open_session, device, cuda)
     batches.load()
     return batches
 

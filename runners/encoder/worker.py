@@ -101,25 +101,21 @@ class Encoders:
         self._options = options
         self._features_device = features_device
         self._num_cores = num_cores
-        self._workers: dict[str | None, EncoderWorker] = {}
+        self.workers: dict[str | None, EncoderWorker] = {}
 
     @property
     def watchdogs(self) -> tuple[Watchdog, ...]:
-        return tuple(worker.watchdog for worker in self._workers.values())
+        return tuple(worker.watchdog for worker in self.workers.values())
 
     def add(self, adapter: str | None, manifest: Manifest, folder: Path) -> None:
-        self._workers[adapter] = EncoderWorker(manifest, self._options, self._features_device)
-        self._workers[adapter].load(folder, self._num_cores)
-
-    def owner(self, adapter: str | None) -> str | None:
-        """Return `adapter` if it has its own encoder, or None if the model's encodes for it."""
-        return adapter if adapter in self._workers else None
+        self.workers[adapter] = EncoderWorker(manifest, self._options, self._features_device)
+        self.workers[adapter].load(folder, self._num_cores)
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of images, by their adapters' encoders; return outcomes in order."""
         outcomes: dict[int, EncodedImage] = {}
         for adapter in dict.fromkeys(encoding.adapter for encoding in batch):
             places = [place for place, encoding in enumerate(batch) if encoding.adapter == adapter]
-            encoded = self._workers[adapter].encode([batch[place] for place in places])
+            encoded = self.workers[adapter].encode([batch[place] for place in places])
             outcomes |= zip(places, encoded, strict=True)
         return [outcomes[place] for place in range(len(batch))]
