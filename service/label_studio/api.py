@@ -30,7 +30,7 @@ from service.http.boundary import STATUSES, Body, Interface, RestBoundary, autho
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
-from service.label_studio.batch import Batch, Plan, source_bytes, version_of
+from service.label_studio.batch import Batch, Plan, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
 from service.label_studio.mapping import image_asks, prompt_asks
@@ -45,7 +45,6 @@ _MAX_TASKS = 1000
 MAX_JSON_VALUES = 1_000_000
 # lists and objects among them, such as the points of polygons: 1,000,000 take 0.4 s
 _MAX_JSON_NESTED = 100_000
-_PLAN_COPIES = 4  # copies of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
@@ -173,16 +172,10 @@ class LabelStudioApi:
         body = await self._read(_parser(PredictBody), request, context)
         prompt = body.params.context
         plan = await in_thread(_plan, _models(core, request), body.label_config, prompt)
-        is_batch = prompt is None
-        tasks = plan.sources(body.tasks)
-        core.places.shrink(
-            context, _PLAN_COPIES * len(body.label_config) + sum(map(source_bytes, tasks))
-        )
-        del body, prompt  # all other data and annotations of the tasks: up to a million values
         _, token = _credentials(request)
-        images = TaskImages(core, self._host, token)
-        batch = Batch(core, plan, images, context)
-        answering = batch.outcomes(tasks) if is_batch else batch.prompted(tasks[0])
+        batch = Batch(core, plan, TaskImages(core, self._host, token), context)
+        data = [task.get("data") for task in body.tasks]
+        answering = batch.outcomes(data) if prompt is None else batch.prompted(data[0])
         results = await while_connected(request.receive, answering)
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 

@@ -9,10 +9,9 @@ shows and filters by, is the error.
 import asyncio
 import itertools
 import json
-import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -35,9 +34,7 @@ MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studi
 _MAX_TASKS = 4  # tasks of one call in flight: their images are in memory
 _MAX_ANSWERS = 12  # answers of one call in flight; more would only wait in the service's queues
 _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
-_TASK_BYTES = 1000  # a task's dictionary and its outcome
 
-Sources = dict[str, str]  # keys of a task's data: where its images are
 Question = tuple[ServedModel, Ask]
 
 
@@ -75,26 +72,9 @@ class Plan:
             first.setdefault(id(ask), (model, ask))
         return list(first.values())
 
-    def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
-        """Return the images that tasks of Label Studio name, without the rest of their data."""
-        sources: list[Sources] = []
-        for task in tasks:
-            data = task.get("data")
-            images: Sources = {}
-            for key in self.image_keys:
-                if isinstance(data, Mapping) and isinstance(data.get(key), str):
-                    images[key] = data[key]
-            sources.append(images)
-        return sources
-
     def version(self, questions: Sequence[Question]) -> str:
         """Return the version of the first model that is asked, or of all if there is none."""
         return version_of(questions[0][0] if questions else self.models[0])
-
-
-def source_bytes(sources: Sources) -> int:
-    """Return an upper bound of the memory of sources and the images decoded from them."""
-    return _TASK_BYTES + sum(2 * sys.getsizeof(source) for source in sources.values())
 
 
 def version_of(model: ServedModel) -> str:
@@ -112,19 +92,19 @@ class Batch:
         self._context = replace(context, deadline_s=deadline_s)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
 
-    async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
-        """Return the predictions of each task, which is dropped when it is answered, as JSON.
+    async def outcomes(self, tasks: Sequence[object]) -> list[bytes]:
+        """Return the predictions of each task, given by its data, as JSON.
 
         Raise the first error if every task had a temporary one.
         """
         questions = self._plan.questions()
         pending = deque(enumerate(tasks))
-        outcomes: list[bytes | ServiceError] = [b""] * len(pending)
+        outcomes: list[bytes | ServiceError] = [b""] * len(tasks)
 
         async def answer_next() -> None:
             while pending:
-                index, sources = pending.popleft()
-                outcomes[index] = await self._outcome(sources, questions)
+                index, data = pending.popleft()
+                outcomes[index] = await self._outcome(data, questions)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(_MAX_TASKS):
@@ -134,13 +114,11 @@ class Batch:
             raise outcomes[0]
         return list(map(_rendered, outcomes))
 
-    async def _outcome(
-        self, sources: Sources, questions: Sequence[Question]
-    ) -> bytes | ServiceError:
+    async def _outcome(self, data: object, questions: Sequence[Question]) -> bytes | ServiceError:
         if time.monotonic() >= self._context.deadline_s:
             return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
         try:
-            results_of = await self._results_of(sources, questions)
+            results_of = await self._results_of(data, questions)
             predictions = [prediction(version, results_of[version]) for version in results_of]
             outcome = await in_thread(_json, predictions)
             self._core.places.hold(self._context, len(outcome))
@@ -148,21 +126,21 @@ class Batch:
             return record_failure(error, self._context.api, self._context.request_id)
         return outcome
 
-    async def prompted(self, sources: Sources) -> list[bytes]:
+    async def prompted(self, data: object) -> list[bytes]:
         questions = self._plan.first_questions()
-        results = chain(*(await self._results_of(sources, questions)).values())
+        results = chain(*(await self._results_of(data, questions)).values())
         return [await in_thread(_json, prediction(self._plan.version(questions), results))]
 
     async def _results_of(
-        self, sources: Sources, questions: Sequence[Question]
+        self, data: object, questions: Sequence[Question]
     ) -> dict[str, list[JsonObject]]:
         """Return the results of each version of a model, image by image; raise `ServiceError`."""
         results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
         for key in self._plan.image_keys:
             context = replace(self._context, place=Place())  # counts the image
             try:
-                image = await self._images.read(sources.get(key), context)
-                sources.pop(key, None)
+                source = data.get(key) if isinstance(data, Mapping) else None
+                image = await self._images.read(source, context)
                 about_image = [pair for pair in questions if pair[1].control.image_key == key]
                 async with asyncio.TaskGroup() as group:
                     running = [

@@ -107,13 +107,12 @@ class TaskImages:
         self._authorization: str | None = None
         self._exchange = asyncio.Lock()  # the token is exchanged once per call
 
-    async def read(self, source: str | None, context: RequestContext) -> bytes:
+    async def read(self, source: object, context: RequestContext) -> bytes:
         """Return the image file that a task names; raise `ServiceError`.
 
-        A fetched file is counted in the memory of `context`; of a decoded one, the request has
-        counted a copy.
+        A fetched file is counted in the memory of `context`; a decoded one with its request.
         """
-        if not source:
+        if not isinstance(source, str) or not source:
             raise InvalidRequest(f"the task's image is {shown(source)}; it must be a URL", "image")
         path = None if self._host is None else self._host.path_of(source)
         if self._host is None or path is None:
