@@ -474,21 +474,6 @@ def test_number_of_steps_is_limited() -> None:
     assert len(plan(*steps, max_steps=3)) == 3
 
 
-@pytest.mark.parametrize(
-    ("document", "param"),
-    [
-        ({}, "steps"),
-        ({"steps": {}}, "steps"),
-        ({"steps": [THINGS], "task": "ocr"}, "task"),
-        ({"steps": [THINGS], "stream": "yes"}, "stream"),
-    ],
-)
-def test_wrong_field_of_the_request(document: dict[str, Any], param: str) -> None:
-    with pytest.raises(ServiceError) as caught:
-        parse_plan(document, served_models(), 16)
-    assert (caught.value.code, caught.value.param) == ("invalid_request", param)
-
-
 def test_strings_of_parameters_are_filled() -> None:
     fields = {
         "task": "{label}",
@@ -497,16 +482,9 @@ def test_strings_of_parameters_are_filled() -> None:
         "region": [1, 2],
     }
     assert used_names(fields) == {"label", "text"}
-    assert filled(fields, {"label": "cat", "text": "exit"}) == {
+    assert filled(fields, {"label": "{text}", "text": r"\1<loc_1>"}) == {
         "task": "{label}",
-        "labels": ["cat", "a cat {other}", 3],
-        "question": "exit? cat",
+        "labels": ["{text}", "a {text} {other}", 3],
+        "question": r"\1<loc_1>? {text}",
         "region": [1, 2],
     }
-
-
-def test_filled_text_is_not_filled_again() -> None:
-    fields = {"phrase": "{label}{text}"}
-    texts = {"label": "{text}", "text": r"\1{label}<loc_1>"}
-    assert filled(fields, texts) == {"phrase": r"{text}\1{label}<loc_1>"}
-    assert fields == {"phrase": "{label}{text}"}

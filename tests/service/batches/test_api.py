@@ -170,20 +170,9 @@ def test_limits_of_a_key(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         for refused in (upload(rest), create(rest, file)):  # outputs are files, too
             assert "delete some" in error(refused, "overloaded")
         monkeypatch.undo()
-    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2 - 1)
-    assert "delete some" in error(upload(rest), "overloaded")
-    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2)
-    assert upload(rest).is_success
-    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 3)
     monkeypatch.setattr(store, "MAX_BATCHES_PER_KEY", 1)
     assert create(rest, file).is_success
     error(create(rest, file), "overloaded")
-
-
-def test_deleted_content_is_not_found(rest: Client, tmp_path: Path) -> None:
-    file = file_id(rest)
-    Store(tmp_path).content(file).unlink()  # its row is read before
-    error(rest.get(f"/v1/files/{file}/content"), "not_found", "file_id")
 
 
 def test_file_deleted_while_sent_is_sent_whole(
@@ -201,11 +190,6 @@ def test_file_deleted_while_sent_is_sent_whole(
     assert rest.get(f"/v1/files/{file}/content").content == CONTENT
     monkeypatch.undo()
     error(rest.get(f"/v1/files/{file}/content"), "not_found", "file_id")
-
-
-def test_range_of_a_file_is_sent(rest: Client) -> None:
-    part = rest.get(f"/v1/files/{file_id(rest)}/content", headers={"Range": "bytes=2-5"})
-    assert (part.status_code, part.content) == (206, CONTENT[2:6])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The folder: what a batch's output counts, what is removed when, and what a crash leaves."""
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -196,24 +194,3 @@ def test_orphans_are_removed_after_a_day(store: Store) -> None:
     os.utime(orphan, (time.time() - DAY_S - 1,) * 2)
     store.remove_expired(time.time())
     assert len(list((store.path / "files").iterdir())) == 1
-
-
-def test_one_process_has_the_lock(store: Store) -> None:
-    code = (
-        "import pathlib, sys; from service.batches.store import Store;"
-        "lock = Store(pathlib.Path(sys.argv[1])).lock(); print(lock is not None, flush=True);"
-        "input()"
-    )
-    command = (sys.executable, "-c", code, str(store.path))
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
-        assert store.lock() is None
-        process.kill()
-        process.wait()
-    lock = store.lock()
-    assert lock is not None
-    assert store.lock() is None
-    lock.close()

@@ -275,10 +275,6 @@ def test_answers_count_for_the_key() -> None:
     assert error_of(api.get(f"{PATH}/versions", headers=headers))["code"] == "overloaded"
 
 
-def test_unknown_path_has_an_error() -> None:
-    assert "no route for GET" in client().get(f"{PATH}/a/b/c").json()["error"]["message"]
-
-
 def rejected(**body: Any) -> tuple[str, str | None]:
     """Return message and field of the error, for infinite numbers, too."""
     content = json.dumps(body).replace("Infinity", "1e400")

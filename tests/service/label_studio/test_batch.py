@@ -96,19 +96,6 @@ async def test_call_keeps_its_place() -> None:
         assert (await http.post(f"{PATH}/setup", json={"schema": CONFIG})).status_code == 200
 
 
-async def test_configuration_is_read_in_a_thread() -> None:
-    tags = [labelled("RectangleLabels", *map(str, range(tag, 1000, 10))) for tag in range(10)]
-    config = view(*tags)
-    async with service(make_core()) as http:
-        calling = asyncio.create_task(http.post(f"{PATH}/setup", json={"schema": config}))
-        num_turns = 0
-        while not calling.done():
-            num_turns += 1
-            await asyncio.sleep(0)
-        assert calling.result().status_code == 200
-        assert num_turns > 1
-
-
 @asynccontextmanager
 async def images_by_url(
     decoder: FakeDecoder, max_bytes: int

@@ -38,12 +38,6 @@ def test_label_of_the_nearest_control() -> None:
     assert labels == {"box": ["a", "b"], "inner": ["x"]}
 
 
-def test_white_space_of_a_phrase() -> None:
-    assert (
-        only_control(labelled("RectangleLabels", " red  car ")).label_of("red car") == " red  car "
-    )
-
-
 def test_other_controls_are_skipped() -> None:
     text = view(
         '<Text name="text" value="$text"/><TextArea name="of text" toName="text"/>',
@@ -51,12 +45,6 @@ def test_other_controls_are_skipped() -> None:
         labelled("RectangleLabels", "a"),
     )
     assert [control.name for control in parse_config(text)] == ["box"]
-
-
-def test_longest_names_are_accepted() -> None:
-    longest = "x" * 200
-    control = only_control(labelled("RectangleLabels", longest, name=longest))
-    assert (control.name, control.label_of(longest)) == (longest, longest)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The servicer over the real core and a real connection, with the messages of Triton's proto."""
 
 import asyncio
-import contextlib
 import json
 import struct
 from dataclasses import replace
@@ -9,15 +8,13 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import DecodeError, Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from google.protobuf.message import Message
 
 from service.admission.api_keys import ApiKeys
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest
 from service.inference.core import Core
 from service.open_inference.grpc_api import read_request
-from service.open_inference.tensors import InferRequest, Tensor
+from service.open_inference.tensors import Tensor
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto.inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.service.http.test_boundary import num_gone
@@ -222,16 +219,3 @@ def test_unknown_model_is_not_ready() -> None:
         request = pb.ModelReadyRequest(name=name)
         assert call("ModelReady", request, core).ready == ready
     assert not call("ServerReady", pb.ServerReadyRequest(), core).ready
-
-
-@settings(max_examples=300)
-@given(
-    st.binary(max_size=60),
-    st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3),
-)
-def test_any_message_is_read_or_refused(data: bytes, inputs: list[Input]) -> None:
-    message = pb.ModelInferRequest(inputs=inputs)
-    # what cannot be decoded does not come to the service
-    with contextlib.suppress(ServiceError, DecodeError):
-        message.MergeFromString(data)
-        assert isinstance(read_request(message), InferRequest)

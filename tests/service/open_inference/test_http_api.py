@@ -119,19 +119,6 @@ def test_unknown_model_or_version_is_404(path: str, end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/v2/nothing", 404),
-        ("GET", "/v2/", 404),
-        ("POST", "/v2", 405),
-        ("POST", "/v2/health/live", 405),
-    ],
-)
-def test_unknown_path_has_the_error_form(method: str, path: str, status: int) -> None:
-    assert "no route for" in message_of(client().send(method, path), status)
-
-
-@pytest.mark.parametrize(
     "end", ["health/ready", f"models/{FLORENCE_ID}", f"models/{FLORENCE_ID}/ready"]
 )
 def test_starting_service_is_live_and_not_ready(end: str) -> None:

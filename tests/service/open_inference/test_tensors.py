@@ -11,7 +11,6 @@ from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.open_inference.tensors import (
     InferRequest,
     Tensor,
-    model_of,
     request_body,
     request_context,
 )
@@ -138,16 +137,6 @@ def test_image_may_be_base64_text() -> None:
         assert request_body(request(image(text)), MODEL).image == b"ABC"
     with pytest.raises(UnsupportedImage):
         request_body(request(image("?")), MODEL)
-
-
-@pytest.mark.parametrize(
-    ("name", "version"), [("other", ""), (FLORENCE_ID, "2"), (FLORENCE_ID, "01")]
-)
-def test_unknown_version_is_rejected(name: str, version: str) -> None:
-    assert model_of(MODELS, FLORENCE_ID, "1") is model_of(MODELS, FLORENCE_ID, "") is MODEL
-    with pytest.raises(ServiceError) as caught:
-        model_of(MODELS, name, version)
-    assert caught.value.code == "unknown_model"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from service.http.boundary import STATUSES
-from service.inference.request_fields import GenerationFields
-from service.openai.wire import ChatRequest
 from tests.service.http.test_boundary import leave, num_gone
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
@@ -164,18 +162,6 @@ def test_options_reach_the_decoder() -> None:
     assert spec_of(body(max_tokens=4, max_completion_tokens=5)).max_new_tokens == 5
 
 
-def test_bounds_are_those_of_predict() -> None:
-    texts = {"title", "description", "default"}
-    for name in ("temperature", "top_p", "seed"):
-        chat, predict = (
-            model.model_json_schema()["properties"][name]
-            for model in (ChatRequest, GenerationFields)
-        )
-        bounds = chat.keys() - texts
-        assert bounds, name
-        assert {key: chat[key] for key in bounds} == {key: predict[key] for key in bounds}, name
-
-
 def test_region_is_of_width_and_height() -> None:
     region = "<loc_100><loc_250><loc_900><loc_750>"
     chat = [text(f"<REGION_TO_CATEGORY>{region}"), image(data_url(PNG))]
@@ -219,17 +205,6 @@ def test_usage_is_a_last_chunk() -> None:
     assert last["usage"] == whole["usage"]
     assert {chunk["usage"] for chunk in others} == {None}
     assert {chunk["usage"] for chunk in chunks_of()} == {None}
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [({"model": "gpt-4o"}, "unknown_model"), ({"temperature": 3}, "invalid_request")],
-)
-def test_error_before_the_first_chunk(fields: dict[str, Any], code: str) -> None:
-    response = client().send("POST", PATH, json=body(stream=True) | fields)
-    assert response.status_code >= 400
-    assert fits(response.json(), "ChatError")
-    assert response.json()["error"]["code"] == code
 
 
 def test_error_after_the_first_chunk() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -129,17 +128,6 @@ def part(tmp_path: Path) -> Iterator[Part]:
     part = runner_part("a-runner", tmp_path)
     yield part
     part.listener.close()
-
-
-def test_connections_wait_for_a_runner(part: Part) -> None:
-    path = part.url.removeprefix("file://")
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        for client in (first, second):
-            client.connect(path)
-            client.sendall(b"x")
-        accepted, _ = part.listener.accept()
-        with accepted:
-            assert accepted.recv(1) == b"x"
 
 
 def test_stopped_process_stays_stopped(part: Part) -> None:

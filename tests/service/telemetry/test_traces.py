@@ -1,7 +1,5 @@
 """Trace id and spans of requests over HTTP and gRPC, with the real core over fake runners."""
 
-import asyncio
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +7,6 @@ import grpc
 import pytest
 
 from service.admission.api_keys import ApiKeys
-from service.rpc.proto import inference_pb2, inference_pb2_grpc
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.core_calls import florence_fails
@@ -30,17 +27,6 @@ from wire.telemetry.tracing import TraceOptions
 
 STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
-REQUESTS: dict[str, tuple[str, str, dict[str, Any] | None, int]] = {
-    "predict": ("POST", "/v1/predict", OCR, 200),
-    "stream": ("POST", "/v1/predict", {**OCR, "stream": True}, 200),
-    "compare": ("POST", "/v1/compare", OCR, 200),
-    "bad field": ("POST", "/v1/predict", {**OCR, "unknown": 1}, 400),
-    "no such model": ("GET", "/v1/models/none", None, 404),
-    "no such path": ("GET", "/v1/none", None, 404),
-    "tasks": ("GET", "/v1/tasks", None, 200),
-    "health": ("GET", "/v2/health/live", None, 200),
-    "page": ("GET", "/playground", None, 200),
-}
 
 
 @pytest.fixture
@@ -57,49 +43,6 @@ def sent(collector: Collector) -> dict[str, CollectedSpan]:
     """Return all exported spans by name."""
     tracing.stop()
     return {span.name: span for span in collector.spans}
-
-
-@pytest.mark.parametrize("name", REQUESTS)
-def test_http_responses_have_trace_ids(name: str) -> None:
-    method, path, fields, status = REQUESTS[name]
-    options = {} if fields is None else {"json": fields}
-    response = client().send(method, path, headers={"traceparent": TRACEPARENT}, **options)
-    assert (response.headers["x-trace-id"], response.status_code) == (TRACE_ID, status)
-    ids = [client().send(method, path, **options).headers["x-trace-id"] for _ in range(2)]
-    assert all(re.fullmatch("[0-9a-f]{32}", one) and int(one, 16) for one in ids)
-    assert ids[0] != ids[1]
-
-
-def trailing(call: Any) -> dict[str, str]:
-    return {str(name): str(value) for name, value in call}
-
-
-def test_every_grpc_call_has_its_trace_id() -> None:
-    async def ask() -> list[str]:
-        metadata = [("traceparent", TRACEPARENT)]
-        ocr = pb.PredictRequest(image=PNG, task="ocr")
-        async with grpc_channel(make_core(), ApiKeys(None)) as channel:
-            vision: Any = VisionStub(channel)
-            inference: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            calls = [
-                vision.Predict(ocr, metadata=metadata),
-                inference.ServerLive(inference_pb2.ServerLiveRequest(), metadata=metadata),
-                vision.Predict(ocr),
-            ]
-            for call in calls:
-                await call
-            streaming = vision.PredictStream(ocr, metadata=metadata)
-            assert [_ async for _ in streaming]
-            refused = vision.Predict(pb.PredictRequest(image=PNG, task="none"), metadata=metadata)
-            with pytest.raises(grpc.aio.AioRpcError):
-                await refused
-            ends = [await call.trailing_metadata() for call in (streaming, refused, *calls)]
-            return [trailing(end)["x-trace-id"] for end in ends]
-
-    *with_parent, without = asyncio.run(ask())
-    assert with_parent == [TRACE_ID] * 4
-    assert re.fullmatch("[0-9a-f]{32}", without)
-    assert without != TRACE_ID
 
 
 def test_spans_of_an_answer(collector: Collector) -> None:
@@ -137,14 +80,6 @@ def test_spans_of_an_answer(collector: Collector) -> None:
         "diptych.image_height": 8,
         "diptych.vision_cache": "miss",
     }
-
-
-def test_span_of_a_stream(collector: Collector) -> None:
-    response = client().predict({**OCR, "model": FLORENCE_ID, "stream": True})
-    made = sent(collector)
-    assert {span.trace_id for span in made.values()} == {response.headers["x-trace-id"]}
-    assert made["POST /v1/predict"].end_s >= made["postprocess"].end_s
-    assert made[ANSWER].parent_id == made["POST /v1/predict"].span_id
 
 
 def test_spans_of_a_comparison(collector: Collector) -> None:
