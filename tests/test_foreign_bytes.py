@@ -38,7 +38,7 @@ from service.errors import ServiceError
 from service.http.body import json_object, read_images_body
 from service.images.inputs import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
-from service.label_studio.labelling_config import parse_config
+from service.label_studio.mapping import parse_config
 from service.open_inference.http_api import read_request
 from service.settings import SettingsError
 from tests.support.fake_service import encoded, served_models

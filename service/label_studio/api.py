@@ -32,8 +32,12 @@ from service.inference.core import Core
 from service.inference.served_models import ServedModel
 from service.label_studio.batch import Batch, Plan, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
-from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
-from service.label_studio.mapping import image_asks, prompt_asks
+from service.label_studio.mapping import (
+    MAX_CONFIG_CHARS,
+    image_asks,
+    parse_config,
+    prompt_asks,
+)
 from service.schema.rendering import ErrorDetail, ErrorJson
 from service.validation import ModelT, validated
 from tasks.errors import shown

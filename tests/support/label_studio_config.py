@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.label_studio.labelling_config import Control, parse_config
+from service.label_studio.mapping import Control, parse_config
 
 IMAGE = '<Image name="image" value="$image"/>'
 

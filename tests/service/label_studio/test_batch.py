@@ -22,8 +22,7 @@ from service.images.inputs import AllowedHost
 from service.inference.core import Core
 from service.label_studio.batch import Batch, Plan
 from service.label_studio.images import TaskImages
-from service.label_studio.labelling_config import parse_config
-from service.label_studio.mapping import image_asks
+from service.label_studio.mapping import image_asks, parse_config
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.core_calls import until

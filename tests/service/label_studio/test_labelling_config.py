@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import InvalidRequest
-from service.label_studio.labelling_config import Label, parse_config
+from service.label_studio.mapping import Label, parse_config
 from tests.support.label_studio_config import IMAGE, labelled, only_control, view
 
 

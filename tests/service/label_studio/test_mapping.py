@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
 from service.inference.prediction import Answer
-from service.label_studio.labelling_config import Control, parse_config
 from service.label_studio.mapping import (
     Ask,
+    Control,
     RegionTags,
     brush_rle,
     image_asks,
+    parse_config,
     prediction,
     prompt_asks,
 )
