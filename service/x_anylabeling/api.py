@@ -20,7 +20,6 @@ docs/router.md, docs/user_guide.md (answers).
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -62,36 +61,17 @@ _UNLABELLED = "object"  # X-AnyLabeling requires a label
 _TEXT_LABEL = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """How X-AnyLabeling asks a task."""
-
-    widgets: tuple[str, ...]
-    batch_mode: str | None
-    parameter: str = ""  # takes the text of the user
-    placeholder: str = ""
-
-
-_TEXT = ("edit_text", "button_send"), "text_prompt"
-_RUN = _Input(("button_run",), "default")
-# a batch has no rectangles
-_RECTANGLE = _Input(("button_add_rect", "button_clear", "button_finish_object"), None)
-_INPUTS = {  # all other tasks: _RUN
-    "open_vocabulary_detection": _Input(
-        *_TEXT, "labels", "Objects to detect: red circle, blue square"
-    ),
-    "phrase_grounding": _Input(*_TEXT, "caption", "Caption or phrase to locate"),
-    "instance_segmentation": _Input(*_TEXT, "phrase", "Object to segment"),
-    "visual_question_answering": _Input(*_TEXT, "question", "Question about the image"),
-    "region_description": _RECTANGLE,
+# tasks with a text of the user: the parameter that takes it, and the text's placeholder
+_TEXTS = {
+    "open_vocabulary_detection": ("labels", "Objects to detect: red circle, blue square"),
+    "phrase_grounding": ("caption", "Caption or phrase to locate"),
+    "instance_segmentation": ("phrase", "Object to segment"),
+    "visual_question_answering": ("question", "Question about the image"),
 }
+_WITH_RECTANGLE = "region_description"
 _SCORE_WIDGETS = ("input_conf", "edit_conf", "input_iou", "edit_iou")
-_RESULT_WIDGETS = {  # key: kind of result
-    "text": (),
-    "detections": _SCORE_WIDGETS,
-    "text_regions": _SCORE_WIDGETS,
-    "instances": (*_SCORE_WIDGETS, "mask_fineness_slider", "mask_fineness_value_label"),
-}
+_MASK_WIDGETS = ("mask_fineness_slider", "mask_fineness_value_label")
+_RECTANGLE_WIDGETS = ("button_add_rect", "button_clear", "button_finish_object")
 
 
 class _Body(BaseModel):
@@ -185,16 +165,29 @@ def _model_json(model: ServedModel) -> JsonObject:
 
 
 def _task_json(task_id: str) -> JsonObject:
-    task_input = _INPUTS.get(task_id, _RUN)
-    names = ("toggle_preserve_existing_annotations", *_RESULT_WIDGETS[TASKS[task_id].result_kind])
-    widgets: JsonObject = {name: {} for name in (*names, *task_input.widgets)}
-    if task_input.placeholder:
-        widgets["edit_text"] = {"placeholder": task_input.placeholder}
+    kind = TASKS[task_id].result_kind
+    names = ["toggle_preserve_existing_annotations"]
+    if kind != "text":
+        names += _SCORE_WIDGETS
+    if kind == "instances":
+        names += _MASK_WIDGETS
+    mode: str | None = "default"
+    if task_id in _TEXTS:
+        names += ["edit_text", "button_send"]
+        mode = "text_prompt"
+    elif task_id == _WITH_RECTANGLE:
+        names += _RECTANGLE_WIDGETS
+        mode = None  # a batch has no rectangles
+    else:
+        names.append("button_run")
+    widgets: dict[str, JsonObject] = {name: {} for name in names}
+    if task_id in _TEXTS:
+        widgets["edit_text"] = {"placeholder": _TEXTS[task_id][1]}
     return {
         "id": task_id,
         "name": task_id.replace("_", " ").capitalize(),
         "active_widgets": widgets,
-        "batch_processing_mode": task_input.batch_mode,
+        "batch_processing_mode": mode,
     }
 
 
@@ -202,20 +195,19 @@ def request_fields(call: Call, task_ids: tuple[str, ...]) -> JsonObject:
     """Return the fields of a request; an unnamed task is the model's first."""
     params = call.params
     task_id = params.current_task or task_ids[0]
-    task_input = _INPUTS.get(task_id, _RUN)
     fields: JsonObject = {"model": call.model, "task": task_id, "min_score": params.conf_threshold}
     if 0 < params.iou_threshold < 1:
         fields["nms_iou"] = params.iou_threshold
     rectangles = [mark.data for mark in params.marks if mark.type == "rectangle"]
-    if task_input is _RECTANGLE and rectangles:
+    if task_id == _WITH_RECTANGLE and rectangles:
         # the category becomes the rectangle's label
         fields |= {"region": rectangles[-1], "detail": "category"}
-    elif task_input.parameter and params.text_prompt is not None:
-        text: object = params.text_prompt
-        if task_input.parameter == "labels":
-            labels = (label.strip() for label in _SEPARATORS.split(params.text_prompt))
-            text = list(filter(None, labels))
-        fields[task_input.parameter] = text
+    elif task_id in _TEXTS and params.text_prompt is not None:
+        name, _ = _TEXTS[task_id]
+        fields[name] = params.text_prompt
+        if name == "labels":
+            labels = map(str.strip, _SEPARATORS.split(params.text_prompt))
+            fields[name] = list(filter(None, labels))
     return fields
 
 
