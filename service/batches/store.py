@@ -169,7 +169,7 @@ class Store:
         num_bytes = self.content(file_id).stat().st_size
         file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
         with self._transaction() as db:
-            Usage.of(db, owner).check_room(num_bytes)
+            _check_room(db, owner, num_bytes)
             _insert(db, "files", owner, file_id, file)
         return file
 
@@ -219,12 +219,11 @@ class Store:
         kept_s = request.output_expires_after.seconds
         state = BatchState(batch=batch, owner=owner, output_kept_s=kept_s)
         with self._transaction() as db:
-            usage = Usage.of(db, owner)
-            usage.check_room(1)  # the output needs room
+            _check_room(db, owner, 1)  # the output needs room
             if _file(db, owner, request.input_file_id).purpose != "batch":
                 problem = f"{request.input_file_id} cannot be an input file"
                 raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
-            if usage.num_batches >= MAX_BATCHES_PER_KEY:
+            if _count(db, "batches", owner) >= MAX_BATCHES_PER_KEY:
                 problem = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(f"{problem}; each is removed after 30 days", wire.DAY_S)
             _insert(db, "batches", owner, batch.id, state)
@@ -279,7 +278,7 @@ class Store:
         num_answers = sum(line.is_answer for line in lines)
         with self._changed(state) as (db, current):
             num_bytes = sum(len(line.data) for line in lines)
-            if lines and Usage.of(db, state.owner).num_bytes + num_bytes > MAX_BYTES_PER_KEY:
+            if lines and _num_bytes(db, state.owner) + num_bytes > MAX_BYTES_PER_KEY:
                 raise NoRoom
             current.num_bytes += num_bytes
             current.batch.request_counts.completed += num_answers
@@ -390,27 +389,26 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(errno.EIO, str(error)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The files and batches of a key, and the bytes of files and unfinished outputs."""
+def _num_bytes(db: sqlite3.Connection, owner: str) -> int:
+    """Return the bytes of a key's files and unfinished outputs."""
+    num_bytes = 0
+    for table in ("files", "batches"):
+        query = f"SELECT coalesce(sum(num_bytes), 0) FROM {table} WHERE owner = ?"
+        num_bytes += db.execute(query, (owner,)).fetchone()[0]
+    return num_bytes
 
-    num_files: int
-    num_batches: int
-    num_bytes: int
 
-    @classmethod
-    def of(cls, db: sqlite3.Connection, owner: str) -> "Usage":
-        query = "SELECT count(*), coalesce(sum(num_bytes), 0) FROM"
-        num_files, file_bytes = db.execute(f"{query} files WHERE owner = ?", (owner,)).fetchone()
-        batches = db.execute(f"{query} batches WHERE owner = ?", (owner,)).fetchone()
-        return cls(num_files, batches[0], file_bytes + batches[1])
+def _count(db: sqlite3.Connection, table: Table, owner: str) -> int:
+    (num,) = db.execute(f"SELECT count(*) FROM {table} WHERE owner = ?", (owner,)).fetchone()
+    return int(num)
 
-    def check_room(self, num_bytes: int) -> None:
-        """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
-        if self.num_files >= MAX_FILES_PER_KEY or self.num_bytes + num_bytes > MAX_BYTES_PER_KEY:
-            files = f"{self.num_files} of {MAX_FILES_PER_KEY} files"
-            usage = f"{files} of {self.num_bytes} of {MAX_BYTES_PER_KEY} bytes"
-            raise Overloaded(f"this key has {usage}; delete some", 60)
+
+def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
+    """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
+    is_full = _num_bytes(db, owner) + num_bytes > MAX_BYTES_PER_KEY
+    if is_full or _count(db, "files", owner) >= MAX_FILES_PER_KEY:
+        limits = f"{MAX_FILES_PER_KEY} files of {MAX_BYTES_PER_KEY} bytes together"
+        raise Overloaded(f"this key has the maximum of {limits}; delete some", 60)
 
 
 def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -35,7 +36,7 @@ from service.admission.api_keys import NO_LIMITS, Quota
 from service.admission.places import RequestContext, TrafficGaps
 from service.batches import wire
 from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
-from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from service.errors import InvalidRequest, NotReady, Overloaded
 from service.http.body import BodyMemory, json_object, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
 from service.images.decoding import in_thread
@@ -63,8 +64,6 @@ _SCAN_S = 1.0  # interval of scans for new batches
 _CLEAN_S = 3600.0
 _SAVE_S = 0.5  # interval of writes of a batch's answers
 _RETRY_AFTER_S = 1.0
-_MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been stuck
-_EXPIRED_AT_A_TIME = 1000
 _DEFECT = wire.BatchError(
     code="internal",
     line=None,
@@ -354,13 +353,11 @@ class BatchRun:
 
     def _append_expired(self) -> None:
         """Append an error for each request that was not run; raise `NoRoom`."""
-        places = self._store.unanswered(self._state)
-        for start in range(0, len(places), _EXPIRED_AT_A_TIME):
-            lines: list[OutputLine] = []
-            for place in places[start : start + _EXPIRED_AT_A_TIME]:
-                custom_id = parse_line(self._line(place)).custom_id
-                lines.append(_rendered(place, custom_id, error=_EXPIRED))
-            self._store.append(self._state, lines)
+        lines: list[OutputLine] = []
+        for place in self._store.unanswered(self._state):
+            custom_id = parse_line(self._line(place)).custom_id
+            lines.append(_rendered(place, custom_id, error=_EXPIRED))
+        self._store.append(self._state, lines)
 
     def _line(self, place: LinePlace) -> bytes:
         with self._input.open("rb") as file:
@@ -370,43 +367,41 @@ class BatchRun:
     async def _answer(self, place: LinePlace) -> None:
         """Add the line of the answer or error, unless the batch stops before there is one."""
         request_id = uuid.uuid4().hex
-        num_late = 0
         while True:
             try:
-                is_last = num_late + 1 == _MAX_LATE
-                line = await self._attempt(place, request_id, is_last=is_last)
+                line = await self._attempt(place, request_id)
                 self._output.append(line)  # another list than before the answer
                 return
-            except DeadlineExceeded:
-                num_late += 1
             except (Overloaded, NotReady):
-                pass
-            if self._is_stopped:
-                return
+                if self._is_stopped:
+                    return
             await asyncio.sleep(_RETRY_AFTER_S)
 
-    async def _attempt(self, place: LinePlace, request_id: str, *, is_last: bool) -> OutputLine:
+    async def _attempt(self, place: LinePlace, request_id: str) -> OutputLine:
         """Return the line of an answer or error; raise an error after which it is repeated."""
         core = self._worker.core
         deadline_s = time.monotonic() + self._worker.timeout_s
         context = RequestContext(request_id, _API, deadline_s, _QUOTA, needs_place=False)
-        line = None
         try:
             line = await self._read(place, context)
-            answer = await _answer_body(line, core, context)
-            status, body = _OK, answer.model_dump(mode="json")
-        except (Overloaded, NotReady):
-            raise
-        except Exception as error:  # a defect at one request must not end its batch
-            if line is None or (isinstance(error, DeadlineExceeded) and not is_last):
-                raise
-            failure = record_failure(error, _API, request_id)
-            form = error_body if line.url == _CHAT else error_json
-            status, body = STATUSES[failure.code], form(failure, request_id)
+            status, body = await self._answered(line, context)
         finally:
             await core.places.leave(context)
         response = {"status_code": status, "request_id": request_id, "body": body}
         return _rendered(place, line.custom_id, response=response, is_answer=status == _OK)
+
+    async def _answered(
+        self, line: wire.BatchLine, context: RequestContext
+    ) -> tuple[int, dict[str, Any]]:
+        try:
+            answer = await _answer_body(line, self._worker.core, context)
+            return _OK, answer.model_dump(mode="json")
+        except (Overloaded, NotReady):
+            raise
+        except Exception as error:  # a defect at one request must not end its batch
+            failure = record_failure(error, _API, context.request_id)
+            form = error_body if line.url == _CHAT else error_json
+            return STATUSES[failure.code], form(failure, context.request_id)
 
     async def _read(self, place: LinePlace, context: RequestContext) -> wire.BatchLine:
         """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
