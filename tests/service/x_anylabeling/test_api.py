@@ -109,7 +109,6 @@ def test_rectangle_is_labelled() -> None:
         ("captioning", {"conf_threshold": 1e400}, "params.conf_threshold"),
         ("captioning", {"iou_threshold": 10**400}, "params.iou_threshold"),
         ("captioning", {"marks": [{"type": "x", "data": [1e400]}]}, "params.marks.0.data.0"),
-        ("open_vocabulary_detection", {"text_prompt": "\ud800"}, "params.text_prompt"),
     ],
 )
 def test_invalid_parameter_is_named(task: str, params: dict[str, Any], name: str) -> None:
