@@ -26,9 +26,8 @@ from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
 from service.batches.wire import Batch, BatchList, BatchRequest, FileFields, FileList, FileObject
 from service.errors import InvalidRequest, NotReady, ServiceError
-from service.http.body import BodyMemory, read_json
+from service.http.body import BodyMemory, FormParser, Sink, read_json
 from service.http.boundary import Body, RestBoundary
-from service.http.forms import FormParser, Sink
 from service.images.decoding import in_thread
 from service.openai.api import OPENAI
 from service.settings import variable

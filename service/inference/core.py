@@ -86,10 +86,10 @@ class Core:
         self._answer_slots = ClientSlots(num_slots, max(1, num_slots - 1))
         limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
         self._decoder = ImageDecoder(limits, settings.max_decoded)
+        self._max_running = settings.max_running
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            queue = FairQueue(runner, settings.max_running, settings.max_waiting_tokens)
-            self._queues[runner] = queue
+            self._queues[runner] = FairQueue(runner, self._max_running, settings.max_waiting_tokens)
         self._fetcher = fetcher
 
     @asynccontextmanager
@@ -206,7 +206,7 @@ class Core:
             context.quota,
             context.deadline_s,
             self.settings.max_tiles,
-            self.settings.max_running,
+            self._max_running,
             partial(self.places.hold, context),
         )
         with answer_span(model.id, request.task.id, context.request_id):

@@ -101,8 +101,8 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
         }
     )
     fields["generated_tokens"] = usage.generated_tokens
-    for stage, ms in answer.times.ms.items():
-        fields[f"{stage}_ms"] = ms
+    for stage, stage_s in [*seconds.items(), ("total", total_s)]:
+        fields[f"{stage}_ms"] = round(stage_s * 1000, 3)
     text = f" model={labels[0]} task={labels[1]} image={width}x{height}"
     text += f" tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
     _record(request_id, "ok", api, labels, text, fields)

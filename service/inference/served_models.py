@@ -135,9 +135,8 @@ class ServedModels:
         try:
             return self._models[model_id]
         except KeyError as error:
-            served = ", ".join(self._models)
             problem = f"model {model_id[:80]!r} is not served{meant(model_id, self._models)}"
-            message = f"{problem}; the served models are {served}"
+            message = f"{problem}; the served models are {', '.join(self._models)}"
             raise ServiceError(message, param, "unknown_model") from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
@@ -196,10 +195,10 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
         stored = (artifact_folder(model_id) / ENTRY_FILE).read_text(encoding="utf-8")
         return parse_entry(json.loads(stored))
     except (ArtifactError, OSError, ValueError) as error:
+        problem = f"unknown model {model_id!r}{meant(model_id, catalog)}"
+        hint = f"export a repository of the hub first: python -m export {HUB_PREFIX}owner/name"
         raise SettingsError(
-            f"DIPTYCH_MODELS: unknown model {model_id!r}{meant(model_id, catalog)}; the catalog has"
-            f" {', '.join(catalog)}; a repository of the hub is exported first:"
-            f" python -m export {HUB_PREFIX}owner/name"
+            f"DIPTYCH_MODELS: {problem}; the catalog has {', '.join(catalog)}; {hint}"
         ) from error
 
 
@@ -261,16 +260,12 @@ def runner_options(
 
 def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
     """Return the other models of the catalog, with their default precisions on this host."""
-    encoder_on = encoder_device(settings.device)
-    decoder_on = decoder_device(settings.device)
     unserved: list[UnservedModel] = []
     for entry in load_catalog(settings.catalog).values():
         if entry.id not in settings.models:
-            precisions = (
-                entry.precision[encoder_on]["encoder"],
-                entry.precision[decoder_on]["decoder"],
-            )
-            unserved.append(UnservedModel(entry, _as_text(*precisions)))
+            encoder = entry.precision[encoder_device(settings.device)]["encoder"]
+            decoder = entry.precision[decoder_device(settings.device)]["decoder"]
+            unserved.append(UnservedModel(entry, _as_text(encoder, decoder)))
     return tuple(unserved)
 
 
@@ -353,12 +348,8 @@ def served_scoring(
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
     for calibration in calibrations.values():
         if calibration.checkpoint != manifest.checkpoint:
-            raise SettingsError(
-                f"DIPTYCH_CALIBRATION: the calibration of {manifest.model_id} for"
-                f" {calibration.task} is of the checkpoint {calibration.checkpoint}; the one served"
-                f" is {manifest.checkpoint}: fit it again with diptych evaluate --calibrate, or"
-                " remove it"
-            )
+            about = f"the calibration of {manifest.model_id} for {calibration.task}"
+            raise _stale(about, "checkpoint", calibration.checkpoint, manifest.checkpoint)
     served = {
         "checkpoint": manifest.checkpoint,
         "precision": precision,
@@ -369,19 +360,21 @@ def served_scoring(
 
 def _served_proof(proof: Proof, served: Mapping[str, str]) -> ServedProof:
     """Raise `SettingsError` for a proof of another checkpoint, precision or calibration."""
-    about = f"DIPTYCH_CALIBRATION: the proof of {proof.model} for {proof.fields['task']}"
+    about = f"the proof of {proof.model} for {proof.fields['task']}"
     for name, value in served.items():
         if getattr(proof, name) != value:
-            raise SettingsError(
-                f"{about} is of the {name} {getattr(proof, name)!r}; the one served is"
-                f" {value!r}: prove it again with diptych annotate --labelled --thresholds, or"
-                " remove it"
-            )
+            raise _stale(about, name, getattr(proof, name), value)
     try:
         _, request = parse_fields(PredictFields, proof.fields)
     except InvalidRequest as error:
-        raise SettingsError(f"{about} has invalid fields: {error.message}") from error
+        problem = f"{about} has invalid fields: {error.message}"
+        raise SettingsError(f"DIPTYCH_CALIBRATION: {problem}") from error
     return ServedProof(proof, request)
+
+
+def _stale(about: str, name: str, value: str, served: str) -> SettingsError:
+    problem = f"{about} is of the {name} {value!r}; the one served is {served!r}"
+    return SettingsError(f"DIPTYCH_CALIBRATION: {problem}: make it again, or remove it")
 
 
 def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
@@ -404,13 +397,12 @@ def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
     """Return the precisions of encoder and decoder in the runner; raise `ArtifactError`."""
     device, _ = settings.device_of(manifest.adapter_of or manifest.model_id)
-    encoder = choose_precision(
-        manifest, "encoder", encoder_device(device), settings.encoder_precision
+    encoder_on = encoder_device(device)
+    decoder_on = decoder_device(device)
+    return (
+        choose_precision(manifest, "encoder", encoder_on, settings.encoder_precision),
+        choose_precision(manifest, "decoder", decoder_on, settings.decoder_precision),
     )
-    decoder = choose_precision(
-        manifest, "decoder", decoder_device(device), settings.decoder_precision
-    )
-    return encoder, decoder
 
 
 def served_precision(manifest: Manifest, settings: Settings) -> str:

@@ -285,6 +285,7 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
+    usage = answer.usage
     timings_ms = answer.times.ms
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
     parameters = answer.request.parameters
@@ -300,7 +301,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         "tiles": answer.tiles,
         "guarantee": answer.guarantee,
         "image": _image_json(answer.image_size_wh),
-        "usage": answer.usage,
+        "usage": usage,
         "vision_cache": answer.written.features.outcome,
         "timings_ms": {**timings_ms, "queue": round(queue_ms, 3)},
     }

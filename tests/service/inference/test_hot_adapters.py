@@ -245,7 +245,7 @@ def test_stale_calibration_of_an_adapter(tmp_path: Path, caplog: pytest.LogCaptu
     )
     watched.answer(watched.write("tuned"))
     assert watched.update() == BOTH
-    assert "is of the checkpoint of another" in caplog.text
+    assert "is of the checkpoint 'of another'" in caplog.text
 
 
 def test_start_waits_for_every_runner(watched: Watched) -> None:

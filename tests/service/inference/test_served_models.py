@@ -114,7 +114,7 @@ def test_calibration_of_another_checkpoint(tmp_path: Path) -> None:
     assert served_scoring(MANIFEST, tmp_path, Settings(), "float32") == ({}, ())
     write(tmp_path / CALIBRATION_FILE)
     stale = write(tmp_path / "a.json", calibration(0.1, checkpoint="before"))
-    problem = f"calibration of {FLORENCE_ID} for {OD} is of the checkpoint before; the one served"
+    problem = f"calibration of {FLORENCE_ID} for {OD} is of the checkpoint 'before'; the one served"
     with pytest.raises(SettingsError, match=f"DIPTYCH_CALIBRATION: the {problem}"):
         probabilities(tmp_path, stale)
     with pytest.raises(SettingsError, match=r"cannot read the calibration file .*none\.json"):
