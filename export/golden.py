@@ -15,14 +15,18 @@ counts those that constrained decoding can write.
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Self
 
+import yaml
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -30,18 +34,10 @@ from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.hub import fetch_file
 from export.checkpoints.jobs import find_entry
 from export.checks.asking import Question, encode
-from export.checks.golden_answers import (
-    GOLDEN_FILE,
-    HUB_URL,
-    GoldenAnswer,
-    GoldenFile,
-    GoldenRegion,
-    read_golden,
-)
 from export.checks.parity import first_difference
 from export.checks.reference import load_for_checks
 from export.doctor import Finding, Verdict
-from export.errors import ExportError, SourceError
+from export.errors import ExportError, SourceError, one_line
 from export.resources import needs_of
 from imaging.errors import ImageError
 from imaging.files import read_image, resize
@@ -67,11 +63,66 @@ from wire.artifacts.manifest import (
 )
 from wire.artifacts.model_store import artifact_folder
 
+GOLDEN_FILE = ROOT / "models" / "golden.yaml"
+HUB_URL = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/resolve/main/([\w./-]+)")
 _EXCERPT_CHARS = 60
 _MAX_PROMPT_TOKENS = 1024
 # any vocabulary with the family's location tokens: text is constrained byte by byte
 _VOCABULARIES = {"florence2": "florence-2-mini", "paligemma": "paligemma-mini"}
 _SIZE_WH = (640, 480)  # of any image
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GoldenImage(_Strict):
+    """An image that answers are about; a local one has no URL."""
+
+    url: str | None = Field(None, pattern=f"^(?:{HUB_URL.pattern})$")
+    size_wh: tuple[int, int] | None = None
+
+
+class GoldenRegion(_Strict):
+    """A box, the first outline of an object, or a quadrilateral; label '' is not compared."""
+
+    label: str
+    at: list[int]  # x and y in turn, in whole pixels, cut off
+
+
+class GoldenAnswer(_Strict):
+    """The answer to one prompt about one image."""
+
+    image: str
+    prompt: str
+    max_new_tokens: int = Field(ge=1, le=4096)
+    source: str
+    weak: bool = False
+    excluded: str | None = None  # why constrained decoding need not be able to write it
+    text: str
+    regions: list[GoldenRegion] | None = None
+
+
+class GoldenFile(_Strict):
+    """All images and answers of a file."""
+
+    images: dict[Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")], GoldenImage]
+    answers: dict[str, list[GoldenAnswer]]
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        for answer in chain.from_iterable(self.answers.values()):
+            if answer.image not in self.images:
+                raise ValueError(f"{answer.image} is not among the images")
+        return self
+
+
+def read_golden(file: Path = GOLDEN_FILE) -> GoldenFile:
+    """Read a file of answers; raise `SourceError`."""
+    try:
+        return GoldenFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SourceError(f"{file} has no published answers: {one_line(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)

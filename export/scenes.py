@@ -286,10 +286,7 @@ def _place(
 
 
 def _near(rng: Generator, rgb: RGB, spread: int) -> RGB:
-    offsets = rng.integers(-spread, spread + 1, 3).tolist()
-    red, green, blue = (
-        min(255, max(0, channel + offset)) for channel, offset in zip(rgb, offsets, strict=True)
-    )
+    red, green, blue = (rgb + rng.integers(-spread, spread + 1, 3)).clip(0, 255).tolist()
     return red, green, blue
 
 

@@ -35,7 +35,15 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
@@ -116,7 +124,7 @@ def write_int8(source: Path, output: Path) -> None:
 
 _MAX_SHAPE_BYTES = 1024  # limit of an initializer that may be a shape
 
-_Shapes = Mapping[str, Sequence[int]]  # tensor shapes by name
+_Shapes = Mapping[str, NDArray[np.int64]]  # by names of tensors
 
 
 def make_shapes_constant(file: Path) -> None:
@@ -125,33 +133,29 @@ def make_shapes_constant(file: Path) -> None:
     """
     model = onnx.load(file)
     graph = model.graph
-    arithmetic = shape_arithmetic(model.graph)
+    arithmetic = shape_arithmetic(graph)
     others = [node for node in graph.node if arithmetic.isdisjoint(node.output)]
     read = dict.fromkeys(chain.from_iterable(node.input for node in others))
     used = [name for name in read if name in arithmetic]
     # a side of 1 may be broadcast
-    two, three = (inferred_shapes(model, batch_size) for batch_size in (2, 3))
-    one = {}
-    for name, shape in two.items():
-        one[name] = [2 * a - b for a, b in zip(shape, three[name], strict=True)]
+    two = inferred_shapes(model, 2)
+    three = inferred_shapes(model, 3)
+    one = {name: 2 * shape - three[name] for name, shape in two.items()}
     constants = dict(zip(used, _compute(model, arithmetic, used, one), strict=True))
     for node in others:
         if node.op_type == "Reshape" and node.input[1] in constants:
-            sides = zip(two[node.output[0]], three[node.output[0]], strict=True)
-            constants[node.input[1]] = np.array(
-                [side if side == other else -1 for side, other in sides]
-            )
-    graph.initializer.extend(
-        numpy_helper.from_array(value, name) for name, value in constants.items()
-    )
-    nodes, tensors = _needed(others, [output.name for output in graph.output])
+            shape = two[node.output[0]]
+            constants[node.input[1]] = np.where(shape == three[node.output[0]], shape, -1)
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    nodes, tensors = _needed(others, _names(graph.output))
     initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
     # also the shapes that the trace has noted
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     for output in graph.output:  # the runner allocates it
-        declared = output.type.tensor_type.shape.dim[1:]
-        for dimension, side in zip(declared, two[output.name][1:], strict=True):
-            dimension.dim_value = side
+        declared = output.type.tensor_type.shape.dim
+        for axis in range(1, len(declared)):
+            declared[axis].dim_value = int(two[output.name][axis])
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
     onnx.save(model, file)
@@ -177,28 +181,24 @@ def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
     """
     graph = model.graph
     (graph_input,) = graph.input
-    sides = [dim.dim_value for dim in graph_input.type.tensor_type.shape.dim]
-    inputs = [
-        helper.make_tensor_value_info(
-            graph_input.name, graph_input.type.tensor_type.elem_type, [batch_size, *sides[1:]]
-        )
-    ]
-    # Without the weights: a serialised model has at most 2 GB.
-    small = [tensor for tensor in graph.initializer if tensor.ByteSize() <= _MAX_SHAPE_BYTES]
-    large = [tensor for tensor in graph.initializer if tensor.ByteSize() > _MAX_SHAPE_BYTES]
-    inputs += [
-        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in large
-    ]
-    outputs = [helper.make_empty_tensor_value_info(output.name) for output in graph.output]
-    outline = _with_graph(model, helper.make_graph(graph.node, graph.name, inputs, outputs, small))
+    input_type = graph_input.type.tensor_type
+    input_shape = [batch_size, *(dim.dim_value for dim in input_type.shape.dim[1:])]
+    inputs = [helper.make_tensor_value_info(graph_input.name, input_type.elem_type, input_shape)]
+    small = []
+    for tensor in graph.initializer:
+        # Without the weights: a serialised model has at most 2 GB.
+        if tensor.ByteSize() <= _MAX_SHAPE_BYTES:
+            small.append(tensor)
+        else:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            inputs.append(info)
+    outline = _with_graph(model, graph.node, inputs, _names(graph.output), small)
     inferred = onnx.shape_inference.infer_shapes(outline, strict_mode=True, data_prop=True).graph
-    infos = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {}
-    for info in infos:
+    for info in (*inferred.input, *inferred.value_info, *inferred.output):
         shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
         if 0 not in shape:  # 0: unknown
-            shapes[info.name] = shape
+            shapes[info.name] = np.array(shape, np.int64)
     return shapes
 
 
@@ -206,18 +206,16 @@ def _compute(
     model: ModelProto, arithmetic: set[str], names: Sequence[str], shapes: _Shapes
 ) -> Sequence[NDArray[Any]]:
     """Return the values of tensors of the shape arithmetic, from the `shapes` of the others."""
-    graph = model.graph
-    sources = {
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.op_type == "Shape" and node.input[0] not in arithmetic
-    }
-    nodes, tensors = _needed([node for node in graph.node if node.output[0] not in sources], names)
-    known = {name: np.array(shapes[source]) for name, source in sources.items() if name in tensors}
-    initializers = [numpy_helper.from_array(value, name) for name, value in known.items()]
-    initializers += [tensor for tensor in graph.initializer if tensor.name in tensors]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in names]
-    part = _with_graph(model, helper.make_graph(nodes, graph.name, [], outputs, initializers))
+    nodes = []
+    initializers = list(model.graph.initializer)
+    for node in model.graph.node:
+        if node.op_type != "Shape" or node.input[0] in arithmetic:
+            nodes.append(node)
+        elif node.input[0] in shapes:
+            initializers.append(numpy_helper.from_array(shapes[node.input[0]], node.output[0]))
+    needed, tensors = _needed(nodes, names)
+    constants = [tensor for tensor in initializers if tensor.name in tensors]
+    part = _with_graph(model, needed, [], names, constants)
     session = onnxruntime.InferenceSession(
         part.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -238,7 +236,22 @@ def _needed(nodes: Sequence[NodeProto], names: Iterable[str]) -> tuple[list[Node
     return needed[::-1], tensors
 
 
-def _with_graph(model: ModelProto, graph: GraphProto) -> ModelProto:
+def _names(tensors: Iterable[ValueInfoProto]) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def _with_graph(
+    model: ModelProto,
+    nodes: Iterable[NodeProto],
+    inputs: Iterable[ValueInfoProto],
+    outputs: Iterable[str],
+    initializers: Iterable[TensorProto],
+) -> ModelProto:
+    """Return a model of other nodes, with the same operators."""
+    infos = map(helper.make_empty_tensor_value_info, outputs)
+    graph = helper.make_graph(
+        list(nodes), model.graph.name, list(inputs), list(infos), list(initializers)
+    )
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 

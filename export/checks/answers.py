@@ -33,6 +33,8 @@ from export.scenes import render_scene, sample_scene
 from imaging.errors import ImageError
 from imaging.files import read_image, resize
 from runners.decoder.batch import generate_each
+from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import GeneratedSequence
 from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
@@ -137,32 +139,33 @@ def agreeing_defaults(
 ) -> dict[Device, dict[Part, Precision]]:
     """Return the default precisions; replace those below a threshold by float32 and log them."""
     by_pair = {(run.encoder, run.decoder): run for run in runs}
-    agreeing = {}
+    agreeing = dict[Device, dict[Part, Precision]]()
     for device, parts in defaults.items():
-        place = f"{entry_id} on {device}"
-        alone: dict[Part, Pair] = {
-            "encoder": (parts["encoder"], "float32"),
-            "decoder": ("float32", parts["decoder"]),
+        precisions = agreeing[device] = dict(parts)
+        alone: dict[Part, AnswerRun | None] = {
+            "encoder": by_pair.get((parts["encoder"], "float32")),
+            "decoder": by_pair.get(("float32", parts["decoder"])),
         }
-        precisions = dict(parts)
-        for part, pair in alone.items():
-            if pair in by_pair and by_pair[pair].shortfalls:
-                _warn(place, f"the {parts[part]} {part}", by_pair[pair], part)
+        for part, run in alone.items():
+            if run is not None and run.shortfalls:
+                _log_shortfalls(f"{entry_id} on {device}: the {parts[part]} {part}", run, part)
                 precisions[part] = "float32"
         together = by_pair.get((precisions["encoder"], precisions["decoder"]))
-        if "float32" not in precisions.values() and together and together.shortfalls:
-            weaker = min(alone, key=lambda part: by_pair[alone[part]].agreement.equal_tokens)
+        if together is not None and "float32" not in precisions.values() and together.shortfalls:
+            encoder, decoder = alone["encoder"], alone["decoder"]
+            assert encoder is not None
+            assert decoder is not None
+            is_encoder = encoder.agreement.equal_tokens <= decoder.agreement.equal_tokens
+            weaker: Part = "encoder" if is_encoder else "decoder"
             both = f"the {precisions['encoder']} encoder with the {precisions['decoder']} decoder"
-            _warn(place, both, together, weaker)
+            _log_shortfalls(f"{entry_id} on {device}: {both}", together, weaker)
             precisions[weaker] = "float32"
-        agreeing[device] = precisions
     return agreeing
 
 
-def _warn(place: str, precision: str, run: AnswerRun, part: Part) -> None:
-    shortfalls = "; ".join(run.shortfalls)
+def _log_shortfalls(subject: str, run: AnswerRun, part: Part) -> None:
     logger.warning(
-        f"{place}: {precision} does not answer as float32 does: {shortfalls}, on"
+        f"{subject} does not answer as float32 does: {'; '.join(run.shortfalls)}, on"
         f" {run.num_pictures} {run.pictures}; the default of the {part} is float32 instead"
     )
 
@@ -199,7 +202,9 @@ def matched_ious(first: Objects, second: Objects) -> list[float]:
     """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
     ious = pairwise_iou([item.box for item in first], [item.box for item in second])
     for row, item in enumerate(first):
-        ious[row] *= [item.label == other.label for other in second]
+        for column, other in enumerate(second):
+            if item.label != other.label:
+                ious[row, column] = 0
     return [float(ious[pair]) for pair in greedy_pairs(ious, MATCHED_IOU)]
 
 
@@ -285,7 +290,7 @@ class AnswerCheck:
 
     folder: Path  # artifacts
     entry: CatalogEntry
-    hidden_size: int
+    manifest: Manifest
     mask_decoder: MaskDecoder | None
     kind: PictureKind
     pictures: Sequence[Picture]
@@ -312,7 +317,7 @@ class AnswerCheck:
         return cls(
             folder=folder,
             entry=job.entry,
-            hidden_size=draft.hidden_size,
+            manifest=draft,
             mask_decoder=MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None,
             kind=kind,
             pictures=pictures,
@@ -325,7 +330,7 @@ class AnswerCheck:
         if not self.questions:
             return []
         before = torch.get_num_threads()
-        torch.set_num_threads(num_threads(0, self.hidden_size, before))
+        torch.set_num_threads(num_threads(0, self.manifest.hidden_size, before))
         try:
             answers = self._answers(precisions)
         finally:
@@ -340,67 +345,64 @@ class AnswerCheck:
 
     def _answers(self, precisions: Mapping[Part, Sequence[Precision]]) -> dict[Pair, Answers]:
         """Return the answers of each pair of precisions."""
-        answers: dict[Pair, Answers] = {}
-        encoders: list[Precision] = ["float32", *precisions["encoder"]]
-        features = {encoder: self._encode(encoder) for encoder in encoders}
+        features = dict[Precision, Features]()
+        for encoder in dict.fromkeys(("float32", *precisions["encoder"])):
+            features[encoder] = self._encode(encoder)
         defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
+        answers: dict[Pair, Answers] = {}
         for decoder in ("float32", *precisions["decoder"]):
-            measured: dict[Pair, Features] = {}
-            for encoder in encoders:
+            for encoder in features:
                 if "float32" in (encoder, decoder) or (encoder, decoder) in defaults:
-                    measured[encoder, decoder] = features[encoder]
-            answers |= self._decode(decoder, measured)
+                    answers[encoder, decoder] = {}
+            self._decode(decoder, features, answers)
         return answers
 
     def _encode(self, precision: Precision) -> Features:
-        if precision == "float16":
-            encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
-            features = {}
-            for picture in self.pictures[:_NUM_HALF_PICTURES]:
-                pixels = np.asarray(picture.image)[None]
-                features[picture] = torch.as_tensor(encoder.encode(pixels)[0])
-            return features
-        images = [picture.image for picture in self.pictures]
-        return dict(zip(self.pictures, encode(self.folder, precision, images), strict=True))
+        if precision != "float16":
+            images = [picture.image for picture in self.pictures]
+            return dict(zip(self.pictures, encode(self.folder, precision, images), strict=True))
+        encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
+        features = {}
+        for picture in self.pictures[:_NUM_HALF_PICTURES]:
+            pixels = np.asarray(picture.image)[None]
+            features[picture] = torch.as_tensor(encoder.encode(pixels)[0])
+        return features
 
     def _decode(
-        self, precision: Precision, features: Mapping[Pair, Features]
-    ) -> dict[Pair, Answers]:
-        """Return a decoder's answers to each pair's features."""
-        (any_features, *_) = next(iter(features.values())).values()
-        max_positions = len(any_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
+        self,
+        precision: Precision,
+        features: Mapping[Precision, Features],
+        answers: Mapping[Pair, Answers],
+    ) -> None:
+        """Add a decoder's answers to those of its pairs."""
+        max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions
         )
-        num_pictures = _NUM_HALF_PICTURES if precision == "float16" else len(self.pictures)
-        seen = set(self.pictures[:num_pictures])
         cases = []
-        for pair, of_pictures in features.items():
+        for pair in answers:
+            num_pictures = _NUM_HALF_PICTURES if "float16" in pair else len(self.pictures)
+            pictures = self.pictures[:num_pictures]
             for index, (picture, _) in enumerate(self.questions):
-                if picture in seen and picture in of_pictures:
+                if pair[1] == precision and picture in pictures:
                     cases.append((pair, index))
-        answers: dict[Pair, Answers] = {pair: {} for pair in features}
         for start in range(0, len(cases), _BATCH_SIZE):
             batch = cases[start : start + _BATCH_SIZE]
             requests = []
-            for pair, index in batch:
+            for (encoder, _), index in batch:
                 picture, question = self.questions[index]
-                requests.append(
-                    question.request(decoder, features[pair][picture], MAX_NEW_TOKENS, num_beams=1)
-                )
-            sequences = generate_each(decoder, requests)
-            for (pair, index), ended in zip(batch, sequences, strict=True):
-                picture, question = self.questions[index]
+                of_picture = features[encoder][picture]
+                requests.append(question.request(decoder, of_picture, MAX_NEW_TOKENS, num_beams=1))
+            for (pair, index), ended in zip(batch, generate_each(decoder, requests), strict=True):
                 try:
-                    sequence = ended.result()
+                    answers[pair][index] = self._answer(decoder, index, ended.result())
                 except SequenceError as error:
                     if pair == _ORIGINAL:
                         message = f"the decoder failed on a prompt: {error}"
                         raise ParityError(message) from error
                     answers[pair][index] = _FAILED
-                    continue
-                result = question.result(
-                    decoder, sequence, picture.original_size_wh, self.mask_decoder
-                )
-                answers[pair][index] = ModelAnswer(sequence.token_ids, result)
-        return answers
+
+    def _answer(self, decoder: Decoder, index: int, sequence: GeneratedSequence) -> ModelAnswer:
+        picture, question = self.questions[index]
+        result = question.result(decoder, sequence, picture.original_size_wh, self.mask_decoder)
+        return ModelAnswer(sequence.token_ids, result)

@@ -12,9 +12,15 @@ import pytest
 
 from export.checkpoints.bases import CATALOG_FILE
 from export.checks.asking import Question
-from export.checks.golden_answers import GoldenAnswer, GoldenFile, GoldenImage, read_golden
 from export.errors import SourceError
-from export.golden import has_regions, open_image
+from export.golden import (
+    GoldenAnswer,
+    GoldenFile,
+    GoldenImage,
+    has_regions,
+    open_image,
+    read_golden,
+)
 from export.scenes import render_scene, sample_scene
 from tasks.catalog import load_catalog
 from tasks.families import FAMILIES

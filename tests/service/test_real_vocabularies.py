@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 
 from export.checkpoints.bases import CATALOG_FILE
 from export.checks.asking import Question
-from export.checks.golden_answers import read_golden
+from export.golden import read_golden
 from runners.tokens.constraints import Constraints
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
