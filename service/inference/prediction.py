@@ -10,10 +10,11 @@ are not asked about. It knows no HTTP.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,34 +49,17 @@ _BLOCK_PX = 4
 _CELL_BLOCKS = 4  # a cell has 16 pixels
 _MAX_LEVELS = 8
 
+Stage = Literal[
+    "preprocess",
+    "encode_queue",
+    "encode",
+    "decode_queue",
+    "prefill",
+    "decode",
+    "postprocess",
+    "total",
+]
 Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there is not flat
-
-
-@dataclass(frozen=True, slots=True)
-class StageTimes:
-    """Seconds of each stage of an answer."""
-
-    preprocess_s: float
-    encode_queue_s: float
-    encode_s: float
-    decode_queue_s: float
-    prefill_s: float
-    decode_s: float
-    postprocess_s: float
-    total_s: float
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return {stage.name.removesuffix("_s"): getattr(self, stage.name) for stage in fields(self)}
-
-    @property
-    def ms(self) -> dict[str, float]:
-        return {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
-
-    @classmethod
-    def slowest(cls, times: Sequence["StageTimes"]) -> "StageTimes":
-        """Return the longest time of each stage, of answers that were given at the same time."""
-        return cls(*map(max, zip(*map(astuple, times), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +92,7 @@ class Answer:
     image_size_wh: tuple[int, int]
     result: Result
     written: WrittenAnswers
-    times: StageTimes
+    times_s: Mapping[Stage, float]
     is_calibrated: bool = False  # scores are probabilities
     tiles: TilesSummary | None = None
     num_views: int = 1  # the whole image, and the tiles that were asked about
@@ -194,17 +178,17 @@ class QueuedModel:
         with span("postprocess"):
             result = parse() if is_short and not is_drawn else await in_thread(parse)
         end_s = time.monotonic()
-        times = StageTimes(
-            preprocess_s=image.open_s + written.preprocess_s,
-            encode_queue_s=waited_s + written.features.queue_s,
-            encode_s=written.features.encode_s,
-            decode_queue_s=written.queue_s,
-            prefill_s=written.prefill_s,
-            decode_s=written.decode_s,
-            postprocess_s=end_s - parse_start_s,
-            total_s=image.open_s + waited_s + end_s - start_s,
-        )
-        return Answer(model, request, size_wh, result, written, times, calibration is not None)
+        times_s: dict[Stage, float] = {
+            "preprocess": image.open_s + written.preprocess_s,
+            "encode_queue": waited_s + written.features.queue_s,
+            "encode": written.features.encode_s,
+            "decode_queue": written.queue_s,
+            "prefill": written.prefill_s,
+            "decode": written.decode_s,
+            "postprocess": end_s - parse_start_s,
+            "total": image.open_s + waited_s + end_s - start_s,
+        }
+        return Answer(model, request, size_wh, result, written, times_s, calibration is not None)
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
@@ -330,13 +314,12 @@ async def _tiled_answer(
     with span("merge"):
         merged = await in_thread(_merged, request, answers, boxes)
     now_s = time.monotonic()
-    slowest = StageTimes.slowest([answer.times for answer in answers])
-    times = replace(
-        slowest,
-        preprocess_s=slowest.preprocess_s + planned_s,
-        postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
-        total_s=now_s - start_s + image.open_s,
-    )
+    times_s: dict[Stage, float] = {}  # the views were answered at the same time
+    for stage in answers[0].times_s:
+        times_s[stage] = max(answer.times_s[stage] for answer in answers)
+    times_s["preprocess"] += planned_s
+    times_s["postprocess"] += now_s - merge_start_s
+    times_s["total"] = now_s - start_s + image.open_s
     is_fitted = (request.task.id, True) in queued.model.calibrations
     return Answer(
         queued.model,
@@ -344,7 +327,7 @@ async def _tiled_answer(
         image.header.size_wh,
         merged.result,
         _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
-        times,
+        times_s,
         is_calibrated=answers[0].is_calibrated and is_fitted,
         tiles=replace(tiles, merged=merged.num_merged),
         num_views=len(answers),

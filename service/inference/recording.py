@@ -19,7 +19,7 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 from opentelemetry.trace import get_current_span
 
 from service.errors import ErrorCode, ServiceError
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Stage
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
     CONSTRAINED_TOKENS,
@@ -36,7 +36,13 @@ from wire.telemetry.tracing import note_error, span, trace_id
 logger = logging.getLogger(__name__)
 
 NONE = "none"  # label for the model or task of a request that did not reach one
-_STAGES_TO_FIRST_TOKEN = ("preprocess", "encode_queue", "encode", "decode_queue", "prefill")
+_STAGES_TO_FIRST_TOKEN: tuple[Stage, ...] = (
+    "preprocess",
+    "encode_queue",
+    "encode",
+    "decode_queue",
+    "prefill",
+)
 _OPERATION = "generate_content"
 _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
 # A client's error does not fail the server's span (OpenTelemetry's conventions for HTTP and gRPC).
@@ -68,12 +74,12 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; the current span is that of the answer."""
     labels = (answer.model.id, answer.request.task.id)
     usage = answer.usage
-    seconds = answer.times.seconds
-    total_s = seconds.pop("total")
-    REQUEST_SECONDS.labels(*labels).observe(total_s)
-    for stage, stage_s in seconds.items():
-        STAGE_SECONDS.labels(*labels, stage).observe(stage_s)
-    ttft_s = sum(seconds[stage] for stage in _STAGES_TO_FIRST_TOKEN)
+    times_s = answer.times_s
+    REQUEST_SECONDS.labels(*labels).observe(times_s["total"])
+    for stage, stage_s in times_s.items():
+        if stage != "total":
+            STAGE_SECONDS.labels(*labels, stage).observe(stage_s)
+    ttft_s = sum(times_s[stage] for stage in _STAGES_TO_FIRST_TOKEN)
     TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
     for sequence in answer.written.sequences:
         if sequence.num_generated_tokens > 1:
@@ -101,10 +107,10 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
         }
     )
     fields["generated_tokens"] = usage.generated_tokens
-    for stage, stage_s in [*seconds.items(), ("total", total_s)]:
+    for stage, stage_s in times_s.items():
         fields[f"{stage}_ms"] = round(stage_s * 1000, 3)
     text = f" model={labels[0]} task={labels[1]} image={width}x{height}"
-    text += f" tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
+    text += f" tokens={usage.generated_tokens} total_ms={times_s['total'] * 1000:.1f}"
     _record(request_id, "ok", api, labels, text, fields)
 
 

@@ -286,8 +286,10 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     usage = answer.usage
-    timings_ms = answer.times.ms
-    queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
+    times_ms: dict[str, float] = {}
+    for stage, time_s in answer.times_s.items():
+        times_ms[stage] = round(time_s * 1000, 3)
+    times_ms["queue"] = round(times_ms.pop("encode_queue") + times_ms.pop("decode_queue"), 3)
     parameters = answer.request.parameters
     document = {
         "id": request_id,
@@ -303,7 +305,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         "image": _image_json(answer.image_size_wh),
         "usage": usage,
         "vision_cache": answer.written.features.outcome,
-        "timings_ms": {**timings_ms, "queue": round(queue_ms, 3)},
+        "timings_ms": times_ms,
     }
     return AnswerJson.model_validate(document)
 

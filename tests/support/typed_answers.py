@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from service.inference.prediction import Answer, StageTimes
+from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import WrittenAnswers
 from tasks.results import Result
@@ -18,6 +18,4 @@ def typed_answer(result: Result) -> Answer:
     """
     _, request = parse_fields(PredictFields, {"task": "ocr"})
     written = cast("WrittenAnswers", None)
-    return Answer(
-        served_models().get(FLORENCE_ID), request, SIZE_WH, result, written, StageTimes(*[0.0] * 8)
-    )
+    return Answer(served_models().get(FLORENCE_ID), request, SIZE_WH, result, written, {})

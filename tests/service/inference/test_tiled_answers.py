@@ -120,7 +120,7 @@ def test_boxes_of_all_views() -> None:
     assert answer.num_views == 3
     assert len(answer.written.sequences) == 3
     assert not answer.is_calibrated
-    assert answer.times.total_s > 0
+    assert answer.times_s["total"] > 0
 
 
 def test_image_without_tiles() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidRequest, Overloaded
-from service.inference.prediction import Answer, StageTimes
+from service.inference.prediction import Answer, Stage
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import WrittenAnswers
 from service.schema.rendering import (
@@ -36,16 +36,16 @@ from wire.runner_messages import FinishReason, FoundFeatures, Written
 BOX = (1.5, 2.0, 30.25, 40.0)
 QUAD = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0), (1.0, 4.0))
 RING = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0))
-TIMES = StageTimes(
-    preprocess_s=0.001,
-    encode_queue_s=0.002,
-    encode_s=0.003,
-    decode_queue_s=0.0041,
-    prefill_s=0.005,
-    decode_s=0.006,
-    postprocess_s=0.0000004,
-    total_s=0.0301,
-)
+TIMES_S: dict[Stage, float] = {
+    "preprocess": 0.001,
+    "encode_queue": 0.002,
+    "encode": 0.003,
+    "decode_queue": 0.0041,
+    "prefill": 0.005,
+    "decode": 0.006,
+    "postprocess": 0.0000004,
+    "total": 0.0301,
+}
 
 
 def written(text: str, finish_reason: FinishReason = "stop") -> Written:
@@ -67,7 +67,7 @@ def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
     features = FoundFeatures(outcome="joined")
     answers = WrittenAnswers(sequences or (written("a"),), features, 0, 0, 0, 0)
-    return Answer(served(FLORENCE), request, (640, 480), result, answers, TIMES)
+    return Answer(served(FLORENCE), request, (640, 480), result, answers, TIMES_S)
 
 
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:
