@@ -389,33 +389,6 @@ def test_analysis_is_streamed() -> None:
     assert {answer["step"] for _, answer in events[:-1]} == {"things", "what", "all"}
 
 
-@pytest.mark.parametrize(
-    ("steps", "code", "param"),
-    [
-        ([{"id": "a", "task": "ocr", "each": "b"}], "invalid_request", "steps[0].each"),
-        ([{"id": "a", "task": "ocr", "model": "gpt"}], "unknown_model", "steps[0].model"),
-        ("steps", "invalid_request", "steps"),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_wrong_step_is_refused(steps: object, code: str, param: str, stream: bool) -> None:
-    error = error_of(analyze(steps, stream=stream))
-    assert (error["code"], error["param"]) == (code, param)
-
-
-def test_analysis_of_several_images() -> None:
-    images = [data_url(PNG), "bm9uZQ==", data_url(PNG)]
-    document = api().send("POST", "/v1/analyze", json={"images": images, "steps": STEPS}).json()
-    assert fits(document, "SeveralJson")
-    first, broken, last = document["answers"]
-    assert broken["error"]["code"] == "unsupported_image"
-    assert [step["id"] for step in first["steps"]] == [step["id"] for step in last["steps"]]
-    error = error_of(
-        api().send("POST", "/v1/analyze", json={"images": images, "steps": STEPS, "stream": True})
-    )
-    assert error["param"] == "stream"
-
-
 KEPT_S = 100
 
 

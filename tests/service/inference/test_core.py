@@ -325,25 +325,6 @@ def test_deadline_ends_a_request(timeout_s: float, late: str) -> None:
         run(asyncio.wait_for(never_answers(), 60))
 
 
-def test_pending_requests_are_limited() -> None:
-    async def three_requests() -> str:
-        released = asyncio.Event()
-        encoder = FakeEncoder(released=released)
-        core = make_core(encoders={FLORENCE_ID: encoder}, max_pending=1)
-        first = asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context()))
-        while not encoder.shapes:
-            await asyncio.sleep(0.001)
-        with pytest.raises(Overloaded, match="this client has 1 of 1 requests in flight or queued"):
-            await core.predict(PNG, {"task": "ocr"}, context())
-        with pytest.raises(Overloaded):
-            await core.compare(PNG, {"task": "ocr"}, context())
-        released.set()
-        await first
-        return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
-
-    assert run(asyncio.wait_for(three_requests(), 60)) == FLORENCE_ID
-
-
 ADAPTERS = tuple(
     replace(FLORENCE, id=f"tuned-{index}", adapter_of=FLORENCE_ID) for index in range(3)
 )

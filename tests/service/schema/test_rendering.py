@@ -3,19 +3,16 @@ from typing import Any
 
 import pytest
 
-from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, Stage
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import WrittenAnswers
 from service.schema.rendering import (
     RESULT,
     DetectionJson,
-    ErrorJson,
     InstanceJson,
     TextRegionJson,
     Wire,
     answer_json,
-    error_detail,
 )
 from tasks.results import (
     Detection,
@@ -145,13 +142,6 @@ def test_usage_is_summed() -> None:
     assert (body["raw_text"], body["finish_reason"]) == ("a\nb\nc", "length")
     sums = {"prompt_tokens": 15, "generated_tokens": 9, "constrained_tokens": 6}
     assert body["usage"] == {"image_tokens": NUM_IMAGE_TOKENS, **sums}
-
-
-def test_error_detail() -> None:
-    detail = error_detail(InvalidRequest("no", "task"), "id-1")
-    expected = {"code": "invalid_request", "message": "no", "param": "task", "request_id": "id-1"}
-    assert json.loads(ErrorJson(error=detail).model_dump_json()) == {"error": expected}
-    assert json.loads(error_detail(Overloaded("no"), "id-1").model_dump_json())["param"] is None
 
 
 @pytest.mark.parametrize("kind", [DetectionJson, InstanceJson, TextRegionJson])
