@@ -194,12 +194,14 @@ BOTH = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
 
 
 @pytest.mark.parametrize(
-    ("steps", "num_answers"),
-    [((THINGS, WHAT), [1, 1]), ((BOTH | {"id": "one"}, BOTH | {"id": "two"}), [2, 0])],
+    ("steps", "most", "num_answers"),
+    [((THINGS, WHAT), 2, [1, 1]), ((BOTH | {"id": "one"}, BOTH | {"id": "two"}), 3, [2, 0])],
 )
-def test_number_of_answers_is_limited(steps: tuple[Any, ...], num_answers: list[int]) -> None:
+def test_number_of_answers_is_limited(
+    steps: tuple[Any, ...], most: int, num_answers: list[int]
+) -> None:
     of = core()
-    of.settings = of.settings.model_copy(update={"max_step_answers": 2})
+    of.settings = of.settings.model_copy(update={"max_step_answers": most})
     analysis = run(answered(of, *steps))
     assert [len(step.answers) for step in analysis.steps] == num_answers
     assert [step.is_truncated for step in analysis.steps] == [False, True]
@@ -249,6 +251,12 @@ def test_refused_before_anything_runs(step: dict[str, Any], code: str, param: st
         run(answered(of, step, THINGS | {"id": "b"}))
     assert (caught.value.code, caught.value.param) == (code, param)
     assert not channel_of(of, FLORENCE_ID).calls
+
+
+def test_error_of_one_of_several_models() -> None:
+    step = {"id": "a", "task": "captioning", "detail": "paragraph", "models": [PALIGEMMA_ID]}
+    analysis = run(answered(core(), step))
+    assert outcomes(analysis) == {"a": [(None, PALIGEMMA_ID, "unsupported_task")]}
 
 
 def test_broken_image_fails_the_request() -> None:
@@ -388,9 +396,10 @@ def test_pixels_are_needed_again(steps: tuple[Any, ...], is_needed: bool) -> Non
 def test_models_and_regions_of_steps() -> None:
     text = {"id": "text", "task": "ocr", "models": [PALIGEMMA_ID, FLORENCE_ID]}
     mask = {"id": "mask", "task": "instance_segmentation", "each": "things", "phrase": "{label}"}
-    steps = plan(*reversed(of(THINGS)), text, mask | {"model": PALIGEMMA_ID})
+    own = WHAT | {"id": "own", "region": [0, 0, 1, 1], "model": FLORENCE_ID}
+    steps = plan(*reversed(of(THINGS)), text, mask | {"model": PALIGEMMA_ID}, own)
     models = [list(map(id_of, step.models)) for step in steps]
-    assert models == [[FLORENCE_ID], [FLORENCE_ID], [FLORENCE_ID, PALIGEMMA_ID], [PALIGEMMA_ID]]
+    assert models[1:4] == [[FLORENCE_ID], [FLORENCE_ID, PALIGEMMA_ID], [PALIGEMMA_ID]]
     assert [step.options.id for step in steps if step.has_region] == ["each"]
 
 

@@ -77,3 +77,7 @@ def test_unusable_configuration(config: str, reason: str) -> None:
         parse_config(config)
     assert f"the labelling configuration {reason}" in caught.value.message
     assert caught.value.param == "label_config"
+
+
+def test_most_controls_are_accepted() -> None:
+    assert len(parse_config(view(*(labelled("BrushLabels", "a"),) * 50))) == 50
