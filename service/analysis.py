@@ -40,15 +40,7 @@ from service.inference.request_fields import (
 from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
-from tasks.results import (
-    BoxXyxy,
-    DetectionsResult,
-    InstancesResult,
-    Result,
-    TextRegionsResult,
-    TextResult,
-    bounding_box,
-)
+from tasks.results import BoxXyxy, Result, TextRegionsResult, box_of, label_of, objects_of
 from tasks.table import TASKS, ResultKind, Task
 from tasks.tiles.merging import placed
 from wire.telemetry.tracing import span
@@ -66,7 +58,6 @@ _NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
 }
 _NAME = re.compile(r"\{(label|text)\}")
 _TEXT_FIELDS = frozenset(name for name, parameter in PARAMETERS.items() if parameter.is_text)
-_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
 class StepFields(StrictModel):
@@ -268,7 +259,7 @@ class StepAnswers:
         """Yield the objects of all answers, which another step may be asked about."""
         for answer in self.answers:
             if isinstance(answer.outcome, Answer):
-                yield from objects_of(answer.outcome.result)
+                yield from step_objects(answer.outcome.result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,18 +403,13 @@ class _Run:
             await self.context.quota.take_pixels(math.prod(self.views[view].header.size_wh))
 
 
-def objects_of(result: Result) -> Iterator[StepObject]:
-    """Yield the objects of a result in its order; a text has none."""
-    match result:
-        case DetectionsResult(items) | InstancesResult(items):
-            for item in items:
-                yield StepObject(item.box, {"label": item.label}, item.score)
-        case TextRegionsResult(regions):
-            for region in regions:
-                box = bounding_box(region.quad) or _NO_BOX
-                yield StepObject(box, {"text": region.text}, region.score)
-        case TextResult():
-            return
+def step_objects(result: Result) -> list[StepObject]:
+    """Return the objects of a result in its order; a text has none."""
+    name = "text" if isinstance(result, TextRegionsResult) else "label"
+    objects: list[StepObject] = []
+    for item in objects_of(result):
+        objects.append(StepObject(box_of(item), {name: label_of(item)}, item.score))
+    return objects
 
 
 def crop_around(box: BoxXyxy, margin: float, image_size_wh: tuple[int, int]) -> PixelBox:

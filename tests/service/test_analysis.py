@@ -21,8 +21,8 @@ from service.analysis import (
     crop_around,
     filled,
     needs_pixels_again,
-    objects_of,
     parse_plan,
+    step_objects,
     stream_analysis,
     used_names,
     within,
@@ -181,10 +181,10 @@ def test_failure_ends_what_depends_on_it() -> None:
 
 def test_best_objects_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_rising_scores(result: Result) -> Iterator[StepObject]:
-        for index, item in enumerate(objects_of(result)):
+        for index, item in enumerate(step_objects(result)):
             yield replace(item, score=index / 10)
 
-    monkeypatch.setattr("service.analysis.objects_of", with_rising_scores)
+    monkeypatch.setattr("service.analysis.step_objects", with_rising_scores)
     analysis = run(answered(core(), THINGS, WHAT | {"max_each": 1}))
     assert [answer.of for answer in analysis.steps[1].answers] == [1]
     assert [step.is_truncated for step in analysis.steps] == [False, True]
@@ -354,12 +354,12 @@ def test_box_within_a_crop() -> None:
 
 def test_objects_have_texts() -> None:
     instance = Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, None)
-    (item,) = objects_of(InstancesResult((instance,), True))
+    (item,) = step_objects(InstancesResult((instance,), True))
     assert (item.box, item.texts, item.score) == (instance.box, {"label": "a"}, 0.5)
-    (region,) = objects_of(TextRegionsResult((TextRegion(QUAD, "exit", 0.25),), True))
+    (region,) = step_objects(TextRegionsResult((TextRegion(QUAD, "exit", 0.25),), True))
     assert region.box == (0.0, 0.0, 4.0, 3.0)
     assert region.texts == {"text": "exit"}
-    assert not list(objects_of(TextResult("a", True)))
+    assert not (step_objects(TextResult("a", True)))
 
 
 WORDS = {"id": "words", "task": "ocr_with_regions"}
