@@ -259,13 +259,11 @@ class Ask:
     def results(self, answer: Answer) -> Iterator[JsonObject]:
         canvas = _Canvas(answer.image_size_wh)
         control = self.control
+        if self.region_tags is not None:
+            for item in results.objects_of(answer.result):
+                yield from canvas.located(item, self.region_tags)
+            return
         match answer.result:
-            case results.TextRegionsResult(regions) if self.region_tags is not None:
-                for region in regions:
-                    yield from canvas.located(region.quad, region.text, region, self.region_tags)
-            case results.DetectionsResult(detections) if self.region_tags is not None:
-                for box in detections:
-                    yield from canvas.located(corners(box.box), box.label, box, self.region_tags)
             case results.TextResult(text):
                 value = _text_value(control, text)
                 if value is not None:
@@ -470,27 +468,20 @@ class _Canvas:
         }
         return result if score is None else result | {"score": score}
 
-    def located(
-        self,
-        quad: Sequence[results.PointXy],
-        text: str,
-        source: results.Detection | results.TextRegion,
-        tags: RegionTags,
-    ) -> Iterator[JsonObject]:
+    def located(self, item: results.FoundObject, tags: RegionTags) -> Iterator[JsonObject]:
         """Yield the results of a piece of text, which share an id: shape, label, transcription."""
+        outline = self.box(results.box_of(item))
         if tags.shape.tag in ("Polygon", "PolygonLabels"):
-            outline = self.polygon(quad)
-        else:
-            xs, ys = zip(*quad, strict=True)
-            outline = self.box((min(xs), min(ys), max(xs), max(ys)))
+            points = item.quad if isinstance(item, results.TextRegion) else corners(item.box)
+            outline = self.polygon(points)
         values = [] if tags.label is tags.shape else [(tags.shape, outline)]
         if tags.label is not None:
             labels = {tags.label.result_type: [tags.label.labels[0].value]}
             values.append((tags.label, outline | labels))
-        values.append((tags.text, outline | {"text": [text]}))
+        values.append((tags.text, outline | {"text": [results.label_of(item)]}))
         region_id = _new_id()
         for control, value in values:
-            yield self.region(control, value, source.score, region_id)
+            yield self.region(control, value, item.score, region_id)
 
 
 def _new_id() -> str:
