@@ -111,24 +111,22 @@ _PROTOCOLS: Sequence[tuple[str, str, _Paths, type[BaseModel]]] = (
     (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
     (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS, ErrorJson),
 )
-# method, path, summary, answer, query parameters
-_BATCH_OPERATIONS: Sequence[tuple[str, str, str, type[BaseModel] | None, Sequence[str]]] = (
-    ("post", "/v1/files", "Upload a JSON Lines file of requests.", FileObject, ()),
-    (
-        *("get", "/v1/files", "List the files of the API key.", FileList),
-        ("limit", "after", "order", "purpose"),
-    ),
-    ("get", "/v1/files/{file_id}", "Describe a file.", FileObject, ()),
-    ("delete", "/v1/files/{file_id}", "Delete a file.", FileDeleted, ()),
-    ("get", "/v1/files/{file_id}/content", "Return the content of a file.", None, ()),
-    (
-        *("post", "/v1/batches", "Answer a file's requests in the gaps of online traffic.", Batch),
-        (),
-    ),
-    ("get", "/v1/batches", "List the batches of the API key.", BatchList, ("limit", "after")),
-    ("get", "/v1/batches/{batch_id}", "Describe a batch.", Batch, ()),
-    ("post", "/v1/batches/{batch_id}/cancel", "Cancel a batch.", Batch, ()),
+# method, path, summary, answer
+_BATCH_OPERATIONS: Sequence[tuple[str, str, str, type[BaseModel] | None]] = (
+    ("post", "/v1/files", "Upload a JSON Lines file of requests.", FileObject),
+    ("get", "/v1/files", "List the files of the API key.", FileList),
+    ("get", "/v1/files/{file_id}", "Describe a file.", FileObject),
+    ("delete", "/v1/files/{file_id}", "Delete a file.", FileDeleted),
+    ("get", "/v1/files/{file_id}/content", "Return the content of a file.", None),
+    ("post", "/v1/batches", "Answer a file's requests in the gaps of online traffic.", Batch),
+    ("get", "/v1/batches", "List the batches of the API key.", BatchList),
+    ("get", "/v1/batches/{batch_id}", "Describe a batch.", Batch),
+    ("post", "/v1/batches/{batch_id}/cancel", "Cancel a batch.", Batch),
 )
+_QUERIES: Mapping[type[BaseModel] | None, Sequence[str]] = {
+    FileList: ("limit", "after", "order", "purpose"),
+    BatchList: ("limit", "after"),
+}
 _READ = (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call)
 _ANSWERED = (
     *(AnswerJson, ComparisonJson, ErrorJson),
@@ -192,21 +190,13 @@ def openapi_document(models: ServedModels) -> JsonObject:
 
 
 def _own_operations() -> Iterator[Operation]:
-    for path, name, summary, answers in (
-        ("predict", "predict", "Answer with one model.", (AnswerJson, SeveralJson)),
-        (
-            *("compare", "compare", "Answer with several models concurrently."),
-            (ComparisonJson, SeveralJson),
-        ),
-        (
-            *("analyze", "analyze", "Answer many questions about one image."),
-            (AnalysisJson, SeveralJson),
-        ),
-        (
-            *("images", "storeImage", "Store an image, which requests then name."),
-            (StoredImageJson,),
-        ),
+    for path, name, summary, answer in (
+        ("predict", "predict", "Answer with one model.", AnswerJson),
+        ("compare", "compare", "Answer with several models concurrently.", ComparisonJson),
+        ("analyze", "analyze", "Answer many questions about one image.", AnalysisJson),
+        ("images", "storeImage", "Store an image, which requests then name.", StoredImageJson),
     ):
+        answers = (answer,) if path == "images" else (answer, SeveralJson)
         body = {_FORM: _reference(name), _JSON: _reference(name)}
         yield "post", f"/v1/{path}", _operation(name, summary, _answer(*answers), body)
     image_path = "/v1/images/{image_id}"
@@ -246,9 +236,9 @@ def _batches() -> Iterator[Operation]:
         "/v1/files": {_FORM: _UPLOAD_FORM},
         "/v1/batches": {_JSON: _reference(BatchRequest.__name__)},
     }
-    for method, path, summary, answer, queries in _BATCH_OPERATIONS:
+    for method, path, summary, answer in _BATCH_OPERATIONS:
         parameters = _path_parameters(path)
-        for name in queries:
+        for name in _QUERIES.get(answer, ()):
             parameters.append({"name": name, "in": "query", "schema": {"type": "string"}})
         response = _ANY_ANSWER if answer is None else _answer(answer)
         body = bodies.get(path) if method == "post" else None
