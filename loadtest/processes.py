@@ -1,8 +1,4 @@
-"""Server processes: start, readiness, stop, and processor time as psutil reads it.
-
-A server runs in its own process group on the cores of this process. Its descendants are measured
-with it.
-"""
+"""Server processes: start, readiness and stop. A server runs in its own process group."""
 
 import os
 import shlex
@@ -27,7 +23,6 @@ else:
 
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
-_TIMES = slice(4)  # user and kernel time of the process and of its ended children
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +78,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def cpu_s(process_id: int) -> float:
-    """Return the user and kernel time of a process and its descendants, also ended ones."""
-    time_s = 0.0
-    for process in _tree(process_id):
-        with suppress(psutil.NoSuchProcess):
-            time_s += sum(process.cpu_times()[_TIMES])
-    return time_s
 
 
 def part_ids(process_id: int) -> dict[str, int]:

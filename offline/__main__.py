@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from tqdm import tqdm
 
-from offline.filesystems import InputError, is_within
+from offline.filesystems import InputError
 from offline.output import Job, Output, OutputFormat, build_of, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis import check_prompts, parse_plan
@@ -29,7 +29,6 @@ from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.served_models import ServedModel, ServedModels, load_served_models
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 from tasks.catalog import CatalogError, load_catalog
-from tasks.errors import meant
 from tasks.table import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
 from wire.host import process_environment
@@ -45,10 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
     try:
-        for uri in options.inputs:
-            if is_within(options.output, uri):
-                place = f"--output {options.output} is within the input {uri}"
-                raise InputError(f"{place}; choose a folder beside it")
         settings = settings_for(options.model)
         shards = plan_shards(options.inputs, options.column, options.shard_size)
         output = Output(options.output, job_of(options, settings, shards), options.overwrite)
@@ -86,10 +81,8 @@ def settings_for(model_id: str) -> Settings:
     """Return the settings, of which the served models are `model_id` and the base of an adapter."""
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_OFFLINE}
     catalog = load_catalog(read_settings(environment | {f"{PREFIX}MODELS": model_id}).catalog)
-    if model_id not in catalog:
-        hint = meant(model_id, catalog)
-        raise InputError(f"unknown model {model_id!r}{hint}; the catalog has {', '.join(catalog)}")
-    models = dict.fromkeys((catalog[model_id].adapter_of or model_id, model_id))
+    base_id = catalog[model_id].adapter_of if model_id in catalog else None
+    models = dict.fromkeys((base_id or model_id, model_id))
     return read_settings(environment | {f"{PREFIX}MODELS": ",".join(models)})
 
 

@@ -76,13 +76,6 @@ def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
     return files, path
 
 
-def is_within(uri: str, folder: str) -> bool:
-    """Return True if both are in one file system, and `uri` in `folder` or the same."""
-    files, path = file_system(uri)
-    others, folder_path = file_system(folder)
-    return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
-
-
 def list_files(uri: str) -> list[StoredFile]:
     """Return the files of a folder and its sub-folders, of a pattern, or the one file, by path."""
     files, path = file_system(uri)

@@ -2,8 +2,8 @@
 
 Missing checkpoint, artifacts and images are made first and kept in build/bench. Every server runs
 twice, in turns, so that a slow minute of the machine does not decide. The tables are written to
-laboratory/results/bench.md: ours against the best peer, and every server. Rates are medians of the
-rounds, percentiles are over all answers.
+laboratory/results/bench.md: ours against the best peer. Rates are medians of the rounds,
+percentiles are over all answers.
 """
 
 import os
@@ -44,8 +44,7 @@ def main() -> None:
     rounds: Rounds = {}
     for run, server in product(range(_NUM_RUNS), SERVERS):
         for workload, result in rounds_of(server, _FOLDER, run):
-            num = len(result.samples)
-            print(f"{server.name}, {workload.title}: {num} in {result.elapsed_s:.1f} s", flush=True)
+            print(f"{server.name}, {workload.title}: {result.elapsed_s:.1f} s", flush=True)
             rounds.setdefault((server, workload), []).append(result)
     num_same, num_all = num_equal(rounds)
     facts = {
@@ -77,17 +76,14 @@ def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
         "requests/s": statistics.median(rates),
         "tokens/s": statistics.median(token_rates),
         "p50, ms": percentile(latencies_ms, 50),
-        "p95, ms": percentile(latencies_ms, 95),
         "p95 of short ones, ms": percentile(short_ms, 95),
-        "CPU, ms": 1000 * sum(result.cpu_s for result in rounds) / len(latencies_ms),
     }
 
 
 def markdown(rounds: Rounds, facts: Mapping[str, str]) -> str:
     """Return the report; docs/tables.py copies its sections by their titles."""
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    ratios = f"## Ours ÷ best peer\n\n{ratio_table(rounds)}"
-    return f"# Bench\n\n{lines}\n\n{ratios}\n\n## Every server\n\n{server_table(rounds)}\n"
+    return f"# Bench\n\n{lines}\n\n## Ours ÷ best peer\n\n{ratio_table(rounds)}\n"
 
 
 def ratio_table(rounds: Rounds) -> str:
@@ -111,20 +107,6 @@ def ratio_table(rounds: Rounds) -> str:
     rows.sort(key=lambda row: row[0])
     header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer"]
     return table(header, rows)
-
-
-def server_table(rounds: Rounds) -> str:
-    """Return all measures of every server under each workload."""
-    header = ["server", "setting", "workload", "rounds", "answers"]
-    rows = []
-    names = list[str]()
-    for (server, workload), server_rounds in rounds.items():
-        measures = measures_of(server_rounds)
-        names = list(measures)
-        num_answers = sum(len(result.samples) for result in server_rounds)
-        row = [server.name, server.setting, workload.title, str(len(server_rounds))]
-        rows.append([*row, str(num_answers), *map(shown, measures.values())])
-    return table([*header, *names], rows)
 
 
 def num_equal(rounds: Rounds) -> tuple[int, int]:

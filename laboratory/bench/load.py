@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.processes import NUM_CORES, Launch, cpu_s, free_port, running
+from loadtest.processes import NUM_CORES, Launch, free_port, running
 
 RANDOM_MODEL = "florence-2-base-random"
 SHORT_TOKENS = 8
@@ -52,22 +52,16 @@ class Server:
     """One server at one setting; a key by its identity."""
 
     name: str
-    setting: str
     workloads: tuple[Workload, ...] = WORKLOADS
     environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
     peer: str | None = None  # its name in `peers`
 
 
 _FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
-OURS = Server("diptych", "float32, else default settings", environment=_FLOAT32)
-OURS_DEFAULT = Server("diptych default", "default settings")
-FASTAPI = Server("fastapi", f"lock, {NUM_CORES} threads", (SINGLE,), peer="fastapi")
-LITSERVE = Server(
-    "litserve workers",
-    f"batch 4, 10 ms, {NUM_CORES} workers of one thread",
-    (MIXED, ONE_IMAGE, DECODE_HEAVY),
-    peer="litserve",
-)
+OURS = Server("diptych", environment=_FLOAT32)
+OURS_DEFAULT = Server("diptych default")
+FASTAPI = Server("fastapi", (SINGLE,), peer="fastapi")
+LITSERVE = Server("litserve workers", (MIXED, ONE_IMAGE, DECODE_HEAVY), peer="litserve")
 SERVERS = (OURS, OURS_DEFAULT, FASTAPI, LITSERVE)
 
 
@@ -100,7 +94,6 @@ class Round:
 
     elapsed_s: float
     samples: tuple[Sample, ...]  # same order as the requests
-    cpu_s: float = 0.0  # processor time of all processes of the server
 
 
 def read_scenes(folder: Path) -> Scenes:
@@ -157,16 +150,14 @@ def rounds_of(server: Server, folder: Path, run: int) -> Iterator[tuple[Workload
     scenes = read_scenes(folder)
     launch = launch_of(server, folder)
     is_ours = server.peer is None
-    with running(launch, folder / "logs" / f"{server.name}.log") as process_id:
+    with running(launch, folder / "logs" / f"{server.name}.log"):
         warm_up = [scene[0] for scene in scenes[-_NUM_WARM_UP:]]
         drive(launch.url, is_ours, warm_up, 1)
         for workload in server.workloads:
             requests = requests_of(workload, scenes, run)
             if workload == DECODE_HEAVY:  # fills the features cache of a server that has one
                 drive(launch.url, is_ours, requests[:1], 1)
-            before_s = cpu_s(process_id)
-            driven = drive(launch.url, is_ours, requests, workload.num_clients)
-            yield workload, replace(driven, cpu_s=cpu_s(process_id) - before_s)
+            yield workload, drive(launch.url, is_ours, requests, workload.num_clients)
 
 
 def form(question: BenchQuestion, is_ours: bool) -> dict[str, str]:

@@ -35,12 +35,10 @@ _CHECKS: dict[str, Callable[[Model, Device], report.Verdict]] = {
     "encoder": speed.check_encoder,
     "prefill": speed.check_prefill,
     "step": speed.check_step,
-    "one sampled row of 16": speed.check_sampled_among_greedy,
 }
 _CHECKS_OF_A_CARD: dict[str, Callable[[Model], report.Verdict]] = {
     "traffic of a step": resources.check_transfers,
     "memory": resources.check_memory,
-    "out of memory": resources.check_out_of_memory,
     "lost device": resources.check_lost_device,
 }
 

@@ -3,6 +3,7 @@ against eager operations on the same device.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -58,16 +59,14 @@ def check_tokens(model: Model, device: Device, num_beams: int) -> Verdict:
     answers = []
     for place in places:
         decoder = model.decoder(place, "float32")
-        same = requests(decoder, list(features.to(place)), _NUM_TOKENS, num_beams=num_beams)
+        batch = requests(decoder, list(features.to(place)), _NUM_TOKENS, num_beams=num_beams)
         # Lengths differ, so that sequences move to freed slots while a pass runs.
-        shortened = []
-        for index, request in enumerate(same):
-            shortened.append(replace(request, max_new_tokens=_NUM_TOKENS - 3 * index))
-        answers.append([answer.token_ids for answer in generate_all(decoder, shortened)])
-    num_equal = sum(one == other for one, other in zip(*answers, strict=True))
-    share = num_equal / _NUM_IMAGES
-    is_met = share >= _MIN_EQUAL_ANSWERS
-    return Verdict({"equal answers": share}, f">= {_MIN_EQUAL_ANSWERS}", is_met)
+        for index, request in enumerate(batch):
+            batch[index] = replace(request, max_new_tokens=_NUM_TOKENS - 3 * index)
+        answers.append([answer.token_ids for answer in generate_all(decoder, batch)])
+    share = sum(map(operator.eq, *answers)) / _NUM_IMAGES
+    aim = f">= {_MIN_EQUAL_ANSWERS}"
+    return Verdict({"equal answers": share}, aim, share >= _MIN_EQUAL_ANSWERS)
 
 
 @torch.inference_mode()
@@ -91,30 +90,19 @@ def check_choices(model: Model, device: Device) -> Verdict:
         chosen = graphs.choose(step, conditions, sequences)
         captured += chain.from_iterable(chosen.choices)
         eager += chain.from_iterable(choose_tokens(step, conditions, sequences))
-    share, difference = _compared(captured, eager)
-    measured = {
-        "graphs": graphs.num_captured,
-        "choices": len(eager),
-        "equal": share,
-        "max difference": difference,
-    }
-    is_equal = share >= _MIN_EQUAL_CHOICES and difference <= _MAX_DIFFERENCE
-    is_met = is_equal and (device == "cpu" or graphs.num_captured > 0)
-    return Verdict(measured, f"equal >= {_MIN_EQUAL_CHOICES}", is_met)
-
-
-def _compared(captured: Sequence[Choice], eager: Sequence[Choice]) -> tuple[float, float]:
-    """Return the share of equal tokens among possible ones, and the largest difference of their
-    log-probabilities.
-    """
     num_possible = 0
-    differences = []
+    differences = []  # of the log-probabilities of equal tokens
     for choice, expected in zip(captured, eager, strict=True):
         if expected.score > -math.inf:
             num_possible += 1
             if (choice.row, choice.token_id) == (expected.row, expected.token_id):
                 differences.append(abs(choice.logprob - expected.logprob))
-    return len(differences) / num_possible, max(differences)
+    share = len(differences) / num_possible
+    measured = {"graphs": graphs.num_captured, "choices": len(eager), "equal": share}
+    is_equal = share >= _MIN_EQUAL_CHOICES and max(differences) <= _MAX_DIFFERENCE
+    is_met = is_equal and (device == "cpu" or graphs.num_captured > 0)
+    aim = f"equal >= {_MIN_EQUAL_CHOICES}, difference <= {_MAX_DIFFERENCE}"
+    return Verdict(measured | {"max difference": max(differences)}, aim, is_met)
 
 
 def _computed(compute: Callable[[], Tensor]) -> CudaGraph:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
-from imaging.files import resize
 from runners.decoder.answers import to_request
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.engines import NewEngine, new_engine
@@ -74,12 +73,9 @@ class Model:
 
     def images(self, num: int) -> NDArray[np.uint8]:
         """Return rendered scenes (num, H, W, 3) of the input size."""
-        size_wh = self.manifest.image_size_wh
-        images = []
-        for seed in range(num):
-            scene = render_scene(sample_scene(seed), max(size_wh))
-            images.append(np.asarray(resize(scene, size_wh, self.manifest.resample)))
-        return np.stack(images)
+        size_px, _ = self.manifest.image_size_wh  # squares
+        scenes = map(sample_scene, range(num))
+        return np.stack([np.asarray(render_scene(scene, size_px)) for scene in scenes])
 
     def features(self, device: Device) -> Tensor:
         """Return features (N, C) that need no encoder."""
@@ -98,17 +94,14 @@ def endless(decoder: Decoder) -> Decoder:
 def requests(
     decoder: Decoder, features: Sequence[Tensor], num_tokens: int, **options: Any
 ) -> list[SequenceRequest]:
-    """Return a request for each of `features`, with prompts of different lengths, that ends at
-    `num_tokens` only.
-    """
-    made = []
+    """Return a request for each of `features`, with prompts of different lengths."""
+    batch = []
+    options |= {"max_new_tokens": num_tokens, "timeout_s": _TIMEOUT_S}
     for index, image_features in enumerate(features):
         segments = [(_WORDS[: 20 + 7 * index % 60], False)]
-        spec = SequenceSpec(
-            segments=segments, max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options
-        )
-        made.append(to_request(decoder, image_features, spec))
-    return made
+        spec = SequenceSpec(segments=segments, **options)
+        batch.append(to_request(decoder, image_features, spec))
+    return batch
 
 
 def admitted(
@@ -119,9 +112,7 @@ def admitted(
     num_steps: int,
     make_engine: NewEngine = new_engine,
 ) -> LiveBatch:
-    """Return a batch with a sequence for each of `options`, after the first of its more than
-    `num_steps` steps.
-    """
+    """Return a batch with a sequence for each of `options`, after the first of its steps."""
     sequences = []
     for of_sequence in options:
         (request,) = requests(decoder, [model.features(device)], num_steps + 4, **of_sequence)

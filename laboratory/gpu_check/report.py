@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import torch
-from torch.backends import cudnn
+from torch.utils.collect_env import get_pretty_env_info
 
 from loadtest.figures import table
 
@@ -30,13 +29,12 @@ _TO_TRY = {
     "choices": "a captured choice differs from the eager one: report it with this file",
     "encoder": "see `log` for sizes without CUDA graphs; export the model again",
     "prefill": "other processes on the card? `nvidia_smi` has clocks and processes",
-    "step": "see `log` for steps without CUDA graphs; other processes on the card?",
-    "one sampled row of 16": "a sampled row costs the others time: report it with this file",
+    "step": "see `log` for steps without CUDA graphs; other processes on the card? a sampled row"
+    " that costs the others time: report it with this file",
     "throughput": "see the checks before it: the slowest part limits it",
     "idle share of a step": "the host is slow: other work on its cores? a CPU at full clock?",
     "traffic of a step": "`measured` names what is too much; see `log`",
     "memory": "memory grows under load: report it with this file",
-    "out of memory": "answers are lost where memory is short: report it with this file",
     "service": "build/gpu-check-service.log has its log; statuses of 504 are a slow start",
     "lost device": "the runner did not end: `measured` has its log",
 }
@@ -106,19 +104,13 @@ def what_to_try(verdicts: Sequence[Verdict]) -> str:
 
 def host() -> dict[str, Any]:
     """Return the versions of libraries and driver, and the state of the card."""
-    has_card = torch.cuda.is_available()
     try:
         run = subprocess.run(_SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         smi = run.stdout + run.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         smi = str(error)
     return {
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": cudnn.version() if has_card else None,  # type: ignore[no-untyped-call]
-        "onnxruntime": onnxruntime.__version__,
+        "libraries": get_pretty_env_info(),  # type: ignore[no-untyped-call]
         "providers": onnxruntime.get_available_providers(),
-        "card": str(torch.cuda.get_device_properties(0)) if has_card else None,
-        "free and total bytes": torch.cuda.mem_get_info() if has_card else None,
         "nvidia_smi": smi,
     }

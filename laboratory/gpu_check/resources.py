@@ -1,10 +1,7 @@
-"""Transfers of a step and memory of the device, and what happens without memory or after a lost
-device.
-"""
+"""Transfers of a step, memory of the device, and what happens after a lost device."""
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -13,8 +10,6 @@ import torch
 from laboratory.gpu_check.parts import Model, admitted, endless, requests, scheduler, write
 from laboratory.gpu_check.report import Verdict
 from laboratory.gpu_check.speed import OPTIONS
-from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceRequest
 from runners.errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
@@ -105,39 +100,6 @@ def _bytes_in_use() -> int:
     """Return the memory in use on the card, that of ONNX Runtime included."""
     free, total = torch.cuda.mem_get_info()
     return total - free
-
-
-def check_out_of_memory(model: Model) -> Verdict:
-    """Leave memory for a part of a prefill only: all sequences must be answered as before."""
-    decoder = model.decoder("cuda")
-    features = model.features("cuda")
-    with scheduler(decoder, 16) as running:
-        batch = requests(decoder, [features] * 16, 8)
-        expected = [answer.sequence.token_ids for answer in write(running, batch)]
-        least = _needed_bytes(running, batch[:1])
-        most = _needed_bytes(running, batch)
-        torch.cuda.empty_cache()
-        num_bytes = torch.cuda.mem_get_info()[0] - (least + most) // 2
-        ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
-        num_equal = _num_equal(expected, write(running, batch))
-        del ballast
-        num_equal_again = _num_equal(expected, write(running, batch))
-    measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
-    return Verdict(measured, "16 and 16", num_equal == num_equal_again == 16)
-
-
-def _needed_bytes(running: Scheduler, batch: Sequence[SequenceRequest]) -> int:
-    """Return the memory that is allocated to answer requests, beside weights and slots."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    idle_bytes = torch.cuda.memory_reserved()
-    write(running, batch)
-    return torch.cuda.max_memory_reserved() - idle_bytes
-
-
-def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:
-    token_ids = [answer.sequence.token_ids for answer in written]
-    return sum(one == other for one, other in zip(expected, token_ids, strict=True))
 
 
 def check_lost_device(model: Model) -> Verdict:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.random import default_rng
 from torch import Tensor, nn
@@ -122,11 +123,6 @@ class Training:
     recipe: Recipe
     device: str
 
-    @property
-    def is_bfloat16(self) -> bool:
-        """Of matrix products only; weights and sums are float32."""
-        return self.device.startswith("cuda")
-
     def run(self) -> None:
         optimizers = self._make_optimizers()
         num_steps = sum(stage.num_steps for stage in self.recipe)
@@ -186,9 +182,9 @@ class Training:
         warm_up = min(1.0, (progress * stage.num_steps + 1) / _WARM_UP_STEPS)
         factor = stage.rate * warm_up * cosine_factor(progress, _FLAT_SHARE, _FINAL_RATE)
         set_rates(optimizers, factor, stage.vision_factor)
-        first_sigma, last_sigma = _SIGMAS
-        sigma = first_sigma + (last_sigma - first_sigma) * self._joint_progress(step)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
+        sigma = float(np.interp(self._joint_progress(step), (0, 1), _SIGMAS))
+        # matrix products only; weights and sums are float32
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
             losses = self._losses(images, batch, sigma, has_heads=index < 2)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         for module in (self.trainee.model, self.heads):
@@ -248,7 +244,7 @@ class Training:
                 others += [value for value in module.parameters() if id(value) not in taken]
             muon.append({"params": matrices, "top": _MUON_RATE, "part": part})
             adam.append({"params": others, "top": _ADAM_RATE, "part": part})
-        dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
+        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
 
 

@@ -59,10 +59,8 @@ class Trainee(nn.Module, ABC):
         self.model = _Model.from_config(config, attn_implementation="eager", dtype=torch.float32)
         self.model.generation_config = _GenerationConfig.from_pretrained(folder)
         vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        location_ids = []
-        for index in range(self.locations.NUM_BINS):
-            location_ids.append(vocabulary.token_to_id(self.locations.location_token(index)))
-        self.location_ids = torch.tensor(location_ids)
+        tokens = map(self.locations.location_token, range(self.locations.NUM_BINS))
+        self.location_ids = torch.tensor(list(map(vocabulary.token_to_id, tokens)))
         image_processor = load_processor(folder).image_processor
         self._vision = VisionEncoderModule(self.model, read_image_input(image_processor))
         self.initialize()

@@ -3,8 +3,8 @@ and mentions, losses, and runs of a few steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,16 +13,8 @@ from numpy.random import default_rng
 from torch import nn
 
 from diptych_client import ImageSize
-from diptych_client.results import (
-    Detection,
-    DetectionsResult,
-    Instance,
-    InstancesResult,
-    Result,
-    TextRegion,
-    TextRegionsResult,
-    TextResult,
-)
+from diptych_client.results import Result
+from diptych_client.transports.messages import from_json
 from export.scenes import CANVAS_PX, polygon_xy, sample_scene
 from laboratory.evaluation import Scorecard, score_answer
 from laboratory.questions import Question, question_prompts
@@ -57,10 +49,9 @@ from laboratory.training.loop import (
     set_rates,
 )
 from laboratory.training.losses import answer_losses, attention_loss
-from tasks import results
+from service.schema.rendering import RESULT
 from tasks.families import FAMILIES
 from tasks.parsing import GeneratedText
-from tasks.results import objects_of
 from tasks.table import TASKS, Family, parse_parameters
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER
 from tests.support.export_cli import EMBEDDED, MODELS
@@ -69,13 +60,6 @@ SIZE_WH = (CANVAS_PX, CANVAS_PX)
 CELL_PX = CANVAS_PX / GRID
 MIN_MASK_IOU = 0.92  # locations are on grids of 0.8 px (polygons) and 1.5 px (boxes of masks)
 WRITERS: dict[Family, Any] = {"florence2": florence2_answer, "paligemma": paligemma_answer}
-
-# types of the client, whose fields have the same order
-KINDS: dict[type[results.Result], tuple[Any, Any]] = {
-    results.DetectionsResult: (DetectionsResult, Detection),
-    results.InstancesResult: (InstancesResult, Instance),
-    results.TextRegionsResult: (TextRegionsResult, TextRegion),
-}
 
 
 def pictures(num: int = 20) -> Iterator[Picture]:
@@ -98,14 +82,8 @@ def parsed(model_id: str, picture: Picture, question: Question) -> Result | None
     result = FAMILIES[entry.family].parse_answer(
         entry, question.task, parameters, generated, SIZE_WH, "polygon", MASK_DECODER
     )
-    if isinstance(result, results.TextResult):
-        return TextResult(result.text)
-    kind, item_type = KINDS[type(result)]
-    items = []
-    for found in objects_of(result):
-        items.append(item_type(*(getattr(found, value.name) for value in fields(found))))
-    result_of_client: Result = kind(tuple(items))
-    return result_of_client
+    sent = RESULT.dump_python(RESULT.validate_python(result), mode="json")
+    return from_json(cast("type[Result]", Result), sent)
 
 
 @pytest.mark.parametrize("model_id", EMBEDDED)
@@ -136,9 +114,6 @@ def test_captions_mention_each_object_where_it_is_named(detail: str) -> None:
             (mention,) = (piece.mention for piece in pieces if piece.text.endswith(name))
             assert mention == Mention((subject,))
         assert ranked_subjects(pieces)[: len(objects)] == objects
-
-
-def test_a_count_mentions_all_objects() -> None:
     picture = picture_of(sample_scene(1, num_objects=3))
     question = question_of(picture, "visual_question_answering count")
     (piece,) = florence2_answer(picture, question, ())
@@ -234,14 +209,11 @@ def location_loss(written_id: int, position: float, sigma: float, step: int = 8)
     return answer_losses(logits, one, LOCATION_IDS, sigma)["location"]
 
 
-def test_a_right_answer_has_no_loss() -> None:
+def test_locations_have_soft_targets_on_their_grid() -> None:
     logits = torch.full((1, 3, 40), -100.0)
     logits[0, range(3), [3, 18, 5]] = 100.0
     padded = batch([3, 18, NO_TOKEN], [0.0, 8.0, 0.0], [0, 8, 0])
     assert max(answer_losses(logits, padded, LOCATION_IDS, sigma=0.05).values()) < 1e-4
-
-
-def test_locations_have_soft_targets_on_their_grid() -> None:
     torch.testing.assert_close(location_loss(18, 12.0, 0.3), location_loss(26, 12.0, 0.3))
     assert location_loss(22, 12.0, 0.3) > location_loss(18, 12.0, 0.3)  # beside the grid
     assert torch.isfinite(location_loss(10, 0.0, 2.0))  # at the edge

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offline.filesystems import InputError, is_within
+from offline.filesystems import InputError
 from offline.shards import Shard, digest_of, images_of, plan_shards
 
 COLUMN = "image"
@@ -159,25 +159,3 @@ def test_bad_inputs_are_refused(folder: Path) -> None:
     table.write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"t\.parquet"):
         plan_shards([str(table)], COLUMN, 9)
-
-
-def test_description_of_shards(folder: Path) -> None:
-    table = write_table(folder / "t.parquet", [b"1", b"2", b"3"])
-    archive = write_tar(folder / "w.tar", {"1.jpg": b"one"})
-    shards = plan_shards([str(table), str(archive)], COLUMN, 2)
-    assert [shard.describe() for shard in shards] == [f"{table}#0-2", f"{table}#2-3", str(archive)]
-    (files,) = plan_shards([f"{folder}/*.jpg"], COLUMN, 2)
-    assert files.describe() == f"{folder / 'a.jpg'}\n{folder / 'd.jpg'}"
-
-
-@pytest.mark.parametrize(
-    ("uri", "folder", "expected"),
-    [
-        ("/a/b", "/a", True),
-        ("/a", "/a/", True),
-        ("/ab", "/a", False),
-        ("memory://a/b", "/a", False),
-    ],
-)
-def test_is_within(uri: str, folder: str, expected: bool) -> None:
-    assert is_within(uri, folder) is expected
