@@ -55,36 +55,23 @@ def guarded_status(
 
 
 @pytest.mark.parametrize(
-    ("content_type", "path", "status"),
+    ("path", "headers", "status"),
     [
-        (JSON, "/encode", 200),
-        ("application/octet-stream", "/write", 200),
-        ("application/octet-stream", "/encode", 415),
-        ("", "/encode", 415),
-        (PICKLE, "/write", 415),
-        (PICKLE.upper(), "/encode", 415),
-        (f"{PICKLE}; a=b", "/encode", 415),
-        (f" {PICKLE}", "/encode", 415),
-        (f"application/json, {PICKLE}", "/encode", 415),
+        ("/encode", {}, 200),
+        ("/write", {"Content-Type": "application/octet-stream"}, 200),
+        ("/encode", {"Content-Type": "application/octet-stream"}, 415),
+        ("/encode", {"Content-Type": ""}, 415),
+        ("/write", {"Content-Type": PICKLE}, 415),
+        ("/encode", {"Content-Type": f"{PICKLE}; a=b"}, 415),
+        ("/encode", {"Content-Type": f"application/json, {PICKLE}"}, 415),
+        ("/encode", {"Content-Length": "16000000"}, 200),
+        ("/encode", {"Content-Length": "16000001"}, 413),
+        ("/encode", {"Content-Length": "-1"}, 411),
+        ("/encode", {"Transfer-Encoding": "chunked"}, 411),
     ],
 )
-def test_bodies_of_other_types_are_refused(content_type: str, path: str, status: int) -> None:
-    assert guarded_status("POST", path, {"Content-Type": content_type}) == status
-    assert guarded_status("POST", path, {}) == 415
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Content-Length": "16000000"}, 200),
-        ({"Content-Length": "16000001"}, 413),
-        ({"Content-Length": "-1"}, 411),
-        ({"Content-Length": "many"}, 411),
-        ({"Transfer-Encoding": "chunked"}, 411),
-    ],
-)
-def test_a_body_needs_a_length_up_to_the_maximum(headers: dict[str, str], status: int) -> None:
-    assert guarded_status("POST", "/encode", {"Content-Type": JSON} | headers) == status
+def test_bodies_are_refused_unread(path: str, headers: dict[str, str], status: int) -> None:
+    assert guarded_status("POST", path, {"Content-Type": JSON} | headers) == status
 
 
 @pytest.mark.parametrize(
@@ -95,7 +82,6 @@ def test_a_body_needs_a_length_up_to_the_maximum(headers: dict[str, str], status
         ("a", "", 503),
         (None, "a", 503),
         ("a", None, 200),  # a gateway on the same host, with the same artifacts
-        (None, None, 200),
     ],
 )
 def test_requests_for_another_build_are_refused(
@@ -138,17 +124,15 @@ def api_of(worker: RecordingWorker) -> Starlette:
     return api.app()
 
 
-def posted(worker: RecordingWorker, *adapters: str | None, key: str = "a") -> httpx.Response:
-    """Post a call with a sequence for each of `adapters`."""
+def posted(worker: RecordingWorker, body: bytes, key: str = "a") -> httpx.Response:
     headers = {IMAGE_KEY_HEADER: key}
-    body = body_of_call(*adapters)
     return asyncio.run(request(api_of(worker), "POST", "/write", content=body, headers=headers))
 
 
 @pytest.mark.parametrize("adapters", [(None, None), ("tuned", "tuned"), ()], ids=str)
 def test_a_call_reads_the_features_of_its_image(adapters: Sequence[str | None]) -> None:
     worker = RecordingWorker()
-    response = posted(worker, *adapters)
+    response = posted(worker, body_of_call(*adapters))
     assert response.status_code == 200
     assert Outcomes.model_validate_json(response.content).outcomes == [FAILED] * len(adapters)
     (call,) = worker.calls
@@ -156,23 +140,19 @@ def test_a_call_reads_the_features_of_its_image(adapters: Sequence[str | None]) 
 
 
 @pytest.mark.parametrize(
-    ("adapters", "key", "features", "status", "message"),
+    ("body", "key", "features", "status", "message"),
     [
-        (
-            ("tuned", None),
-            "a",
-            FAILED,
-            400,
-            "the sequences must name the same adapter",
-        ),
-        ((None,), "", FAILED, 400, "X-Diptych-Image-Key is missing"),
-        ((None,), "a", None, 404, "repeat the call with pixels"),
+        (b"{}", "a", FAILED, 400, "1 validation error"),
+        (body_of_call("tuned", None), "a", FAILED, 400, "the sequences must name the same adapter"),
+        (body_of_call(None), "", FAILED, 400, "X-Diptych-Image-Key is missing"),
+        (body_of_call(None), "a", None, 404, "repeat the call with pixels"),
     ],
+    ids=range(4),
 )
 def test_calls_that_cannot_be_answered_are_refused(
-    adapters: Sequence[str | None], key: str, features: Failed | None, status: int, message: str
+    body: bytes, key: str, features: Failed | None, status: int, message: str
 ) -> None:
-    response = posted(RecordingWorker(features), *adapters, key=key)
+    response = posted(RecordingWorker(features), body, key)
     assert response.status_code == status
     assert response.text.startswith(message)
 

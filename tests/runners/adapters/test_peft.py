@@ -43,11 +43,11 @@ OUT = 4
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
 
 
-def pair(layer: str, rank: int = 2, infix: str = "") -> dict[str, Tensor]:
+def pair(layer: str, rank: int = 2) -> dict[str, Tensor]:
     name = f"base_model.model.{layer}"
     return {
-        f"{name}.lora_A{infix}.weight": torch.ones(rank, IN, dtype=torch.bfloat16),
-        f"{name}.lora_B{infix}.weight": torch.ones(OUT, rank, dtype=torch.bfloat16),
+        f"{name}.lora_A.weight": torch.ones(rank, IN, dtype=torch.bfloat16),
+        f"{name}.lora_B.weight": torch.ones(OUT, rank, dtype=torch.bfloat16),
     }
 
 
@@ -68,14 +68,6 @@ def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
         f"{EMBEDDINGS}.weight": torch.arange(OUT * IN).view(OUT, IN).float(),
     }
     save_file(base, folder / "decoder.safetensors")
-
-
-@pytest.mark.parametrize("layer", [LAYER, "language_model.model.layers.0.self_attn.q_proj"])
-@pytest.mark.parametrize("infix", ["", ".default"])
-def test_names_of_all_versions_become_ours(tmp_path: Path, layer: str, infix: str) -> None:
-    tensors = converted(tmp_path, pair(layer, infix=infix))
-    assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -128,48 +120,6 @@ def test_weights_that_cannot_be_served_are_named(
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         parts(tmp_path, tensors, modules_to_save=modules)
-
-
-BLOCK = "vision_tower.blocks.1.0"
-
-
-@pytest.mark.parametrize(
-    ("layer", "weight"),
-    [
-        ("model.vision_tower.blocks.0.fc1", "vision_tower.blocks.0.fc1"),
-        ("model.vision_tower.vision_model.encoder.fc1", "vision_tower.encoder.fc1"),
-        ("vision_tower.vision_model.encoder.fc1", "vision_tower.encoder.fc1"),
-        ("multi_modal_projector.linear", "multi_modal_projector.linear"),
-        # Microsoft's names
-        ("vision_tower.convs.0.proj", "vision_tower.convs.0.conv"),
-        (f"{BLOCK}.spatial_block.window_attn.fn.qkv", f"{BLOCK}.spatial_block.window_attn.qkv"),
-        (f"{BLOCK}.channel_block.ffn.fn.net.fc2", f"{BLOCK}.channel_block.ffn.fc2"),
-        (f"{BLOCK}.channel_block.conv1.fn.dw", f"{BLOCK}.channel_block.conv1"),
-    ],
-)
-def test_layers_of_the_vision_part_are_kept_apart(tmp_path: Path, layer: str, weight: str) -> None:
-    both = parts(tmp_path, pair(LAYER) | pair(layer))
-    assert both.language.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
-    assert both.vision.weights == (f"model.{weight}.weight",)
-    (product,) = both.vision.products.values()
-    expected = torch.full((OUT, IN), 1 + 2 * 4.0)
-    assert torch.equal(product.added_to(torch.ones(OUT, IN)), expected)
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "weight"),
-    [
-        ("multi_modal_projector", "multi_modal_projector.linear.bias", "linear.bias"),
-        ("image_proj_norm", "image_proj_norm.weight", "image_proj_norm.weight"),
-        ("image_pos_embed", "image_pos_embed.rows.weight", "image_position_embed.rows.weight"),
-    ],
-)
-def test_modules_to_save_are_taken_whole(
-    tmp_path: Path, module: str, name: str, weight: str
-) -> None:
-    saved = parts(tmp_path, {f"{PREFIX}{name}": torch.ones(3)}, modules_to_save=[module])
-    assert not saved.language
-    assert saved.vision.weights == (f"model.multi_modal_projector.{weight}",)
 
 
 def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
@@ -274,15 +224,6 @@ def test_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], mes
     (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
     with pytest.raises(ArtifactError, match=message):
         PeftConfig.read(tmp_path, LIMITS.max_rank)
-
-
-@pytest.mark.parametrize("name", ["lm_head", "language_model.lm_head"])
-def test_a_product_for_the_tied_head_is_read(tmp_path: Path, name: str) -> None:
-    tensors = converted(tmp_path, pair(name))
-    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
-        "lm_head.down": (2, IN),
-        "lm_head.up": (OUT, 2),
-    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
