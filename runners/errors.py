@@ -1,11 +1,8 @@
 """Errors that end one sequence and touch no other, and those of a device.
 
-Torch and ONNX Runtime raise errors of a device without classes:
-
-    out of memory   the caller may retry with less; recognised by its message
-    lost            the CUDA context is unusable: every call fails until the process restarts. After
-                    any error the device is tried: messages are too many, and differ between
-                    versions
+Torch and ONNX Runtime raise errors of a device without classes. Too little memory is recognised by
+the message: the caller may retry with less. Whether the device is lost, so that every call fails
+until the process restarts, is tried after any error: messages are too many.
 """
 
 import logging
@@ -29,9 +26,8 @@ _OUT_OF_MEMORY = (
     "bad allocation",
     "cublas_status_alloc_failed",
 )
-# A failed capture of ONNX Runtime may leave its stream capturing, which forbids to synchronize
-# (cudaErrorStreamCapture*).
-_CAPTURE = ("captur",)
+# of cudaErrorStreamCapture*: a failed capture may leave its stream capturing, which forbids to wait
+_CAPTURE = "captur"
 
 
 class SequenceError(Exception):
@@ -43,7 +39,8 @@ class SequenceError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or _has_sign(error, _OUT_OF_MEMORY)
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def use_device() -> None:
@@ -58,15 +55,10 @@ def exit_if_device_lost(error: Exception, part: str) -> None:
     try:
         use_device()
     except Exception as failure:
-        if is_out_of_memory(failure) or _has_sign(failure, _CAPTURE):
+        if is_out_of_memory(failure) or _CAPTURE in str(failure).lower():
             return
         logger.critical(
             "%s lost its GPU, and its process ends to be restarted: %s", part, error, exc_info=error
         )
         logging.shutdown()
         os._exit(EXIT_STATUS)
-
-
-def _has_sign(error: Exception, signs: tuple[str, ...]) -> bool:
-    text = str(error).lower()
-    return any(sign in text for sign in signs)

@@ -51,9 +51,7 @@ def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
     worker = ModelWorker(manifest.model_id, options, batcher.encoded)
     worker.load()
     if worker.build_key != manifest.build_key:
-        builds = f"{manifest.build_key}, now {worker.build_key}"
-        problem = "have been exported again while they were loaded"
-        raise ArtifactError(f"the artifacts of {manifest.model_id} {problem}: {builds}")
+        raise ArtifactError(f"{manifest.model_id} was exported again while it was loaded")
     return worker
 
 

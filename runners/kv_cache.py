@@ -2,12 +2,11 @@
 
 A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
 slots 0 to n - 1, so that a step reads a plain slice. A pass stores keys and values at its places,
-which `num_tokens` counts afterwards: computing a pass twice gives the same result. A paged cache
-changes this module and what its users read from `TokenPlaces`.
+which `num_tokens` counts afterwards: computing a pass twice gives the same result.
 
-Cross-attention reads prefixes, image and prompt, stored once for all beams of a sequence: a row
-reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared ones
-groups its rows by prefix, so that attention reads the keys of each once, not once for each beam.
+Cross-attention reads prefixes, image and prompt, stored once for all beams of a sequence. Live
+prefixes have the numbers 0 to S - 1; a pass over shared ones groups its rows by prefix, so that
+attention reads the keys of each once.
 
 Shapes: B rows, T tokens of a row, M moves, S prefixes, W places of a prefix, one for each beam, A
 key-value heads, P positions, D head size.
@@ -77,10 +76,10 @@ class DecoderShape:
         """Return how many tokens fit after these; raise `SequenceError` if none does."""
         limit = self.num_positions if self.has_prefixes else self.num_positions - 1
         if num_prefix_tokens > limit:
-            raise SequenceError(
-                "sequence_too_long",
-                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed",
+            message = (
+                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed"
             )
+            raise SequenceError("sequence_too_long", message)
         return limit if self.has_prefixes else self.num_positions - num_prefix_tokens
 
 

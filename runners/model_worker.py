@@ -140,7 +140,8 @@ class DecoderWorker:
         num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
         message = (
             f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into"
-            f" {free_bytes / 1e9:.1f} GB of GPU memory, {reserved_bytes / 1e9:.1f} GB reserved"
+            f" {free_bytes / 1e9:.1f} GB of GPU memory, {reserved_bytes / 1e9:.1f} GB reserved;"
+            f" runners that share it: {num_sharing}"
         )
         if not num_slots:
             lower = "DIPTYCH_DECODER_MAX_POSITIONS, DIPTYCH_VISION_CACHE_MB or DIPTYCH_ADAPTERS_MB"

@@ -1,8 +1,8 @@
 """Detection and restart of a stuck runner: its current iteration takes longer than allowed.
 
-An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread
-that is stuck in one cannot be interrupted: the runner is reported and not ready, and after as long
-again its process ends. The start has a separate limit. Knows nothing of the work.
+An iteration is one batch of the encoder, or one prefill and decode step. A thread that is stuck in
+one cannot be interrupted: the runner is reported and not ready, and after as long again its process
+ends. The start has a separate limit.
 """
 
 import faulthandler

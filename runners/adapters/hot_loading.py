@@ -101,8 +101,6 @@ class HotAdapters:
                 self._add(loaded, key, adapter)
 
     def _key(self, adapter: AdapterFolder) -> str | None:
-        """Return the build key of an adapter of this base; others are those of other processes."""
-
         def read() -> str | None:
             if not adapter.is_adapter_of(self._base, self._aliases):
                 return None
@@ -113,10 +111,9 @@ class HotAdapters:
         except ArtifactError:  # the gateway logs the same
             return None
         except Exception as error:  # files that cannot be read in time, or a defect
+            message = "the adapter %s is refused: %s"
             is_defect = not isinstance(error, TimeoutError)
-            logger.error(
-                "the adapter %s is refused: %s", adapter.name, reason_of(error), exc_info=is_defect
-            )
+            logger.error(message, adapter.name, reason_of(error), exc_info=is_defect)
             return None
 
     def _remove_gone(self, loaded: Adapters, folders: Mapping[str, AdapterFolder]) -> None:

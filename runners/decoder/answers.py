@@ -27,23 +27,15 @@ def to_request(
     """Return the request over `image_features` (N, C); raise `SequenceError` for a bad `spec`."""
     token = spec.own_token
     if token is not None and not decoder.text.tokenizer.has_control_token(token):
-        raise SequenceError(
-            "unknown_token",
-            f"{token[:80]} is not a token of this checkpoint; to send it as text, write it into a"
-            " template: of the model's entry in models/catalog.yaml",
-        )
+        raise SequenceError("unknown_token", f"{token[:80]} is not a token of this checkpoint")
     if spec.adapter is not None and spec.adapter not in decoder.adapters.keys:
-        raise SequenceError(
-            "unknown_adapter",
-            f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds",
-        )
+        message = f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds"
+        raise SequenceError("unknown_adapter", message)
     prompt_ids = decoder.text.prompt_ids(spec.segments)
     limit = decoder.shape.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
-        allowed = f"at most {limit} are allowed after this prompt"
-        raise SequenceError(
-            "sequence_too_long", f"max_new_tokens is {spec.max_new_tokens}; {allowed}"
-        )
+        message = f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed here"
+        raise SequenceError("sequence_too_long", message)
     max_new_tokens = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     default_beams = decoder.rules.num_beams if spec.temperature == 0 else 1
     return SequenceRequest(

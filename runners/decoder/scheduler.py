@@ -133,15 +133,13 @@ class Scheduler:
         num_beams = max((request.num_beams for request in requests), default=1)
         limits = self._limits
         if num_beams > limits.num_slots:
-            allowed = f"at most {limits.num_slots} are allowed, one per slot"
-            raise SequenceError("too_many_beams", f"num_beams is {num_beams}; {allowed}")
+            message = f"num_beams is {num_beams}; at most {limits.num_slots} are allowed"
+            raise SequenceError("too_many_beams", message)
         with self._changed:
             if len(self._queue) + len(requests) > limits.max_waiting:
-                raise SequenceError(
-                    "overloaded",
-                    f"the decoder's queue is full: {len(self._queue)} sequences are queued,"
-                    f" {len(requests)} were submitted, at most {limits.max_waiting} are allowed",
-                )
+                queued = f"{len(self._queue)} sequences are queued, {len(requests)} were submitted"
+                message = f"{queued}, at most {limits.max_waiting} are allowed"
+                raise SequenceError("overloaded", message)
             now_s = time.monotonic()
             futures: list[Future[WrittenSequence]] = []
             for request in requests:

@@ -105,9 +105,8 @@ class _Generation(ABC):
 
     def check_deadline(self) -> None:
         if time.monotonic() > self.request.deadline_s:
-            raise SequenceError(
-                "deadline_exceeded", f"the deadline passed after {self.num_tokens} tokens"
-            )
+            message = f"the deadline passed after {self.num_tokens} tokens"
+            raise SequenceError("deadline_exceeded", message)
 
     def row_conditions(
         self, token_ids: Sequence[int], state: ConstraintState | None

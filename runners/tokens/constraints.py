@@ -47,9 +47,8 @@ class Constraint:
             return state
         following = state.deep_copy()
         if not following.consume_token(token_id):
-            raise SequenceError(
-                "internal", f"the grammar failed at token {token_id}: {following.get_error()}"
-            )
+            message = f"the grammar failed at token {token_id}: {following.get_error()}"
+            raise SequenceError("internal", message)
         return following
 
     def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
@@ -90,9 +89,7 @@ class Constraints:
         self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
         num_tokens = self._tokenizer.vocab_size
         if last_id >= num_tokens:
-            raise ValueError(
-                f"tokenizer.json has token id {last_id}; ids must be below {num_tokens}"
-            )
+            raise ValueError(f"tokenizer.json has token id {last_id}, not below {num_tokens}")
         self._token_rules = ""  # one for each class of tokens that the checkpoint has
         for name, pattern in _TOKEN_RULES.items():
             added = tokenizer["added_tokens"]

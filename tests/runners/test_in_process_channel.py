@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runners.in_process_channel import EncoderBatcher
 from tests.support.export_cli import ModelStore
-from wire.artifacts.manifest import DECODER_FILE, read_manifest
+from wire.artifacts.manifest import DECODER_FILE
 from wire.runner_messages import EncodedImage, ImageToEncode
 
 MODEL = "florence-2-mini"
@@ -97,5 +97,4 @@ def test_a_changed_file_is_refused(exported: ModelStore, tmp_path: Path) -> None
 def test_another_build_is_refused(exported: ModelStore) -> None:
     run = exported.forked("-c", OTHER_BUILD)
     assert run.returncode == 1
-    ours = read_manifest(exported.newest(MODEL)).build_key
-    assert run.stderr.endswith(f"exported again while they were loaded: theirs, now {ours}\n")
+    assert run.stderr.endswith("exported again while it was loaded\n")

@@ -288,6 +288,16 @@ def test_beams_continue_each_other(shape: DecoderShape) -> None:
     assert [tokens_of(cache, slot) for slot in range(3)] == [[5, 8]] * 3
 
 
+@by_shape
+def test_beams_of_shorter_prompts_move_whole(shape: DecoderShape) -> None:
+    cache = SlotCache(shape, 4)
+    claimed = cache.claim([[0, 1], [2, 3]], [2, 4], [None, None])
+    cache.write_claimed(torch.tensor(list(chain.from_iterable(claimed))))
+    write(cache, [[5], [6], [7], [8]])
+    cache.reorder([1, 0, 3, 2], [0, 1, 2, 3])
+    assert [tokens_of(cache, slot) for slot in range(4)] == [[6], [5], [8], [7]]
+
+
 def test_fixed_places_are_those_of_the_tokens_within_the_length(cache: SlotCache) -> None:
     places = cache.places([[5], [6], [7]])
     fixed = cache.fixed_places(torch.tensor([5, 6, 7]), 8, 0, 4)
