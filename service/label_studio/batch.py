@@ -10,18 +10,13 @@ import asyncio
 import itertools
 import json
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
 
 from service.admission.places import Place, RequestContext
-from service.errors import (
-    DeadlineExceeded,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.images.decoding import in_thread
 from service.inference.core import Core, Fields
 from service.inference.prediction import Answer
@@ -98,17 +93,13 @@ class Batch:
         Raise the first error if every task had a temporary one.
         """
         questions = self._plan.questions()
-        pending = deque(enumerate(tasks))
-        outcomes: list[bytes | ServiceError] = [b""] * len(tasks)
+        slots = asyncio.Semaphore(_MAX_TASKS)
 
-        async def answer_next() -> None:
-            while pending:
-                index, data = pending.popleft()
-                outcomes[index] = await self._outcome(data, questions)
+        async def answer(data: object) -> bytes | ServiceError:
+            async with slots:
+                return await self._outcome(data, questions)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_MAX_TASKS):
-                group.create_task(answer_next())
+        outcomes = await asyncio.gather(*map(answer, tasks))
         is_temporary = all(map(_is_temporary, outcomes))
         if is_temporary and isinstance(outcomes[0], ServiceError):
             raise outcomes[0]
@@ -141,17 +132,17 @@ class Batch:
             try:
                 source = data.get(key) if isinstance(data, Mapping) else None
                 image = await self._images.read(source, context)
-                about_image = [pair for pair in questions if pair[1].control.image_key == key]
+                running: list[tuple[ServedModel, asyncio.Task[list[JsonObject]]]] = []
                 async with asyncio.TaskGroup() as group:
-                    running = [
-                        group.create_task(self._results(image, model, ask))
-                        for model, ask in about_image
-                    ]
+                    for model, ask in questions:
+                        if ask.control.image_key == key:
+                            task = group.create_task(self._results(image, model, ask))
+                            running.append((model, task))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
                 await self._core.places.leave(context)
-            for (model, _), task in zip(about_image, running, strict=True):
+            for model, task in running:
                 results_of[version_of(model)] += task.result()
         return results_of
 
