@@ -170,7 +170,7 @@ class Store:
         file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
         with self._transaction() as db:
             _check_room(db, owner, num_bytes)
-            _insert(db, "files", owner, file_id, file)
+            _insert(db, "files", owner, file)
         return file
 
     def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
@@ -226,7 +226,7 @@ class Store:
             if _count(db, "batches", owner) >= MAX_BATCHES_PER_KEY:
                 problem = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(f"{problem}; each is removed after 30 days", wire.DAY_S)
-            _insert(db, "batches", owner, batch.id, state)
+            _insert(db, "batches", owner, state)
         return batch
 
     def batch(self, owner: str, batch_id: str) -> wire.Batch:
@@ -235,15 +235,13 @@ class Store:
 
     def cancel(self, owner: str, batch_id: str) -> wire.Batch:
         """Request the cancellation; raise `not_found`, or `InvalidRequest` if it has ended."""
-        with self._transaction() as db:
-            state = _state(db, owner, batch_id)
-            batch = state.batch
+        with self._changed(owner, batch_id) as (_, current):
+            batch = current.batch
             if batch.status in wire.ENDED:
                 problem = f"{batch_id} cannot be cancelled: it is {batch.status}"
                 raise InvalidRequest(problem, "batch_id")
             batch.status = "cancelling"
             batch.cancelling_at = batch.cancelling_at or int(time.time())
-            _save(db, state)
         return batch
 
     def open_batches(self) -> list[BatchState]:
@@ -256,7 +254,7 @@ class Store:
     def begin(self, state: BatchState, places: Sequence[LinePlace]) -> None:
         """Keep the requests of an input file that was checked."""
         rows = [(state.id, place.number, place.start, place.num_bytes) for place in places]
-        with self._changed(state) as (db, current):
+        with self._changed(state.owner, state.id) as (db, current):
             current.batch.in_progress_at = int(time.time())
             current.batch.request_counts.total = len(places)
             if current.batch.cancelling_at is None:
@@ -276,7 +274,7 @@ class Store:
         """Keep lines of an unfinished output; raise `NoRoom` if they exceed the key's bytes."""
         rows = [(line.is_answer, line.data, state.id, line.number) for line in lines]
         num_answers = sum(line.is_answer for line in lines)
-        with self._changed(state) as (db, current):
+        with self._changed(state.owner, state.id) as (db, current):
             num_bytes = sum(len(line.data) for line in lines)
             if lines and _num_bytes(db, state.owner) + num_bytes > MAX_BYTES_PER_KEY:
                 raise NoRoom
@@ -291,14 +289,14 @@ class Store:
         """Make the files of a batch and set its last status; with errors it has failed."""
         output = self._written(state, "output", is_answer=True)
         error_output = self._written(state, "error", is_answer=False)
-        with self._changed(state) as (db, current):
+        with self._changed(state.owner, state.id) as (db, current):
             current.num_bytes = 0
             if output is not None:
                 current.batch.output_file_id = output.id
-                _insert(db, "files", state.owner, output.id, output)
+                _insert(db, "files", state.owner, output)
             if error_output is not None:
                 current.batch.error_file_id = error_output.id
-                _insert(db, "files", state.owner, error_output.id, error_output)
+                _insert(db, "files", state.owner, error_output)
             _set_last_status(current.batch, errors)
             db.execute("DELETE FROM requests WHERE batch_id = ?", (state.id,))
         return current.batch
@@ -355,14 +353,17 @@ class Store:
         return _new_file(file_id, file_name, "batch_output", num_bytes, state.output_kept_s)
 
     @contextmanager
-    def _changed(self, state: BatchState) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
+    def _changed(
+        self, owner: str, batch_id: str
+    ) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
         """Save the changes to the current state of a batch, if there are any."""
         with self._transaction() as db:
-            current = _state(db, state.owner, state.id)
+            current = _state(db, owner, batch_id)
             unchanged = current.model_copy(deep=True)
             yield db, current
             if current != unchanged:
-                _save(db, current)
+                query = "UPDATE batches SET document = ? WHERE id = ?"
+                db.execute(query, (current.model_dump_json(), batch_id))
 
     @contextmanager
     def _transaction(
@@ -442,19 +443,14 @@ def _new_file(
 
 
 def _insert(
-    db: sqlite3.Connection, table: Table, owner: str, object_id: str, document: BaseModel
+    db: sqlite3.Connection, table: Table, owner: str, document: wire.FileObject | BatchState
 ) -> None:
     query = f"INSERT INTO {table} (id, owner, document) VALUES (?, ?, ?)"
-    db.execute(query, (object_id, owner, document.model_dump_json()))
+    db.execute(query, (document.id, owner, document.model_dump_json()))
 
 
 def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:
     return BatchState.model_validate_json(_document(db, "batches", owner, batch_id))
-
-
-def _save(db: sqlite3.Connection, state: BatchState) -> None:
-    query = "UPDATE batches SET document = ? WHERE id = ?"
-    db.execute(query, (state.model_dump_json(), state.batch.id))
 
 
 def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:
