@@ -117,5 +117,5 @@ def test_errors_are_those_of_the_package(client: openai.OpenAI) -> None:
         create(model=PALIGEMMA, messages=messages("ocr", b"no image"))
     assert (unreadable.value.status_code, unreadable.value.code) == (415, "unsupported_image")
     with pytest.raises(openai.BadRequestError) as stream:
-        create(model=FLORENCE, messages=messages("<NOTHING>"), stream=True)
-    assert stream.value.param == "messages"
+        create(model=FLORENCE, messages=messages("<OPEN_VOCABULARY_DETECTION>"), stream=True)
+    assert stream.value.param == "labels"
