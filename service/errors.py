@@ -25,10 +25,7 @@ ErrorCode = Literal[
 
 
 class ServiceError(Exception):
-    """Base of all errors that a client receives; those that callers tell apart have classes.
-
-    `param` names an invalid field; `model` and `task` are set if the request reached a model.
-    """
+    """Base of all errors that a client receives; `param` names an invalid field."""
 
     code: ErrorCode = "internal"
 

@@ -165,10 +165,7 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
 
 
 def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[str, RunnerChannel]:
-    """Return the channel to each runner; with DIPTYCH_PROCESSES=one load the models of this host.
-
-    Raise `ArtifactError` or a library's error if one does not load.
-    """
+    """Return the channel to each runner; with DIPTYCH_PROCESSES=one load its model."""
     entries = served_entries(values)
     in_process = local_models(entries, values) if values.is_one_process else []
     channels: dict[str, RunnerChannel] = {}

@@ -224,11 +224,7 @@ class SharedLimits:
 
 
 class Quota:
-    """The limits of one API key and their usage, counted for all gateways if `shared` is set.
-
-    What this process has used is counted in both cases, and bounds it while the shared store does
-    not answer.
-    """
+    """The limits of one API key, and what this process, or all if `shared` is set, has used."""
 
     def __init__(
         self,
@@ -251,10 +247,7 @@ class Quota:
         self._shared = shared
 
     async def take_request(self, num_requests: int = 1) -> None:
-        """Count one request, or several at once, as for tiles.
-
-        Raise `Overloaded` if the rate is exceeded, or `InvalidRequest` beyond a minute's quota.
-        """
+        """Count requests; raise `Overloaded`, or `InvalidRequest` beyond a whole minute."""
         if self._requests is None:
             return
         limit = f"{self._requests.per_minute:g} requests per minute"
@@ -278,10 +271,7 @@ class Quota:
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
     async def begin_request(self, timeout_s: float) -> str:
-        """Count a concurrent request until `end_request`, at most `timeout_s` long.
-
-        Return its lease in the shared store, empty without one. Raise `Overloaded` above the limit.
-        """
+        """Count a request until `end_request`, which takes the returned lease."""
         most = self._max_concurrent
         if most is None:
             return ""
@@ -330,10 +320,7 @@ UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has
 
 
 class ApiKeys:
-    """The accepted keys and their quotas; with `entries` None every request is accepted.
-
-    A file is checked for changes once a second.
-    """
+    """The accepted keys and their quotas; with `entries` None every request is accepted."""
 
     def __init__(
         self,

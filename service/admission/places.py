@@ -165,10 +165,7 @@ class Places:
             await self._left.wait()
 
     async def take(self, context: RequestContext) -> None:
-        """Count a request for the service and for its key until `leave`.
-
-        Raise `Overloaded` above a limit of either. An interface calls it before it reads a body.
-        """
+        """Count a request, before its body is read, until `leave`; raise `Overloaded`."""
         if context.place.is_taken or not context.needs_place:
             return
         self._pending.take(context.quota.name, 1, "requests in flight or queued")
@@ -183,11 +180,7 @@ class Places:
         context.place.is_taken = True
 
     def hold(self, context: RequestContext, num_bytes: int) -> None:
-        """Count memory of a request until `leave`.
-
-        Raise `Overloaded` above a limit of all or of the client. A reader calls it for each piece
-        that it receives, and before it parses what it has read.
-        """
+        """Count memory of a request, before it is used, until `leave`; raise `Overloaded`."""
         self._memory.take(context.quota.name, num_bytes, "bytes of requests in memory")
         context.place.num_bytes += num_bytes
         REQUEST_MEMORY_BYTES.set(self._memory.total)

@@ -55,10 +55,7 @@ ParsedT = TypeVar("ParsedT")
 def json_object(
     body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None
 ) -> dict[str, object]:
-    """Return a JSON object with at most `max_values` values; raise `InvalidRequest`.
-
-    `max_nested`: how many of the values may be lists and objects.
-    """
+    """Return a JSON object of so many values, `max_nested` of them lists and objects."""
     if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
         raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
     document = _json_value(body, "the body", max_values)
@@ -90,11 +87,7 @@ def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
 
 
 def parsed_bytes(body: bytes) -> int:
-    """Return an upper bound of the memory that parsing a body takes in addition to the body.
-
-    A string with one character beyond Latin-1 has two or four bytes for each; an image is also
-    decoded from base64.
-    """
+    """Return an upper bound of the memory that parsing a body takes in addition to the body."""
     is_wide = not body.isascii() or b"\\u" in body
     num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
     return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
@@ -121,10 +114,7 @@ class RequestBody:
 
 @dataclass(frozen=True, slots=True)
 class BodyMemory:
-    """The memory for one body: at most `max_bytes` as it is sent.
-
-    Readers raise `payload_too_large` above that, and `Overloaded` where `hold` does.
-    """
+    """The memory for one body: at most `max_bytes` as it is sent, counted by `hold`."""
 
     max_bytes: int
     # counts bytes of the body, and of what is parsed of it, until the request ends
@@ -308,10 +298,7 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
 
 
 def parse_image(image: object) -> ImageInput:
-    """Return a file, the bytes of a `data:` URL or base64, another URL, or the id of an image.
-
-    Raise `InvalidRequest` or `UnsupportedImage`.
-    """
+    """Return a file, a URL, or the id of a stored image; decode `data:` URLs and base64."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str):

@@ -111,11 +111,7 @@ class RestBoundary:
         *,
         is_public: bool = False,
     ) -> Route:
-        """Return a route to `function` with its context, and with errors as bodies of `interface`.
-
-        It is called for requests with an accepted key, each of which counts for its quota; for all
-        if `is_public`.
-        """
+        """Return a route to `function`; without an accepted key only if `is_public`."""
 
         async def answer(request: Request) -> Response:
             # a body may replace it
@@ -257,10 +253,7 @@ async def event_stream(
     events: Events[EventT],
     form: Form[EventT],
 ) -> Response:
-    """Return the response that sends each of `events`, rendered by `form`, as it arrives.
-
-    A disconnect closes `events`. An error after the first event is sent as an event `error`.
-    """
+    """Return the response that sends each of `events` as it arrives; a disconnect closes them."""
     first = await while_connected(request.receive, anext(events))
     return _ClosingResponse(_body(first, events, form, context, interface))
 

@@ -139,10 +139,7 @@ class BoundedConnection(HttpToolsProtocol):
 def bounded_connection(
     connection_limits: ConnectionLimits, num_connections: "memoryview[int]", number: int
 ) -> type[BoundedConnection]:
-    """Return the protocol with these limits, for uvicorn in gateway `number`.
-
-    `num_connections` of each gateway of the port is in memory that all of them share.
-    """
+    """Return the protocol for uvicorn in gateway `number`; all share `num_connections` of each."""
     num_connections[number] = 0  # a killed process leaves its number
 
     class Limited(BoundedConnection):

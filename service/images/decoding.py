@@ -204,10 +204,7 @@ class ImageDecoder:
     def decoding(
         self, image: "LazyImage", first: _Resizing | None = None
     ) -> Iterator[SharedDecoding]:
-        """Join the client's decoding of a file, or start it; the last user to leave cancels it.
-
-        `first` is the size that its caller asks for.
-        """
+        """Join the client's decoding of a file, or start it; the last user to leave cancels it."""
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
@@ -377,10 +374,7 @@ def _resized(
 async def in_thread(
     function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
 ) -> ResultT:
-    """Run `function` in a thread; if cancelled, wait for it to return first.
-
-    A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.
-    """
+    """Run `function` in a thread, which cannot be stopped: if cancelled, wait for it first."""
     work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, work)
     try:

@@ -139,10 +139,7 @@ class ImageFetcher:
         hold: Callable[[int], None],
         authorization: str | None = None,
     ) -> bytes:
-        """Return the body at a URL; raise a `ServiceError`.
-
-        `hold` counts received bytes. An authorization is sent to every allowed host.
-        """
+        """Return the body at a URL, counted by `hold`; every host receives the authorization."""
         resolver = CheckedResolver(partial(self.addresses, context.quota.name), self._is_allowed)
         headers = {} if authorization is None else {"Authorization": authorization}
         session = aiohttp.ClientSession(

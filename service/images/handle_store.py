@@ -207,10 +207,7 @@ class HandleStore(ImageStore):
     def __init__(
         self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
     ) -> None:
-        """Make the folder and its secret, readable for this user alone.
-
-        Raise `SettingsError` if it cannot be written.
-        """
+        """Make the folder and its secret, readable for this user alone; raise `SettingsError`."""
         super().__init__(limits)
         self._folder = folder
         self._now = now

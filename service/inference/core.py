@@ -126,11 +126,7 @@ class Core:
     def stream(
         self, image: ImageInput, fields: Fields, context: RequestContext
     ) -> AsyncGenerator[Piece | Answer, None]:
-        """Yield the text of `predict` piece by piece as it is written, then the answer.
-
-        Raise the same errors. The pieces add up to the answer's raw text. Closing the generator
-        cancels the request.
-        """
+        """Yield the text of `predict` as it is written, then the answer."""
         return self.streamed(lambda send: self.predict(image, fields, context, send), context)
 
     async def streamed(
@@ -138,10 +134,7 @@ class Core:
         run: Callable[[Callable[[PieceT], None]], Coroutine[Any, Any, AnswerT]],
         context: RequestContext,
     ) -> AsyncGenerator[PieceT | AnswerT, None]:
-        """Yield each piece that `run` sends when it is there, then what it returns.
-
-        Closing the generator cancels the request.
-        """
+        """Yield each piece that `run` sends, then what it returns; closing cancels the request."""
         pieces: asyncio.Queue[PieceT | None] = asyncio.Queue()
         running = asyncio.create_task(run(pieces.put_nowait))
         running.add_done_callback(lambda _: pieces.put_nowait(None))

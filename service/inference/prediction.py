@@ -111,10 +111,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a stream's text.
-
-    In tiles it is about a view, with what was found there in pixels of the image.
-    """
+    """A piece of a stream's text; in tiles of a view, with what was found there."""
 
     text: str
     view: View | None = None
@@ -200,11 +197,7 @@ class QueuedModel:
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of the task.
-
-    Raise `unsupported_task` or `InvalidRequest` if the model cannot answer, or if what
-    `min_precision` asks for is not proved.
-    """
+    """Return the prompts of the task; raise the error of a model that does not answer it so."""
     if request.fields.min_precision is not None:
         proof_for(model, request)
     try:
@@ -337,11 +330,7 @@ async def _tiled_answer(
 async def _tiles(
     queued: QueuedModel, request: TaskRequest, image: LazyImage
 ) -> tuple[list[PixelBox], TilesSummary]:
-    """Return the tiles to ask about, each counted as a request and an image of the key.
-
-    Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or if
-    the tiles would not be answered before the deadline, or the error of the image.
-    """
+    """Return the tiles to ask about, each counted as a request and an image of the key."""
     queued.check_cost(request, image, 1)  # before the image is decoded
     size_wh = image.header.size_wh
     fields = request.fields

@@ -205,10 +205,7 @@ class StreamedText:
         self._sent = ""
 
     def receive(self, event: CallEvent) -> None:
-        """Take an event and send the text that is next.
-
-        Raise `NotReady` if a repeated call writes another text than was sent.
-        """
+        """Send the text that is next; raise `NotReady` if a repeated call writes another text."""
         if isinstance(event, CallBegun):
             for index, has_ended in enumerate(self._has_ended):
                 if not has_ended:

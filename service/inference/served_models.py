@@ -98,10 +98,7 @@ class ServedModel:
         object.__setattr__(self, "adapter_key", self.manifest.build_key if is_adapter else None)
 
     def min_object_share(self, task_id: str) -> float:
-        """Return the smallest size that the model finds, as a share of the side of its input.
-
-        It is that of an image token where a calibration has measured none.
-        """
+        """Return the size that the model finds, by default a token's, as a share of a side."""
         calibration = self.calibrations.get((task_id, False))
         measured = None if calibration is None else calibration.min_object_share
         return measured or 1 / math.isqrt(self.manifest.num_image_tokens)
@@ -149,10 +146,7 @@ class ServedModels:
         return offering
 
     def chosen(self, model_id: str | None, task_id: str) -> ServedModel:
-        """Return the model of an id, by default the first that offers the task.
-
-        Raise `unknown_model`, or `unsupported_task` if it does not offer the task.
-        """
+        """Return the model of an id, by default the first that offers the task."""
         if model_id is None:
             return self.offering(task_id)[0]
         model = self.get(model_id)
@@ -162,10 +156,7 @@ class ServedModels:
         return model
 
     def compared(self, model_ids: Sequence[str] | None, task_id: str) -> tuple[ServedModel, ...]:
-        """Return the models of a comparison in catalog order, by default all that offer the task.
-
-        Raise `unknown_model` or `unsupported_task`.
-        """
+        """Return the models in catalog order, by default all that offer the task."""
         if model_ids is None:
             return self.offering(task_id)
         compared = {self.get(model_id, "models").id for model_id in model_ids}
@@ -305,11 +296,7 @@ def base_model(
 def adapter_model(
     entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
 ) -> ServedModel:
-    """Return an adapter as a model with its own entry, manifest, calibrations and proofs.
-
-    One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if
-    that is impossible.
-    """
+    """Return an adapter as a model; one with a vision encoder may run it in another precision."""
     precision = served_precision(manifest, settings) if manifest.has_encoder else base.precision
     calibrations, proofs = served_scoring(manifest, folder, settings, precision)
     return replace(
@@ -378,10 +365,7 @@ def _stale(about: str, name: str, value: str, served: str) -> SettingsError:
 
 
 def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
-    """Return the proof of the least precision that is enough for the `min_precision` of a request.
-
-    Raise `unsupported_task` if so much is not proved.
-    """
+    """Return the proof of the least precision that is enough; raise `unsupported_task` without."""
     min_precision = request.fields.min_precision or 0.0
     sufficient: list[Proof] = []
     for served in model.proofs:

@@ -57,10 +57,7 @@ _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
-    """Return the number of fields, list elements and map entries, up to `maximum`.
-
-    A message that is cut or malformed is counted up to there: its parser refuses it.
-    """
+    """Count fields, list elements and map entries, up to `maximum` or where a message is cut."""
     count = 0
     pending: list[tuple[Descriptor, int, int]] = [(descriptor, 0, len(data))]
     while pending:
@@ -235,10 +232,7 @@ class GrpcApi:
     async def call(
         self, name: str, incoming: Incoming, context: Context
     ) -> AsyncIterator[tuple[Message, RequestContext]]:
-        """Yield message and context of a call of method `name`; whatever is raised is its status.
-
-        A health check has no span.
-        """
+        """Yield message and context of a call; whatever is raised is its status."""
         metadata = metadata_of(context)
         request_id = request_id_or_new(metadata.get("x-request-id"))
         full_name = f"{self.service}/{name}"
@@ -292,10 +286,7 @@ class GrpcApi:
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives methods of a `GrpcApi` their message and request context, and others their messages.
-
-    A method of a `GrpcApi` ends with a status for whatever it raises.
-    """
+    """Gives methods of a `GrpcApi` their message and context, and others their messages."""
 
     def __init__(self, health_keys: ApiKeys | None = None) -> None:
         """`health_keys`: the keys with which health may be asked for, or None for all callers."""

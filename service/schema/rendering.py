@@ -382,11 +382,7 @@ async def answered_each(
     context: RequestContext,
     answer: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
 ) -> SeveralJson:
-    """Return what `answer` returns or raises for each image, in order.
-
-    Raise the error that every image met if it does not concern the image. Each counts as a request
-    of the key.
-    """
+    """Return what `answer` returns or raises for each image; raise what is the same for all."""
 
     async def answer_one(index: int) -> OneJson | ServiceError:
         try:
@@ -417,10 +413,7 @@ async def answered_each(
 
 
 def prediction_event(event: Piece | Answer, request_id: str) -> tuple[str, JsonObject]:
-    """Return the name and the data of an event; with `tiles`, a text about a view has its result.
-
-    `view` is left, top, right and bottom; its result is in pixels of the whole image, not merged.
-    """
+    """Return name and data of an event; the result of a view is in pixels of the whole image."""
     if isinstance(event, Answer):
         return "result", answer_json(event, request_id).model_dump()
     if event.view is None:

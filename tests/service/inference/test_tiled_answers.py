@@ -120,7 +120,8 @@ def test_boxes_of_all_views() -> None:
     assert answer.num_views == 3
     assert len(answer.written.sequences) == 3
     assert not answer.is_calibrated
-    assert answer.times_s["total"] > 0
+    times_s = answer.times_s
+    assert 0 < max(times_s["preprocess"], times_s["postprocess"]) < times_s["total"]
 
 
 def test_image_without_tiles() -> None:
