@@ -6,8 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.admission.places import request_id_or_new
 from service.batches.api import BatchesApi
-from service.http.boundary import REST, RestBoundary, no_such_path
+from service.errors import InvalidRequest
+from service.http.boundary import REST, RestBoundary, error_response
 from service.http.v1 import RestApi
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
@@ -43,4 +45,7 @@ def rest_app(boundary: RestBoundary) -> Starlette:
 
 async def _no_such_path(request: Request, error: Exception = _NOT_FOUND) -> Response:
     interface = OPEN_INFERENCE if f"{request.url.path}/".startswith(f"{PREFIX}/") else REST
-    return await no_such_path(request, error, interface)
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
+    request_id = request_id_or_new(request.headers.get("x-request-id"))
+    return error_response(InvalidRequest(message), request_id, interface, status)

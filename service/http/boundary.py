@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -134,7 +133,7 @@ class RestBoundary:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
             except Exception as error:
-                response = _error_response(error, request.state.request_id, interface)
+                response = error_response(error, request.state.request_id, interface)
             response.headers["X-Request-Id"] = request.state.request_id
             if core is not None and core.places.is_closed:
                 response.headers["Connection"] = "close"
@@ -162,7 +161,7 @@ class RestBoundary:
             self._checked_quota(request, REST)
         except ServiceError as error:
             request_id = request_id_or_new(request.headers.get("x-request-id"))
-            return _error_response(error, request_id, REST)
+            return error_response(error, request_id, REST)
         return None
 
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
@@ -200,14 +199,7 @@ def _response(body: Body) -> Response:
     return JSONResponse(body)
 
 
-async def no_such_path(request: Request, error: Exception, interface: Interface = REST) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
-    request_id = request_id_or_new(request.headers.get("x-request-id"))
-    return _error_response(InvalidRequest(message), request_id, interface, status)
-
-
-def _error_response(
+def error_response(
     error: Exception, request_id: str, interface: Interface, status: int | None = None
 ) -> Response:
     failure = record_failure(error, interface.api, request_id)

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from service.errors import NotReady, ServiceError
 from service.images.decoding import in_thread
@@ -42,6 +42,8 @@ from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url
 from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
+
+ValueT = TypeVar("ValueT")
 
 _SIZE = struct.Struct(">II")  # width, height
 _SECRET_BYTES = 32
@@ -107,27 +109,16 @@ class ImageStore(ABC):
         return self.describe(owner, handle)
 
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
-        with self._errors():
-            facts = self._facts(owner, self._name(owner, handle))
-        if facts is None:
-            raise _gone(handle)
-        size, num_bytes, expires_at = facts
+        size, num_bytes, expires_at = self._existing(self._facts, owner, handle)
         width, height = _SIZE.unpack(size)
         return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
         """Return the file of an image."""
-        with self._errors():
-            file = self._get(owner, self._name(owner, handle))
-        if file is None:
-            raise _gone(handle)
-        return file[_SIZE.size :]
+        return self._existing(self._get, owner, handle)[_SIZE.size :]
 
     def remove(self, owner: str, handle: ImageHandle) -> None:
-        with self._errors():
-            is_removed = self._delete(owner, self._name(owner, handle))
-        if not is_removed:
-            raise _gone(handle)
+        self._existing(self._delete, owner, handle)
 
     async def remove_regularly(self) -> None:
         """Remove expired images, and files of killed writers, once a minute until cancelled."""
@@ -158,6 +149,16 @@ class ImageStore(ABC):
             entries.remove(evicted)
             num_bytes[largest] -= evicted.num_bytes
             self._delete(largest, evicted.name)
+
+    def _existing(
+        self, call: Callable[[str, str], ValueT | None], owner: str, handle: ImageHandle
+    ) -> ValueT:
+        with self._errors():
+            value = call(owner, self._name(owner, handle))
+        if not value:
+            message = f"the image {handle.text} has expired, or was evicted or deleted"
+            raise ServiceError(f"{message}; send it again", "image", "image_expired")
+        return value
 
     def _name(self, owner: str, handle: ImageHandle) -> str:
         name = self._ids().name(owner, handle)
@@ -387,8 +388,3 @@ def stored(images: ImageStore | None) -> ImageStore:
         message = "this service stores no images; send the image itself"
         raise ServiceError(message, "image", "not_found")
     return images
-
-
-def _gone(handle: ImageHandle) -> ServiceError:
-    message = f"the image {handle.text} has expired, or was evicted or deleted; send it again"
-    return ServiceError(message, "image", "image_expired")

@@ -314,6 +314,7 @@ def test_several_images_answer_or_fail(path: str, name: str) -> None:
     assert fits(document, "SeveralJson")
     assert ["error" in answer for answer in document["answers"]] == [False, True, *[False] * 6]
     assert all(fits(answer, name) for answer in document["answers"] if "error" not in answer)
+    assert len(send(path, images=[BROKEN] * 2, task="ocr").json()["answers"]) == 2
 
 
 def test_several_files_of_a_form() -> None:
