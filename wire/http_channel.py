@@ -32,9 +32,9 @@ from wire.telemetry.tracing import call_headers, span
 _KEEP_ALIVE_S = 4.0
 _CONNECT_S = 2.0  # an unreachable host does not refuse connections
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(1.0)
-# A proxy answers these where a runner died with a call that the proxy could not replay, or has no
-# runner for a moment.
-_UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
+# A proxy answers the first two where a runner died with a call that the proxy could not replay, or
+# has no runner for a moment.
+_ERRORS = {502: RunnerUnreachable, 503: RunnerUnreachable, 504: CallTimedOut}
 _MAX_WHOLE_BYTES = 1_000_000  # sent at once, in two thirds of the processor time
 _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
@@ -125,16 +125,10 @@ class HttpChannel:
 
 
 def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
-    match error:
-        case aiohttp.ClientResponseError(status=status) if status in _UNREACHED:
-            return RunnerUnreachable(f"status {status}")
-        case aiohttp.ClientResponseError(status=HTTPStatus.GATEWAY_TIMEOUT):
-            return CallTimedOut(f"status {error.status}")
-        case aiohttp.ClientResponseError():
-            return ChannelError(f"status {error.status}")
-        case aiohttp.ConnectionTimeoutError():  # is a TimeoutError: match it first
-            return RunnerUnreachable(repr(error))
-        case TimeoutError():
-            return CallTimedOut(repr(error))
-        case _:
-            return RunnerUnreachable(repr(error))
+    if isinstance(error, aiohttp.ClientResponseError):
+        kind = _ERRORS.get(error.status, ChannelError)
+        return kind(f"status {error.status}")
+    # one of a connection is a TimeoutError, too
+    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+        return CallTimedOut(repr(error))
+    return RunnerUnreachable(repr(error))

@@ -90,11 +90,7 @@ class AdapterFolder:
         """Return the keys of its catalog entry; raise `ArtifactError`."""
         if ENTRY_FILE not in dict(self.files):
             return {}
-        keys = "must have keys of a catalog entry, such as adapter_of and tasks"
-        values = _read_mapping(self.path / ENTRY_FILE, MAX_ENTRY_BYTES, _parsed_yaml, keys)
-        if not all(isinstance(key, str) for key in values):
-            raise ArtifactError(f"{self.path / ENTRY_FILE} {keys}")
-        return values
+        return _read_mapping(self.path / ENTRY_FILE, MAX_ENTRY_BYTES, _parsed_yaml)
 
     def base_name(self) -> str:
         """Return its base: `adapter_of` of the entry, else PEFT's `base_model_name_or_path`."""
@@ -179,13 +175,10 @@ def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return PEFT's configuration; raise `ArtifactError` if it is not an object in JSON."""
-    keys = "must be an object with base_model_name_or_path, r, lora_alpha and others"
-    return _read_mapping(folder / CONFIG_FILE, MAX_CONFIG_BYTES, json.loads, keys)
+    return _read_mapping(folder / CONFIG_FILE, MAX_CONFIG_BYTES, json.loads)
 
 
-def _read_mapping(
-    path: Path, max_bytes: int, parse: Callable[[bytes], Any], keys: str
-) -> dict[str, Any]:
+def _read_mapping(path: Path, max_bytes: int, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     with open_file(path, max_bytes) as file:
         text = file.read(max_bytes)
     try:
@@ -194,8 +187,8 @@ def _read_mapping(
         language = path.suffix[1:].upper()
         problem = f"cannot be read as {language}: {type(error).__name__}: {error}"
         raise ArtifactError(f"{path} {problem}") from error
-    if not isinstance(values, dict):
-        raise ArtifactError(f"{path} {keys}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ArtifactError(f"{path} must be a mapping of names")
     return values
 
 

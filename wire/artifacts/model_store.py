@@ -41,8 +41,5 @@ def read_adapters(adapter_ids: Sequence[str], base: Manifest) -> list[tuple[Path
 def check_base(adapter: Manifest, base: Manifest) -> None:
     """Raise `ArtifactError` unless `adapter` was exported over this build of `base`."""
     if (adapter.adapter_of, adapter.base_build_key) != (base.model_id, base.build_key):
-        raise ArtifactError(
-            f"the artifacts of {adapter.model_id} are for the build {adapter.base_build_key} of"
-            f" {adapter.adapter_of}; {base.model_id} has {base.build_key}: export the adapter"
-            f" again: python -m export {adapter.model_id}"
-        )
+        problem = f"{adapter.model_id} is for another build of {base.model_id}; export the adapter"
+        raise ArtifactError(f"{problem} again: python -m export {adapter.model_id}")

@@ -227,6 +227,7 @@ def test_adapters_of_the_store_are_left_alone(
     key = watched.write("a")
     watched.loaded.keys = frozenset({key})
     assert watched.update() == {key}
+    assert not watched.adapters.refused
     shutil.rmtree(watched.folder / "a")
     watched.update()
     assert watched.update(CALL_TIMEOUT_S + 1) == {key}

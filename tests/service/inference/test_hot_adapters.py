@@ -210,7 +210,7 @@ def test_adapter_limit_of_the_settings(tmp_path: Path, caplog: pytest.LogCapture
         ),
         ("tuned", FLORENCE_ID, "tasks: {reading: null}", "'reading' is not a task"),
         ("tuned", FLORENCE_ID, "resolution: 224", "an adapter shares resolution with its base"),
-        ("tuned", FLORENCE_ID, "- list", "must have keys of a catalog entry"),
+        ("tuned", FLORENCE_ID, "- list", "must be a mapping of names"),
         ("tuned", FLORENCE_ID, "source: elsewhere", "source is not allowed"),
         ("Tuned", FLORENCE_ID, "", "id: String should match pattern"),
         (PALIGEMMA_ID, FLORENCE_ID, "", f"the catalog has a model '{PALIGEMMA_ID}'"),

@@ -157,9 +157,9 @@ def test_base_of_entry_or_peft(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("- a list", "must have keys"),
+        ("- a list", "must be a mapping of names"),
         ("a: [", "as YAML"),
-        ("1: 2", "keys"),
+        ("1: 2", "must be a mapping of names"),
         ("a: &a [x]\nb: *a", "as YAML: ValueError: references"),
         ("license: 2001-13-45", "as YAML: ValueError"),
         ("license: !!bool x", "as YAML: KeyError"),
@@ -178,7 +178,7 @@ def test_bad_entry_is_refused(tmp_path: Path, entry: str, message: str) -> None:
     ("config", "message"),
     [
         ("", "cannot be read as JSON"),
-        ("[]", "must be an object"),
+        ("[]", "must be a mapping of names"),
         ("{}", "has no name of a base: None"),
         ('{"base_model_name_or_path": ["a"]}', "has no name of a base: .'a'"),
         ("[" * 100_000, "cannot be read as JSON: RecursionError: maximum recursion depth"),
