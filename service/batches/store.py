@@ -455,8 +455,9 @@ def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:
 
 def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:
     now_s = int(time.time())
-    batch.finalizing_at = now_s
     is_whole = batch.in_progress_at is not None and not batch.request_counts.num_waiting
+    if batch.in_progress_at is not None:
+        batch.finalizing_at = now_s
     if errors:
         batch.status = "failed"
         batch.failed_at = now_s

@@ -253,7 +253,8 @@ class BatchWorker:
             await asyncio.sleep(_RETRY_S)
         except Exception:
             logger.exception("batch %s failed", state.id)
-            await in_thread(self.store.end, state, [_DEFECT])
+            with suppress(OSError):  # else it begins again
+                await in_thread(self.store.end, state, [_DEFECT])
         finally:
             del self._tasks[state.id], self._lanes[state.id]
             self._changed.set()
