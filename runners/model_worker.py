@@ -245,7 +245,7 @@ class ModelWorker:
     def load(self) -> None:
         """Load both parts and run each once; raise `ArtifactError` or a library's error.
 
-        The files have been hashed (service/supervision/checks.py): a runner that restarts loads at
+        The files have been hashed (service/supervision/roles.py): a runner that restarts loads at
         once.
         """
         # starts a thread: only after this process was forked

@@ -41,7 +41,7 @@ from typing import NoReturn
 
 from runners.bentoml_internals import keep_loggers, run_worker, worker_environment
 from service.settings import Settings, SettingsError, settings, variable
-from service.supervision.roles import GATEWAY, Role
+from service.supervision.roles import GATEWAY, Role, check
 from service.telemetry.logs import JsonLines, configure_logging
 from tasks.catalog import CatalogError
 from wire.artifacts.manifest import ArtifactError
@@ -175,12 +175,6 @@ def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> Non
         show_as(f"diptych --service-name {part}")
     values = settings()
     keep_loggers(JsonLines if values.log_format == "json" else None)
-    if values.is_one_process:  # it checks itself, and ends the supervisor by its status
-        try:
-            _check(Role("all"), values)
-        except REFUSALS as error:
-            print(f"diptych does not start: {error}", file=sys.stderr)
-            sys.exit(os.EX_CONFIG)
     protocol = None
     if part == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection
@@ -253,8 +247,6 @@ class Supervisor:
             if pid == 0:
                 return received
             if (ended := running.get(pid)) is not None:
-                if os.waitstatus_to_exitcode(status) == os.EX_CONFIG:
-                    sys.exit(1)
                 ended.note_end(status)
                 remove_live_gauges(self._metrics, f"{ended.part.name}-{ended.number}")
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
@@ -262,17 +254,13 @@ class Supervisor:
 
 
 def start(arguments: Sequence[str]) -> None:
-    """Run until a stop signal, or exit with one line about the setting or artifact to fix.
-
-    A single process checks itself: what the checks import would stay in the supervisor's memory.
-    """
+    """Run until a stop signal, or exit with one line about the setting or artifact to fix."""
     try:
         role = Role.parse(arguments)
         environment = role.environment(os.environ)
         os.environ.clear()
         os.environ.update(environment)
-        if role.name != "all" or not settings().is_one_process:
-            _check(role, settings())
+        check(role, settings())
     except REFUSALS as error:
         sys.exit(f"diptych does not start: {error}")
     main(role)
@@ -311,12 +299,6 @@ def main(role: Role) -> None:
         front = [process(parts[0], number) for number in range(num_front)]
         runners = [process(part) for part in parts[1:]]
         Supervisor(front, runners, metrics).run(values.request_timeout_s)
-
-
-def _check(role: Role, values: Settings) -> None:
-    from service.supervision.checks import check  # its imports stay in the memory of the process
-
-    check(role, values)
 
 
 @contextmanager

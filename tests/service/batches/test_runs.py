@@ -22,6 +22,7 @@ from tests.support.batch_runs import (
     CHAT,
     CHAT_BODY,
     SETTINGS,
+    add_file,
     blocked,
     completed,
     create,
@@ -449,6 +450,12 @@ async def test_full_disk_delays_answers(store: Store, caplog: pytest.LogCaptureF
         await until(ends(store, batch))
     assert now(store, batch).request_counts.completed == 100
     assert len(output(store, now(store, batch).output_file_id)) == 100
+
+
+async def test_expired_files_leave(store: Store) -> None:
+    file_id = add_file(store, b"{}", kept_s=-10)
+    async with working(store, make_core()):
+        await until(lambda: not store.content(file_id).exists())
 
 
 async def test_second_worker_takes_over(store: Store) -> None:

@@ -7,7 +7,7 @@ import trustme
 
 from service.grpc_server import grpc_credentials
 from service.settings import Settings, SettingsError
-from service.supervision.checks import check_positions, check_tls_files
+from service.supervision.roles import check_positions, check_tls_files
 from service.supervision.supervisor import bentoml_tls_options
 from tests.support.fake_service import FLORENCE_ID, served_models
 

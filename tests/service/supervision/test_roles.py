@@ -7,8 +7,7 @@ import yaml
 from service.__main__ import main
 from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
-from service.supervision.checks import check_runner_urls
-from service.supervision.roles import USAGE, Role
+from service.supervision.roles import USAGE, Role, check_runner_urls
 from tests.support.catalog import ROOT
 
 MODELS = ("florence-2-mini", "paligemma-mini")

@@ -46,7 +46,7 @@ async def test_lag_of_a_blocked_loop() -> None:
 
 DECLARED_BEFORE = """
 import os, sys
-import service.supervision.checks  # declares them
+import service.supervision.roles  # declares them
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 from wire.telemetry.metric_files import use_metric_files, write_metrics_as
 

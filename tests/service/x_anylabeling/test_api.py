@@ -62,9 +62,15 @@ def test_tasks_have_known_widgets() -> None:
     assert list(models) == [FLORENCE_ID, PALIGEMMA_ID]
     tasks = models[FLORENCE_ID]["available_tasks"]
     assert [task["id"] for task in tasks] == list(TASKS)
+    tasks_of: dict[str, list[str]] = {}
     for task in tasks:
         assert set(task["active_widgets"]) <= WIDGETS
-        assert {"button_run", "button_send", "button_add_rect"} & set(task["active_widgets"])
+        for widget in task["active_widgets"]:
+            tasks_of.setdefault(widget, []).append(task["id"])
+    assert tasks_of["button_add_rect"] == ["region_description"]
+    assert tasks_of["mask_fineness_slider"] == ["instance_segmentation"]
+    assert len(tasks_of["button_send"]) == len(tasks_of["edit_text"]) == 4
+    assert len(tasks_of["button_run"]) == len(TASKS) - 5
     info = client().get(f"{PATH}/v1/models/{PALIGEMMA_ID}/info").json()["data"]
     assert info == {"model_id": PALIGEMMA_ID, **models[PALIGEMMA_ID]}
 
