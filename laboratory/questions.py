@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.random import Generator, default_rng
 
-from diptych_client.geometry import ImageSize, corners
+from diptych_client.geometry import BoxXyxy, ImageSize, corners
 from diptych_client.image_sources import scaled_result
 from diptych_client.results import (
     Detection,
@@ -72,23 +72,15 @@ class Question:
 _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 
 
-def questions(scene: Scene) -> tuple[Question, ...]:
-    """Return the questions of every task."""
-    return tuple(_every_question(scene))
-
-
-def _every_question(scene: Scene) -> Iterator[Question]:
-    """Yield all questions; the object of a question about one is drawn from the scene's seed."""
+def questions(scene: Scene) -> Iterator[Question]:
+    """Yield questions of every task; the object of one about an object depends on the seed."""
     rng = default_rng((scene.seed, len(scene.objects)))
-    chosen = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
-    names = [drawn.name for drawn in scene.objects]
-    absent = []
-    for color, shape in product(COLORS, SHAPES):
-        if f"{color} {shape}" not in names:
-            absent.append(f"{color} {shape}")
+    target = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
+    names = {drawn.name for drawn in scene.objects}
+    absent = [name for name in map(" ".join, product(COLORS, SHAPES)) if name not in names]
     absent_name = absent[int(rng.integers(len(absent)))]
-    yield _text("captioning", short_caption(scene), detail="short")
-    yield _text("captioning", detailed_caption(scene), detail="detailed")
+    yield _text("captioning", short_caption(scene), "short")
+    yield _text("captioning", detailed_caption(scene), "detailed")
     shapes = [drawn.shape for drawn in scene.objects]
     descriptions = [drawn.description for drawn in scene.objects]
     for task, labels in (
@@ -97,31 +89,30 @@ def _every_question(scene: Scene) -> Iterator[Question]:
         ("region_proposal", [""] * len(shapes)),
     ):
         yield Question(task, task, {}, _boxes(zip(labels, scene.objects, strict=True)))
-    yield from open_vocabulary_detection(scene, chosen, absent_name, rng)
+    yield from open_vocabulary_detection(scene, target, absent_name, rng)
     yield from phrase_grounding(scene, rng)
-    if chosen:
+    if target:
         task = "instance_segmentation"
-        box = list(box_xyxy(chosen))
-        outline = InstancesResult(
-            (Instance(box_xyxy(chosen), chosen.name, 1.0, (outline_xy(chosen),)),)
-        )
-        yield Question(f"{task} phrase", task, {"phrase": chosen.name}, outline)
-        yield Question(f"{task} region", task, {"region": box}, outline)
+        box = box_xyxy(target)
+        instance = Instance(box, target.name, 1.0, (outline_xy(target),))
+        truth = InstancesResult((instance,))
+        yield Question(f"{task} phrase", task, {"phrase": target.name}, truth)
+        yield Question(f"{task} region", task, {"region": list(box)}, truth)
     word = scene.word
     yield Question("ocr", "ocr", {}, TextResult(word.text if word else ""))
     words = (TextRegion(corners(word.box_xyxy), word.text, 1.0),) if word else ()
     yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsResult(words))
     task = "region_description"
     if word:
-        yield _text(task, word.text, detail="text", region=list(word.box_xyxy))
-    if chosen:
-        yield _text(task, chosen.shape, detail="category", region=box)
-        yield _text(task, chosen.description, detail="description", region=box)
-    yield from question_answering(scene, chosen, absent_name)
+        yield _text(task, word.text, "text", word.box_xyxy)
+    if target:
+        yield _text(task, target.shape, "category", box)
+        yield _text(task, target.description, "description", box)
+    yield from question_answering(scene, target, absent_name)
 
 
 def open_vocabulary_detection(
-    scene: Scene, chosen: SceneObject | None, absent_name: str, rng: Generator
+    scene: Scene, target: SceneObject | None, absent_name: str, rng: Generator
 ) -> Iterator[Question]:
     """Yield questions: a shape, a coloured shape, several labels (one absent), one absent.
 
@@ -130,11 +121,11 @@ def open_vocabulary_detection(
     """
     names = [drawn.name for drawn in scene.objects]
     several = rng.permutation([*names, absent_name]).tolist()
-    if chosen:
-        yield _labels("shape", [chosen.shape], scene)
-        yield _labels("coloured shape", [chosen.name], scene)
+    if target:
+        yield _labels("shape", [target.shape], scene)
+        yield _labels("coloured shape", [target.name], scene)
         yield _labels("several", several, scene)
-    yield _labels("absent" if chosen else "no object", [absent_name], scene)
+    yield _labels("absent" if target else "no object", [absent_name], scene)
 
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
@@ -161,13 +152,13 @@ def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
 
 
 def question_answering(
-    scene: Scene, chosen: SceneObject | None, absent_name: str
+    scene: Scene, target: SceneObject | None, absent_name: str
 ) -> Iterator[Question]:
     shapes = [drawn.shape for drawn in scene.objects]
-    if chosen:
-        if shapes.count(chosen.shape) == 1:
-            yield _question("color", f"what color is the {chosen.shape}?", chosen.color)
-        yield _question("presence", f"is there {with_article(chosen.name)}?", "yes")
+    if target:
+        if shapes.count(target.shape) == 1:
+            yield _question("color", f"what color is the {target.shape}?", target.color)
+        yield _question("presence", f"is there {with_article(target.name)}?", "yes")
     yield _question("presence", f"is there {with_article(absent_name)}?", "no")
     yield _question("count", "how many shapes are there?", str(len(shapes)))
     yield _question("text", "what does the text say?", scene.word.text if scene.word else "")
@@ -178,10 +169,8 @@ def _question(variant: str, question: str, answer: str) -> Question:
     return Question(f"{task} {variant}", task, {"question": question}, TextResult(answer))
 
 
-def _text(task: str, text: str, detail: str, region: list[float] | None = None) -> Question:
-    parameters: Parameters = {"detail": detail}
-    if region is not None:
-        parameters = {"detail": detail, "region": region}
+def _text(task: str, text: str, detail: str, region: BoxXyxy | None = None) -> Question:
+    parameters = {"detail": detail} | ({"region": list(region)} if region else {})
     return Question(f"{task} {detail}", task, parameters, TextResult(text))
 
 

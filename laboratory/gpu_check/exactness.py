@@ -87,8 +87,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
         step = graphs.run(StepShape(len(conditions), 1))
-        chosen = graphs.choose(step, conditions, sequences)
-        captured += chain.from_iterable(chosen.choices)
+        captured += chain.from_iterable(graphs.choose(step, conditions, sequences).choices)
         eager += chain.from_iterable(choose_tokens(step, conditions, sequences))
     num_possible = 0
     differences = []  # of the log-probabilities of equal tokens

@@ -73,8 +73,10 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a table in Markdown."""
     rows = []
     for verdict in verdicts:
-        shown = verdict.measured.keys() - {KERNELS, _TRACEBACK}
-        measured = [f"{name} {value}" for name, value in verdict.measured.items() if name in shown]
+        measured = []
+        for name, value in verdict.measured.items():
+            if name not in (KERNELS, _TRACEBACK):
+                measured.append(f"{name} {value}")
         is_met = "yes" if verdict.is_met else "NO"
         rows.append([verdict.check, verdict.model, ", ".join(measured), verdict.aim, is_met])
     return table(["check", "model", "measured", "aim", "met"], rows)

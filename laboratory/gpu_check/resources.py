@@ -112,7 +112,7 @@ def check_lost_device(model: Model) -> Verdict:
 
 def check_devices(device: Device) -> Verdict:
     """Name the card, and the devices that `auto` chooses."""
-    chosen = (encoder_device("auto"), decoder_device("auto"))
+    devices = (encoder_device("auto"), decoder_device("auto"))
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    measured = {"device": name, "auto": "encoder {}, decoder {}".format(*chosen)}
-    return Verdict(measured, f"auto is {device} for both", chosen == (device, device))
+    measured = {"device": name, "auto": "encoder {}, decoder {}".format(*devices)}
+    return Verdict(measured, f"auto is {device} for both", devices == (device, device))

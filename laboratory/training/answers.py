@@ -103,7 +103,7 @@ def picture_of(scene: Scene) -> Picture:
     boxes = dict(enumerate(map(box_xyxy, scene.objects)))
     if scene.word is not None:
         boxes[WORD] = scene.word.box_xyxy
-    return Picture(scene, boxes, _character_boxes(scene.word), questions(scene))
+    return Picture(scene, boxes, _character_boxes(scene.word), tuple(questions(scene)))
 
 
 def _character_boxes(word: Word | None) -> tuple[BoxXYXY, ...]:

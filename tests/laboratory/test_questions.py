@@ -136,7 +136,7 @@ def test_free_questions_and_their_answers() -> None:
 def test_labels_expect_every_box_of_theirs(seed: int) -> None:
     """An absent label expects none."""
     scene = sample_scene(seed)
-    assert questions(scene) == questions(scene)
+    assert list(questions(scene)) == list(questions(scene))
     about = by_name(scene)
     assert len({question.task for question in about.values()}) == 11
     names = [drawn.name for drawn in scene.objects]
