@@ -1,15 +1,15 @@
 """Fits the calibrations of the embedded models' scores: `python -m laboratory.calibration MODEL…`.
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
-clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
-the smallest object that a model finds on shapes of many sizes. Needs the group `dev`, for `diptych
-evaluate`.
+clean, blurred, and so small that the models err, and have shapes of many sizes. Scores in tiles are
+fitted on large images. Needs the group `dev`, for `diptych evaluate`.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,8 +39,6 @@ from wire.artifacts.manifest import CALIBRATION_FILE
 
 TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
 _CONDITIONS = ((PLAIN_PX, 0.0), (PLAIN_PX, 1.5), (40, 0.0), (22, 0.0))  # side and blur, px
-_NUM_SCENES = 300
-_NUM_LARGE = 75  # they have many objects
 _IN_TILES = ("--tiles", "4x5", "--concurrency", "2")  # more would be refused as overload
 _FIRST_SCENE = 100_000  # scenes below it measure
 _FIRST_LARGE_SEED = 950_000_000
@@ -49,23 +47,19 @@ _FIRST_LARGE_SEED = 950_000_000
 def main(models: Sequence[str]) -> None:
     """Fit the models and write their files."""
     port = free_port()
-    settings = {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
-    settings |= {"DIPTYCH_MODELS": ",".join(models), "DIPTYCH_CALIBRATION": "off"}
+    settings = {"DIPTYCH_MODELS": ",".join(models), "DIPTYCH_CALIBRATION": "off"}
+    settings |= {"DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
     launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_coco(folder / "scenes", difficult_scenes(_NUM_SCENES))
-        write_coco(folder / "large", large_images(_NUM_LARGE))
-        write_coco(folder / "sizes", images_of_all_sizes(_NUM_SCENES))
+        write_coco(folder / "scenes", chain(difficult_scenes(300), images_of_all_sizes(300)))
+        write_coco(folder / "large", large_images(75))
         with running(launch, ROOT / "build" / "calibration.log"), Client(launch.url) as client:
             for model in client.models():
                 rows = []
                 for task in filter(model.tasks.__contains__, TASKS):
-                    fit = (launch.url, model.id, task)
-                    sizes = _fitted(*fit, folder / "sizes")
-                    row = _fitted(*fit, folder / "scenes")
-                    rows.append(row | {"min_object_share": sizes["min_object_share"]})
-                    rows.append(_fitted(*fit, folder / "large", *_IN_TILES))
+                    rows.append(_fitted(launch.url, model.id, task, folder / "scenes"))
+                    rows.append(_fitted(launch.url, model.id, task, folder / "large", *_IN_TILES))
                 document = json.dumps({"calibrations": rows}, indent=1)
                 file = ROOT / "models" / model.id / CALIBRATION_FILE
                 file.write_text(f"{document}\n", encoding="utf-8")

@@ -5,7 +5,7 @@ parts       a model's encoder and decoder on the device, and requests for them
 exactness   features, tokens and choices against the CPU and eager operations
 speed       encoder, prefill, steps by number of rows, the idle share of a step, throughput
 serving     the service with all models, adapters and a restart
-resources   transfers of a step, memory, and what happens after a lost device
+resources   devices, memory under load, and what happens after a lost device
 
 Every check also runs on a CPU, where only exactness has a meaning.
 """

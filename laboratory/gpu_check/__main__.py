@@ -37,7 +37,6 @@ _CHECKS: dict[str, Callable[[Model, Device], report.Verdict]] = {
     "step": speed.check_step,
 }
 _CHECKS_OF_A_CARD: dict[str, Callable[[Model], report.Verdict]] = {
-    "traffic of a step": resources.check_transfers,
     "memory": resources.check_memory,
     "lost device": resources.check_lost_device,
 }

@@ -1,31 +1,16 @@
-"""Transfers of a step, memory of the device, and what happens after a lost device."""
+"""The devices, memory under load, and what happens after a lost device."""
 
 import subprocess
 import sys
-from itertools import product
-from typing import Any
 
 import torch
 
-from laboratory.gpu_check.parts import Model, admitted, endless, requests, scheduler, write
+from laboratory.gpu_check.parts import Model, requests, scheduler, write
 from laboratory.gpu_check.report import Verdict
-from laboratory.gpu_check.speed import OPTIONS
 from runners.errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
 
-# Limits of a step: copies to the host, each of which waits; all copies; and kernel launches outside
-# of CUDA graphs.
-_MAX_TO_HOST = 1
-_MAX_COPIES = 2
-_MAX_LAUNCHES = 10
-_NUM_STEPS = 16
-_EVENTS = {  # parts of the profiler's names
-    "to host": "Memcpy DtoH",
-    "to device": "Memcpy HtoD",
-    "graphs": "cudaGraphLaunch",
-    "launches": "LaunchKernel",
-}
 _LOSES_THE_DEVICE = """
 import sys
 import torch
@@ -40,36 +25,6 @@ with scheduler(decoder, 2) as running:
     engine.prefill = lambda *args: (one[one.long() + 10**6], prefill(*args))[1]
     write(running, requests(decoder, [model.features("cuda")], 8))
 """
-
-
-def check_transfers(model: Model) -> Verdict:
-    """Count copies and launches of a step, by the choice of tokens and the number of sequences."""
-    decoder = endless(model.decoder("cuda"))
-    measured = {}
-    is_met = True
-    for (name, options), num in product(OPTIONS.items(), (1, 21)):
-        counts = _traffic(model, decoder, num, options)
-        measured[f"{name}, {num}"] = counts
-        num_copies = counts["to host"] + counts["to device"]
-        is_few = counts["to host"] <= _MAX_TO_HOST and num_copies <= _MAX_COPIES
-        is_met = is_met and is_few and counts["launches"] <= _MAX_LAUNCHES
-    aim = f"to host <= {_MAX_TO_HOST}, copies <= {_MAX_COPIES}, launches <= {_MAX_LAUNCHES}"
-    return Verdict(measured, aim, is_met)
-
-
-def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> dict[str, float]:
-    # the tokens of the prefill are copied to the device, those of later steps are there
-    batch = admitted(decoder, model, "cuda", [options] * num, _NUM_STEPS)
-    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profiled:
-        for _ in range(_NUM_STEPS):
-            batch.step()
-    counts = dict.fromkeys(_EVENTS, 0.0)
-    for event in profiled.key_averages():
-        for name, part in _EVENTS.items():
-            if part in event.key:
-                counts[name] += event.count
-    return {name: round(count / _NUM_STEPS, 2) for name, count in counts.items()}
 
 
 def check_memory(model: Model) -> Verdict:

@@ -137,12 +137,10 @@ class Training:
 
     def stage_of(self, step: int) -> tuple[int, float]:
         """Return the index of a step's stage, and the progress in it, 0 to 1."""
-        first = 0
-        for index, stage in enumerate(self.recipe):
-            if step < first + stage.num_steps:
-                return index, (step - first) / stage.num_steps
-            first += stage.num_steps
-        return len(self.recipe) - 1, 1.0
+        ends = np.cumsum([stage.num_steps for stage in self.recipe])
+        index = min(int(np.searchsorted(ends, step, side="right")), len(self.recipe) - 1)
+        num_left = int(ends[index]) - step
+        return index, 1 - num_left / self.recipe[index].num_steps
 
     def _joint_progress(self, step: int) -> float:
         """Return the progress of the second stage, 0 before and 1 after it."""
@@ -230,20 +228,16 @@ class Training:
         muon = list[dict[str, object]]()
         adam: list[dict[str, object]] = [{"params": [embeddings], "top": _EMBEDDING_RATE}]
         adam.append({"params": list(self.heads.parameters()), "top": _ADAM_RATE})
-        parts = {"vision": self.trainee.vision_parts, "language": [self.trainee.language_model]}
-        for part, modules in parts.items():
-            matrices: list[Tensor] = []
-            others: list[Tensor] = []
-            for module in modules:
-                for layer in module.modules():
-                    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight is embeddings:
-                        continue
-                    if getattr(layer, "groups", 1) == 1:
-                        matrices.append(layer.weight)
-                taken = {id(embeddings), *map(id, matrices)}
-                others += [value for value in module.parameters() if id(value) not in taken]
+        for part, module in self.trainee.parts.items():
+            others = {id(value): value for value in module.parameters()}
+            others.pop(id(embeddings), None)
+            matrices = []
+            for layer in module.modules():
+                is_dense = isinstance(layer, nn.Linear | nn.Conv2d)
+                if is_dense and getattr(layer, "groups", 1) == 1 and id(layer.weight) in others:
+                    matrices.append(others.pop(id(layer.weight)))
             muon.append({"params": matrices, "top": _MUON_RATE, "part": part})
-            adam.append({"params": others, "top": _ADAM_RATE, "part": part})
+            adam.append({"params": list(others.values()), "top": _ADAM_RATE, "part": part})
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
 

@@ -66,8 +66,10 @@ class Trainee(nn.Module, ABC):
         self.initialize()
 
     @property
-    def vision_parts(self) -> list[nn.Module]:
-        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
+    def parts(self) -> dict[str, nn.Module]:
+        model = self.model.model
+        vision = nn.ModuleList([model.vision_tower, model.multi_modal_projector])
+        return {"vision": vision, "language": model.language_model}
 
     @property
     def language_model(self) -> Any:
