@@ -445,6 +445,8 @@ async def test_unbegun_stream_leaves_its_place() -> None:
 async def test_images_wait_for_slots_of_their_client() -> None:
     core = make_core(max_pending=3)
     calls = [context() for _ in range(3)]
+    for call in calls:
+        await core.places.take(call)  # a slot needs no further one
     async with core.answer_slot(calls[0]) as first, core.answer_slot(calls[1]):
         third = asyncio.create_task(core.answer_slot(calls[2]).__aenter__())
         await asyncio.sleep(0)
