@@ -86,18 +86,14 @@ class Scorecard:
     tallies: dict[tuple[str, Measure], Tally] = field(default_factory=dict)
 
     def tally(self, name: str, measure: Measure) -> Tally:
-        """Return a tally, an empty one if there is none."""
         return self.tallies.get((name, measure), Tally())
 
     def add(self, name: str, measures: Measures) -> None:
-        """Add the measures of one answer."""
         for measure, tally in measures.items():
             self.tallies[name, measure] = self.tally(name, measure) + tally
 
     def pooled(self, measure: Measure, names: Sequence[str]) -> float | None:
-        """Return a measure of all questions of some tasks or variants, such as `captioning short`;
-        None without any.
-        """
+        """Return a measure of all questions of some tasks or variants; None without any."""
         starts = tuple(f"{name} " for name in names)
         total = Tally()
         for (name, other), tally in self.tallies.items():
@@ -205,32 +201,31 @@ _DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
 _NO_OBJECT = (*_FREE_DETECTION, "open_vocabulary_detection no object")
 _NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
 
-Pool = tuple[Measure, tuple[str, ...]]  # the questions' names begin with one of these
-
-
-def _variants(task: str, *variants: str) -> list[Pool]:
-    return [("exact", (f"{task} {variant}",)) for variant in variants]
-
-
-def _reading(task: str) -> list[Pool]:
-    """Return accuracy over all images and over those with a word: the other half is easier."""
-    return [("exact", (task,)), ("exact_if_any", (task,))]
-
-
-TASK_MEASURES: dict[str, list[Pool]] = {
-    "captioning, exact: short / detailed": _variants("captioning", "short", "detailed"),
+# of a row's title, each measure with what its questions' names begin with
+TASK_MEASURES: dict[str, list[tuple[Measure, tuple[str, ...]]]] = {
+    "captioning, exact: short / detailed": [
+        ("exact", ("captioning short",)),
+        ("exact", ("captioning detailed",)),
+    ],
     **{
         f"{task}, F1 at IoU: 0.5 / 0.75": [("f1_at_50", (task,)), ("f1_at_75", (task,))]
         for task in _DETECTION
     },
     "instance_segmentation, mean mask IoU": [("mask_iou", ("instance_segmentation",))],
-    "ocr, exact: all images / images with a word": _reading("ocr"),
-    "ocr_with_regions, exact and quad IoU ≥ 0.5: all images / images with a word": _reading(
-        "ocr_with_regions"
-    ),
-    "region_description, exact: category / description / text": _variants(
-        "region_description", "category", "description", "text"
-    ),
+    # half of all images have no word, and are easier
+    "ocr, exact: all images / images with a word": [
+        ("exact", ("ocr",)),
+        ("exact_if_any", ("ocr",)),
+    ],
+    "ocr_with_regions, exact and quad IoU ≥ 0.5: all images / images with a word": [
+        ("exact", ("ocr_with_regions",)),
+        ("exact_if_any", ("ocr_with_regions",)),
+    ],
+    "region_description, exact: category / description / text": [
+        ("exact", ("region_description category",)),
+        ("exact", ("region_description description",)),
+        ("exact", ("region_description text",)),
+    ],
     "visual_question_answering, exact": [("exact", ("visual_question_answering",))],
     "no object: no box": [("empty", _NO_OBJECT)],
     "no word: no text": [("empty", _NO_WORD)],

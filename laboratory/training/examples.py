@@ -66,6 +66,7 @@ _BLUR_SHARE = 0.2
 _MAX_BLUR = 0.006  # radius as a share of the side
 _JPEG_SHARE = 0.3
 _JPEG_QUALITIES = (50, 95)
+_SEQUENCES_PER_IMAGE = 4
 _OTHER_WEIGHT = 0.5  # questions that are not in a recipe
 _PADDING = {"answer_ids": NO_TOKEN, "coordinates": -1}  # others: 0
 
@@ -116,12 +117,13 @@ class Language:
 class CellTargets:
     """The contents of the cells of a picture, and the cells of each subject and character."""
 
+    picture: Picture
     arrays: Arrays
     cells_of: dict[tuple[int, int | None], Cells]
 
     @classmethod
     def of(cls, picture: Picture) -> "CellTargets":
-        targets = cls(_nothing(picture), {})
+        targets = cls(picture, _nothing(picture), {})
         for subject, box in sorted(picture.boxes.items(), key=lambda item: -_area(item[1])):
             cells = _cells(box, GRID)
             targets.cells_of[subject, None] = cells
@@ -195,14 +197,12 @@ def _indices(start_px: float, end_px: float, num: int) -> Cells:
     last = np.floor(end_px / cell_px - 0.5)
     if last < first:
         first = last = np.floor((start_px + end_px) / 2 / cell_px)
-    return np.arange(min(max(first, 0), num - 1), max(min(last, num - 1), 0) + 1).astype(np.int64)
+    return np.arange(max(first, 0), min(last, num - 1) + 1).astype(np.int64)
 
 
-def image_batch(
-    pictures: Sequence[Picture], targets: Sequence[CellTargets], rng: Generator
-) -> Batch:
+def image_batch(targets: Sequence[CellTargets], rng: Generator) -> Batch:
     """Return the augmented images of pictures with their targets."""
-    pixels = np.stack([augmented_pixels(picture, rng) for picture in pictures])
+    pixels = np.stack([augmented_pixels(target.picture, rng) for target in targets])
     batch = {"pixels": torch.from_numpy(pixels)}
     for name in targets[0].arrays:
         batch[name] = torch.from_numpy(np.stack([target.arrays[name] for target in targets]))
@@ -227,18 +227,16 @@ def augmented_pixels(picture: Picture, rng: Generator) -> NDArray[np.uint8]:
 
 def sequence_batch(
     language: Language,
-    pictures: Sequence[Picture],
     targets: Sequence[CellTargets],
     weights: Mapping[str, float],
-    num_per_image: int,
     rng: Generator,
 ) -> Batch:
     """Sample examples about each picture by their questions' weights, and pad them."""
     rows_of = dict[str, list[Tensor]]()
-    for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
-        for question, prompt in _sampled(language.entry, picture, weights, num_per_image, rng):
+    for index, target in enumerate(targets):
+        for question, prompt in _sampled(language.entry, target.picture, weights, rng):
             prompt_ids = np.array(language.prompt_ids(prompt))
-            example = answer_arrays(language, picture, target, question, prompt.labels)
+            example = answer_arrays(language, target, question, prompt.labels)
             example |= {"image_index": np.array(index), "prompt_ids": prompt_ids}
             example["num_prompt"] = np.array(len(prompt_ids))
             for name, values in example.items():
@@ -253,9 +251,9 @@ def sequence_batch(
 
 
 def _sampled(
-    entry: CatalogEntry, picture: Picture, weights: Mapping[str, float], num: int, rng: Generator
+    entry: CatalogEntry, picture: Picture, weights: Mapping[str, float], rng: Generator
 ) -> list[tuple[Question, QuestionPrompt]]:
-    """Return up to `num` different prompts with their questions."""
+    """Return up to `_SEQUENCES_PER_IMAGE` different prompts with their questions."""
     choices = []
     shares = []
     for question in picture.questions:
@@ -264,7 +262,8 @@ def _sampled(
             choices.append((question, prompt))
             shares.append(_weight(picture, question, weights) / len(prompts))
     chances = np.array(shares) / np.sum(shares)
-    indices = rng.choice(len(choices), min(num, len(choices)), replace=False, p=chances)
+    num = min(_SEQUENCES_PER_IMAGE, len(choices))
+    indices = rng.choice(len(choices), num, replace=False, p=chances)
     return [choices[index] for index in indices]
 
 
@@ -280,14 +279,10 @@ def _weight(picture: Picture, question: Question, weights: Mapping[str, float]) 
 
 
 def answer_arrays(
-    language: Language,
-    picture: Picture,
-    targets: CellTargets,
-    question: Question,
-    labels: Sequence[str],
+    language: Language, targets: CellTargets, question: Question, labels: Sequence[str]
 ) -> Arrays:
     """Return the arrays of one answer, with a row for each token but `ranks`, of the cells."""
-    pieces = language.answer(picture, question, labels)
+    pieces = language.answer(targets.picture, question, labels)
     text = "".join(piece.text for piece in pieces)
     encoding = language.tokenizer.encode(text, add_special_tokens=False)
     ids = [*language.answer_start, *encoding.ids, language.eos_id]

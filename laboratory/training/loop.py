@@ -30,7 +30,6 @@ from laboratory.training.models import TRAINEES, Trainee
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _ENCODER_IMAGES = 32  # per step
 _JOINT_IMAGES = 12
-_SEQUENCES_PER_IMAGE = 4
 _ENCODER_WORD_SHARE = 0.9  # characters take longest to learn
 _FULL_DIFFICULTY_SHARE = 0.15  # of the joint steps, until scenes have their full number of objects
 _SIGMAS = (1.0, 0.25)  # first and last width of a location's target in grid steps
@@ -159,17 +158,14 @@ class Training:
             first_seed = _JOINT_FIRST_SEED + (step - self.recipe[0].num_steps) * num
             difficulty = min(1.0, self._joint_progress(step) / _FULL_DIFFICULTY_SHARE)
             word_share = WORD_SHARE
-        seeds = range(first_seed, first_seed + num)
-        pictures = [sample_picture(seed, difficulty, word_share) for seed in seeds]
+        targets = []
+        for seed in range(first_seed, first_seed + num):
+            targets.append(CellTargets.of(sample_picture(seed, difficulty, word_share)))
         rng = default_rng((first_seed, 2))
-        targets = list(map(CellTargets.of, pictures))
-        images = image_batch(pictures, targets, rng)
+        images = image_batch(targets, rng)
         if weights is None:
             return images, None
-        sequences = sequence_batch(
-            self.language, pictures, targets, weights, _SEQUENCES_PER_IMAGE, rng
-        )
-        return images, sequences
+        return images, sequence_batch(self.language, targets, weights, rng)
 
     def _take_step(
         self, step: int, images: Batch, batch: Batch | None, optimizers: Sequence[Optimizer]

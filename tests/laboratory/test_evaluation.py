@@ -156,6 +156,7 @@ def test_true_answers_score_full_marks() -> None:
     assert {tally.f1 for tally in scorecard.tallies.values()} == {1.0}
     assert scorecard.tally("object_detection", "empty").num_expected == 1
     assert not [name for name, _ in scorecard.tallies if "region" in name]
+    assert scorecard.tally("visual_question_answering count", "exact").num_expected == 10
 
 
 def test_wrong_answer_lowers_its_question_only() -> None:

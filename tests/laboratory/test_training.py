@@ -125,7 +125,7 @@ def test_tokens_have_the_mentions_of_their_characters() -> None:
     targets = CellTargets.of(picture)
     language = Language.of(FLORENCE, MODELS / FLORENCE.id)
     question = question_of(picture, "ocr_with_regions")
-    arrays = answer_arrays(language, picture, targets, question, ())
+    arrays = answer_arrays(language, targets, question, ())
     num = len(picture.text)
     assert arrays["steps"].tolist() == [0] * (1 + num) + [8] * 8 + [0]
     assert arrays["coordinates"].tolist() == [-1] * (1 + num) + [0, 1, 2, 1, 2, 3, 0, 3, -1]
@@ -133,9 +133,7 @@ def test_tokens_have_the_mentions_of_their_characters() -> None:
         cells = targets.mentioned(Mention((WORD,), character=index))
         assert np.array_equal(arrays["mentioned"][1 + index], cells)
     assert not arrays["mentioned"][[0, -1]].any()
-    detections = answer_arrays(
-        language, picture, targets, question_of(picture, "region_proposal"), ()
-    )
+    detections = answer_arrays(language, targets, question_of(picture, "region_proposal"), ())
     assert set(detections["ranks"].tolist()) == {0, 1, 2}
 
 
