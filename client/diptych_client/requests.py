@@ -15,7 +15,6 @@ from diptych_client.geometry import ImageSize
 Step = Mapping[str, Any]  # the fields of docs/analyze.md
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...] | tuple[Step, ...]
 KindT = TypeVar("KindT")
-_MAX_MAGIC_BYTES = 12
 _JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
@@ -139,14 +138,8 @@ def read_image_file(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
-        magic = file.read(_MAX_MAGIC_BYTES)
-        if not begins_as_image(magic):
+        magic = file.read(12)
+        is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
+        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
-
-
-def begins_as_image(data: bytes | bytearray) -> bool:
-    """Return True if a file begins as a JPEG, PNG or WebP file does."""
-    magic = data[:_MAX_MAGIC_BYTES]
-    is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
-    return is_webp or magic.startswith(_JPEG_AND_PNG)

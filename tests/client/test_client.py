@@ -280,9 +280,7 @@ def sent_twice(steps: Sequence[Step]) -> Script:
             [True, False, True, True, True],
             [],
         ),
-        # a service that stores none, and an older one
         ([Refusal("not_found"), ANSWER, COMPARISON], [True, True, True], []),
-        ([Refusal("invalid_request"), ANSWER, COMPARISON], [True, True, True], []),
     ],
 )
 def test_stored_image_is_sent_once_or_again(

@@ -26,7 +26,6 @@ from diptych_client.clients.caller import (
 from diptych_client.errors import (
     DiptychError,
     ImageExpired,
-    InvalidRequest,
     NotFound,
     affects_every_image,
 )
@@ -288,7 +287,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     async def _store(self, image: StoredImage) -> None:
         image.id = None
         if isinstance(self._transport, AsyncRestTransport):
-            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+            with suppress(NotFound):  # the service stores none
                 image.id = await self._call(STORE, Request(image.data), self._transport.send)
 
     async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:

@@ -22,7 +22,6 @@ from diptych_client.clients.caller import (
 from diptych_client.errors import (
     DiptychError,
     ImageExpired,
-    InvalidRequest,
     NotFound,
     affects_every_image,
 )
@@ -282,7 +281,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
     def _store(self, image: StoredImage) -> None:
         image.id = None
         if isinstance(self._transport, RestTransport):
-            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+            with suppress(NotFound):  # the service stores none
                 image.id = self._call(STORE, Request(image.data), self._transport.send)
 
     def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
