@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -60,23 +60,13 @@ def stream(client: Any) -> Any:
     return client.stream(b"image", "ocr")
 
 
-@pytest.mark.parametrize(
-    ("url", "transport"),
-    [
-        ("https://example.org/behind/a/proxy", "RestTransport"),
-        ("grpcs://example.org:443/", "GrpcTransport"),
-    ],
-)
-def test_scheme_selects_the_transport(url: str, transport: str) -> None:
-    with Client(url) as client:
-        assert type(client._transport).__name__ == transport
-
-
 @pytest.mark.parametrize("url", ["ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""])
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="grpcs://HOST:PORT, got ") as caught:
         Client(url)
     assert caught.value.param == "url"
+    for allowed in ("https://example.org/behind/a/proxy", "grpcs://example.org:443/"):
+        Client(allowed).close()
 
 
 def delays_s(error: DiptychError, timeout_s: float = 3600.0, max_retries: int = 8) -> list[float]:
@@ -134,37 +124,24 @@ def test_next_attempt_has_the_remaining_time_and_the_key(interface: str, kind: s
 
 @both_clients
 @both_interfaces
-def test_broken_connection_is_retried(interface: str, kind: str) -> None:
-    with scripted(interface, [Refusal("not_ready"), None]) as (url, script):
-        assert call(kind, url, predict) == ANSWER
-    assert len(script.received) == 3
-
-
-@both_clients
-@both_interfaces
 @pytest.mark.parametrize(
-    ("code", "retry_after_s", "error", "num_sent"),
+    ("step", "error", "num_sent"),
     [
-        ("invalid_request", 0, InvalidRequest, 1),  # final
-        ("overloaded", 0, Overloaded, 3),
-        ("not_ready", 90, NotReady, 1),  # beyond the deadline
+        (Refusal("invalid_request", 0), InvalidRequest, 1),
+        (Refusal("overloaded", 0), Overloaded, 3),
+        (Refusal("not_ready", 90), NotReady, 1),  # beyond the deadline
+        (None, ConnectionFailed, 3),
     ],
 )
-def test_last_attempt_raises_the_error_of_the_service(
-    interface: str,
-    kind: str,
-    code: str,
-    retry_after_s: int,
-    error: type[DiptychError],
-    num_sent: int,
+def test_last_attempt_raises_its_error(
+    interface: str, kind: str, step: Step, error: type[DiptychError], num_sent: int
 ) -> None:
-    start_s = time.monotonic()
-    with scripted(interface, [Refusal(code, retry_after_s)] * 3) as (url, script):
+    with scripted(interface, [step] * 3) as (url, script):
         with pytest.raises(error) as caught:
             call(kind, url, predict, max_retries=2)
         assert len(script.received) == num_sent
-    assert (caught.value.message, caught.value.retry_after_s) == ("no", retry_after_s)
-    assert time.monotonic() - start_s < 30
+    if isinstance(step, Refusal):
+        assert (caught.value.message, caught.value.retry_after_s) == ("no", step.retry_after_s)
 
 
 @contextmanager
@@ -204,13 +181,12 @@ LATE = {"code": "deadline_exceeded", "message": "late", "param": None, "request_
 
 
 @both_clients
-@pytest.mark.parametrize("lost", [None, b"", tokens("one")[:-1]])
-def test_stream_is_retried_before_its_first_piece(kind: str, lost: bytes | None) -> None:
+@pytest.mark.parametrize("lost", [b"", tokens("one")[:-1]])
+def test_stream_is_retried_before_its_first_piece(kind: str, lost: bytes) -> None:
     whole = b": keep-alive\n\n" + STREAM.replace(b"\n", b"\r\n")  # a proxy wrote it
-    steps = [whole] if lost is None else [lost, whole]
-    with scripted("rest", steps) as (url, script):
+    with scripted("rest", [lost, whole]) as (url, script):
         assert call(kind, url, stream) == [*TOKENS, answer(TEXT)]
-    assert len(script.received) == len(steps)
+    assert len(script.received) == 2
     assert b'name="stream"\r\n\r\ntrue' in script.received[0].body
 
 
@@ -235,9 +211,7 @@ def test_failed_stream_raises_its_error(
     assert error is not DeadlineExceeded or caught.value.request_id == "theirs"
 
 
-@pytest.mark.parametrize(
-    "body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=["deep", "list", "incomplete"]
-)
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"[]", b'{"id": "x"}'], ids=len)
 def test_response_of_another_form_is_an_internal_error(body: bytes) -> None:
     message = "cannot parse the response to Predict"
     with scripted("rest", [body]) as (url, _), pytest.raises(InternalError, match=message):
@@ -251,19 +225,6 @@ COMPARISON = json.dumps(EMPTY).encode()
 
 def stored(image_id: str) -> bytes:
     return json.dumps({"id": image_id}).encode()
-
-
-def sent_twice(steps: Sequence[Step]) -> Script:
-    """Send two questions about one image; return the script."""
-
-    async def run(url: str) -> None:
-        async with AsyncClient(url) as client, client.image(DATA) as image:
-            assert await client.predict(image, "ocr") == ANSWER
-            assert (await client.compare(image, "ocr")) is not None
-
-    with scripted("rest", steps) as (url, script):
-        asyncio.run(run(url))
-    return script
 
 
 @pytest.mark.parametrize(
@@ -286,7 +247,13 @@ def sent_twice(steps: Sequence[Step]) -> Script:
 def test_stored_image_is_sent_once_or_again(
     steps: list[Step], has_data: list[bool], removed: list[str]
 ) -> None:
-    script = sent_twice(steps)
+    async def run(url: str) -> None:
+        async with AsyncClient(url) as client, client.image(DATA) as image:
+            assert await client.predict(image, "ocr") == ANSWER
+            await client.compare(image, "ocr")
+
+    with scripted("rest", steps) as (url, script):
+        asyncio.run(run(url))
     assert [DATA in request.body for request in script.received] == has_data
     assert script.removed == removed
     for path in removed:

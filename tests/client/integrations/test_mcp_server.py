@@ -22,7 +22,7 @@ from diptych_client.integrations.mcp_server import (
 )
 from diptych_client.results import Analysis, StepAnswer, StepAnswers
 from diptych_client.transports.messages import to_json
-from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, TEXT_REGIONS, answer
+from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, answer
 from tests.support.scene_images import scene_png
 from tests.support.scripted_services import Refusal, Script, serving_rest
 
@@ -83,8 +83,12 @@ def test_arguments_are_fields_of_the_request() -> None:
     for text in (URL, SEGMENT.id, "[1, 2, 3, 4]", "0.5"):
         assert f"\r\n\r\n{text}\r\n".encode() in request.body
     script = Script([body_of(Comparison("id", "ocr", SIZE, (answer(TEXT), FAILURE)))])
-    assert not call(script, "ocr", image=URL, models="m,n").is_error
+    result = call(script, "ocr", image=URL, models="m,n")
     assert b'["m", "n"]' in script.received[0].body
+    assert not result.is_error
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    assert TEXT.text in content.text  # letters instead of escapes
 
 
 @pytest.mark.parametrize(
@@ -114,42 +118,20 @@ def test_call_fails_if_all_models_fail() -> None:
     assert row == {"model": "n", "error": asdict(FAILURE.error)}
 
 
-def test_data_url_is_decoded_and_pipe_is_no_file(tmp_path: Path) -> None:
+def test_only_image_files_leave_the_computer(tmp_path: Path) -> None:
     data_url = f"data:image/png;base64,{base64.b64encode(scene_png()).decode()}"
     assert read_image(data_url) == scene_png()
+    path = tmp_path / "file"
+    for content in (b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 ", scene_png()):
+        path.write_bytes(content)
+        assert read_image(str(path)) == content
+    for content in (b"RIFF\0\0\0\0WAVE", b"secret"):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
+            read_image(str(path))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="there is no file"):
         read_image(str(tmp_path / "pipe"))
-
-
-@pytest.mark.parametrize(
-    ("content", "is_image"),
-    [
-        (b"\xff\xd8\xff\xe0", True),
-        (b"RIFF\0\0\0\0WEBPVP8 ", True),
-        (b"RIFF\0\0\0\0WAVE", False),
-        (b"secret", False),
-    ],
-)
-def test_only_image_files_leave_the_computer(
-    tmp_path: Path, content: bytes, is_image: bool
-) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    if is_image:
-        assert read_image(str(path)) == content
-    else:
-        with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
-            read_image(str(path))
-
-
-@pytest.mark.parametrize(
-    ("kind", "result"),
-    [("text", TEXT), ("detections", DETECTIONS), ("text_regions", TEXT_REGIONS)],
-)
-def test_row_has_the_result_of_its_kind(kind: str, result: Any) -> None:
-    (row,) = answer_rows([answer(result)])
-    assert list(row) == ["model", kind, "finish_reason", "calibrated"]
 
 
 def test_rows_are_rounded_and_simplified() -> None:
@@ -159,6 +141,7 @@ def test_rows_are_rounded_and_simplified() -> None:
     result = replace(DETECTIONS, detections=detections)
     (row,) = answer_rows([replace(answer(result), guarantee=proved)])
     assert row["detections"][0] == {"box": [1.3, 2, 3, 4], "label": "star", "score": 0.988}
+    assert list(row) == ["model", "detections", "finish_reason", "calibrated", "guarantee"]
     assert row["guarantee"] == asdict(proved)
     edge = [(x / 10, 0.0) for x in range(100)]
     dense = (*edge, (9.9, 9.0), (0.0, 9.0))
@@ -180,9 +163,3 @@ def test_analysis_has_the_answers_of_its_steps() -> None:
     assert (step["id"], step["truncated"], answered["of"]) == ("a", True, 0)
     assert answered == answer_rows([answer(DETECTIONS)])[0] | {"of": 0}
     assert failed == answer_rows([FAILURE])[0]
-
-
-def test_text_has_letters_instead_of_escapes() -> None:
-    (content,) = call(Script([answer(TEXT)]), "ocr", image=URL).content
-    assert isinstance(content, TextContent)
-    assert TEXT.text in content.text
