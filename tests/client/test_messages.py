@@ -192,16 +192,18 @@ def test_error_has_the_detail_of_the_service() -> None:
 
 
 def test_status_decides_without_a_detail() -> None:
-    for status, kind in ((413, PayloadTooLarge), (429, Overloaded), (500, InternalError)):
+    kinds = {413: PayloadTooLarge, 429: Overloaded, 500: InternalError, 502: ConnectionFailed}
+    for status, kind in kinds.items():
         for body in (b"", b"[]", b'{"error": "none of ours"}', b'{"error": {}}', b"\xff"):
             error = error_from_response(status, {"retry-after": "7"}, body, "mine")
             assert type(error) is kind
             assert (error.request_id, error.retry_after_s) == ("mine", 7)
-    for code, kind in (
-        (CODE.UNAVAILABLE, ConnectionFailed),
-        (CODE.RESOURCE_EXHAUSTED, PayloadTooLarge),
-        (CODE.DEADLINE_EXCEEDED, DeadlineExceeded),
-        (CODE.UNIMPLEMENTED, InternalError),
-    ):
+    grpc_kinds = {
+        CODE.UNAVAILABLE: ConnectionFailed,
+        CODE.RESOURCE_EXHAUSTED: PayloadTooLarge,
+        CODE.DEADLINE_EXCEEDED: DeadlineExceeded,
+        CODE.UNIMPLEMENTED: InternalError,
+    }
+    for code, grpc_kind in grpc_kinds.items():
         error = error_from_status(code, "why", {}, CALL)
-        assert (type(error), error.request_id) == (kind, "mine")
+        assert (type(error), error.request_id) == (grpc_kind, "mine")

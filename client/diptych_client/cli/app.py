@@ -7,7 +7,7 @@ step's task.
 import asyncio
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -150,8 +150,6 @@ def predict(
     ] = None,
 ) -> None:
     """Run a task on images with one model."""
-    as_json = input_options.as_json
-    num_failed = 0
     with TemporaryDirectory(prefix="diptych-") as work, context.obj.client() as client:
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
@@ -170,24 +168,34 @@ def predict(
             options=task_options.answer_options(),
             progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
         )
+        num_failed = 0
         for image, answer, drawing in zip(images, answers, drawings, strict=True):
-            if not isinstance(answer, Answer):
-                if is_one:
-                    raise answer
-                num_failed += 1
-                echo(f"error: {image.name}: {answer}", is_error=True)
-                if as_json:
-                    _print_row({"image": image.name, "error": to_json(answer.detail)})
-                continue
-            if drawing is not None:
-                save_drawing(draw_answer(open_upright(store.path / image.name), answer), drawing)
-            if as_json and not is_one:
-                _print_row({"image": image.name, "answer": to_json(answer)})
-                continue
+            if isinstance(answer, Answer) and drawing is not None:
+                picture = open_upright(store.path / image.name)
+                save_drawing(draw_answer(picture, answer), drawing)
             if not is_one:
-                echo(f"\n{image.name}")
-            _print(as_json, answer, answer_view(answer))
+                num_failed += print_row(image.name, answer, input_options.as_json)
+            elif isinstance(answer, Answer):
+                _print(input_options.as_json, answer, answer_view(answer))
+            else:
+                raise answer
     raise typer.Exit(1 if num_failed else 0)
+
+
+def print_row(name: str, answer: Answer | DiptychError, as_json: bool) -> int:
+    """Print the answer or the error of one of several images; return the number of errors."""
+    row: dict[str, Any] = {"image": name}
+    if isinstance(answer, Answer):
+        row["answer"] = to_json(answer)
+    else:
+        row["error"] = to_json(answer.detail)
+        echo(f"error: {name}: {answer}", is_error=True)
+    if as_json:
+        echo(json.dumps(row, ensure_ascii=False))
+    elif isinstance(answer, Answer):
+        echo(f"\n{name}")
+        Console().print(answer_view(answer))
+    return int("error" in row)
 
 
 @app.command()
@@ -388,7 +396,3 @@ def _print(as_json: bool, value: object, view: RenderableType) -> None:
         echo(json.dumps(to_json(value), indent=2, ensure_ascii=False))
     else:
         Console().print(view)
-
-
-def _print_row(row: Mapping[str, Any]) -> None:
-    echo(json.dumps(row, ensure_ascii=False))

@@ -282,7 +282,7 @@ def offered_task(tasks: Iterable[Task], name: str) -> Task:
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a dataclass by one option for each of its fields."""
-    options = []
+    options: list[inspect.Parameter] = []
     groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(command).parameters.values():
         if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):

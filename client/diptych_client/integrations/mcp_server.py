@@ -15,7 +15,7 @@ not run before it is used. Needs the extra `mcp`.
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ _INSTRUCTIONS = (
     " questions. Each tool is one task; `models` compares the answers of several models; `analyze`"
     " asks many questions about one image."
 )
+_Context = ServerRequestContext[Any]
 ANALYZE = "analyze"  # the name of its tool
 
 # An agent pays for every point: the outline of a mask has one at each corner of its pixels.
@@ -100,27 +101,21 @@ def tool_of(task: Task) -> Tool:
     return _tool(task.id, description, properties, ["image", *parameters.get("required", ())])
 
 
-def analyze_tool(tasks: Sequence[Task]) -> Tool:
-    step = {
-        "id": {**_TEXT, "description": "Name of the step."},
-        "task": {**_TEXT, "enum": [task.id for task in tasks if task.models]},
-        "each": {**_TEXT, "description": "Id of a step with boxes: ask about each of them."},
-        "view": {
-            **_TEXT,
-            "enum": ["whole", "crop"],
-            "description": "crop: show the box as a separate image, at full resolution.",
-        },
-        "max_each": {"type": "integer", "minimum": 1, "description": "Most boxes. Default: 50."},
-        "models": {"type": "array", "items": _TEXT, "description": "Models to ask side by side."},
-    }
-    items = {"type": "object", "properties": step, "required": ["id", "task"]}
+def analyze_tool(tasks: Iterable[Task]) -> Tool:
     description = (
-        "Many questions about one image at once. A step has the parameters of its task, as the"
-        " tool of the task has them. With each it is asked about every box of another step:"
-        " the box is its region, and {label} and {text} in its strings are filled. `of` in an"
-        " answer is the index of the box in the result of that step."
+        "Many questions about one image at once. A step has a name (id), a task, the parameters of"
+        " the task as its tool has them, and optionally models. With each, the id of a step with"
+        " boxes, it is asked about every box of that step, at most max_each (50): the box is its"
+        " region, or with view: crop a separate image, and {label} and {text} in its strings are"
+        " filled. `of` in an answer is the index of the box."
     )
-    properties = {"image": _IMAGE, "steps": {"type": "array", "items": items}}
+    names = [task.id for task in tasks if task.models]
+    step = {
+        "type": "object",
+        "properties": {"id": _TEXT, "task": {**_TEXT, "enum": names}},
+        "required": ["id", "task"],
+    }
+    properties = {"image": _IMAGE, "steps": {"type": "array", "items": step}}
     return _tool(ANALYZE, description, properties, list(properties))
 
 
@@ -208,12 +203,28 @@ async def call_tool(
     return await client.compare(image, tool, parameters, models=models, options=options)
 
 
+def tool_result(reply: Answer | Comparison | Analysis) -> CallToolResult:
+    """Return structured content, also as text, which all hosts read."""
+    content: dict[str, Any] = {"image": asdict(reply.image)}
+    has_answer = True
+    if isinstance(reply, Analysis):
+        content["steps"] = analysis_steps(reply)
+    else:
+        answers = reply.answers if isinstance(reply, Comparison) else (reply,)
+        content["answers"] = answer_rows(answers)
+        has_answer = any(isinstance(answer, Answer) for answer in answers)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)],
+        structured_content=content,
+        is_error=not has_answer,
+    )
+
+
 def tool_server(client: AsyncClient) -> Server[Any]:
     """Return a server of the tools that the service has at the time of a listing."""
 
-    async def list_tools(
-        _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
+    async def list_tools(_context: _Context, _: PaginatedRequestParams | None) -> ListToolsResult:
         try:
             tasks = await client.tasks()
         except DiptychError as error:
@@ -222,26 +233,12 @@ def tool_server(client: AsyncClient) -> Server[Any]:
         tools = [tool_of(task) for task in tasks if task.models]
         return ListToolsResult(tools=[*tools, analyze_tool(tasks)])
 
-    async def call(
-        _context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult:
+    async def call(_context: _Context, params: CallToolRequestParams) -> CallToolResult:
         try:
-            reply = await call_tool(client, params.name, params.arguments or {})
+            return tool_result(await call_tool(client, params.name, params.arguments or {}))
         except (DiptychError, OSError, ValueError, TypeError) as error:
             content = TextContent(type="text", text=str(error))
             return CallToolResult(content=[content], is_error=True)
-        structured: dict[str, Any] = {"image": asdict(reply.image)}
-        is_error = False
-        if isinstance(reply, Analysis):
-            structured["steps"] = analysis_steps(reply)
-        else:
-            answers = reply.answers if isinstance(reply, Comparison) else (reply,)
-            structured["answers"] = answer_rows(answers)
-            is_error = not any(isinstance(answer, Answer) for answer in answers)
-        # also as text, which all hosts read
-        text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
-        content = TextContent(type="text", text=text)
-        return CallToolResult(content=[content], structured_content=structured, is_error=is_error)
 
     return Server(
         "diptych",
