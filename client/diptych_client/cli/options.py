@@ -17,6 +17,7 @@ from typer import Option
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
 from diptych_client.evaluation.formats.writing import DatasetFormat
+from diptych_client.geometry import BoxXyxy
 from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import DEFAULT_EVERY_S, Opening, Problems
 from diptych_client.long_runs import RunError
@@ -32,7 +33,13 @@ _PANELS = {
     "tiles": "Tiles of large images",
     "labelled": "Guarantee",
 }
-_SHARE = {"min": 0.001, "max": 0.999}
+_POSITIVE = {"min": 0.001}
+_COUNT = {"min": 1}
+_SHARE = {"min": 0, "max": 1}
+_OPEN = {"min": 0.001, "max": 0.999}  # a share that is neither 0 nor 1
+_FOLDER = {"file_okay": False}
+_FILE = {"dir_okay": False}
+_EXISTS = {"exists": True}
 ModelIds = Annotated[
     list[str] | None,
     Option("--models", "--model", help=f"Model ids, {_LISTED}; default: all that offer the task."),
@@ -40,7 +47,7 @@ ModelIds = Annotated[
 Overwrite = Annotated[
     bool, Option("--overwrite", help="Replace files that this command did not write.")
 ]
-Concurrency = Annotated[int, "Number of concurrent requests.", {"min": 1}]
+Concurrency = Annotated[int, "Number of concurrent requests.", _COUNT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,10 @@ class ConnectionOptions:
     """The service's URL, and the settings of its clients."""
 
     url: Annotated[str, "http(s)://HOST:PORT or grpc(s)://HOST:PORT."] = "http://localhost:3000"
-    api_key_file: Annotated[Path | None, "File with the API key.", {"exists": True}] = None
-    timeout_s: Annotated[float, "Deadline of a request, retries included.", {"min": 0.001}] = 60.0
+    api_key_file: Annotated[Path | None, "File with the API key.", _EXISTS] = None
+    timeout_s: Annotated[float, "Deadline of a request, retries included.", _POSITIVE] = 60.0
     max_retries: Annotated[int, "Maximum number of retries of a request.", {"min": 0}] = 3
-    max_pixels: Annotated[
-        int, "Send a larger image smaller; its answer is scaled back.", {"min": 1000}
-    ] = DEFAULT_MAX_PIXELS
+    max_pixels: Annotated[int, "Send larger images smaller.", {"min": 1000}] = DEFAULT_MAX_PIXELS
 
     def client(self) -> Client:
         return Client(**self._arguments())
@@ -80,9 +85,7 @@ def listed(values: Iterable[str] | None) -> list[str] | None:
 class InputOptions:
     """How inputs are read, and whether files of others are replaced."""
 
-    every: Annotated[float, "Of a video: seconds between two frames.", {"min": 0.001}] = (
-        DEFAULT_EVERY_S
-    )
+    every: Annotated[float, "Seconds between two frames of a video.", _POSITIVE] = DEFAULT_EVERY_S
     strict: Annotated[bool, "Stop at the first damaged label or unreadable URL."] = False
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
     overwrite: Overwrite = False
@@ -122,9 +125,7 @@ class TaskOptions:
     caption: Annotated[str | None, "Text whose phrases are located."] = None
     phrases: Annotated[list[str] | None, f"Phrases to locate, {_LISTED}."] = None
     phrase: Annotated[str | None, "Object to segment."] = None
-    region: Annotated[
-        tuple[float, float, float, float] | None, "Box in pixels.", {"metavar": "X1 Y1 X2 Y2"}
-    ] = None
+    region: Annotated[BoxXyxy | None, "Box in pixels.", {"metavar": "X1 Y1 X2 Y2"}] = None
     detail: Annotated[str | None, "Level of detail."] = None
     language: Annotated[str | None, "Language code, such as en."] = None
     question: Annotated[str | None, "Question to answer."] = None
@@ -133,29 +134,13 @@ class TaskOptions:
     temperature: Annotated[float | None, "Sampling temperature; 0: greedy."] = None
     top_p: Annotated[float | None, "Probability mass of nucleus sampling."] = None
     seed: Annotated[int | None, "Seed of sampling."] = None
-    constrained: Annotated[
-        bool | None,
-        Option(
-            "--constrained/--unconstrained",
-            help="Generate only well-formed answers.",
-            rich_help_panel="Generation",
-        ),
-    ] = None
+    constrained: Annotated[bool | None, "Generate only well-formed answers."] = None
     min_score: Annotated[float | None, "Minimum score of an object, 0 to 1."] = None
-    min_precision: Annotated[
-        float | None, "Only objects that are proved to be right so often, such as 0.95."
-    ] = None
-    nms_iou: Annotated[
-        float | None,
-        "Drop objects that overlap a better one of the same label by more than this IoU, 0 to 1.",
-    ] = None
-    tiles: Annotated[str | None, "off, auto, the maximum of tiles, or rows and columns as 2x3."] = (
-        None
-    )
+    min_precision: Annotated[float | None, "Proved share of right objects, such as 0.95."] = None
+    nms_iou: Annotated[float | None, "Maximum IoU of two objects of one label, 0 to 1."] = None
+    tiles: Annotated[str | None, "off, auto, a maximum, or rows and columns as 2x3."] = None
     overlap: Annotated[float | None, "Share of a tile's side that the next one has too."] = None
-    min_object_px: Annotated[
-        int | None, "With auto: size of the smallest thing of interest in pixels."
-    ] = None
+    min_object_px: Annotated[int | None, "With auto: smallest size of interest, in pixels."] = None
 
     def parameters(self) -> TaskParameters:
         values = {field.name: getattr(self, field.name) for field in fields(TaskParameters)}
@@ -173,32 +158,15 @@ class AnnotateOptions:
     """Options of `annotate` besides those of the task."""
 
     model: Annotated[
-        list[str] | None,
-        Option(
-            "--model",
-            "--models",
-            help="Model id, with --consensus two; default: the first that offer the task.",
-        ),
+        list[str] | None, Option("--model", "--models", help="Model id, with --consensus two.")
     ] = None
-    consensus: Annotated[bool, "Label with two models; list what they disagree on for review."] = (
-        False
-    )
-    iou: Annotated[
-        float,
-        "Minimum IoU of the same object: of two models' boxes, of a right box and the true one.",
-        {"min": 0, "max": 1},
-    ] = 0.5
-    accept_score: Annotated[
-        float,
-        "With --consensus: minimum score of both boxes; others go to review.",
-        {"min": 0, "max": 1},
-    ] = 0.0
+    consensus: Annotated[bool, "Label with two models; list where they differ for review."] = False
+    iou: Annotated[float, "Minimum IoU of two boxes of the same object.", _SHARE] = 0.5
+    accept_score: Annotated[float, "With --consensus: minimum score of both boxes.", _SHARE] = 0.0
     dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
         DatasetFormat.coco
     )
-    out: Annotated[
-        Path | None, "Output folder; default: INPUT-annotations.", {"file_okay": False}
-    ] = None
+    out: Annotated[Path | None, "Output folder; default: INPUT-annotations.", _FOLDER] = None
     concurrency: Concurrency = 8
 
 
@@ -206,30 +174,18 @@ class AnnotateOptions:
 class GuaranteeOptions:
     """Promises about the accepted labels, and the labelled images that prove them."""
 
-    labelled: Annotated[
-        Path | None,
-        "Images with true labels, in any format of `evaluate`: accept only what they prove to be"
-        " right.",
-    ] = None
-    labelled_images: Annotated[Path | None, "Folder of the images of the file of --labelled."] = (
-        None
-    )
+    labelled: Annotated[Path | None, "Images with true labels: accept only what they prove."] = None
+    labelled_images: Annotated[Path | None, "Image folder of the file of --labelled."] = None
     max_wrong: Annotated[
-        float | None, "Largest share of wrong labels among the accepted; default: 0.05.", _SHARE
+        float | None, "Largest share of wrong labels among the accepted; default: 0.05.", _OPEN
     ] = None
-    confidence: Annotated[float, "Confidence of the guarantee.", _SHARE] = 0.95
+    confidence: Annotated[float, "Confidence of the guarantee.", _OPEN] = 0.95
     max_missed: Annotated[
-        float | None, "Largest share of objects in neither the dataset nor the review list.", _SHARE
+        float | None, "Largest share of objects neither in the dataset nor for review.", _OPEN
     ] = None
-    suggest: Annotated[
-        int | None, "Write so many images for a person to label next.", {"min": 1}
-    ] = None
-    reviewed: Annotated[Path | None, "A person's labels of suggested images, which are final."] = (
-        None
-    )
-    thresholds: Annotated[
-        Path | None, "Also write what is proved, for DIPTYCH_CALIBRATION of the service."
-    ] = None
+    suggest: Annotated[int | None, "Number of images for a person to label next.", _COUNT] = None
+    reviewed: Annotated[Path | None, "A person's final labels of suggested images."] = None
+    thresholds: Annotated[Path | None, "Write what is proved here, for the service."] = None
     max_cer: Annotated[float, "Largest character error rate of a right text; 0: equal."] = 0.0
 
 
@@ -241,36 +197,23 @@ class EvaluateOptions:
     """Options of `evaluate` besides those of the task."""
 
     models: ModelIds = None
-    out: Annotated[
-        Path | None, "Output folder; default: DATASET-TASK beside it.", {"file_okay": False}
-    ] = None
-    images: Annotated[
-        Path | None, "Folder of the images of a label file.", {"exists": True, "file_okay": False}
-    ] = None
+    out: Annotated[Path | None, "Output folder; default: DATASET-TASK.", _FOLDER] = None
+    images: Annotated[Path | None, "Image folder of a label file.", _FOLDER | _EXISTS] = None
     split: Annotated[str | None, "Split of the dataset, such as val."] = None
     prompts: Annotated[
-        Path | None,
-        'YAML file of prompts: `car: "car, automobile"`.',
-        {"exists": True, "dir_okay": False},
+        Path | None, 'YAML file of prompts: `car: "car, automobile"`.', _FILE | _EXISTS
     ] = None
-    sample: Annotated[int | None, "Number of images, drawn by --seed.", {"min": 1}] = None
-    until_decided: Annotated[
-        bool, "Ask two models image by image, in a random order, until one is known to be better."
-    ] = False
+    sample: Annotated[int | None, "Number of images, drawn by --seed.", _COUNT] = None
+    until_decided: Annotated[bool, "Stop when one of two models is known to be better."] = False
     equal_within: Annotated[
         float | None,
-        "With --until-decided: also stop when the mean errors are known to differ by less than so"
-        " many hundredths.",
+        "With --until-decided: also stop when they differ by less, in hundredths.",
         {"min": 0.01, "max": 99},
     ] = None
-    without_tiles: Annotated[
-        bool, "With --tiles: also ask each model without tiles, and compare, by size too."
-    ] = False
+    without_tiles: Annotated[bool, "With --tiles: also ask without tiles, and compare."] = False
     concurrency: Concurrency = 8
     gallery: Annotated[int, "Number of images in the report.", {"min": 0}] = 200
-    calibrate: Annotated[
-        Path | None, "Fit the probability of the scores and write it here.", {"dir_okay": False}
-    ] = None
+    calibrate: Annotated[Path | None, "Fit probabilities of scores, write them here.", _FILE] = None
 
 
 def offered_task(tasks: Iterable[Task], name: str) -> Task:
@@ -309,7 +252,8 @@ def _options_of(group: type[Any]) -> Iterator[inspect.Parameter]:
         annotation = field.type
         kind, text, *settings = get_args(annotation)
         if isinstance(text, str):
-            flags = [f"--{field.name.replace('_', '-')}"] if kind is bool else []  # no --no-NAME
+            flag = f"--{field.name.replace('_', '-')}"
+            flags = {bool: [flag], bool | None: [f"{flag}/--un{field.name}"]}.get(kind, [])
             option = Option(*flags, help=text, rich_help_panel=panel, **dict(*settings))
             annotation = Annotated[kind, option]
         yield inspect.Parameter(
