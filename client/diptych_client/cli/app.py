@@ -82,19 +82,12 @@ app = typer.Typer(
 
 ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
 Inputs = Annotated[
-    list[str],
-    Argument(
-        help="Images, a folder, 'pattern/*.jpg', a zip or tar file, a video, a URL or a file of"
-        " URLs."
-    ),
+    list[str], Argument(help="Images, a folder, a pattern, an archive, a video or URLs.")
 ]
-Draw = Annotated[
-    Path | None, Option(help="Draw the answer on the image and save it here.", dir_okay=False)
-]
+Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 ModelId = Annotated[
-    str | None,
-    Option("--model", "--models", help="Model id; default: the first that offers the task."),
+    str | None, Option("--model", "--models", help="Model id; default: the first with the task.")
 ]
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _MAX_OPENED_PIXELS = 1_000_000_000
@@ -124,9 +117,7 @@ def _show_version(is_given: bool) -> None:
 def connect(
     context: typer.Context,
     connection: ConnectionOptions,
-    quiet: Annotated[
-        bool, Option("--quiet", "-q", help="Print results and errors only: no notes, no bar.")
-    ] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print no notes and no bar.")] = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Print each request, too.")] = False,
     _: Annotated[
         bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -145,9 +136,7 @@ def predict(
     task_options: TaskOptions,
     input_options: InputOptions,
     model: ModelId = None,
-    draw: Annotated[
-        Path | None, Option(help="Draw the answer and save it here; of many images a folder.")
-    ] = None,
+    draw: Draw = None,
 ) -> None:
     """Run a task on images with one model."""
     with TemporaryDirectory(prefix="diptych-") as work, context.obj.client() as client:
@@ -229,11 +218,9 @@ def analyze(
     context: typer.Context,
     image: ImagePath,
     recipe: Annotated[
-        str, Option(help="Name of a recipe, or a YAML file of steps; `diptych recipes` lists them.")
+        str, Option(help="A recipe of `diptych recipes`, or a YAML file of steps.")
     ] = "describe-everything",
-    label: Annotated[
-        list[str] | None, Option(help="Label, for recipes with labels; repeatable.")
-    ] = None,
+    label: Annotated[list[str] | None, Option(help="Label, for recipes with labels.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer many questions about one image in one request, by a recipe."""
@@ -291,11 +278,7 @@ def annotate(
 def evaluate(
     context: typer.Context,
     dataset: Annotated[
-        list[str],
-        Argument(
-            help="A folder, label file or archive with labels of COCO, YOLO, Pascal VOC, CVAT,"
-            " Label Studio, Hugging Face or JSON lines; or images as for `predict`."
-        ),
+        list[str], Argument(help="A folder, file or archive with labels; or images.")
     ],
     options: EvaluateOptions,
     input_options: InputOptions,

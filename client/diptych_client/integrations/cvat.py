@@ -85,12 +85,7 @@ def create(
     api_key_file: str | None = None,
     timeout_s: float = 60.0,
 ) -> DiptychFunction:
-    """Return the function for comma-separated labels.
-
-    Raise `ValueError` for an unknown shape or no label.
-
-    `model` is the model's id; by default the first that offers the task.
-    """
+    """Return the function for comma-separated labels; raise `ValueError`."""
     names = list(dict.fromkeys(filter(None, map(str.strip, labels.split(",")))))
     if not names:
         raise ValueError(f"labels must be comma-separated names, got {labels!r}")

@@ -21,16 +21,9 @@ _MAX_CONCURRENT = 16
 
 
 class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyOne has no types
-    """One task of one served model.
+    """One task of one served model, by default of the first that offers the task.
 
-    Args:
-        task: the task's id.
-        model: the model's id; by default the first that offers the task.
-        min_score: minimum score of an object.
-        url: of the service; `grpc://` or `grpcs://` for gRPC.
-        api_key_file: a file with the API key.
-        timeout_s: of one image.
-        parameters: the task's: `labels`, `phrase`, `question` …
+    `parameters` are the task's: `labels`, `phrase`, `question` … `timeout_s` is that of one image.
     """
 
     def __init__(

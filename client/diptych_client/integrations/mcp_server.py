@@ -65,15 +65,9 @@ _IMAGE = {**_TEXT, "description": _FORMS}
 _READS_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 _OBJECT_OPTIONS = {
-    "min_score": {**_SHARE, "description": "Minimum score of a returned object."},
-    "min_precision": {
-        **_SHARE,
-        "description": "Only objects that are proved to be right so often, in place of min_score.",
-    },
-    "nms_iou": {
-        **_SHARE,
-        "description": "Of two objects of one label that overlap by more, drop the lower score.",
-    },
+    "min_score": {**_SHARE, "description": "Minimum score of an object."},
+    "min_precision": {**_SHARE, "description": "Proved share of right objects."},
+    "nms_iou": {**_SHARE, "description": "Maximum IoU of two objects of one label."},
 }
 
 
