@@ -25,7 +25,7 @@ OBJECTS: dict[str, tuple[tuple[str, BoxXyxy], ...]] = {
 def prediction(
     items: Sequence[Item] = (), text: str | None = None, image: ImageSize = SIZE
 ) -> Prediction:
-    return Prediction(tuple(items), text, image, 0.1)
+    return Prediction(tuple(items), text, image)
 
 
 def detection(label: str, box: BoxXyxy, score: float = 0.9) -> Detection:

@@ -154,7 +154,7 @@ class AnnotationRun:
         for sample in samples:
             records = []
             for job in jobs:
-                for _, answer, _ in asker.log.answers(sample, job.model) or ():
+                for answer in asker.log.answers(sample, job.model) or ():
                     records.append(Record(sample.image, answer))
             if len(records) == len(jobs):
                 complete.append(tuple(records))

@@ -25,14 +25,12 @@ from diptych_client.evaluation.evaluator import (
     Evaluation,
     Evaluator,
     Race,
-    RunRecord,
-    sampled,
-    shuffled,
+    drawn,
+    run_record,
 )
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.objects import (
     ObjectsMeasure,
-    already_calibrated,
     calibration_document,
     fit_calibration,
 )
@@ -119,9 +117,8 @@ class EvaluationRun:
                 "sample": self.options.sample or "",
                 "decided": verdict,
             }
-            url = self.connection.url
-            left_out = opening.problems.counts
-            record = RunRecord.of(url, settings, models, failures.num_failures, left_out)
+            counts = {"requests failed": failures.num_failures, **opening.problems.counts}
+            record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
             gallery = Gallery(dataset.store, log, questionnaire.names, names, samples)
             write_report(outputs, evaluation, gallery)
@@ -138,11 +135,7 @@ class EvaluationRun:
         if missing := [name for name in names if name not in task.models]:
             offered = ", ".join(task.models)
             raise RunError(f"{', '.join(missing)} does not offer {task.id}; offered by {offered}")
-        models = tuple(served[name] for name in dict.fromkeys(names))
-        calibrated = [model.id for model in models if task.id in model.calibrated_tasks]
-        if self.options.calibrate and calibrated:
-            raise RunError(already_calibrated(", ".join(calibrated), task.id))
-        return models
+        return tuple(served[name] for name in dict.fromkeys(names))
 
     def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
         names = [model.id for model in models]
@@ -160,12 +153,13 @@ class EvaluationRun:
             split = self.options.split
             dataset = read_dataset(opened.path, self.options.images, split, opening.problems)
         else:
-            store, images = opened.images()
-            dataset = Dataset([LabelledImage(image) for image in images], store)
+            store, files = opened.images()
+            dataset = Dataset(list(map(LabelledImage, files)), store)
         parts = (Path(self.inputs[0]).resolve().name, self.options.split)
         dataset = replace(dataset, name=" ".join(filter(None, parts)))
-        dataset = sampled(dataset, self.options.sample, self.seed)
-        return shuffled(dataset, self.seed) if self.options.until_decided else dataset
+        is_ordered = not self.options.until_decided
+        images = drawn(dataset.images, self.options.sample, self.seed, is_ordered)
+        return replace(dataset, images=images)
 
     def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
         sent: list[Sample] = []
@@ -182,8 +176,8 @@ class EvaluationRun:
         self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog
     ) -> None:
         if self.input_options.as_json:
-            document = json_document(evaluation) | {"report": str(page)}
-            echo(json.dumps(document | ({"decided": verdict} if verdict else {})))
+            document = json_document(evaluation) | {"report": str(page), "decided": verdict}
+            echo(json.dumps(document))
             return
         for sentence in filter(None, [verdict, *sentences(evaluation)]):
             echo(sentence)

@@ -94,22 +94,13 @@ class Selection:
     problems: Problems
 
 
-def four_numbers(values: Any, source: object) -> BoxXyxy:
-    """Return four numbers; raise `ValueError` that names their source for anything else."""
-    try:
-        x1, y1, x2, y2 = map(float, values)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a box needs 4 numbers, got {source!r:.100}") from error
-    return (x1, y1, x2, y2)
-
-
-def true_box(edges: Iterable[Any], source: object) -> BoxXyxy:
-    """Return the box; raise `ValueError` that names its source if it is not finite or empty."""
-    x1, y1, x2, y2 = four_numbers(edges, source)
+def true_box(edges: Iterable[Any]) -> BoxXyxy:
+    """Return the box; raise `ValueError` if it is not finite or empty."""
+    x1, y1, x2, y2 = map(float, edges)
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
-        raise ValueError(f"the box {source} is not finite")
+        raise ValueError(f"the box {[x1, y1, x2, y2]} is not finite")
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"the box {source} has no area")
+        raise ValueError(f"the box {[x1, y1, x2, y2]} has no area")
     return (x1, y1, x2, y2)
 
 
@@ -118,8 +109,7 @@ def outlined(label: str, points: Any) -> TrueObject:
     ring = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if len(ring) < 3:
         raise ValueError(f"an outline needs 3 points, got {len(ring)}")
-    source = f"around the {len(ring)} points of the outline"
-    box = true_box((*ring.min(axis=0), *ring.max(axis=0)), source)
+    box = true_box((*ring.min(axis=0), *ring.max(axis=0)))
     return TrueObject(label, box, [ring.reshape(-1).tolist()])
 
 

@@ -19,8 +19,8 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, combinations, groupby
 from operator import attrgetter
@@ -32,7 +32,7 @@ from pycocotools import mask as coco_mask
 from rapidfuzz.distance import Levenshtein
 
 from diptych_client.clients.async_client import AsyncClient
-from diptych_client.evaluation.dataset import Dataset, TruePhrase
+from diptych_client.evaluation.dataset import LabelledImage, TruePhrase
 from diptych_client.evaluation.objects import ObjectsMeasure, encoded_mask, run_lengths
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
@@ -144,7 +144,7 @@ class PhrasesMeasure:
         return metrics
 
     def details(self) -> Details:
-        return Details(kinds=self.kinds)
+        return Details(kinds=dict(self.kinds))
 
 
 Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
@@ -193,43 +193,20 @@ def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox
     return [LabelledBox(names.label(item), box_of(item)) for item in items]
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A run in its report: date, service, models, options, and what was left out."""
-
-    date: str  # UTC, ISO 8601
-    settings: Mapping[str, Any]
-    models: tuple[Mapping[str, str], ...]
-    num_failed: int
-    left_out: Mapping[str, int]
-
-    @classmethod
-    def of(
-        cls,
-        url: str,
-        settings: Mapping[str, object],
-        models: Sequence[Model],
-        num_failed: int,
-        left_out: Mapping[str, int],
-    ) -> "RunRecord":
-        address = urlsplit(url)
-        service = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without credentials
-        properties = []
-        for model in models:
-            build = {"precision": model.precision, "checkpoint": model.checkpoint}
-            properties.append({"id": model.id, "family": model.family, **build})
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        settings = {"service": service, **settings}
-        return cls(date, settings, tuple(properties), num_failed, dict(left_out))
-
-    def rows(self) -> Iterator[tuple[str, str]]:
-        counts = {"requests failed": self.num_failed, **self.left_out}
-        for name, value in {"date": self.date, **self.settings, **counts}.items():
-            if value:
-                is_list = isinstance(value, list | tuple)
-                yield name, ",".join(map(str, value)) if is_list else str(value)
-        for model in self.models:
-            yield model["id"], f"{model['precision']}, checkpoint {model['checkpoint'][:12]}"
+def run_record(
+    url: str, settings: Mapping[str, Any], models: Sequence[Model], counts: Mapping[str, int]
+) -> dict[str, str]:
+    """Return date, service, options and models of a run, and the counts of what failed."""
+    address = urlsplit(url)
+    service = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without credentials
+    record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "service": service}
+    for name, value in {**settings, **counts}.items():
+        if value:
+            is_list = isinstance(value, list | tuple)
+            record[name] = ",".join(map(str, value)) if is_list else str(value)
+    for model in models:
+        record[model.id] = f"{model.precision}, checkpoint {model.checkpoint}"
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +243,7 @@ class Evaluation:
     details: Mapping[str, Details]
     agreed: Estimates | None  # keyed by the title of two models; one model has none
     gallery: tuple[RankedSample, ...]
-    run: RunRecord | None = None
+    run: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -388,18 +365,13 @@ def decide(errors: Sequence[tuple[float, float]], margin: float | None) -> Decis
     return None
 
 
-def sampled(dataset: Dataset, num_images: int | None, seed: int) -> Dataset:
-    """Return the dataset with at most `num_images` images, drawn by the seed, in their order."""
-    if num_images is None or num_images >= len(dataset.images):
-        return dataset
-    indices = sorted(random.Random(seed).sample(range(len(dataset.images)), num_images))
-    return replace(dataset, images=[dataset.images[index] for index in indices])
-
-
-def shuffled(dataset: Dataset, seed: int) -> Dataset:
-    images = list(dataset.images)
-    random.Random(seed).shuffle(images)
-    return replace(dataset, images=images)
+def drawn(
+    images: Sequence[LabelledImage], number: int | None, seed: int, is_ordered: bool
+) -> list[LabelledImage]:
+    """Return at most `number` images by the seed, in their order or in a random one."""
+    count = len(images) if number is None else min(number, len(images))
+    indices = random.Random(seed).sample(range(len(images)), count)
+    return [images[index] for index in (sorted(indices) if is_ordered else indices)]
 
 
 @dataclass(slots=True)

@@ -347,7 +347,7 @@ class ObjectsMeasure:
             rows.append([self.confused[true, answered] for answered in labels])
         precisions = np.nan_to_num(mean_precisions(matches)[0])
         curve = Curve(_RECALLS.tolist(), precisions.tolist())
-        return Details(by_class, self.kinds, Confusion(labels, rows), curve)
+        return Details(by_class, dict(self.kinds), Confusion(labels, rows), curve)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +371,10 @@ def fit_calibration(
     if answers is None:
         raise RunError(f"--calibrate needs a task and a dataset with objects; {task} has none here")
     if answers.is_calibrated:
-        raise RunError(already_calibrated(model, task))
+        raise RunError(
+            f"{model} answers {task} with calibrated scores, and --calibrate needs the original"
+            " ones: start the service with DIPTYCH_CALIBRATION=off and choose another --out"
+        )
     num_answers = len(answers.scores)
     if num_answers < MIN_ANSWERS:
         raise RunError(
@@ -393,13 +396,6 @@ def min_object_share(shares: Floats, are_found: Flags) -> float | None:
     sizes, recalls = isotonic(shares, are_found)
     index = int(np.searchsorted(recalls, needed))
     return sizes[index] if index > 0 else None
-
-
-def already_calibrated(model: str, task: str) -> str:
-    return (
-        f"{model} answers {task} with calibrated scores, and --calibrate needs the original ones:"
-        " start the service with DIPTYCH_CALIBRATION=off and choose another --out"
-    )
 
 
 def calibration_document(calibrations: Iterable[Calibration]) -> str:

@@ -3,14 +3,13 @@ r"""The requests about each image of a dataset, and their answers in a log.
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
 automobile as one. The log has a line for each answer:
 
-    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "answer": {…}}
+    {"key": …, "image": …, "model": …, "parameters": {…}, "answer": {…}}
 
 The key is a hash of image, task, model, parameters and options. Only keys and offsets are in
 memory. A killed process leaves at most one incomplete last line; only its request is sent again.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -257,7 +256,6 @@ class Prediction:
     items: tuple[Item, ...]
     text: str | None
     image: ImageSize
-    latency_s: float
     is_calibrated: bool = False
 
 
@@ -290,27 +288,25 @@ class AnswerLog:
             if _key(image, job) not in self._offsets:
                 yield image, job
 
-    def append(self, image: ImageFile, job: Job, answer: Answer, latency_s: float) -> None:
+    def append(self, image: ImageFile, job: Job, answer: Answer) -> None:
         key = _key(image, job)
         value = {
             "key": key,
             "image": image.name,
             "model": job.model,
             "parameters": non_null_fields(job.parameters, job.options),
-            "latency_s": latency_s,
             "answer": to_json(answer),
         }
         self._offsets[key] = self._log.append(value)
 
-    def answers(self, sample: Sample, model: str) -> list[tuple[Job, Answer, float]] | None:
-        """Return the answers with latencies in seconds, or None if one is missing."""
+    def answers(self, sample: Sample, model: str) -> list[Answer] | None:
+        """Return the answers, or None if one is missing."""
         answers = []
         for image, job in self.requests([sample], model):
             offset = self._offsets.get(_key(image, job))
             if offset is None:
                 return None
-            value = self._log.value(offset)
-            answers.append((job, from_json(Answer, value["answer"]), value["latency_s"]))
+            answers.append(from_json(Answer, self._log.value(offset)["answer"]))
         return answers
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
@@ -322,17 +318,14 @@ class AnswerLog:
         if answers is None:
             return None
         items: list[Item] = []
-        for job, answer, _ in answers:
+        for answer, parameters in zip(answers, sample.requests, strict=True):
             for item in items_of(answer.result):
-                if isinstance(item, Instance) and job.parameters.phrase is not None:
-                    item = replace(item, label=job.parameters.phrase)
+                if isinstance(item, Instance) and parameters.phrase is not None:
+                    item = replace(item, label=parameters.phrase)
                 items.append(item)
-        _, first, _ = answers[0]
-        latency_s = sum(latency_s for *_, latency_s in answers)
-        is_calibrated = any(answer.calibrated for _, answer, _ in answers)
-        return Prediction(
-            tuple(items), text_of(first.result), first.image, latency_s, is_calibrated
-        )
+        first = answers[0]
+        is_calibrated = any(answer.calibrated for answer in answers)
+        return Prediction(tuple(items), text_of(first.result), first.image, is_calibrated)
 
 
 def _key(image: ImageFile, job: Job) -> str:
@@ -361,11 +354,10 @@ class Asker:
         async def send(request: tuple[ImageFile, Job]) -> None:
             image, job = request
             source = ImageInStore(store, image)
-            start_s = time.monotonic()
             answer = await client.predict(
                 source, job.task, job.parameters, model=job.model, options=job.options
             )
-            self.log.append(image, job, answer, time.monotonic() - start_s)
+            self.log.append(image, job, answer)
             advance()
 
         def record_failure(request: tuple[ImageFile, Job], error: DiptychError) -> None:

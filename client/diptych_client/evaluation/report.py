@@ -81,9 +81,8 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     details = evaluation.details
-    all_tables = [_metrics(evaluation), _by_class(details), *_kinds(details)]
-    if evaluation.run is not None:
-        all_tables.append(Table("Run", ("property", "value"), tuple(evaluation.run.rows())))
+    run = Table("Run", ("property", "value"), tuple(evaluation.run.items()))
+    all_tables = [_metrics(evaluation), _by_class(details), *_kinds(details), run]
     return [table for table in all_tables if table.rows]
 
 
@@ -124,7 +123,7 @@ def _by_class(all_details: Mapping[str, Details]) -> Table:
 def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
     counts = []
     for kind in dict.fromkeys(chain.from_iterable(entry.kinds for entry in details.values())):
-        counts.append((kind, *(str(entry.kinds[kind]) for entry in details.values())))
+        counts.append((kind, *(str(entry.kinds.get(kind, 0)) for entry in details.values())))
     note = (
         "Right: IoU ≥ 0.75 with an object of its class. Loosely placed: 0.5 to 0.75. Badly placed:"
         " 0.1 to 0.5. Wrong class: IoU ≥ 0.5 with an object of another class."
@@ -143,9 +142,7 @@ def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
 
 
 def _number(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return "–" if math.isnan(value) else f"{value:.1f}"
 
 
 def heading(evaluation: Evaluation) -> str:
@@ -186,16 +183,9 @@ def json_document(evaluation: Evaluation, titles: Sequence[str] = ()) -> dict[st
         title = titles[ranked.sample_index] if titles else ""
         row = {"sample": title, "error": ranked.error}
         worst.append(row | {"disagreement": ranked.disagreement, "kinds": sorted(ranked.kinds)})
-    document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
+    text = json.dumps({**asdict(evaluation), "gallery": worst})
+    document: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return document | {"sentences": sentences(evaluation)}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(_finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _template(name: str) -> Template:
@@ -404,7 +394,7 @@ def _index_rows(path: Path, document: Any) -> Iterator[dict[str, Any]]:
         "report": path.parent.name,
         "task": f"{document['task']} on {document['dataset']}",
         "images": document["num_images"],
-        "date": str((document["run"] or {}).get("date", ""))[:10],
+        "date": document["run"]["date"][:10],
         "metric": metric,
         "models": "; ".join(values),
     }

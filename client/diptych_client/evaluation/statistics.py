@@ -1,15 +1,14 @@
 """Figures of models: metrics with bootstrap intervals, paired differences, evidence by betting.
 
 Intervals: images are drawn with replacement (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapters 6 and 13: percentile intervals); all samples of a drawn image count, and
-the same draw is used for every model and metric, so that the difference of two models is paired.
+Bootstrap, 1993, chapter 13: percentile intervals); all samples of a drawn image count, and the same
+draw is used for every model and metric, so that the difference of two models is paired.
 
 Betting: a bettor stakes shares of a wealth of 1 on every image and gains where a bounded value is
-negative. While its mean is zero or more, no bet is expected to gain, so that the wealth reaches
-1 / level with a probability of at most `level`, whatever the distribution and however often one
-looks (Ville's inequality). Source: Waudby-Smith and Ramdas, 2020, arXiv 2010.09686, sections 3 and
-4. The wealth is divided over fixed bets before the first image. It does not depend on the order of
-the images, and the values need an upper bound only.
+negative. While its mean is zero or more, the wealth reaches 1 / level with a probability of at most
+`level`, however often one looks (Ville's inequality; Waudby-Smith and Ramdas, 2020, arXiv
+2010.09686, sections 3 and 4). The wealth is divided over fixed bets before the first image: the
+order of the images has no effect, and the values need an upper bound only.
 
 Shapes: I images, R rules (one null hypothesis each), B bets.
 """

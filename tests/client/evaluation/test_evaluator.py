@@ -17,11 +17,10 @@ from diptych_client.evaluation.evaluator import (
     PairAgreement,
     PhrasesMeasure,
     Race,
-    RunRecord,
     decide,
+    drawn,
     judge_phrases,
-    sampled,
-    shuffled,
+    run_record,
 )
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
@@ -58,18 +57,18 @@ def dataset(num_images: int) -> Dataset:
     return Dataset(images, Folder(Path()), ("car",))
 
 
-def test_images_are_drawn_and_shuffled_by_seed() -> None:
-    whole = dataset(20)
+def test_images_are_drawn_by_seed() -> None:
+    images = dataset(20).images
     draws = []
     for seed in (1, 1, 2):
-        draws.append([image.image.name for image in sampled(whole, 8, seed).images])
+        draws.append([image.image.name for image in drawn(images, 8, seed, is_ordered=True)])
     assert len(set(draws[0])) == 8
     assert draws[0] == sorted(draws[0]) == draws[1] != draws[2]
     for number in (None, 20, 21):
-        assert sampled(whole, number, seed=1) == whole
-    mixed = shuffled(whole, 1)
-    assert mixed == shuffled(whole, 1) != shuffled(whole, 2)
-    assert sorted(mixed.images, key=lambda image: image.image.name) == whole.images
+        assert drawn(images, number, 1, is_ordered=True) == images
+    mixed = drawn(images, 8, 1, is_ordered=False)
+    assert [image.image.name for image in mixed] != draws[0]
+    assert sorted(image.image.name for image in mixed) == draws[0]
 
 
 def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
@@ -86,7 +85,7 @@ def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
                 boxes = (detection("car", LARGE), *[detection("car", FAR)] * number)
                 if number >= 0:
                     result = answer(DetectionsResult(boxes), SIZE)
-                    log.append(image, job, result, 0.1 + number)
+                    log.append(image, job, result)
         evaluator = Evaluator(log, tuple(num_wrong), questionnaire.names)
         return evaluator.evaluate("d", samples, seed=0, gallery=3)
 
@@ -121,7 +120,7 @@ def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
     samples = [Sample(ImageFile("a.png", 1, 1), (TaskParameters(),), truth) for truth in truths]
     with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
         for image, job in log.requests(samples[:1], "m"):
-            log.append(image, job, answer(NOTHING), 0.1)
+            log.append(image, job, answer(NOTHING))
         with pytest.raises(RunError, match="t cannot measure phrases and objects in one"):
             Evaluator(log, ("m",), ClassNames((), {})).evaluate("d", samples, 0, 1)
 
@@ -171,11 +170,9 @@ def test_mask_of_a_phrase_is_judged_by_pixels() -> None:
 
 def test_run_is_written_as_typed() -> None:
     settings = {"split": ["a", "b"], "sample": ""}
-    url = "http://user:secret@host:1/"
-    rows = dict(RunRecord.of(url, settings, [], 3, {"x left out": 2}).rows())
-    assert rows.pop("date").startswith("20")
-    counts = {"requests failed": "3", "x left out": "2"}
-    assert rows == {"service": "http://host:1", "split": "a,b", **counts}
+    record = run_record("http://user:secret@host:1/", settings, [], {"x left out": 2, "y": 0})
+    assert record.pop("date").startswith("20")
+    assert record == {"service": "http://host:1", "split": "a,b", "x left out": "2"}
 
 
 def num_decided(rate: float, num_pairs: int, num_images: int, num_looks: int) -> int:
@@ -256,7 +253,7 @@ def raced(
         for model in ("A", "B"):
             for index, (image, job) in enumerate(log.requests(samples, model)):
                 if (is_found := is_right(index, model)) is not None:
-                    log.append(image, job, answer(right if is_found else NOTHING), 0.1)
+                    log.append(image, job, answer(right if is_found else NOTHING))
         race = Race(Asker(log, failures, 5), Folder(folder), ("A", "B"), NAMES, None)
 
         async def run() -> list[Sample]:

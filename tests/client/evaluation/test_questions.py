@@ -227,13 +227,11 @@ def test_failure_is_listed_and_sent_again(folder: Path) -> None:
         assert num_failed(folder, samples, url) == 1
 
 
-def predicted(
-    folder: Path, sample: Sample, results: Sequence[Result], latencies_s: Sequence[float] = (1.0,)
-) -> Prediction | None:
+def predicted(folder: Path, sample: Sample, results: Sequence[Result]) -> Prediction | None:
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         requests = log.requests([sample], "m")
-        for (image, job), result, latency_s in zip(requests, results, latencies_s, strict=False):
-            log.append(image, job, answer(result), latency_s)
+        for (image, job), result in zip(requests, results, strict=False):
+            log.append(image, job, answer(result))
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         return log.prediction(sample, "m")
 
@@ -241,11 +239,10 @@ def predicted(
 def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     results = [DetectionsResult((detection(label, BOX),)) for label in ("car", "dog")]
     both = sample_of("a.png", TaskParameters(labels=("car",)), TaskParameters(labels=("dog",)))
-    assert predicted(tmp_path, both, results[:1], [0.5]) is None
-    prediction = predicted(tmp_path, both, results, [0.5, 0.7])
+    assert predicted(tmp_path, both, results[:1]) is None
+    prediction = predicted(tmp_path, both, results)
     assert prediction is not None
     assert prediction.items == (*results[0].detections, *results[1].detections)
-    assert prediction.latency_s == pytest.approx(1.2)
     assert prediction.text is None
 
 

@@ -61,7 +61,7 @@ def evaluated(
         for index, model in enumerate(MODELS):
             for (image, job), row in zip(log.requests(samples, model), answers, strict=True):
                 model_answer = answer(row[index], ImageSize(100, 80))
-                log.append(image, job, model_answer, 0.1 * (index + 1))
+                log.append(image, job, model_answer)
         evaluator = Evaluator(log, MODELS, questionnaire.names)
         evaluation = evaluator.evaluate(HOSTILE, samples, seed=0, gallery=10)
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS, samples)
@@ -122,6 +122,7 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     assert "first-model is better by 100.0 mAP" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["details"]["second-model"]["kinds"]["wrong class"] == 2
     assert evaluation.measured is not None
     difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
     unclear = replace(evaluation, measured=replace(evaluation.measured, differences=(difference,)))

@@ -23,6 +23,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -79,11 +81,7 @@ class JudgedImage:
 
     @property
     def wrong_confidences(self) -> list[float]:
-        wrong = []
-        for confidence, is_right in zip(self.confidences, self.is_right, strict=True):
-            if not is_right:
-                wrong.append(confidence)
-        return wrong
+        return [self.confidences[index] for index in np.flatnonzero(~np.array(self.is_right, bool))]
 
 
 def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
@@ -325,7 +323,7 @@ def decide(
         tested.append(Shares(rule, start, wrong, accepted))
     num_labels = sum(map(len, confidences))
     proofs = []
-    for share in (promise.max_share, *_OTHER_SHARES):
+    for share in dict.fromkeys((promise.max_share, *_OTHER_SHARES)):
         proof_promise = replace(promise, max_share=share)
         best = last_proved(tested, proof_promise)
         if best is not None:
@@ -396,40 +394,40 @@ class Guarantee:
         return replace(agreed, differing=tuple(review))
 
     def sentences(self) -> list[str]:
-        promise = self.accepting.promise
-        rule = self.accepting.rule
+        accepting = self.accepting
+        wrong = accepting.promise
         sentences = [
-            f"at most {_percent(promise.max_share)} of the accepted labels are wrong,"
-            f" with {_percent(promise.confidence)} confidence:"
-            f" {self.accepting.num_images} labelled images prove it",
-            f"accepted are labels with a confidence of at least {rule.min_confidence:.3f} in images"
-            f" with at most {rule.max_labels} of them: about"
-            f" {_percent(self.accepting.coverage)} of all labels",
+            f"at most {_percent(wrong.max_share)} of the accepted labels are wrong,"
+            f" with {_percent(wrong.confidence)} confidence:"
+            f" {accepting.num_images} labelled images prove it",
+            f"accepted are labels with a confidence of at least {accepting.rule.min_confidence:.3f}"
+            f" in images with at most {accepting.rule.max_labels} of them: about"
+            f" {_percent(accepting.coverage)} of all labels",
         ]
         if self.reviewing is not None:
-            promise = self.reviewing.promise
+            missed = self.reviewing.promise
             rule = self.reviewing.rule
             sentences.append(
-                f"at most {_percent(promise.max_share)} of the objects are in neither list,"
-                f" with {_percent(promise.confidence)} confidence, in images with at most"
+                f"at most {_percent(missed.max_share)} of the objects are in neither list,"
+                f" with {_percent(missed.confidence)} confidence, in images with at most"
                 f" {rule.max_labels} objects: the review list has boxes with a score of at least"
                 f" {rule.min_confidence:.3f}"
             )
         return sentences
 
-    def proofs(self) -> list[dict[str, object]]:
+    def proofs(self) -> list[dict[str, Any]]:
         """Return the proved thresholds as the service reads them, but for model and request."""
-        by_precision: dict[float, dict[str, object]] = {}
-        for proof in (*self.others, self.accepting):
-            precision = round(1 - proof.promise.max_share, 6)
-            by_precision[precision] = {
-                "min_precision": precision,
+        proofs: list[dict[str, Any]] = []
+        for proof in (self.accepting, *self.others):
+            row = {
+                "min_precision": round(1 - proof.promise.max_share, 6),
                 "confidence": proof.promise.confidence,
                 "min_score": proof.rule.min_confidence,
                 "max_labels": proof.rule.max_labels,
                 "num_images": proof.num_images,
             }
-        return [by_precision[precision] for precision in sorted(by_precision)]
+            proofs.append(row)
+        return sorted(proofs, key=itemgetter("min_precision"))
 
 
 def prove(

@@ -1,13 +1,11 @@
-"""Images unlike the labelled ones, by their appearance.
+"""Images unlike the labelled ones, by their appearance: what is proved holds for images like them.
 
-What labelled images prove holds for images like them. The service gives out no encoder features:
-an image is compared by simple numbers. Its distance to the nearest of one half of the labelled
-images is compared with the distances of the other half. While all images are exchangeable, such
-distances are, too: permutations of them test whether those of a part are larger. Parts are the
-folders with enough sampled images, and all others together. All tests have `LEVEL` together, by
-Bonferroni. A difference in a part of a folder leaves the whole folder out.
+An image is a list of simple numbers. Its distance to the nearest of one half of the labelled images
+is compared with the distances of the other half: while all images are exchangeable, permutations
+test whether those of a part are larger. Parts are the folders with enough sampled images, and all
+others together; all tests have `LEVEL` together, by Bonferroni. Knows no files and no requests.
 
-Knows no files and no requests. Shapes: N images of a part, L labelled images.
+Shapes: N images of a part, L labelled images.
 """
 
 import io

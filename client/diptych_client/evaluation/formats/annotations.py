@@ -36,7 +36,6 @@ from diptych_client.evaluation.dataset import (
     Selection,
     TrueObject,
     classes_of,
-    four_numbers,
     outlined,
     read_text,
     read_xml,
@@ -120,8 +119,8 @@ def _coco_object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -
     category = annotation["category_id"]
     if category not in categories:
         raise ValueError(f"category_id {category!r} is not in `categories`")
-    x, y, width, height = four_numbers(annotation["bbox"], annotation["bbox"])
-    box = true_box((x, y, x + width, y + height), annotation["bbox"])
+    x, y, width, height = map(float, annotation["bbox"])
+    box = true_box((x, y, x + width, y + height))
     area = None if annotation.get("area") is None else float(annotation["area"])
     is_crowd = bool(annotation.get("iscrowd"))
     return TrueObject(categories[category], box, area=area, is_crowd=is_crowd)
@@ -201,8 +200,7 @@ def _region_object(result: Mapping[str, Any]) -> TrueObject:
         return outlined(label, np.asarray(result["points"], dtype=np.float64) * scale)
     corner = np.array([float(result["x"]), float(result["y"])]) * scale
     size = np.array([float(result["width"]), float(result["height"])]) * scale
-    source = [result[name] for name in ("x", "y", "width", "height")]
-    box = true_box((*corner, *(corner + size)), source)
+    box = true_box((*corner, *(corner + size)))
     x, y = corner.tolist()
     return rotated(label, box, float(result.get("rotation", 0)), (x, y))
 
@@ -311,7 +309,7 @@ def _voc_image(store: Folder, below: PurePosixPath, name: str, stem: str) -> Ima
 def _voc_object(element: ElementTree.Element) -> TrueObject:
     edges = [element.findtext(f"bndbox/{edge}") or "" for edge in ("xmin", "ymin", "xmax", "ymax")]
     x1, y1, x2, y2 = map(float, edges)
-    box = true_box((x1 - 1, y1 - 1, x2, y2), f"[{', '.join(edges)}]")
+    box = true_box((x1 - 1, y1 - 1, x2, y2))
     label = element.findtext("name")
     if not label:
         raise ValueError("the object has no name")
@@ -344,7 +342,6 @@ def _cvat_object(element: ElementTree.Element) -> TrueObject:
         return outlined(label, points)
     if element.tag != "box":
         raise ValueError(f"a {element.tag} is neither a box nor a polygon")
-    edges = [element.get(name, "") for name in ("xtl", "ytl", "xbr", "ybr")]
-    x1, y1, x2, y2 = true_box(edges, f"[{', '.join(edges)}]")
+    x1, y1, x2, y2 = true_box(element.get(name, "") for name in ("xtl", "ytl", "xbr", "ybr"))
     center = ((x1 + x2) / 2, (y1 + y2) / 2)
     return rotated(label, (x1, y1, x2, y2), float(element.get("rotation", 0)), center)

@@ -5,7 +5,6 @@ A reader returns None for files of another format; the first that knows them rea
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from diptych_client.evaluation.dataset import (
@@ -99,7 +98,7 @@ def read_dataset(
     if images is not None and dataset.store != Folder(images):
         known = f"the labels in {path} say where their images are"
         raise RunError(f"--images is for COCO, JSON lines, CVAT and Label Studio; {known}")
-    return replace(dataset, name=" ".join(filter(None, (path.resolve().name, split))))
+    return dataset
 
 
 def _read_folder(path: Path, selection: Selection) -> Dataset:

@@ -1,16 +1,7 @@
 """One row for each image: JSON lines, and datasets of Hugging Face's library `datasets`.
 
-In JSON lines `image` is a path relative to the file, the rest labels:
-
-{"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
-{"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
-{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}, or "answer": "2"
-{"image": "a.png", "phrases": [{"phrase": "left cat", "box": [x1, y1, x2, y2],
- "segmentation": [[x, y, …]]}]}
-{"image": "a.png", "objects": [{"label": "cat", "box": [x1, y1, x2, y2],
- "segmentation": [[x, y, …]]}]}
-
-Also metadata.jsonl of an ImageFolder (huggingface.co/docs/datasets, "Create an image dataset"):
+docs/evaluation.md has the fields of JSON lines. metadata.jsonl of an ImageFolder has others
+(huggingface.co/docs/datasets, "Create an image dataset"):
 
 {"file_name": "a.png", "text": "two cats"}
 {"file_name": "a.png", "objects": {"bbox": [[x, y, width, height]], "categories": ["cat"]}}
@@ -118,12 +109,12 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _object(row: Mapping[str, Any]) -> TrueObject:
     is_crowd = bool(row.get("iscrowd"))
-    box = true_box(row["box"], row["box"])
+    box = true_box(row["box"])
     return TrueObject(str(row["label"]), box, row.get("segmentation"), row.get("area"), is_crowd)
 
 
 def _optional_box(box: Any) -> BoxXyxy | None:
-    return None if box is None else true_box(box, box)
+    return None if box is None else true_box(box)
 
 
 def read_hugging_face(path: Path, selection: Selection) -> Dataset | None:
@@ -158,11 +149,11 @@ class ArrowImages:
 
     folder: Path
     files: tuple[Path, ...]
-    places: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # file, block, row in it
+    places: dict[str, tuple[Path, int, int]] = field(default_factory=dict)  # file, block, row in it
 
     def labelled_images(self, problems: Problems) -> Iterator[LabelledImage]:
         class_names = self.class_names()
-        for file_index, path in enumerate(self.files):
+        for path in self.files:
             stat = path.stat()
             number = 0
             name = path.relative_to(self.folder).as_posix()
@@ -173,39 +164,30 @@ class ArrowImages:
                 rows = _block(path, block, tuple(columns)).to_pylist()
                 for row_in_block, row in enumerate(rows):
                     image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
-                    self.places[image.name] = (file_index, block, row_in_block)
+                    self.places[image.name] = (path, block, row_in_block)
                     number += 1
                     with problems.leaving_out("row", f"{path}, {image.name}"):
                         yield _labelled(image, _json_lines_row(row, class_names))
 
     def read(self, image: ImageFile) -> bytes:
-        file_index, block, row = self.places[image.name]
-        path = self.files[file_index]
+        path, block, row = self.places[image.name]
         value = _block(path, block, (_image_column(path),)).column(0)[row].as_py()
-        data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
-        if data is None:
-            return read_image_file(path_within(path.parent, value["path"]))
-        return data
+        data = value["bytes"] if isinstance(value, Mapping) else value
+        return data or read_image_file(path_within(path.parent, value["path"]))
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the ClassLabel of the objects, empty if they are texts."""
         metadata = _schema(self.files[0]).metadata or {}
         document = json.loads(metadata.get(b"huggingface", b"{}"))
-        features = document.get("info", {}).get("features", {})
-        return _class_label_names(features.get("objects"))
+        feature = document.get("info", {}).get("features", {}).get("objects")
+        names: list[str] = []
 
+        def collect(inner: dict[str, Any]) -> None:
+            if inner.get("_type") == "ClassLabel":
+                names.extend(map(str, inner["names"]))
 
-def _class_label_names(feature: Any) -> Sequence[str]:
-    """Return the names of the ClassLabel anywhere in a feature."""
-    if isinstance(feature, Mapping):
-        if feature.get("_type") == "ClassLabel":
-            return [str(name) for name in feature["names"]]
-        feature = list(feature.values())
-    if isinstance(feature, list):
-        for inner in feature:
-            if names := _class_label_names(inner):
-                return names
-    return ()
+        json.loads(json.dumps(feature), object_hook=collect)
+        return names
 
 
 @lru_cache

@@ -185,8 +185,7 @@ def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]
     if len(points) > 2:
         return outlined(label, points)
     center, size = points
-    edges = (*(center - size / 2), *(center + size / 2))
-    return TrueObject(label, true_box(edges, text[:80]))
+    return TrueObject(label, true_box((*(center - size / 2), *(center + size / 2))))
 
 
 def check_yolo_names(images: Sequence[ImageFile]) -> None:
