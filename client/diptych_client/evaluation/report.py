@@ -10,7 +10,7 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import chain
@@ -39,16 +39,15 @@ from diptych_client.evaluation.questions import (
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Details, Difference, Estimates, Interval
+from diptych_client.evaluation.statistics import Details, Estimates, Interval
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
 from diptych_client.long_runs import Outputs, RunError, refusal
 from diptych_client.matching import LabelledBox, match
-from diptych_client.results import Instance, Item, TextRegion, label_of
+from diptych_client.results import Detection, Instance, Item, TextRegion, label_of
 
 _MAX_SIDE_PX = 400
 _JPEG_QUALITY = 75
-_INDEX_HEADER = ("report", "task", "images", "date", "metric", "models", "conclusion")
 _INDEX_TITLE = "Reports"
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
@@ -200,27 +199,6 @@ def _template(name: str) -> Template:
 
 
 @dataclass(frozen=True, slots=True)
-class IntervalAxis:
-    """Metrics of all models on a horizontal axis from 0 to a multiple of ten."""
-
-    intervals: Mapping[str, Mapping[str, Interval]]  # keyed by model, then metric
-
-    @property
-    def metrics(self) -> list[str]:
-        return list(next(iter(self.intervals.values()), ()))
-
-    @property
-    def maximum(self) -> float:
-        ends = [0.1]
-        for metrics in self.intervals.values():
-            ends += [interval.high for interval in metrics.values() if interval.is_finite]
-        return 10 * math.ceil(max(ends) / 10)
-
-    def x(self, value: float) -> float:
-        return round(120 + 228 * max(value, 0) / self.maximum, 1)
-
-
-@dataclass(frozen=True, slots=True)
 class Gallery:
     """The images and answers of the cards."""
 
@@ -264,14 +242,13 @@ class Gallery:
         shapes = []
         objects: Sequence[TrueObject | TruePhrase] = truth.objects
         for index, true in enumerate(objects):
-            rings: Iterable[Any] = [corners(true.box_xyxy or (0.0, 0.0, 0.0, 0.0))]
+            item: Item = Detection(true.box_xyxy or (0.0, 0.0, 0.0, 0.0), true.label, 1.0)
             has_masks = self.log.task == "instance_segmentation"
-            is_filled = has_masks and isinstance(true.segmentation, list)
-            if is_filled:
-                rings = [np.reshape(ring, (-1, 2)) for ring in true.segmentation]
+            if has_masks and isinstance(true.segmentation, list):
+                rings = tuple(np.reshape(ring, (-1, 2)).tolist() for ring in true.segmentation)
+                item = Instance(item.box_xyxy, true.label, 1.0, rings)
             kind = "missed" if index in missed else "truth"
-            shape = {"rings": _rounded(rings), "is_filled": is_filled}
-            shapes.append({"label": true.label, "kind": kind, **shape})
+            shapes.append({"label": true.label, "kind": kind, **_shape(item)})
         return {"name": "truth", "shapes": shapes, "text": ""}
 
     def _kinds(
@@ -298,6 +275,15 @@ class Gallery:
         return true_kinds, answer_kinds
 
 
+def axis_maximum(intervals: Mapping[str, Mapping[str, Interval]]) -> int:
+    """Return the end of an axis from 0 for all intervals: a multiple of ten."""
+    highest = 0.1
+    for metrics in intervals.values():
+        for interval in metrics.values():
+            highest = max(highest, interval.high if interval.is_finite else 0)
+    return 10 * math.ceil(highest / 10)
+
+
 def thumbnail(data: bytes) -> str:
     """Return a small JPEG of the upright image as a data URL."""
     with Image.open(io.BytesIO(data)) as image:
@@ -309,14 +295,13 @@ def thumbnail(data: bytes) -> str:
 
 
 def _shape(item: Item) -> dict[str, Any]:
+    is_filled = isinstance(item, Instance) and bool(item.polygons_xy)
     if isinstance(item, Instance) and item.polygons_xy:
-        return {"rings": _rounded(item.polygons_xy), "is_filled": True}
-    ring = item.quad_xy if isinstance(item, TextRegion) else corners(item.box_xyxy)
-    return {"rings": _rounded([ring]), "is_filled": False}
-
-
-def _rounded(rings: Iterable[Any]) -> list[list[list[float]]]:
-    return [np.round(np.array(ring, dtype=float), 1).tolist() for ring in rings]
+        rings: Sequence[Any] = item.polygons_xy
+    else:
+        rings = [item.quad_xy if isinstance(item, TextRegion) else corners(item.box_xyxy)]
+    rounded = [np.round(np.array(ring, dtype=float), 1).tolist() for ring in rings]
+    return {"rings": rounded, "is_filled": is_filled}
 
 
 def report_files(out: Path) -> tuple[Path, Path, Path]:
@@ -326,7 +311,7 @@ def report_files(out: Path) -> tuple[Path, Path, Path]:
 def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> None:
     """Write report.html, report.md and report.json."""
     page, text, values = report_files(outputs.folder)
-    measured = evaluation.measured
+    intervals = {} if evaluation.measured is None else evaluation.measured.intervals
     curves = {}
     for model, details in evaluation.details.items():
         if (curve := details.precision_by_recall) is not None:
@@ -335,7 +320,8 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     pieces = template.generate(
         title=heading(evaluation),
         sentences=sentences(evaluation),
-        interval_axis=None if measured is None else IntervalAxis(measured.intervals),
+        intervals=intervals,
+        maximum=axis_maximum(intervals),
         curves=curves,
         tables=tables(evaluation),
         cards=map(gallery.card, evaluation.gallery),
@@ -359,53 +345,31 @@ def write_index(
         text = out.read_text(encoding="utf-8", errors="replace")
         if f"<title>{_INDEX_TITLE}</title>" not in text[:200]:
             raise refusal(out)
-    rows: list[dict[str, Any]] = []
+    rows = []
     links = []
     for report in reports:
         path = report / "report.json" if report.is_dir() else report
         try:
-            rows += _index_rows(path, read_json(path))
-        except FileNotFoundError as error:
-            needed = "give a folder that `diptych evaluate` wrote"
-            raise RunError(f"{path} does not exist; {needed}") from error
+            document = read_json(path)
+            row = {
+                "report": path.parent.name,
+                "task": f"{document['task']} on {document['dataset']}",
+                "images": document["num_images"],
+                "date": document["run"]["date"][:10],
+                "conclusion": " ".join(document["sentences"]),
+            }
+        except OSError as error:
+            raise RunError(
+                f"{path}: {error.strerror}; give folders of `diptych evaluate`"
+            ) from error
         except MALFORMED as error:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
+        rows.append(row)
         links.append((relpath(path.with_name("report.html"), out.parent), path.parent.name))
-    cells = tuple(tuple(map(str, row.values())) for row in rows)
-    table = Table("All reports", _INDEX_HEADER, cells)
+    header = tuple(rows[0]) if rows else ()
+    table = Table("All reports", header, tuple(tuple(map(str, row.values())) for row in rows))
     template = _template("index.html")
     page = template.render(title=_INDEX_TITLE, sentences=[], table=table, links=links)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return rows
-
-
-def _index_rows(path: Path, document: Any) -> Iterator[dict[str, Any]]:
-    """Yield the difference of each two models by the main metric, or the report's sentences."""
-    measured = document["measured"] or document["agreed"]
-    if not measured:
-        return
-    metric = next(iter(next(iter(measured["intervals"].values()))), "")
-    values = []
-    for model, metrics in measured["intervals"].items():
-        if metric in metrics:
-            values.append(f"{model} {_interval(metrics[metric])}")
-    common = {
-        "report": path.parent.name,
-        "task": f"{document['task']} on {document['dataset']}",
-        "images": document["num_images"],
-        "date": document["run"]["date"][:10],
-        "metric": metric,
-        "models": "; ".join(values),
-    }
-    differences = [fields for fields in measured["differences"] if fields["metric"] == metric]
-    for fields in differences:
-        difference = Difference(**{**fields, "interval": _interval(fields["interval"])})
-        yield {**common, "conclusion": str(difference)}
-    if not differences:
-        yield {**common, "conclusion": "; ".join(document["sentences"])}
-
-
-def _interval(fields: Mapping[str, Any]) -> Interval:
-    numbers = [math.nan if number is None else float(number) for number in fields.values()]
-    return Interval(*numbers)

@@ -148,7 +148,7 @@ def test_index_has_a_row_for_each_report(
     assert 'href="out/report.html"' in page
     assert "agreement" in page
     (folder / "x.json").write_text("{}")
-    for path, message in ((folder, "give a folder that `diptych"), (folder / "x.json", "is not a")):
+    for path, message in ((folder, "give folders of `diptych"), (folder / "x.json", "is not a")):
         assert diptych(Script([]), "reports", path, "--out", index) == 1
         assert message in capsys.readouterr().err
 
