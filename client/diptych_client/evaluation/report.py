@@ -242,11 +242,12 @@ class Gallery:
         shapes = []
         objects: Sequence[TrueObject | TruePhrase] = truth.objects
         for index, true in enumerate(objects):
-            item: Item = Detection(true.box_xyxy or (0.0, 0.0, 0.0, 0.0), true.label, 1.0)
+            box = true.box_xyxy or (0.0, 0.0, 0.0, 0.0)
+            item: Item = Detection(box, true.label, 1.0)
             has_masks = self.log.task == "instance_segmentation"
             if has_masks and isinstance(true.segmentation, list):
-                rings = tuple(np.reshape(ring, (-1, 2)).tolist() for ring in true.segmentation)
-                item = Instance(item.box_xyxy, true.label, 1.0, rings)
+                rings: Any = [np.reshape(ring, (-1, 2)).tolist() for ring in true.segmentation]
+                item = Instance(box, true.label, 1.0, rings)
             kind = "missed" if index in missed else "truth"
             shapes.append({"label": true.label, "kind": kind, **_shape(item)})
         return {"name": "truth", "shapes": shapes, "text": ""}
@@ -359,9 +360,8 @@ def write_index(
                 "conclusion": " ".join(document["sentences"]),
             }
         except OSError as error:
-            raise RunError(
-                f"{path}: {error.strerror}; give folders of `diptych evaluate`"
-            ) from error
+            needed = "give folders of `diptych evaluate`"
+            raise RunError(f"{path}: {error.strerror}; {needed}") from error
         except MALFORMED as error:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
         rows.append(row)
