@@ -170,7 +170,7 @@ class EvaluationRun:
 
         total = 2 * sum(len(sample.requests) for sample in samples)
         run_with_progress(total, run, "until decided")
-        return sent, race.sentence(len({sample.image.name for sample in samples}))
+        return sent, race.sentence()
 
     def _print(
         self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog

@@ -204,33 +204,27 @@ class GuaranteedRun:
         known = {image.name for image in pilot} | self.is_random.keys()
         others = [image for image in self.images if image.name not in known]
         drawn = random.Random(len(self.is_random)).sample(others, min(number, len(others)))
-        if not drawn:
-            return None
-        self._record_suggestions([image.name for image in drawn], is_random=True)
-        path = self._write_suggested(self._answers(drawn))
-        return f"{len(drawn)} images drawn at random are in {path}"
+        return self._suggest(self._answers(drawn), is_random=True) if drawn else None
 
     def _suggest_most_left(self, agreements: Iterable[Agreement], number: int) -> None:
         left = []
         for image in agreements:
             if image.differing and image.records[0].image.name not in self.is_random:
                 left.append(image)
-        left.sort(key=lambda image: (-len(image.differing), image.records[0].image.name))
-        suggested = [image.records for image in left[:number]]
-        self._record_suggestions([records[0].image.name for records in suggested], is_random=False)
-        path = self._write_suggested(suggested)
-        self.sentences.append(f"{len(suggested)} images to label next are in {path}")
+        left.sort(key=lambda image: -len(image.differing))
+        records = [image.records for image in left[:number]]
+        self.sentences.append(self._suggest(records, is_random=False))
 
-    def _record_suggestions(self, names: Sequence[str], is_random: bool) -> None:
-        """Record images before a person sees them."""
-        self.is_random |= dict.fromkeys(names, is_random)
+    def _suggest(self, answers: Sequence[Records], is_random: bool) -> str:
+        """Record images before a person sees them; return where they are."""
+        for records in answers:
+            self.is_random[records[0].image.name] = is_random
         rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
         self.outputs.write_lines(self.outputs.folder / "suggestions.jsonl", rows)
-
-    def _write_suggested(self, answers: Sequence[Records]) -> Path:
         min_iou = self.promises.tolerance.min_iou
         review = [agreement(records, min_iou, NEVER) for records in answers]
-        return write_review(self.outputs, "suggested", review, self.job, self.dataset_format)
+        path = write_review(self.outputs, "suggested", review, self.job, self.dataset_format)
+        return f"{len(answers)} images to label next are in {path}"
 
 
 def promises_of(options: GuaranteeOptions, min_iou: float) -> Promises:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, combinations, groupby
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -328,41 +328,30 @@ class Evaluator:
             self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The better model, or that both are equal within the margin."""
-
-    verdict: Literal["first", "second", "equal"]
-    num_images: int
-    difference: float  # mean error of the first minus that of the second
-
-    def sentence(self, models: Sequence[str], num_all: int) -> str:
-        first, second = models
-        better = {"first": first, "second": second}.get(self.verdict)
-        verdict = f"{better} is better" if better else f"{first} and {second} are equal"
-        return (
-            f"{verdict}: decided after {self.num_images} of {num_all} images, with"
-            f" {CONFIDENCE:.0%} confidence; the mean errors differ by"
-            f" {100 * abs(self.difference):.1f} hundredths"
-        )
-
-
-def decide(errors: Sequence[tuple[float, float]], margin: float | None) -> Decision | None:
-    """Return what the errors of both models on random images prove; None while they do not."""
+def decide(
+    models: Sequence[str], errors: Sequence[tuple[float, float]], margin: float | None
+) -> str | None:
+    """Return what the errors of two models on random images prove; None while they do not."""
     if not errors:
         return None
-    differences = np.array([first - second for first, second in errors], dtype=np.float64)
-    difference = float(differences.mean())
-    log_needed = -math.log((1 - CONFIDENCE) / 2)  # two ways to be wrong
+    first, second = models
+    differences = np.array(errors) @ [1.0, -1.0]
     values = np.stack([-differences, differences], axis=1)
+    log_needed = -math.log((1 - CONFIDENCE) / 2)  # two ways to be wrong
     second_wins, first_wins = log_wealth(values, np.ones(2), DIFFERENCE_BETS) >= log_needed
-    if second_wins or first_wins:
-        return Decision("second" if second_wins else "first", len(errors), difference)
-    if margin is not None:
+    if first_wins or second_wins:
+        verdict = f"{first if first_wins else second} is better"
+    elif margin is None:
+        return None
+    else:
         within = log_wealth(values - margin, np.full(2, 1 - margin), DIFFERENCE_BETS)
-        if (within >= log_needed).all():
-            return Decision("equal", len(errors), difference)
-    return None
+        if not (within >= log_needed).all():
+            return None
+        verdict = f"{first} and {second} are equal"
+    return (
+        f"{verdict}: decided after {len(errors)} images, with {CONFIDENCE:.0%} confidence; the mean"
+        f" errors differ by {100 * abs(differences.mean()):.1f} hundredths"
+    )
 
 
 def drawn(
@@ -384,7 +373,7 @@ class Race:
     names: ClassNames
     equal_within: float | None  # hundredths
     errors: list[tuple[float, float]] = field(default_factory=list)
-    decision: Decision | None = None
+    decision: str | None = None
 
     async def run(
         self, client: AsyncClient, samples: Sequence[Sample], advance: Callable[[], None]
@@ -406,15 +395,14 @@ class Race:
                 if first is not None and second is not None:
                     self.errors.append((first, second))
             num_sent += len(batch)
-            self.decision = decide(self.errors, margin)
+            self.decision = decide(self.models, self.errors, margin)
         if not self.errors:
             raise RunError("--until-decided needs labels: no answered image has any")
         return list(chain(*by_image[:num_sent]))
 
-    def sentence(self, num_all: int) -> str:
-        if self.decision is None:
-            return f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
-        return self.decision.sentence(self.models, num_all)
+    def sentence(self) -> str:
+        unclear = f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
+        return self.decision or unclear
 
     def _error(self, samples: Sequence[Sample], model: str) -> float | None:
         """Return the mean error of a model about an image; None without an answer or a label."""

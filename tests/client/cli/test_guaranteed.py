@@ -235,7 +235,7 @@ def test_random_suggestions_count_for_the_proof(
     assert annotate(diptych, photos, labels, "--suggest", 2) == (1, 5 + 200 + 2)
     error = capsys.readouterr().err
     assert "5 labelled images prove no threshold" in error
-    assert "; 2 images drawn at random are in" in error
+    assert "; 2 images to label next are in" in error
     out = tmp_path / "out"
     drawn = [name for name, _ in annotations(out / "suggested_review.json")]
     pilot = json.loads((out / "pilot.json").read_text())

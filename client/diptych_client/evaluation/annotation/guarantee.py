@@ -38,7 +38,7 @@ from diptych_client.evaluation.annotation.consensus import (
     is_whole,
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
-from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
+from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import QUESTIONS, TEXTS, Job, ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
 from diptych_client.evaluation.texts import character_edits, vqa_normalized
@@ -118,56 +118,56 @@ def truth_of(labelled: LabelledImage, job: Job) -> Truth | None:
 def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> JudgedImage:
     agreed = agreement(records, tolerance.min_iou, 0.0)
     if isinstance(truth, TextsTruth):
-        return JudgedImage(agreed.confidences, _are_texts_right(agreed, truth, tolerance))
+        overlaps = _text_overlaps(agreed, truth, tolerance)
+        is_crowd = np.zeros(overlaps.shape[1], dtype=bool)
+        return JudgedImage(agreed.confidences, _are_right(agreed, overlaps, is_crowd, tolerance))
     boxes = [*agreed.accepted, *(box for _, box in agreed.differing)]
     overlaps = _overlaps(boxes, truth.objects, records[0].answer.image)
     scores = np.array([box.score for box in boxes])[:, None]
     hit_scores = np.where(overlaps >= tolerance.min_iou, scores, NOT_FOUND)
     object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
-    is_counted = [not true.is_crowd for true in truth.objects]
-    # the surest box takes the object that it covers best
+    is_crowd = np.array([true.is_crowd for true in truth.objects], dtype=bool)
+    are_right = _are_right(agreed, overlaps, is_crowd, tolerance)
+    return JudgedImage(agreed.confidences, are_right, tuple(object_scores[~is_crowd].tolist()))
+
+
+def _are_right(
+    agreed: Agreement, overlaps: Floats, is_crowd: Flags, tolerance: Tolerance
+) -> tuple[bool, ...]:
+    """Return which labels have a true one: the surest takes the one that it overlaps most."""
     is_right = [False] * len(agreed.accepted)
-    for index in _surest_first(agreed):
+    order = np.argsort(-np.array(agreed.confidences), kind="stable")
+    for index in order.tolist():
         if (overlaps[index] >= tolerance.min_iou).any():
             is_right[index] = True
             taken = int(np.argmax(overlaps[index]))
-            if is_counted[taken]:
+            if not is_crowd[taken]:
                 overlaps[:, taken] = -1
-    counted_scores = tuple(object_scores[is_counted].tolist())
-    return JudgedImage(agreed.confidences, tuple(is_right), counted_scores)
-
-
-def _surest_first(agreed: Agreement) -> list[int]:
-    order = np.argsort(-np.array(agreed.confidences), kind="stable")
-    indices: list[int] = order.tolist()
-    return indices
-
-
-def _are_texts_right(
-    agreed: Agreement, truth: TextsTruth, tolerance: Tolerance
-) -> tuple[bool, ...]:
-    answer = agreed.records[0].answer
-    if is_whole(agreed.records):
-        return (_is_right(text_of(answer.result) or "", truth.texts, answer.task, tolerance),)
-    free_lines = list(chain.from_iterable(map(str.splitlines, truth.texts)))
-    is_right = [False] * len(agreed.accepted)
-    for index in _surest_first(agreed):
-        for line in free_lines:
-            if _is_right(agreed.accepted[index].text, (line,), answer.task, tolerance):
-                is_right[index] = True
-                free_lines.remove(line)
-                break
     return tuple(is_right)
 
 
-def _is_right(text: str, true_texts: Sequence[str], task: str, tolerance: Tolerance) -> bool:
+def _text_overlaps(agreed: Agreement, truth: TextsTruth, tolerance: Tolerance) -> Floats:
+    """Return 1 where a text is right, else -1: of a whole text, or of regions and lines."""
+    answer = agreed.records[0].answer
+    if is_whole(agreed.records):
+        texts = [text_of(answer.result) or ""]
+        true_texts = list(truth.texts)
+    else:
+        texts = [region.text for region in agreed.accepted]
+        true_texts = list(chain.from_iterable(map(str.splitlines, truth.texts)))
+    overlaps = np.full((len(texts), len(true_texts)), -1.0)
+    for row, text in enumerate(texts):
+        for column, true_text in enumerate(true_texts):
+            if _is_right(text, true_text, answer.task, tolerance.max_cer):
+                overlaps[row, column] = 1
+    return overlaps
+
+
+def _is_right(text: str, true_text: str, task: str, max_cer: float) -> bool:
     if task == QUESTIONS:
-        return vqa_normalized(text) in map(vqa_normalized, true_texts)
-    for true_text in true_texts:
-        num_edits, length = character_edits(true_text, text)
-        if num_edits <= tolerance.max_cer * length:
-            return True
-    return False
+        return vqa_normalized(text) == vqa_normalized(true_text)
+    num_edits, length = character_edits(true_text, text)
+    return num_edits <= max_cer * length
 
 
 def _overlaps(boxes: Sequence[Label], objects: Sequence[TrueObject], image: ImageSize) -> Floats:

@@ -228,7 +228,7 @@ def test_largest_proved_coverage_is_chosen() -> None:
     tested = {Rule(0.9, 1): 0.5, Rule(0.8, 1): 0.0, Rule(0.0, 1): 0.5}
     first, *others = decide(judged, tested, PROMISE)
     assert first == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
-    assert [proof.promise.max_share for proof in others] == [0.05, 0.1, 0.2]
+    assert [proof.promise.max_share for proof in others] == [0.1, 0.2]
     several = [labels(0.9, 0.9, is_right=False)] * 300  # they are reviewed as a whole
     first, *_ = decide([*several, *[labels(0.9)] * 300], {Rule(0.9, 1): 1.0}, PROMISE)
     assert first == Proved(PROMISE, Rule(0.9, 1), 0.0, 1 / 3, 600)

@@ -17,13 +17,7 @@ from diptych_client.inputs import Folder, Problems, path_within
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import write_images, write_voc
 
-OUTSIDE = [
-    "/etc/passwd",
-    "../secret.png",
-    "../data2/a.png",
-    "images/../../secret.png",
-    "/etc/../etc/passwd",
-]
+OUTSIDE = ["/etc/passwd", "../secret.png", "../data2/a.png", "images/../../secret.png"]
 
 
 @pytest.fixture
@@ -32,11 +26,6 @@ def folder(tmp_path: Path) -> Path:
     write_images(tmp_path / "data" / "images")
     os.link(tmp_path / "data" / "images" / "a.png", tmp_path / "secret.png")
     return tmp_path / "data"
-
-
-def yolo_folder(folder: Path, name: object) -> Path:
-    (folder / "data.yaml").write_text(json.dumps({"names": ["a", "b"], "val": name}))
-    return folder
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -48,30 +37,24 @@ def yolo_folder(folder: Path, name: object) -> Path:
         ("metadata.jsonl", '{"file_name": "NAME"}'),
         ("Annotations/a.xml", "<annotation><filename>NAME</filename></annotation>"),
         ("list.txt", "NAME\n"),
+        ("data.yaml", '{"names": ["a"], "val": ["NAME"]}'),
     ],
 )
 def test_image_outside_is_refused(file: str, text: str, folder: Path, name: str) -> None:
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text(text.replace("NAME", name))
-    path = folder / file if file.startswith("x.") else folder
     if file == "list.txt":
-        yolo_folder(folder, file)
-    with pytest.raises(RunError, match="leads outside this folder") as refused:
-        read_dataset(path)
+        (folder / "data.yaml").write_text('{"names": ["a"], "val": "list.txt"}')
+    message = "leads outside this folder|must be in the folder of its data"
+    with pytest.raises(RunError, match=message) as refused:
+        read_dataset(folder / file if file.startswith("x.") else folder)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("name", ["/etc", "../", "images/../../"])
-def test_yolo_split_outside_is_refused(folder: Path, name: str) -> None:
-    with pytest.raises(RunError, match="leads outside this folder"):
-        read_dataset(yolo_folder(folder, [name]))
 
 
 def test_yolo_path_outside_is_not_followed(folder: Path) -> None:
     write_images(folder.parent / "private" / "photos")
-    (folder / "data.yaml").write_text(
-        json.dumps({"path": str(folder.parent / "private"), "names": [], "val": "photos"})
-    )
+    text = json.dumps({"path": str(folder.parent / "private"), "names": [], "val": "photos"})
+    (folder / "data.yaml").write_text(text)
     with pytest.raises(RunError, match=r"must be in the folder of its data\.yaml"):
         read_dataset(folder)
 
@@ -79,9 +62,8 @@ def test_yolo_path_outside_is_not_followed(folder: Path) -> None:
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_arrow_row_outside_is_refused(folder: Path, name: str) -> None:
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.Table.from_pylist(
-        [{"image": {"bytes": None, "path": name}}], pyarrow.schema([("image", image)])
-    )
+    rows = [{"image": {"bytes": None, "path": name}}]
+    table = pyarrow.Table.from_pylist(rows, pyarrow.schema([("image", image)]))
     pyarrow.parquet.write_table(table, folder / "x.parquet")
     dataset = read_dataset(folder / "x.parquet")
     with pytest.raises(RunError, match="leads outside this folder"):
@@ -100,9 +82,8 @@ def test_link_is_followed_to_images_only(folder: Path) -> None:
     (folder / "moved").symlink_to(folder.parent)
     (folder / "passwd.png").symlink_to("/etc/passwd")
     store = Folder(folder)
-    assert (
-        store.read(store.image("moved/secret.png")) == (folder.parent / "secret.png").read_bytes()
-    )
+    data = (folder.parent / "secret.png").read_bytes()
+    assert store.read(store.image("moved/secret.png")) == data
     with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
         store.read(store.image("passwd.png"))
 
@@ -132,31 +113,21 @@ def annotated(**annotation: object) -> str:
     ("name", "text", "message"),
     [
         ("x.json", "[" * DEEP, "nested too deeply"),
-        ("x.json", "{", "not readable as JSON"),
         ("x.json", json.dumps({**IMAGES, "categories": 1}), "is not COCO: TypeError"),
         ("x.json", "1" * 5000, "not readable as JSON"),
-        ("x.json", '{"images": [1]}', "image 1: 'int' object"),
         ("x.json", annotated(bbox=[1, 2, 3]), "annotation 1: not enough values"),
         ("x.json", annotated(bbox=[10**400, 2, 3, 4]), "annotation 1: int too large"),
         ("x.json", annotated(bbox=[1, 2, 3, 4], category_id=[]), "annotation 1: unhashable"),
         ("x.jsonl", "[" * DEEP, "line 1: expected an object"),
-        (
-            "x.jsonl",
-            '{"image": "a.png", "objects": [{"label": "c", "box": 1}]}',
-            "line 1: expected an object",
-        ),
         ("x.yaml", "[" * DEEP, "nested too deeply"),
         ("x.yaml", f"{BOMB}names: [*a11]\nval: images\n", "an alias is not allowed"),
         ("x.yaml", "names: {a: b}\nval: images", "is not a YOLO dataset"),
-        ("x.yaml", "names: [a]\nval: [[images]]", "is not a YOLO dataset"),
-        ("x.yaml", "names: '", "not readable as YAML"),
         (
             "Annotations/x.xml",
             f"<!DOCTYPE a [{ENTITIES}]><annotation>&e11;</annotation>",
             "a document type",
         ),
         ("Annotations/x.xml", "<a>" * DEEP, "nested deeper than 32"),
-        ("Annotations/x.xml", "<a", "not readable as XML"),
     ],
     ids=lambda value: value[:20],
 )

@@ -75,10 +75,9 @@ def test_coco_has_the_boxes_of_answers(tmp_path: Path) -> None:
     coco = coco_of(tmp_path, *records, record(DETECTIONS, "d.png"))
     images = [(image["file_name"], image["width"]) for image in coco.imgs.values()]
     assert images == [("a.png", 40), ("b/c.png", 40), ("d.png", 40)]
-    names = {category["id"]: category["name"] for category in coco.cats.values()}
     rows = []
     for row in coco.loadAnns(coco.getAnnIds(imgIds=[1])):
-        rows.append((names[row["category_id"]], row["bbox"], row["area"], row["score"]))
+        rows.append((coco.cats[row["category_id"]]["name"], row["bbox"], row["area"], row["score"]))
     assert rows == [
         ("star", [1, 2, 10, 10], 100, 0.9),
         ("circle", [20, 4, 10, 10], 100, 0.5),
@@ -186,25 +185,20 @@ def test_requested_labels_come_first() -> None:
     assert class_indices([record(unnamed)], ()) == {"object": 0}
 
 
-NEEDS_BOXES = "--consensus compares boxes and masks and writes coco"
-
-
-@pytest.mark.parametrize(
-    ("dataset_format", "result", "names", "flags", "message"),
-    [
-        (COCO_FORMAT, "text", [], (), "use --format jsonl"),
-        (COCO_FORMAT, "text", [], (True,), "use --format jsonl"),
-        (YOLO_FORMAT, "text_regions", [], (), "use --format jsonl"),
-        (YOLO_FORMAT, BOXES, ["a.png", "a.jpg"], (), "2 images would share labels/train/a.txt"),
-        (YOLO_FORMAT, BOXES, ["x/images/a.png"], (), "must not be named images"),
-        (JSON_LINES, BOXES, [], (True,), NEEDS_BOXES),
-        (JSON_LINES, "text", [], (True,), NEEDS_BOXES),
-        (JSON_LINES, BOXES, [], (True, True), "--labelled accepts single boxes of detections"),
-        (COCO_FORMAT, BOXES, ["a.png", "a.jpg"], (), ""),
-        (YOLO_FORMAT, "instances", ["a.png", "x/a.jpg", "images.png"], (True,), ""),
-        (JSON_LINES, "text", ["a.png", "a.jpg"], (True, True), ""),
-    ],
+FORMATS: tuple[tuple[DatasetFormat, str, list[str], tuple[bool, ...], str], ...] = (
+    (COCO_FORMAT, "text", [], (), "use --format jsonl"),
+    (YOLO_FORMAT, "text_regions", [], (True,), "use --format jsonl"),
+    (YOLO_FORMAT, BOXES, ["a.png", "a.jpg"], (), "2 images would share labels/train/a.txt"),
+    (YOLO_FORMAT, BOXES, ["x/images/a.png"], (), "must not be named images"),
+    (JSON_LINES, "text", [], (True,), "--consensus compares boxes and masks and writes coco"),
+    (JSON_LINES, BOXES, [], (True, True), "--labelled accepts single boxes of detections"),
+    (COCO_FORMAT, BOXES, ["a.png", "a.jpg"], (), ""),
+    (YOLO_FORMAT, "instances", ["a.png", "x/a.jpg", "images.png"], (True,), ""),
+    (JSON_LINES, "text", ["a.png", "a.jpg"], (True, True), ""),
 )
+
+
+@pytest.mark.parametrize(("dataset_format", "result", "names", "flags", "message"), FORMATS)
 def test_formats_hold_some_results_and_names(
     dataset_format: DatasetFormat,
     result: str,
@@ -213,6 +207,5 @@ def test_formats_hold_some_results_and_names(
     message: str,
 ) -> None:
     images = [ImageFile(name, 1, 1) for name in names]
-    expected = pytest.raises(RunError, match=message) if message else nullcontext()
-    with expected:
+    with pytest.raises(RunError, match=message) if message else nullcontext():
         check_format(dataset_format, result, images, *flags)
