@@ -35,7 +35,7 @@ from diptych_client.evaluation.annotation.guarantee import (
     prove,
     truth_of,
 )
-from diptych_client.evaluation.annotation.shift import Appearance, Shift, appearance, find_shift
+from diptych_client.evaluation.annotation.shift import Appearance, appearance, differing_images
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.objects import run_lengths
@@ -80,21 +80,19 @@ class GuaranteedRun:
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
         pilot = self._pilot({path_of(store, image) for image in truths})
         try:
-            guarantee, shift = self._prove(truths, store, pilot)
+            guarantee = self._prove(truths, store, pilot)
         except RunError as error:
             place = self._suggest_random(options.suggest or 0, pilot)
             if place is None:
                 raise
             raise RunError(f"{error}; {place}: give the labels of all by --reviewed") from error
         self.sentences += guarantee.sentences()
-        if shift is not None:
-            self.sentences.append(shift.sentence())
         for sentence in self.sentences:
             logger.info(sentence)
         if options.thresholds is not None:
             self._write_thresholds(options.thresholds, guarantee, served_models())
         answers = self._answers(self.images)
-        agreements = [self._accepted(records, guarantee, shift) for records in answers]
+        agreements = [self._accepted(records, guarantee) for records in answers]
         document = asdict(guarantee)
         del document["others"]
         self.outputs.write(self.outputs.folder / "guarantee.json", json.dumps(document, indent=1))
@@ -150,9 +148,7 @@ class GuaranteedRun:
         self.outputs.write(path, json.dumps([image.name for image in pilot]))
         return pilot
 
-    def _prove(
-        self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]
-    ) -> tuple[Guarantee, Shift | None]:
+    def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
         used = {path_of(self.folder, image) for image in (*pilot, *self.reviewed)}
         labelled = [image for image in truths if path_of(store, image) not in used]
         drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
@@ -166,23 +162,21 @@ class GuaranteedRun:
             appearances.append(self._appearance(self.folder, records))
         pilot_answers = self._answers(pilot)
         others = [self._appearance(self.folder, records) for records in pilot_answers]
-        shift = find_shift(appearances, others)
-        if shift is not None and not shift.folders:
-            raise RunError(shift.sentence())
-        return prove(judged, pilot_answers, self.promises), shift
+        if names := differing_images(appearances, others):
+            cause = "the images differ from the labelled ones: nothing is accepted"
+            raise RunError(f"{cause}; label some of them, such as {', '.join(names)}")
+        return prove(judged, pilot_answers, self.promises)
 
     def _appearance(self, store: ImageStore, records: Records) -> Appearance:
         return appearance(records, store.read(records[0].image), self.job.requested_labels())
 
-    def _accepted(self, records: Records, guarantee: Guarantee, shift: Shift | None) -> Agreement:
-        """Return a person's labels, or proved ones; none of an image unlike the labelled ones."""
-        image = records[0].image
-        if image in self.reviewed:
-            labels = _true_labels(records, self.reviewed[image])
-            return Agreement(records, tuple(labels), (1.0,) * len(labels), ())
-        if shift is not None and shift.has(image.name):
-            return agreement(records, guarantee.tolerance.min_iou, NEVER)
-        return guarantee.accept(records)
+    def _accepted(self, records: Records, guarantee: Guarantee) -> Agreement:
+        """Return a person's labels, or proved ones."""
+        truth = self.reviewed.get(records[0].image)
+        if truth is None:
+            return guarantee.accept(records)
+        labels = _true_labels(records, truth)
+        return Agreement(records, tuple(labels), (1.0,) * len(labels), ())
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
         (model,) = [served for served in models if served.id == self.job.model]

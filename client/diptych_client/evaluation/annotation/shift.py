@@ -1,11 +1,6 @@
 """Images unlike the labelled ones, by their appearance: what is proved holds for images like them.
 
-An image is a list of simple numbers. Its distance to the nearest of one half of the labelled images
-is compared with the distances of the other half: while all images are exchangeable, permutations
-test whether those of a part are larger. Parts are the folders with enough sampled images, and all
-others together; all tests have `LEVEL` together, by Bonferroni. Knows no files and no requests.
-
-Shapes: N images of a part, L labelled images.
+An image is a list of simple numbers. Knows no files and no requests.
 """
 
 import io
@@ -13,7 +8,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageStat
@@ -23,8 +17,8 @@ from diptych_client.matching import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 
 LEVEL = 0.03
+MIN_OTHERS = 8  # images that can be told apart
 _NUM_PERMUTATIONS = 1999
-_MIN_PART = 8  # sampled images of a part that can be told apart
 _MAX_LABELLED = 1000
 _MAX_LABELS = 16
 _SIDE_PX = 512  # pixels are those of a copy of this size
@@ -75,58 +69,30 @@ def _pixel_numbers(data: bytes) -> list[float]:
     return [*ImageStat.Stat(image).mean, float(grey.std()), float(sharpness)]
 
 
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """The folders that differ, none if all images do; the images that differ most."""
+def differing_images(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> list[str]:
+    """Return the images that differ most from the labelled ones; none if they are not told apart.
 
-    folders: tuple[str, ...]
-    examples: tuple[str, ...]
-
-    def sentence(self) -> str:
-        """Return what differs, and what to label, in words."""
-        place = f" in {', '.join(self.folders)}" if self.folders else ""
-        names = ", ".join(self.examples)
-        return (
-            f"images{place} differ from the labelled ones: none of their labels is accepted;"
-            f" label some of them, such as {names}"
-        )
-
-    def has(self, name: str) -> bool:
-        """Return True if the image is one of those that differ."""
-        return not self.folders or _folder(name) in self.folders
-
-
-def _folder(name: str) -> str:
-    return str(PurePosixPath(name).parent)
-
-
-def find_shift(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> Shift | None:
-    """Return how other images differ from the labelled ones, if they are told apart."""
+    The distance to the nearest of one half of the labelled images is compared with the distances of
+    the other half: while all are exchangeable, permutations test whether the others' are larger.
+    """
     compared = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
     half = len(compared) // 2
-    if not half or not others:
-        return None
+    if not half or len(others) < MIN_OTHERS:
+        return []
     numbers = np.array([image.numbers for image in (*compared, *others)])
     scales = numbers.std(axis=0)
     vectors = numbers / np.where(scales > 0, scales, 1)
     distances = _nearest(vectors[half:], vectors[:half])
-    usual, distances = np.split(distances, [len(compared) - half])
-    folders = np.array([_folder(image.name) for image in others])
-    names, counts = np.unique(folders, return_counts=True)
-    tested = names[counts >= _MIN_PART].tolist()
-    level = LEVEL / (len(tested) + 1)
-    unlike = []
-    for folder in tested:
-        if _p_value(distances[folders == folder], usual) <= level:
-            unlike.append(folder)
-    is_unlike = np.isin(folders, unlike)
-    if is_unlike.all() or _p_value(distances[~is_unlike], usual) <= level:
-        unlike = []
-        is_unlike[:] = True
-    if not is_unlike.any():
-        return None
-    furthest = np.argsort(-np.where(is_unlike, distances, -1))[:_NUM_EXAMPLES]
-    return Shift(tuple(unlike), tuple(others[index].name for index in furthest))
+    num_usual = len(compared) - half
+    ranks = np.searchsorted(np.sort(distances), distances)
+    rng = np.random.default_rng(_SEED)
+    permuted = rng.permuted(np.tile(ranks, (_NUM_PERMUTATIONS, 1)), axis=1)
+    sums = permuted[:, num_usual:].sum(axis=1)
+    num_as_high = int((sums >= ranks[num_usual:].sum()).sum())
+    if num_as_high + 1 > LEVEL * (_NUM_PERMUTATIONS + 1):
+        return []
+    furthest = np.argsort(-distances[num_usual:])[:_NUM_EXAMPLES]
+    return [others[index].name for index in furthest]
 
 
 def _nearest(vectors: Floats, reference: Floats) -> Floats:
@@ -135,16 +101,3 @@ def _nearest(vectors: Floats, reference: Floats) -> Floats:
     for index, vector in enumerate(vectors):
         nearest[index] = np.square(reference - vector).sum(axis=1).min()
     return np.sqrt(nearest).round(_DECIMALS)
-
-
-def _p_value(distances: Floats, usual: Floats) -> float:
-    """Return the share of permutations in which the ranks of the part, (N,), are as high."""
-    if len(distances) < _MIN_PART:
-        return 1.0
-    pooled = np.concatenate([distances, usual])
-    ranks = np.searchsorted(np.sort(pooled), pooled)
-    rng = np.random.default_rng(_SEED)
-    permuted = rng.permuted(np.tile(ranks, (_NUM_PERMUTATIONS, 1)), axis=1)
-    sums = permuted[:, : len(distances)].sum(axis=1)
-    num_as_high = (sums >= ranks[: len(distances)].sum()).sum()
-    return float(num_as_high + 1) / (_NUM_PERMUTATIONS + 1)
