@@ -22,7 +22,6 @@ thi-ng/umbrella packages/rle-pack and label-studio-sdk label_studio_sdk/converte
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
@@ -56,13 +55,10 @@ _Texts = Annotated[
 ]
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
 _TOLERANCE_PX = 1.0
-# rle-pack: 32 bits number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit
-# "repeated", 2 bits index of the width, the length - 1 in that width, 8 bits value
+# rle-pack: 32 bits number of bytes, 5 word size - 1, 4 x 4 widths of lengths - 1, then the runs: 1
+# bit "repeated", 2 bits index of the width, the length - 1 in 16 bits, 8 bits value
 _CHANNELS = 4
-_WORD_BITS = 8
-_WIDTHS = (3, 4, 8, 16)
-_MAX_RUN = 2 ** _WIDTHS[-1]
-_OPAQUE = 255
+_MAX_RUN = 2**16
 _LABELS_TAGS = ("RectangleLabels", "PolygonLabels", "BrushLabels")
 _CONTROL_TAGS = (*_LABELS_TAGS, "Rectangle", "Polygon", "TextArea", "Choices", "Labels")
 MAX_CONFIG_CHARS = 500_000
@@ -535,20 +531,14 @@ def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> Json
 def brush_rle(mask: results.RunLengthMask) -> list[int]:
     """Return a mask in rle-pack's format: RGBA, 255 in all channels within it, 0 elsewhere."""
     pixels = decode_mask(mask).ravel()
-    bits = [f"{pixels.size * _CHANNELS:032b}{_WORD_BITS - 1:05b}"]
-    bits += [f"{width - 1:04b}" for width in _WIDTHS]
     starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
     lengths = np.diff(starts, append=pixels.size) * _CHANNELS
-    values = np.where(pixels[starts], _OPAQUE, 0)
-    bits += chain.from_iterable(map(_run, lengths.tolist(), values.tolist()))
+    values = np.where(pixels[starts], 255, 0)
+    bits = [f"{pixels.size * _CHANNELS:032b}{7:05b}", 4 * f"{15:04b}"]
+    for length, value in zip(lengths.tolist(), values.tolist(), strict=True):
+        for start in range(0, length, _MAX_RUN):
+            part = min(length - start, _MAX_RUN)
+            bits.append(f"100{part - 1:016b}{value:08b}")
     ones = np.frombuffer("".join(bits).encode(), dtype=np.uint8) - ord("0")
     packed: list[int] = np.packbits(ones).tolist()
     return packed
-
-
-def _run(length: int, value: int) -> Iterator[str]:
-    while length > 0:
-        part = min(length, _MAX_RUN)
-        index = next(index for index, width in enumerate(_WIDTHS) if part <= 2**width)
-        yield f"1{index:02b}{part - 1:0{_WIDTHS[index]}b}{value:0{_WORD_BITS}b}"
-        length -= part
