@@ -30,7 +30,13 @@ from service.http.boundary import STATUSES, Body, Interface, RestBoundary, autho
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
-from service.label_studio.batch import Batch, Plan, version_of
+from service.label_studio.batch import (
+    Batch,
+    Question,
+    first_questions,
+    questions_of,
+    version_of,
+)
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.mapping import (
     MAX_CONFIG_CHARS,
@@ -166,21 +172,26 @@ class LabelStudioApi:
 
         Label Studio asks for predictions of a task while it has none of that version.
         """
-        core = self._boundary.core()
+        models = _models(self._boundary.core(), request)
         setup = await self._read(_parser(SetupBody), request, context)
-        plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
-        return {"model_version": plan.version(plan.questions())}
+        questions = await in_thread(_questions, models, setup.label_config, None)
+        return {"model_version": _version(models, questions)}
 
     async def predict(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         body = await self._read(_parser(PredictBody), request, context)
+        models = _models(core, request)
         prompt = body.params.context
-        plan = await in_thread(_plan, _models(core, request), body.label_config, prompt)
+        questions = await in_thread(_questions, models, body.label_config, prompt)
         _, token = _credentials(request)
-        batch = Batch(core, plan, TaskImages(core, self._host, token), context)
+        batch = Batch(core, TaskImages(core, self._host, token), context)
         data = [task.get("data") for task in body.tasks]
-        answering = batch.outcomes(data) if prompt is None else batch.prompted(data[0])
-        results = await while_connected(request.receive, answering)
+        if prompt is None:
+            results = await while_connected(request.receive, batch.outcomes(data, questions))
+        else:
+            questions = first_questions(questions)
+            answering = batch.prompted(data[0], _version(models, questions), questions)
+            results = [await while_connected(request.receive, answering)]
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
     async def webhook(self, request: Request, context: RequestContext) -> Body:
@@ -214,9 +225,14 @@ def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
     return tuple(core.models) if model_id is None else (core.models.get(model_id),)
 
 
-def _plan(
+def _questions(
     models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None
-) -> Plan:
+) -> list[Question]:
     controls = parse_config(label_config)
     asks = image_asks(controls) if context is None else prompt_asks(controls, context)
-    return Plan.of(models, asks)
+    return questions_of(models, asks)
+
+
+def _version(models: Sequence[ServedModel], questions: Sequence[Question]) -> str:
+    """Return the version of the first model that is asked, or of all if there is none."""
+    return version_of(questions[0][0] if questions else models[0])

@@ -7,13 +7,11 @@ shows and filters by, is the error.
 """
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Self
+from dataclasses import replace
+from itertools import chain, product
 
 from service.admission.places import Place, RequestContext
 from service.errors import DeadlineExceeded, Overloaded, ServiceError
@@ -33,43 +31,26 @@ _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
 Question = tuple[ServedModel, Ask]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The models of a call and what each of them is asked."""
+def questions_of(models: Sequence[ServedModel], asks: Sequence[Ask]) -> list[Question]:
+    """Return what each model is asked; raise `unsupported_task` if none offers any of the tasks."""
+    questions: list[Question] = []
+    for model, ask in product(models, asks):
+        if ask.task in model.entry.task_ids:
+            questions.append((model, ask))
+    if asks and not questions:
+        names = ", ".join(model.id for model in models)
+        tasks = ", ".join(sorted({ask.task for ask in asks}))
+        problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
+        raise ServiceError(problem, "label_config", "unsupported_task")
+    return questions
 
-    models: tuple[ServedModel, ...]
-    asks: tuple[Ask, ...]
 
-    @property
-    def image_keys(self) -> tuple[str, ...]:
-        """Keys of the data of a task that have its images."""
-        return tuple(dict.fromkeys(ask.control.image_key for ask in self.asks))
-
-    @classmethod
-    def of(cls, models: Sequence[ServedModel], asks: tuple[Ask, ...]) -> Self:
-        """Return a plan; raise `unsupported_task` if no model offers any of the tasks."""
-        plan = cls(tuple(models), asks)
-        if asks and not plan.questions():
-            names = ", ".join(model.id for model in models)
-            tasks = ", ".join(sorted({ask.task for ask in asks}))
-            problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
-            raise ServiceError(problem, "label_config", "unsupported_task")
-        return plan
-
-    def questions(self) -> list[Question]:
-        pairs = itertools.product(self.models, self.asks)
-        return [(model, ask) for model, ask in pairs if ask.task in model.entry.task_ids]
-
-    def first_questions(self) -> list[Question]:
-        """Return each task with the first model that offers it."""
-        first: dict[int, Question] = {}
-        for model, ask in self.questions():
-            first.setdefault(id(ask), (model, ask))
-        return list(first.values())
-
-    def version(self, questions: Sequence[Question]) -> str:
-        """Return the version of the first model that is asked, or of all if there is none."""
-        return version_of(questions[0][0] if questions else self.models[0])
+def first_questions(questions: Sequence[Question]) -> list[Question]:
+    """Return each task with the first model that offers it."""
+    first: dict[int, Question] = {}
+    for model, ask in questions:
+        first.setdefault(id(ask), (model, ask))
+    return list(first.values())
 
 
 def version_of(model: ServedModel) -> str:
@@ -79,20 +60,18 @@ def version_of(model: ServedModel) -> str:
 class Batch:
     """The tasks of one call."""
 
-    def __init__(self, core: Core, plan: Plan, images: TaskImages, context: RequestContext) -> None:
+    def __init__(self, core: Core, images: TaskImages, context: RequestContext) -> None:
         self._core = core
-        self._plan = plan
         self._images = images
         deadline_s = min(context.deadline_s, time.monotonic() + MAX_CALL_S)
         self._context = replace(context, deadline_s=deadline_s)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
 
-    async def outcomes(self, tasks: Sequence[object]) -> list[bytes]:
+    async def outcomes(self, tasks: Sequence[object], questions: Sequence[Question]) -> list[bytes]:
         """Return the predictions of each task, given by its data, as JSON.
 
         Raise the first error if every task had a temporary one.
         """
-        questions = self._plan.questions()
         slots = asyncio.Semaphore(_MAX_TASKS)
 
         async def answer(data: object) -> bytes | ServiceError:
@@ -117,17 +96,17 @@ class Batch:
             return record_failure(error, self._context.api, self._context.request_id)
         return outcome
 
-    async def prompted(self, data: object) -> list[bytes]:
-        questions = self._plan.first_questions()
+    async def prompted(self, data: object, version: str, questions: Sequence[Question]) -> bytes:
+        """Return the one prediction, of `version`, that answers a prompt, as JSON."""
         results = chain(*(await self._results_of(data, questions)).values())
-        return [await in_thread(_json, prediction(self._plan.version(questions), results))]
+        return await in_thread(_json, prediction(version, results))
 
     async def _results_of(
         self, data: object, questions: Sequence[Question]
     ) -> dict[str, list[JsonObject]]:
         """Return the results of each version of a model, image by image; raise `ServiceError`."""
         results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
-        for key in self._plan.image_keys:
+        for key in dict.fromkeys(ask.control.image_key for _, ask in questions):
             context = replace(self._context, place=Place())  # counts the image
             try:
                 source = data.get(key) if isinstance(data, Mapping) else None

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,7 +19,7 @@ from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.inference.core import Core
-from service.label_studio.batch import Batch, Plan
+from service.label_studio.batch import Batch, questions_of
 from service.label_studio.images import TaskImages
 from service.label_studio.mapping import image_asks, parse_config
 from service.settings import Settings
@@ -123,23 +122,26 @@ async def test_fetched_images_are_counted() -> None:
         assert core.places.num_bytes == 0
 
 
-def batch(core: Core, config: str = CONFIG) -> Batch:
-    plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(config)))
-    return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=60))
+async def outcomes(
+    core: Core, *tasks: object, config: str = CONFIG, timeout_s: float = 60
+) -> list[bytes]:
+    questions = questions_of([core.models.get(FLORENCE_ID)], image_asks(parse_config(config)))
+    call = Batch(core, TaskImages(core, None, ""), context(timeout_s=timeout_s))
+    return await call.outcomes(tasks, questions)
 
 
 def test_predictions_are_counted() -> None:
     """A task whose predictions do not fit is tried again with the next call."""
 
-    def outcomes(num_tasks: int, max_bytes: int) -> list[bytes]:
-        tasks = [{"image": data_url(PNG)} for _ in range(num_tasks)]
-        return asyncio.run(batch(make_core(max_bytes=max_bytes)).outcomes(tasks))
+    def predict(num_tasks: int, max_bytes: int) -> list[bytes]:
+        tasks = [{"image": data_url(PNG)}] * num_tasks
+        return asyncio.run(outcomes(make_core(max_bytes=max_bytes), *tasks))
 
-    (outcome,) = outcomes(1, 1_000_000)
-    lengths = sorted(map(len, outcomes(3, 3 * len(outcome) // 2)))
+    (outcome,) = predict(1, 1_000_000)
+    lengths = sorted(map(len, predict(3, 3 * len(outcome) // 2)))
     assert lengths == [len(b"[]"), len(b"[]"), len(outcome)]
     with pytest.raises(Overloaded, match="bytes of requests in memory"):
-        outcomes(1, len(outcome) - 1)
+        predict(1, len(outcome) - 1)
 
 
 def test_tag_has_its_own_image() -> None:
@@ -150,14 +152,12 @@ def test_tag_has_its_own_image() -> None:
     )
     second = encoded(Image.new("RGB", (100, 50)))
     sources = {"image": data_url(PNG), "second": data_url(second)}
-    (outcome,) = asyncio.run(batch(make_core(), config).outcomes([sources]))
+    (outcome,) = asyncio.run(outcomes(make_core(), sources, config=config))
     (prediction,) = json.loads(outcome)
     widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
     assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]
 
 
 def test_task_after_the_deadline_is_not_read() -> None:
-    late = batch(make_core())
-    late._context = replace(late._context, deadline_s=0)
     with pytest.raises(DeadlineExceeded, match="before this task"):
-        asyncio.run(late.outcomes([{"image": data_url(PNG)}]))
+        asyncio.run(outcomes(make_core(), {"image": data_url(PNG)}, timeout_s=-1))
