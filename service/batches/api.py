@@ -11,16 +11,15 @@ shares it can answer.
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import FileResponse
+from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
@@ -33,13 +32,12 @@ from service.openai.api import OPENAI
 from service.settings import variable
 from service.validation import validated
 from tasks.errors import shown
-from wire.host import path_of
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 200_000_000
 MAX_FORM_BYTES = 10_000  # everything but the file
-_WRITE_BYTES = 1_000_000  # written at a time, in a thread
+_PIECE_BYTES = 1_000_000  # read or written at a time, in a thread
 _MAX_NAME_CHARS = 255
 _MAX_FILES = 10_000  # per page
 _MAX_BATCHES = 100
@@ -110,7 +108,7 @@ async def read_upload(
                 problem = f"the file exceeds the limit of {MAX_FILE_BYTES} bytes"
                 raise ServiceError(problem, code="payload_too_large")
             waiting += chunk
-            if len(waiting) >= _WRITE_BYTES:
+            if len(waiting) >= _PIECE_BYTES:
                 await in_thread(parser.write, bytes(waiting))
                 waiting.clear()
         await in_thread(parser.write, bytes(waiting))
@@ -122,17 +120,11 @@ async def read_upload(
     return form.filename, form.fields()
 
 
-class _OpenFile(FileResponse):
-    """The content of an open file, readable even if the file is deleted."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        path = path_of(file.fileno())
-        super().__init__(path, media_type="application/jsonl", stat_result=os.fstat(file.fileno()))
-        self._file = file
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._file:
-            await super().__call__(scope, receive, send)
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of an open file, which is sent whole even if it is deleted."""
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
 
 
 class BatchesApi:
@@ -199,8 +191,9 @@ class BatchesApi:
         return FileList.model_validate(_list_fields(files, page.limit))
 
     async def content(self, store: Store, request: Request, context: RequestContext) -> Body:
-        file_id = request.path_params["file_id"]
-        return _OpenFile(await in_thread(store.open, context.quota.owner, file_id))
+        file = await in_thread(store.open, context.quota.owner, request.path_params["file_id"])
+        headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+        return StreamingResponse(_pieces(file), headers=headers, media_type="application/jsonl")
 
     async def create(self, store: Store, request: Request, context: RequestContext) -> Body:
         body = await self._boundary.read(read_json, request, context)
