@@ -40,25 +40,19 @@ _SCHEMA = """
     PRAGMA auto_vacuum = FULL;  -- the room of ended batches is given back
     PRAGMA journal_mode = WAL;  -- a file system without shared memory keeps its own mode
     PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
-    CREATE TABLE IF NOT EXISTS files (
+    CREATE TABLE IF NOT EXISTS objects (
         id TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
         owner TEXT NOT NULL,
         document TEXT NOT NULL,
-        purpose TEXT AS (json_extract(document, '$.purpose')),
         num_bytes INTEGER AS (json_extract(document, '$.bytes')),
-        expires_at INTEGER AS (json_extract(document, '$.expires_at'))
+        purpose TEXT AS (json_extract(document, '$.purpose')),
+        expires_at INTEGER AS (json_extract(document, '$.expires_at')),
+        status TEXT AS (json_extract(document, '$.batch.status')),  -- NULL: a file
+        input_id TEXT AS (json_extract(document, '$.batch.input_file_id'))
     );
-    CREATE INDEX IF NOT EXISTS files_of_owner ON files (owner, id, num_bytes);
-    CREATE TABLE IF NOT EXISTS batches (
-        id TEXT PRIMARY KEY,
-        owner TEXT NOT NULL,
-        document TEXT NOT NULL,
-        status TEXT AS (json_extract(document, '$.batch.status')),
-        input_id TEXT AS (json_extract(document, '$.batch.input_file_id')),
-        num_bytes INTEGER AS (json_extract(document, '$.num_bytes'))
-    );
-    CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner, id, num_bytes);
-    CREATE INDEX IF NOT EXISTS batches_of_status ON batches (status, id);
+    CREATE INDEX IF NOT EXISTS objects_of_owner ON objects (owner, kind, id, num_bytes);
+    CREATE INDEX IF NOT EXISTS batches_of_status ON objects (status, id);
     CREATE TABLE IF NOT EXISTS requests (
         batch_id TEXT NOT NULL,
         line INTEGER NOT NULL,
@@ -78,7 +72,7 @@ NO_ROOM = wire.BatchError(
     ),
 )
 
-Table = Literal["files", "batches"]
+Kind = Literal["file", "batch"]
 Purpose = Literal["batch", "batch_output"]
 
 
@@ -110,7 +104,7 @@ class BatchState(BaseModel):
     batch: wire.Batch
     owner: str
     output_kept_s: int
-    num_bytes: int = 0
+    bytes: int = 0
 
     @property
     def id(self) -> str:
@@ -170,40 +164,41 @@ class Store:
         file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
         with self._transaction() as db:
             _check_room(db, owner, num_bytes)
-            _insert(db, "files", owner, file)
+            _insert(db, "file", owner, file)
         return file
 
     def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
         """Raise `not_found`, or `InvalidRequest` for the input of an unfinished batch."""
         with self._transaction() as db:
             _file(db, owner, file_id)
-            query = f"SELECT id FROM batches WHERE owner = ? AND input_id = ? AND {_IS_OPEN}"
+            query = f"SELECT id FROM objects WHERE owner = ? AND input_id = ? AND {_IS_OPEN}"
             for (batch_id,) in db.execute(query, (owner, file_id)):
                 problem = f"{file_id} is the input of {batch_id}, which has not ended"
                 raise InvalidRequest(problem, "file_id")
             self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
-            db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+            db.execute("DELETE FROM objects WHERE id = ?", (file_id,))
         return wire.FileDeleted(id=file_id)
 
     def files(self, owner: str, page: Page) -> list[wire.FileObject]:
         """Return one file more than the page has, if there is one."""
-        return list(map(wire.FileObject.model_validate_json, self._page("files", owner, page)))
+        return list(map(wire.FileObject.model_validate_json, self._page("file", owner, page)))
 
     def batches(self, owner: str, page: Page) -> list[wire.Batch]:
         """Return one batch more than the page has, if there is one."""
-        documents = self._page("batches", owner, page)
+        documents = self._page("batch", owner, page)
         return [BatchState.model_validate_json(document).batch for document in documents]
 
-    def _page(self, table: Table, owner: str, page: Page) -> list[str]:
+    def _page(self, kind: Kind, owner: str, page: Page) -> list[str]:
         comparison, order = (">", "ASC") if page.is_ascending else ("<", "DESC")
-        query = f"SELECT document FROM {table} WHERE owner = :owner"
+        query = "SELECT document FROM objects WHERE owner = :owner AND kind = :kind"
         if page.after is not None:
             query += f" AND id {comparison} :after"
         if page.purpose is not None:
             query += " AND purpose = :purpose"
         query += f" ORDER BY id {order} LIMIT :limit + 1"
+        values = {**asdict(page), "owner": owner, "kind": kind}
         with self._transaction("BEGIN") as db:
-            return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
+            return [document for (document,) in db.execute(query, values)]
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
         """Raise `not_found` for the input, or `Overloaded` above a limit of the key."""
@@ -223,10 +218,10 @@ class Store:
             if _file(db, owner, request.input_file_id).purpose != "batch":
                 problem = f"{request.input_file_id} cannot be an input file"
                 raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
-            if _count(db, "batches", owner) >= MAX_BATCHES_PER_KEY:
+            if _count(db, "batch", owner) >= MAX_BATCHES_PER_KEY:
                 problem = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(f"{problem}; each is removed after 30 days", wire.DAY_S)
-            _insert(db, "batches", owner, state)
+            _insert(db, "batch", owner, state)
         return batch
 
     def batch(self, owner: str, batch_id: str) -> wire.Batch:
@@ -246,7 +241,7 @@ class Store:
 
     def open_batches(self) -> list[BatchState]:
         """Return the batches that have not ended, the oldest first."""
-        query = f"SELECT document FROM batches WHERE {_IS_OPEN} ORDER BY id"
+        query = f"SELECT document FROM objects WHERE {_IS_OPEN} ORDER BY id"
         with self._transaction("BEGIN") as db:
             documents = db.execute(query).fetchall()
         return [BatchState.model_validate_json(document) for (document,) in documents]
@@ -278,7 +273,7 @@ class Store:
             num_bytes = sum(len(line.data) for line in lines)
             if lines and _num_bytes(db, state.owner) + num_bytes > MAX_BYTES_PER_KEY:
                 raise NoRoom
-            current.num_bytes += num_bytes
+            current.bytes += num_bytes
             current.batch.request_counts.completed += num_answers
             current.batch.request_counts.failed += len(lines) - num_answers
             query = "UPDATE requests SET is_answer = ?, output = ? WHERE batch_id = ? AND line = ?"
@@ -290,13 +285,13 @@ class Store:
         output = self._written(state, "output", is_answer=True)
         error_output = self._written(state, "error", is_answer=False)
         with self._changed(state.owner, state.id) as (db, current):
-            current.num_bytes = 0
+            current.bytes = 0
             if output is not None:
                 current.batch.output_file_id = output.id
-                _insert(db, "files", state.owner, output)
+                _insert(db, "file", state.owner, output)
             if error_output is not None:
                 current.batch.error_file_id = error_output.id
-                _insert(db, "files", state.owner, error_output)
+                _insert(db, "file", state.owner, error_output)
             _set_last_status(current.batch, errors)
             db.execute("DELETE FROM requests WHERE batch_id = ?", (state.id,))
         return current.batch
@@ -304,19 +299,17 @@ class Store:
     def remove_expired(self, now_s: float) -> None:
         """Remove files and batches that are no longer kept, and what killed processes left."""
         with self._transaction() as db:
-            db.execute(
-                f"DELETE FROM batches WHERE NOT ({_IS_OPEN})"
-                " AND json_extract(document, '$.batch.created_at') < ?",
-                (now_s - wire.MAX_KEPT_S,),
-            )
-            is_expired = (
-                f"expires_at < ? AND id NOT IN (SELECT input_id FROM batches WHERE {_IS_OPEN})"
-            )
-            query = f"SELECT id FROM files WHERE {is_expired}"
+            is_old = "json_extract(document, '$.batch.created_at') < ?"
+            query = f"DELETE FROM objects WHERE NOT ({_IS_OPEN}) AND {is_old}"
+            db.execute(query, (now_s - wire.MAX_KEPT_S,))
+            inputs = f"SELECT input_id FROM objects WHERE {_IS_OPEN}"
+            is_expired = f"expires_at < ? AND id NOT IN ({inputs})"
+            query = f"SELECT id FROM objects WHERE {is_expired}"
             for (file_id,) in db.execute(query, (now_s,)):
                 self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
-            db.execute(f"DELETE FROM files WHERE {is_expired}", (now_s,))
-            used = {file_id for (file_id,) in db.execute("SELECT id FROM files")}
+            db.execute(f"DELETE FROM objects WHERE {is_expired}", (now_s,))
+            query = "SELECT id FROM objects WHERE kind = 'file'"
+            used = {file_id for (file_id,) in db.execute(query)}
         with os.scandir(self.path / "files") as entries:
             for entry in entries:
                 file_id = entry.name.removesuffix(".jsonl")
@@ -362,7 +355,7 @@ class Store:
             unchanged = current.model_copy(deep=True)
             yield db, current
             if current != unchanged:
-                query = "UPDATE batches SET document = ? WHERE id = ?"
+                query = "UPDATE objects SET document = ? WHERE id = ?"
                 db.execute(query, (current.model_dump_json(), batch_id))
 
     @contextmanager
@@ -392,40 +385,37 @@ def _disk_errors() -> Iterator[None]:
 
 def _num_bytes(db: sqlite3.Connection, owner: str) -> int:
     """Return the bytes of a key's files and unfinished outputs."""
-    num_bytes = 0
-    for table in ("files", "batches"):
-        query = f"SELECT coalesce(sum(num_bytes), 0) FROM {table} WHERE owner = ?"
-        num_bytes += db.execute(query, (owner,)).fetchone()[0]
-    return num_bytes
+    query = "SELECT coalesce(sum(num_bytes), 0) FROM objects WHERE owner = ?"
+    return int(db.execute(query, (owner,)).fetchone()[0])
 
 
-def _count(db: sqlite3.Connection, table: Table, owner: str) -> int:
-    (num,) = db.execute(f"SELECT count(*) FROM {table} WHERE owner = ?", (owner,)).fetchone()
-    return int(num)
+def _count(db: sqlite3.Connection, kind: Kind, owner: str) -> int:
+    query = "SELECT count(*) FROM objects WHERE owner = ? AND kind = ?"
+    return int(db.execute(query, (owner, kind)).fetchone()[0])
 
 
 def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
     """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
     is_full = _num_bytes(db, owner) + num_bytes > MAX_BYTES_PER_KEY
-    if is_full or _count(db, "files", owner) >= MAX_FILES_PER_KEY:
+    if is_full or _count(db, "file", owner) >= MAX_FILES_PER_KEY:
         limits = f"{MAX_FILES_PER_KEY} files of {MAX_BYTES_PER_KEY} bytes together"
         raise Overloaded(f"this key has the maximum of {limits}; delete some", 60)
 
 
-def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str:
-    query = f"SELECT document FROM {table} WHERE id = ? AND owner = ?"
-    for (document,) in db.execute(query, (object_id, owner)):
+def _document(db: sqlite3.Connection, kind: Kind, owner: str, object_id: str) -> str:
+    query = "SELECT document FROM objects WHERE id = ? AND kind = ? AND owner = ?"
+    for (document,) in db.execute(query, (object_id, kind, owner)):
         return str(document)
-    raise _not_found("file" if table == "files" else "batch", object_id)
+    raise _not_found(kind, object_id)
 
 
-def _not_found(noun: str, object_id: str) -> ServiceError:
-    message = f"no {noun} {shown(object_id)} of this API key"
-    return ServiceError(message, f"{noun}_id", "not_found")
+def _not_found(kind: Kind, object_id: str) -> ServiceError:
+    message = f"no {kind} {shown(object_id)} of this API key"
+    return ServiceError(message, f"{kind}_id", "not_found")
 
 
 def _file(db: sqlite3.Connection, owner: str, file_id: str) -> wire.FileObject:
-    return wire.FileObject.model_validate_json(_document(db, "files", owner, file_id))
+    return wire.FileObject.model_validate_json(_document(db, "file", owner, file_id))
 
 
 def _new_file(
@@ -443,14 +433,14 @@ def _new_file(
 
 
 def _insert(
-    db: sqlite3.Connection, table: Table, owner: str, document: wire.FileObject | BatchState
+    db: sqlite3.Connection, kind: Kind, owner: str, document: wire.FileObject | BatchState
 ) -> None:
-    query = f"INSERT INTO {table} (id, owner, document) VALUES (?, ?, ?)"
-    db.execute(query, (document.id, owner, document.model_dump_json()))
+    query = "INSERT INTO objects (id, kind, owner, document) VALUES (?, ?, ?, ?)"
+    db.execute(query, (document.id, kind, owner, document.model_dump_json()))
 
 
 def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:
-    return BatchState.model_validate_json(_document(db, "batches", owner, batch_id))
+    return BatchState.model_validate_json(_document(db, "batch", owner, batch_id))
 
 
 def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:

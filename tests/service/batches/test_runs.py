@@ -422,7 +422,7 @@ async def test_batch_without_room_fails(
     async with working(store, core):
         await hold_back(decoder, 8)
         await until(lambda: now(store, batch).request_counts.completed == len(decoder.specs) - 8)
-        num_bytes = store.open_batches()[0].num_bytes + store.file("me", batch.input_file_id).bytes
+        num_bytes = store.open_batches()[0].bytes + store.file("me", batch.input_file_id).bytes
         monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", num_bytes + 10_000)
         if is_expired:
             await pass_a_day(monkeypatch)
