@@ -48,21 +48,6 @@ def test_every_pinned_package_has_a_wheel(
     assert "\nnvidia-cu" not in run.stdout  # torch from PyPI brings CUDA for x86-64 only
 
 
-def test_the_lock_of_the_image_has_wheels_of_arm64_by_hash(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--target"]
-    wheels = ("--only-binary", ":all:", "--python-version", "3.11", "--python-platform", LINUX)
-    locked = ("--no-deps", "--require-hashes", "--requirement", "requirements.lock")
-    run = subprocess.run(
-        [*command, str(tmp_path), *wheels, *locked],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "\n + bentoml==" in run.stderr
-
-
 @pytest.mark.parametrize(
     ("platform", "folders"),
     [

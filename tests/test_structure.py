@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -181,3 +182,11 @@ def test_client_loads_neither_torch_nor_the_service() -> None:
     loaded = set(run.stdout.split())
     assert {"diptych_client", "httpx", "grpc"} <= loaded
     assert loaded.isdisjoint(NOT_LOADED.split())
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_no_flag_makes_code_of_data(folder: str) -> None:
+    """Ruff refuses modules that unpickle (pyproject.toml)."""
+    flag = re.compile(r"(trust_remote_code|allow_pickle)=(?!False)|weights_only=(?!True)")
+    for path in modules(folder):
+        assert not flag.search(path.read_text(encoding="utf-8")), path

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,6 @@ from diptych_client import (
 from diptych_client.clients.caller import retrying
 from diptych_client.errors import parse_retry_after_s
 from diptych_client.transports.messages import to_json
-from tests.support.both_clients import KINDS, call
 from tests.support.client_answers import TEXT, answer
 from tests.support.running_service import free_port
 from tests.support.scripted_services import (
@@ -48,8 +47,25 @@ from tests.support.waiting import wait_until
 DETAIL = ErrorDetail("any", "", None, "r")
 GRPC_ROUNDING_S = 0.1  # the header of a gRPC timeout has few digits and is rounded up
 
-both_clients = pytest.mark.parametrize("kind", KINDS)
+both_clients = pytest.mark.parametrize("kind", ["sync", "async"])
 both_interfaces = pytest.mark.parametrize("interface", ["rest", "grpc"])
+
+
+def call(kind: str, url: str, method: Callable[[Any], Any], **settings: Any) -> Any:
+    """Return the result of a method of a client of this kind; a stream as a list."""
+    if kind == "async":
+        return asyncio.run(async_call(url, method, settings))
+    with Client(url, **settings) as client:
+        returned = method(client)
+        return list(returned) if hasattr(returned, "__next__") else returned
+
+
+async def async_call(url: str, method: Callable[[Any], Any], settings: dict[str, Any]) -> Any:
+    async with AsyncClient(url, **settings) as client:
+        returned = method(client)
+        if hasattr(returned, "__anext__"):
+            return [event async for event in returned]
+        return await returned
 
 
 def predict(client: Any) -> Any:

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import tomllib
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from diptych_client import DetectionsResult, ImageSize, InstancesResult, TextReg
 from diptych_client.results import Result
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT
-from tests.support.tool_environments import tool_python
 
 
 @pytest.mark.parametrize("result", [DETECTIONS, INSTANCES, TEXT_REGIONS])
@@ -85,12 +86,6 @@ def test_empty_detections_are_merged(kind: Any) -> None:
     assert len(supervision.Detections.merge([detections, answer(DETECTIONS).to_supervision()])) == 3
 
 
-def run_python(python: Any, code: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
-    environment = os.environ | paths | variables
-    return subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True)
-
-
 CONVERT = """
 import json
 from tests.support.client_answers import DETECTIONS, INSTANCES, TEXT, TEXT_REGIONS, answer
@@ -110,8 +105,19 @@ print("converted:" + json.dumps([rows, masks, lines, answer(TEXT).to_fiftyone().
 
 @pytest.mark.long
 def test_fiftyone_has_relative_boxes_masks_and_lines(tmp_path: Any) -> None:
-    python = tool_python("fiftyone", "-e", "./client")
-    run = run_python(python, CONVERT, HOME=str(tmp_path), FIFTYONE_DO_NOT_TRACK="true")
+    folder = ROOT / "build" / "fiftyone"
+    python = str(folder / "bin/python")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = [*project["dependency-groups"]["fiftyone"], "-e", "./client"]
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], cwd=ROOT, check=True)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)]),
+        "HOME": str(tmp_path),
+        "FIFTYONE_DO_NOT_TRACK": "true",
+    }
+    run = subprocess.run([python, "-c", CONVERT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     boxes, masks, (line,), text = json.loads(run.stdout.rpartition("converted:")[2])
     assert [row["label"] for row in boxes] == ["star", "circle", "star"]

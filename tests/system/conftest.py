@@ -1,6 +1,14 @@
+from pathlib import Path
+
 import pytest
 
 from tests.support.running_service import RunningService
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for the services of a file of tests."""
+    return tmp_path_factory.mktemp("services")
 
 
 @pytest.fixture(params=["rest", "grpc"])

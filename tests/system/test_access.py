@@ -48,10 +48,7 @@ class ClosedService:
 
 
 @pytest.fixture(scope="module")
-def closed(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ClosedService]:
-    folder = tmp_path_factory.mktemp("closed")
+def closed(exported: ModelStore, folder: Path) -> Iterator[ClosedService]:
     ca = trustme.CA()
     certificate = ca.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(folder / "tls.pem")

@@ -31,12 +31,7 @@ NUM_UNCACHED = 60  # more images than the features cache holds
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tuned")
-
-
-@pytest.fixture(scope="module")
-def tuned(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     store = ModelStore(folder / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     rows: dict[str, dict[str, Any]] = {}
@@ -58,12 +53,6 @@ def tuned(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     }
     with forked_service(store.home, folder / "service.log", **settings) as running:
         yield running
-
-
-@pytest.fixture
-def client(tuned: RunningService) -> Iterator[httpx.Client]:
-    with tuned.client() as http:
-        yield http
 
 
 def ask(client: httpx.Client, image: bytes, path: str = "/v1/predict", **fields: object) -> Any:
@@ -112,7 +101,7 @@ def test_shared_batches_have_the_answers_of_single_images(client: httpx.Client) 
         assert (alone["vision_cache"], alone["raw_text"]) == ("miss", answer["raw_text"])
 
 
-@pytest.mark.usefixtures("tuned")
+@pytest.mark.usefixtures("service")
 def test_adapter_of_another_base_stops_the_start(folder: Path) -> None:
     """The last of this file: it changes the store."""
     store = ModelStore(folder / "bentoml")

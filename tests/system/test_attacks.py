@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -71,8 +72,7 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    folder = tmp_path_factory.mktemp("attacks")
+def attacked(exported: ModelStore, folder: Path) -> Iterator[Attacked]:
     keys = {POLITE: "name=polite", ATTACKER: "name=attacker", LIMITED: "max_concurrent=2"}
     settings = {
         "DIPTYCH_MODELS": "florence-2-mini",
@@ -165,13 +165,13 @@ def test_endless_bodies_end_at_their_deadline(attacked: Attacked) -> None:
 
 
 @pytest.fixture(scope="module")
-def front(attacked: Attacked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def front(attacked: Attacked, folder: Path) -> Iterator[Front]:
     gateway = {
         "GATEWAY": "127.0.0.1",
         "GATEWAY_PORT": str(httpx.URL(attacked.service.url).port),
         "GATEWAY_GRPC_PORT": attacked.service.grpc_address.rpartition(":")[2],
     }
-    with running_front(gateway, tmp_path_factory.mktemp("front")) as running:
+    with running_front(gateway, folder) as running:
         yield running
 
 

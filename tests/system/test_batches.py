@@ -30,11 +30,8 @@ URLS = [f"data:image/png;base64,{base64.b64encode(scene_png(n)).decode()}" for n
 
 
 @pytest.fixture(scope="module")
-def service(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service with two gateways and two API keys."""
-    folder = tmp_path_factory.mktemp("batches")
     settings = {
         "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", {"one": "", "two": ""}),
         "DIPTYCH_BATCHES_FOLDER": str(folder / "store"),

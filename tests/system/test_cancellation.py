@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -36,10 +37,7 @@ COMPLETE = (NUM_TOKENS - 1) * NUM_BEAMS
 
 
 @pytest.fixture(scope="module")
-def service(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("endless")
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     store = endless_models(exported, folder / "bentoml")
     with forked_service(store.home, folder / "service.log") as running:
         with running.client() as client:  # later requests have warm models and a cached image

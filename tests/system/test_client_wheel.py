@@ -34,19 +34,17 @@ print(answer.result.text)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def wheel(folder: Path) -> Path:
     subprocess.run([*UV, "build", "--wheel", "--out-dir", folder, ROOT / "client"], check=True)
     (path,) = folder.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(wheel: Path, folder: Path) -> Path:
     """The `bin` folder of an environment that contains the wheel and its dependencies, in the
     versions used here.
     """
-    folder = tmp_path_factory.mktemp("environment")
     pins = [f"{package.name}=={package.version}\n" for package in distributions()]
     (folder / "constraints.txt").write_text("".join(pins))
     subprocess.run([*UV, "venv", "--python", sys.executable, folder / "venv"], check=True)

@@ -39,18 +39,16 @@ STOP_S = 60  # far above what the answers take
 
 
 @pytest.fixture(scope="module")
-def endless(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    return endless_models(exported, tmp_path_factory.mktemp("endless") / "bentoml")
+def endless(exported: ModelStore, folder: Path) -> ModelStore:
+    return endless_models(exported, folder / "bentoml")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stopping(
-    endless: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningService, list[int]]]:
+def stopping(endless: ModelStore, folder: Path) -> Iterator[tuple[RunningService, list[int]]]:
     """A service that stops while the other tests of this file run, and whose runner stands still;
     and its processes.
     """
-    log = tmp_path_factory.mktemp("stopping") / "service.log"
+    log = folder / "stopping.log"
     settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": MODEL}
     with forked_service(endless.home, log, **settings) as service:
         processes = descendants(service.process.pid)

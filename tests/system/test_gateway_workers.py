@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,10 +33,7 @@ STOP_S = 60
 
 
 @pytest.fixture(scope="module")
-def service(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("workers")
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     adapters = folder / "adapters"
     adapter = write_adapter(Reference.load(MODELS / MODEL).model, adapters / ADAPTER, 0)
     (adapter / ENTRY_FILE).write_text(f"adapter_of: {MODEL}\n")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +133,15 @@ class HotService:
 
 
 @pytest.fixture(scope="module")
-def hot(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HotService]:
-    with hot_service(exported, tmp_path_factory.mktemp("hot")) as service:
-        yield service
+def hot(exported: ModelStore, folder: Path) -> Iterator[HotService]:
+    watched = folder / "adapters"
+    watched.mkdir()
+    model = Reference.load(MODELS / BASE).model
+    adapters = (write_adapter(model, folder / "0", 0), write_adapter(model, folder / "1", 1))
+    settings = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)}
+    settings |= {"DIPTYCH_STUCK_AFTER_S": "5", "DIPTYCH_REQUEST_TIMEOUT_S": "8"}
+    with forked_service(exported.home, folder / "service.log", **settings) as running:
+        yield HotService(running, watched, adapters)
 
 
 @pytest.fixture(autouse=True)
@@ -145,18 +150,6 @@ def _empty(hot: HotService) -> Iterator[None]:
     for path in hot.folder.iterdir():
         shutil.rmtree(path)
     until(lambda: hot.models().keys() == {BASE})
-
-
-@contextmanager
-def hot_service(exported: ModelStore, folder: Path, **settings: str) -> Iterator[HotService]:
-    watched = folder / "adapters"
-    watched.mkdir()
-    model = Reference.load(MODELS / BASE).model
-    adapters = (write_adapter(model, folder / "0", 0), write_adapter(model, folder / "1", 1))
-    settings |= {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)}
-    settings |= {"DIPTYCH_STUCK_AFTER_S": "5", "DIPTYCH_REQUEST_TIMEOUT_S": "8"}
-    with forked_service(exported.home, folder / "service.log", **settings) as running:
-        yield HotService(running, watched, adapters)
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ answer. kill -9 of the supervisor ends all. The same of a service in one process
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,19 +23,17 @@ DETECTION: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["ci
 
 
 @pytest.fixture(scope="module")
-def killed(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
+def killed(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
-    log = tmp_path_factory.mktemp("killed") / "service.log"
+    log = folder / "killed.log"
     with forked_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def one(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def one(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service of both models in one process."""
-    log = tmp_path_factory.mktemp("one") / "service.log"
+    log = folder / "one.log"
     with forked_service(exported.home, log, DIPTYCH_PROCESSES="one") as running:
         yield running
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -68,13 +69,10 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    service: RunningService, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
+def prometheus(service: RunningService, folder: Path) -> Iterator[Prometheus]:
     """A Prometheus with the committed configuration that has seen both models at work until every
     query has an answer, or the time is over.
     """
-    folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(CONFIG.parent / pattern) for pattern in config["rule_files"]]

@@ -19,10 +19,7 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def portable(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("portable")
+def portable(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     settings = {"DIPTYCH_PORTABLE": "true", "DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
     log = folder / "service.log"
     with running_service(exported.home, log, **settings, **WITHOUT_LINUX) as running:

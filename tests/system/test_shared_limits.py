@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -58,8 +59,7 @@ def status_of(gateway: RunningService, key: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    folder = tmp_path_factory.mktemp("shared_limits")
+def stand(exported: ModelStore, folder: Path) -> Iterator[Stand]:
     with running_valkey(folder) as valkey, replicas(exported, folder, 1) as runners:
         settings = {
             "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", KEYS),

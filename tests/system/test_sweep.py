@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -58,7 +59,7 @@ UNKNOWN_FIELD = "a field that there is not"
 FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 
 JsonSchema = Mapping[str, Any]
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 Field = Any  # a FieldDescriptor of protobuf's Python or of upb, which have no common type
 
 
@@ -137,8 +138,8 @@ class HttpSweep:
                     header = content_type if is_json else FORM
                     yield Case(name, method, self.filled(path), body, header)
 
-    def fields_of_body(self, schema: JsonSchema) -> dict[Path, JsonSchema]:
-        fields: dict[Path, JsonSchema] = {}
+    def fields_of_body(self, schema: JsonSchema) -> dict[Place, JsonSchema]:
+        fields: dict[Place, JsonSchema] = {}
         for alternative in self.alternatives(schema):
             for field in (*self.fields(alternative), (UNKNOWN_FIELD,)):
                 fields.setdefault(field, alternative)
@@ -158,7 +159,7 @@ class HttpSweep:
                 schema = schema["anyOf"][0]
         return schema
 
-    def fields(self, schema: JsonSchema, path: Path = ()) -> Iterator[Path]:
+    def fields(self, schema: JsonSchema, path: Place = ()) -> Iterator[Place]:
         schema = self.resolved(schema)
         if path:
             yield path
@@ -189,11 +190,11 @@ class HttpSweep:
                 return False
         return "a"
 
-    def json_body(self, schema: JsonSchema, field: Path, value: str) -> bytes:
+    def json_body(self, schema: JsonSchema, field: Place, value: str) -> bytes:
         body = json.dumps(with_value(self.example(schema), field, MARK))
         return body.replace(f'"{MARK}"', value).encode()
 
-    def form_body(self, schema: JsonSchema, field: Path, value: str) -> bytes:
+    def form_body(self, schema: JsonSchema, field: Place, value: str) -> bytes:
         (swept,) = field
         fields = {name: json.dumps(example) for name, example in self.example(schema).items()}
         fields[str(swept)] = value
@@ -227,7 +228,7 @@ class HttpSweep:
                 yield from self.unbounded_fields(inner, f"{name}.{field}")
 
 
-def with_value(example: Any, field: Path, value: object) -> Any:
+def with_value(example: Any, field: Place, value: object) -> Any:
     """Return the example with `value` at the path of a field; objects and lists on the way are
     made.
     """
@@ -307,24 +308,15 @@ def is_map(field: Field) -> bool:
 
 
 @pytest.fixture(scope="module")
-def keyed(
-    exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("sweep")
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     settings = {
         "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", {KEY: "", OTHER_KEY: ""}),
         "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
         "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
     }
     access = Access(key=KEY)
-    with forked_service(exported.home, folder / "service.log", access, **settings) as service:
-        yield service
-
-
-@pytest.fixture
-def client(keyed: RunningService) -> Iterator[httpx.Client]:
-    with keyed.client() as http:
-        yield http
+    with forked_service(exported.home, folder / "service.log", access, **settings) as running:
+        yield running
 
 
 def polite_client(service: RunningService) -> AbstractContextManager[object]:
@@ -425,37 +417,37 @@ def grpc_failure(channel: grpc.Channel, case: Case) -> str | None:
 
 @pytest.mark.parametrize("num_bytes", SIZES)
 def test_every_http_field_is_bounded(
-    keyed: RunningService, client: httpx.Client, num_bytes: int
+    service: RunningService, client: httpx.Client, num_bytes: int
 ) -> None:
     sweep = http_sweep(client)
     distinct = {
         json.dumps(bodies): (method, path, bodies) for method, path, bodies in sweep.routes()
     }
     problems: list[str] = []
-    with polite_client(keyed):
+    with polite_client(service):
         for method, path, bodies in distinct.values():
-            before = keyed.resident_bytes()
+            before = service.resident_bytes()
             cases = sweep.cases(method, path, bodies, num_bytes)
-            problems += problems_of(cases, partial(http_failure, client), keyed)
-            growth = keyed.resident_bytes() - before
+            problems += problems_of(cases, partial(http_failure, client), service)
+            growth = service.resident_bytes() - before
             if growth > KEPT_BODIES * num_bytes + NOISE_BYTES:
                 problems.append(f"{method} {path}: {growth / 1e6:.0f} MB stay")
     assert not problems, "\n".join(problems)
-    assert metric(keyed, "diptych_request_memory_bytes") == 0
+    assert metric(service, "diptych_request_memory_bytes") == 0
 
 
 @pytest.mark.parametrize("num_bytes", SIZES)
-def test_every_grpc_field_is_bounded(keyed: RunningService, num_bytes: int) -> None:
+def test_every_grpc_field_is_bounded(service: RunningService, num_bytes: int) -> None:
     valid = {"image": scene_png(), "task": "captioning", "id": "a"}
-    with grpc.insecure_channel(keyed.grpc_address) as channel, polite_client(keyed):
+    with grpc.insecure_channel(service.grpc_address) as channel, polite_client(service):
         send = partial(grpc_failure, channel)
-        problems = problems_of(grpc_cases(channel, valid, num_bytes), send, keyed)
-        before = keyed.resident_bytes()
+        problems = problems_of(grpc_cases(channel, valid, num_bytes), send, service)
+        before = service.resident_bytes()
         # what stays would stay again
-        problems += problems_of(grpc_cases(channel, valid, num_bytes), send, keyed)
+        problems += problems_of(grpc_cases(channel, valid, num_bytes), send, service)
     assert not problems, "\n".join(problems)
-    assert keyed.resident_bytes() - before < KEPT_BODIES * num_bytes + NOISE_BYTES
-    assert metric(keyed, "diptych_request_memory_bytes") == 0
+    assert service.resident_bytes() - before < KEPT_BODIES * num_bytes + NOISE_BYTES
+    assert metric(service, "diptych_request_memory_bytes") == 0
 
 
 def test_valid_bodies_of_the_sweep_are_answered(client: httpx.Client) -> None:

@@ -7,6 +7,7 @@ All spans of the first are sent when it stops: its batches would be sent once an
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,8 +77,8 @@ def send_all(service: RunningService) -> None:
 
 
 @pytest.fixture(scope="module")
-def records(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Records:
-    log = tmp_path_factory.mktemp("traces") / "service.log"
+def records(exported: ModelStore, folder: Path) -> Records:
+    log = folder / "traces.log"
     with collecting() as collector:
         settings = {"DIPTYCH_OTLP_ENDPOINT": collector.url, "DIPTYCH_LOG_FORMAT": "json"}
         with forked_service(exported.home, log, **settings, **KEPT_BACK) as service:
