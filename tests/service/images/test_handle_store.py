@@ -127,7 +127,7 @@ def test_image_of_a_folder_expires(tmp_path: Path) -> None:
     clock.now_s += KEPT_S - 1
     assert images.read("one", handle) == b"image"
     clock.now_s += 1
-    for call in (images.describe, images.remove, images.read):
+    for call in (images.describe, images.read, images.remove):
         with pytest.raises(ServiceError, match="send it again"):
             call("one", handle)
     images.remove_expired()
