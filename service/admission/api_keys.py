@@ -334,7 +334,7 @@ class ApiKeys:
         self._shared = shared
         self._is_open = entries is None
         self._quotas: dict[KeyEntry, Quota] = {}
-        # by address, of those that last sent one
+        # keys: the addresses that last sent one
         self._wrong_keys: LRUCache[str, TokenBucket] = LRUCache(_MAX_ADDRESSES)
         self._checked_s = clock()
         self._version = _version(file)

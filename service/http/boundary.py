@@ -79,7 +79,7 @@ class Interface:
     """An HTTP interface."""
 
     api: str  # its label in metrics
-    prefix: str = ""  # of its paths
+    prefix: str = ""  # its paths begin with it
     error_form: ErrorForm = error_json
     authorization: Callable[[Request], str | None] = authorization  # `Bearer KEY`
     respond: Callable[[Request, Response], Response] | None = None  # changes responses

@@ -439,7 +439,7 @@ async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
         blocks = await image.resized(num_blocks_wh, Image.Resampling.BOX)
         busy = await in_thread(busy_cells, blocks)
         image.decoder.busy_cells[image.header.digest] = busy
-    # of a side that is no multiple of 4 pixels, blocks are a little smaller
+    # blocks are smaller where a side is no multiple of 4 pixels
     cell_width = _CELL_BLOCKS * width / num_blocks_wh[0]
     cell_height = _CELL_BLOCKS * height / num_blocks_wh[1]
     flat: list[bool] = []

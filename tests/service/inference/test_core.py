@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from prometheus_client import REGISTRY
@@ -22,7 +22,7 @@ from service.errors import (
     ServiceError,
 )
 from service.inference.core import Comparison, Core
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Stage
 from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
 from tasks.results import Detection, DetectionsResult, InstancesResult, TextResult
@@ -458,15 +458,7 @@ async def test_images_wait_for_slots_of_their_client() -> None:
     await third
 
 
-STAGES = (
-    "preprocess",
-    "encode_queue",
-    "encode",
-    "decode_queue",
-    "prefill",
-    "decode",
-    "postprocess",
-)
+STAGES = [stage for stage in get_args(Stage) if stage != "total"]
 
 
 def metric(name: str, **labels: str) -> float:
