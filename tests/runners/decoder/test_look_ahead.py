@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import make_endless
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
-from tests.support.passes import NUM_SLOTS, Passes, WaitingEngine
+from tests.support.passes import NUM_SLOTS, Passes
 from tests.support.token_choices import is_failure
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest
@@ -148,27 +147,6 @@ def test_moved_and_full_sequences_lose_no_step(artifacts: Path) -> None:
     assert len(passes.num_slots_ahead) == num_tokens - 2
 
 
-def test_answers_equal_those_of_waiting_steps(artifacts: Path) -> None:
-    """To the last bit in the same rows: in others, sums have another order."""
-    decoder, requests = endless(artifacts, 64)
-    grammar = decoder.text.constraints.get("start: /[a-z <>_0-9]{0,60}/")
-    options: list[dict[str, Any]] = [
-        {},
-        {"temperature": 1.0, "top_p": 0.9},
-        {"constraint": grammar},
-        {"temperature": 1.0, "top_p": 0.9},
-        {"num_beams": 3},
-    ]
-    for index, values in enumerate(options):
-        values = {"temperature": 0.0, "max_new_tokens": 30} | values
-        requests[index] = replace(requests[index], **values)
-    passes = Passes(decoder)
-    ahead = [one.result() for one in generate_each(decoder, requests, lambda *_: passes)]
-    assert ahead == [one.result() for one in generate_each(decoder, requests, WaitingEngine)]
-    # the first tokens are those of the prefill, the last ends all
-    assert len(passes.num_slots_ahead) == 28
-
-
 def state_of(cache: SlotCache, num_slots: int) -> list[Tensor]:
     """Return copies of the keys, values and lengths of the first slots."""
     lengths = [cache.num_tokens]
@@ -212,22 +190,6 @@ def test_sequences_join_and_leave_at_the_next_launch(artifacts: Path) -> None:
         assert [len(one.settled_token_ids) for one in (first, third)] == num_tokens
     assert passes.num_slots_ahead == [2, 2, 2]
     assert batch.live == [first, third]
-
-
-def test_an_eager_pass_follows_one_launched_ahead(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder, requests = endless(artifacts, 64)
-    requests = [replace(request, max_new_tokens=8) for request in requests[:2]]
-    sequences = [start_sequence(request, decoder.rules) for request in requests]
-    batch, passes = passes_batch(decoder)
-    batch.admit(sequences)
-    for num_tokens in range(2, 9):
-        monkeypatch.setattr(passes, "_is_captured", lambda _, is_ahead=num_tokens < 5: is_ahead)
-        batch.step()
-        assert {len(sequence.settled_token_ids) for sequence in sequences} == {num_tokens}
-    alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
-    assert [sequence.result().token_ids for sequence in sequences] == alone
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])

@@ -19,7 +19,6 @@ import torch
 from runners.encoder.session import (
     CudaOptions,
     FixedBatches,
-    batch_sizes,
     execution_providers,
     load_encoder,
     split_batch,
@@ -213,13 +212,6 @@ def check_features(batches: FixedBatches, encoder_file: str) -> None:
         pixels = random_pixels(num_images)
         features = batches.encode(pixels)
         torch.testing.assert_close(features, encoder.encode(pixels), atol=ROUNDING, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("max_batch_size", "sizes"), [(1, [1]), (2, [2, 1]), (24, [16, 8, 4, 2, 1])]
-)
-def test_sizes_are_the_powers_of_two(max_batch_size: int, sizes: list[int]) -> None:
-    assert batch_sizes(max_batch_size) == sizes
 
 
 @pytest.mark.parametrize(
