@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from imaging.errors import ImageError, OversizedImage
-
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
 
@@ -55,6 +53,14 @@ _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _LONG = 4
+
+
+class ImageError(Exception):
+    """Not a complete file of an allowed format; the message says what is allowed."""
+
+
+class OversizedImage(ImageError):
+    """More pixels, scans, tables or parts than the limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from imaging.containers import Container, ImageFormat, read_container
-from imaging.errors import ImageError, OversizedImage
+from imaging.containers import Container, ImageError, ImageFormat, OversizedImage, read_container
 
 # Pillow's warnings quote foreign files, thousands of times for one file
 warnings.filterwarnings("ignore", module="PIL")
@@ -123,10 +122,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
 def resize(
     rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
 ) -> Image.Image:
-    """Return the image, or a part, at exactly `size_wh`, as models are trained.
-
-    The aspect ratio is ignored.
-    """
+    """Return the image, or a part, at exactly `size_wh`, as models are trained."""
     part = rgb if crop is None else rgb.crop(crop)
     if part.size == size_wh:
         return part  # `resize` would copy it

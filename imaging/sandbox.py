@@ -11,7 +11,6 @@ import os
 import resource
 import struct
 import sys
-from dataclasses import dataclass
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h (classic BPF over struct seccomp_data)
 _PR_SET_SECCOMP = 22
@@ -29,19 +28,15 @@ _REFUSE = 0x00050000 | errno.EPERM
 _PROGRAM_BYTES = 500_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Architecture:
-    audit_number: int  # linux/audit.h
-    # read, write, close, fstat, lseek, mmap, mprotect, munmap, brk, rt_sigaction, rt_sigprocmask,
-    # rt_sigreturn, mremap, madvise, exit, futex, sched_yield, clock_gettime, exit_group, getrandom
-    system_calls: tuple[int, ...]
-
-
-_X86_CALLS = "0 1 3 5 8 9 10 11 12 13 14 15 25 28 60 202 24 228 231 318"
-_ARM_CALLS = "63 64 57 80 62 222 226 215 214 134 135 139 216 233 93 98 124 113 94 278"
+# linux/audit.h, and the numbers of read, write, close, fstat, lseek, mmap, mprotect, munmap, brk,
+# rt_sigaction, rt_sigprocmask, rt_sigreturn, mremap, madvise, exit, futex, sched_yield,
+# clock_gettime, exit_group, getrandom
 _ARCHITECTURES = {
-    "x86_64": _Architecture(0xC000003E, tuple(map(int, _X86_CALLS.split()))),
-    "aarch64": _Architecture(0xC00000B7, tuple(map(int, _ARM_CALLS.split()))),
+    "x86_64": (0xC000003E, "0 1 3 5 8 9 10 11 12 13 14 15 25 28 60 202 24 228 231 318"),
+    "aarch64": (
+        0xC00000B7,
+        "63 64 57 80 62 222 226 215 214 134 135 139 216 233 93 98 124 113 94 278",
+    ),
 }
 
 
@@ -69,15 +64,15 @@ def confine(max_bytes: int) -> bool:
         lowered = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limited, (lowered, lowered))
     architecture = _ARCHITECTURES.get(os.uname().machine)
-    return architecture is not None and _filter_calls(architecture)
+    return architecture is not None and _filter_calls(*architecture)
 
 
-def _filter_calls(architecture: _Architecture) -> bool:
+def _filter_calls(audit_number: int, admitted: str) -> bool:
     refuse = _instruction(_RETURN, _REFUSE)
-    calls = architecture.system_calls
+    calls = list(map(int, admitted.split()))
     instructions = [
         _instruction(_LOAD_WORD, _OFFSET_OF_ARCHITECTURE),
-        _instruction(_JUMP_IF_EQUAL, architecture.audit_number, if_true=1),
+        _instruction(_JUMP_IF_EQUAL, audit_number, if_true=1),
         refuse,
         _instruction(_LOAD_WORD, _OFFSET_OF_NUMBER),
     ]

@@ -25,7 +25,7 @@ from safetensors.torch import save, save_file
 
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.long_runs import AppendLog, RunError
-from imaging.errors import ImageError
+from imaging.containers import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, images_of

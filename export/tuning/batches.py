@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.errors import ExportError
 from export.tuning.examples import Example
-from imaging.errors import ImageError
+from imaging.containers import ImageError
 from imaging.files import read_image, resize
 from runners.tokens.text import PromptTokenizer
 from tasks.prompts import Prompt

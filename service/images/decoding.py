@@ -35,7 +35,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.errors import ImageError, OversizedImage
+from imaging.containers import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage

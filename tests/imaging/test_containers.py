@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imaging.containers import exif_orientation, read_container
-from imaging.errors import ImageError, OversizedImage
+from imaging.containers import ImageError, OversizedImage, exif_orientation, read_container
 from imaging.files import ImageLimits, decode_image, read_header
 from tests.support.attack_images import (
     NUM_MANY,

@@ -5,7 +5,7 @@ the body.
 import asyncio
 import os
 import socket as socket_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import run, until
+from tests.support.core_calls import until
 from wire.http_channel import HttpChannel
 from wire.pixels import MESSAGE_BYTES_HEADER, Pixels, read_call
 from wire.runner_channel import (
@@ -113,94 +113,75 @@ class Runner:
 
 
 @asynccontextmanager
-async def channel_to(
-    runner: Runner, socket: Path | None, timeout_s: float = 10
-) -> AsyncIterator[HttpChannel]:
+async def serving(
+    socket: Path | None, timeout_s: float = 10
+) -> AsyncIterator[tuple[HttpChannel, Runner]]:
+    """Yield a channel and its runner, over a socket or over TCP."""
+    runner = Runner()
     app = web.Application()
     app.add_routes([web.post("/write", runner.write), web.post("/stream", runner.stream)])
     app.add_routes([web.get(path, runner.state) for path in ("/readyz", "/adapters")])
-    serving = web.AppRunner(app, access_log=None)
-    await serving.setup()
-    site: web.BaseSite = web.TCPSite(serving, "127.0.0.1", 0)
+    served = web.AppRunner(app, access_log=None)
+    await served.setup()
+    site: web.BaseSite = web.TCPSite(served, "127.0.0.1", 0)
     if socket is not None:
-        site = web.UnixSite(serving, str(socket))
+        site = web.UnixSite(served, str(socket))
     await site.start()
-    url = f"tcp://127.0.0.1:{serving.addresses[0][1]}" if socket is None else f"file://{socket}"
+    url = f"tcp://127.0.0.1:{served.addresses[0][1]}" if socket is None else f"file://{socket}"
     channel = HttpChannel(url, "build", timeout_s)
     try:
-        yield channel
+        yield channel, runner
     finally:
         await channel.close()
-        await serving.cleanup()
-
-
-Work = Callable[[HttpChannel, Runner], Awaitable[None]]
-OnChannel = Callable[..., None]
+        await served.cleanup()
 
 
 @pytest.fixture(params=["socket", "TCP"])
-def on_channel(request: pytest.FixtureRequest, tmp_path: Path) -> OnChannel:
-    """Runs some work with a channel and its runner, over a socket and over TCP."""
-    socket = tmp_path / "runner.sock" if request.param == "socket" else None
-
-    def run_work(work: Work, timeout_s: float = 10) -> None:
-        async def scenario() -> None:
-            runner = Runner()
-            async with channel_to(runner, socket, timeout_s) as channel:
-                await work(channel, runner)
-
-        run(scenario())
-
-    return run_work
+def socket(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "runner.sock" if request.param == "socket" else None
 
 
-def test_calls(on_channel: OnChannel) -> None:
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_calls(socket: Path | None) -> None:
+    async with serving(socket) as (channel, runner):
         assert await channel.write(RunnerCall("key", SPECS, PIXELS)) == OUTCOMES
         events = [event async for event in channel.stream(RunnerCall("key", SPECS))]
-        assert events == list(EVENTS)
-        (_, pixels), without = runner.received
-        assert pixels is not None
-        assert np.array_equal(pixels, PIXELS)
-        assert without == (WriteCall(sequences=SPECS), None)
-
-    on_channel(work)
+    assert events == list(EVENTS)
+    (_, pixels), without = runner.received
+    assert pixels is not None
+    assert np.array_equal(pixels, PIXELS)
+    assert without == (WriteCall(sequences=SPECS), None)
 
 
-def test_missing_features_cost_no_connection(on_channel: OnChannel) -> None:
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_missing_features_cost_no_connection(socket: Path | None) -> None:
+    async with serving(socket) as (channel, runner):
         runner.status = 404
         for _ in range(2):
             with pytest.raises(FeaturesMissing):
                 await channel.write(RunnerCall("key", SPECS))
         assert len(runner.connections) == 1
 
-    on_channel(work)
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, ChannelError),
+        (404, ChannelError),  # though the pixels came along
+        (500, ChannelError),
+        (502, RunnerUnreachable),
+        (503, RunnerUnreachable),
+        (504, CallTimedOut),
+    ],
+)
+async def test_error_statuses(status: int, error: type[ChannelError]) -> None:
+    async with serving(None) as (channel, runner):
+        runner.status = status
+        with pytest.raises(ChannelError, match=f"status {status}") as failed:
+            await channel.write(RunnerCall("key", SPECS, PIXELS))
+    assert type(failed.value) is error
 
 
-def test_error_statuses(on_channel: OnChannel) -> None:
-    errors: dict[int, type[ChannelError]] = {
-        400: ChannelError,
-        404: ChannelError,  # though the pixels came along
-        500: ChannelError,
-        502: RunnerUnreachable,
-        503: RunnerUnreachable,
-        504: CallTimedOut,
-    }
-
-    async def work(channel: HttpChannel, runner: Runner) -> None:
-        for status, error in errors.items():
-            runner.status = status
-            with pytest.raises(error, match=f"status {status}"):
-                await channel.write(RunnerCall("key", SPECS, PIXELS))
-
-    on_channel(work)
-
-
-def test_broken_and_refused_connections(on_channel: OnChannel) -> None:
-    channels: list[HttpChannel] = []
-
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_broken_and_refused_connections(socket: Path | None) -> None:
+    async with serving(socket) as (channel, runner):
         runner.is_dying = True
         with pytest.raises(RunnerUnreachable, match="ServerDisconnectedError"):
             await channel.write(RunnerCall("key", SPECS))
@@ -208,39 +189,23 @@ def test_broken_and_refused_connections(on_channel: OnChannel) -> None:
         assert await anext(events) == EVENTS[0]
         with pytest.raises(RunnerUnreachable, match="ClientPayloadError"):
             await anext(events)
-        channels.append(HttpChannel(channel.url, "build", 10))
-
-    async def after_the_end() -> None:
-        (gone,) = channels
-        with pytest.raises(RunnerUnreachable, match="ClientConnectorError"):
-            await gone.write(RunnerCall("key", SPECS))
-        assert not await gone.is_ready()
-        await gone.close()
-
-    on_channel(work)
-    run(after_the_end())
+    gone = HttpChannel(channel.url, "build", 10)
+    with pytest.raises(RunnerUnreachable, match="ClientConnectorError"):
+        await gone.write(RunnerCall("key", SPECS))
+    assert not await gone.is_ready()
+    await gone.close()
 
 
-def test_call_that_takes_too_long(on_channel: OnChannel) -> None:
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_call_that_takes_too_long(socket: Path | None) -> None:
+    async with serving(socket, timeout_s=0.2) as (channel, runner):
         runner.released = asyncio.Event()
         with pytest.raises(CallTimedOut):
             await channel.write(RunnerCall("key", SPECS))
         runner.released.set()
 
-    on_channel(work, timeout_s=0.2)
 
-
-def test_host_that_does_not_answer() -> None:
+async def test_host_that_does_not_answer() -> None:
     """A connection has less time than a call: the one below would take a minute."""
-
-    async def scenario(port: int) -> None:
-        channel = HttpChannel(f"http://127.0.0.1:{port}", "build", timeout_s=60)
-        async with asyncio.timeout(20):
-            with pytest.raises(RunnerUnreachable):
-                await channel.write(RunnerCall("key", SPECS))
-        await channel.close()
-
     with ExitStack() as stack:
         listener = stack.enter_context(socket_module.create_server(("127.0.0.1", 0), backlog=0))
         address = listener.getsockname()
@@ -249,11 +214,15 @@ def test_host_that_does_not_answer() -> None:
             client.setblocking(False)
             with suppress(BlockingIOError):
                 client.connect(address)
-        run(scenario(address[1]))
+        channel = HttpChannel(f"http://127.0.0.1:{address[1]}", "build", timeout_s=60)
+        async with asyncio.timeout(20):
+            with pytest.raises(RunnerUnreachable):
+                await channel.write(RunnerCall("key", SPECS))
+        await channel.close()
 
 
-def test_state_of_a_runner(on_channel: OnChannel) -> None:
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_state_of_a_runner(socket: Path | None) -> None:
+    async with serving(socket) as (channel, runner):
         assert await channel.is_ready()
         states = await channel.adapters()
         assert states is not None
@@ -261,8 +230,6 @@ def test_state_of_a_runner(on_channel: OnChannel) -> None:
         runner.status = 503
         assert not await channel.is_ready()
         assert await channel.adapters() is None
-
-    on_channel(work)
 
 
 def num_memories() -> int:
@@ -275,8 +242,9 @@ def num_memories() -> int:
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["write", "stream"])
-def test_cancelled_call_leaves_nothing(on_channel: OnChannel, is_stream: bool) -> None:
-    async def work(channel: HttpChannel, runner: Runner) -> None:
+async def test_cancelled_call_leaves_nothing(socket: Path | None, is_stream: bool) -> None:
+    async with serving(socket) as (channel, runner):
+
         async def call() -> None:
             if not is_stream:
                 await channel.write(RunnerCall("key", SPECS, PIXELS))
@@ -296,5 +264,3 @@ def test_cancelled_call_leaves_nothing(on_channel: OnChannel, is_stream: bool) -
         await call()
         num_tasks = len(asyncio.all_tasks())
         assert await cancel_at_each_await(call, nothing_is_left) >= 2
-
-    on_channel(work)
