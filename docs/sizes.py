@@ -64,10 +64,11 @@ def num_importers(modules: dict[str, ast.Module]) -> Counter[str]:
     for path, tree in modules.items():
         names = set[str]()
         for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            package = getattr(node, "module", None)
+            for alias in node.names:
+                names |= {package, f"{package}.{alias.name}"} if package else {alias.name}
         if not path.startswith("tests/"):
             importers.update(names)
     return importers
@@ -75,17 +76,18 @@ def num_importers(modules: dict[str, ast.Module]) -> Counter[str]:
 
 def error_classes(modules: dict[str, ast.Module]) -> set[str]:
     """Return the names of all classes that descend from an exception."""
-    bases = dict[str, set[str]]()
+    bases = dict[str, list[str]]()
     for tree in modules.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                bases[node.name] = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                bases[node.name] = list(map(ast.unparse, node.bases))
 
     def is_error(name: str) -> bool:
-        parents = bases.get(name, set())
-        return any(parent.endswith(("Error", "Exception")) for parent in parents) or any(
-            map(is_error, parents)
-        )
+        for base in bases.get(name, ()):
+            parent = base.rpartition(".")[2]
+            if parent.endswith(("Error", "Exception")) or is_error(parent):
+                return True
+        return False
 
     return set(filter(is_error, bases))
 
@@ -94,7 +96,7 @@ def counts(tree: ast.Module, errors: set[str]) -> Counter[str]:
     """Count what the table shows of one module beside its lines and importers."""
     counter = Counter[str]()
     for node in ast.walk(tree):
-        counter["vague names"] += is_vague(node)
+        counter["vague names"] += name_of(node).lstrip("_") in VAGUE_NAMES
         counter["comprehensions"] += isinstance(node, _COMPREHENSIONS)
         counter["errors"] += isinstance(node, ast.ClassDef) and node.name in errors
         if isinstance(node, _FUNCTIONS):
@@ -102,13 +104,13 @@ def counts(tree: ast.Module, errors: set[str]) -> Counter[str]:
     return counter
 
 
-def is_vague(node: ast.AST) -> bool:
-    name = ""
+def name_of(node: ast.AST) -> str:
+    """Return the name that a node gives to an argument, a variable or an attribute."""
     if isinstance(node, ast.arg):
-        name = node.arg
-    elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
-        name = node.id if isinstance(node, ast.Name) else node.attr
-    return name.lstrip("_") in VAGUE_NAMES
+        return node.arg
+    if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return node.id if isinstance(node, ast.Name) else node.attr
+    return ""
 
 
 def row(name: str, room: Counter[str]) -> str:
@@ -121,8 +123,10 @@ def row(name: str, room: Counter[str]) -> str:
 
 def num_words() -> int:
     """Count the words of all pages, as `wc -w` does."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    return sum(len(page.read_text(encoding="utf-8").split()) for page in pages)
+    num = 0
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        num += len(page.read_text(encoding="utf-8").split())
+    return num
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ tests/test_docs.py checks it.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from service.settings import Settings, variable
-from tasks.catalog import CatalogEntry, load_catalog
+from tasks.catalog import load_catalog
 from tasks.table import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -18,65 +18,71 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 _CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results" / "bench.md"
-_BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: ([\w -]+) -->)\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
 
 
 def with_tables(text: str) -> str:
     """Return a page with all of its tables updated."""
-    return _BLOCK.sub(
-        lambda block: f"<!-- table: {block['name']} -->\n{TABLES[block['name']]()}\n<!-- end -->",
-        text,
-    )
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{TABLES[block[2]]()}\n<!-- end -->", text)
 
 
-def task_table(entries: Iterable[CatalogEntry]) -> str:
-    """Return a Markdown table: a row a task, a column for each of `entries`, `yes` if offered."""
-    models = list(entries)
-    header = ["task", "parameters", *(entry.id for entry in models)]
-    rows: list[list[str]] = []
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for cells in rows:
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def task_table() -> str:
+    """Return a row for each task, with its parameters, and whether the embedded models offer it.
+
+    Alternatives are joined by 'or', parameters with a default are in brackets.
+    """
+    catalog = load_catalog(_CATALOG)
+    rows = []
     for task in TASKS.values():
-        offered = ["yes" if task.id in entry.task_ids else "" for entry in models]
-        # alternatives are joined by 'or', parameters with a default are in brackets
-        alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
-        required = [f"`{name}`" for name in task.required]
-        optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]
-        parameters = ", ".join(filter(None, [alternatives, *required, *optional]))
-        rows.append([f"`{task.id}`", parameters, *offered])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-
-
-def _sections(report: Path, *titles: str) -> str:
-    """Return the sections of a report in Markdown."""
-    sections = dict(_SECTION.findall(report.read_text(encoding="utf-8")))
-    return "\n\n".join(sections[title] for title in titles)
+        parameters = [" or ".join(map("`{}`".format, task.exactly_one_of))]
+        parameters += map("`{}`".format, task.required)
+        for parameter in task.parameters:
+            if parameter.default is not None:
+                parameters.append(f"[`{parameter.name}`]")
+        row = [f"`{task.id}`", ", ".join(filter(None, parameters))]
+        for model in _EMBEDDED:
+            row.append("yes" if task.id in catalog[model].task_ids else "")
+        rows.append(row)
+    return _table(["task", "parameters", *_EMBEDDED], rows)
 
 
 def settings_table() -> str:
-    """Return the table of settings in Markdown."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    rows = []
     schemas = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
+        schema = schemas[name]
         default = field.default
         text = ",".join(default) if isinstance(default, tuple) else str(default)
         if isinstance(default, bool):
             text = text.lower()
         value = "unset" if default in (None, ()) else f"`{text}`"
-        allowed = ""
-        if "enum" in schemas[name]:
-            allowed = f" One of {', '.join(schemas[name]['enum'])}."
-        elif "minimum" in schemas[name]:
-            allowed = f" {schemas[name]['minimum']} to {schemas[name]['maximum']}."
-        meaning = schemas[name]["description"]
-        rows.append(f"| `{variable(name)}` | {value} | {meaning}{allowed} |")
-    return "\n".join(rows)
+        meaning = schema["description"]
+        if "enum" in schema:
+            meaning += f" One of {', '.join(schema['enum'])}."
+        elif "minimum" in schema:
+            meaning += f" {schema['minimum']} to {schema['maximum']}."
+        rows.append([f"`{variable(name)}`", value, meaning])
+    return _table(["variable", "default", "meaning"], rows)
+
+
+def _bench(title: str) -> str:
+    sections: dict[str, str] = dict(_SECTION.findall(_BENCH.read_text(encoding="utf-8")))
+    return sections[title]
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
+    "tasks": task_table,
     "settings": settings_table,
-    "bench": lambda: _sections(_BENCH, "Ours ÷ best peer"),
-    "bench facts": lambda: _sections(_BENCH, "Bench"),
+    "bench": lambda: _bench("Ours ÷ best peer"),
+    "bench facts": lambda: _bench("Bench"),
 }
 
 
