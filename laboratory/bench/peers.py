@@ -6,7 +6,7 @@ with `image` (file), `prompt` (the exact string) and `max_new_tokens`, and answe
 "generated_tokens"}`, in float32 and greedy.
 
 The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side,
-with an attention mask, and each row stops at its own length.
+with an attention mask, and each row is cut at its own length.
 """
 
 import io
@@ -23,9 +23,8 @@ import torch
 import uvicorn
 from fastapi import FastAPI, File, Form, Request
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
@@ -53,18 +52,6 @@ class GeneratedAnswer:
 
     text: str  # without start, end and padding tokens
     generated_tokens: int  # start and end tokens included
-
-
-class RowLengths(StoppingCriteria):
-    """Stops each row of a batch at its own token limit; `generate` has only one for all."""
-
-    def __init__(self, max_new_tokens: Sequence[int]) -> None:
-        self._max_lengths = torch.tensor(max_new_tokens) + 1  # the decoder's start token
-
-    # transformers' own
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
-        """Return the rows that are complete, (B,)."""
-        return input_ids.shape[1] >= self._max_lengths
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -102,13 +89,8 @@ class Generator:
         images = [request.image for request in requests]
         prompts = [request.prompt for request in requests]
         inputs = self._processor(images=images, text=prompts, padding=True, return_tensors="pt")
-        criteria = StoppingCriteriaList([RowLengths(lengths)])
         token_ids = self._model.generate(
-            **inputs,
-            max_new_tokens=max(lengths),
-            num_beams=1,
-            do_sample=False,
-            stopping_criteria=criteria,
+            **inputs, max_new_tokens=max(lengths), num_beams=1, do_sample=False
         )
         rows = token_ids[:, 1:].tolist()
         return [self._answer(row, length) for row, length in zip(rows, lengths, strict=True)]

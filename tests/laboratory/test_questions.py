@@ -5,13 +5,11 @@ import pytest
 from diptych_client.geometry import BoxXyxy
 from diptych_client.results import Result, TextResult, box_of, items_of, label_of
 from export.scenes import (
-    STAR_INNER_RADIUS,
     Background,
     Scene,
     SceneObject,
     Word,
     box_xyxy,
-    polygon_xy,
     sample_scene,
 )
 from laboratory.questions import (
@@ -66,18 +64,6 @@ def test_captions_are_worded_exactly(
     scene = Scene(0, DARK, objects, word)
     assert short_caption(scene) == short
     assert detailed_caption(scene) == f"The image shows {detailed}"
-
-
-def test_polygons_have_the_points_of_their_shape_from_the_top() -> None:
-    circle, star = polygon_xy(CIRCLE), polygon_xy(STAR)
-    assert (len(circle), len(star)) == (12, 10)
-    assert (circle[0], star[0]) == ((30.0, 28.0), (150.0, 105.0))
-    assert circle[3] == pytest.approx((42.0, 40.0))  # clockwise
-    assert star[5] == pytest.approx((150.0, 120.0 + 15.0 * STAR_INNER_RADIUS))
-    assert polygon_xy(SQUARE) == ((66.0, 16.0), (114.0, 16.0), (114.0, 64.0), (66.0, 64.0))
-    triangle = SceneObject("green", "triangle", "large", (38, 165, 60), (80.0, 80.0), 25.0)
-    assert box_xyxy(triangle) == (55.0, 55.0, 105.0, 105.0)  # as wide as high
-    assert polygon_xy(triangle)[0] == (80.0, 55.0)
 
 
 def test_questions_about_a_scene_have_its_answers() -> None:

@@ -18,36 +18,10 @@ from diptych_client.transports.messages import from_json
 from export.scenes import CANVAS_PX, polygon_xy, sample_scene
 from laboratory.evaluation import Scorecard, score_answer
 from laboratory.questions import Question, question_prompts
-from laboratory.training.answers import (
-    CHARACTERS,
-    WORD,
-    Mention,
-    Picture,
-    florence2_answer,
-    paligemma_answer,
-    picture_of,
-    ranked_subjects,
-    sample_picture,
-)
-from laboratory.training.examples import (
-    GRID,
-    NO_TOKEN,
-    NOTHING,
-    NUM_SLOTS,
-    Batch,
-    CellTargets,
-    Language,
-    answer_arrays,
-    augmented_pixels,
-)
-from laboratory.training.loop import (
-    Muon,
-    Stage,
-    cosine_factor,
-    make_training,
-    orthogonalized,
-    set_rates,
-)
+from laboratory.training import answers, examples, loop
+from laboratory.training.answers import WORD, Mention, Picture, picture_of
+from laboratory.training.examples import GRID, CellTargets
+from laboratory.training.loop import make_training
 from laboratory.training.losses import answer_losses, attention_loss
 from service.schema.rendering import RESULT
 from tasks.families import FAMILIES
@@ -59,7 +33,10 @@ from tests.support.export_cli import EMBEDDED, MODELS
 SIZE_WH = (CANVAS_PX, CANVAS_PX)
 CELL_PX = CANVAS_PX / GRID
 MIN_MASK_IOU = 0.92  # locations are on grids of 0.8 px (polygons) and 1.5 px (boxes of masks)
-WRITERS: dict[Family, Any] = {"florence2": florence2_answer, "paligemma": paligemma_answer}
+WRITERS: dict[Family, Any] = {
+    "florence2": answers.florence2_answer,
+    "paligemma": answers.paligemma_answer,
+}
 
 
 def pictures(num: int = 20) -> Iterator[Picture]:
@@ -107,25 +84,25 @@ def question_of(picture: Picture, name: str) -> Question:
 def test_captions_mention_each_object_where_it_is_named(detail: str) -> None:
     for picture in pictures():
         question = question_of(picture, f"captioning {detail}")
-        pieces = florence2_answer(picture, question, ())
+        pieces = answers.florence2_answer(picture, question, ())
         objects = list(range(len(picture.scene.objects)))
         for subject in objects:
             name = picture.scene.objects[subject].name
             (mention,) = (piece.mention for piece in pieces if piece.text.endswith(name))
             assert mention == Mention((subject,))
-        assert ranked_subjects(pieces)[: len(objects)] == objects
+        assert answers.ranked_subjects(pieces)[: len(objects)] == objects
     picture = picture_of(sample_scene(1, num_objects=3))
     question = question_of(picture, "visual_question_answering count")
-    (piece,) = florence2_answer(picture, question, ())
+    (piece,) = answers.florence2_answer(picture, question, ())
     assert (piece.text, piece.mention) == ("3", Mention((0, 1, 2)))
 
 
 def test_tokens_have_the_mentions_of_their_characters() -> None:
     picture = picture_of(sample_scene(1, num_objects=2, has_word=True))
     targets = CellTargets.of(picture)
-    language = Language.of(FLORENCE, MODELS / FLORENCE.id)
+    language = examples.Language.of(FLORENCE, MODELS / FLORENCE.id)
     question = question_of(picture, "ocr_with_regions")
-    arrays = answer_arrays(language, targets, question, ())
+    arrays = examples.answer_arrays(language, targets, question, ())
     num = len(picture.text)
     assert arrays["steps"].tolist() == [0] * (1 + num) + [8] * 8 + [0]
     assert arrays["coordinates"].tolist() == [-1] * (1 + num) + [0, 1, 2, 1, 2, 3, 0, 3, -1]
@@ -133,14 +110,16 @@ def test_tokens_have_the_mentions_of_their_characters() -> None:
         cells = targets.mentioned(Mention((WORD,), character=index))
         assert np.array_equal(arrays["mentioned"][1 + index], cells)
     assert not arrays["mentioned"][[0, -1]].any()
-    detections = answer_arrays(language, targets, question_of(picture, "region_proposal"), ())
+    detections = examples.answer_arrays(
+        language, targets, question_of(picture, "region_proposal"), ()
+    )
     assert set(detections["ranks"].tolist()) == {0, 1, 2}
 
 
 def test_subjects_have_cells_in_their_boxes() -> None:
     for picture in pictures(60):
         targets = CellTargets.of(picture)
-        assert (targets.arrays["characters"] != NOTHING).any() == (WORD in picture.boxes)
+        assert (targets.arrays["characters"] != examples.NOTHING).any() == (WORD in picture.boxes)
         for subject, (left, top, right, bottom) in picture.boxes.items():
             cells = np.flatnonzero(targets.mentioned(Mention((subject,))))
             assert len(cells)
@@ -158,12 +137,12 @@ def test_slots_read_left_to_right() -> None:
         picture = picture_of(sample_scene(seed, has_word=True))
         arrays = CellTargets.of(picture).arrays
         row = np.flatnonzero(arrays["subject"] == WORD)[0] // GRID
-        slots = arrays["characters"].reshape(GRID, GRID * NUM_SLOTS)[row]
-        indices = arrays["indices"].reshape(GRID, GRID * NUM_SLOTS)[row]
-        assert (np.diff(indices[indices != NOTHING]) >= 0).all()
+        slots = arrays["characters"].reshape(GRID, GRID * examples.NUM_SLOTS)[row]
+        indices = arrays["indices"].reshape(GRID, GRID * examples.NUM_SLOTS)[row]
+        assert (np.diff(indices[indices != examples.NOTHING]) >= 0).all()
         for index, character in zip(indices, slots, strict=True):
-            if index != NOTHING:
-                assert CHARACTERS[character] == picture.text[index]
+            if index != examples.NOTHING:
+                assert answers.CHARACTERS[character] == picture.text[index]
 
 
 def test_a_point_is_mentioned_by_its_nearest_cell() -> None:
@@ -178,11 +157,11 @@ def test_a_point_is_mentioned_by_its_nearest_cell() -> None:
 
 
 def test_images_are_augmented_by_the_step_only() -> None:
-    picture = sample_picture(3)
-    images = [augmented_pixels(picture, default_rng(seed)) for seed in (0, 0, 1)]
+    picture = answers.sample_picture(3)
+    images = [examples.augmented_pixels(picture, default_rng(seed)) for seed in (0, 0, 1)]
     assert (images[0] == images[1]).all()
     assert (images[0] != images[2]).any()
-    counts = [len(sample_picture(seed, difficulty=0.0).scene.objects) for seed in range(50)]
+    counts = [len(answers.sample_picture(seed, difficulty=0.0).scene.objects) for seed in range(50)]
     assert max(counts) == 2
 
 
@@ -190,7 +169,7 @@ LOCATION_IDS = torch.arange(10, 30)  # 20 bins
 NUM_CELLS = 4
 
 
-def batch(answer_ids: list[int], positions: list[float], steps: list[int]) -> Batch:
+def batch(answer_ids: list[int], positions: list[float], steps: list[int]) -> examples.Batch:
     return {
         "answer_ids": torch.tensor([answer_ids]),
         "mentioned": torch.zeros(1, len(answer_ids), NUM_CELLS, dtype=torch.bool),
@@ -210,7 +189,7 @@ def location_loss(written_id: int, position: float, sigma: float, step: int = 8)
 def test_locations_have_soft_targets_on_their_grid() -> None:
     logits = torch.full((1, 3, 40), -100.0)
     logits[0, range(3), [3, 18, 5]] = 100.0
-    padded = batch([3, 18, NO_TOKEN], [0.0, 8.0, 0.0], [0, 8, 0])
+    padded = batch([3, 18, examples.NO_TOKEN], [0.0, 8.0, 0.0], [0, 8, 0])
     assert max(answer_losses(logits, padded, LOCATION_IDS, sigma=0.05).values()) < 1e-4
     torch.testing.assert_close(location_loss(18, 12.0, 0.3), location_loss(26, 12.0, 0.3))
     assert location_loss(22, 12.0, 0.3) > location_loss(18, 12.0, 0.3)  # beside the grid
@@ -233,13 +212,13 @@ def test_attention_to_mentioned_cells_has_no_loss() -> None:
 def test_muon_orthogonalizes_updates() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 16, 16), (2, 32, 8), (2, 8, 32)):
-        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape, generator=generator)))
+        values = torch.linalg.svdvals(loop.orthogonalized(torch.randn(shape, generator=generator)))
         assert 0.5 < values.min() < values.max() < 1.5
     layer = nn.Linear(8, 8, bias=False)
     target = torch.randn(8, 8, generator=generator)
-    muon = Muon([{"params": [layer.weight]}])
+    muon = loop.Muon([{"params": [layer.weight]}])
     for step in range(200):
-        muon.param_groups[0]["lr"] = 0.1 * cosine_factor(step / 200, 0.0, 0.0)
+        muon.param_groups[0]["lr"] = 0.1 * loop.cosine_factor(step / 200, 0.0, 0.0)
         loss = (layer.weight - target).square().mean()
         torch.autograd.backward(loss)
         muon.step()
@@ -253,7 +232,7 @@ def test_stages_follow_each_other() -> None:
     assert [index for index, _ in places] == [0, 0, 1, 1, 2, 2, 2]
     assert [progress for _, progress in places][:5] == [0, 0.5, 0, 0.5, 0]
     optimizers = training._make_optimizers()
-    set_rates(optimizers, 0.5, vision_factor=0.2)
+    loop.set_rates(optimizers, 0.5, vision_factor=0.2)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             factor = 0.1 if group.get("part") == "vision" else 0.5
@@ -268,7 +247,7 @@ def test_run_changes_every_part(model_id: str) -> None:
         training = make_training(model_id, "cpu", seed=0)
         _, joint, refining = training.recipe
         stages = (replace(joint, num_steps=num_steps), replace(refining, num_steps=num_steps))
-        training.recipe = (Stage(num_steps), *stages)
+        training.recipe = (loop.Stage(num_steps), *stages)
         training.run()
         weights.append(training.trainee.model.state_dict())
     before, after, again = weights
