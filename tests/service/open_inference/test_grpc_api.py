@@ -118,7 +118,7 @@ def test_elements_of_a_typed_tensor(tensor: Input, data: list[Any]) -> None:
 
 
 def test_parameters_have_json_types() -> None:
-    forms = {"string": "ocr", "int64": 5, "uint64": 2, "double": 0.5, "bool": False}
+    forms: dict[str, Any] = {"string": "ocr", "int64": 5, "uint64": 2, "double": 0.5, "bool": False}
     parameters = {name: pb.InferParameter(**{f"{name}_param": forms[name]}) for name in forms}
     fields = read_request(pb.ModelInferRequest(parameters=parameters | {"none": NONE})).parameters
     assert fields == forms | {"none": None}
