@@ -31,7 +31,6 @@ from diptych_client.evaluation.evaluator import (
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.objects import (
     ObjectsMeasure,
-    calibration_document,
     fit_calibration,
 )
 from diptych_client.evaluation.questions import (
@@ -203,5 +202,5 @@ class EvaluationRun:
             calibrations.append(
                 fit_calibration(model.id, model.checkpoint, task, scored, self.with_tiles)
             )
-        outputs.write(path, calibration_document(calibrations))
+        outputs.write(path, json.dumps({"calibrations": calibrations}, indent=1) + "\n")
         logger.info("the calibration is %s", path)

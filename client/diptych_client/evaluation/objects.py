@@ -5,12 +5,10 @@ would otherwise match every box a thousand times.
 
 Calibration is the probability that an object is right, by isotonic regression: pooling adjacent
 violators (Zadrozny and Elkan, 2002, "Transforming classifier scores into accurate multiclass
-probability estimates", section 3). SciPy has it too, but would be the client's largest dependency.
-The file is what the service's setting DIPTYCH_CALIBRATION takes.
+probability estimates", section 3).
 """
 
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +26,6 @@ from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, Prediction, Truth
 from diptych_client.evaluation.statistics import (
     Confusion,
-    Curve,
     Details,
     Estimator,
     Metric,
@@ -346,28 +343,18 @@ class ObjectsMeasure:
         for true in labels:
             rows.append([self.confused[true, answered] for answered in labels])
         precisions = np.nan_to_num(mean_precisions(matches)[0])
-        curve = Curve(_RECALLS.tolist(), precisions.tolist())
-        return Details(by_class, dict(self.kinds), Confusion(labels, rows), curve)
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """One task of one checkpoint: points of a non-decreasing, piecewise linear function."""
-
-    model: str
-    checkpoint: str
-    task: str
-    with_tiles: bool  # holds for answers about images in tiles
-    min_object_share: float | None  # `tiles: auto` makes the tiles so small
-    num_answers: int
-    scores: tuple[float, ...]
-    probabilities: tuple[float, ...]
+        confusion = Confusion(labels, rows)
+        return Details(by_class, dict(self.kinds), confusion, precisions.tolist())
 
 
 def fit_calibration(
     model: str, checkpoint: str, task: str, answers: ScoredAnswers | None, with_tiles: bool = False
-) -> Calibration:
-    """Fit the calibration of a model; raise `RunError` if its answers do not allow it."""
+) -> dict[str, Any]:
+    """Return the calibration of one task of a model as the service reads it.
+
+    Its points are those of a non-decreasing, piecewise linear function. Raise `RunError` if the
+    answers do not allow it.
+    """
     if answers is None:
         raise RunError(f"--calibrate needs a task and a dataset with objects; {task} has none here")
     if answers.is_calibrated:
@@ -381,8 +368,17 @@ def fit_calibration(
             f"--calibrate needs {MIN_ANSWERS} answered objects; {model} answered {num_answers}"
         )
     share = None if with_tiles else min_object_share(answers.shares, answers.are_found)
-    points = isotonic(answers.scores, answers.is_right)
-    return Calibration(model, checkpoint, task, with_tiles, share, num_answers, *points)
+    scores, probabilities = isotonic(answers.scores, answers.is_right)
+    return {
+        "model": model,
+        "checkpoint": checkpoint,
+        "task": task,
+        "with_tiles": with_tiles,
+        "min_object_share": share,
+        "num_answers": num_answers,
+        "scores": scores,
+        "probabilities": probabilities,
+    }
 
 
 def min_object_share(shares: Floats, are_found: Flags) -> float | None:
@@ -396,10 +392,6 @@ def min_object_share(shares: Floats, are_found: Flags) -> float | None:
     sizes, recalls = isotonic(shares, are_found)
     index = int(np.searchsorted(recalls, needed))
     return sizes[index] if index > 0 else None
-
-
-def calibration_document(calibrations: Iterable[Calibration]) -> str:
-    return json.dumps({"calibrations": list(map(asdict, calibrations))}, indent=1) + "\n"
 
 
 def isotonic(scores: Floats, is_right: Flags) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -315,8 +315,8 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     intervals = {} if evaluation.measured is None else evaluation.measured.intervals
     curves = {}
     for model, details in evaluation.details.items():
-        if (curve := details.precision_by_recall) is not None:
-            curves[model] = list(zip(curve.xs, curve.ys, strict=True))
+        if details.precisions:
+            curves[model] = details.precisions
     template = _template("report.html")
     pieces = template.generate(
         title=heading(evaluation),

@@ -62,14 +62,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """Points of a line."""
-
-    xs: Sequence[float]
-    ys: Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
 class Confusion:
     """Counts by true class (rows) and answered class (columns); the last of both is "none"."""
 
@@ -84,7 +76,7 @@ class Details:
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
     confusion: Confusion | None = None
-    precision_by_recall: Curve | None = None
+    precisions: Sequence[float] = ()  # at IoU 0.5 and recalls 0, 0.01, …, 1
 
 
 @dataclass(frozen=True, slots=True)

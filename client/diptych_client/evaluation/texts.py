@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, hypot, log
+from operator import itemgetter
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -80,19 +81,6 @@ def _distance(text: str, reference: str) -> float:
     return Levenshtein.normalized_distance(normalized(text), normalized(reference))
 
 
-def character_edits(reference: str, text: str) -> tuple[int, int]:
-    """Return the edits between a text and its reference, and the length of the reference."""
-    return _edits(normalized(reference), normalized(text))
-
-
-def word_edits(reference: str, text: str) -> tuple[int, int]:
-    return _edits(reference.split(), text.split())
-
-
-def _edits(reference: Sequence[str], text: Sequence[str]) -> tuple[int, int]:
-    return Levenshtein.distance(reference, text), len(reference)
-
-
 @dataclass(slots=True)
 class TextsMeasure:
     """One model's texts."""
@@ -118,7 +106,7 @@ class TextsMeasure:
             return [Metric("CIDEr", mean(cider_scores(self.texts, self.references))), exact]
         if self.task == "visual_question_answering":
             return [self._mean("VQA accuracy", vqa_accuracy), self._mean("ANLS", anls), exact]
-        return [self._rate("CER", character_edits), self._rate("WER", word_edits), exact]
+        return [self._rate("CER", normalized), self._rate("WER", str.split), exact]
 
     def details(self) -> Details:
         return Details()
@@ -126,11 +114,14 @@ class TextsMeasure:
     def _mean(self, name: str, score: Callable[[str, Sequence[str]], float]) -> Metric:
         return Metric(name, mean(list(map(score, self.texts, self.references))))
 
-    def _rate(self, name: str, edits: Callable[[str, str], tuple[int, int]]) -> Metric:
+    def _rate(self, name: str, split: Callable[[str], Sequence[str]]) -> Metric:
+        """Return the edits of characters or words by those of the nearest reference."""
         nearest = []
         for text, references in zip(self.texts, self.references, strict=True):
-            all_edits = [edits(reference, text) for reference in references]
-            nearest.append(min(all_edits, key=lambda num_and_length: num_and_length[0]))
+            edits = []
+            for reference in map(split, references):
+                edits.append((Levenshtein.distance(reference, split(text)), len(reference)))
+            nearest.append(min(edits, key=itemgetter(0)))
         numerators, denominators = np.array(nearest, dtype=np.float64).reshape(-1, 2).T
         return Metric(name, ratio(numerators, denominators), is_error=True)
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from rapidfuzz.distance import Levenshtein
 
 from diptych_client.evaluation.annotation.consensus import (
     NEVER,
@@ -41,7 +42,7 @@ from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import QUESTIONS, TEXTS, Job, ObjectsTruth, TextsTruth
 from diptych_client.evaluation.statistics import log_wealth, num_images_needed
-from diptych_client.evaluation.texts import character_edits, vqa_normalized
+from diptych_client.evaluation.texts import normalized, vqa_normalized
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Floats
@@ -166,8 +167,8 @@ def _text_overlaps(agreed: Agreement, truth: TextsTruth, tolerance: Tolerance) -
 def _is_right(text: str, true_text: str, task: str, max_cer: float) -> bool:
     if task == QUESTIONS:
         return vqa_normalized(text) == vqa_normalized(true_text)
-    num_edits, length = character_edits(true_text, text)
-    return num_edits <= max_cer * length
+    num_edits = Levenshtein.distance(normalized(true_text), normalized(text))
+    return num_edits <= max_cer * len(normalized(true_text))
 
 
 def _overlaps(boxes: Sequence[Label], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
