@@ -76,13 +76,15 @@ class AnnotationRun:
             outputs.check(filter(None, [self.guarantee.thresholds]))
             note_problems(opening.problems, outputs)
             jobs = self._jobs(images)
-            path = out / "journal.jsonl"
-            log = stack.enter_context(AnswerLog.open(path, jobs[0].task, jobs[0].options))
+            out.mkdir(parents=True, exist_ok=True)
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-            asker = Asker(log, failures, self.options.concurrency)
 
-            def answer(store: ImageStore, images: Iterable[ImageFile]) -> list[Records]:
-                return self._answers(asker, jobs, store, images)
+            def answer(place: ImageStore, images: Iterable[ImageFile]) -> list[Records]:
+                # equal names of two folders are not one image
+                path = (out if place == store else out / "labelled") / "journal.jsonl"
+                with AnswerLog.open(path, jobs[0].task, jobs[0].options) as log:
+                    asker = Asker(log, failures, self.options.concurrency)
+                    return self._answers(asker, jobs, place, images)
 
             if self.guarantee.labelled is None:
                 answers = answer(store, images)

@@ -3,16 +3,14 @@
 Samples are read one by one from the answers; only numbers, and of labelled objects their boxes,
 stay in memory.
 
-Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOCO. Source: Yu et
-al., 2016, arXiv 1608.00272, section 5 (a box is right if IoU > 0.5); big_vision,
-evaluators/proj/paligemma/transfers/segmentation.py (mean of the masks' IoU). The best scored answer
-to a phrase counts; none counts as IoU 0.
+Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOCO (Yu et al., 2016,
+arXiv 1608.00272, section 5; big_vision, evaluators/proj/paligemma/transfers/segmentation.py). The
+best scored answer to a phrase counts; none counts as IoU 0.
 
-A race asks two models image by image, in a random order, until one is known to be better. The
-error of an image is that of the gallery, averaged over its samples, from 0 to 1. The mean of the
-models' difference is tested by betting (statistics.py), which may be looked at after every image: a
-wrong decision has a probability of at most 1 - CONFIDENCE over all looks together. Equal means that
-the mean error differs by less than a given margin.
+A race asks two models image by image, in a random order, until one is known to be better, or both
+differ by less than a margin. The error of an image is averaged over its samples, from 0 to 1. The
+mean of the models' difference is tested by betting (statistics.py): a wrong decision has a
+probability of at most 1 - CONFIDENCE over all looks together.
 """
 
 import heapq

@@ -120,6 +120,7 @@ def test_proved_labels_are_accepted(
     out = tmp_path / "out"
     assert annotations(out / "annotations.json") == [("0.jpg", 0.9), ("2.jpg", 0.9)]
     assert annotations(out / "review.json") == [("1.jpg", 0.3), ("3.jpg", 0.3)]
+    assert len(lines_of(out / "labelled" / "journal.jsonl")) == 75  # names may be those of photos
     accepting = json.loads((out / "guarantee.json").read_text())["accepting"]
     assert accepting["rule"] == {"min_confidence": 0.9, "max_labels": 1}
     figures = (accepting["share"], accepting["coverage"], accepting["num_images"])

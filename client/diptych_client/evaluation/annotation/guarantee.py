@@ -2,21 +2,19 @@
 
 A box is right if a true object of its label has at least the requested IoU with it, and no box of a
 higher confidence took this object; of a crowd any number is right. IoU is that of the masks where
-both have one. A text is right if it equals a true one but for spaces, for questions as VQA compares
-answers, or if its character error rate is at most the requested one. A text region is right if it
-is so equal to a line of the true text that no region of a higher confidence took; its place is not
-compared.
+both have one. A text is right if its character error rate is at most the requested one, for
+questions if it equals a true one as VQA compares answers. A text region is right if it is so equal
+to a line of the true text that no region of a higher confidence took.
 
 A rule accepts labels from a confidence on; an image with more than `max_labels` such labels is
-reviewed as a whole. The share is a ratio of sums over images, and the labels of one image depend on
-each other. With W wrong ones among the A accepted labels of an image, the share is below s if the
-mean of W - s A over images is below 0, which statistics.py tests by betting.
+reviewed as a whole. The labels of one image depend on each other. With W wrong ones among the A
+accepted labels of an image, the share is below s if the mean of W - s A over images is below 0,
+which statistics.py tests by betting.
 
 Answers to other images fix the rules before a true label is read. Each rule is tested once, in the
 order of coverage, with several starts (Angelopoulos et al., 2021, Learn then Test, arXiv
 2110.01052, section 4.2). A start has a part of the error level. A proved rule passes its level on
-to the next one, another one loses it (the fallback procedure: Wiens, 2003, Pharmaceutical
-Statistics 2). Knows no files and no requests.
+to the next one, another one loses it (fallback: Wiens, 2003, Pharmaceutical Statistics 2).
 """
 
 import math
@@ -71,7 +69,7 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class JudgedImage:
-    """The confidence of each label of an image, and whether it is right; the score of each object.
+    """The confidence of each label of an image, and whether it is right.
 
     The score of an object is the best one of its boxes, accepted or not; `NOT_FOUND` without any.
     """
@@ -263,10 +261,7 @@ class Proved:
 
 
 def candidates(pilot: ByImage) -> dict[Rule, float]:
-    """Return rules of growing coverage by the confidences in images that are not labelled.
-
-    Each has the part of the error level that starts with it.
-    """
+    """Return rules of growing coverage, with the part of the error level that starts with each."""
     descending = sorted(chain.from_iterable(pilot), reverse=True) or [0.0]
     starts: dict[float, float] = {}
     for coverage in _COVERAGES.tolist():
@@ -311,9 +306,9 @@ def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
 def decide(
     judged: Sequence[JudgedImage], rules: Mapping[Rule, float], promise: Promise
 ) -> tuple[Proved, ...]:
-    """Return the rules with the largest coverage that are proved: of the promise, and others.
+    """Return the proved rules with the largest coverage: of the promise, then of other shares.
 
-    The others have other shares of wrong labels. Raise `RunError` if the promise is not proved.
+    Raise `RunError` if the promise is not proved.
     """
     confidences = [image.confidences for image in judged]
     wrong_confidences = [image.wrong_confidences for image in judged]
@@ -340,9 +335,8 @@ def decide_review(
 ) -> Proved:
     """Return the shortest review list that is proved to miss at most the promised share of objects.
 
-    Each object has the best score of a box of it, -inf without one. The list holds boxes from a
-    score on; the ascending `scores` are tested in their order, until one is not proved. Images
-    with more than `max_objects` are not part of the promise. Raise `RunError` if none is proved.
+    The list holds boxes from a score on; the ascending `scores` are tested until one is not proved.
+    Images with more than `max_objects` are not part of the promise. Raise `RunError` if none is.
     """
     wholes = counts_from(objects, NOT_FOUND)
     tested: list[Shares] = []

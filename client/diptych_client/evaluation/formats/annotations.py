@@ -1,20 +1,17 @@
 """Label files of four tools, and what `annotate` writes for two of them.
 
-COCO's JSON (cocodataset.org, data format) has objects with boxes and segmentations, or captions.
-Boxes are [x, y, width, height]; a segmentation is a list of polygons, which COCO joins, or run
-lengths. A written document has run lengths where the union of the polygons differs from the mask,
-as with a hole.
+COCO's JSON (cocodataset.org, data format) has objects with boxes [x, y, width, height] and
+segmentations, or captions. A segmentation is a list of polygons, which COCO joins, or run lengths.
+A written document has run lengths where the union of the polygons differs from the mask.
 
 Label Studio's exports JSON and JSON-MIN, and its tasks (labelstud.io, "Label Studio JSON format",
 "Import pre-annotations"). Coordinates are in percent of the image; a rectangle is turned around its
-top left corner. An export has no images: they are beside it, or in --images, under the name that
-was imported. The controls of written tasks are named `label` and `image`.
+top left corner. Images are beside an export, or in --images, under the name that was imported.
 
-Pascal VOC has one XML file for each image, in Annotations/ or beside the image. Images are in
-JPEGImages/ or images/, or beside the XML; splits in ImageSets/Main/….txt or in folders. A box
-counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin - 1,
-ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor as missed,
-as in VOC's own evaluation.
+Pascal VOC has one XML file for each image, in Annotations/ or beside the image, in JPEGImages/ or
+images/; splits in ImageSets/Main/….txt or in folders. A box counts pixels from 1 and includes its
+last ones (VOC2012 development kit, section 3): [xmin - 1, ymin - 1, xmax, ymax] are its edges.
+Objects marked difficult count neither as found nor as missed, as in VOC's own evaluation.
 
 CVAT has all images in annotations.xml (docs.cvat.ai, "CVAT for image"), with edges in pixels.
 """

@@ -23,7 +23,6 @@ from diptych_client.evaluation.annotation.guarantee import (
     Promises,
     Proved,
     Rule,
-    Shares,
     Tolerance,
     Truth,
     candidates,
@@ -200,13 +199,6 @@ def labels(*confidences: float, is_right: bool = True) -> JudgedImage:
     return JudgedImage(confidences, (is_right,) * len(confidences))
 
 
-def test_image_with_too_many_labels_is_not_accepted() -> None:
-    wrong, accepted = np.array([1.0, 0.0, 0.0]), np.array([2.0, 3.0, 0.0])
-    shares = Shares(Rule(0.8, 2), 1.0, wrong, accepted)
-    assert (shares.parts.tolist(), shares.wholes.tolist()) == ([1, 0, 0], [2, 0, 0])
-    assert shares.share == 0.5
-
-
 def test_rules_cover_more_and_at_last_all() -> None:
     rules = candidates([[0.1 * number] * (1 + number % 2) for number in range(10)])
     confidences = [rule.min_confidence for rule in rules]
@@ -216,11 +208,8 @@ def test_rules_cover_more_and_at_last_all() -> None:
     assert [rule.max_labels for rule in rules] == [2] * len(rules)
     (first, *_) = candidates([[0.9], [0.9], [0.5] * 3])
     assert first == Rule(0.9, 1)  # labels from the confidence on count
-
-
-@pytest.mark.parametrize(("pilot", "confidence"), [([], 0.0), ([[]], 0.0), ([[1.0]] * 5, 1.0)])
-def test_pilot_with_equal_scores_has_one_rule(pilot: list[list[float]], confidence: float) -> None:
-    assert candidates(pilot) == {Rule(confidence, 1): 1.0}
+    assert candidates([]) == candidates([[]]) == {Rule(0.0, 1): 1.0}
+    assert candidates([[1.0]] * 5) == {Rule(1.0, 1): 1.0}
 
 
 def test_largest_proved_coverage_is_chosen() -> None:
