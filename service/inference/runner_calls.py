@@ -16,13 +16,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from service.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    NotReady,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.decoding import LazyImage
 from wire.artifacts.manifest import Manifest
 from wire.runner_channel import (

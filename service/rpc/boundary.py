@@ -33,13 +33,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new
-from service.errors import (
-    DeadlineExceeded,
-    ErrorCode,
-    InvalidRequest,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
 from service.settings import Settings
