@@ -19,13 +19,7 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits, decode_image, read_header, resize
-from service.errors import (
-    DeadlineExceeded,
-    NotReady,
-    Overloaded,
-    ServiceError,
-    UnsupportedImage,
-)
+from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import (
     ImageDecoder,
     ImageView,
@@ -265,10 +259,7 @@ async def test_killed_process_fails_its_request() -> None:
     for failed in await asyncio.gather(*pixels, return_exceptions=True):
         assert isinstance(failed, NotReady)
         assert "ended with status -9" in failed.message
-    async with (
-        images.slot("test", is_heavy=True),
-        decoded_in_process(QUICK, LARGE_LIMITS) as other,
-    ):
+    async with images.slot("test", is_heavy=True), decoded_in_process(QUICK, LARGE_LIMITS) as other:
         assert (await other.resized((7, 9), 3)).shape == (9, 7, 3)
 
 

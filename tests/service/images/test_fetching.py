@@ -16,12 +16,7 @@ import pytest
 import trustme
 from aiohttp.abc import ResolveResult
 
-from service.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.images.fetching import CheckedResolver, ImageFetcher, is_public
 from service.images.inputs import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks

@@ -15,12 +15,7 @@ from prometheus_client import REGISTRY
 
 from service.admission.api_keys import Quota, QuotaLimits, SharedLimits
 from service.admission.places import RequestContext, TrafficGaps
-from service.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer, Stage
 from service.inference.served_models import ServedModels

@@ -210,11 +210,7 @@ async def test_views_are_streamed() -> None:
     assert texts == [cat, "\n", f"\n{dog}"]
     assert "".join(texts) == answer.written.text
     views = [piece.view for piece in pieces if piece.view is not None]
-    assert [view.box for view in views] == [
-        (0, 0, 800, 400),
-        (0, 0, 400, 400),
-        (400, 0, 800, 400),
-    ]
+    assert [view.box for view in views] == [(0, 0, 800, 400), (0, 0, 400, 400), (400, 0, 800, 400)]
     assert list(map(boxes, views)) == [[(80, 40, 240, 200)], [], [(600, 200, 640, 240)]]
 
 

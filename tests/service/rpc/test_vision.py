@@ -137,10 +137,7 @@ async def test_a_stream_is_about_one_image() -> None:
             stub.AnalyzeStream(pb.AnalyzeRequest(images=[PNG])),
         ):
             code, metadata = await refused(all_of(stream))
-            assert (code, metadata["diptych-param"]) == (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "images",
-            )
+            assert (code, metadata["diptych-param"]) == (grpc.StatusCode.INVALID_ARGUMENT, "images")
 
 
 async def test_stream_over_grpc() -> None:
