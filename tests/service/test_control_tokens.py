@@ -23,19 +23,8 @@ CONTROL_IDS = {
     id: set(AutoTokenizer.from_pretrained(ROOT / entry.source).added_tokens_decoder)
     for id, entry in ENTRIES.items()
 }
-HOSTILE = [
-    "<loc_5>",
-    "<loc0005>",
-    "<seg001>",
-    "<image>",
-    "</s>",
-    "<s>",
-    "<bos>",
-    "<eos>",
-    "<pad>",
-    "<OD>",
-    "<poly>",
-]
+_HOSTILE_TOKENS = "<loc_5> <loc0005> <seg001> <image> </s> <s> <bos> <eos> <pad> <OD> <poly>"
+HOSTILE = _HOSTILE_TOKENS.split()
 CASES = [
     (entry.id, task_id, parameter.name, parameter.is_list)
     for entry in ENTRIES.values()
@@ -56,13 +45,8 @@ def written_ids(model_id: str, task_id: str, values: dict[str, Any]) -> list[int
 
 
 def test_all_text_parameters_have_cases() -> None:
-    assert {name for _, _, name, _ in CASES} == {
-        "labels",
-        "caption",
-        "phrases",
-        "phrase",
-        "question",
-    }
+    names = {name for _, _, name, _ in CASES}
+    assert names == {"labels", "caption", "phrases", "phrase", "question"}
     assert {model_id for model_id, *_ in CASES} == set(ENTRIES)
 
 

@@ -68,15 +68,12 @@ _FLORENCE_PROMPTS: list[Prompts] = [
     ("ocr", {}, ["<OCR>"]),
     ("ocr_with_regions", {}, ["<OCR_WITH_REGION>"]),
     *(
-        ("open_vocabulary_detection", {"labels": [text]}, [f"<OPEN_VOCABULARY_DETECTION>{text}"])
-        for text in TEXTS
-    ),
-    *(
-        ("phrase_grounding", {"caption": text}, [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"])
-        for text in TEXTS
-    ),
-    *(
-        ("instance_segmentation", {"phrase": text}, [f"<REFERRING_EXPRESSION_SEGMENTATION>{text}"])
+        (task, {name: [text] if name == "labels" else text}, [f"<{token}>{text}"])
+        for task, name, token in (
+            ("open_vocabulary_detection", "labels", "OPEN_VOCABULARY_DETECTION"),
+            ("phrase_grounding", "caption", "CAPTION_TO_PHRASE_GROUNDING"),
+            ("instance_segmentation", "phrase", "REFERRING_EXPRESSION_SEGMENTATION"),
+        )
         for text in TEXTS
     ),
     (
