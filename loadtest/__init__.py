@@ -3,8 +3,8 @@
 locustfile   entry point for Locust (make loadtest): users, arrival times, Locust's own reports
 traffic      traffic_mix.yaml: which requests are sent
 senders      one request over each interface, and the check of its answer
-figures      percentiles, rounding, tables
-processes    start and stop of servers, and their processor time
+figures      tables
+processes    start and stop of servers
 
 Only locustfile and senders import gevent, which patches the whole process.
 """

@@ -16,11 +16,6 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-if sys.platform == "linux":
-    NUM_CORES = len(os.sched_getaffinity(0))
-else:
-    NUM_CORES = os.cpu_count() or 1
-
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
 

@@ -57,10 +57,6 @@ class FilesShard:
 
     files: tuple[StoredFile, ...]
 
-    @property
-    def num_images(self) -> int | None:
-        return len(self.files)
-
     def describe(self) -> str:
         return "\n".join(file.key for file in self.files)
 
@@ -76,10 +72,6 @@ class RowsShard:
     column: str
     start: int
     stop: int
-
-    @property
-    def num_images(self) -> int | None:
-        return self.stop - self.start
 
     def describe(self) -> str:
         return f"{self.file.key}#{self.start}-{self.stop}"
@@ -120,7 +112,6 @@ class ArchiveShard:
     """The images of a tar archive, read from start to end; the key of each is FILE/MEMBER."""
 
     file: StoredFile
-    num_images: None = None  # an archive has no index
 
     def describe(self) -> str:
         return self.file.key

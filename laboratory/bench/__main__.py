@@ -6,12 +6,15 @@ laboratory/results/bench.md: ours against the best peer. Rates are medians of th
 percentiles are over all answers.
 """
 
+import math
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
+
+import numpy as np
 
 from laboratory.bench.load import (
     OURS,
@@ -24,8 +27,9 @@ from laboratory.bench.load import (
     Workload,
     rounds_of,
 )
-from loadtest.figures import percentile, processor_name, shown, table
-from loadtest.processes import NUM_CORES, ROOT
+from loadtest.figures import processor_name, table
+from loadtest.processes import ROOT
+from wire.host import num_cores
 
 Rounds = dict[tuple[Server, Workload], list[Round]]
 
@@ -49,7 +53,7 @@ def main() -> None:
     num_same, num_all = num_equal(rounds)
     facts = {
         "command": "`make bench`",
-        "machine": f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}",
+        "machine": f"{processor_name()}, {num_cores()} cores of {os.cpu_count()}",
         f"{RANDOM_MODEL}, texts equal to the peer's": f"{num_same} of {num_all}",
     }
     print(ratio_table(rounds))
@@ -58,7 +62,10 @@ def main() -> None:
 
 
 def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
-    """Return the measures of rounds; those of short answers are NaN without any."""
+    """Return the measures of rounds; those of short answers are NaN without any.
+
+    Percentiles are answers, by nearest rank.
+    """
     rates = []
     token_rates = []
     latencies_ms = []
@@ -75,8 +82,10 @@ def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
     return {
         "requests/s": statistics.median(rates),
         "tokens/s": statistics.median(token_rates),
-        "p50, ms": percentile(latencies_ms, 50),
-        "p95 of short ones, ms": percentile(short_ms, 95),
+        "p50, ms": float(np.percentile(latencies_ms, 50, method="inverted_cdf")),
+        "p95 of short ones, ms": float(
+            np.percentile(short_ms or [math.nan], 95, method="inverted_cdf")
+        ),
     }
 
 
@@ -101,12 +110,17 @@ def ratio_table(rounds: Rounds) -> str:
         for measure in workload.compared:
             values = {name: measures[measure] for name, measures in peers.items()}
             best = (max if measure in _RATES else min)(values, key=values.__getitem__)
-            cells = [shown(ours[measure]), shown(values[best]), best]
+            cells = [_digits(ours[measure]), _digits(values[best]), best]
             ratio = f"{ours[measure] / values[best]:.2f}"
             rows.append([workload.title, label, measure, *cells, ratio])
     rows.sort(key=lambda row: row[0])
     header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer"]
     return table(header, rows)
+
+
+def _digits(value: float) -> str:
+    """Return at least three significant digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def num_equal(rounds: Rounds) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.processes import NUM_CORES, Launch, free_port, running
+from loadtest.processes import Launch, free_port, running
+from wire.host import num_cores
 
 RANDOM_MODEL = "florence-2-base-random"
 SHORT_TOKENS = 8
@@ -131,7 +132,7 @@ def launch_of(server: Server, folder: Path) -> Launch:
     port = free_port()
     if server.peer is not None:
         command = [sys.executable, "-m", "laboratory.bench.peers", server.peer]
-        command += [str(folder / "checkpoint"), str(port), str(NUM_CORES)]
+        command += [str(folder / "checkpoint"), str(port), str(num_cores())]
         return Launch(tuple(command), port, "/health")
     environment = {
         "DIPTYCH_MODELS": RANDOM_MODEL,
