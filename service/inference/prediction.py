@@ -344,10 +344,9 @@ async def _tiles(
     boxes = tile_boxes(grid, size_wh, fields.overlap)
     try:
         async with asyncio.timeout(queued.deadline_s - time.monotonic()):
-            are_flat = await flat_parts(image, boxes) if boxes else []
+            uneven = await uneven_parts(image, boxes) if boxes else []
     except TimeoutError as error:
         raise DeadlineExceeded("the image was not decoded before the deadline") from error
-    uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
     if uneven:
         queued.check_cost(request, image, 1 + len(uneven))
         await queued.quota.take_request(len(uneven))
@@ -420,8 +419,8 @@ def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
     return replace(parts[0], sequences=sequences, features=features, is_cut=is_cut)
 
 
-async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
-    """Return which parts of an image are flat; decode it if none is known yet.
+async def uneven_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[PixelBox]:
+    """Return the parts of an image that are not flat; decode it if none is known yet.
 
     In a flat part the means of blocks of 4 x 4 pixels differ by at most 8 levels of a colour
     channel, in every square of 32 x 32 pixels on a grid of 16. So a shading passes, and noise, but
@@ -442,12 +441,14 @@ async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
     # blocks are smaller where a side is no multiple of 4 pixels
     cell_width = _CELL_BLOCKS * width / num_blocks_wh[0]
     cell_height = _CELL_BLOCKS * height / num_blocks_wh[1]
-    flat: list[bool] = []
-    for x1, y1, x2, y2 in parts:
+    uneven: list[PixelBox] = []
+    for part in parts:
+        x1, y1, x2, y2 = part
         rows = slice(int((top + y1) / cell_height), int((top + y2 - 1) / cell_height) + 1)
         columns = slice(int((left + x1) / cell_width), int((left + x2 - 1) / cell_width) + 1)
-        flat.append(not busy[rows, columns].any())
-    return flat
+        if busy[rows, columns].any():
+            uneven.append(part)
+    return uneven
 
 
 def busy_cells(blocks: Pixels) -> Busy:

@@ -17,7 +17,7 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from service.inference.core import Core
-from service.inference.prediction import Answer, Piece, TilesSummary, flat_parts
+from service.inference.prediction import Answer, Piece, TilesSummary, uneven_parts
 from service.inference.served_models import ServedModels
 from tasks.results import DetectionsResult, TextResult
 from tasks.scores import Calibration
@@ -336,7 +336,9 @@ def flat(
     async def scenario() -> list[bool]:
         whole = LazyImage(encoded(image), ImageDecoder(ImageLimits(1_000_000), 2), "a")
         await whole.open()
-        return await flat_parts(whole if within is None else ImageView.of(whole, within), parts)
+        view = whole if within is None else ImageView.of(whole, within)
+        uneven = await uneven_parts(view, parts)
+        return [part not in uneven for part in parts]
 
     return asyncio.run(scenario())
 
@@ -390,4 +392,4 @@ async def test_known_image_is_not_decoded() -> None:
     for kind in (LazyImage, Undecodable):
         lazy = kind(encoded(drawn((150, 40, 160, 50), (0, 0, 0))), decoder, "a")
         await lazy.open()
-        assert await flat_parts(lazy, HALVES) == [True, False]
+        assert await uneven_parts(lazy, HALVES) == [HALVES[1]]
