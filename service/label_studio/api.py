@@ -30,20 +30,9 @@ from service.http.boundary import STATUSES, Body, Interface, RestBoundary, autho
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
-from service.label_studio.batch import (
-    Batch,
-    Question,
-    first_questions,
-    questions_of,
-    version_of,
-)
+from service.label_studio.batch import Batch, Question, first_questions, questions_of, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
-from service.label_studio.mapping import (
-    MAX_CONFIG_CHARS,
-    image_asks,
-    parse_config,
-    prompt_asks,
-)
+from service.label_studio.mapping import MAX_CONFIG_CHARS, image_asks, parse_config, prompt_asks
 from service.schema.rendering import ErrorDetail, ErrorJson
 from service.validation import ModelT, validated
 from tasks.errors import shown

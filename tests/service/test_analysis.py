@@ -27,11 +27,7 @@ from service.analysis import (
     used_names,
     within,
 )
-from service.errors import (
-    Overloaded,
-    ServiceError,
-    UnsupportedImage,
-)
+from service.errors import Overloaded, ServiceError, UnsupportedImage
 from service.inference.core import Core
 from service.inference.prediction import Answer, TilesSummary
 from tasks.results import (

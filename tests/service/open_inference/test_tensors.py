@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
-from service.open_inference.tensors import (
-    InferRequest,
-    Tensor,
-    request_body,
-    request_context,
-)
+from service.open_inference.tensors import InferRequest, Tensor, request_body, request_context
 from tests.support.fake_service import FLORENCE_ID, context, served_models
 
 MODELS = served_models()
