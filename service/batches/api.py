@@ -12,7 +12,6 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +21,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
-from service.batches.store import Page, Store, new_id
+from service.batches.store import Store, new_id
 from service.batches.wire import Batch, BatchList, BatchRequest, FileFields, FileList, FileObject
 from service.errors import InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory, FormParser, Sink, read_json
@@ -185,10 +184,12 @@ class BatchesApi:
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
         order = _choice(request, "order", "desc", "asc")
         purpose = _choice(request, "purpose", None, "batch", "batch_output")
-        page = _page(request, _MAX_FILES, _MAX_FILES)
-        page = replace(page, is_ascending=order == "asc", purpose=purpose)
-        files = await in_thread(store.files, context.quota.owner, page)
-        return FileList.model_validate(_list_fields(files, page.limit))
+        files = await in_thread(store.files, context.quota.owner)
+        if purpose is not None:
+            files = [file for file in files if file.purpose == purpose]
+        if order == "asc":
+            files.reverse()
+        return FileList.model_validate(_page(request, files, _MAX_FILES, _MAX_FILES))
 
     async def content(self, store: Store, request: Request, context: RequestContext) -> Body:
         file = await in_thread(store.open, context.quota.owner, request.path_params["file_id"])
@@ -201,9 +202,8 @@ class BatchesApi:
         return await in_thread(store.create_batch, context.quota.owner, batch_request)
 
     async def list_batches(self, store: Store, request: Request, context: RequestContext) -> Body:
-        page = _page(request, _USUAL_BATCHES, _MAX_BATCHES)
-        batches = await in_thread(store.batches, context.quota.owner, page)
-        return BatchList.model_validate(_list_fields(batches, page.limit))
+        batches = await in_thread(store.batches, context.quota.owner)
+        return BatchList.model_validate(_page(request, batches, _USUAL_BATCHES, _MAX_BATCHES))
 
 
 def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
@@ -225,18 +225,26 @@ def _choice(request: Request, name: str, *allowed: str | None) -> str | None:
     return value
 
 
-def _page(request: Request, usual_limit: int, max_limit: int) -> Page:
+def _page(
+    request: Request,
+    objects: Sequence[FileObject] | Sequence[Batch],
+    usual_limit: int,
+    max_limit: int,
+) -> dict[str, object]:
+    """Return the fields of a list: the objects behind `after`, at most `limit`."""
     text = request.query_params.get("limit", str(usual_limit))
     if not (_LIMIT.fullmatch(text) and 1 <= int(text) <= max_limit):
         raise InvalidRequest(f"limit must be 1 to {max_limit}, not {shown(text)}", "limit")
-    return Page(request.query_params.get("after"), int(text))
-
-
-def _list_fields(objects: Sequence[FileObject] | Sequence[Batch], limit: int) -> dict[str, object]:
-    page = objects[:limit]
+    after = request.query_params.get("after")
+    ids = [item.id for item in objects]
+    if after is not None and after not in ids:
+        raise InvalidRequest(f"after is {shown(after)}; it must be an id in this list", "after")
+    start = 0 if after is None else ids.index(after) + 1
+    end = start + int(text)
+    page = objects[start:end]
     return {
         "data": page,
         "first_id": page[0].id if page else None,
         "last_id": page[-1].id if page else None,
-        "has_more": len(objects) > limit,
+        "has_more": len(objects) > end,
     }

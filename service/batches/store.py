@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -46,7 +46,6 @@ _SCHEMA = """
         owner TEXT NOT NULL,
         document TEXT NOT NULL,
         num_bytes INTEGER AS (json_extract(document, '$.bytes')),
-        purpose TEXT AS (json_extract(document, '$.purpose')),
         expires_at INTEGER AS (json_extract(document, '$.expires_at')),
         status TEXT AS (json_extract(document, '$.batch.status')),  -- NULL: a file
         input_id TEXT AS (json_extract(document, '$.batch.input_file_id'))
@@ -112,16 +111,6 @@ class BatchState(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """The part of a list that a client requests."""
-
-    after: str | None
-    limit: int
-    is_ascending: bool = False
-    purpose: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Store:
     """The files and batches of all API keys; `owner` is the hash of a key."""
 
@@ -179,26 +168,19 @@ class Store:
             db.execute("DELETE FROM objects WHERE id = ?", (file_id,))
         return wire.FileDeleted(id=file_id)
 
-    def files(self, owner: str, page: Page) -> list[wire.FileObject]:
-        """Return one file more than the page has, if there is one."""
-        return list(map(wire.FileObject.model_validate_json, self._page("file", owner, page)))
+    def files(self, owner: str) -> list[wire.FileObject]:
+        """Return the files of a key, the newest first."""
+        return list(map(wire.FileObject.model_validate_json, self._documents("file", owner)))
 
-    def batches(self, owner: str, page: Page) -> list[wire.Batch]:
-        """Return one batch more than the page has, if there is one."""
-        documents = self._page("batch", owner, page)
-        return [BatchState.model_validate_json(document).batch for document in documents]
+    def batches(self, owner: str) -> list[wire.Batch]:
+        """Return the batches of a key, the newest first."""
+        states = map(BatchState.model_validate_json, self._documents("batch", owner))
+        return [state.batch for state in states]
 
-    def _page(self, kind: Kind, owner: str, page: Page) -> list[str]:
-        comparison, order = (">", "ASC") if page.is_ascending else ("<", "DESC")
-        query = "SELECT document FROM objects WHERE owner = :owner AND kind = :kind"
-        if page.after is not None:
-            query += f" AND id {comparison} :after"
-        if page.purpose is not None:
-            query += " AND purpose = :purpose"
-        query += f" ORDER BY id {order} LIMIT :limit + 1"
-        values = {**asdict(page), "owner": owner, "kind": kind}
+    def _documents(self, kind: Kind, owner: str) -> list[str]:
+        query = "SELECT document FROM objects WHERE owner = ? AND kind = ? ORDER BY id DESC"
         with self._transaction("BEGIN") as db:
-            return [document for (document,) in db.execute(query, values)]
+            return [document for (document,) in db.execute(query, (owner, kind))]
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
         """Raise `not_found` for the input, or `Overloaded` above a limit of the key."""

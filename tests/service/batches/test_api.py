@@ -277,7 +277,7 @@ def test_lists_have_pages(rest: Client) -> None:
     "query",
     [
         *("files?limit=0", "files?limit=x", "files?order=up", "files?purpose=x"),
-        "batches?limit=101",
+        *("files?after=x", "batches?limit=101"),
     ],
 )
 def test_invalid_query_is_named(rest: Client, query: str) -> None:
