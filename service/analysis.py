@@ -255,12 +255,6 @@ class StepAnswers:
     is_truncated: bool  # more objects than `max_each`, or than the request may have answers
     answers: tuple[StepAnswer, ...]
 
-    def objects(self) -> Iterator[StepObject]:
-        """Yield the objects of all answers, which another step may be asked about."""
-        for answer in self.answers:
-            if isinstance(answer.outcome, Answer):
-                yield from step_objects(answer.outcome.result)
-
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
@@ -362,9 +356,12 @@ class _Run:
             for (index, about), model in product(questions[:num_asked], step.models):
                 answering.append(group.create_task(self._answer(step, model, index, about)))
             answers = await asyncio.gather(*answering)
-        step_answers = StepAnswers(step, num_asked < len(questions), tuple(answers))
-        self.objects[options.id].set_result(list(step_answers.objects()))
-        return step_answers
+        objects: list[StepObject] = []
+        for answer in answers:
+            if isinstance(answer.outcome, Answer):
+                objects += step_objects(answer.outcome.result)
+        self.objects[options.id].set_result(objects)
+        return StepAnswers(step, num_asked < len(questions), tuple(answers))
 
     async def _answer(
         self, step: Step, model: ServedModel, of: int | None, about: StepObject | None

@@ -174,7 +174,7 @@ def test_expired_files_are_removed(store: Store) -> None:
     store.append(ended, [answer(1)])
     output_id = str(store.end(ended, []).output_file_id)
     expires_at = store.file("me", alone).expires_at
-    store.remove_expired(expires_at - 1)
+    store.remove_expired(expires_at)
     assert store.content(alone).exists()
     for path in (store.path / "files").iterdir():
         os.utime(path, (0, 0))
