@@ -45,7 +45,7 @@ from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.errors import SequenceError
 from runners.models.load import load_decoder
-from runners.tokens.constraints import Constraints
+from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog, model_id_of, parse_entry
 from tasks.errors import TaskError
 from tasks.paligemma import MaskDecoder

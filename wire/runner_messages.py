@@ -45,7 +45,7 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    # Lark (runners/tokens/constraints.py) that the answer must match, if set
+    # Lark (runners/tokens/text.py) that the answer must match, if set
     grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; unset for the base model
     own_token: str | None = None  # of the prompt; must be a control token of the checkpoint

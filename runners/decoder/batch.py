@@ -38,7 +38,7 @@ from runners.decoder.sequences import (
 )
 from runners.decoder.slots import SlotTable
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
-from runners.tokens.rules import GenerationRules
+from runners.tokens.text import GenerationRules
 
 _PADDING = RowConditions()  # conditions of rows that no sequence reads
 

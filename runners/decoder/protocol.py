@@ -10,8 +10,7 @@ from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.kv_cache import DecoderShape, SlotCache, Slots, TokenPlaces
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import CheckpointText
+from runners.tokens.text import CheckpointText, GenerationRules
 
 
 class Decoder(Protocol):

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from runners.errors import SequenceError
 from runners.tokens.choice import Choice, RowConditions
-from runners.tokens.constraints import Constraint, ConstraintState
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import PromptWords
+from runners.tokens.text import Constraint, ConstraintState, GenerationRules, PromptWords
 from wire.runner_messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]

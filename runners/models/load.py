@@ -11,9 +11,7 @@ from runners.decoder.protocol import Decoder
 from runners.models.florence2 import Florence2Decoder
 from runners.models.paligemma import PaliGemmaDecoder
 from runners.models.weights import DecoderCheckpoint, DecoderWeights
-from runners.tokens.constraints import Constraints
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import PromptTokenizer
+from runners.tokens.text import Constraints, GenerationRules, PromptTokenizer
 from wire.artifacts.manifest import (
     DECODER_FILE,
     TOKENIZER_FILE,

@@ -18,9 +18,7 @@ from torch.nn.functional import layer_norm
 
 from runners.adapters.low_rank import Adapters
 from runners.models.layers import DTYPES, Linear, linear_layer
-from runners.tokens.constraints import Constraints
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import PromptTokenizer
+from runners.tokens.text import Constraints, GenerationRules, PromptTokenizer
 from wire.artifacts.manifest import Precision
 
 LayerT = TypeVar("LayerT")

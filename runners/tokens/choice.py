@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.tokens.constraints import token_bounds
+from runners.tokens.text import token_bounds
 
 Results = NDArray[np.float64]  # (R, 3 + 4 K + 1), see `choose`
 

@@ -1,23 +1,172 @@
-"""The text of a checkpoint: prompts to token ids, token ids to text, with its tokenizer.json.
+"""The text and the tokens of a checkpoint: its tokenizer, generation rules and grammars.
 
-A prompt is a sequence of segments. Control tokens (`<loc_5>`, `<image>`, `</s>`) are recognised in
-control segments only; all other text, such as a user's, is tokenized by a second tokenizer that has
-none. A prompt's words are also a source of drafts (runners/decoder/engines.py).
+    PromptTokenizer   prompts to token ids, token ids to text. Control tokens (`<loc_5>`, `<image>`,
+                      `</s>`) are recognised in control segments only; all other text, such as a
+                      user's, is tokenized by a second tokenizer that has none
+    GenerationRules   those of generation_config.json, with transformers' names and semantics
+    Constraints       token masks that keep an answer within a grammar, in llguidance's variant of
+                      Lark (github.com/guidance-ai/llguidance, docs/syntax.md). Grammars may use the
+                      rules `location` and `segmentation`, which match one such token, and control
+                      tokens by their text (`<sep>`). Other text is matched byte by byte, however it
+                      is tokenized
+
+Shapes: R rows, V vocabulary.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from torch.nn import functional
 
-from runners.tokens.constraints import Constraints, ConstraintState
+from runners.errors import SequenceError
+from wire.artifacts.manifest import GENERATION_CONFIG_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRules:
+    """The rules of one checkpoint."""
+
+    eos_token_ids: frozenset[int]
+    max_new_tokens: int | None = None
+    decoder_start_token_id: int | None = None
+    bos_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    early_stopping: bool | str = False  # True, False or "never", see transformers' GenerationConfig
+    length_penalty: float = 1.0
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls.of(json.loads((folder / GENERATION_CONFIG_FILE).read_text(encoding="utf-8")))
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        eos = config["eos_token_id"]
+        names = [rule.name for rule in fields(cls) if config.get(rule.name) is not None]
+        eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
+        return cls(eos_token_ids, **{name: config[name] for name in names})
+
+    def forced_token(self, position: int, max_new_tokens: int) -> int | None:
+        """Return the token that transformers' ForcedBOS and ForcedEOS processors force, or None."""
+        # Transformers applies EOS last: an answer of one token is the end token.
+        if position == max_new_tokens - 1 and self.forced_eos_token_id is not None:
+            return self.forced_eos_token_id
+        return self.forced_bos_token_id if position == 0 else None
+
+    def banned_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens that transformers' NoRepeatNGramLogitsProcessor bans after these."""
+        start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
+        written = [*start, *token_ids]
+        size = self.no_repeat_ngram_size
+        if not 0 < size <= len(written):
+            return []
+        tail = written[len(written) - size + 1 :]
+        starts = range(len(written) - size + 1)
+        return [written[i + size - 1] for i in starts if written[i : i + size - 1] == tail]
+
+
+ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
+
+_TOKEN_RULES = {"location": re.compile(r"<loc_?\d+>"), "segmentation": re.compile(r"<seg\d{3}>")}
+# llguidance's default allows only one tokenization of a text that the grammar forces.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
+_MAX_COMPILED = 256  # grammars
+
+
+class Constraint:
+    """A compiled grammar."""
+
+    def __init__(self, start: ConstraintState, eos_token_ids: frozenset[int]) -> None:
+        self._start = start
+        self._eos_token_ids = eos_token_ids
+
+    def start(self) -> ConstraintState:
+        return self._start
+
+    def after(self, state: ConstraintState, token_id: int) -> ConstraintState:
+        """Return the state after `token_id`; raise `SequenceError` if `state` does not allow it."""
+        if token_id in self._eos_token_ids:
+            return state
+        following = state.deep_copy()
+        if not following.consume_token(token_id):
+            message = f"the grammar failed at token {token_id}: {following.get_error()}"
+            raise SequenceError("internal", message)
+        return following
+
+    def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
+        """Return the tokens that `state` allows, a bit each."""
+        return np.frombuffer(state.compute_bitmask(), np.uint8)
+
+
+def token_bounds(allowed: Tensor, num_tokens: int) -> Tensor:
+    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
+    set bit, else -inf. Looked-up bounds are faster than `torch.where`, and an eighth of the bytes.
+    """
+    bounds = functional.embedding(allowed.int(), _bounds_by_byte(allowed.device))  # (R, bytes, 8)
+    return bounds.flatten(1)[:, :num_tokens]
+
+
+@lru_cache
+def _bounds_by_byte(device: torch.device) -> Tensor:
+    """Return the bounds (256, 8) of eight tokens, by their byte of a bitmask."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return torch.where(torch.from_numpy(bits).bool(), math.inf, -math.inf).to(device)
+
+
+class Constraints:
+    """The grammar compiler of one checkpoint; `get(grammar)` caches, and raises `SequenceError`.
+
+    `tokenizer` holds the parsed values of a `tokenizer.json`.
+    """
+
+    def __init__(self, tokenizer: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
+        self._eos_token_ids = frozenset(eos_token_ids)
+        # Merges are only used to tokenize text; loading without them takes less time and memory.
+        vocabulary_only = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
+        added_ids = [token["id"] for token in tokenizer["added_tokens"]]
+        last_id = max(*tokenizer["model"]["vocab"].values(), *added_ids)
+        # An end token may be a padding row of the embeddings, which no text has: a model that never
+        # ends.
+        known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
+        self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
+        num_tokens = self._tokenizer.vocab_size
+        if last_id >= num_tokens:
+            raise ValueError(f"tokenizer.json has token id {last_id}, not below {num_tokens}")
+        self._token_rules = ""  # one for each class of tokens that the checkpoint has
+        for name, pattern in _TOKEN_RULES.items():
+            added = tokenizer["added_tokens"]
+            ids = [str(token["id"]) for token in added if pattern.fullmatch(token["content"])]
+            if ids:
+                self._token_rules += f"{name}: <[{','.join(ids)}]>\n"
+        self.get = lru_cache(_MAX_COMPILED)(self._compile)
+
+    @classmethod
+    def load(cls, tokenizer_file: Path, eos_token_ids: Iterable[int]) -> Self:
+        return cls(json.loads(tokenizer_file.read_text(encoding="utf-8")), eos_token_ids)
+
+    def _compile(self, grammar: str) -> Constraint:
+        rules = f"{_OPTIONS}{grammar}\n{self._token_rules}"
+        matcher = LLMatcher(self._tokenizer, rules, log_level=0)
+        if matcher.is_error():
+            raise SequenceError("internal", matcher.get_error())
+        return Constraint(matcher, self._eos_token_ids)
+
 
 _SPACE = "Ġ"  # space of byte-level vocabularies, such as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)

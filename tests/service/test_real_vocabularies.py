@@ -18,8 +18,7 @@ from transformers import AutoProcessor
 from export.checkpoints.bases import CATALOG_FILE
 from export.checks.asking import Question
 from export.golden import read_golden
-from runners.tokens.constraints import Constraints
-from runners.tokens.text import PromptTokenizer
+from runners.tokens.text import Constraints, PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
 from tasks.florence2.grammar import box_tokens

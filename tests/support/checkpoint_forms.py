@@ -15,7 +15,7 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.sources import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, resolve_source
 from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, empty_model
-from runners.tokens.rules import GenerationRules
+from runners.tokens.text import GenerationRules
 from tests.support.microsoft_form import (
     NUM_ROWS,
     MicrosoftModel,

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.kv_cache import DecoderShape, SlotCache, Slots, TokenPlaces
-from runners.tokens.constraints import Constraints
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import CheckpointText, PromptTokenizer
+from runners.tokens.text import CheckpointText, Constraints, GenerationRules, PromptTokenizer
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50

@@ -18,7 +18,7 @@ from laboratory.training.answers import (
     paligemma_answer,
     picture_of,
 )
-from runners.tokens.constraints import Constraints
+from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
 from tasks.parsing import without_article

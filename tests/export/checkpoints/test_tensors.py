@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from export.checkpoints.tensors import load_checkpoint
 from export.checks.reference import Reference
-from runners.tokens.rules import GenerationRules
+from runners.tokens.text import GenerationRules
 from tests.support.export_cli import MODELS
 from tests.support.microsoft_form import update_json
 

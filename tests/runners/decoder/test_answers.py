@@ -14,7 +14,7 @@ from runners.decoder.answers import (
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.errors import SequenceError
-from runners.tokens.rules import GenerationRules
+from runners.tokens.text import GenerationRules
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
 from tests.support.token_choices import is_failure
 from wire.runner_messages import SequenceSpec, Written

@@ -13,9 +13,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
 from runners.kv_cache import SlotCache
 from runners.options import SchedulerLimits
-from runners.tokens.constraints import Constraints
-from runners.tokens.rules import GenerationRules
-from runners.tokens.text import PromptWords
+from runners.tokens.text import Constraints, GenerationRules, PromptWords
 from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import is_failure

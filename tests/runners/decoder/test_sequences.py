@@ -17,8 +17,7 @@ from runners.decoder.sequences import (
     SingleSequence,
 )
 from runners.errors import SequenceError
-from runners.tokens.constraints import Constraints
-from runners.tokens.rules import GenerationRules
+from runners.tokens.text import Constraints, GenerationRules
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import advance, is_failure
 

@@ -36,7 +36,7 @@ from runners.tokens.choice import (
     unpack,
     with_wider_nucleus,
 )
-from runners.tokens.constraints import Constraints
+from runners.tokens.text import Constraints
 from tests.support.fake_decoder import FAKE_RULES, FAKE_TOKENIZER
 from tests.support.token_choices import advance
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from runners.errors import SequenceError
-from runners.tokens.constraints import Constraint, Constraints, ConstraintState
+from runners.tokens.text import Constraint, Constraints, ConstraintState
 from tests.support import token_choices
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import is_failure, masked
