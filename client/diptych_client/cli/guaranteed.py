@@ -142,8 +142,6 @@ class GuaranteedRun:
         for image in self.images:
             if path_of(self.folder, image) not in labelled:
                 unlabelled.append(image)
-        if not unlabelled:
-            raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
         self.outputs.write(path, json.dumps([image.name for image in pilot]))
         return pilot

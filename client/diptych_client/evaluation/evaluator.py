@@ -158,33 +158,19 @@ def measure_for(truth: Truth, task: str, names: ClassNames, by_size: bool = Fals
             return TextsMeasure(task)
 
 
-@dataclass(slots=True)
-class PairAgreement:
-    """Two models' answers without labels, added one by one."""
-
-    first: str
-    second: str
-    names: ClassNames
-    scores: list[float] = field(default_factory=list)  # one per sample, 0 to 1
-
-    @property
-    def title(self) -> str:
-        return f"{self.first} and {self.second}"
-
-    def add(self, first: Prediction, second: Prediction) -> Outcome:
-        """Count two answers and return how much they differ."""
-        if first.text is not None:
-            distance = Levenshtein.normalized_distance(first.text, second.text or "")
-            self.scores.append(1 - distance)
-            return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
-        a = labelled_boxes(self.names, first.items)
-        b = labelled_boxes(self.names, second.items)
-        names = {"missed": f"only {self.first}", "extra": f"only {self.second}", **_KIND_OF_BOTH}
-        pairs = match(a, b)
-        credit = sum(pair.credit for pair in pairs)
-        disagreement = 1 - 2 * credit / (len(a) + len(b)) if pairs else 0.0
-        self.scores.append(1 - disagreement)
-        return Outcome(disagreement, frozenset(names[pair.kind] for pair in pairs))
+def disagreement(
+    models: tuple[str, str], names: ClassNames, first: Prediction, second: Prediction
+) -> Outcome:
+    """Return how much the answers of two models differ."""
+    if first.text is not None:
+        distance = Levenshtein.normalized_distance(first.text, second.text or "")
+        return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
+    pairs = match(labelled_boxes(names, first.items), labelled_boxes(names, second.items))
+    credit = sum(pair.credit for pair in pairs)
+    num_boxes = len(first.items) + len(second.items)
+    kind_of = {"missed": f"only {models[0]}", "extra": f"only {models[1]}", **_KIND_OF_BOTH}
+    kinds = frozenset(kind_of[pair.kind] for pair in pairs)
+    return Outcome(1 - 2 * credit / num_boxes if num_boxes else 0.0, kinds)
 
 
 def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox]:
@@ -252,7 +238,8 @@ class Evaluator:
     models: tuple[str, ...]
     names: ClassNames
     measures: dict[str, Measure] = field(default_factory=dict)
-    agreements: list[PairAgreement] = field(default_factory=list)
+    # of each two models, one per answered sample
+    agreements: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     image_numbers: dict[str, int] = field(default_factory=dict)
     images: list[int] = field(default_factory=list)  # one per answered sample
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
@@ -264,12 +251,13 @@ class Evaluator:
         self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int
     ) -> Evaluation:
         """Return the results; the gallery has the samples that the models differ most on."""
-        for first, second in combinations(self.models, 2):
-            self.agreements.append(PairAgreement(first, second, self.names))
+        self.agreements = {pair: [] for pair in combinations(self.models, 2)}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
-        agreed = {pair.title: [Metric("agreement", mean(pair.scores))] for pair in self.agreements}
+        agreed = {}
+        for (first, second), scores in self.agreements.items():
+            agreed[f"{first} and {second}"] = [Metric("agreement", mean(scores))]
         return Evaluation(
             dataset=dataset_name,
             task=self.log.task,
@@ -297,8 +285,10 @@ class Evaluator:
         image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
         self.images.append(image)
         differences = []
-        for pair in self.agreements:
-            differences.append(pair.add(predictions[pair.first], predictions[pair.second]))
+        for pair, scores in self.agreements.items():
+            outcome = disagreement(pair, self.names, predictions[pair[0]], predictions[pair[1]])
+            differences.append(outcome)
+            scores.append(1 - outcome.error)
         outcomes: list[Outcome] = []
         if sample.truth is not None:
             self.labelled_images.append(image)

@@ -71,12 +71,7 @@ def test_report_has_every_model(diptych: Diptych, folder: Path, out: Path) -> No
     assert evaluate(diptych, folder) == (0, [])  # a finished run is not sent again
 
 
-def test_tiles_are_compared_with_none(
-    diptych: Diptych, folder: Path, out: Path, capsys: Captured
-) -> None:
-    assert evaluate(diptych, folder, "--without-tiles", models=["first"])[0] == 1
-    assert "compares with tiles: give --tiles, such as auto" in capsys.readouterr().err
-    assert evaluate(diptych, folder, "--without-tiles", "--tiles", "off")[0] == 1
+def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path) -> None:
     words = ("--without-tiles", "--tiles", "auto")
     answers = [answer(DETECTIONS, model="first")] * 4
     _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject
 from diptych_client.evaluation.evaluator import (
     Evaluation,
     Evaluator,
-    PairAgreement,
     PhrasesMeasure,
     Race,
     decide,
+    disagreement,
     drawn,
     judge_phrases,
     run_record,
@@ -126,17 +127,16 @@ def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
 
 
 def test_boxes_agree_by_class_and_place() -> None:
-    pair = PairAgreement("A", "B", ClassNames((), {"auto": "car"}))
+    compare = partial(disagreement, PAIR, ClassNames((), {"auto": "car"}))
     first = prediction([detection("car", BOX), detection("dog", FAR)])
     second = [detection("Auto", BOX), detection("cat", FAR), detection("dog", BOX)]
-    outcome = pair.add(first, prediction(second))
+    outcome = compare(first, prediction(second))
     assert outcome.error == 1 - 2 / 5
     assert outcome.kinds == {"found by both", "other label", "only B"}
-    assert pair.add(prediction(), prediction()).error == 0
-    assert pair.add(prediction([detection("car", BOX)]), prediction()).kinds == {"only A"}
-    assert pair.scores == [pytest.approx(2 / 5), 1, 0]
-    assert pair.add(prediction(text="abcd"), prediction(text="abcx")).error == 0.25
-    assert pair.add(prediction(text=""), prediction(text="")).kinds == {"same text"}
+    assert compare(prediction(), prediction()).error == 0
+    assert compare(prediction([detection("car", BOX)]), prediction()).kinds == {"only A"}
+    assert compare(prediction(text="abcd"), prediction(text="abcx")).error == 0.25
+    assert compare(prediction(text=""), prediction(text="")).kinds == {"same text"}
 
 
 def values(measure: PhrasesMeasure) -> dict[str, float]:
