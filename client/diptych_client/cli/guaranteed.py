@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from diptych_client.cli.options import GuaranteeOptions
@@ -125,7 +126,7 @@ class GuaranteedRun:
             if image in truths:
                 self.reviewed[image] = truths[image]
         missing = {name for name, is_random in self.is_random.items() if is_random}
-        missing -= {image.name for image in self.reviewed}
+        missing -= set(map(attrgetter("name"), self.reviewed))
         if missing or not self.reviewed:
             names = ", ".join(sorted(missing)) or f"any image of {self.folder.path}"
             rule = "the images that were drawn at random prove only together"
@@ -143,7 +144,7 @@ class GuaranteedRun:
             if path_of(self.folder, image) not in labelled:
                 unlabelled.append(image)
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
-        self.outputs.write(path, json.dumps([image.name for image in pilot]))
+        self.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
         return pilot
 
     def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
@@ -193,7 +194,7 @@ class GuaranteedRun:
 
     def _suggest_random(self, number: int, pilot: Sequence[ImageFile]) -> str | None:
         """Suggest images drawn at random; return where they are, None if there are none."""
-        known = {image.name for image in pilot} | self.is_random.keys()
+        known = self.is_random.keys() | map(attrgetter("name"), pilot)
         others = [image for image in self.images if image.name not in known]
         drawn = random.Random(len(self.is_random)).sample(others, min(number, len(others)))
         return self._suggest(self._answers(drawn), is_random=True) if drawn else None
@@ -201,10 +202,10 @@ class GuaranteedRun:
     def _suggest_most_left(self, agreements: Iterable[Agreement], number: int) -> None:
         left = []
         for image in agreements:
-            if image.differing and image.records[0].image.name not in self.is_random:
+            if image.differing and image.name not in self.is_random:
                 left.append(image)
         left.sort(key=lambda image: -len(image.differing))
-        records = [image.records for image in left[:number]]
+        records = list(map(attrgetter("records"), left[:number]))
         self.sentences.append(self._suggest(records, is_random=False))
 
     def _suggest(self, answers: Sequence[Records], is_random: bool) -> str:

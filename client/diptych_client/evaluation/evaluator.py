@@ -125,11 +125,17 @@ class PhrasesMeasure:
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, PhrasesTruth)
         judged = judge_phrases(truth, prediction)
-        boxes = [phrase.box_iou for phrase in judged if phrase.box_iou is not None]
-        masks = [phrase.mask_iou for phrase in judged if phrase.mask_iou is not None]
-        self.box_hits.append((float(sum(iou >= SAME_OBJECT_IOU for iou in boxes)), len(boxes)))
+        boxes = []
+        masks = []
+        kinds = Counter[str]()
+        for phrase in judged:
+            kinds[phrase.kind] += 1
+            if phrase.box_iou is not None:
+                boxes.append(float(phrase.box_iou >= SAME_OBJECT_IOU))
+            if phrase.mask_iou is not None:
+                masks.append(phrase.mask_iou)
+        self.box_hits.append((sum(boxes), len(boxes)))
         self.mask_ious.append((sum(masks), len(masks)))
-        kinds = Counter[str](phrase.kind for phrase in judged)
         self.kinds += kinds
         return Outcome(1 - kinds["right"] / max(len(judged), 1), frozenset(kinds))
 
@@ -166,7 +172,7 @@ def disagreement(
         distance = Levenshtein.normalized_distance(first.text, second.text or "")
         return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
     pairs = match(labelled_boxes(names, first.items), labelled_boxes(names, second.items))
-    credit = sum(pair.credit for pair in pairs)
+    credit = sum(map(attrgetter("credit"), pairs))
     num_boxes = len(first.items) + len(second.items)
     kind_of = {"missed": f"only {models[0]}", "extra": f"only {models[1]}", **_KIND_OF_BOTH}
     kinds = frozenset(kind_of[pair.kind] for pair in pairs)
@@ -295,14 +301,14 @@ class Evaluator:
             self._create_measures(sample.truth)
             for model, prediction in predictions.items():
                 outcomes.append(self.measures[model].add(sample.truth, prediction))
-        errors = [outcome.error for outcome in outcomes] or [0.0]
-        disagreements = [outcome.error for outcome in differences] or [0.0]
+        errors = list(map(attrgetter("error"), outcomes)) or [0.0]
+        disagreements = list(map(attrgetter("error"), differences)) or [0.0]
         ranked = RankedSample(
             index,
             float(np.mean(errors)),
             float(np.mean(disagreements)),
             max(errors) - min(errors),
-            frozenset().union(*(outcome.kinds for outcome in outcomes or differences)),
+            frozenset().union(*map(attrgetter("kinds"), outcomes or differences)),
         )
         (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, ranked)
 

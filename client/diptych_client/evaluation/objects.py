@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter, itemgetter
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -313,13 +314,17 @@ class ObjectsMeasure:
 
     def scored(self) -> ScoredAnswers:
         matches = self.matches()[ALL]
-        is_right = np.concatenate([of_class.is_right[0] for of_class in matches])
-        is_counted = is_right | np.concatenate([of_class.is_wrong[0] for of_class in matches])
+
+        def joined(name: str) -> Any:
+            return np.concatenate(list(map(attrgetter(name), matches)), axis=-1)
+
+        is_right = joined("is_right")[0]
+        is_counted = is_right | joined("is_wrong")[0]
         shares = np.array(self.true_shares, dtype=np.float64).reshape(-1, 2)
         return ScoredAnswers(
-            np.concatenate([of_class.scores for of_class in matches])[is_counted],
+            joined("scores")[is_counted],
             is_right[is_counted],
-            np.concatenate([of_class.images for of_class in matches])[is_counted],
+            joined("images")[is_counted],
             self.is_calibrated,
             shares[:, 0],
             shares[:, 1].astype(bool),
@@ -327,7 +332,7 @@ class ObjectsMeasure:
 
     def details(self) -> Details:
         matches = self.matches()[ALL]
-        num_objects = Counter(row["category_id"] for row in self.truths)
+        num_objects = Counter(map(itemgetter("category_id"), self.truths))
         by_class = {}
         everywhere = slice(None)
         for number, label in enumerate(self.names.classes, 1):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from itertools import chain
+from operator import attrgetter
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     details = evaluation.details
     run = Table("Run", ("property", "value"), tuple(evaluation.run.items()))
     all_tables = [_metrics(evaluation), _by_class(details), *_kinds(details), run]
-    return [table for table in all_tables if table.rows]
+    return list(filter(attrgetter("rows"), all_tables))
 
 
 def _metrics(evaluation: Evaluation) -> Table:
@@ -261,7 +262,7 @@ class Gallery:
             judged = judge_phrases(truth, prediction)
             kind_of = {id(phrase.item): phrase.kind for phrase in judged}  # the best answer counts
             kinds = [kind_of.get(id(item), "answer") for item in items]
-            return [phrase.kind for phrase in judged], kinds
+            return list(map(attrgetter("kind"), judged)), kinds
         if not isinstance(truth, ObjectsTruth):
             return (), ["answer"] * len(items)
         truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in truth.objects]
@@ -330,7 +331,7 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     with outputs.claim(page).open("w", encoding="utf-8") as file:
         file.writelines(pieces)  # cards one by one
     outputs.write(text, markdown(evaluation))
-    document = json_document(evaluation, [sample.title for sample in gallery.samples])
+    document = json_document(evaluation, list(map(attrgetter("title"), gallery.samples)))
     outputs.write(values, json.dumps(document, indent=2) + "\n")
 
 

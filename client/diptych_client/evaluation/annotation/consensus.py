@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class Agreement:
     accepted: tuple[Label, ...]
     confidences: tuple[float, ...]
     differing: tuple[tuple[str, Label], ...]
+
+    @property
+    def name(self) -> str:
+        return self.records[0].image.name
 
     def record(self, labels: Sequence[Label]) -> Record:
         first = self.records[0]
@@ -111,7 +115,7 @@ def _similarity(records: Records) -> float:
 def _agreeing_pairs(
     boxes: Sequence[Label], num_first: int, min_iou: float, min_score: float
 ) -> list[tuple[int, int]]:
-    places = [box.box_xyxy for box in boxes]
+    places = list(map(attrgetter("box_xyxy"), boxes))
     iou = pairwise_iou(places, places)
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)
     is_same = labels[:, None] == labels
@@ -142,7 +146,7 @@ def write_consensus(
         if image.accepted or not is_whole(image.records):
             accepted.append(image.record(image.accepted))
     dataset = write_dataset(dataset_format, outputs, folder, accepted, job)
-    left = [image for image in agreements if image.differing]
+    left = list(filter(attrgetter("differing"), agreements))
     return dataset, write_review(outputs, "review", left, job, dataset_format)
 
 
@@ -157,18 +161,18 @@ def write_review(
     if dataset_format is DatasetFormat.jsonl:
         rows = []
         for image in agreements:
-            answers = [to_json(record.answer) for record in image.records]
-            rows.append({"image": image.records[0].image.name, "answers": answers})
+            answers = to_json(list(map(attrgetter("answer"), image.records)))
+            rows.append({"image": image.name, "answers": answers})
         return outputs.write_lines(outputs.folder / f"{name}.jsonl", rows)
     models: list[str] = []
     records = []
     for image in agreements:
-        models += [model for model, _ in image.differing]
-        records.append(image.record([box for _, box in image.differing]))
+        models += map(itemgetter(0), image.differing)
+        records.append(image.record(list(map(itemgetter(1), image.differing))))
     document = coco_of_records(records, class_indices(records, job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
     prefix = "" if name == "review" else f"{name}_"
-    tasks = [label_studio_task(image.records) for image in agreements]
+    tasks = list(map(label_studio_task, map(attrgetter("records"), agreements)))
     outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
     return outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))

@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -120,12 +120,12 @@ def judge_labels(records: Records, truth: Truth, tolerance: Tolerance) -> Judged
         overlaps = _text_overlaps(agreed, truth, tolerance)
         is_crowd = np.zeros(overlaps.shape[1], dtype=bool)
         return JudgedImage(agreed.confidences, _are_right(agreed, overlaps, is_crowd, tolerance))
-    boxes = [*agreed.accepted, *(box for _, box in agreed.differing)]
+    boxes = [*agreed.accepted, *map(itemgetter(1), agreed.differing)]
     overlaps = _overlaps(boxes, truth.objects, records[0].answer.image)
-    scores = np.array([box.score for box in boxes])[:, None]
+    scores = np.array(list(map(attrgetter("score"), boxes)))[:, None]
     hit_scores = np.where(overlaps >= tolerance.min_iou, scores, NOT_FOUND)
     object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
-    is_crowd = np.array([true.is_crowd for true in truth.objects], dtype=bool)
+    is_crowd = np.array(list(map(attrgetter("is_crowd"), truth.objects)), dtype=bool)
     are_right = _are_right(agreed, overlaps, is_crowd, tolerance)
     return JudgedImage(agreed.confidences, are_right, tuple(object_scores[~is_crowd].tolist()))
 
@@ -152,7 +152,7 @@ def _text_overlaps(agreed: Agreement, truth: TextsTruth, tolerance: Tolerance) -
         texts = [text_of(answer.result) or ""]
         true_texts = list(truth.texts)
     else:
-        texts = [region.text for region in agreed.accepted]
+        texts = list(map(attrgetter("text"), agreed.accepted))
         true_texts = list(chain.from_iterable(map(str.splitlines, truth.texts)))
     overlaps = np.full((len(texts), len(true_texts)), -1.0)
     for row, text in enumerate(texts):
@@ -183,8 +183,9 @@ def _overlaps(boxes: Sequence[Label], objects: Sequence[TrueObject], image: Imag
         answered = [encoded_mask(box.to_mask(image)) for box in boxes]
         expected = [run_lengths(true.segmentation, image) for true in objects]
     else:
-        answered = [xywh(box.box_xyxy) for box in boxes]
-        expected = [xywh(true.box_xyxy) for true in objects]
+        box_of = attrgetter("box_xyxy")
+        answered = list(map(xywh, map(box_of, boxes)))
+        expected = list(map(xywh, map(box_of, objects)))
     is_crowd = [int(true.is_crowd) for true in objects]
     iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
     return np.where((labels == names) | (labels == ""), iou, -1.0)
@@ -310,8 +311,8 @@ def decide(
 
     Raise `RunError` if the promise is not proved.
     """
-    confidences = [image.confidences for image in judged]
-    wrong_confidences = [image.wrong_confidences for image in judged]
+    confidences = list(map(attrgetter("confidences"), judged))
+    wrong_confidences = list(map(attrgetter("wrong_confidences"), judged))
     tested = []
     for rule, start in rules.items():
         accepted = counts_from(confidences, rule.min_confidence)
@@ -443,7 +444,7 @@ def prove(
         scores = [0.0]
         if pilot_scores := list(chain.from_iterable(confidences)):
             scores += np.unique(np.quantile(pilot_scores, _REVIEW_QUANTILES)).tolist()
-        objects = [image.object_scores for image in judged]
+        objects = list(map(attrgetter("object_scores"), judged))
         max_objects = common_count(counts_from(confidences, NOT_FOUND))
         reviewing = decide_review(objects, max_objects, scores, promises.missed)
     return Guarantee(accepting, reviewing, tolerance, tuple(others))

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from PIL import Image, ImageStat
@@ -52,7 +53,7 @@ def appearance(records: Records, data: bytes, labels: Sequence[str]) -> Appearan
         numbers += [float(names.count(label.casefold())) for label in labels[:_MAX_LABELS]]
         boxes = np.array(list(map(box_of, items)), dtype=np.float64).reshape(-1, 4)
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        scores = sum(item.score for item in items)
+        scores = sum(map(attrgetter("score"), items))
         count = max(len(items), 1)
         numbers += [float(len(items)), scores / count, float(np.sqrt(np.abs(areas)).sum()) / count]
     return Appearance(records[0].image.name, tuple(numbers))
@@ -79,7 +80,7 @@ def differing_images(labelled: Sequence[Appearance], others: Sequence[Appearance
     half = len(compared) // 2
     if not half or len(others) < MIN_OTHERS:
         return []
-    numbers = np.array([image.numbers for image in (*compared, *others)])
+    numbers = np.array(list(map(attrgetter("numbers"), (*compared, *others))))
     scales = numbers.std(axis=0)
     vectors = numbers / np.where(scales > 0, scales, 1)
     distances = _nearest(vectors[half:], vectors[:half])

@@ -128,9 +128,9 @@ def _segmentation(annotation: Mapping[str, Any]) -> Any:
     value = annotation.get("segmentation") or None
     if isinstance(value, list):
         for ring in value:
-            if len([float(number) for number in ring]) < 6 or len(ring) % 2:
+            if len(list(map(float, ring))) < 6 or len(ring) % 2:
                 raise ValueError(f"a polygon needs 3 points, got {len(ring)} numbers")
-    elif value is not None and len(value["size"]) != 2 and value["counts"]:
+    elif value is not None and (len(value["size"]) != 2 or not value["counts"]):
         raise ValueError("run lengths need the `size` [height, width]")
     return value
 

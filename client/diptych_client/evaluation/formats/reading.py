@@ -109,7 +109,7 @@ def _read_folder(path: Path, selection: Selection) -> Dataset:
             return dataset
     if selection.split is not None:
         raise NoSuchSplit(f"{path} has no label file of the split {selection.split}")
-    unlabelled = [LabelledImage(image) for image in find_images(path)]
+    unlabelled = list(map(LabelledImage, find_images(path)))
     if not unlabelled:
         missing = "contains neither labels nor a JPEG, PNG or WebP file"
         raise RunError(f"{path} {missing}; looked for {LABEL_FILES}")

@@ -173,7 +173,7 @@ def _upright_size(path: Path) -> tuple[int, int]:
 
 
 def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]) -> TrueObject:
-    numbers = [float(word) for word in text.split()[1:]]
+    numbers = list(map(float, text.split()[1:]))
     if names is not None and index not in names:
         raise ValueError(f"class {index} is not one of the {len(names)} classes")
     if len(numbers) < 4 or len(numbers) % 2:
