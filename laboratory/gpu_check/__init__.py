@@ -1,6 +1,6 @@
 """The check of a GPU: `python -m laboratory.gpu_check MODEL…` (`make gpu-check`) on its host.
 
-report      verdicts, their table, and gpu-report.json with the host and what missed aims may mean
+report      verdicts, what to try where an aim is missed, and gpu-report.json with the host
 parts       a model's encoder and decoder on the device, and requests for them
 exactness   features, tokens and choices against the CPU and eager operations
 speed       encoder, prefill, steps by number of rows, the idle share of a step, throughput

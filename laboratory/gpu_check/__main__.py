@@ -1,6 +1,6 @@
 """`python -m laboratory.gpu_check MODEL…`: check that the models run well on this host's GPU.
 
-Prints a line of JSON for each check, then a table, and what to try where an aim is missed; writes
+Prints a line of JSON for each check, and what to try where an aim is missed; writes
 gpu-report.json. The exit status is 1 if an aim is missed. The models are in the store of
 BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which is exported first.
 """
@@ -72,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if served:
         ids = ", ".join(model.id for model in served)
         run("service", ids, partial(check_service, served, device, parsed.seconds))
-    print(report.verdict_table(verdicts))
     print(report.what_to_try(verdicts))
     report.write(report.FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1

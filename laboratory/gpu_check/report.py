@@ -14,11 +14,8 @@ from typing import Any
 import onnxruntime
 from torch.utils.collect_env import get_pretty_env_info
 
-from loadtest.figures import table
-
 FILE = Path("gpu-report.json")
 KERNELS = "kernel names"  # only in the report
-_TRACEBACK = "traceback"  # not in the table
 _SMI = ("nvidia-smi", "-q")  # driver, ECC, MIG, clocks, processes
 _TIMEOUT_S = 60
 _TO_TRY = {
@@ -62,23 +59,10 @@ def run(check: Callable[[], Verdict], name: str, model: str) -> Verdict:
     except Exception as error:  # the others must still run
         measured = {
             "error": f"{type(error).__name__}: {error}",
-            _TRACEBACK: "".join(traceback.format_exception(error)),
+            "traceback": "".join(traceback.format_exception(error)),
         }
         verdict = Verdict(measured, "it runs", is_met=False)
     return replace(verdict, check=name, model=model)
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdicts as a table in Markdown."""
-    rows = []
-    for verdict in verdicts:
-        measured = []
-        for name, value in verdict.measured.items():
-            if name not in (KERNELS, _TRACEBACK):
-                measured.append(f"{name} {value}")
-        is_met = "yes" if verdict.is_met else "NO"
-        rows.append([verdict.check, verdict.model, ", ".join(measured), verdict.aim, is_met])
-    return table(["check", "model", "measured", "aim", "met"], rows)
 
 
 class LoggedWarnings(logging.Handler):
@@ -99,8 +83,11 @@ def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
 
 def what_to_try(verdicts: Sequence[Verdict]) -> str:
     """Return a line for each check whose aim is missed."""
-    missed = dict.fromkeys(verdict.check for verdict in verdicts if not verdict.is_met)
-    return "\n".join(f"{check}: {_TO_TRY[check.partition(',')[0]]}" for check in missed)
+    lines = {}
+    for verdict in verdicts:
+        if not verdict.is_met:
+            lines[verdict.check] = f"{verdict.check}: {_TO_TRY[verdict.check.partition(',')[0]]}"
+    return "\n".join(lines.values()) or f"all {len(verdicts)} aims are met"
 
 
 def host() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The bench: its requests, its peers' answers, and its figures."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -39,10 +39,12 @@ from tests.support.served_app import serving_app
 
 PROMPTS = ("What does the image describe?", "Describe in detail what is shown in the image.")
 LENGTHS = (40, 3)  # the second answer is cut
-SCENES = [
-    [BenchQuestion(f"{number}.png", {"task": task}, "", 40) for task in ("captioning", "ocr")]
-    for number in range(120)
-]
+TASKS = ("captioning", "captioning", "ocr")
+SCENES = []
+for number in range(120):
+    scene = [BenchQuestion(f"{number}.png", {"task": task}, "", 40) for task in TASKS]
+    scene[1].fields["detail"] = "detailed"
+    SCENES.append(scene)
 
 
 def test_no_two_rounds_share_a_scene() -> None:
@@ -56,8 +58,8 @@ def test_no_two_rounds_share_a_scene() -> None:
 
 def test_requests_of_each_workload() -> None:
     mixed = requests_of(MIXED, SCENES, 0)
-    assert [request.fields["task"] for request in mixed[:3]] == ["captioning", "ocr", "captioning"]
-    assert len(mixed) == 16
+    assert [request.fields["task"] for request in mixed] == ["captioning", "ocr"] * 8
+    assert ["detail" in request.fields for request in mixed[:6:2]] == [False, True, False]
     one_image = requests_of(ONE_IMAGE, SCENES, 0)
     assert [request.fields["task"] for request in one_image] == ["captioning", "ocr"]
     lengths = [r.max_new_tokens for r in requests_of(DECODE_HEAVY, SCENES, 0)]
@@ -75,14 +77,15 @@ def test_scenes_have_single_prompts(tmp_path: Path) -> None:
     assert detection.prompt == "Locate the objects with category name in the image."
 
 
-def answering(status: int = 200) -> Starlette:
-    """Return a server that answers with the fields that it got."""
+def answering(forms: list[Any], status: int = 200) -> Starlette:
+    """Return a server that adds the fields that it gets to `forms`."""
 
     async def predict(request: Request) -> JSONResponse:
         async with request.form() as form:
             fields = {name: value for name, value in form.items() if name != "image"}
-        body = {"text": json.dumps(fields), "generated_tokens": 5}
-        ours = {"raw_text": body["text"], "usage": {"generated_tokens": 5}}
+        forms.append(fields)
+        body = {"text": "theirs", "generated_tokens": 4}
+        ours = {"raw_text": "ours", "usage": {"generated_tokens": 5}}
         return JSONResponse(body | ours, status)
 
     paths = ("/predict", "/v1/predict")
@@ -93,25 +96,22 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(scene_png(0))
     fields = {"task": "phrase_grounding", "phrases": ["a star"]}
     question = BenchQuestion(str(tmp_path / "0.png"), fields, "detect a star", 7)
-    with serving_app(answering()) as served:
+    forms = list[Any]()
+    with serving_app(answering(forms)) as served:
         peers = drive(served.url, False, [question] * 3, 2)
-        ours = drive(served.url, True, [question], 1)
-    assert len(peers.samples) == 3
-    assert json.loads(peers.samples[0].text) == {"prompt": "detect a star", "max_new_tokens": "7"}
-    assert ours.samples[0].num_tokens == 5
-    assert json.loads(ours.samples[0].text) == {
-        "task": "phrase_grounding",
-        "phrases": '["a star"]',
-        "constrained": "false",
-        "max_new_tokens": "7",
-    }
+        (ours,) = drive(served.url, True, [question], 1).samples
+    assert [(sample.text, sample.num_tokens) for sample in peers.samples] == [("theirs", 4)] * 3
+    assert (ours.text, ours.num_tokens) == ("ours", 5)
+    phrases = {"task": "phrase_grounding", "phrases": '["a star"]', "constrained": "false"}
+    prompt = {"prompt": "detect a star", "max_new_tokens": "7"}
+    assert forms == [prompt] * 3 + [phrases | {"max_new_tokens": "7"}]
 
 
 def test_error_ends_a_round(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(scene_png(0))
     question = BenchQuestion(str(tmp_path / "0.png"), {"task": "ocr"}, "", 7)
     with (
-        serving_app(answering(500)) as served,
+        serving_app(answering([], 500)) as served,
         pytest.raises(aiohttp.ClientResponseError, match="500"),
     ):
         drive(served.url, False, [question], 1)
