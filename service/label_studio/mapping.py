@@ -22,6 +22,7 @@ thi-ng/umbrella packages/rle-pack and label-studio-sdk label_studio_sdk/converte
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
@@ -293,10 +294,9 @@ def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
             asks.append(Ask(text, _fields(text, task), region_tags=tags))
     for control in filled:
         if not control.is_set("perregion"):
-            asks += _control_asks(control)
+            asks += islice(_control_asks(control), MAX_ASKS + 1)
     if len(asks) > MAX_ASKS:
-        problem = f"the labelling configuration needs {len(asks)} predictions of an image"
-        raise InvalidRequest(f"{problem}; the maximum is {MAX_ASKS}", "label_config")
+        raise _invalid(f"needs more than {MAX_ASKS} predictions of an image")
     for ask in asks:
         parse_fields(PredictFields, ask.fields)
     return tuple(asks)
