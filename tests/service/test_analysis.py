@@ -461,16 +461,10 @@ def test_wrong_model_of_a_step(fields: dict[str, Any], code: str) -> None:
 def test_cycle_is_refused() -> None:
     steps = [
         {"id": "one", "task": "instance_segmentation", "each": "two"},
-        {"id": "two", "task": "instance_segmentation", "each": "three"},
-        {"id": "three", "task": "instance_segmentation", "each": "two"},
+        {"id": "two", "task": "instance_segmentation", "each": "one"},
     ]
-    error = refusal(*steps)
-    assert error.param == "steps"
-    assert "two -> three -> two" in error.message or "three -> two -> three" in error.message
-    assert (
-        "itself -> itself"
-        in refusal({"id": "itself", "task": "instance_segmentation", "each": "itself"}).message
-    )
+    assert refusal(*steps).param == "steps"
+    assert "one -> one" in refusal({**steps[0], "each": "one"}).message
 
 
 def test_number_of_steps_is_limited() -> None:

@@ -122,22 +122,6 @@ def test_answers_are_those_of_the_online_endpoints(
     wait_until(lambda: metric(service, "diptych_batch_requests_waiting") == 0)
 
 
-def test_cancelled_batch_has_its_answers(service: RunningService, client: openai.OpenAI) -> None:
-    """Another key sees nothing of it, and the file of an ended one is deleted."""
-    batch = create(client, [predict_line(number) for number in range(500)])
-    with openai_client(service, "two") as other:
-        assert [*other.files.list(), *other.batches.list()] == []
-        for call in (other.batches.retrieve, other.batches.cancel):
-            with pytest.raises(openai.NotFoundError):
-                call(batch.id)
-    wait_until(lambda: num_completed(client, batch) > 0, END_S)
-    assert client.batches.cancel(batch.id).status == "cancelling"
-    cancelled = ended(client, batch)
-    assert (cancelled.status, bool(cancelled.cancelled_at)) == ("cancelled", True)
-    assert len(output(client, cancelled.output_file_id)) == num_completed(client, batch) < 500
-    assert client.files.delete(batch.input_file_id).deleted
-
-
 def leader(service: RunningService) -> int:
     """Return the process that holds the lock of the store, which the log names."""
     log = service.log.read_text().splitlines()

@@ -18,12 +18,6 @@ from tests.support.running_service import RunningService, default_scene
 from tests.system.test_answers import FEW, FLORENCE, PALIGEMMA, without_varying
 
 PROGRAM = Path(__file__).with_name("triton_program.py")
-ERRORS: list[tuple[dict[str, Any], bytes, int, str]] = [
-    ({"task": "nothing"}, default_scene(), 400, "INVALID_ARGUMENT"),
-    ({"task": "object_detection", "model": PALIGEMMA}, default_scene(), 422, "INVALID_ARGUMENT"),
-    ({"task": "ocr", "model": "gpt"}, default_scene(), 404, "NOT_FOUND"),
-    ({"task": "ocr"}, b"no image", 415, "INVALID_ARGUMENT"),
-]
 
 pytestmark = pytest.mark.parametrize("transport", ["http", "grpc"])
 
@@ -90,16 +84,6 @@ def test_server_and_models_are_described(service: RunningService, transport: str
     assert [tensor["name"] for tensor in inputs] == [tensor["name"] for tensor in model["inputs"]]
     required = [tensor["name"] for tensor in inputs if not tensor.get("optional")]
     assert required == ["image", "task"]
-
-
-def test_errors_are_those_of_rest(service: RunningService, transport: str) -> None:
-    outcomes = run(service, transport, *(infer(fields, image) for fields, image, *_ in ERRORS))
-    for outcome, (fields, image, status, code) in zip(outcomes, ERRORS, strict=True):
-        rest = service.predict(image, **fields)
-        assert rest.status_code == status
-        assert outcome["error"] == rest.json()["error"]["message"]
-        expected = {"http": str(status), "grpc": f"StatusCode.{code}"}
-        assert outcome["status"] == expected[transport]
 
 
 def test_ids_options_and_timeouts_apply(service: RunningService, transport: str) -> None:
