@@ -34,7 +34,7 @@ class Pages:
         return [
             route("GET", "/openapi.json", self.openapi, is_public=True),
             route("GET", "/docs", self.docs, is_public=True),
-            route("GET", "/docs/start.js", self.docs_script, is_public=True),
+            route("GET", "/docs/start.js", self.docs, is_public=True),
             Route("/", self.home, methods=["GET"]),
             Route("/playground", self.playground, methods=["GET"]),
             Route("/playground/{file:path}", self.playground, methods=["GET"]),
@@ -47,12 +47,10 @@ class Pages:
         # in a thread: it takes 12 ms
         return await in_thread(openapi_document, self._boundary.core().models)
 
-    async def docs(self, _request: Request, _context: RequestContext) -> Body:
-        return with_page_policy(FileResponse(_FOLDER / "docs/index.html"))
-
-    async def docs_script(self, _request: Request, _context: RequestContext) -> Body:
-        """Return the script that starts Swagger UI: the page's policy forbids inline scripts."""
-        return with_page_policy(FileResponse(_FOLDER / "docs/start.js"))
+    async def docs(self, request: Request, _context: RequestContext) -> Body:
+        # the script that starts Swagger UI: the page's policy forbids inline scripts
+        file = "start.js" if request.url.path.endswith(".js") else "index.html"
+        return with_page_policy(FileResponse(_FOLDER / "docs" / file))
 
     async def playground(self, request: Request) -> Response:
         """Return a file of the page, or 304 if it is current; raise `HTTPException` (404)."""
