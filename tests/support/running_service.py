@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,6 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-@contextmanager
 def running_service(
     bentoml_home: Path,
     log: Path,
@@ -154,9 +153,9 @@ def running_service(
     start_timeout_s: float = _START_TIMEOUT_S,
     /,
     **settings: str,
-) -> Iterator[RunningService]:
-    """Start the service with `settings` (environment variables) as a user does, yield it when
-    ready, stop it with SIGTERM.
+) -> AbstractContextManager[RunningService]:
+    """Start the service with `settings` (environment variables) as a user does; the context begins
+    when it is ready, and ends with SIGTERM.
     """
     environment = _with_ports(bentoml_home, settings)
     with log.open("w") as output:
@@ -166,14 +165,11 @@ def running_service(
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
-    with _served_by(process, environment, log, access, start_timeout_s) as service:
-        yield service
+    return _served_by(process, environment, log, access, start_timeout_s)
 
 
-@contextmanager
 def forked_service(
     bentoml_home: Path,
     log: Path,
@@ -181,7 +177,8 @@ def forked_service(
     role: Sequence[str] = (),
     /,
     **settings: str,
-) -> Iterator[RunningService]:
+) -> AbstractContextManager[RunningService]:
+    """Do likewise, without the checks of `python -m service` and seconds of imports."""
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
     environment = Role.parse(role).environment(_with_ports(bentoml_home, settings))
@@ -190,9 +187,9 @@ def forked_service(
         "from service.supervision.supervisor import main;"
         f"main(Role.parse({[*role]!r}))"
     )
+    log.unlink(missing_ok=True)
     process = fork(("-c", program), environment, log, log)
-    with _served_by(process, environment, log, access, _START_TIMEOUT_S) as service:
-        yield service
+    return _served_by(process, environment, log, access, _START_TIMEOUT_S)
 
 
 def _with_ports(bentoml_home: Path, settings: Mapping[str, str]) -> dict[str, str]:
