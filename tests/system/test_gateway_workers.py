@@ -1,4 +1,4 @@
-"""Two gateway processes share both ports: connections, metrics, adapters, a kill under load."""
+"""Two gateway processes share both ports: connections, metrics, a kill under load."""
 
 import os
 import signal
@@ -8,42 +8,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import psutil
 import pytest
 
-from export.checks.reference import Reference
-from service.rpc.proto import vision_pb2 as pb
-from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.export_cli import MODELS, ModelStore
+from tests.support.export_cli import ModelStore
 from tests.support.load import load
-from tests.support.lora import write_adapter
 from tests.support.processes import is_alive
 from tests.support.running_service import RunningService, forked_service
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
-from wire.artifacts.adapter_folder import ENTRY_FILE, AdapterScan
 
 MODEL = "florence-2-mini"
-ADAPTER = "first"
-NUM_CONNECTIONS = 24  # all in one of two processes by chance: 1 in 8 million
+NUM_REQUESTS = 24  # all in one of two processes by chance: 1 in 8 million
 NUM_CLIENTS = 4
-STOP_S = 60
 
 
 @pytest.fixture(scope="module")
 def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
-    adapters = folder / "adapters"
-    adapter = write_adapter(Reference.load(MODELS / MODEL).model, adapters / ADAPTER, 0)
-    (adapter / ENTRY_FILE).write_text(f"adapter_of: {MODEL}\n")
-    # one that was just written is listed a second later
-    wait_until(lambda: ADAPTER in AdapterScan(adapters).scan())
-    settings = {
-        "DIPTYCH_MODELS": MODEL,
-        "DIPTYCH_GATEWAY_WORKERS": "2",
-        "DIPTYCH_ADAPTERS": str(adapters),
-    }
+    settings = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": "2"}
     with forked_service(exported.home, folder / "service.log", **settings) as running:
         wait_until(lambda: num_listening(running) == 2)
         yield running
@@ -68,9 +51,9 @@ def num_listening(service: RunningService) -> int:
     return num
 
 
-def client_ports(service: RunningService, address: str) -> list[set[int]]:
-    """Return the ports of the clients that are connected to a port of each gateway."""
-    port = int(address.rpartition(":")[2])
+def client_ports(service: RunningService) -> list[set[int]]:
+    """Return the ports of the HTTP clients that are connected to each gateway."""
+    port = int(service.url.rpartition(":")[2])
     clients = []
     for gateway in gateways(service):
         connected = set[int]()
@@ -81,18 +64,6 @@ def client_ports(service: RunningService, address: str) -> list[set[int]]:
     return clients
 
 
-def test_both_processes_have_connections(service: RunningService) -> None:
-    with ExitStack() as stack:
-        for _ in range(NUM_CONNECTIONS):
-            client = stack.enter_context(service.client())
-            wait_until(lambda client=client: client.get(f"/v1/models/{ADAPTER}").is_success)  # type: ignore[misc]
-            options = [("grpc.use_local_subchannel_pool", 1)]  # else channels share one connection
-            channel = stack.enter_context(grpc.insecure_channel(service.grpc_address, options))
-            VisionStub(channel).ListModels(pb.ListModelsRequest(), timeout=STOP_S)
-        assert all(client_ports(service, service.url))
-        assert all(client_ports(service, service.grpc_address))
-
-
 def test_few_clients_spread_over_both_processes(service: RunningService) -> None:
     """A connection is closed after its answer while the other process has too few."""
     with ExitStack() as stack:
@@ -100,7 +71,7 @@ def test_few_clients_spread_over_both_processes(service: RunningService) -> None
 
         def are_spread() -> bool:
             assert all(client.get("/v1/models").is_success for client in clients)
-            return min(map(len, client_ports(service, service.url))) == NUM_CLIENTS // 2
+            return min(map(len, client_ports(service))) == NUM_CLIENTS // 2
 
         wait_until(are_spread)
 
@@ -112,10 +83,10 @@ def ask(service: RunningService) -> httpx.Response:
 def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:
     before = metric(service, "diptych_requests_total", status="ok")
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: ask(service), range(NUM_CONNECTIONS)))
+        answers = list(pool.map(lambda _: ask(service), range(NUM_REQUESTS)))
     assert all(answer.is_success for answer in answers)
     counts: Any = {metric(service, "diptych_requests_total", status="ok") for _ in range(8)}
-    assert counts == {before + NUM_CONNECTIONS}
+    assert counts == {before + NUM_REQUESTS}
 
 
 def test_other_process_answers_beside_a_killed_one(service: RunningService) -> None:
