@@ -79,12 +79,10 @@ class RestApi:
                 form = partial(_event_texts, event_json, context.request_id)
                 return await event_stream(request, context, REST, events, form)
             answer_one = partial(answering, core, body.fields)
-            answered = (
-                answer_one(body.image, context)
-                if body.images is None
-                else rendering.answered_each(core, body.images, context, answer_one)
-            )
-            return await while_connected(request.receive, answered)
+            if body.images is None:
+                return await while_connected(request.receive, answer_one(body.image, context))
+            several = rendering.answered_each(core, body.images, context, answer_one)
+            return await while_connected(request.receive, several)
 
         return answer
 
@@ -93,9 +91,8 @@ class RestApi:
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):
             raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
-        return (
-            rendering.catalog_json(models) if catalog == "true" else rendering.models_json(models)
-        )
+        listing = rendering.catalog_json if catalog == "true" else rendering.models_json
+        return listing(models)
 
     async def show_model(self, request: Request, _context: RequestContext) -> Body:
         models = self._boundary.core().models

@@ -59,7 +59,7 @@ class HotAdapters:
         self._scan = scan
         self._served = served
         self._catalog = {model.id: model for model in served}
-        self._reserved = {*self._catalog, *(model.entry.id for model in served.unserved)}
+        self._reserved = {*self._catalog, *(entry.id for entry, _ in served.unserved)}
         self._runners = runners
         self._settings = settings
         self._publish = publish

@@ -104,19 +104,11 @@ class ServedModel:
         return measured or 1 / math.isqrt(self.manifest.num_image_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class UnservedModel:
-    """A model of the catalog that this service does not serve."""
-
-    entry: CatalogEntry
-    precision: str
-
-
 class ServedModels:
-    """All served models by id; `unserved` are the other models of the catalog."""
+    """All served models by id; `unserved`: the others of the catalog, with their precisions."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()
+        self, models: Mapping[str, ServedModel], unserved: Sequence[tuple[CatalogEntry, str]] = ()
     ) -> None:
         self._models = models
         self.unserved = unserved
@@ -249,15 +241,15 @@ def runner_options(
     )
 
 
-def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
+def unserved_models(settings: Settings) -> list[tuple[CatalogEntry, str]]:
     """Return the other models of the catalog, with their default precisions on this host."""
-    unserved: list[UnservedModel] = []
+    unserved: list[tuple[CatalogEntry, str]] = []
     for entry in load_catalog(settings.catalog).values():
         if entry.id not in settings.models:
             encoder = entry.precision[encoder_device(settings.device)]["encoder"]
             decoder = entry.precision[decoder_device(settings.device)]["decoder"]
-            unserved.append(UnservedModel(entry, _as_text(encoder, decoder)))
-    return tuple(unserved)
+            unserved.append((entry, _as_text(encoder, decoder)))
+    return unserved
 
 
 def load_served_models(settings: Settings) -> dict[str, ServedModel]:

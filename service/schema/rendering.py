@@ -443,10 +443,10 @@ def models_json(models: ServedModels) -> JsonObject:
 def catalog_json(models: ServedModels) -> JsonObject:
     """Return the served models, then the catalog's others with their serve commands."""
     rows = [model_json(model) | {"served": True, "serve_command": None} for model in models]
-    for model in models.unserved:
-        row = _row(model.entry, model.precision)
+    for entry, precision in models.unserved:
+        row = _row(entry, precision)
         row |= {"checkpoint": None, "calibrated_tasks": [], "calibration": "", "proofs": []}
-        command = f'make serve MODELS="{model.entry.id}"'
+        command = f'make serve MODELS="{entry.id}"'
         rows.append(row | {"agreement": None, "served": False, "serve_command": command})
     return {"object": "list", "data": rows}
 

@@ -147,27 +147,6 @@ def test_comparison_takes_1_to_32_models(models: object) -> None:
     assert values.models == ["b"] * 32
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({}, "task"),
-        ({"task": "ocr", "labels": ["dog"]}, "labels"),
-        ({"task": "open_vocabulary_detection"}, "labels"),
-        ({"task": "open_vocabulary_detection", "labels": None}, "labels"),
-        ({"task": "open_vocabulary_detection", "labels": "dog"}, "labels"),
-        ({"task": "instance_segmentation", "phrase": "a", "region": [1, 2, 3, 4]}, "region"),
-        ({"task": "instance_segmentation", "region": [1, 2, 3, "4"]}, "region"),
-        ({"task": "instance_segmentation", "region": [True, False, 3, 4]}, "region"),
-        ({"task": "instance_segmentation", "region": [math.nan, 1, 3, 4]}, "region"),
-        ({"task": "captioning", "detail": "text"}, "detail"),
-    ],
-)
-def test_invalid_task_parameters(fields: dict[str, Any], param: str) -> None:
-    error = refusal(fields)
-    assert error.param == param
-    assert param in error.message
-
-
 TEXTS = st.text(st.sampled_from("aB1 \0\n;ä😀"), max_size=8)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
