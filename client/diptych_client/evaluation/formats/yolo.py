@@ -11,7 +11,6 @@ A written dataset has dataset.yaml, images/train (hard links, or copies on anoth
 labels/train; `val` equals `train`, the split is the user's.
 """
 
-import json
 import os.path
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from diptych_client.evaluation.dataset import (
@@ -208,13 +208,14 @@ def write_yolo(
         outputs.link(folder / name, out / "images" / "train" / name)
         labels = out / "labels" / "train" / _label_name(record.image)
         outputs.write(labels, yolo_lines(record, classes))
-    root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
-    names = ""
-    for name, index in classes.items():
-        separator = ", " if names else ""
-        names += f"{separator}{index}: {json.dumps(name, ensure_ascii=False)}"
-    yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
-    return outputs.write(out / "dataset.yaml", yaml)
+    document = {
+        "path": str(out.resolve()),
+        "train": "images/train",
+        "val": "images/train",
+        "names": dict(enumerate(classes)),
+    }
+    text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
+    return outputs.write(out / "dataset.yaml", text)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
