@@ -141,14 +141,13 @@ class ClassMatches:
 
 
 def mean_precisions(
-    matches: Iterable[ClassMatches], weights: Floats | None = None, ious: slice | list[int] = _AT_50
+    matches: Iterable[ClassMatches], weights: Floats, ious: slice | list[int]
 ) -> Floats:
     """Return the precision at 101 recalls, averaged over the classes with objects; NaN without."""
     precisions = []
     for class_matches in matches:
-        counts = np.ones(len(class_matches.num_truths)) if weights is None else weights
-        if counts @ class_matches.num_truths > 0:
-            precisions.append(class_matches.precisions(counts, ious))
+        if weights @ class_matches.num_truths > 0:
+            precisions.append(class_matches.precisions(weights, ious))
     return np.mean(precisions, axis=0) if precisions else np.full((1, len(_RECALLS)), math.nan)
 
 
@@ -334,20 +333,20 @@ class ObjectsMeasure:
         matches = self.matches()[ALL]
         num_objects = Counter(map(itemgetter("category_id"), self.truths))
         by_class = {}
-        everywhere = slice(None)
+        weights = np.ones(len(self.sizes))
         for number, label in enumerate(self.names.classes, 1):
             of_class = [matches[number - 1]]
             by_class[label] = {
                 "objects": float(num_objects[number]),
-                "AP": 100 * float(mean_precisions(of_class, None, everywhere).mean()),
-                "AP50": 100 * float(mean_precisions(of_class).mean()),
+                "AP": 100 * average_precision(of_class, slice(None))(weights),
+                "AP50": 100 * average_precision(of_class, _AT_50)(weights),
             }
         has_unknown = any(answered == _UNKNOWN for _, answered in self.confused)
         labels = [*self.names.classes, *([_UNKNOWN] if has_unknown else ()), NONE]
         rows = []
         for true in labels:
             rows.append([self.confused[true, answered] for answered in labels])
-        precisions = np.nan_to_num(mean_precisions(matches)[0])
+        precisions = np.nan_to_num(mean_precisions(matches, weights, _AT_50)[0])
         confusion = Confusion(labels, rows)
         return Details(by_class, dict(self.kinds), confusion, precisions.tolist())
 

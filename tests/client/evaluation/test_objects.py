@@ -21,9 +21,9 @@ from diptych_client.evaluation.objects import (
     MIN_ANSWERS,
     ObjectsMeasure,
     ScoredAnswers,
+    average_precision,
     fit_calibration,
     isotonic,
-    mean_precisions,
     min_object_share,
 )
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
@@ -149,9 +149,10 @@ def test_ap_is_that_of_pycocotools(
     expected = reference(samples, tmp_path, iou_type)
     every: Any = slice(None)
     thresholds: tuple[Any, ...] = (every, [0], [5])
-    precisions = [float(mean_precisions(matches[ALL], ious=ious).mean()) for ious in thresholds]
+    weights = np.ones(len(samples))
+    precisions = [average_precision(matches[ALL], ious)(weights) for ious in thresholds]
     for size in ("small", "medium", "large"):
-        precisions.append(float(mean_precisions(matches[size], ious=every).mean()))
+        precisions.append(average_precision(matches[size], every)(weights))
     # -1 is pycocotools' value for "undefined"
     np.testing.assert_allclose(np.nan_to_num(precisions, nan=-1), expected.stats[:6], atol=1e-6)
     for index, label in enumerate(CLASSES):
