@@ -104,7 +104,8 @@ def test_yolo_notes_its_split_and_may_be_rounded(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path)
     assert num_objects(dataset) == [2, 1, 0]
     assert dataset.note == "the split val is read; --split reads train"
-    assert read_dataset(tmp_path, split="val").note == ""
+    selected = read_dataset(tmp_path, split="val")
+    assert (selected.note, selected.classes) == ("", CLASSES)
 
 
 def test_yolo_lists_and_paths_are_in_its_folder(tmp_path: Path) -> None:
