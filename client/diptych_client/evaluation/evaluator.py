@@ -137,7 +137,13 @@ class PhrasesMeasure:
         self.box_hits.append((sum(boxes), len(boxes)))
         self.mask_ious.append((sum(masks), len(masks)))
         self.kinds += kinds
-        return Outcome(1 - kinds["right"] / max(len(judged), 1), frozenset(kinds))
+        kind_of = {id(phrase.item): phrase.kind for phrase in judged}  # the best answer counts
+        return Outcome(
+            1 - kinds["right"] / max(len(judged), 1),
+            frozenset(kinds),
+            list(map(attrgetter("kind"), judged)),
+            [kind_of.get(id(item), "answer") for item in prediction.items],
+        )
 
     def metrics(self) -> list[Metric]:
         metrics = []

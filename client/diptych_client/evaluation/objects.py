@@ -259,12 +259,17 @@ class ObjectsMeasure:
         credit = 0.0
         image = self.sizes[-1]
         pairs = match(truths, boxes)
+        true_kinds = ["ignored"] * len(truths)
+        answer_kinds = ["ignored"] * len(boxes)
         for pair in pairs:
             kinds[pair.kind] += 1
             credit += pair.credit
             true = NONE if pair.truth is None else truths[pair.truth].label
             answered = NONE if pair.answer is None else boxes[pair.answer].label
+            if pair.answer is not None:
+                answer_kinds[pair.answer] = pair.kind
             if pair.truth is not None:
+                true_kinds[pair.truth] = pair.kind
                 x1, y1, x2, y2 = truths[pair.truth].box_xyxy
                 share = math.sqrt((x2 - x1) / image.width * (y2 - y1) / image.height)
                 is_found = pair.kind in ("right", "loosely placed")
@@ -280,7 +285,7 @@ class ObjectsMeasure:
         num_true = len(pairs) - kinds["extra"]
         self.counts.append((num_right, num_answered, num_true))
         error = 1 - 2 * credit / (num_true + num_answered) if pairs else 0.0
-        return Outcome(error, frozenset(kinds))
+        return Outcome(error, frozenset(kinds), true_kinds, answer_kinds)
 
     def metrics(self) -> list[Metric]:
         metrics = []

@@ -27,24 +27,19 @@ from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
 from diptych_client.evaluation.evaluator import (
     Evaluation,
     RankedSample,
-    judge_phrases,
-    labelled_boxes,
+    measure_for,
 )
 from diptych_client.evaluation.questions import (
     AnswerLog,
     ClassNames,
-    ObjectsTruth,
-    PhrasesTruth,
-    Prediction,
     Sample,
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Details, Estimates, Interval
+from diptych_client.evaluation.statistics import Details, Estimates, Interval, Outcome
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
 from diptych_client.long_runs import Outputs, RunError, refusal
-from diptych_client.matching import LabelledBox, match
 from diptych_client.results import Detection, Instance, Item, TextRegion, label_of
 
 _MAX_SIDE_PX = 400
@@ -217,8 +212,12 @@ class Gallery:
             prediction = self.log.prediction(sample, model)
             assert prediction is not None  # a ranked sample has all answers
             size = prediction.image
-            true_kinds, kinds = self._kinds(sample.truth, prediction)
-            missed |= {index for index, kind in enumerate(true_kinds) if kind == "missed"}
+            outcome = Outcome(0)
+            if sample.truth is not None:
+                measure = measure_for(sample.truth, self.log.task, self.names)
+                outcome = measure.add(sample.truth, prediction)
+            missed |= {i for i, kind in enumerate(outcome.true_kinds) if kind == "missed"}
+            kinds = outcome.answer_kinds or ["answer"] * len(prediction.items)
             shapes = []
             for item, kind in zip(prediction.items, kinds, strict=True):
                 label = f"{label_of(item)} {item.score:.2f}"
@@ -252,29 +251,6 @@ class Gallery:
             kind = "missed" if index in missed else "truth"
             shapes.append({"label": true.label, "kind": kind, **_shape(item)})
         return {"name": "truth", "shapes": shapes, "text": ""}
-
-    def _kinds(
-        self, truth: Truth | None, prediction: Prediction
-    ) -> tuple[Sequence[str], Sequence[str]]:
-        """Return the kind of each true object, and of each answered one."""
-        items = prediction.items
-        if isinstance(truth, PhrasesTruth):
-            judged = judge_phrases(truth, prediction)
-            kind_of = {id(phrase.item): phrase.kind for phrase in judged}  # the best answer counts
-            kinds = [kind_of.get(id(item), "answer") for item in items]
-            return list(map(attrgetter("kind"), judged)), kinds
-        if not isinstance(truth, ObjectsTruth):
-            return (), ["answer"] * len(items)
-        truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in truth.objects]
-        answers = labelled_boxes(self.names, items)
-        true_kinds: list[str] = ["ignored"] * len(truths)
-        answer_kinds: list[str] = ["ignored"] * len(answers)
-        for pair in match(truths, answers):
-            if pair.truth is not None:
-                true_kinds[pair.truth] = pair.kind
-            if pair.answer is not None:
-                answer_kinds[pair.answer] = pair.kind
-        return true_kinds, answer_kinds
 
 
 def axis_maximum(intervals: Mapping[str, Mapping[str, Interval]]) -> int:

@@ -59,6 +59,8 @@ class Outcome:
 
     error: float
     kinds: frozenset[str] = frozenset()
+    true_kinds: Sequence[str] = ()  # of each true object
+    answer_kinds: Sequence[str] = ()  # of each answered object
 
 
 @dataclass(frozen=True, slots=True)
