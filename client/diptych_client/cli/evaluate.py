@@ -37,9 +37,9 @@ from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
     Asker,
-    Prompts,
     Questionnaire,
     Sample,
+    read_prompts,
 )
 from diptych_client.evaluation.report import (
     Gallery,
@@ -90,7 +90,7 @@ class EvaluationRun:
             if dataset.note:
                 logger.warning(dataset.note)
             path = self.options.prompts
-            prompts = Prompts() if path is None else Prompts.read(path)
+            prompts = {} if path is None else read_prompts(path)
             parameters = self.task_options.parameters()
             questionnaire = Questionnaire(task, parameters, prompts, dataset.classes)
             samples = list(questionnaire.samples(dataset))

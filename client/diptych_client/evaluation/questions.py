@@ -12,7 +12,7 @@ memory. A killed process leaves at most one incomplete last line; only its reque
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -128,35 +128,21 @@ class ClassNames:
         return self.class_of.get(label_of(item).casefold(), label_of(item))
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """The prompts of each label; the first one is sent."""
+Prompts = Mapping[str, tuple[str, ...]]  # of each label; the first one is sent
 
-    of_label: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a YAML file `label: "prompt, synonym, …"`."""
-        document = read_yaml(path)
-        if not isinstance(document, dict):
-            raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
-        prompts = {}
-        for label, value in document.items():
-            names = map(str.strip, str(value).split(","))
-            prompts[str(label)] = tuple(filter(None, names))
-        if empty := [label for label, names in prompts.items() if not names]:
-            raise RunError(f"{path}: no prompt for {', '.join(empty)}")
-        return cls(prompts)
-
-    def of(self, labels: Iterable[str]) -> tuple[str, ...]:
-        return tuple(self.of_label.get(label, (label,))[0] for label in labels)
-
-    def names(self, classes: Sequence[str]) -> ClassNames:
-        class_of = {}
-        for label in classes:
-            for name in (label, *self.of_label.get(label, ())):
-                class_of[name.casefold()] = label
-        return ClassNames(tuple(classes), class_of)
+def read_prompts(path: Path) -> Prompts:
+    """Read a YAML file `label: "prompt, synonym, …"`."""
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
+    prompts = {}
+    for label, value in document.items():
+        names = tuple(filter(None, map(str.strip, str(value).split(","))))
+        if not names:
+            raise RunError(f"{path}: no prompt for {label}")
+        prompts[str(label)] = names
+    return prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +159,23 @@ class Questionnaire:
         """Return the classes of the command's labels, else those of the dataset."""
         if self.task in _WITHOUT_LABELS:
             return (ANY_OBJECT,)
-        class_of = self.prompts.names(self.dataset_classes).class_of
+        class_of = self._names(self.dataset_classes).class_of
         labels = [class_of.get(label.casefold(), label) for label in self.parameters.labels or ()]
         return tuple(dict.fromkeys(labels)) or self.dataset_classes
 
     @property
     def names(self) -> ClassNames:
-        return self.prompts.names(self.classes)
+        return self._names(self.classes)
+
+    def _names(self, classes: tuple[str, ...]) -> ClassNames:
+        class_of = {}
+        for label in classes:
+            for name in (label, *self.prompts.get(label, ())):
+                class_of[name.casefold()] = label
+        return ClassNames(classes, class_of)
+
+    def _class_prompts(self) -> tuple[str, ...]:
+        return tuple(self.prompts.get(label, (label,))[0] for label in self.classes)
 
     def samples(self, dataset: Dataset) -> Iterator[Sample]:
         """Yield the samples of all images: one, or one for each question."""
@@ -203,10 +199,9 @@ class Questionnaire:
             case "instance_segmentation" if phrases:
                 return self._varied("phrase", phrases), _phrases(labelled)
             case "instance_segmentation" if has_objects and parameters.phrase is None:
-                prompts = self.prompts.of(self.classes)
-                return self._varied("phrase", prompts), self._objects(labelled)
+                return self._varied("phrase", self._class_prompts()), self._objects(labelled)
             case "open_vocabulary_detection" if self.classes:
-                chunks = _chunks(self.prompts.of(self.classes))
+                chunks = _chunks(self._class_prompts())
                 return self._varied("labels", chunks), self._objects(labelled)
             case "object_detection" | "region_proposal":
                 return (parameters,), self._objects(labelled)

@@ -30,7 +30,6 @@ from diptych_client.evaluation.questions import (
     ClassNames,
     ObjectsTruth,
     PhrasesTruth,
-    Prompts,
     Questionnaire,
     Sample,
     TextsTruth,
@@ -79,7 +78,7 @@ def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
     A negative number is no answer.
     """
     labelled = dataset(len(next(iter(num_wrong.values()))))
-    questionnaire = Questionnaire("object_detection", TaskParameters(), Prompts(), labelled.classes)
+    questionnaire = Questionnaire("object_detection", TaskParameters(), {}, labelled.classes)
     samples = list(questionnaire.samples(labelled))
     with AnswerLog.open(folder / "answers.jsonl", "object_detection", AnswerOptions()) as log:
         for model, numbers in num_wrong.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from diptych_client import AnswerOptions, AsyncClient, TaskParameters
 from diptych_client.evaluation.questions import AnswerLog, Asker
 from diptych_client.evaluation.evaluator import Evaluator
-from diptych_client.evaluation.questions import Prompts, Questionnaire
+from diptych_client.evaluation.questions import Questionnaire
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.long_runs import FailureLog
 
@@ -28,7 +28,7 @@ async def ask(asker, samples):
         await asker.ask(client, dataset.store, samples, "m", lambda: None)
 
 dataset = read_dataset(folder)
-questionnaire = Questionnaire("ocr", TaskParameters(), Prompts(), ())
+questionnaire = Questionnaire("ocr", TaskParameters(), {}, ())
 samples = list(questionnaire.samples(dataset))
 log_path, failures_path = out / "answers.jsonl", out / "failures.jsonl"
 with AnswerLog.open(log_path, "ocr", AnswerOptions()) as log, FailureLog(failures_path) as failures:

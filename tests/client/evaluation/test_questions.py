@@ -34,10 +34,10 @@ from diptych_client.evaluation.questions import (
     ObjectsTruth,
     PhrasesTruth,
     Prediction,
-    Prompts,
     Questionnaire,
     Sample,
     TextsTruth,
+    read_prompts,
 )
 from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog, RunError
@@ -63,7 +63,7 @@ def samples_of(
     parameters: TaskParameters = NONE,
     **prompts: tuple[str, ...],
 ) -> list[Sample]:
-    questionnaire = Questionnaire(task, parameters, Prompts(prompts), classes)
+    questionnaire = Questionnaire(task, parameters, prompts, classes)
     return list(questionnaire.samples(Dataset([labelled], Folder(Path()))))
 
 
@@ -80,7 +80,7 @@ def test_classes_are_in_requests_of_32_labels() -> None:
 
 
 def test_prompt_replaces_label_and_synonym_counts() -> None:
-    prompts = Prompts({"auto": ("car", "Automobile")})
+    prompts = {"auto": ("car", "Automobile")}
     questionnaire = Questionnaire("open_vocabulary_detection", NONE, prompts, ("auto", "dog"))
     (sample,) = questionnaire.samples(Dataset([LabelledImage(IMAGE, ())], Folder(Path())))
     assert sample.requests[0].labels == ("car", "dog")
@@ -139,11 +139,11 @@ def test_other_tasks_have_one_request() -> None:
 def test_file_of_prompts_is_read(tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
     path.write_text('car: "car, automobile"\n1: one\n')
-    assert Prompts.read(path).of_label == {"car": ("car", "automobile"), "1": ("one",)}
+    assert read_prompts(path) == {"car": ("car", "automobile"), "1": ("one",)}
     for text, message in (('car: ","\n', "no prompt for car"), ("[a]", "expected lines like")):
         path.write_text(text)
         with pytest.raises(RunError, match=message):
-            Prompts.read(path)
+            read_prompts(path)
 
 
 NUM_IMAGES = 8

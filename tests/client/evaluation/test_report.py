@@ -20,7 +20,7 @@ from diptych_client import AnswerOptions, DetectionsResult, Instance, InstancesR
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire
+from diptych_client.evaluation.questions import AnswerLog, Questionnaire
 from diptych_client.evaluation.report import (
     Gallery,
     axis_maximum,
@@ -55,7 +55,7 @@ def evaluated(
     out: Path, task: str, dataset: Dataset, answers: Sequence[Sequence[Result]]
 ) -> Evaluation:
     """Write a report of the answers, one row for each image."""
-    questionnaire = Questionnaire(task, TaskParameters(), Prompts(), dataset.classes)
+    questionnaire = Questionnaire(task, TaskParameters(), {}, dataset.classes)
     samples = list(questionnaire.samples(dataset))
     with AnswerLog.open(out / "answers.jsonl", task, AnswerOptions()) as log:
         for index, model in enumerate(MODELS):
