@@ -180,6 +180,7 @@ def test_cvat_turned_box_is_its_outline(tmp_path: Path) -> None:
     edit(tmp_path / "annotations.xml", "</image>", polygon)
     first, _, last = read_dataset(tmp_path).images[0].objects or ()
     assert first.box_xyxy == pytest.approx((15, 5, 35, 35))  # 30 x 20 around (25, 20)
+    assert first.segmentation[0][:2] == pytest.approx([35, 5])  # clockwise
     assert (last.box_xyxy, last.segmentation) == ((0, 0, 30, 20), [[0, 0, 30, 0, 30, 20]])
 
 
@@ -192,6 +193,11 @@ def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\na\n")
     names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
     assert names == ["b.png", "a.png"]
+    flat = write_flat_voc(tmp_path / "flat")
+    (flat / "test").mkdir()
+    assert len(read_dataset(flat, split="train").images) == len(OBJECTS)
+    with pytest.raises(RunError, match="has no label file of the split val"):
+        read_dataset(flat, split="val")
 
 
 def test_json_lines_have_every_kind_of_label(tmp_path: Path) -> None:
@@ -337,13 +343,13 @@ YOLO_LINE = "1 0.1 0.125 0.2 0.25"
         (
             write_coco,
             '"area": 1.0',
-            '"segmentation": [[1, 2]]',
-            "a polygon needs 3 points, got 2 numbers; outline left out",
+            '"segmentation": [[1, 2, 3, 4]]',
+            "a polygon needs 3 points, got 4 numbers; outline left out",
             3,
         ),
         (write_yolo, "0.125", "x", "line 1: could not convert string to float: 'x'", 2),
         (write_yolo, YOLO_LINE, f"9{YOLO_LINE[1:]}", "class 9 is not one of the 2 classes", 2),
-        (write_yolo, "0.2 ", "-0.2 ", " has no area; object left out", 2),
+        (write_yolo, " 0.25", " 0", " has no area; object left out", 2),
         (write_yolo, "0.1 ", "1.02 ", "must be parts of the image, 0 to 1", 2),
         (write_yolo, YOLO_LINE, "1 0.5 0.5", "expected a box or an outline after the class", 2),
         (
