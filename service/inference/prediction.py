@@ -197,7 +197,7 @@ class QueuedModel:
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of the task; raise the error of a model that does not answer it so."""
+    """Return the prompts of the task; raise `ServiceError` if the model does not offer it."""
     if request.fields.min_precision is not None:
         proof_for(model, request)
     try:

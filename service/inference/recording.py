@@ -128,7 +128,7 @@ def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
 
 
 def as_service_error(error: Exception, request_id: str, subject: str | None = None) -> ServiceError:
-    """Return the error for the client; of a defect, of `subject`, only the log has the cause."""
+    """Return the error for the client; only the log has the cause of a defect in `subject`."""
     if isinstance(error, ServiceError):
         return error
     failed = "request %s failed" if subject is None else f"request %s: {subject} failed"

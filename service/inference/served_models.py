@@ -357,7 +357,7 @@ def _stale(about: str, name: str, value: str, served: str) -> SettingsError:
 
 
 def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
-    """Return the proof of the least precision that is enough; raise `unsupported_task` without."""
+    """Return the proof of the least sufficient precision; raise `unsupported_task` without one."""
     min_precision = request.fields.min_precision or 0.0
     sufficient: list[Proof] = []
     for served in model.proofs:
