@@ -345,7 +345,11 @@ class ApiKeys:
         cls, path: Path | None, clock: Clock = time.monotonic, shared: SharedLimits | None = None
     ) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
-        return cls(None if path is None else read_keys(path), path, clock, shared)
+        if path is None:
+            return cls(None)
+        keys = cls((), path, clock, shared)  # notes the file's version before it is read
+        keys._accept(read_keys(path))
+        return keys
 
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return a caller's quota; raise `unauthorized`, or `Overloaded` after many wrong keys."""
