@@ -60,6 +60,12 @@ async def test_result_of_work(call: Call) -> None:
     await assert_no_task_is_left()
 
 
+async def test_caller_goes_on_after_the_result(call: Call) -> None:
+    asyncio.get_running_loop().call_later(0.01, call.released.set)
+    assert await while_connected(call.receive, call.work()) == "done"
+    await assert_no_task_is_left()
+
+
 async def test_disconnection_cancels_work(call: Call) -> None:
     task = await call.started()
     call.gone.set()
