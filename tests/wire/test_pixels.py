@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
+from wire.host import anonymous_file
 from wire.pixels import MESSAGE_BYTES_HEADER, body_of, in_memory, read_call
 from wire.runner_messages import PixelMemory, SequenceSpec, WriteCall
 
@@ -42,6 +45,14 @@ def test_other_memory_is_refused(change: dict[str, object]) -> None:
         body = body_with(memory.model_copy(update=change))
         with pytest.raises(match=r"shared pixels|is not the memory"):
             read_call(body, None, SHAPE)
+
+
+def test_memory_of_another_kind_is_refused() -> None:
+    fd = anonymous_file("other")
+    os.write(fd, PIXELS.tobytes())
+    with pytest.raises(ValueError, match="other is not a name of pixels"):
+        read_call(body_with(PixelMemory(pid=os.getpid(), fd=fd, name="other")), None, SHAPE)
+    os.close(fd)
 
 
 @pytest.mark.parametrize("message_bytes", ["-1", "", "1e1", "9" * 30, "3"])
