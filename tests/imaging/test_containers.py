@@ -194,15 +194,6 @@ def test_end_of_image_in_metadata() -> None:
         read_header(data, LIMITS)
 
 
-def test_stereo_photo() -> None:
-    """Pillow names its format MPO."""
-    eyes = [Image.new("RGB", (1000, 1000), colour) for colour in ("red", "blue")]
-    photo = encoded(eyes[0], "MPO", save_all=True, append_images=eyes[1:], progressive=True)
-    parts = split(photo[: photo.index(b"\xff\xd9\xff\xd8") + 2])
-    with pytest.raises(OversizedImage, match="of 1000 x 1000 pixels has 30 scans"):
-        read_header(joined([*parts[:-1], parts[-2] * 20, parts[-1]]), LIMITS)
-
-
 def tiff(tags: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
     entries = b"".join(struct.pack(order + "HHI", *tag[:3]) + tag[3] for tag in tags)
     start = b"II*\0" if order == "<" else b"MM\0*"

@@ -159,11 +159,6 @@ def test_orientation_behind_the_pixels(orientation: int) -> None:
     assert decode(data).size == ((32, 64) if orientation >= 5 else (64, 32))
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_unknown_orientation_is_ignored(orientation: int) -> None:
-    assert decode(encoded(colour_steps(), exif=turned(orientation))).size == (64, 32)
-
-
 @pytest.mark.parametrize(
     "size_wh", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)]
 )

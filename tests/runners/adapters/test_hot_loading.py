@@ -78,21 +78,20 @@ class Watched:
     base: Manifest
     loaded: FakeAdapters = field(default_factory=FakeAdapters)
     time_s: float = 1.0
-    limits: AdapterLimits = LIMITS
     aliases: tuple[str, ...] = ()
     adapters: HotAdapters = field(init=False)
 
     def __post_init__(self) -> None:
-        self.follow(AdapterScan(self.folder, now=lambda: 1e12))
+        self.follow(TIMEOUT_S)
 
-    def follow(self, scan: AdapterScan, read_timeout_s: float = 30.0) -> None:
-        """Restart with another scan."""
+    def follow(self, read_timeout_s: float) -> None:
+        """Restart with another limit."""
         self.adapters = HotAdapters(
-            scan,
+            AdapterScan(self.folder, now=lambda: 1e12),
             self.base,
             self.aliases,
             self.base_folder,
-            self.limits,
+            LIMITS,
             CALL_TIMEOUT_S,
             read_timeout_s,
             now=lambda: self.time_s,
@@ -259,7 +258,7 @@ def test_hanging_files_are_refused(
     monkeypatch.setattr(AdapterFolder, "hashes", hashes)
     watched.write("a")
     good = watched.write("b", 2.0)
-    watched.follow(AdapterScan(watched.folder, now=lambda: 1e12), read_timeout_s=2)
+    watched.follow(2)
     for _ in range(3):
         assert watched.update() == {good}
     released.set()
@@ -271,7 +270,7 @@ def test_a_slow_adapter_does_not_hold_the_start(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = watched.write("a")
-    watched.follow(AdapterScan(watched.folder, now=lambda: 1e12), read_timeout_s=0.2)
+    watched.follow(0.2)
     watched.loaded.released = threading.Event()
     watched.adapters.watch(watched.loaded)
     assert watched.loaded.keys == frozenset()
