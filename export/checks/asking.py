@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import load_encoder
+from runners.model_worker import AnswerText, to_request
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
-from runners.decoder.answers import to_request
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.engines import NewEngine, new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import CudaOptions, Encoder, load_encoder
+from runners.model_worker import to_request
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest

@@ -13,12 +13,12 @@ import torch
 from export.scenes import render_scene
 from laboratory.questions import question_prompts, questions
 from laboratory.scenes import evaluation_scene
-from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import load_encoder
 from runners.kv_cache import SlotCache, TokenPlaces
+from runners.model_worker import to_request
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tasks.families import FAMILIES

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from runners.decoder.answers import (
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest
+from runners.errors import SequenceError
+from runners.model_worker import (
     DEFAULT_MAX_NEW_TOKENS,
     AnswerText,
     to_request,
     to_written,
 )
-from runners.decoder.scheduler import WrittenSequence
-from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.errors import SequenceError
 from runners.tokens.text import GenerationRules
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
 from tests.support.token_choices import is_failure
