@@ -10,9 +10,11 @@ cases. The test compares the scores with pycocoevalcap's of the same words.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from math import exp, hypot, log
 from operator import itemgetter
 
@@ -134,51 +136,37 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     """Return the score of each caption; the weights of n-grams are those of all references."""
     frequency = Ngrams()
     for texts in references:
-        ngrams = set[tuple[str, ...]]()
-        for text in texts:
-            ngrams |= _ngrams(text).keys()
-        frequency.update(ngrams)
+        frequency.update(set(chain.from_iterable(chain.from_iterable(map(_ngrams, texts)))))
     log_images = log(max(len(references), 1))
-    weights = {ngram: log_images - log(count) for ngram, count in frequency.items()}
+    weights: defaultdict[tuple[str, ...], float] = defaultdict(lambda: log_images)
+    for ngram, count in frequency.items():
+        weights[ngram] -= log(count)
     scores = []
     for caption, texts in zip(captions, references, strict=True):
-        counts = _ngrams(caption)
-        similarities = [_similarity(counts, _ngrams(text), weights, log_images) for text in texts]
-        scores.append(10 * sum(similarities) / max(len(texts), 1))
+        similarity = partial(_similarity, weights, _ngrams(caption))
+        scores.append(10 * sum(map(similarity, map(_ngrams, texts))) / max(len(texts), 1))
     return np.array(scores)
 
 
-def _ngrams(text: str) -> Ngrams:
+def _ngrams(text: str) -> list[Ngrams]:
+    """Return the counts of sequences of 1, 2, … words."""
     sequence = words(text)
-    counts = Ngrams()
+    counts = []
     for n in range(1, MAX_N + 1):
-        counts.update(zip(*(sequence[start:] for start in range(n)), strict=False))
+        shifted = [sequence[start:] for start in range(n)]
+        counts.append(Ngrams(zip(*shifted, strict=False)))
     return counts
 
 
 def _similarity(
-    caption: Ngrams, reference: Ngrams, weights: Mapping[tuple[str, ...], float], unseen: float
+    weights: Mapping[tuple[str, ...], float], caption: list[Ngrams], reference: list[Ngrams]
 ) -> float:
     """Return the mean clipped cosine over n, times the Gaussian penalty of unequal lengths."""
     total = 0.0
-    for n in range(1, MAX_N + 1):
-        a, b = (_vector(counts, n, weights, unseen) for counts in (caption, reference))
-        product = sum(min(value, b[ngram]) * b[ngram] for ngram, value in a.items() if ngram in b)
+    for counts, reference_counts in zip(caption, reference, strict=True):
+        a = {ngram: count * weights[ngram] for ngram, count in counts.items()}
+        b = {ngram: count * weights[ngram] for ngram, count in reference_counts.items()}
+        product = sum(min(a[ngram], b[ngram]) * b[ngram] for ngram in a if ngram in b)
         total += product / (hypot(*a.values()) * hypot(*b.values()) or 1)
-    difference = _num_bigrams(caption) - _num_bigrams(reference)
+    difference = caption[1].total() - reference[1].total()  # lengths as coco-caption counts them
     return exp(-(difference**2) / (2 * _SIGMA**2)) * total / MAX_N
-
-
-def _vector(
-    counts: Ngrams, n: int, weights: Mapping[tuple[str, ...], float], unseen: float
-) -> dict[tuple[str, ...], float]:
-    vector = {}
-    for ngram, count in counts.items():
-        if len(ngram) == n:
-            vector[ngram] = count * weights.get(ngram, unseen)
-    return vector
-
-
-def _num_bigrams(counts: Ngrams) -> int:
-    """Return the length of a caption as coco-caption counts it."""
-    return sum(count for ngram, count in counts.items() if len(ngram) == 2)
