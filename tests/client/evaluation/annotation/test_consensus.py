@@ -9,13 +9,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from pycocotools.coco import COCO
 
-from diptych_client import AnswerOptions, Detection, DetectionsResult, Instance, TaskParameters
+from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
 from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs
-from diptych_client.results import InstancesResult, Result
-from tests.support.client_answers import HOLE, SIZE, SQUARE, record
+from diptych_client.results import Result
+from tests.support.client_answers import SIZE, record
 
 CAR = (0.0, 0.0, 10.0, 10.0)
 SHIFTED = (1.0, 0.0, 11.0, 10.0)  # IoU 9/11
@@ -135,16 +135,3 @@ def test_label_studio_has_both_answers_in_percent(tmp_path: Path) -> None:
         "score": 0.25,
         "value": {**place, "rectanglelabels": ["dog"]},
     }
-
-
-def test_masks_are_polygons_for_review(tmp_path: Path) -> None:
-    ring = Instance((2.0, 2.0, 12.0, 12.0), "ring", 0.75, (SQUARE, HOLE))
-    other = replace(ring, box_xyxy=(20.0, 2.0, 30.0, 12.0), label="disc")
-    masks = answered("a", InstancesResult((ring, other))), answered("b", InstancesResult((ring,)))
-    dataset = COCO(written(tmp_path, [masks]))
-    assert [row["area"] for row in dataset.anns.values()] == [84]
-    (task,) = json.loads((tmp_path / "label_studio.json").read_text())
-    region = task["predictions"][1]["result"][0]
-    assert region["type"] == "polygonlabels"
-    assert region["value"]["polygonlabels"] == ["ring"]
-    assert region["value"]["points"][:2] == [[5, 10], [30, 10]]
