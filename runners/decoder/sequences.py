@@ -325,7 +325,7 @@ class BeamSequence(_Generation):
         )
 
     def _add_finished(self, candidates: Sequence[Beam]) -> None:
-        if self._is_full and self.rules.early_stopping is True:
+        if len(self.finished) == self.num_rows and self.rules.early_stopping is True:
             return
         self.finished += [beam for beam in candidates if beam.finish_reason is not None]
         # stable: equal scores keep their order
@@ -335,12 +335,8 @@ class BeamSequence(_Generation):
     def _answer_score(self, beam: Beam) -> float:
         return beam.score / float(len(beam.token_ids) ** self.rules.length_penalty)
 
-    @property
-    def _is_full(self) -> bool:
-        return len(self.finished) == self.num_rows
-
     def _may_improve(self) -> bool:
-        if not self._is_full:
+        if len(self.finished) < self.num_rows:
             return True
         if self.rules.early_stopping is True:
             return False

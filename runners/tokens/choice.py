@@ -309,7 +309,7 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
     """
     logprobs, preferred = _allowed_logprobs(conditions, logits, kind)
     token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
-    is_wider = _no_value(logits)
+    is_wider = torch.zeros_like(token_ids, dtype=torch.float64)
     if kind.has_sampled:
         drawn, is_wider = _draw(conditions, logprobs, kind)
         is_sampled = conditions.field("temperature", len(logits)) > 0
@@ -337,14 +337,10 @@ def _allowed_logprobs(
         logprobs.masked_fill_(forced >= 0, -math.inf)
         _with_values(logprobs, forced, 0.0)
     if not kind.has_masks:
-        return logprobs, _no_value(logits)
+        return logprobs, torch.zeros_like(logprobs[:, :1])
     preferred = logprobs.argmax(dim=-1, keepdim=True)
     bounds = token_bounds(conditions.field("allowed", num_rows), conditions.num_tokens)
     return torch.minimum(logprobs, bounds, out=logprobs), preferred
-
-
-def _no_value(logits: Tensor) -> Tensor:
-    return torch.zeros(len(logits), 1, dtype=torch.float64, device=logits.device)
 
 
 def _with_values(scores: Tensor, token_ids: Tensor, value: float) -> Tensor:
