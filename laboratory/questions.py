@@ -5,9 +5,9 @@ A question has the parameters of a REST request; geometry is in pixels of the sc
 checkpoints, and prompts are built by the service's own code.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, repeat
 from typing import Any
 
 from numpy.random import Generator, default_rng
@@ -88,7 +88,7 @@ def questions(scene: Scene) -> Iterator[Question]:
         ("dense_region_captioning", descriptions),
         ("region_proposal", [""] * len(shapes)),
     ):
-        yield Question(task, task, {}, _boxes(zip(labels, scene.objects, strict=True)))
+        yield Question(task, task, {}, _boxes(labels, scene.objects))
     yield from open_vocabulary_detection(scene, target, absent_name, rng)
     yield from phrase_grounding(scene, rng)
     if target:
@@ -130,11 +130,12 @@ def open_vocabulary_detection(
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
     task = "open_vocabulary_detection"
-    pairs = []
+    detections = list[Detection]()
     for label, drawn in product(labels, scene.objects):
         if label in (drawn.shape, drawn.name):
-            pairs.append((label, drawn))
-    return Question(f"{task} {variant}", task, {"labels": labels}, _boxes(pairs))
+            detections += _boxes([label], [drawn]).detections
+    truth = DetectionsResult(tuple(detections))
+    return Question(f"{task} {variant}", task, {"labels": labels}, truth)
 
 
 def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
@@ -143,12 +144,12 @@ def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
         return
     task = "phrase_grounding"
     phrases = object_phrases(scene)
-    all_boxes = _boxes(zip(phrases, scene.objects, strict=True))
+    all_boxes = _boxes(phrases, scene.objects)
     yield Question(f"{task} caption", task, {"caption": joined(phrases)}, all_boxes)
-    some = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
-    pairs = [(phrases[index], scene.objects[index]) for index in some]
-    some_phrases = [phrase for phrase, _ in pairs]
-    yield Question(f"{task} phrases", task, {"phrases": some_phrases}, _boxes(pairs))
+    order = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
+    phrases = [phrases[index] for index in order]
+    truth = _boxes(phrases, [scene.objects[index] for index in order])
+    yield Question(f"{task} phrases", task, {"phrases": phrases}, truth)
 
 
 def question_answering(
@@ -174,11 +175,9 @@ def _text(task: str, text: str, detail: str, region: BoxXyxy | None = None) -> Q
     return Question(f"{task} {detail}", task, parameters, TextResult(text))
 
 
-def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsResult:
-    """Return all boxes to be detected, left to right; none if the requested labels are absent."""
-    return DetectionsResult(
-        tuple(Detection(box_xyxy(drawn), label, 1.0) for label, drawn in labelled)
-    )
+def _boxes(labels: Sequence[str], objects: Sequence[SceneObject]) -> DetectionsResult:
+    """Return the boxes of objects, left to right."""
+    return DetectionsResult(tuple(map(Detection, map(box_xyxy, objects), labels, repeat(1.0))))
 
 
 def with_article(name: str) -> str:
@@ -193,9 +192,9 @@ def joined(phrases: Sequence[str]) -> str:
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def object_phrases(scene: Scene) -> tuple[str, ...]:
+def object_phrases(scene: Scene) -> list[str]:
     """Return `a red circle` for each object, left to right."""
-    return tuple(with_article(scene_object.name) for scene_object in scene.objects)
+    return [with_article(drawn.name) for drawn in scene.objects]
 
 
 def short_caption(scene: Scene) -> str:

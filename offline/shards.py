@@ -143,20 +143,28 @@ def plan_shards(inputs: Sequence[str], column: str, shard_size: int) -> tuple[Sh
     """Return the shards of all inputs; raise `InputError`."""
     files: dict[str, StoredFile] = {}  # each once
     for uri in inputs:
-        readable = [file for file in list_files(uri) if _is_readable(file.path)]
-        if not readable:
+        num_readable = 0
+        for file in list_files(uri):
+            if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES)):
+                num_readable += 1
+                files[file.key] = file
+        if not num_readable:
             allowed = ", ".join((*sorted(IMAGE_SUFFIXES), ".parquet", *_ARCHIVES))
             raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
-        files |= {file.key: file for file in readable}
-    images = [file for file in files.values() if _is_image(file.path)]
+    images = []
+    tables: list[Shard] = []
+    archives = []
+    for file in files.values():
+        if _is_image(file.path):
+            images.append(file)
+        elif file.path.endswith(".parquet"):
+            tables += _rows_shards(file, column, shard_size)
+        else:
+            archives.append(ArchiveShard(file))
     shards: list[Shard] = []
     for start in range(0, len(images), shard_size):
         shards.append(FilesShard(tuple(images[start : start + shard_size])))
-    for file in files.values():
-        if file.path.endswith(".parquet"):
-            shards += _rows_shards(file, column, shard_size)
-    shards += [ArchiveShard(file) for file in files.values() if file.path.endswith(_ARCHIVES)]
-    return tuple(shards)
+    return (*shards, *tables, *archives)
 
 
 def digest_of(shards: Sequence[Shard]) -> str:
@@ -181,10 +189,6 @@ def _rows_shards(file: StoredFile, column: str, shard_size: int) -> list[Shard]:
         )
     starts = range(0, num_rows, shard_size)
     return [RowsShard(file, column, start, min(num_rows, start + shard_size)) for start in starts]
-
-
-def _is_readable(path: str) -> bool:
-    return _is_image(path) or path.endswith((".parquet", *_ARCHIVES))
 
 
 def _is_image(path: str) -> bool:

@@ -181,16 +181,19 @@ def test_ours_is_compared_with_the_best_peer() -> None:
         (OURS_DEFAULT, DECODE_HEAVY): [one_round(0.5)],
         (FASTAPI, DECODE_HEAVY): [one_round(4.0), one_round(4.0)],
         (LITSERVE, DECODE_HEAVY): [slow, slow],
+        (OURS, MIXED): [one_round(1.0)],
+        (LITSERVE, MIXED): [one_round(0.1)],
     }
     rows = [line.split(" | ") for line in ratio_table(rounds).splitlines()[2:]]
     ratios = [(row[1][22:], row[2], row[5], row[6].removesuffix(" |")) for row in rows]
     assert ratios == [
+        ("", "requests/s", "litserve workers", "0.10"),
         ("", "tokens/s", "litserve workers", "2.00"),
         ("", "p95 of short ones, ms", "fastapi", "1.00"),
         (", default precision", "tokens/s", "litserve workers", "4.00"),
         (", default precision", "p95 of short ones, ms", "fastapi", "1.00"),
     ]
-    assert num_equal(rounds) == (4, 8)
+    assert num_equal(rounds) == (6, 10)
     report = markdown(rounds, {"machine": "a"})
     assert "- machine: a\n" in report
     assert report.endswith(f"## Ours ÷ best peer\n\n{ratio_table(rounds)}\n")
