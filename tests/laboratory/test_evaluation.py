@@ -1,16 +1,14 @@
 """The evaluation: measures of hand-made answers, and a service that knows the true answers."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from diptych_client import (
     AnswerOptions,
-    Client,
     Detection,
     DetectionsResult,
     ImageSize,
@@ -23,7 +21,7 @@ from diptych_client import (
 from diptych_client.errors import new_error
 from diptych_client.geometry import corners
 from diptych_client.results import Result
-from export.scenes import render_scene
+from export.scenes import Scene, render_scene
 from laboratory.evaluation import (
     TASK_MEASURES,
     Measure,
@@ -107,71 +105,38 @@ def test_other_kind_is_refused() -> None:
         score_answer(boxes(), Question("q", "ocr", {}, TextResult("STOP")), SIZE)
 
 
-@dataclass(slots=True)
-class TruthfulService:
-    """Answers the questions about the first scenes; `behaviour` is by scene index and question."""
+def small(scene: Scene) -> Image.Image:
+    return render_scene(scene).resize((150, 100))
 
-    num_scenes: int
-    behaviour: Callable[[int, str], str] = lambda _index, _name: "true"
-    scenes: dict[bytes, tuple[int, list[Question]]] = field(default_factory=dict)
 
-    def scorecard(self, num_clients: int = 1) -> Scorecard:
-        for index in range(self.num_scenes):
-            scene = evaluation_scene(index)
+class TruthfulClient:
+    """Answers questions about the first scenes, but none about a region."""
+
+    def __init__(self, num_scenes: int) -> None:
+        self.questions = {}
+        for scene in map(evaluation_scene, range(num_scenes)):
             scaled = [question.scaled((150, 100)) for question in questions(scene)]
-            self.scenes[png(render_scene(scene).resize((150, 100)))] = index, scaled
-        client: Any = self
-        return evaluate(
-            client,
-            "truthful",
-            lambda scene: render_scene(scene).resize((150, 100)),
-            self.num_scenes,
-            num_clients,
-        )
+            self.questions[png(small(scene))] = scaled
 
     def predict(
         self, image: bytes, task: str, parameters: Any, *, model: str, options: AnswerOptions
     ) -> Any:
-        """Answer as `Client.predict` does."""
         assert (model, options) == ("truthful", AnswerOptions(constrained=False))
-        index, scene_questions = self.scenes[image]
-        (question,) = (q for q in scene_questions if (q.task, q.parameters) == (task, parameters))
-        result = question.truth
-        match self.behaviour(index, question.name):
-            case "not offered":
-                raise new_error("unsupported_task", "")
-            case "broken":
-                raise RuntimeError("a defect")
-            case "wrong":
-                result = TextResult("something else")
-        return SimpleNamespace(result=result, image=ImageSize(150, 100))
+        for question in self.questions[image]:
+            if (question.task, question.parameters) == (task, parameters):
+                if "region" in question.name:
+                    raise new_error("unsupported_task", "")
+                return SimpleNamespace(result=question.truth, image=ImageSize(150, 100))
+        raise AssertionError(f"no question about {task} has the parameters {parameters}")
 
 
-def test_true_answers_score_full_marks() -> None:
-    assert TruthfulService.predict.__annotations__.keys() <= Client.predict.__annotations__.keys()
-    service = TruthfulService(10, lambda _, name: "not offered" if "region" in name else "true")
-    scorecard = service.scorecard(num_clients=4)
+def test_offered_tasks_are_scored() -> None:
+    client: Any = TruthfulClient(10)
+    scorecard = evaluate(client, "truthful", small, 10, num_clients=4)
     assert {tally.f1 for tally in scorecard.tallies.values()} == {1.0}
     assert scorecard.tally("object_detection", "empty").num_expected == 1
-    assert not [name for name, _ in scorecard.tallies if "region" in name]
     assert scorecard.tally("visual_question_answering count", "exact").num_expected == 10
-
-
-def test_wrong_answer_lowers_its_question_only() -> None:
-    service = TruthfulService(
-        4, lambda index, name: "wrong" if (index, name) == (0, "captioning short") else "true"
-    )
-    scorecard = service.scorecard()
-    assert scorecard.tally("captioning short", "exact").f1 == 0.75
-    assert scorecard.tally("captioning detailed", "exact").f1 == 1
-
-
-def test_error_stops_the_evaluation() -> None:
-    service = TruthfulService(
-        5, lambda index, name: "broken" if (index, name) == (1, "ocr") else "true"
-    )
-    with pytest.raises(RuntimeError, match="a defect"):
-        service.scorecard(num_clients=3)
+    assert not [name for name, _ in scorecard.tallies if "region" in name]
 
 
 def test_every_tenth_scene_is_empty() -> None:
