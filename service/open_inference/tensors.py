@@ -184,16 +184,13 @@ def raw_result(answer: Answer, request_id: str) -> bytes:
 
 def _value(tensor: Tensor) -> object:
     spec = _INPUTS[tensor.name]
-    if tensor.datatype not in spec.datatypes:
-        allowed = " or ".join(spec.datatypes)
-        problem = f"has the datatype {shown(tensor.datatype)}; it must be {allowed}"
-        raise _invalid(tensor, problem)
     *batch, length = tensor.shape or (-1,)
     is_length = 0 <= length <= MAX_ELEMENTS and spec.length in (None, length)
-    if batch not in ([], [1]) or not is_length:
-        allowed = f"[{spec.length or 'n'}] or [1, {spec.length or 'n'}]"
-        problem = f"has the shape {shown(list(tensor.shape[:4]))}; it must be {allowed}"
-        raise _invalid(tensor, problem)
+    if tensor.datatype not in spec.datatypes or batch not in ([], [1]) or not is_length:
+        size = spec.length or "n"
+        allowed = f"{' or '.join(spec.datatypes)} of shape [{size}] or [1, {size}]"
+        sent = f"{shown(tensor.datatype)} of shape {shown(list(tensor.shape[:4]))}"
+        raise _invalid(tensor, f"is {sent}; it must be {allowed}")
     try:
         elements = _elements(tensor, length)
         if len(elements) != length:
