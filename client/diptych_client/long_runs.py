@@ -26,7 +26,6 @@ from typing import Any, Self, TypeVar
 from diptych_client.errors import DiptychError, affects_every_image
 
 ItemT = TypeVar("ItemT")
-_MAX_LISTED_FAILURES = 100
 _ANY_STATE = ""  # state of a file that no person edits
 
 
@@ -122,15 +121,12 @@ class FailureLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_failures = 0
-        self.first: list[dict[str, object]] = []  # rows
         self._file = path.open("w", encoding="utf-8", buffering=1)
 
     def append(self, request: Mapping[str, object], error: DiptychError) -> None:
         """Write the fields that name the request, and its error."""
         row = {**request, **asdict(error.detail)}
         self._file.write(json.dumps(row) + "\n")
-        if len(self.first) < _MAX_LISTED_FAILURES:
-            self.first.append(row)
         self.num_failures += 1
 
     def __enter__(self) -> Self:

@@ -155,8 +155,7 @@ def test_each_failure_is_a_line_at_once(path: Path) -> None:
     with FailureLog(path) as log:
         log.append({"image": "a.png", "model": "m"}, error(InvalidRequest, "image"))
         (row,) = [json.loads(line) for line in path.read_text().splitlines()]
-        for _ in range(120):
-            log.append({"image": "c.png"}, error(NotReady))
-    assert (log.num_failures, len(log.first)) == (121, 100)
+        log.append({"image": "c.png"}, error(NotReady))
+    assert log.num_failures == 2
     detail = asdict(error(InvalidRequest, "image").detail)
-    assert row == log.first[0] == {"image": "a.png", "model": "m"} | detail
+    assert row == {"image": "a.png", "model": "m"} | detail
