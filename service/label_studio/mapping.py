@@ -22,7 +22,7 @@ thi-ng/umbrella packages/rle-pack and label-studio-sdk label_studio_sdk/converte
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
@@ -71,14 +71,6 @@ _PROMPT = "prompt"
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """A label or a choice: its name in results, and the phrases that mean it to a model."""
-
-    value: str
-    phrases: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Control:
     """A control tag over an image."""
 
@@ -86,7 +78,7 @@ class Control:
     name: str
     image: str  # name of the object tag
     image_key: str  # key in a task's data
-    labels: tuple[Label, ...]
+    labels: Mapping[str, tuple[str, ...]]  # key: name in results; the phrases sent to models
     attributes: Mapping[str, str]
     label_by_phrase: Mapping[str, str]  # folded phrase: its label
 
@@ -163,18 +155,19 @@ def _control(
 ) -> Control:
     attributes = {name.lower(): value for name, value in element.attrib.items()}
     child_tag = "Choice" if element.tag == "Choices" else "Label"
-    labels = tuple(_labels(child for child in children if child.tag == child_tag))
+    labels = _labels(child for child in children if child.tag == child_tag)
     if element.tag in ("Choices", *_LABELS_TAGS) and not labels:
         raise _invalid(f"gives {element.tag} no labels; a model must be asked for some")
     by_phrase: dict[str, str] = {}
-    for label in labels:
-        for phrase in label.phrases:
-            by_phrase.setdefault(phrase.casefold(), label.value)
+    for label, phrases in labels.items():
+        for phrase in phrases:
+            by_phrase.setdefault(phrase.casefold(), label)
     name = _name(attributes.get("name", ""))
     return Control(element.tag, name, image, image_key, labels, attributes, by_phrase)
 
 
-def _labels(elements: Iterable[ElementTree.Element]) -> Iterator[Label]:
+def _labels(elements: Iterable[ElementTree.Element]) -> dict[str, tuple[str, ...]]:
+    labels: dict[str, tuple[str, ...]] = {}
     for element in elements:
         value = element.attrib.get("value", "")
         predicted = element.attrib.get("predicted_values")
@@ -182,7 +175,8 @@ def _labels(elements: Iterable[ElementTree.Element]) -> Iterator[Label]:
         phrases = tuple(filter(None, (" ".join(text.split()) for text in texts)))
         name = _name(element.attrib.get("alias") or value)
         if phrases:
-            yield Label(name, phrases)
+            labels[name] = (*labels.get(name, ()), *phrases)
+    return labels
 
 
 def _name(text: str) -> str:
@@ -332,16 +326,15 @@ def _control_asks(control: Control) -> Iterator[Ask]:
         yield Ask(control, fields)
     elif tag.phrases == "labels":
         by_case: dict[str, str] = {}
-        for label in control.labels:
-            for phrase in label.phrases:
-                by_case[phrase.casefold()] = phrase
+        for phrase in chain.from_iterable(control.labels.values()):
+            by_case[phrase.casefold()] = phrase
         phrases = list(by_case.values())
         for start in range(0, len(phrases), MAX_LABELS):
             yield Ask(control, {**fields, "labels": phrases[start : start + MAX_LABELS]})
     else:
-        for label in control.labels:
-            for phrase in label.phrases:
-                yield Ask(control, {**fields, tag.phrases: phrase}, label.value)
+        for label, label_phrases in control.labels.items():
+            for phrase in label_phrases:
+                yield Ask(control, {**fields, tag.phrases: phrase}, label)
 
 
 def _chosen_task(control: Control, allowed: Sequence[str], default: str = "") -> str:
@@ -403,7 +396,7 @@ def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
         if control.tag in _LABELS_TAGS and tag is not None:
             phrases = [prompt] if tag.phrases == "labels" else prompt
             fields = {**_fields(control, tag.tasks[0]), tag.phrases: phrases}
-            yield Ask(control, fields, control.label_of(prompt) or control.labels[0].value)
+            yield Ask(control, fields, control.label_of(prompt) or next(iter(control.labels)))
         elif _is_text(control) and tag is not None:
             default = _QUESTION if "model_question" in control.attributes else ""
             if _chosen_task(control, tag.tasks, default) == _QUESTION:
@@ -419,7 +412,7 @@ def _box_asks(controls: Sequence[Control], value: Any, box: Sequence[float]) -> 
     box_labels = value[tags[0]] if tags else []
     for control in controls:
         if control.tag in ("PolygonLabels", "BrushLabels"):
-            names = [label.value for label in control.labels]
+            names = list(control.labels)
             marked = [name for name in names if isinstance(box_labels, list) and name in box_labels]
             label = (marked or names)[0]
             yield Ask(control, _fields(control, "instance_segmentation"), label, box=box)
@@ -472,7 +465,7 @@ class _Canvas:
             outline = self.polygon(points)
         values = [] if tags.label is tags.shape else [(tags.shape, outline)]
         if tags.label is not None:
-            labels = {tags.label.result_type: [tags.label.labels[0].value]}
+            labels = {tags.label.result_type: [next(iter(tags.label.labels))]}
             values.append((tags.label, outline | labels))
         values.append((tags.text, outline | {"text": [results.label_of(item)]}))
         region_id = _new_id()

@@ -17,7 +17,6 @@ from service.inference.prediction import Answer
 from service.label_studio.mapping import (
     Ask,
     Control,
-    Label,
     RegionTags,
     brush_rle,
     image_asks,
@@ -361,7 +360,7 @@ def test_labels_have_their_alias_and_phrases() -> None:
         '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c"'
         ' predicted_values="Red car, blue car"/><Label value="dog, big"/></RectangleLabels>'
     )
-    assert control.labels == (Label("c", ("Red car", "blue car")), Label("dog, big", ("dog, big",)))
+    assert control.labels == {"c": ("Red car", "blue car"), "dog, big": ("dog, big",)}
     assert (control.result_type, control.image, control.image_key) == (
         "rectanglelabels",
         "image",
@@ -385,7 +384,7 @@ def test_label_of_the_nearest_control() -> None:
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
     labels = {}
     for control in parse_config(view(text)):
-        labels[control.name] = [label.value for label in control.labels]
+        labels[control.name] = list(control.labels)
     assert labels == {"box": ["a", "b"], "inner": ["x"]}
 
 
