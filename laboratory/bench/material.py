@@ -34,7 +34,6 @@ _ALL_LAYERS = 100
 _GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
 _PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
 _SIZE_PX = 768
-_NUM_SCENES = 120
 # Tokens of random weights, about as many as Florence-2-base generates for a photograph.
 _LENGTHS = {
     "captioning short": 12,
@@ -93,13 +92,13 @@ def write_catalog(folder: Path) -> CatalogEntry:
     return load_catalog(file)[RANDOM_MODEL]
 
 
-def make_scenes(folder: Path, entry: CatalogEntry) -> Scenes:
+def make_scenes(folder: Path, entry: CatalogEntry, num_scenes: int = 120) -> Scenes:
     """Write the images that do not exist yet; return the questions about each."""
     size_wh = (_SIZE_PX, _SIZE_PX)
     images = folder.resolve() / "images"
     images.mkdir(parents=True, exist_ok=True)
     scenes = []
-    for index in range(_NUM_SCENES):
+    for index in range(num_scenes):
         scene = evaluation_scene(index)
         image = images / f"{index}.png"
         if not image.exists():

@@ -28,7 +28,10 @@ from diptych_client.results import (
 )
 from export.scenes import (
     CANVAS_PX,
+    COLORS,
     MAX_OBJECTS,
+    SHAPES,
+    SIZES,
     BoxXYXY,
     Point,
     Scene,
@@ -61,7 +64,11 @@ _MASK_CODES: dict[Shape, tuple[int, ...]] = {
     "triangle": (122, 110, 5, 76, 44, 29, 81, 126, 40, 28, 121, 36, 29, 43, 43, 18),
     "star": (122, 110, 115, 76, 34, 82, 18, 91, 67, 0, 103, 120, 45, 69, 3, 8),
 }
-_COUNT = r"\b(?:one|two|three|four|[1-4])\b"
+# what a caption mentions: an object, the number of all, the word
+_PHRASES = re.compile(
+    rf"(?:an? )?(?:(?:{'|'.join(SIZES)}) )?(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})"
+    r"|\b(?:one|two|three|four)\b|(?<=with )text$|^text$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,17 +239,11 @@ def _text(picture: Picture, question: Question, text: str) -> Iterator[Piece]:
 
 def _caption(picture: Picture, text: str) -> Iterator[Piece]:
     """Yield the pieces of a caption: count, objects with articles, `text`, the word."""
-    scene = picture.scene
-    patterns = [f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects]
-    if scene.objects:
-        patterns.append(_COUNT)
-    if scene.word:
-        patterns.append(r"(?<=with )text$|^text$")
     sentence, says, word = text.partition(" The text says ")
     end = 0
-    for match in re.finditer("|".join(patterns), sentence) if patterns else ():
+    for match in _PHRASES.finditer(sentence):
         yield Piece(sentence[end : match.start()])
-        yield Piece(match[0], Mention(_mentioned_by(scene, match[0])))
+        yield Piece(match[0], Mention(_mentioned_by(picture.scene, match[0])))
         end = match.end()
     yield Piece(sentence[end:])
     if word:

@@ -68,7 +68,7 @@ def test_requests_of_each_workload() -> None:
 
 def test_scenes_have_single_prompts(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    scene, *_ = make_scenes(tmp_path, write_catalog(tmp_path))
+    (scene,) = make_scenes(tmp_path, write_catalog(tmp_path), num_scenes=1)
     lengths = {question.fields["task"]: question.max_new_tokens for question in scene}
     assert lengths["captioning"] == 48  # the last of two
     assert lengths["region_description"] == 8
