@@ -132,29 +132,23 @@ class Folder:
 
 
 def find_images(folder: Path) -> list[ImageFile]:
-    images = []
+    names = []
     for path in folder.rglob("*"):
         if path.suffix.lower() in SUFFIXES and path.is_file():
-            stat = path.stat()
-            name = path.relative_to(folder).as_posix()
-            images.append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
-    return sorted(images, key=lambda image: image.name)
+            names.append(path.relative_to(folder).as_posix())
+    return list(map(Folder(folder).image, sorted(names)))
 
 
 def path_within(folder: Path, name: object) -> Path:
-    """Return the path of a file that a dataset names.
+    """Return the path of a file that a dataset names; raise `RunError` if it leaves the folder.
 
-    Raise `RunError` if the name leaves the folder. The text decides: a folder of images is often a
-    link to another disk, which its owner made.
+    The text decides: a folder of images is often a link to another disk, which its owner made.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
     path = Path(os.path.abspath(folder / name))
     if not path.is_relative_to(os.path.abspath(folder)):
-        raise RunError(
-            f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path"
-            " within it"
-        )
+        raise RunError(f"{folder}: the file name {name!r:.200} leads outside this folder")
     return path
 
 
@@ -218,8 +212,7 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
 def _image_files(paths: Sequence[Path]) -> Opened:
     for path in paths:
         if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-            rule = "several inputs must be JPEG, PNG or WebP files"
-            raise RunError(f"{path}: {rule}; give a folder, an archive, a video or a list alone")
+            raise RunError(f"{path}: several inputs must be JPEG, PNG or WebP files")
     absolute = [path.absolute() for path in paths]
     folder = Folder(Path(os.path.commonpath([path.parent for path in absolute])))
     names = dict.fromkeys(path.relative_to(folder.path).as_posix() for path in absolute)
@@ -290,10 +283,8 @@ def _members(archive: Path) -> Iterator[tuple[str, float, int, IO[bytes]]]:
 
 def _extract_frames(video: Path, folder: Path, every_s: float) -> None:
     """Write the frames as STEM-SECONDS.jpg; raise `RunError`."""
-    try:
-        import av
-    except ImportError as error:
-        raise RunError(f"{video} needs av: pip install 'diptych-client[video]'") from error
+    import av
+
     due_s = 0.0
     # a playlist in disguise must not open other files or URLs
     options = {"protocol_whitelist": "none"}
