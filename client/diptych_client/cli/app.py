@@ -65,9 +65,7 @@ class _Commands(TyperGroup):
         words = iter(args)
         for word in words:
             name, has_value, _ = word.partition("=")
-            if word == "--":
-                others += [word, *words]
-            elif name not in common:
+            if name not in common:
                 others.append(word)
             elif has_value or common[name].is_flag:
                 first.append(word)

@@ -24,8 +24,16 @@ from diptych_client import (
     TextResult,
 )
 from diptych_client.cli.app import read_recipe, shipped_recipes
-from diptych_client.cli.terminal import answer_view, echo, printable, run_with_progress, tasks_view
-from diptych_client.long_runs import RunError
+from diptych_client.cli.terminal import (
+    answer_view,
+    echo,
+    note_problems,
+    printable,
+    run_with_progress,
+    tasks_view,
+)
+from diptych_client.inputs import Problems
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.transports.messages import from_json, to_json
 from tests.client.cli.conftest import Diptych
 from tests.support.client_answers import DETECTIONS, SIZE, TEXT_REGIONS, answer
@@ -77,6 +85,11 @@ def test_one_image_has_its_answer_alone(diptych: Diptych, image: Path, capsys: C
     assert json.loads(capsys.readouterr().out)["model"] == "first"
     assert diptych(Script([BOTH[0]]), *words) == 0
     assert "a.png" not in capsys.readouterr().out
+    for other in ("b.png", "c.png"):
+        image.with_name(other).unlink()
+    words_of_folder = ("predict", image.parent, "--task", "t", "--json")
+    assert diptych(Script([BOTH[0]]), *words_of_folder) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == "a.png"
     assert diptych(Script([Refusal("invalid_request")]), *words) == 1
     assert capsys.readouterr().err.startswith("error: invalid_request")
 
@@ -124,7 +137,7 @@ def test_recipe_is_sent_and_its_answers_printed(
     assert status == 0
     assert b'"models": ["first", "second"]' in body
     output = capsys.readouterr().out
-    for text in ("things: object_detection", "answers: 1\n", "truncated", "object 1", "third: "):
+    for text in ("things: object_detection", "answers: 1\n", "truncated", "object 0", "third: "):
         assert text in output
     analyze(diptych, image, "--json")
     assert from_json(Analysis, json.loads(capsys.readouterr().out)) == ANALYSIS
@@ -159,19 +172,22 @@ def test_recipes_are_described(diptych: Diptych, capsys: Captured) -> None:
 def test_options_are_fields_of_the_request(diptych: Diptych, image: Path) -> None:
     script = Script([BOTH[0]])
     words = ("--labels", "circle,square", "--labels", '"a, b"', "--region", 1, 2, 3, 4)
-    others = ("--unconstrained", "--tiles", "2x3", "--min-score", 0)
+    key = image.with_name("key")
+    key.write_text("secret\n")
+    others = ("--unconstrained", "--tiles", "2x3", "--min-score", 0, "--api-key-file", key)
     assert diptych(script, "predict", image, "--task", "t", *words, *others) == 0
     (request,) = script.received
     for value in ('["circle", "square", "a, b"]', "[1.0, 2.0, 3.0, 4.0]", "false", "2x3", "0.0"):
         assert f"\r\n\r\n{value}\r\n".encode() in request.body
     assert b"mask_format" not in request.body
+    assert request.key == "Bearer secret"
 
 
 def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     # options of all commands may follow the command, where the last one counts
-    words = ("predict", image, "--task", "ocr", f"--url={url}", "--max-retries", "0")
+    words = ("predict", image, "--task", "ocr", f"--url={url}", "-q", "--max-retries", "0")
     assert diptych(Script([]), *words) == 1
     error = capsys.readouterr().err
     assert f"POST /v1/predict at {url}: " in error
@@ -184,11 +200,12 @@ def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured
 
 
 def test_doctor_predicts_and_prints_times(diptych: Diptych, capsys: Captured) -> None:
-    task = TASK | {"id": "ocr", "models": ["m"]}
-    script = Script([ANSWER], listings={"/v1/tasks": [task], "/v1/models": []})
+    tasks = [TASK | {"id": "captioning", "models": []}, TASK | {"id": "ocr", "models": ["m"]}]
+    script = Script([ANSWER], listings={"/v1/tasks": tasks, "/v1/models": []})
     assert diptych(script, "doctor") == 0
     output = capsys.readouterr().out
     assert "ok" in output
+    assert "ocr by" in output
     assert "network and client" in output
 
 
@@ -201,6 +218,21 @@ def test_version_and_help_are_printed(diptych: Diptych, capsys: Captured) -> Non
     options = capsys.readouterr().out
     for panel in ("Task parameters", "Generation", "Objects", "Tiles of large images", "Guarantee"):
         assert f"─ {panel} ─" in options
+    assert options.index("─ Task parameters ─") < options.index("--caption")
+
+
+def test_problems_are_noted_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    problems = Problems()
+    for number in range(30):
+        problems.add("x", number, "left out")
+    path = tmp_path / "problems.txt"
+    with Outputs(tmp_path) as outputs:
+        note_problems(problems, outputs)
+        assert len(caplog.messages) == 21
+        assert caplog.messages[-1] == f"30 x left out; all are in {path}"
+        assert path.read_text().splitlines() == problems.lines
+        note_problems(Problems(), outputs)  # of the next run
+    assert path.read_text() == ""
 
 
 ESCAPE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202eevil"
