@@ -15,7 +15,6 @@ from diptych_client.cli.options import (
     TaskOptions,
     check_folders,
     listed,
-    missing_extra,
     offered_task,
     output_folder,
 )
@@ -90,10 +89,8 @@ class AnnotationRun:
                 answers = answer(store, images)
                 dataset, notes = self._write(outputs, store.path, answers, jobs[0])
             else:
-                try:
-                    from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
-                except ImportError as error:
-                    raise missing_extra("annotate --labelled", error, "evaluate") from error
+                from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
+
                 promises = promises_of(self.guarantee, self.options.iou)
                 dataset_format = self.options.dataset_format
                 run = GuaranteedRun(

@@ -112,10 +112,6 @@ def check_folders(images: Path, out: Path) -> None:
         raise RunError(f"--out {out} {rule}")
 
 
-def missing_extra(command: str, error: ImportError, extra: str) -> RunError:
-    return RunError(f"{command} needs {error.name}: pip install 'diptych-client[{extra}]'")
-
-
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """A task, its parameters and generation options."""

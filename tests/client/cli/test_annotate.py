@@ -78,7 +78,7 @@ def test_missing_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "diptych_client.cli.guaranteed", None)
     assert annotate(diptych, folder, "--labelled", folder / "labels.jsonl") == 1
-    assert "annotate --labelled needs diptych_client.cli.guaranteed: pip" in capsys.readouterr().err
+    assert "docs/client.md lists the extras" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
