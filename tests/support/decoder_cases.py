@@ -1,9 +1,9 @@
 """Our decoders, the same checkpoints in transformers, and requests for both."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -15,7 +15,8 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
-from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
+from tests.support.microsoft_form import update_json
+from tests.support.random_checkpoints import write_random_checkpoint
 from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 
@@ -110,33 +111,21 @@ class Case:
 
 
 def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
-    match name.split():
-        case ["random", ("florence2" | "paligemma" | "paligemma2") as kind]:
-            return _random_case(kind, folder)
-        case [model_id]:
-            artifacts = exported.newest(model_id)
-            return _case(
-                artifacts, read_manifest(artifacts).family, Reference.load(MODELS / model_id)
-            )
-        case [model_id, "released", "rules"]:
-            artifacts = shutil.copytree(exported.newest(model_id), folder / "copy")
-            rules = artifacts / GENERATION_CONFIG_FILE
-            rules.write_text(json.dumps(json.loads(rules.read_text()) | RELEASED_RULES))
-            reference = Reference.load(MODELS / model_id)
-            reference.model.generation_config.update(**RELEASED_RULES)
-            return _case(artifacts, read_manifest(artifacts).family, reference)
-        case _:
-            raise ValueError(name)
-
-
-def _random_case(kind: RandomKind, folder: Path) -> Case:
-    write_random_checkpoint(kind, folder)
-    reference = Reference.load(folder)
-    write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
-    return _case(folder, "florence2" if kind == "florence2" else "paligemma", reference)
-
-
-def _case(folder: Path, family: Family, reference: Reference) -> Case:
+    checkpoint, _, rules = name.partition(" released ")
+    if name.startswith("random "):
+        kind: Any = name.removeprefix("random ")
+        write_random_checkpoint(kind, folder)
+        reference = Reference.load(folder)
+        write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
+        family: Family = "florence2" if kind == "florence2" else "paligemma"
+    else:
+        artifacts = exported.newest(checkpoint)
+        folder = Path(shutil.copytree(artifacts, folder / "copy")) if rules else artifacts
+        reference = Reference.load(MODELS / checkpoint)
+        family = read_manifest(folder).family
+    if rules:
+        update_json(folder / GENERATION_CONFIG_FILE, **RELEASED_RULES)
+        reference.model.generation_config.update(**RELEASED_RULES)
     images = tuple(render_scene(sample_scene(seed), SIDE_PX) for seed in range(NUM_SCENES))
     decoder = load_decoder(folder, family, "float32", "cpu")
     return Case(decoder, reference, PROMPTS[family], images, reference.image_features(images))

@@ -14,21 +14,15 @@ _UNKNOWN_TOKEN_ID = 3  # <unk>
 
 
 def endless_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the exported models into another BentoML home, with an end token that they never
-    generate.
-    """
+    """Copy the exported models into another BentoML home."""
     shutil.copytree(exported.home, home, symlinks=True)
     store = ModelStore(home)
-    for model_id in EMBEDDED:
-        _change_generation_config(store.newest(model_id))
+    for folder in map(store.newest, EMBEDDED):
+        config = json.loads((folder / GENERATION_CONFIG_FILE).read_text())
+        config.pop("forced_eos_token_id", None)
+        content = json.dumps(config | {"eos_token_id": _UNKNOWN_TOKEN_ID}).encode()
+        (folder / GENERATION_CONFIG_FILE).write_bytes(content)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest["files"][GENERATION_CONFIG_FILE] = hashlib.sha256(content).hexdigest()
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     return store
-
-
-def _change_generation_config(folder: Path) -> None:
-    config = json.loads((folder / GENERATION_CONFIG_FILE).read_text())
-    config = {name: value for name, value in config.items() if name != "forced_eos_token_id"}
-    content = json.dumps(config | {"eos_token_id": _UNKNOWN_TOKEN_ID}).encode()
-    (folder / GENERATION_CONFIG_FILE).write_bytes(content)
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    manifest["files"][GENERATION_CONFIG_FILE] = hashlib.sha256(content).hexdigest()
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))

@@ -52,19 +52,15 @@ def write_random_checkpoint(kind: RandomKind, folder: Path) -> None:
     source = MODELS / _SOURCES[kind]
     for name in _FILES:
         shutil.copyfile(source / name, folder / name)
-    torch.manual_seed(0)
-    model = _Model.from_config(_Config.for_model(**_config(kind, source)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * _WEIGHT_STD)
-        eos_token_id = _GenerationConfig.from_pretrained(source).eos_token_id
-        model.get_input_embeddings().weight[eos_token_id] *= _END_BIAS
-    model.generation_config = _GenerationConfig.from_pretrained(source)
-    model.save_pretrained(folder)
-
-
-def _config(kind: RandomKind, source: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if kind == "paligemma2":
         config["text_config"] = _GEMMA2 | {"vocab_size": config["text_config"]["vocab_size"]}
-    return config
+    torch.manual_seed(0)
+    model = _Model.from_config(_Config.for_model(**config))
+    model.generation_config = _GenerationConfig.from_pretrained(source)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * _WEIGHT_STD)
+        eos_token_id = model.generation_config.eos_token_id
+        model.get_input_embeddings().weight[eos_token_id] *= _END_BIAS
+    model.save_pretrained(folder)

@@ -75,7 +75,8 @@ def byte_characters() -> list[str]:
 
 def _bart(merges_file: str) -> Tokenizer:
     """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
-    merges = [tuple(line.split(" ")) for line in merges_file.splitlines()[1:] if line]
+    lines = filter(None, merges_file.splitlines()[1:])
+    merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
     start = ["<s>", "<pad>", "</s>", "<unk>"]
     end = ["<|endoftext|>", *(f"madeupword000{i}" for i in range(3)), "<mask>"]
     contents = [*start, *byte_characters(), *map("".join, merges), *end]

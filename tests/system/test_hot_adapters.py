@@ -2,7 +2,6 @@
 adapters of peft; among them hostile ones, each of which is refused in one line.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import pytest
 from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import write_adapter
+from tests.support.microsoft_form import update_json
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
@@ -32,13 +32,8 @@ LATER_SCANS_S = 3.0
 ENTRY = f"adapter_of: {BASE}\nlicense: MIT\ntasks: {{ocr: null}}\n"
 
 
-def configured(folder: Path, **config: object) -> None:
-    before = json.loads((folder / CONFIG_FILE).read_text())
-    (folder / CONFIG_FILE).write_text(json.dumps(before | config))
-
-
 def with_config(**config: object) -> Callable[[Path], object]:
-    return lambda folder: configured(folder, **config)
+    return lambda folder: update_json(folder / CONFIG_FILE, **config)
 
 
 def with_file(name: str, content: bytes) -> Callable[[Path], object]:

@@ -49,13 +49,12 @@ class Stand:
         return sum(map(self.store.client.zcard, names))
 
     def statuses(self, key: str, num_requests: int) -> Counter[int]:
-        gateways = [self.gateways[number % 2] for number in range(num_requests)]
-        return Counter(status_of(gateway, key) for gateway in gateways)
-
-
-def status_of(gateway: RunningService, key: str) -> int:
-    url = f"{gateway.url}/v1/models"
-    return httpx.get(url, headers=bearer(key), timeout=30).status_code
+        """Send requests to both gateways in turn."""
+        statuses = Counter[int]()
+        for number in range(num_requests):
+            url = f"{self.gateways[number % 2].url}/v1/models"
+            statuses[httpx.get(url, headers=bearer(key), timeout=30).status_code] += 1
+        return statuses
 
 
 @pytest.fixture(scope="module")
