@@ -69,10 +69,6 @@ class EvaluationRun:
     def seed(self) -> int:
         return self.task_options.seed or 0
 
-    @property
-    def with_tiles(self) -> bool:
-        return self.task_options.tiles not in (None, "off")
-
     def run(self) -> int:
         """Evaluate the models, write the report and return the number of failed requests."""
         task = self.task_options.task
@@ -194,11 +190,11 @@ class EvaluationRun:
     ) -> None:
         calibrations = []
         task = self.task_options.task
+        with_tiles = self.task_options.tiles not in (None, "off")
         for model in models:
             measure = evaluator.measures.get(model.id)
             scored = measure.scored() if isinstance(measure, ObjectsMeasure) else None
-            calibrations.append(
-                fit_calibration(model.id, model.checkpoint, task, scored, self.with_tiles)
-            )
+            calibration = fit_calibration(model.id, model.checkpoint, task, scored, with_tiles)
+            calibrations.append(calibration)
         outputs.write(path, json.dumps({"calibrations": calibrations}, indent=1) + "\n")
         logger.info("the calibration is %s", path)
