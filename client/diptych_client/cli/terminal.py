@@ -34,7 +34,6 @@ from diptych_client.results import (
 _ERRORS = Console(stderr=True)
 _MAX_PROBLEMS = 20  # lines
 logger = logging.getLogger("diptych_client")
-Advance = Callable[[], None]
 
 # Control characters except tab and newline, line separators, and marks that override the direction
 # of text.
