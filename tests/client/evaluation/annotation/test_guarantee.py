@@ -60,9 +60,9 @@ TRUE_CAR = TrueObject("car", CAR)
         ([(CAR, "car", 0.5), (SHIFTED, "car", 0.9)], [TRUE_CAR], 0.5, (False, True), (0.9,)),
         # a box takes the object that it covers best
         (
-            [(CAR, "car", 0.9), (SHIFTED, "car", 0.5)],
+            [(CAR, "car", 0.9), ((2.0, 0.0, 12.0, 10.0), "car", 0.5)],
             [TrueObject("car", SHIFTED), TRUE_CAR],
-            0.6,
+            0.7,
             (True, True),
             (0.9, 0.9),
         ),
