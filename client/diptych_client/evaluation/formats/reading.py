@@ -87,7 +87,8 @@ def read_dataset(
         for entry in inner.iterdir():
             if not entry.name.startswith((".", "__MACOSX")):
                 inside.append(entry)
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name == "Annotations":
+        is_folder = len(inside) == 1 and inside[0].is_dir()
+        if not is_folder or inside[0].name in ("Annotations", split):
             break
         inner = inside[0]
     read = _read_file if inner.is_file() else _read_folder

@@ -194,7 +194,6 @@ def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
     names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
     assert names == ["b.png", "a.png"]
     flat = write_flat_voc(tmp_path / "flat")
-    (flat / "test").mkdir()
     assert len(read_dataset(flat, split="train").images) == len(OBJECTS)
     with pytest.raises(RunError, match="has no label file of the split val"):
         read_dataset(flat, split="val")
