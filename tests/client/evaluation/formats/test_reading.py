@@ -282,6 +282,9 @@ def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
     assert dataset.note.startswith("no labels found: looked for data.yaml")
     assert [labelled.image.name for labelled in dataset.images] == sorted(OBJECTS)
     assert all(labelled.objects is None for labelled in dataset.images)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "one" / "a.png")
+    assert len(read_dataset(tmp_path / "one").images) == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"contains neither labels nor .*; looked for data\.yaml"):
         read_dataset(tmp_path / "empty")
