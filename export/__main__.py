@@ -20,6 +20,7 @@ from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.errors import ExportError
 from export.resources import needs_of
 from tasks.catalog import CatalogEntry, CatalogError
+from tasks.errors import CheckpointFileError
 from wire.artifacts.manifest import ArtifactError
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for entry in [find_entry(name, parsed.revision) for name in parsed.models]:
             export = _export if entry.adapter_of is None else export_adapter
             print(f"{entry.id}: {export(entry, options, parsed.if_changed)}")
-    except (ExportError, CatalogError, ArtifactError, OSError) as error:
+    except (ExportError, CatalogError, ArtifactError, CheckpointFileError, OSError) as error:
         print(f"python -m export: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -77,7 +78,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     """
     job = plan_adapter(entry, options)
     keys = job.build_key, job.build_key_with_encoder
-    if if_changed and any(has_current_version(entry.id, key) for key in keys):
+    if if_changed and any(map(partial(has_current_version, entry.id), keys)):
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
@@ -96,10 +97,8 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         if is_hub_entry(entry):
             row = {**entry_row(entry), "adapter_of": entry.adapter_of}
             (folder / ENTRY_FILE).write_text(json.dumps(row), encoding="utf-8")
-        files = file_hashes(folder)
-        write_manifest(folder, replace(manifest, files=files))
-        num_bytes = sum((folder / name).stat().st_size for name in files)
-    return f"{summary}, {num_bytes / 1e6:.1f} MB"
+        write_manifest(folder, replace(manifest, files=file_hashes(folder)))
+    return summary
 
 
 def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:

@@ -1,7 +1,7 @@
 """`python -m export doctor [MODEL…]`: checks this host and its exported models, one line for each
 check.
 
-    ok        memory: 18.2 GB are available; the weights of 2 models take about 0.1 GB
+    ok        devices: encoders run on cuda, decoders on cuda
     failure   florence-2-mini: …/decoder.safetensors has sha256 …, not its manifest's
 
 Without MODEL, those of DIPTYCH_MODELS are checked, or else all that are exported. The exit status
@@ -14,27 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from export.artifacts.store import exported_models
-from export.resources import BYTES_PER_WEIGHT, free_disk_bytes
+from export.resources import free_disk_bytes
 from tasks.catalog import model_id_of
 from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
-from wire.artifacts.manifest import (
-    DECODER_FILE,
-    ArtifactError,
-    Manifest,
-    read_manifest,
-    verify_files,
-    vision_encoder_file,
-)
+from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, store_home
 
 Verdict = Literal["ok", "warning", "failure"]
 
 _GB = 1e9
 _LITTLE_DISK_BYTES = 1e9
-_STORED_BYTES = 2  # of a decoder's weight, in most checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +52,9 @@ def main(names: Sequence[str]) -> int:
 def findings(models: Sequence[str]) -> Iterator[Finding]:
     """Yield the findings about this host, then about each model."""
     yield devices()
-    num_bytes = 0.0
-    of_models = []
-    for model_id in models:
-        try:
-            folder = artifact_folder(model_id)
-            manifest = read_manifest(folder)
-            num_bytes += weights_bytes(folder, manifest)
-            verify_files(folder, manifest)
-        except ArtifactError as error:
-            text = f"{model_id}: {error}; export it again: python -m export {model_id}"
-            of_models.append(Finding("failure", text))
-        else:
-            text = f"{model_id}: {len(manifest.files)} files match their hashes"
-            of_models.append(Finding("ok", text))
-    weights = f"the weights of {len(models)} models take about {num_bytes / _GB:.1f} GB"
-    yield memory(num_bytes, weights)
     yield disk(store_home())
-    yield from of_models
+    for model_id in models:
+        yield artifacts(model_id)
 
 
 def devices() -> Finding:
@@ -93,13 +68,6 @@ def devices() -> Finding:
     return Finding("ok", text)
 
 
-def memory(num_bytes: float, weights: str) -> Finding:
-    """Compare the weights of all models with the available memory."""
-    available_bytes = psutil.virtual_memory().available
-    verdict: Verdict = "ok" if num_bytes < available_bytes else "failure"
-    return Finding(verdict, f"memory: {available_bytes / _GB:.1f} GB are available; {weights}")
-
-
 def disk(folder: Path) -> Finding:
     """Warn of a disk with little room."""
     free_bytes = free_disk_bytes(folder)
@@ -107,14 +75,13 @@ def disk(folder: Path) -> Finding:
     return Finding(verdict, f"disk: {free_bytes / _GB:.1f} GB are free in {folder}")
 
 
-def weights_bytes(folder: Path, manifest: Manifest) -> float:
-    """Estimate the weights of a model on the devices of this host."""
-    encoder = manifest.precision[encoder_device("auto")]["encoder"]
-    decoder = manifest.precision[decoder_device("auto")]["decoder"]
-    # int8 keeps embeddings in float32
-    growth = max(BYTES_PER_WEIGHT[decoder] / _STORED_BYTES, 1.0)
-    total = 0.0
-    for name, factor in ((vision_encoder_file(encoder), 1.0), (DECODER_FILE, growth)):
-        if name in manifest.files and (folder / name).is_file():
-            total += factor * (folder / name).stat().st_size
-    return total
+def artifacts(model_id: str) -> Finding:
+    """Hash all files of a model."""
+    try:
+        folder = artifact_folder(model_id)
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest)
+    except ArtifactError as error:
+        text = f"{model_id}: {error}; export it again: python -m export {model_id}"
+        return Finding("failure", text)
+    return Finding("ok", f"{model_id}: {len(manifest.files)} files match their hashes")

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,7 +92,7 @@ def _make_artifacts(
     write_decoder_weights(tensors, folder / DECODER_FILE)
     precisions: dict[Part, tuple[Precision, ...]] = {}
     for part in get_args(Part):
-        defaults = [of_device[part] for of_device in job.entry.precision.values()]
+        defaults = map(itemgetter(part), job.entry.precision.values())
         precisions[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
     logger.info("making the vision encoders")
     make_encoders(checkpoint, image_input, precisions["encoder"], folder, in_child=is_large)
@@ -120,8 +121,9 @@ def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointF
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file of an artifact folder, without its manifest."""
-    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST_FILE)
-    return {path.name: sha256_of(path) for path in paths}
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    hashes.pop(MANIFEST_FILE, None)
+    return hashes
 
 
 def _run_reference(

@@ -12,13 +12,11 @@ from pathlib import Path
 import psutil
 
 from export.errors import ExportError
-from tasks.catalog import CatalogEntry, Precision
+from tasks.catalog import CatalogEntry
 from wire.artifacts.model_store import store_home
 
 # A large model's layers beyond this size (float32) are read at each use.
 MAX_RESIDENT_BYTES = 4 << 30
-
-BYTES_PER_WEIGHT: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 _GB = 1e9
 _LARGE_PARAMETERS = 1.5e9

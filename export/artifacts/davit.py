@@ -65,15 +65,12 @@ class TokenRowsDavit(nn.Module):
         self.config = tower.config
         self.is_for_one_image = False
 
-    def set_attn_implementation(self, implementation: str) -> None:
-        """Ignored: the attention of this module is its own."""
-
     def forward(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """Return features (B, C, H, W) of the last stage."""
         features = pixel_values
         for embed, blocks in zip(self.tower.convs, self.tower.blocks, strict=True):
             features = self._embed(embed, features)
-            shape_chw = [int(side) for side in features.shape[1:]]
+            shape_chw = list(map(int, features.shape[1:]))
             rows = features.permute(0, 2, 3, 1).flatten(1, 2)
             for block in blocks:
                 rows = self._block(block.spatial_block, rows, shape_chw)
@@ -129,12 +126,11 @@ class TokenRowsDavit(nn.Module):
 
     def channel_attention(self, attention: Any, rows: Tensor) -> Tensor:
         """Attend from channels to channels of a group, over all tokens."""
-        num_tokens, num_channels = (int(side) for side in rows.shape[1:])
+        num_tokens, num_channels = map(int, rows.shape[1:])
         groups = (attention.groups, num_channels // attention.groups)
         leading = (num_tokens,) if self.is_for_one_image else (-1, num_tokens)
-        query, key, value = (
-            part.reshape(*leading, *groups) for part in _queries_keys_values(attention.qkv, rows)
-        )
+        query, key, value = _queries_keys_values(attention.qkv, rows)
+        query, key, value = (part.reshape(*leading, *groups) for part in (query, key, value))
         # Scaled before the product, whose sums over all tokens leave the range of float16.
         # (B, A, D, D)
         scores = _heads_first(query * num_tokens**-0.5).transpose(-2, -1) @ _heads_first(key)
@@ -156,7 +152,7 @@ def _convolve(conv: nn.Conv2d, rows: Tensor, shape_chw: list[int]) -> Tensor:
 
 def _multiply_patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
     """Return the convolution of one image, (1, H, W, C), as a product of its patches."""
-    height, width, channels = (int(side) for side in images.shape[1:])
+    height, width, channels = map(int, images.shape[1:])
     num_tokens = height * width
     # A further row, of zeros, is the padding.
     rows = torch.cat([images.flatten(1, 2), torch.zeros(1, 1, channels)], 1)
@@ -185,9 +181,11 @@ def _queries_keys_values(linear: nn.Linear, rows: Tensor) -> list[Tensor]:
 
 def _products(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
     """Return the attention (W, S, C) of queries, keys and values of that shape."""
-    num_tokens, num_channels = (int(side) for side in query.shape[1:])
+    num_tokens, num_channels = map(int, query.shape[1:])
     shape = (-1, num_tokens, num_heads, num_channels // num_heads)
-    query, key, value = (_heads_first(part.view(shape)) for part in (query * scale, key, value))
+    query = _heads_first((query * scale).view(shape))
+    key = _heads_first(key.view(shape))
+    value = _heads_first(value.view(shape))
     attended = (query @ key.transpose(-2, -1)).softmax(-1) @ value  # (W, A, S, D)
     return _heads_first(attended).reshape(-1, num_tokens, num_channels)
 

@@ -70,7 +70,7 @@ def export_vision_encoder(
     batch_size = 1 if is_for_one_image else 2
     pixels = torch.randint(0, 256, (batch_size, height, width, 3), dtype=torch.uint8)
     axes = {} if is_for_one_image else {name: {0: "batch_size"} for name in _NAMES}
-    with module.attention("sdpa"), torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # torch 2.13 calls exporting by tracing deprecated.
@@ -91,17 +91,12 @@ def write_at_precision(folder: Path, precision: Precision) -> None:
     """Convert the float32 graph in `folder` to `precision`, beside it."""
     source = folder / vision_encoder_file("float32")
     output = folder / vision_encoder_file(precision)
-    match precision:
-        case "float32":
-            return
-        case "int8":
-            write_int8(source, output)
-        case "float16":
-            model = onnx.load(source)
-            fuse(model)
-            onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
-        case "bfloat16":
-            raise ValueError("ONNX Runtime has no bfloat16 vision encoder")
+    if precision == "int8":
+        write_int8(source, output)
+    elif precision == "float16":
+        model = onnx.load(source)
+        fuse(model)
+        onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
 
 
 def write_int8(source: Path, output: Path) -> None:

@@ -4,8 +4,6 @@ Includes the normalisation of the checkpoint's image processor, but not the resi
 Shapes: B batch, H and W image size, N image tokens, C hidden.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +55,10 @@ class VisionEncoderModule(nn.Module):
     def __init__(self, model: Any, image_input: ImageInput) -> None:
         super().__init__()
         self._model = model.model
-        self._mean = nn.Buffer(
-            _by_channel(image_input.mean) / image_input.rescale_factor, persistent=False
-        )
-        self._std = nn.Buffer(
-            _by_channel(image_input.std) / image_input.rescale_factor, persistent=False
-        )
+        mean = torch.tensor(image_input.mean)[:, None, None] / image_input.rescale_factor
+        std = torch.tensor(image_input.std)[:, None, None] / image_input.rescale_factor
+        self._mean = nn.Buffer(mean, persistent=False)  # (3, 1, 1)
+        self._std = nn.Buffer(std, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image features (B, N, C) of uint8 `pixels` (B, H, W, 3)."""
@@ -71,19 +67,3 @@ class VisionEncoderModule(nn.Module):
         pixel_values = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
         features: Tensor = self._model.get_image_features(pixel_values).pooler_output
         return features
-
-    @contextmanager
-    def attention(self, implementation: str) -> Iterator[None]:
-        """Use one of transformers' implementations of attention within the block."""
-        tower = self._model.vision_tower
-        previous = tower.config._attn_implementation
-        tower.set_attn_implementation(implementation)
-        try:
-            yield
-        finally:
-            tower.set_attn_implementation(previous)
-
-
-def _by_channel(values: tuple[float, ...]) -> Tensor:
-    """Return (3, 1, 1)."""
-    return torch.tensor(values)[:, None, None]

@@ -6,8 +6,7 @@ Imports neither torch nor transformers: an export with nothing to do starts fast
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +16,11 @@ from export.checkpoints.sources import WEIGHTS_FILE, Source, resolve_file, resol
 from export.errors import SourceError
 from imaging.files import IMAGE_SUFFIXES
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
-from tasks.errors import CheckpointFileError, meant
+from tasks.errors import meant
 from tasks.paligemma.masks import MaskDecoder
 from tasks.scores import read_calibrations
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
-    RUNNABLE,
     Device,
     Part,
     Precision,
@@ -87,9 +85,8 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     """Find the files of an export, fetching those on the hub.
 
     The catalog's folders are relative to the repository, those of `options` to the working
-    directory. Raise `SourceError`.
+    directory. Raise `SourceError`, or `CheckpointFileError` for a calibration or a mask decoder.
     """
-    _check_precision(entry)
     if options.source is None:
         revision = options.revision or entry.revision
         source = resolve_source(entry.source, revision, entry.family, ROOT)
@@ -119,18 +116,6 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         photographs=photographs,
         own_images=own_images,
     )
-
-
-def _check_precision(entry: CatalogEntry) -> None:
-    """Raise `SourceError` for a precision in which a part cannot run on a device."""
-    for device, parts in entry.precision.items():
-        for part, precision in parts.items():
-            allowed = RUNNABLE[device][part]
-            if precision not in allowed:
-                raise SourceError(
-                    f"{entry.id}: precision.{device}.{part} is {precision}; the {part} runs in"
-                    f" {', '.join(allowed)} on {device}"
-                )
 
 
 def library_versions() -> dict[str, str]:
@@ -181,8 +166,7 @@ def find_calibration(source: Source, checkpoint: str) -> Path | None:
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
         return None
-    with _source_errors():
-        checkpoints = {calibration.checkpoint for calibration in read_calibrations(path)}
+    checkpoints = {calibration.checkpoint for calibration in read_calibrations(path)}
     return path if checkpoints <= {checkpoint} else None
 
 
@@ -192,14 +176,5 @@ def find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Sourc
             raise SourceError(f"{entry.id} does not use a mask decoder")
         return None
     path = options.mask_decoder or resolve_file(entry.mask_decoder, source)
-    with _source_errors():
-        MaskDecoder.load(path)
+    MaskDecoder.load(path)
     return path
-
-
-@contextmanager
-def _source_errors() -> Iterator[None]:
-    try:
-        yield
-    except CheckpointFileError as error:
-        raise SourceError(str(error)) from error

@@ -202,24 +202,23 @@ def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     tokens: list[str] = []
     if _FIRST_ADDED not in present:  # the order is that of processing_florence2.py
         tokens += ["<od>", "</od>", "<ocr>", "</ocr>"]
-        tokens += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
+        tokens += map("<loc_{}>".format, range(_NUM_LOCATIONS))
         for tag in _TAGS.split():
             tokens.append(f"<{tag}>")
             if tag not in _WITHOUT_END:
                 tokens.append(f"</{tag}>")
     if _IMAGE not in present:
         tokens.append(_IMAGE)
-    first = _num_tokens(tokenizer)
-    added += [
-        {"id": first + index, "content": token, **_FLAGS} for index, token in enumerate(tokens)
-    ]
+    for token_id, token in enumerate(tokens, _num_tokens(tokenizer)):
+        added.append({"id": token_id, "content": token, **_FLAGS})
     return tokenizer | {"added_tokens": added, "truncation": None, "padding": None}
 
 
 def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     """Return the number after the highest id."""
     ids = [*tokenizer["model"]["vocab"].values()]
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+    for token in tokenizer.get("added_tokens") or []:
+        ids.append(token["id"])
     return int(max(ids)) + 1
 
 

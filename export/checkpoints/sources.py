@@ -60,6 +60,10 @@ class Source:
         """Return the files with tensors, sorted by name."""
         return weight_files(self.folder)
 
+    def missing_weights(self) -> list[str]:
+        """Return the names of the shards of an index that are not there."""
+        return [path.name for path in self.weights() if not path.is_file()]
+
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of each file by name; this reads every shard."""
         return {path.name: sha256_of(path) for path in self.files()}
@@ -79,12 +83,12 @@ def weight_files(folder: Path) -> list[Path]:
             raise ValueError("a file in another folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{root.name} is not an index of weights: {error!r}") from error
-    return [folder / name for name in sorted(names)]
+    return list(map(folder.joinpath, sorted(names)))
 
 
 def _weights_root(folder: Path) -> Path | None:
     """Return the file of all tensors, or the index of their files."""
-    return next((path for path in map(folder.joinpath, _WEIGHTS_ROOTS) if path.is_file()), None)
+    return next(filter(Path.is_file, map(folder.joinpath, _WEIGHTS_ROOTS)), None)
 
 
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
@@ -130,7 +134,7 @@ def _fetch_weights(source: Source) -> None:
     fetch(*SETTINGS_FILES, WEIGHTS_FILE, WEIGHTS_INDEX_FILE)
     if not source.weights():
         fetch(PICKLED_FILE, PICKLED_INDEX_FILE)
-    if shards := [path.name for path in source.weights() if not path.is_file()]:
+    if shards := source.missing_weights():
         fetch(*shards)
 
 
@@ -139,7 +143,7 @@ def _has(source: Source, name: str) -> bool:
 
 
 def _check_complete(source: Source) -> None:
-    missing = [path.name for path in source.weights() if not path.is_file()]
+    missing = source.missing_weights()
     if not source.weights():
         missing.append(f"{WEIGHTS_FILE} or {PICKLED_FILE}")
     if not _has(source, TOKENIZER_FILE):

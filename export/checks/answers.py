@@ -205,7 +205,7 @@ def matched_ious(first: Objects, second: Objects) -> list[float]:
         for column, other in enumerate(second):
             if item.label != other.label:
                 ious[row, column] = 0
-    return [float(ious[pair]) for pair in greedy_pairs(ious, MATCHED_IOU)]
+    return list(map(float, map(ious.__getitem__, greedy_pairs(ious, MATCHED_IOU))))
 
 
 def text_distance(first: str, second: str) -> float:

@@ -4,6 +4,7 @@ prompts and parsers, the runners' encoder and decoder.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,11 @@ class Question:
     ) -> list["Question"]:
         """Return the prompts of a request; raise `TaskError` if the model does not offer it."""
         parameters = parse_parameters(TASKS[task_id], values)
-        prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image_size_wh)
-        return [cls(entry, prompt, task_id, parameters) for prompt in prompts]
+        questions = []
+        family = FAMILIES[entry.family]
+        for prompt in family.task_prompts(entry, task_id, parameters, image_size_wh):
+            questions.append(cls(entry, prompt, task_id, parameters))
+        return questions
 
     @classmethod
     def of_text(cls, entry: CatalogEntry, text: str, image_size_wh: tuple[int, int]) -> "Question":
@@ -59,9 +63,7 @@ class Question:
             return cls(entry, (PromptSegment(text),))
         values = dict(request.values)
         if request.region_shares is not None:
-            sides = (*image_size_wh, *image_size_wh)
-            shares = zip(request.region_shares, sides, strict=True)
-            values["region"] = [share * side for share, side in shares]
+            values["region"] = list(map(mul, request.region_shares, image_size_wh * 2))
         questions = cls.of_task(entry, request.task_id, values, image_size_wh)
         return questions[0] if len(questions) == 1 else cls(entry, (PromptSegment(text),))
 
@@ -106,12 +108,8 @@ class Question:
         assert self.task_id is not None
         answer = AnswerText(decoder)
         answer.push(sequence.token_ids)
-        pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
-        logprobs = tuple(
-            logprob for token_id, logprob in pairs if token_id not in answer.framing_ids
-        )
-        ends = tuple(answer.token_ends)
-        generated = GeneratedText(answer.text, ends, logprobs, sequence.finish_reason)
+        # as one token: scores are not compared
+        generated = GeneratedText(answer.text, (len(answer.text),), (0.0,), sequence.finish_reason)
         return FAMILIES[self.entry.family].parse_answer(
             self.entry,
             self.task_id,

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
 
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
     """Compute image features, prompt ids and answers of every probe."""
-    images = [probe.image for probe in probes]
-    texts = [probe.question.text for probe in probes]
+    images = list(map(attrgetter("image"), probes))
+    texts = list(map(attrgetter("question.text"), probes))
     features = reference.image_features(images)
     answers = reference.generate_all(texts, images, features, probes[0].max_new_tokens)
     return ReferenceAnswers(features, tuple(map(reference.prompt_ids, texts, images)), answers)
@@ -172,7 +173,7 @@ def measure(
 
     The float32 decoder of a large model runs layer by layer. Raise `ParityError`.
     """
-    images = [probe.image for probe in probes]
+    images = list(map(attrgetter("image"), probes))
     encoders = measure_encoders(
         folder, entry, precisions["encoder"], images, expected.image_features
     )
@@ -183,8 +184,9 @@ def measure(
         sequences = generate_all(decoder, requests)
     except SequenceError as error:
         raise ParityError(f"the decoder failed on a prompt: {error}") from error
-    tokens = compare_tokens([sequence.token_ids for sequence in sequences], expected.answers)
-    answers = [answer.token_ids for answer in expected.answers]
+    token_ids = attrgetter("token_ids")
+    tokens = compare_tokens(list(map(token_ids, sequences)), expected.answers)
+    answers = list(map(token_ids, expected.answers))
     for features in encoders.extreme_features:
         # One step suffices: the prefill multiplies the features by every weight.
         requests.append(replace(requests[0], image_features=features))

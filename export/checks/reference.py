@@ -8,21 +8,19 @@ image tokens, C hidden, T decoded, V vocabulary.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoProcessor, LogitsProcessor, LogitsProcessorList
+from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from export.checkpoints.tensors import (
-    LOAD_ERRORS,
     CheckpointTensors,
     empty_model,
     load_checkpoint,
@@ -48,26 +46,6 @@ class GreedyAnswer:
     top_logits: tuple[Mapping[int, float], ...]
 
 
-class _TopLogits(LogitsProcessor):
-    """Keeps each step's largest logits: all would be gigabytes at Gemma's vocabulary."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, _input_ids: Tensor, logits: Tensor) -> Tensor:
-        top_logits, top_ids = logits.float().topk(_NUM_TOP_LOGITS)
-        self._steps.append((top_logits, top_ids))
-        return logits
-
-    def answer(self, row: int, token_ids: Sequence[int]) -> GreedyAnswer:
-        """Return the answer of a row, of as many steps as it has tokens."""
-        steps = self._steps[: len(token_ids)]
-        tops = (
-            dict(zip(ids[row].tolist(), logits[row].tolist(), strict=True)) for logits, ids in steps
-        )
-        return GreedyAnswer(tuple(token_ids), tuple(tops))
-
-
 class Reference:
     """A transformers model with its processor."""
 
@@ -88,9 +66,8 @@ class Reference:
         layers = dict[str, nn.Module]()  # all stacks'
         for stack_name, stack in model.named_modules():
             if isinstance(stack, nn.ModuleList):
-                layers |= {
-                    f"{stack_name}.{index}": layer for index, layer in stack.named_children()
-                }
+                for index, layer in stack.named_children():
+                    layers[f"{stack_name}.{index}"] = layer
 
         def drop(layer: nn.Module, _inputs: object, _output: object) -> None:
             layer.to("meta")
@@ -133,13 +110,14 @@ class Reference:
     ) -> tuple[GreedyAnswer, ...]:
         """Answer prompts greedily in a batch; `image_features` (B, N, C) are `images`'."""
         inputs = self.inputs(texts, images)
-        top_logits = _TopLogits()
-        sequences = self.model.generate(
+        output = self.model.generate(
             **self.arguments(inputs, image_features, max_new_tokens),
             num_beams=1,
-            logits_processor=LogitsProcessorList([top_logits]),
+            output_scores=True,
+            return_dict_in_generate=True,
         )
-        answers = sequences[:, self.num_prompt_tokens(inputs) :].tolist()
+        answers = output.sequences[:, self.num_prompt_tokens(inputs) :].tolist()
+        tops = [logits.float().topk(_NUM_TOP_LOGITS) for logits in output.scores]
         ends = self.model.generation_config.eos_token_id
         end_ids = set(ends if isinstance(ends, list) else [ends])
         ended_answers = []
@@ -147,7 +125,11 @@ class Reference:
             num_tokens = 1
             while num_tokens < len(answer) and answer[num_tokens - 1] not in end_ids:
                 num_tokens += 1  # padding follows
-            ended_answers.append(top_logits.answer(row, answer[:num_tokens]))
+            top_logits = []
+            for top in tops[:num_tokens]:
+                pairs = zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+                top_logits.append(dict(pairs))
+            ended_answers.append(GreedyAnswer(tuple(answer[:num_tokens]), tuple(top_logits)))
         return tuple(ended_answers)
 
     def prompt_text(self, text: str) -> str:
@@ -159,7 +141,7 @@ class Reference:
         self.processor.tokenizer.padding_side = (
             "right" if self.model.config.is_encoder_decoder else "left"
         )
-        prompts = [self.prompt_text(text) for text in texts]
+        prompts = list(map(self.prompt_text, texts))
         return self.processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
 
     def arguments(self, inputs: Any, image_features: Tensor, max_new_tokens: int) -> dict[str, Any]:
@@ -184,7 +166,7 @@ def load_processor(folder: Path) -> Any:
     """Load a checkpoint's processor; raise `SourceError`."""
     try:
         return _Processor.from_pretrained(folder, local_files_only=True)
-    except LOAD_ERRORS as error:
+    except Exception as error:  # transformers raises many
         raise SourceError(
             f"transformers cannot load the checkpoint's processor: {one_line(error)}"
         ) from error
@@ -207,20 +189,29 @@ class StreamedWeights(DecoderWeights):
 
     def layers(self, num_layers: int, build: Callable[[int, Self], LayerT]) -> Sequence[LayerT]:
         """Return a stack of layers; each is built of its index and its weights when it is read."""
-        sizes = [self.at(f"layers.{index}").num_bytes for index in range(num_layers)]
-        num_kept = sum(total <= self.max_resident_bytes for total in accumulate(sizes))
         streamed = replace(self, buffers={})
+        resident = list[LayerT]()
+        num_bytes = 0
+        for index in range(num_layers):
+            weights = self.at(f"layers.{index}")
+            num_bytes += weights.num_bytes
+            if num_bytes > self.max_resident_bytes:
+                break
+            resident.append(build(index, weights))
 
-        def build_one(index: int) -> LayerT:
-            return build(index, (self if index < num_kept else streamed).at(f"layers.{index}"))
+        def build_streamed(index: int) -> LayerT:
+            return build(index, streamed.at(f"layers.{index}"))
 
-        return _StreamedLayers(num_layers, num_kept, build_one)
+        return _StreamedLayers(resident, num_layers, build_streamed)
 
     @property
     def num_bytes(self) -> int:
         """The size in float32."""
-        tensors = (tensor for name, tensor in self.source.items() if name.startswith(self.prefix))
-        return _FLOAT32_BYTES * sum(tensor.numel() for tensor in tensors)
+        num_weights = 0
+        for name, tensor in self.source.items():
+            if name.startswith(self.prefix):
+                num_weights += tensor.numel()
+        return _FLOAT32_BYTES * num_weights
 
     def _allocate(self, names: Sequence[str], shape: Sequence[int]) -> Tensor:
         if self.buffers is None:
@@ -246,19 +237,20 @@ def load_for_checks(
 
 
 class _StreamedLayers(Sequence[LayerT], Generic[LayerT]):
-    """Layers that are built when they are read; the first `num_kept` once."""
+    """Layers that are built when they are read, except the first, which are resident."""
 
-    def __init__(self, num_layers: int, num_kept: int, build: Callable[[int], LayerT]) -> None:
-        self._num_layers = num_layers
+    def __init__(
+        self, resident: Sequence[LayerT], num_layers: int, build: Callable[[int], LayerT]
+    ) -> None:
+        self._resident = resident
+        self._indices = range(num_layers)
         self._build = build
-        self._kept = [build(index) for index in range(num_kept)]
 
     # no caller takes a slice
     def __getitem__(self, index: int) -> LayerT:  # type: ignore[override]
-        return self._kept[index] if index < len(self._kept) else self._build(index)
-
-    def __iter__(self) -> Iterator[LayerT]:
-        return (self[index] for index in range(self._num_layers))
+        if index < len(self._resident):
+            return self._resident[index]
+        return self._build(self._indices[index])
 
     def __len__(self) -> int:
-        return self._num_layers
+        return len(self._indices)

@@ -91,21 +91,26 @@ class Batches:
     @torch.no_grad()
     def stack(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         """Return the inputs of the model's forward pass."""
-        # (B, N, C)
-        features = torch.stack([self._image_features(example.image) for example in examples])
-        rows = [self._row(example) for example in examples]
-        input_ids = pad_sequence([ids for ids, _, _ in rows], True, self._pad_id).to(
-            features.device
-        )
-        attention = [torch.ones(self._num_image_tokens + len(ids)) for ids, _, _ in rows]
+        features, input_rows, attention, labels, types = [], [], [], [], []
+        for example in examples:
+            features.append(self._image_features(example.image))
+            row_ids, row_labels, row_types = self._row(example)
+            input_rows.append(row_ids)
+            attention.append(torch.ones(self._num_image_tokens + len(row_ids)))
+            labels.append(row_labels)
+            types.append(row_types)
+        image_features = torch.stack(features)  # (B, N, C)
+        input_ids = pad_sequence(input_rows, True, self._pad_id).to(image_features.device)
         batch = {
-            "inputs_embeds": torch.cat([features, self._embed(input_ids)], dim=1),  # (B, N + S, C)
+            "inputs_embeds": torch.cat(
+                [image_features, self._embed(input_ids)], dim=1
+            ),  # (B, N + S, C)
             "attention_mask": pad_sequence(attention, True).long(),  # (B, N + S)
             # (B, T), PaliGemma's (B, N + S)
-            "labels": pad_sequence([labels for _, labels, _ in rows], True, NO_LABEL),
+            "labels": pad_sequence(labels, True, NO_LABEL),
         }
         if not self._is_encoder_decoder:  # 0: image and prompt, which see each other; 1: the answer
-            batch["token_type_ids"] = pad_sequence([types for _, _, types in rows], True, 1)
+            batch["token_type_ids"] = pad_sequence(types, True, 1)
         return batch
 
     def _row(self, example: TokenizedExample) -> tuple[Tensor, Tensor, Tensor]:

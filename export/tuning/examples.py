@@ -11,8 +11,7 @@ big_vision/pp/proj/paligemma/segmentation.py.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 
 from numpy.random import Generator, default_rng
@@ -35,7 +34,7 @@ from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
 from tasks.results import BoxXyxy
-from tasks.table import MAX_LABELS, TASKS, TaskParameters, parse_parameters
+from tasks.table import MAX_LABELS, TASKS, parse_parameters
 
 _SPLIT = "train"
 TUNED_TASKS = (
@@ -82,16 +81,11 @@ def _box(label: str, box: BoxXyxy) -> LabelledBox:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and its answer, both in segments that separate labels from locations.
-
-    Parser and prompt have the same `parameters`.
-    """
+    """One prompt and its answer, both in segments that separate labels from locations."""
 
     image: Path
     prompt: Prompt
     answer: Prompt
-    parameters: TaskParameters
-    size_wh: tuple[int, int]
 
 
 # parameters of a request, and the true objects or text of its answer
@@ -119,20 +113,14 @@ def read_labels(
         raise ExportError(f"{path} has its images in Parquet or Arrow files; write them as files")
     sizes = dict[Path, tuple[int, int] | None]()
     labelled = []
-    has_labels = False
     for row in tqdm(dataset.images, desc="reading", unit=" images", leave=False, disable=None):
         file = dataset.store.path / row.image.name
         if file not in sizes:  # decoded once
             sizes[file] = _size_of(file, problems)
         if size_wh := sizes[file]:
             labelled.append(TuningImage(file, size_wh, row))
-            has_labels |= bool(row.objects or row.captions or row.text)
-            has_labels |= bool(row.questions or row.phrases)
     if not labelled:
         raise ExportError(f"{path} has no image that can be read: {problems.lines[0]}")
-    if not has_labels:
-        note = dataset.note or f"no labels found for {len(labelled)} images"
-        raise ExportError(f"{path}: {note}")
     return labelled, problems
 
 
@@ -152,11 +140,11 @@ def make_examples(
 
     Raise `ExportError` for a task without labels of its kind, or a label that no request may have.
     """
-    if task_id not in TUNED_TASKS:
-        raise ExportError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
     rng = default_rng(seed)
-    objects = chain.from_iterable(image.boxes or () for image in labelled)
-    classes = sorted({box.label for box in objects})
+    labels = set[str]()
+    for image in labelled:
+        labels.update(box.label for box in image.boxes or ())
+    classes = sorted(labels)
     by_image = []
     for image in labelled:
         examples = list[Example]()
@@ -183,8 +171,10 @@ def _examples(
     try:
         if not isinstance(truth, str):
             # a label that a request for it could not have is refused
-            for label in {box.label for box in truth if box.label}:
-                parse_parameters(TASKS["open_vocabulary_detection"], {"labels": [label]})
+            for box in truth:
+                if box.label:
+                    named = {"labels": [box.label]}
+                    parse_parameters(TASKS["open_vocabulary_detection"], named)
         parameters = parse_parameters(TASKS[task_id], values)
         prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image.size_wh)
     except TaskError as error:
@@ -194,18 +184,13 @@ def _examples(
         region = image.labels.region
         if region is not None and entry.family == "florence2":  # repeats the box
             segments.append(_tokens(florence2_box_tokens(region, image.size_wh)))
-        yield Example(image.path, prompts[0], join_segments(*segments), parameters, image.size_wh)
+        yield Example(image.path, prompts[0], join_segments(*segments))
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
     for prompt, labels in zip(prompts, names, strict=True):
         boxes = [box for box in truth if not labels or box.label in labels]
         answer = _detections(entry, task_id, boxes, image.size_wh)
-        prompt_parameters = parameters
-        if labels and parameters.labels is not None:
-            prompt_parameters = replace(parameters, labels=labels)
-        elif labels:
-            prompt_parameters = replace(parameters, phrases=labels)
-        yield Example(image.path, prompt, answer, prompt_parameters, image.size_wh)
+        yield Example(image.path, prompt, answer)
 
 
 def _detections(

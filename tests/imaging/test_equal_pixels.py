@@ -17,7 +17,6 @@ from export.tuning.batches import Batches
 from export.tuning.examples import Example, TuningImage, read_labels
 from service.images.decoding import ImageDecoder, LazyImage
 from tasks.prompts import PromptSegment
-from tasks.table import TaskParameters
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import MODELS
 from tests.support.fake_service import encoded, served
@@ -74,7 +73,7 @@ def tuned_pixel_values(reference: Reference, batches: Batches, labelled: TuningI
     """Return the input of the vision tower, of a batch about an image of a dataset."""
     prompt = (PromptSegment("What does the image describe?"),)
     answer = (PromptSegment("a wall"),)
-    example = Example(labelled.path, prompt, answer, TaskParameters(), labelled.size_wh)
+    example = Example(labelled.path, prompt, answer)
     inputs: list[Tensor] = []
     tower = reference.model.model.vision_tower
     hook = tower.register_forward_pre_hook(lambda _tower, arguments: inputs.append(arguments[0]))

@@ -12,7 +12,6 @@ from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
 from imaging.files import read_image
 from tasks.prompts import PromptSegment
-from tasks.table import TaskParameters
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
 
@@ -42,7 +41,7 @@ def examples(model_id: str, tmp_path: Path) -> list[Example]:
         path = tmp_path / f"{seed}.png"
         scene_image(seed, SIZE_WH).save(path)
         segments = (PromptSegment(prompt),), (PromptSegment(answer),)
-        rows.append(Example(path, *segments, TaskParameters(), SIZE_WH))
+        rows.append(Example(path, *segments))
     return rows
 
 

@@ -29,7 +29,6 @@ from export.tuning.training import (
 )
 from laboratory.scenes import evaluation_scene, labelled, write_coco
 from runners.adapters.peft import read_adapter
-from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import ROOT
 from wire.artifacts.adapter_folder import AdapterLimits
@@ -237,7 +236,7 @@ def test_card_has_base_losses_and_options(tmp_path: Path) -> None:
 def test_some_images_are_held_out_whole(num_images: int, share: float, num_held_out: int) -> None:
     images = []
     for index in range(num_images):
-        example = Example(Path(str(index)), (), (), TaskParameters(), (9, 9))
+        example = Example(Path(str(index)), (), ())
         images.append([example, example])
     held_out, trained = split(images, TuningOptions(1, 1, 1e-3, 1, share, 0))
     held_out_paths = {example.image for example in held_out}
