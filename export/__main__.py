@@ -14,7 +14,7 @@ from pathlib import Path
 
 from export import doctor
 from export.adapters import export_adapter
-from export.artifacts.store import folder_of_current, has_current_version, new_version
+from export.artifacts.store import new_version, verified_manifest
 from export.checkpoints.bases import ROOT
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.errors import ExportError
@@ -70,14 +70,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> str:
     """Store the artifacts of a model; return a line about them. Raise `ExportError`."""
+    current = verified_manifest(entry.id) if if_changed else None
     is_repository = options.source is None and not (ROOT / entry.source).is_dir()
-    if if_changed and is_repository and (exported_from := folder_of_current(entry)) is not None:
-        return f"kept as exported from {exported_from}; without --if-changed, of {entry.source}"
+    if current and is_repository and current.revision is None and current.source != entry.source:
+        return f"kept as exported from {current.source}; without --if-changed, of {entry.source}"
     needs = needs_of(entry)
     if not if_changed:
         needs.check_host()  # before a download
     job = plan_job(entry, options)
-    if if_changed and has_current_version(entry.id, job.build_key):
+    if current and current.build_key == job.build_key:
         return "up to date"
     needs.check_host()
     # Large pages for torch's tensors on Linux: zeroing weights that are read at each use 4 KB at a

@@ -10,11 +10,10 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from export.artifacts.store import has_current_version, new_version
+from export.artifacts.store import new_version, verified_manifest
 from export.checkpoints.bases import ROOT, is_hub_entry
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.hub import fetch_snapshot
@@ -77,8 +76,8 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
     """
     job = plan_adapter(entry, options)
-    keys = job.build_key, job.build_key_with_encoder
-    if if_changed and any(map(partial(has_current_version, entry.id), keys)):
+    current = verified_manifest(entry.id) if if_changed else None
+    if current and current.build_key in (job.build_key, job.build_key_with_encoder):
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
@@ -120,7 +119,6 @@ def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
 
 
 def _manifest(job: AdapterJob) -> Manifest:
-    """Return the manifest of an adapter without a vision part, without its files."""
     versions = library_versions()
     return replace(
         job.base,

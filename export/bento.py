@@ -48,7 +48,6 @@ def write_bento(folder: Path, models: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Write the Bento of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m export.bento", description=__doc__.splitlines()[0]
     )

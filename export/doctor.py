@@ -39,7 +39,6 @@ class Finding:
 
 
 def main(names: Sequence[str]) -> int:
-    """Print the findings; return the exit status."""
     configured = os.environ.get("DIPTYCH_MODELS", "").replace(",", " ").split()
     models = list(map(model_id_of, names or configured or exported_models()))
     has_failure = False
@@ -50,7 +49,6 @@ def main(names: Sequence[str]) -> int:
 
 
 def findings(models: Sequence[str]) -> Iterator[Finding]:
-    """Yield the findings about this host, then about each model."""
     yield devices()
     yield disk(store_home())
     for model_id in models:
@@ -69,14 +67,12 @@ def devices() -> Finding:
 
 
 def disk(folder: Path) -> Finding:
-    """Warn of a disk with little room."""
     free_bytes = free_disk_bytes(folder)
     verdict: Verdict = "ok" if free_bytes >= _LITTLE_DISK_BYTES else "warning"
     return Finding(verdict, f"disk: {free_bytes / _GB:.1f} GB are free in {folder}")
 
 
 def artifacts(model_id: str) -> Finding:
-    """Hash all files of a model."""
     try:
         folder = artifact_folder(model_id)
         manifest = read_manifest(folder)

@@ -44,7 +44,6 @@ from imaging.files import read_image, resize
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.errors import SequenceError
-from runners.models.load import load_decoder
 from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog, model_id_of, parse_entry
 from tasks.errors import TaskError
@@ -144,7 +143,6 @@ class GoldenCheck:
     images: Mapping[str, Image.Image]
 
     def findings(self) -> Iterator[Finding]:
-        """Yield a finding for each answer, at the default precision and in float32."""
         precision = self.manifest.precision
         encoder_on = encoder_device("auto")
         decoder_on = decoder_device("auto")
@@ -162,7 +160,13 @@ class GoldenCheck:
             resized.append(resize(image, self.manifest.image_size_wh, self.manifest.resample))
         rows = encode(self.folder, encoder.precision, resized, encoder.device)
         features = dict(zip(self.images, rows, strict=True))
-        loaded = self._load_decoder(decoder)
+        longest = max(answer.max_new_tokens for answer in self.answers)
+        max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
+        is_large = needs_of(self.entry).is_large
+        family = self.manifest.family
+        loaded = load_for_checks(
+            self.folder, family, decoder.precision, is_large, max_positions, decoder.device
+        )
         for answer in self.answers:
             try:
                 finding = self._compare(loaded, answer, features[answer.image])
@@ -171,16 +175,6 @@ class GoldenCheck:
             precisions = f"{encoder.precision}+{decoder.precision}"
             where = f"{precisions} {answer.image} {answer.prompt!r}"
             yield Finding(finding.verdict, f"{where}: {finding.text}")
-
-    def _load_decoder(self, part: Part) -> Decoder:
-        """Load the decoder; a large one in float32 runs layer by layer."""
-        longest = max(answer.max_new_tokens for answer in self.answers)
-        max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
-        family = self.manifest.family
-        if part.device != "cpu":
-            return load_decoder(self.folder, family, part.precision, part.device, max_positions)
-        is_large = needs_of(self.entry).is_large
-        return load_for_checks(self.folder, family, part.precision, is_large, max_positions)
 
     def _compare(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
         """Compare one answer; raise `SequenceError` or `TaskError` if there is none."""
@@ -213,13 +207,11 @@ def framed_text(decoder: Decoder, token_ids: Sequence[int]) -> str:
 
 
 def excerpt(text: str, start: int = 0) -> str:
-    """Return the part of a text that a line shows, from a character on."""
     end = start + _EXCERPT_CHARS
     return repr(f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}")
 
 
 def has_regions(result: Result, regions: Sequence[GoldenRegion]) -> bool:
-    """Return True if a result has the published regions, in their order."""
     written = list(_regions_of(result))
     if len(written) != len(regions):
         return False
@@ -230,7 +222,6 @@ def has_regions(result: Result, regions: Sequence[GoldenRegion]) -> bool:
 
 
 def _regions_of(result: Result) -> Iterator[tuple[str, Iterable[float]]]:
-    """Yield label and coordinates of each region."""
     match result:
         case DetectionsResult():
             for detection in result.detections:
@@ -278,7 +269,6 @@ def print_reach(file: Path) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the findings about one model; return the exit status."""
     parser = argparse.ArgumentParser("python -m export golden", description=__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help="an exported model of models/golden.yaml")
@@ -302,7 +292,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def findings(model_id: str, file: Path, images: Path | None) -> Iterator[Finding]:
-    """Yield the findings about the answers of a model."""
     golden = read_golden(file)
     answers = golden.answers.get(model_id)
     if answers is None:

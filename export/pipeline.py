@@ -115,7 +115,6 @@ def _make_artifacts(
 
 
 def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointFacts:
-    """Return what a checkpoint says of itself."""
     return CheckpointFacts(tensors.num_parameters, tensors.context_window, image_input.size_wh[0])
 
 

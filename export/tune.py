@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import indent
 
 import yaml
 
@@ -25,9 +26,9 @@ from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from tasks.catalog import CatalogEntry, CatalogError, TaskOverride
 
+RUN_FOLDER = "run"  # the trainer's checkpoints in the output; removed when the run ends
 INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
 MAX_LINES = 10  # problems of a dataset
-RUN_FOLDER = "run"  # in the output folder; removed when the run ends
 _TEMPLATE_TASK = "visual_question_answering"
 # their answers are learnt with the names as they are requested
 _NAMED_TASKS = ("open_vocabulary_detection", "phrase_grounding")
@@ -35,7 +36,6 @@ _STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tune one adapter and print its catalog entry; return the exit status."""
     parsed = _parse(arguments)
     try:
         # an archive is unpacked here
@@ -55,26 +55,17 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     checkpoint = checkpoint_to_resume(parsed.output, parsed.resume, parsed.overwrite)
     entry = tuned_entry(parsed.base, parsed.task, parsed.template)
     images, problems = read_labels(parsed.data, work, parsed.images)
-    for line in [*problems.lines[:MAX_LINES], problems.summary()]:
-        if line:
-            print(line, file=sys.stderr)
+    for line in filter(None, [*problems.lines[:MAX_LINES], problems.summary()]):
+        print(line, file=sys.stderr)
     examples = make_examples(entry, parsed.task, images, parsed.seed)
     source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
-    print(
-        f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
-        flush=True,
-    )
+    num_examples = sum(map(len, examples))
+    print(f"{num_examples} examples of {parsed.task} about {len(examples)} images", flush=True)
     # torch is imported here, which takes seconds
     from export.tuning.training import TuningJob, TuningOptions, best_epoch, tune, write_card
 
-    options = TuningOptions(
-        num_epochs=parsed.epochs,
-        rank=parsed.rank,
-        learning_rate=parsed.learning_rate,
-        batch_size=parsed.batch_size,
-        held_out_share=parsed.held_out,
-        seed=parsed.seed,
-    )
+    names = [field.name for field in dataclasses.fields(TuningOptions)]
+    options = TuningOptions(*(getattr(parsed, name) for name in names))
     job = TuningJob(
         entry, parsed.task, examples, parsed.output, parsed.output / RUN_FOLDER, options
     )
@@ -123,7 +114,7 @@ def catalog_lines(base: CatalogEntry, parsed: argparse.Namespace) -> str:
     if parsed.template is not None:
         row["tasks"] = {_TEMPLATE_TASK: {"template": parsed.template}}
     text = yaml.safe_dump([row], sort_keys=False, allow_unicode=True, width=sys.maxsize)
-    return "".join(f"  {line}\n" for line in text.splitlines())
+    return indent(text, "  ")
 
 
 def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
@@ -133,11 +124,8 @@ def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
         raise ExportError(f"--base {model_id} is an adapter; tune its base {entry.adapter_of}")
     if template is None:
         return entry
-    if (
-        entry.family != "florence2"
-        or task_id != _TEMPLATE_TASK
-        or template.count("{question}") != 1
-    ):
+    is_question = task_id == _TEMPLATE_TASK and template.count("{question}") == 1
+    if entry.family != "florence2" or not is_question:
         allowed = f"for {_TEMPLATE_TASK} of a Florence-2 model, with {{question}} once"
         raise ExportError(f"--template is {template!r}; allowed only {allowed}")
     return dataclasses.replace(entry, tasks={**entry.tasks, _TEMPLATE_TASK: TaskOverride(template)})
@@ -159,11 +147,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="FOLDER", help=output)
     add("--images", type=Path, metavar="FOLDER", help=images)
     add("--template", help=template)
-    add("--epochs", type=_positive, default=10, help=default)
+    add("--epochs", dest="num_epochs", type=_positive, default=10, metavar="N", help=default)
     add("--rank", type=_positive, default=16, help=f"of LoRA; {default}")
     add("--learning-rate", type=float, default=1e-3, metavar="RATE", help=default)
     add("--batch-size", type=_positive, default=8, metavar="N", help=default)
-    add("--held-out", type=_share, default=0.1, metavar="SHARE", help=f"of images; {default}")
+    share = f"of images; {default}"
+    add("--held-out", dest="held_out_share", type=_share, default=0.1, metavar="SHARE", help=share)
     add("--seed", type=int, default=0, help=default)
     add("--resume", action="store_true", help="continue an interrupted run of this FOLDER")
     add("--overwrite", action="store_true", help="replace the files of a FOLDER that is not empty")

@@ -44,7 +44,6 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def symbolic(graph: Any, query: Any, key: Any, value: Any, num_heads: int, scale: float) -> Any:
-        """Write the operator."""
         name = "com.microsoft::MultiHeadAttention"
         return graph.op(name, query, key, value, num_heads_i=num_heads, scale_f=scale).setType(
             query.type()
@@ -79,7 +78,6 @@ class TokenRowsDavit(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=features)
 
     def _embed(self, embed: Any, images: Tensor) -> Tensor:
-        """Return the features (B, C, H, W) that a stage begins with."""
         # Without a norm the images are pixels: 8 % of Florence-2-base's operations in embeddings.
         if self.is_for_one_image and embed.pre_norm:
             normed = embed.norm(images.permute(0, 2, 3, 1))

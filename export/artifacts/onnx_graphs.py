@@ -242,7 +242,6 @@ def _with_graph(
     outputs: Iterable[str],
     initializers: Iterable[TensorProto],
 ) -> ModelProto:
-    """Return a model of other nodes, with the same operators."""
     infos = map(helper.make_empty_tensor_value_info, outputs)
     graph = helper.make_graph(
         list(nodes), model.graph.name, list(inputs), list(infos), list(initializers)
@@ -265,7 +264,6 @@ class _Heads:
 
 
 def fuse(model: ModelProto) -> None:
-    """Replace the subgraphs in `model`, in place."""
     graph: Any = OnnxModel(model)
     FusionFastGelu(graph).apply()
     for softmax in graph.get_nodes_by_op_type("Softmax"):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import bentoml
 
-from tasks.catalog import CatalogEntry
-from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
+from wire.artifacts.manifest import ArtifactError, Manifest, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder
 
 
@@ -24,34 +23,16 @@ def new_version(model_id: str) -> Iterator[Path]:
         yield Path(model.path)
 
 
-def has_current_version(model_id: str, build_key: str) -> bool:
-    """Return True if the newest version has this build key and its files match its manifest."""
+def verified_manifest(model_id: str) -> Manifest | None:
+    """Return the newest version's manifest; None unless its files match it."""
     try:
         folder = artifact_folder(model_id)
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
     except ArtifactError:
-        return False
-    return manifest.build_key == build_key
-
-
-def folder_of_current(entry: CatalogEntry) -> str | None:
-    """Return the folder that the newest version was exported from, where the catalog has a
-    repository.
-
-    None unless its files match its manifest.
-    """
-    try:
-        folder = artifact_folder(entry.id)
-        manifest = read_manifest(folder)
-        if manifest.revision is not None or manifest.source == entry.source:
-            return None
-        verify_files(folder, manifest)
-    except ArtifactError:
         return None
-    return manifest.source
+    return manifest
 
 
 def exported_models() -> list[str]:
-    """Return the ids of all stored models, sorted."""
     return sorted({model.tag.name for model in bentoml.models.list()})

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 
 from export.errors import SourceError
 
-_REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize")
-_UNSUPPORTED_STEPS = ("do_center_crop", "do_pad")
+_STEPS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,12 @@ def read_image_input(image_processor: Any) -> ImageInput:
 
     Raise `SourceError` if a step is unsupported.
     """
-    missing = [step for step in _REQUIRED_STEPS if not getattr(image_processor, step, False)]
-    extra = [step for step in _UNSUPPORTED_STEPS if getattr(image_processor, step, False)]
     size = dict(image_processor.size)
-    if missing or extra or not {"height", "width"} <= size.keys():
+    steps = {step: bool(getattr(image_processor, step, False)) for step in _STEPS}
+    if steps != _STEPS or not {"height", "width"} <= size.keys():
         raise SourceError(
-            f"the image processor has size {size}, disabled steps {missing}, unsupported steps"
-            f" {extra}; allowed: resizing to one height and width, rescaling and normalisation"
+            f"the image processor has size {size} and {steps}; allowed: a height and a width, and"
+            f" {_STEPS}"
         )
     return ImageInput(
         size_wh=(size["width"], size["height"]),

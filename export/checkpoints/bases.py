@@ -60,7 +60,6 @@ class CheckpointFacts:
             )
 
     def applied_to(self, entry: CatalogEntry) -> CatalogEntry:
-        """Return the entry with these numbers."""
         return replace(entry, **asdict(self))
 
 
@@ -111,7 +110,6 @@ def _id_of_fine_tune(name: str) -> tuple[str, ...]:
 
 
 def _repository_row(repository: str) -> dict[str, object]:
-    """Return the keys of an entry that a repository itself gives."""
     return {
         "id": hub_model_id(repository),
         "source": repository,
@@ -136,7 +134,6 @@ def _hub_adapter_entry(repository: str, folder: Path) -> CatalogEntry:
 
 
 def served_catalog() -> Path:
-    """Return the catalog that the service reads."""
     return Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE))
 
 

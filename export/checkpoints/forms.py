@@ -41,7 +41,6 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
 
 
 def _unpickled(source: Source, scratch: Path) -> Source:
-    """Return the same checkpoint with its weights in safetensors."""
     folder = scratch / "safetensors"
     folder.mkdir()
     for name in SETTINGS_FILES:

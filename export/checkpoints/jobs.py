@@ -119,7 +119,6 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the installed version of every library that affects an export."""
     return dict(zip(_LIBRARIES, map(version, _LIBRARIES), strict=True))
 
 

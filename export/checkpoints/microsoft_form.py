@@ -83,15 +83,7 @@ _NOT_GROUNDED = (
     " nobody, none, several, some, somebody, someone, something, each other, one another,"
     " the image, image, images, the, a, an, a group, other objects, lots, a set"
 )
-_FLAGS = {
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": False,
-    "special": True,
-}
-
-
+_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "TokenizersBackend",
     "backend": "tokenizers",
@@ -115,6 +107,7 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
         num_rows = write_weights(
             name, weights, _num_tokens(tokenizer), output / "model.safetensors"
         )
+        token_ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
         text = text_config(config, num_rows)
         ids = {key: text[key] for key in _SPECIAL_IDS}
         documents = {
@@ -122,7 +115,7 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
                 "architectures": ["Florence2ForConditionalGeneration"],
                 "model_type": "florence2",
                 "is_encoder_decoder": True,
-                "image_token_id": _token_id(tokenizer, _IMAGE),
+                "image_token_id": token_ids[_IMAGE],
                 "text_config": text,
                 "vision_config": vision_config(config),
                 "tie_word_embeddings": True,
@@ -185,7 +178,6 @@ def generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the keys of `defaults`."""
     return {key: _value(values, key, default) for key, default in defaults.items()}
 
 
@@ -220,13 +212,6 @@ def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     for token in tokenizer.get("added_tokens") or []:
         ids.append(token["id"])
     return int(max(ids)) + 1
-
-
-def _token_id(tokenizer: Mapping[str, Any], content: str) -> int:
-    for token in tokenizer["added_tokens"]:
-        if token["content"] == content:
-            return int(token["id"])
-    raise KeyError(content)
 
 
 def processor_config(folder: Path) -> dict[str, Any]:

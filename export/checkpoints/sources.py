@@ -61,7 +61,6 @@ class Source:
         return weight_files(self.folder)
 
     def missing_weights(self) -> list[str]:
-        """Return the names of the shards of an index that are not there."""
         return [path.name for path in self.weights() if not path.is_file()]
 
     def hashes(self) -> dict[str, str]:
@@ -87,7 +86,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weights_root(folder: Path) -> Path | None:
-    """Return the file of all tensors, or the index of their files."""
     return next(filter(Path.is_file, map(folder.joinpath, _WEIGHTS_ROOTS)), None)
 
 
@@ -186,7 +184,6 @@ def check_config(source: Source, config: Mapping[str, Any], family: Family) -> N
 
 
 def is_microsoft_form(source: Source) -> bool:
-    """Return True for a Florence-2 checkpoint in Microsoft's own form."""
     config = read_config(source)
     vision_type = config["vision_config"].get("model_type")
     is_florence2: bool = config["model_type"] == "florence2"

@@ -58,13 +58,13 @@ class CheckpointTensors(Mapping[str, Tensor]):
     referenced.
     """
 
-    def __init__(self, stored: Mapping[str, _Place], dtype: torch.dtype, model: Any) -> None:
-        self._stored = stored
+    def __init__(self, places: Mapping[str, _Place], dtype: torch.dtype, model: Any) -> None:
+        self._stored = places
         self._tied: Mapping[str, str] = model.all_tied_weights_keys  # name -> whose tensor it has
-        self._places = {name: place for name, place in stored.items() if name not in self._tied}
+        self._names = dict.fromkeys(name for name in places if name not in self._tied)
         self._dtype = dtype
         text_config = model.config.get_text_config(decoder=True)
-        self.num_parameters = sum(weight.numel() for weight in model.parameters())  # tied ones once
+        self.num_parameters = sum(map(torch.numel, model.parameters()))  # tied ones once
         self.context_window: int = text_config.max_position_embeddings
         self.vocabulary_size: int = text_config.vocab_size
 
@@ -78,9 +78,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
             model = empty_model(folder)
         expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
         try:
-            places = {
-                name: place for name, place in _places(folder, model, expected) if name in expected
-            }
+            places = _places(folder, model, expected)
             dtype = stored_dtype(folder)
         except (OSError, SafetensorError) as error:
             raise SourceError(f"the checkpoint's weights cannot be read: {error}") from error
@@ -94,20 +92,20 @@ class CheckpointTensors(Mapping[str, Tensor]):
             if place.shape != expected[name]:
                 raise SourceError(
                     f"{name} has the shape {place.shape}; that of the configuration is"
-                    f" {expected[name]}: copy the config.json that was saved with the weights"
+                    f" {expected[name]}"
                 )
         return cls(places, dtype, model)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor in the checkpoint's dtype: float32 if it has several."""
-        tensor = self._places[name].read()
+        tensor = self._stored[name].read()
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names)
 
     def check_tied(self) -> None:
         """Raise `SourceError` for a weight that differs from one that it is tied to."""
@@ -127,7 +125,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         """
         for weights in (module.named_parameters(prefix), module.named_buffers(prefix)):
             for name, weight in weights:
-                if name in self._places and not weight.is_meta:
+                if name in self._names and not weight.is_meta:
                     weight.data = self[name].to(weight.dtype, copy=True)
 
 
@@ -194,24 +192,24 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return _FLOATS[floats.pop()] if len(floats) == 1 else torch.float32
 
 
-def _places(
-    folder: Path, model: Any, expected: Mapping[str, object]
-) -> Iterator[tuple[str, _Place]]:
-    """Yield every stored tensor under transformers' name.
+def _places(folder: Path, model: Any, expected: Mapping[str, object]) -> dict[str, _Place]:
+    """Return the stored tensors of the model under transformers' names.
 
     The rules are those of `from_pretrained`.
     """
     renamings: Any = get_model_conversion_mapping(model)
+    places = {}
     for shard in weight_files(folder):
         with safe_open(shard, framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 (not a dict)
-                name, _ = rename_source_key(
-                    stored, renamings, [], model.base_model_prefix, dict(expected)
-                )
-                yield (
-                    stored if stored in expected and name not in expected else name,
-                    _Place(shard, stored, tuple(tensors.get_slice(stored).get_shape())),
-                )
+                prefix = model.base_model_prefix
+                name, _ = rename_source_key(stored, renamings, [], prefix, dict(expected))
+                if stored in expected and name not in expected:
+                    name = stored
+                if name in expected:
+                    shape = tuple(tensors.get_slice(stored).get_shape())
+                    places[name] = _Place(shard, stored, shape)
+    return places
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:

@@ -171,7 +171,6 @@ def _log_shortfalls(subject: str, run: AnswerRun, part: Part) -> None:
 
 
 def agreement(answers: Sequence[ModelAnswer], expected: Sequence[ModelAnswer]) -> AnswerAgreement:
-    """Compare the answers to the same prompts, one or more."""
     shares = []
     ious = list[float]()
     num_boxes = num_expected_boxes = 0
@@ -248,7 +247,6 @@ def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Pict
 
 
 def _scenes(manifest: Manifest) -> Iterator[Picture]:
-    """Yield rendered scenes, each with its first object as subject."""
     for seed in range(_FIRST_SCENE, _FIRST_SCENE + _NUM_SCENES):
         scene = sample_scene(seed)
         yield _picture(scene.objects[0].name, render_scene(scene, _SCENE_PX), manifest)
@@ -344,7 +342,6 @@ class AnswerCheck:
         return runs
 
     def _answers(self, precisions: Mapping[Part, Sequence[Precision]]) -> dict[Pair, Answers]:
-        """Return the answers of each pair of precisions."""
         features = dict[Precision, Features]()
         for encoder in dict.fromkeys(("float32", *precisions["encoder"])):
             features[encoder] = self._encode(encoder)
@@ -374,7 +371,6 @@ class AnswerCheck:
         features: Mapping[Precision, Features],
         answers: Mapping[Pair, Answers],
     ) -> None:
-        """Add a decoder's answers to those of its pairs."""
         max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions

@@ -69,17 +69,14 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The prompt as one string."""
         return "".join(segment.text for segment in self.prompt)
 
     @property
     def segments(self) -> list[tuple[str, bool]]:
-        """The prompt as the runner reads it."""
         return [(segment.text, segment.is_control) for segment in self.prompt]
 
     @property
     def grammar(self) -> str | None:
-        """The grammar by which the service constrains the answer."""
         if self.task_id is None:
             return None
         return FAMILIES[self.entry.family].answer_grammar(self.entry, self.task_id, self.parameters)
@@ -104,7 +101,6 @@ class Question:
         image_size_wh: tuple[int, int],
         mask_decoder: MaskDecoder | None,
     ) -> Result:
-        """Return the answer of a task as the service parses it."""
         assert self.task_id is not None
         answer = AnswerText(decoder)
         answer.push(sequence.token_ids)

@@ -115,7 +115,6 @@ def make_probes(
 
 
 def _requests(scene: Scene) -> list[tuple[str, dict[str, object]]]:
-    """Return requests of every task about a scene's objects, with their tasks."""
     first = scene.objects[0]
     region = [side * _SCENE_PX / CANVAS_PX for side in box_xyxy(first)]
     names = [scene_object.name for scene_object in scene.objects]
@@ -153,7 +152,6 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
 
 
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
-    """Compute image features, prompt ids and answers of every probe."""
     images = list(map(attrgetter("image"), probes))
     texts = list(map(attrgetter("question.text"), probes))
     features = reference.image_features(images)
@@ -246,7 +244,6 @@ def measure_encoders(
 
 @contextmanager
 def leaving_out_broken(part: Part, entry: CatalogEntry, precision: Precision) -> Iterator[None]:
-    """Log and leave a precision out that breaks the model."""
     try:
         yield
     except ParityError as error:
@@ -303,10 +300,9 @@ def compare_features(features: Tensor, expected: Tensor) -> Measured:
             f"image features have shape {tuple(features.shape)}; the reference has"
             f" {tuple(expected.shape)}"
         )
-    norms = features.norm(dim=-1) * expected.norm(dim=-1)
     measured = {
         "num_images": len(features),
-        "min_cosine": float(((features * expected).sum(dim=-1) / norms).min()),
+        "min_cosine": float(torch.cosine_similarity(features, expected, dim=-1).min()),
         "max_abs_error": float((features - expected).abs().max()),
         "max_abs_reference": float(expected.abs().max()),
     }

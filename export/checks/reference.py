@@ -31,7 +31,7 @@ from runners.decoder.protocol import Decoder
 from runners.models.layers import Linear, PackedLinear, can_pack
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
-from wire.artifacts.manifest import Family, Precision
+from wire.artifacts.manifest import Device, Family, Precision
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
 _NUM_TOP_LOGITS = 8  # tokens beyond these are not near ties
@@ -206,7 +206,6 @@ class StreamedWeights(DecoderWeights):
 
     @property
     def num_bytes(self) -> int:
-        """The size in float32."""
         num_weights = 0
         for name, tensor in self.source.items():
             if name.startswith(self.prefix):
@@ -229,11 +228,17 @@ class StreamedWeights(DecoderWeights):
 
 
 def load_for_checks(
-    folder: Path, family: Family, precision: Precision, is_large: bool, max_positions: int = 0
+    folder: Path,
+    family: Family,
+    precision: Precision,
+    is_large: bool,
+    max_positions: int = 0,
+    device: Device = "cpu",
 ) -> Decoder:
-    """Load a decoder onto the CPU; that of a large model in float32 runs layer by layer."""
-    weights_of = StreamedWeights if is_large and precision == "float32" else DecoderWeights
-    return load_decoder(folder, family, precision, "cpu", max_positions, weights_of)
+    """Load a decoder; that of a large model in float32 runs layer by layer on the CPU."""
+    is_streamed = is_large and (precision, device) == ("float32", "cpu")
+    weights_of = StreamedWeights if is_streamed else DecoderWeights
+    return load_decoder(folder, family, precision, device, max_positions, weights_of)
 
 
 class _StreamedLayers(Sequence[LayerT], Generic[LayerT]):

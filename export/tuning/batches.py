@@ -67,19 +67,14 @@ class Batches:
 
         Raise `ExportError` if it has more tokens than the model has positions.
         """
-        prompt = self._encoded(example.prompt)
+        prompt = (self._bos_id, *self._encoded(example.prompt))
         answer = (*self._encoded(example.answer), self._eos_id)
         if self._is_encoder_decoder:
-            ids = TokenizedExample(
-                example.image, (self._bos_id, *prompt, self._eos_id), (self._bos_id, *answer)
-            )
+            ids = TokenizedExample(example.image, (*prompt, self._eos_id), (self._bos_id, *answer))
             longest = max(self._num_image_tokens + len(ids.prompt_ids), len(ids.answer_ids))
         else:
-            ids = TokenizedExample(
-                example.image,
-                (self._bos_id, *prompt, *self._tokenizer.encode([_LINE_BREAK])),
-                answer,
-            )
+            line_break = self._tokenizer.encode([_LINE_BREAK])
+            ids = TokenizedExample(example.image, (*prompt, *line_break), answer)
             longest = self._num_image_tokens + len(ids.prompt_ids) + len(ids.answer_ids)
         if longest > (limit := self._model.config.text_config.max_position_embeddings):
             raise ExportError(
@@ -90,7 +85,6 @@ class Batches:
 
     @torch.no_grad()
     def stack(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
-        """Return the inputs of the model's forward pass."""
         features, input_rows, attention, labels, types = [], [], [], [], []
         for example in examples:
             features.append(self._image_features(example.image))

@@ -10,14 +10,19 @@ big_vision/pp/proj/paligemma/segmentation.py.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from numpy.random import Generator, default_rng
 from tqdm import tqdm
 
-from diptych_client.evaluation.dataset import LabelledImage, NoSuchSplit
+from diptych_client.evaluation.dataset import (
+    LabelledImage,
+    NoSuchSplit,
+    TrueObject,
+    TruePhrase,
+)
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
@@ -33,7 +38,6 @@ from tasks.florence2.prompts import asked_per_prompt
 from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
-from tasks.results import BoxXyxy
 from tasks.table import MAX_LABELS, TASKS, parse_parameters
 
 _SPLIT = "train"
@@ -60,23 +64,21 @@ class TuningImage:
     @property
     def boxes(self) -> list[LabelledBox] | None:
         """The objects to learn; crowds are none. None without labels of objects."""
-        if self.labels.objects is None:
-            return None
         objects = self.labels.objects
-        return [_box(item.label, item.box_xyxy) for item in objects if not item.is_crowd]
+        return None if objects is None else _boxes(item for item in objects if not item.is_crowd)
 
     @property
     def phrase_boxes(self) -> list[LabelledBox]:
-        boxes = []
-        for item in self.labels.phrases:
-            if item.box_xyxy is not None:
-                boxes.append(_box(item.label, item.box_xyxy))
-        return boxes
+        return _boxes(self.labels.phrases)
 
 
-def _box(label: str, box: BoxXyxy) -> LabelledBox:
-    """Return a box whose label has single spaces, as a request's labels are read."""
-    return LabelledBox(" ".join(label.split()), box)
+def _boxes(items: Iterable[TrueObject | TruePhrase]) -> list[LabelledBox]:
+    """Return the boxes with single spaces in their labels, as a request's labels are read."""
+    boxes = []
+    for item in items:
+        if item.box_xyxy is not None:
+            boxes.append(LabelledBox(" ".join(item.label.split()), item.box_xyxy))
+    return boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,6 @@ def read_labels(
 
 
 def _size_of(path: Path, problems: Problems) -> tuple[int, int] | None:
-    """Return the size of the upright image; a damaged one is a problem."""
     try:
         return read_image(path).size
     except (OSError, ImageError) as error:
@@ -167,7 +168,6 @@ def _examples(
     values: Mapping[str, object],
     truth: Sequence[LabelledBox] | str,
 ) -> Iterator[Example]:
-    """Yield an example for each prompt of a request."""
     try:
         if not isinstance(truth, str):
             # a label that a request for it could not have is refused

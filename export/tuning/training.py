@@ -155,7 +155,6 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
 
 
 def epochs_of(log: Sequence[Mapping[str, Any]]) -> list[Epoch]:
-    """Return the evaluated epochs of a trainer's log."""
     epochs = []
     loss = float("nan")
     for row in log:

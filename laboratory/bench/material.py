@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from export.artifacts.store import has_current_version, new_version
+from export.artifacts.store import new_version, verified_manifest
 from export.checkpoints.bases import CATALOG_FILE
 from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checks.parity import ProbePlan
@@ -75,7 +75,8 @@ def make_model(folder: Path) -> CatalogEntry:
         rules_file.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
     entry = write_catalog(folder)
     job = replace(plan_job(entry, ExportOptions()), photographs=())
-    if not has_current_version(entry.id, job.build_key):
+    current = verified_manifest(entry.id)
+    if current is None or current.build_key != job.build_key:
         with new_version(entry.id) as artifacts:
             make_artifacts(job, artifacts, probe_plan=_PROBES)
     return entry

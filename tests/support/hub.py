@@ -19,12 +19,10 @@ REPOSITORY = "tests/florence-2-mini"
 BRANCHES = ("main", "bfloat16")
 _MODEL = f"/api/models/{REPOSITORY}"
 
-Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
+Failure = Literal["gated", "no revision", "broken xet"]
 _REFUSALS: dict[str | None, tuple[int, dict[str, str]]] = {
     "gated": (403, {"X-Error-Code": "GatedRepo"}),
-    "no repository": (401, {"X-Error-Code": "RepoNotFound"}),
     "no revision": (404, {"X-Error-Code": "RevisionNotFound"}),
-    "server error": (503, {}),
 }
 
 
@@ -98,9 +96,6 @@ class _HubHandler(Handler):
             route = f"{self.hub.address}{_MODEL}/xet-read-token/{COMMIT}"
             headers |= {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": route}
             headers["X-Linked-Size"] = str(len(content))
-        if is_large and self.hub.failure == "cut off":
-            content = content[: len(content) // 2]
-            self.close_connection = True
         self.send(200, content, headers)
 
     def _xet_connection(self) -> dict[str, str]:

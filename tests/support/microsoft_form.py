@@ -248,9 +248,7 @@ def bart_tokenizer() -> dict[str, Any]:
     return tiny_tokenizer(text, control) | {"pre_tokenizer": {"type": "ByteLevel"} | splits}
 
 
-def write_microsoft_form(
-    weights: Mapping[str, Tensor], folder: Path, is_pickled: bool = False
-) -> None:
+def write_microsoft_form(weights: Mapping[str, Tensor], folder: Path) -> None:
     files = {
         "config.json": microsoft_config(),
         "generation_config.json": {"num_beams": 3, "early_stopping": False},
@@ -261,10 +259,7 @@ def write_microsoft_form(
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
     (folder / "modeling_florence2.py").write_text("raise SystemExit('code was run')")
-    if is_pickled:
-        torch.save(dict(weights), folder / "pytorch_model.bin")
-    else:
-        save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def update_json(file: Path, **values: object) -> None:

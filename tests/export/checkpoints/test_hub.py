@@ -139,14 +139,6 @@ def test_a_cached_checkpoint_needs_no_network(
     assert hub.requested == []
 
 
-def test_a_broken_download_resumes(store: ModelStore, tmp_path: Path) -> None:
-    with running_hub(CHECKPOINT, "cut off") as hub:
-        run = export(store, hub, tmp_path / "cache")
-        assert_refused(run, store, COMMIT, "RemoteProtocolError")
-        hub.failure = None
-        assert plan(store, hub, tmp_path / "cache") == COMMIT
-
-
 def test_a_file_with_another_hash_is_refused(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:

@@ -11,13 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.asking import Question
-from export.checks.parity import ProbePlan
 from export.checks.reference import Reference
 from export.errors import SourceError
-from export.pipeline import make_artifacts
 from export.scenes import render_scene, sample_scene
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
@@ -28,7 +25,6 @@ from runners.models.load import load_decoder
 from tasks.catalog import TaskOverride
 from tests.support.catalog import FLORENCE
 from tests.support.checkpoint_forms import add_tokens
-from tests.support.fitting_entries import fitting
 from tests.support.lora import unmerged, write_adapter
 from tests.support.microsoft_form import (
     NUM_ROWS,
@@ -39,7 +35,7 @@ from tests.support.microsoft_form import (
 )
 from tests.support.reference_answers import reference_answer
 from wire.artifacts.adapter_folder import WEIGHTS_FILE, AdapterLimits
-from wire.artifacts.manifest import DECODER_FILE, verify_files
+from wire.artifacts.manifest import DECODER_FILE
 
 PROMPTS = ("What does the image describe?", "Locate the objects with category name in the image.")
 MAX_NEW_TOKENS = 16
@@ -151,22 +147,6 @@ def test_added_tokens_are_control_tokens_and_a_users_text_never_is(
         assert answered(decoder, SequenceRequest(features, prompt_ids, 12)) == [list(expected)]
     from_user = decoder.text.prompt_ids([("<DocVQA><my_label>", False)])
     assert not {num_rows - 2, num_rows - 1} & set(from_user)
-
-
-@pytest.mark.long
-def test_a_pickled_checkpoint_exports_and_agrees_with_transformers(
-    model: MicrosoftModel, tmp_path: Path
-) -> None:
-    folder = tmp_path / "microsoft"
-    artifacts = tmp_path / "artifacts"
-    folder.mkdir()
-    artifacts.mkdir()
-    write_microsoft_form(model.weights(), folder, is_pickled=True)
-    job = fitting(plan_job(find_entry("florence-2-base"), ExportOptions(source=str(folder))))
-    manifest = make_artifacts(replace(job, photographs=()), artifacts, probe_plan=ProbePlan(2, 8))
-    verify_files(artifacts, manifest)
-    assert (manifest.source, manifest.num_image_tokens) == (str(folder), 577)
-    assert manifest.parity["tokens"]["num_near_ties"] == 0
 
 
 def test_new_rows_are_never_chosen(plain: Path) -> None:
