@@ -2,9 +2,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from export.checkpoints.tensors import load_checkpoint
+from export.checkpoints.tensors import load_checkpoint, stored_dtype
 from export.checks.reference import Reference
 from runners.tokens.text import GenerationRules
 from tests.support.export_cli import MODELS
@@ -33,3 +33,19 @@ def test_ids_missing_in_the_rules_are_the_models(tmp_path: Path) -> None:
     model = load_checkpoint(copy, torch.float32)
     rules = GenerationRules.of(model.generation_config.to_dict())
     assert rules == GenerationRules.load(MODELS / "florence-2-mini")
+
+
+def test_reference_is_float32_whatever_is_stored(checkpoint: Path) -> None:
+    assert {parameter.dtype for parameter in Reference.load(checkpoint).model.parameters()} == {
+        torch.float32
+    }
+    assert stored_dtype(checkpoint) == torch.float16
+
+
+def test_several_stored_dtypes_are_loaded_as_float32(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(1, dtype=torch.bfloat16), "ids": torch.zeros(1, dtype=torch.long)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert stored_dtype(tmp_path) == torch.bfloat16
+    tensors["b"] = torch.zeros(1, dtype=torch.float16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert stored_dtype(tmp_path) == torch.float32

@@ -23,7 +23,7 @@ from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
 from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
-from tests.support.evaluations import OBJECTS, write_coco, write_images, write_voc, write_yolo
+from tests.support.evaluations import write_images, write_voc, write_yolo
 
 SIZE_WH = (320, 240)
 CAT = LabelledBox("cat", (9.0, 9.0, 60.0, 70.0))
@@ -224,14 +224,6 @@ def test_damaged_labels_and_images_are_named_and_left_out(tmp_path: Path) -> Non
     label, image = problems.lines
     assert "b.txt, line 2: class 7 is not one of the 2 classes; object left out" in label
     assert "a.png: it cannot be read: " in image
-
-
-def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
-    folder = write_coco(tmp_path / "labels")
-    images = (folder / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(ExportError, match="give its folder with --images"):
-        read(folder)
-    assert read(folder, images) == list(OBJECTS)
 
 
 def test_only_the_training_split_is_read(tmp_path: Path) -> None:
