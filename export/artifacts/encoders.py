@@ -25,7 +25,7 @@ from export.artifacts.onnx_graphs import (
 )
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
-from export.errors import ExportError
+from export.errors import ExportError, SourceError
 from runners.adapters.peft import VisionPart
 from wire.artifacts.manifest import ArtifactError, Precision, vision_encoder_file
 
@@ -95,6 +95,9 @@ def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
         tensors.fill(model.get_submodule(name), name)
     if merged is not None:
         model.load_state_dict(load_file(merged), strict=False)
+    for name, weight in model.named_parameters():
+        if name.startswith(VISION_PREFIXES) and not weight.isfinite().all():
+            raise SourceError(f"{name} is infinite or not a number: the training diverged")
     return model
 
 

@@ -95,7 +95,7 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
 
     Its numbers are its base's until the weights are there.
     """
-    for entry in load_catalog(CATALOG_FILE, _id_of_fine_tune(repository)).values():
+    for entry in load_catalog(CATALOG_FILE, _fine_tunes(repository)).values():
         if entry.source == repository:
             return replace(entry, id=hub_model_id(repository))
     row = {**entry_row(base_entry(config)), **_repository_row(repository)}
@@ -103,10 +103,9 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
     return parse_entry(row)
 
 
-def _id_of_fine_tune(name: str) -> tuple[str, ...]:
-    """Return the id that a repository of Google's has, if it is one of an entry with a `*`."""
-    owner, _, model_id = name.rpartition("/")
-    return (model_id.lower(),) if owner in ("", "google") else ()
+def _fine_tunes(name: str) -> list[str]:
+    """Return the id of an entry with a `*` that a repository may be one of."""
+    return [name.rpartition("/")[2].lower()]
 
 
 def _repository_row(repository: str) -> dict[str, object]:
@@ -123,7 +122,7 @@ def _repository_row(repository: str) -> dict[str, object]:
 def _hub_adapter_entry(repository: str, folder: Path) -> CatalogEntry:
     """Return the entry of an adapter over the one with its base's name as id, source or alias."""
     name = read_adapter_config(folder).get("base_model_name_or_path")
-    for entry in load_catalog(served_catalog(), _id_of_fine_tune(str(name))).values():
+    for entry in load_catalog(served_catalog(), _fine_tunes(str(name))).values():
         if entry.adapter_of is None and name in (entry.id, entry.source, *entry.aliases):
             row = _repository_row(repository)
             return adapter_entry(str(row.pop("id")), str(row.pop("source")), row, entry)
