@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -127,7 +128,7 @@ def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObj
 def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
     labels = set[str]()
     for labelled in labelled_images:
-        labels.update(true.label for true in labelled.objects or ())
+        labels.update(map(attrgetter("label"), labelled.objects or ()))
     return tuple(sorted(labels))
 
 

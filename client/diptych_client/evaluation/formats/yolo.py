@@ -1,11 +1,11 @@
 """Ultralytics' YOLO layout (docs.ultralytics.com), with or without its data.yaml.
 
-data.yaml names the classes and the splits. A split is a folder of images, a list of folders, or a
-text file of paths. The labels of …/images/….jpg are in …/labels/….txt, or beside the image: `class
-x_center y_center width height`, or `class x1 y1 x2 y2 …`, as parts of the width and the height. All
-of them are in the folder of data.yaml: its `path` is followed within it, and is often that of
-another machine. Without data.yaml the classes are in classes.txt (Label Studio, labelImg),
-obj.names (CVAT) or _darknet.labels (Roboflow).
+A split of data.yaml is a folder of images, a list of folders, or a text file of paths. The labels
+of …/images/….jpg are in …/labels/….txt, or beside it: `class x_center y_center width height`, or
+`class x1 y1 x2 y2 …`, as parts of the width and the height. All of them are in the folder of
+data.yaml: its `path` is followed within it, and is often that of another machine. Without data.yaml
+the classes are in classes.txt (Label Studio, labelImg), obj.names (CVAT) or _darknet.labels
+(Roboflow).
 
 A written dataset has dataset.yaml, images/train (hard links, or copies on another file system) and
 labels/train; `val` equals `train`, the split is the user's.
