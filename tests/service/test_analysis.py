@@ -249,6 +249,13 @@ def test_refused_before_anything_runs(step: dict[str, Any], code: str, param: st
     assert not channel_of(of, FLORENCE_ID).calls
 
 
+def test_objects_of_several_answers() -> None:
+    both = {"id": "things", "task": "open_vocabulary_detection", "labels": ["red circle"]}
+    steps = (both | {"models": [FLORENCE_ID, PALIGEMMA_ID]}, CROP)
+    answers = run(answered(core(), *steps)).steps[1].answers
+    assert {answer.of for answer in answers} == {0, 1}
+
+
 def test_error_of_one_of_several_models() -> None:
     step = {"id": "a", "task": "captioning", "detail": "paragraph", "models": [PALIGEMMA_ID]}
     analysis = run(answered(core(), step))
