@@ -353,7 +353,6 @@ class BatchRun:
             self._is_stopped = True
 
     def _append_expired(self) -> None:
-        """Append an error for each request that was not run; raise `NoRoom`."""
         lines: list[OutputLine] = []
         for place in self._store.unanswered(self._state):
             custom_id = parse_line(self._line(place)).custom_id

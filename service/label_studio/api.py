@@ -76,7 +76,6 @@ def _credentials(request: Request) -> tuple[str, str]:
 
 
 def _redirected(request: Request, response: Response) -> Response:
-    """Redirect Label Studio to the message of an error."""
     is_failed = response.status_code in STATUSES.values()
     agent = request.headers.get("user-agent", "")
     if request.url.path.startswith(f"{PREFIX}/failed/"):

@@ -91,7 +91,6 @@ class InferRequest:
 
 
 def _input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
-    """Return the inputs by name: the image, the common fields, and the parameters of `tasks`."""
     schemas: JsonObject = {"image": {"type": "string"}}
     schemas |= GenerationFields.model_json_schema()["properties"]
     for parameter in chain.from_iterable(task.parameters for task in tasks):

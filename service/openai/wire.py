@@ -84,7 +84,6 @@ class ChatMessage(StrictModel):
 
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a client's JSON Schema; raise `ValueError` if it is large or deeply nested."""
     num_values = _num_values(schema, _MAX_SCHEMA_LEVELS)
     if num_values > _MAX_SCHEMA_NODES or len(json.dumps(schema)) > _MAX_SCHEMA_CHARS:
         raise _unbounded()

@@ -147,7 +147,6 @@ def _spawned(part: Part, number: int) -> int:
 
 
 def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoReturn:
-    """Serve in a fork of the supervisor."""
     status = 1
     try:
         end_with(parent)
@@ -164,7 +163,6 @@ def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoR
 
 
 def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> None:
-    """Run BentoML's worker for a part until it ends."""
     os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
     # removed by the supervisor, however this process ends; without space there is no folder, as
     # nothing that a request needs is written there
