@@ -48,23 +48,18 @@ class RunnerChannel(Protocol):
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcome of each sequence; raise a `ChannelError`."""
-        ...
 
     def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield the source of the features, then each sequence's text as written and its outcome.
 
         Raise a `ChannelError`. Closing the generator ends the sequences.
         """
-        ...
 
     async def is_ready(self) -> bool:
         """Return True if the runner reports within a second that it is ready."""
-        ...
 
     async def adapters(self) -> AdapterStates | None:
         """Return the adapters of the runner, or None without an answer within a second."""
-        ...
 
     async def close(self) -> None:
         """Free what the channel holds; make no call after that."""
-        ...
