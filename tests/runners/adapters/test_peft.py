@@ -74,6 +74,7 @@ def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
     ("config", "rank", "factor"),
     [
         ({}, 2, 4.0),
+        ({"r": LIMITS.max_rank}, LIMITS.max_rank, 0.5),
         ({"use_rslora": True}, 2, 8 / math.sqrt(2)),
         ({"rank_pattern": {"q_proj": 4}}, 4, 2.0),
         ({"rank_pattern": {"k_proj": 4}}, 2, 4.0),
