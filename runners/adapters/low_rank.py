@@ -73,8 +73,7 @@ class LowRank:
         """Copy an adapter's product, if it has one for this layer, to its columns of the pool."""
         first = columns.start * self.num_joined
         stop = columns.stop * self.num_joined
-        self.down[first:stop] = 0
-        self.up[first:stop] = 0
+        self.up[first:stop] = 0  # the rest of `down` is finite
         if product is not None:
             last = first + len(product.down)
             self.down[first:last] = product.down

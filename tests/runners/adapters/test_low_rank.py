@@ -88,6 +88,16 @@ def test_each_row_gets_base_and_its_own_products() -> None:
         torch.testing.assert_close(layer(states), expected)
 
 
+def test_an_eager_pass_follows_a_captured_one() -> None:
+    adapters, pool, layer = pooled_layer(4)
+    adapters.add("large", tensors(5, "q"))  # has no place in the pool
+    adapters.is_other = pool.is_other(torch.zeros(1, dtype=torch.long))
+    states = torch.ones(1, 1, WIDTH)
+    assert layer(states).equal(layer.base(states))
+    adapters.select(["large"])
+    assert not layer(states).equal(layer.base(states))
+
+
 def test_an_adapter_for_which_no_columns_are_free_has_no_place() -> None:
     adapters, pool, _ = pooled_layer(4)
     adapters.add("large", tensors(5, "q"))
