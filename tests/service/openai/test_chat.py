@@ -83,6 +83,7 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
         (message({"type": "input_audio"}), "invalid_request", "messages.0.content.0"),
+        (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
         (body(model="gpt-4o"), "unknown_model", "model"),
         (message(text("<OCR>"), image("https://a/b")), "invalid_request", "image"),

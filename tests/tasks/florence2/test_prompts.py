@@ -120,7 +120,13 @@ def test_bins_of_a_read_region() -> None:
     assert asked_task.region_shares == pytest.approx((0.0005, 0.0075, 0.5235, 0.9995))
 
 
-WRONG = ["<OD> cats", "<REGION_TO_OCR>", "<REGION_TO_OCR><loc_1><loc_2><loc_3>", "<REGION_TO_OCR>x"]
+WRONG = [
+    "<NOTHING>",
+    "<OD> cats",
+    "<REGION_TO_OCR>",
+    "<REGION_TO_OCR><loc_1><loc_2><loc_3>",
+    "<REGION_TO_OCR>x",
+]
 
 
 @pytest.mark.parametrize("text", WRONG)
