@@ -7,17 +7,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.artifacts.vision_module import read_image_input
+from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
+from export.checkpoints.tensors import CheckpointTensors
 from export.checks.parity import ProbePlan
+from export.checks.reference import load_processor
 from export.errors import ParityError
-from export.pipeline import make_artifacts
+from export.pipeline import facts_of, make_artifacts
+from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
-from tests.support.export_random import PROBES, export_random
 from tests.support.microsoft_form import update_json
 from tests.support.random_weights import SHAPES
 from wire.artifacts.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_files
 
 MODEL_ID = "florence-2-mini"
+PROBES = ProbePlan(2, 12)  # real widths take seconds per image
 
 
 @pytest.fixture
@@ -124,7 +129,17 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["florence-2-large", "paligemma-3b-mix-224", "paligemma-3b-pt-896"]
 )
 def test_real_widths_pass_parity(name: str, tmp_path: Path, artifacts: Path) -> None:
-    manifest = export_random(name, tmp_path / "checkpoint", artifacts)
+    write_random_checkpoint(SHAPES[name], tmp_path / "checkpoint", max_layers=1)
+    mask_decoder = MODELS / "paligemma-mini" / "vae.npz" if name.startswith("paligemma") else None
+    options = ExportOptions(source=str(tmp_path / "checkpoint"), mask_decoder=mask_decoder)
+    job = plan_job(find_entry(name), options)
+    with in_transformers_form(job.source) as source:
+        tensors = CheckpointTensors.open(source.folder)
+        image_input = read_image_input(load_processor(source.folder).image_processor)
+    # the entry of the released model, with the numbers of the small one
+    entry = facts_of(tensors, image_input).applied_to(job.entry)
+    small = replace(job, entry=entry, photographs=())
+    manifest = make_artifacts(small, artifacts, probe_plan=PROBES)
     assert manifest == read_manifest(artifacts)
     verify_files(artifacts, manifest)
     assert manifest.num_image_tokens == SHAPES[name].num_image_tokens

@@ -109,38 +109,38 @@ class MicrosoftModel:
     language_model: Any
 
     @classmethod
-    def random(cls, num_rows: int = NUM_ROWS) -> "MicrosoftModel":
+    @torch.no_grad()
+    def random(cls) -> "MicrosoftModel":
         torch.manual_seed(0)
         vision = _VISION | {"embed_dim": _DIM_EMBED, "model_type": "florence_vision"}
         config: Any = Florence2Config(
             text_config={"model_type": "bart", "d_model": _WIDTH}, vision_config=vision
         )
-        values: dict[str, Any] = _TEXT | {"vocab_size": num_rows}
-        text: Any = BartConfig(**values)
-        model = cls(
+        values: Any = _TEXT
+        parts = (
             Florence2VisionBackbone(config.vision_config),
             Florence2MultiModalProjector(config),
-            BartForConditionalGeneration(text),
+            BartForConditionalGeneration(BartConfig(**values)),
         )
-        model._randomise()
-        return model
-
-    @torch.no_grad()
-    def _randomise(self) -> None:
-        for part in (self.vision_tower, self.projector, self.language_model):
+        for part in parts:
             for name, parameter in part.named_parameters():
                 std = _EMBEDDING_STD if "shared" in name else _STD
                 parameter.add_(torch.randn_like(parameter) * std)
             part.half().float().eval()
+        return cls(*parts)
 
     def weights(self) -> dict[str, Tensor]:
-        return microsoft_weights(
-            {
-                "vision_tower": self.vision_tower.state_dict(),
-                "multi_modal_projector": self.projector.state_dict(),
-                "language_model": self.language_model.state_dict(),
-            }
-        )
+        """Return the weights under Microsoft's names, in float16."""
+        weights = dict[str, Tensor]()
+        for name, tensor in self.vision_tower.state_dict().items():
+            weights[f"vision_tower.{_tower_name(name)}"] = tensor
+        for name, tensor in self.projector.state_dict().items():
+            if name == "image_projection.weight":
+                weights["image_projection"] = tensor.T
+            else:
+                weights[name.replace("image_position_embed.", "image_pos_embed.")] = tensor
+        weights |= self.language_model.state_dict(prefix="language_model.")
+        return {name: tensor.half().contiguous().clone() for name, tensor in weights.items()}
 
     @torch.inference_mode()
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -164,22 +164,6 @@ class MicrosoftModel:
         )
         answer: list[int] = output[0, 1:].tolist()
         return answer
-
-
-def microsoft_weights(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the weights of transformers' parts under Microsoft's names, in float16."""
-    weights = {
-        f"vision_tower.{_tower_name(name)}": tensor
-        for name, tensor in parts["vision_tower"].items()
-    }
-    for name, tensor in parts["multi_modal_projector"].items():
-        if name == "image_projection.weight":
-            weights["image_projection"] = tensor.T
-        else:
-            weights[name.replace("image_position_embed.", "image_pos_embed.")] = tensor
-    for name, tensor in parts["language_model"].items():
-        weights[f"language_model.{name}"] = tensor
-    return {name: tensor.half().contiguous().clone() for name, tensor in weights.items()}
 
 
 def microsoft_name(name: str) -> str:
