@@ -1,15 +1,15 @@
 """Fits the calibrations of the embedded models' scores: `python -m laboratory.calibration MODEL…`.
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
-clean, blurred, and so small that the models err, and have shapes of many sizes. Scores in tiles are
-fitted on large images. Needs the group `dev`, for `diptych evaluate`.
+clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
+the smallest object that a model finds on sharp shapes of many sizes. Needs the group `dev`, for
+`diptych evaluate`.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,13 +52,16 @@ def main(models: Sequence[str]) -> None:
     launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_coco(folder / "scenes", chain(difficult_scenes(300), images_of_all_sizes(300)))
+        write_coco(folder / "scenes", difficult_scenes(300))
+        write_coco(folder / "sizes", images_of_all_sizes(300))
         write_coco(folder / "large", large_images(75))
         with running(launch, ROOT / "build" / "calibration.log"), Client(launch.url) as client:
             for model in client.models():
                 rows = []
                 for task in filter(model.tasks.__contains__, TASKS):
-                    rows.append(_fitted(launch.url, model.id, task, folder / "scenes"))
+                    row = _fitted(launch.url, model.id, task, folder / "scenes")
+                    sizes = _fitted(launch.url, model.id, task, folder / "sizes")
+                    rows.append(row | {"min_object_share": sizes["min_object_share"]})
                     rows.append(_fitted(launch.url, model.id, task, folder / "large", *_IN_TILES))
                 document = json.dumps({"calibrations": rows}, indent=1)
                 file = ROOT / "models" / model.id / CALIBRATION_FILE
