@@ -32,8 +32,10 @@ def test_coco_has_boxes_masks_and_text_regions(result: Result) -> None:
 
 
 def test_coco_has_categories_and_captions() -> None:
-    categories = answer(DETECTIONS).to_coco()["categories"]
-    assert categories == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
+    document = answer(DETECTIONS).to_coco()
+    assert document["categories"] == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
+    assert [row["category_id"] for row in document["annotations"]] == [1, 2, 1]
+    assert document["annotations"][0]["bbox"] == [1, 2, 10, 10]
     (caption,) = answer(TEXT).to_coco()["annotations"]
     assert caption == {"id": 1, "image_id": 1, "caption": TEXT.text}
 
@@ -77,11 +79,17 @@ def test_detections_have_quads_or_a_text() -> None:
     assert (len(text), text.metadata) == (0, {"text": TEXT.text})
 
 
-@pytest.mark.parametrize("kind", [DetectionsResult, InstancesResult, TextRegionsResult])
-def test_empty_detections_are_merged(kind: Any) -> None:
-    detections = answer(kind(())).to_supervision()
-    assert len(detections) == 0
-    assert len(supervision.Detections.merge([detections, answer(DETECTIONS).to_supervision()])) == 3
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        (DetectionsResult, DETECTIONS),
+        (InstancesResult, INSTANCES),
+        (TextRegionsResult, TEXT_REGIONS),
+    ],
+)
+def test_empty_detections_are_merged(kind: Any, result: Result) -> None:
+    both = [answer(kind(())).to_supervision(), answer(result).to_supervision()]
+    assert len(supervision.Detections.merge(both)) == len(both[1])
 
 
 CONVERT = """
