@@ -220,8 +220,8 @@ class Answer:
                 shape = (len(masks), self.image.height, self.image.width)
                 detections.mask = np.array(masks, dtype=np.bool_).reshape(shape)
             case TextRegionsResult(regions):
-                quads = np.array([region.quad_xy for region in regions], dtype=np.float32)
-                detections.data["xyxyxyxy"] = quads.reshape(-1, 4, 2)
+                quads = [region.quad_xy for region in regions]
+                detections.data["xyxyxyxy"] = np.array(quads, dtype=np.float32)
             case TextResult(text):
                 detections.metadata["text"] = text
         return detections
