@@ -4,7 +4,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from urllib.parse import urlsplit
 
@@ -22,31 +22,28 @@ _PORTS = {"http": 80, "https": 443}
 
 def examine(connection: ConnectionOptions, as_json: bool) -> bool:
     """Print each check up to the first that fails; return True if none does."""
-    checks: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     with connection.client() as client:
-        for name, check in _checks(connection, client):
+        checks: dict[str, Callable[[], str]] = {
+            "connection": lambda: connected(connection.url),
+            "models": lambda: ", ".join(model.id for model in client.models()),
+            "predict": lambda: predicted(client),
+        }
+        for name, check in checks.items():
             try:
-                checks.append({"name": name, "is_right": True, "found": check()})
+                rows.append({"name": name, "is_right": True, "found": check()})
             except (DiptychError, OSError, ValueError, LookupError) as error:
-                checks.append({"name": name, "is_right": False, "found": str(error)})
+                rows.append({"name": name, "is_right": False, "found": str(error)})
                 break
     if as_json:
-        echo(json.dumps(checks, indent=2, ensure_ascii=False))
+        echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        rows = []
-        for row in checks:
+        lines = []
+        for row in rows:
             result = "ok" if row["is_right"] else "failed"
-            rows.append((str(row["name"]), result, str(row["found"])))
-        Console().print(table_view(("check", "result", "found"), rows))
-    return bool(checks[-1]["is_right"])
-
-
-def _checks(
-    connection: ConnectionOptions, client: Client
-) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "connection", lambda: connected(connection.url)
-    yield "models", lambda: ", ".join(model.id for model in client.models())
-    yield "predict", lambda: predicted(client)
+            lines.append((str(row["name"]), result, str(row["found"])))
+        Console().print(table_view(("check", "result", "found"), lines))
+    return bool(rows[-1]["is_right"])
 
 
 def connected(url: str) -> str:
