@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from laboratory.bench.load import RANDOM_MODEL
@@ -25,6 +26,7 @@ from wire.artifacts.manifest import Device
 # steps of 16 greedy rows: Python's work (0.2 ms) takes less time than a pass of a real model.
 _AIMS = {RANDOM_MODEL: (250.0, 0.1)}
 _ANY_AIMS = (1.0, 1.0)
+_MAX_WARNINGS = 1_000_000
 
 _CHECKS: dict[str, Callable[[Model, Device], report.Verdict]] = {
     "devices": lambda _, device: resources.check_devices(device),
@@ -45,7 +47,9 @@ _CHECKS_OF_A_CARD: dict[str, Callable[[Model], report.Verdict]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; return the exit status."""
     parsed = _parse(arguments)
-    logging.getLogger().addHandler(log := report.LoggedWarnings())
+    log = BufferingHandler(_MAX_WARNINGS)
+    log.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(log)
     models = list(map(Model.of, parsed.models))
     served = list(models)  # random weights have no catalog entry
     if parsed.widths:
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ids = ", ".join(model.id for model in served)
         run("service", ids, partial(check_service, served, device, parsed.seconds))
     print(report.what_to_try(verdicts))
-    report.write(report.FILE, verdicts, log.texts)
+    report.write(report.FILE, verdicts, list(map(log.format, log.buffer)))
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
 
 

@@ -3,7 +3,6 @@ libraries logged, and the host.
 """
 
 import json
-import logging
 import subprocess
 import traceback
 from collections.abc import Callable, Sequence
@@ -63,17 +62,6 @@ def run(check: Callable[[], Verdict], name: str, model: str) -> Verdict:
         }
         verdict = Verdict(measured, "it runs", is_met=False)
     return replace(verdict, check=name, model=model)
-
-
-class LoggedWarnings(logging.Handler):
-    """Keeps the texts of warnings and errors."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
 
 
 def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
