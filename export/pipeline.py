@@ -14,8 +14,8 @@ from typing import Any, get_args
 from export.artifacts.encoders import make_encoders
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.bases import CheckpointFacts, is_hub_entry
-from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
+from export.checkpoints.sources import in_transformers_form
 from export.checkpoints.tensors import (
     CheckpointTensors,
     check_vocabulary,

@@ -19,9 +19,8 @@ from textwrap import indent
 import yaml
 
 from export.checkpoints.bases import ROOT
-from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import find_entry
-from export.checkpoints.sources import resolve_source
+from export.checkpoints.sources import in_transformers_form, resolve_source
 from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from tasks.catalog import CatalogEntry, CatalogError, TaskOverride

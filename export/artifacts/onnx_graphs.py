@@ -35,15 +35,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    helper,
-    numpy_helper,
-)
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
@@ -240,7 +232,7 @@ def _with_graph(
     nodes: Iterable[NodeProto],
     inputs: Iterable[ValueInfoProto],
     outputs: Iterable[str],
-    initializers: Iterable[TensorProto],
+    initializers: Iterable[onnx.TensorProto],
 ) -> ModelProto:
     infos = map(helper.make_empty_tensor_value_info, outputs)
     graph = helper.make_graph(

@@ -1,4 +1,5 @@
-"""Checkpoint sources: a local folder, or a Hugging Face repository at one commit.
+"""Checkpoint sources: a local folder, or a Hugging Face repository at one commit; and their forms,
+all brought into one: transformers', in safetensors.
 
 No code of a repository is fetched. Pickled weights are only fetched where there are no safetensors.
 """
@@ -6,12 +7,15 @@ No code of a repository is fetched. Pickled weights are only fetched where there
 import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from export.checkpoints.hub import fetch_file, fetch_snapshot
+from export.checkpoints.pickled_weights import write_safetensors
 from export.errors import SourceError
 from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
@@ -188,6 +192,46 @@ def is_microsoft_form(source: Source) -> bool:
     vision_type = config["vision_config"].get("model_type")
     is_florence2: bool = config["model_type"] == "florence2"
     return is_florence2 and vision_type != _TRANSFORMERS_VISION_TYPE
+
+
+@contextmanager
+def in_transformers_form(source: Source) -> Iterator[Source]:
+    """Yield the checkpoint in transformers' form: itself, or a copy in the folder of temporary
+    files, which is removed after the block.
+
+    Raise `SourceError`.
+    """
+    is_pickled = source.weights()[0].suffix == ".bin"
+    is_microsoft = is_microsoft_form(source)
+    with tempfile.TemporaryDirectory(prefix="diptych-checkpoint-") as scratch:
+        if is_pickled:
+            source = _unpickled(source, Path(scratch))
+        if is_microsoft:
+            # imports torch, which takes seconds
+            from export.checkpoints.microsoft_form import write_transformers_form
+
+            folder = Path(scratch) / "transformers"
+            folder.mkdir()
+            write_transformers_form(source.name, source.folder, source.weights(), folder)
+            source = replace(source, folder=folder)
+        yield source
+
+
+def _unpickled(source: Source, scratch: Path) -> Source:
+    folder = scratch / "safetensors"
+    folder.mkdir()
+    for name in SETTINGS_FILES:
+        if (source.folder / name).is_file():
+            (folder / name).symlink_to((source.folder / name).absolute())
+    weights = source.weights()
+    for path in weights:
+        name = WEIGHTS_FILE if len(weights) == 1 else f"{path.stem}.safetensors"
+        write_safetensors(path, folder / name)
+    if len(weights) > 1:
+        index = (source.folder / PICKLED_INDEX_FILE).read_text(encoding="utf-8")
+        renamed = index.replace('.bin"', '.safetensors"')
+        (folder / WEIGHTS_INDEX_FILE).write_text(renamed, encoding="utf-8")
+    return replace(source, folder=folder)
 
 
 def resolve_file(name: str, source: Source) -> Path:

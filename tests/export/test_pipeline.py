@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.artifacts.vision_module import read_image_input
-from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
+from export.checkpoints.sources import in_transformers_form
 from export.checkpoints.tensors import CheckpointTensors
 from export.checks.parity import ProbePlan
 from export.checks.reference import load_processor

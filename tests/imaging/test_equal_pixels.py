@@ -13,8 +13,8 @@ from torch import Tensor
 from export.artifacts.vision_module import read_image_input
 from export.checks.answers import load_photographs
 from export.checks.reference import Reference
-from export.tuning.batches import Batches
 from export.tuning.examples import Example, TuningImage, read_labels
+from export.tuning.training import Batches
 from service.images.decoding import ImageDecoder, LazyImage
 from tasks.prompts import PromptSegment
 from tests.support.catalog import FLORENCE

@@ -12,8 +12,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from export.checkpoints.forms import in_transformers_form
-from export.checkpoints.sources import WEIGHTS_FILE, WEIGHTS_INDEX_FILE, resolve_source
+from export.checkpoints.sources import (
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX_FILE,
+    in_transformers_form,
+    resolve_source,
+)
 from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, empty_model
 from runners.tokens.text import GenerationRules
 from tests.support.microsoft_form import (

@@ -22,8 +22,7 @@ from transformers.models.florence2.modeling_florence2 import (
     Florence2VisionBackbone,
 )
 
-from export.checkpoints.forms import in_transformers_form
-from export.checkpoints.sources import resolve_source
+from export.checkpoints.sources import in_transformers_form, resolve_source
 from tests.support.real_tokenizers import byte_characters
 from tests.support.tiny_tokenizer import tiny_tokenizer
 

@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from export.checkpoints.forms import in_transformers_form
-from export.checkpoints.sources import PICKLED_FILE, WEIGHTS_FILE, resolve_source
+from export.checkpoints.sources import (
+    PICKLED_FILE,
+    WEIGHTS_FILE,
+    in_transformers_form,
+    resolve_source,
+)
 from export.errors import SourceError
 from tests.support.checkpoint_forms import (
     FLORENCE,

@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.pickled_weights import write_safetensors
-from export.checkpoints.sources import resolve_source
+from export.checkpoints.sources import in_transformers_form, resolve_source
 from export.checkpoints.tensors import CheckpointTensors
 from export.errors import SourceError
 from tests.support.export_cli import MODELS

@@ -8,8 +8,8 @@ import torch
 
 from export.checks.reference import Reference
 from export.errors import ExportError
-from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
+from export.tuning.training import NO_LABEL, Batches
 from imaging.files import read_image
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS
