@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,29 +89,27 @@ class Calls:
         """Make one call that the runner works on for `seconds`."""
         token = object()
         self.in_flight.add(token)
-        status, answer = await self._repeated(key, b"", seconds)
+        status, answer = await self._call(key, b"", seconds)
         if status == 404:
-            _, answer = await self._repeated(key, PIXELS, seconds)
+            _, answer = await self._call(key, PIXELS, seconds)
         self.in_flight.remove(token)
         self.answers.append((key, answer))
 
-    async def _repeated(self, key: str, body: bytes, seconds: float) -> tuple[int, Any]:
-        status, answer = await self._once(key, body, seconds)
-        if status not in BROKEN:
+    async def _call(
+        self, key: str, body: bytes, seconds: float, is_repeated: bool = False
+    ) -> tuple[int, Any]:
+        headers = {KEY: key, "X-Seconds": str(seconds)}
+        url = f"{self._url}/write"
+        status, answer = BROKEN[0], None
+        with suppress(aiohttp.ClientError):
+            async with self._session.post(url, data=body, headers=headers) as response:
+                answer = await response.json() if response.ok else None
+                status = response.status
+        if status not in BROKEN or is_repeated:
             return status, answer
         self.num_repeated += 1
         await asyncio.sleep(PAUSE_S)
-        return await self._once(key, body, seconds)
-
-    async def _once(self, key: str, body: bytes, seconds: float) -> tuple[int, Any]:
-        headers = {KEY: key, "X-Seconds": str(seconds)}
-        try:
-            async with self._session.post(
-                f"{self._url}/write", data=body, headers=headers
-            ) as response:
-                return response.status, await response.json() if response.ok else None
-        except aiohttp.ClientError:
-            return BROKEN[0], None
+        return await self._call(key, body, seconds, is_repeated=True)
 
     async def make_all(
         self, keys: Iterable[str], num_clients: int = 1, seconds: float = 0.0
