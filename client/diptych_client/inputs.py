@@ -46,6 +46,7 @@ DEFAULT_EVERY_S = 1.0
 MAX_ARCHIVE_FILES = 1_000_000
 MAX_ARCHIVE_RATIO = 100  # unpacked bytes, or the following number if that is more
 MIN_ARCHIVE_LIMIT_BYTES = 100_000_000
+MAX_DOWNLOAD_BYTES = 200_000_000  # one image
 _DOWNLOAD_TIMEOUT_S = 30.0
 _NUM_DOWNLOADS = 8  # at the same time
 _JPEG_QUALITY = 92
@@ -322,9 +323,15 @@ def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: 
 
 def _download(http: httpx.Client, url: str, path: Path) -> str:
     """Write the file of a URL; return the error, empty for none."""
+    data = bytearray()
     try:
-        response = http.get(url).raise_for_status()
+        with http.stream("GET", url) as response:
+            response.raise_for_status()
+            for block in response.iter_bytes():
+                data += block
+                if len(data) > MAX_DOWNLOAD_BYTES:
+                    return f"the file is larger than {MAX_DOWNLOAD_BYTES:,} bytes"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error).partition("\n")[0]
-    path.write_bytes(response.content)
+    path.write_bytes(data)
     return ""

@@ -150,7 +150,9 @@ def test_playlist_reads_no_other_file(tmp_path: Path, opening: Opening) -> None:
         open_images([str(tmp_path / "x.mp4")], opening)
 
 
-def test_list_of_urls_names_missing_ones(photos: Path, tmp_path: Path, opening: Opening) -> None:
+def test_list_of_urls_names_missing_ones(
+    photos: Path, tmp_path: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Quiet(Handler):
         def do_GET(self) -> None:
             """Redirect /old to an image; send the other files."""
@@ -171,6 +173,10 @@ def test_list_of_urls_names_missing_ones(photos: Path, tmp_path: Path, opening: 
         assert line.endswith("; image left out")
         one = Opening(tmp_path / "one", Problems())
         assert names([urls[0]], one) == ["000001-a.png"]
+        monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
+        large = Opening(tmp_path / "large", Problems())
+        assert names(urls[:1], large) == []
+        assert "a.png: the file is larger than 10 bytes" in large.problems.lines[0]
 
 
 def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:
