@@ -175,7 +175,8 @@ def test_list_of_urls_names_missing_ones(
         assert names([urls[0]], one) == ["000001-a.png"]
         monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
         large = Opening(tmp_path / "large", Problems())
-        assert names(urls[:1], large) == []
+        with pytest.raises(RunError):
+            names(urls[:1], large)
         assert "a.png: the file is larger than 10 bytes" in large.problems.lines[0]
 
 
