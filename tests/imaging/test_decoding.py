@@ -198,7 +198,9 @@ def test_scans_of_a_jpeg() -> None:
     bomb = repeated_scans((1000, 1000), 900)
     with pytest.raises(OversizedImage, match="1000 x 1000 pixels has 910 scans; the maximum is 16"):
         read_header(bomb, LIMITS)
-    for side, times in ((1000, 0), (100, 500)):
+    with pytest.raises(OversizedImage, match="has 17 scans; the maximum is 16"):
+        read_header(repeated_scans((1000, 1000), 7), LIMITS)
+    for side, times in ((1000, 6), (100, 500)):
         assert decode_image(repeated_scans((side, side), times), LIMITS).size == (side, side)
 
 

@@ -205,5 +205,6 @@ def test_tokens_common_to_all_answers_are_settled() -> None:
     step(sequence, {2: 0.01}, {4: 0.6, 5: 0.35})
     assert token_ids_of(sequence) == [(3, 4), (3, 5)]
     assert list(sequence.settled_token_ids) == [3]
-    sequence.finished.append(Beam((2, EOS), finish_reason="stop"))
+    for token_ids in ((2, EOS), (3, EOS)):
+        sequence.finished.append(Beam(token_ids, finish_reason="stop"))
     assert list(sequence.settled_token_ids) == []
