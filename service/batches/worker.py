@@ -8,7 +8,7 @@
 One input file is checked at a time, and one batch of each API key runs, in the gaps of online
 traffic. Its bodies are checked when they are answered: an invalid one is the error of its request.
 A request that is cancelled for an online one is put back; one that met a busy service or a runner
-that is not there is repeated until the batch ends.
+that is not there is repeated until the batch ends, a late one twice.
 
 Everything that a later process needs is in the store: after a crash it continues with the requests
 without an answer. Only the lines of requests in flight are in memory, where they count like the
@@ -36,7 +36,7 @@ from service.admission.api_keys import NO_LIMITS, Quota
 from service.admission.places import RequestContext, TrafficGaps
 from service.batches import wire
 from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
-from service.errors import InvalidRequest, NotReady, Overloaded
+from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from service.http.body import BodyMemory, json_object, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
 from service.images.decoding import in_thread
@@ -64,6 +64,7 @@ _SCAN_S = 1.0  # interval of scans for new batches
 _CLEAN_S = 3600.0
 _SAVE_S = 0.5  # interval of writes of a batch's answers
 _RETRY_AFTER_S = 1.0
+_MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been stuck
 _DEFECT = wire.BatchError(
     code="internal",
     line=None,
@@ -256,7 +257,12 @@ class BatchWorker:
             with suppress(OSError):  # else it begins again
                 await in_thread(self.store.end, state, [_DEFECT])
         finally:
-            del self._tasks[state.id], self._lanes[state.id]
+            del self._tasks[state.id]
+            self.release_lane(state)
+
+    def release_lane(self, state: BatchState) -> None:
+        """Let the next batch of a key begin."""
+        if self._lanes.pop(state.id, None) is not None:
             self._changed.set()
 
     async def _check(self, state: BatchState) -> None:
@@ -333,7 +339,8 @@ class BatchRun:
     async def _feed(self) -> None:
         """Start every request in a turn of its API key."""
         while not self._is_stopped and (self._pending or self._in_flight):
-            if not self._pending:
+            if not self._pending:  # the batch may wait long for the last answers
+                self._worker.release_lane(self._state)
                 await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 continue
             async with self._worker.turn(self._state.owner):
@@ -367,31 +374,35 @@ class BatchRun:
     async def _answer(self, place: LinePlace) -> None:
         """Add the line of the answer or error, unless the batch stops before there is one."""
         request_id = uuid.uuid4().hex
+        num_late = 0
         while True:
             try:
-                line = await self._attempt(place, request_id)
+                line = await self._attempt(place, request_id, is_last=num_late + 1 == _MAX_LATE)
                 self._output.append(line)  # another list than before the answer
                 return
+            except DeadlineExceeded:
+                num_late += 1
             except (Overloaded, NotReady):
-                if self._is_stopped:
-                    return
+                pass
+            if self._is_stopped:
+                return
             await asyncio.sleep(_RETRY_AFTER_S)
 
-    async def _attempt(self, place: LinePlace, request_id: str) -> OutputLine:
+    async def _attempt(self, place: LinePlace, request_id: str, is_last: bool) -> OutputLine:
         """Return the line of an answer or error; raise an error after which it is repeated."""
         core = self._worker.core
         deadline_s = time.monotonic() + self._worker.timeout_s
         context = RequestContext(request_id, _API, deadline_s, _QUOTA, needs_place=False)
         try:
             line = await self._read(place, context)
-            status, body = await self._answered(line, context)
+            status, body = await self._answered(line, context, is_last)
         finally:
             await core.places.leave(context)
         response = {"status_code": status, "request_id": request_id, "body": body}
         return _rendered(place, line.custom_id, response=response, is_answer=status == _OK)
 
     async def _answered(
-        self, line: wire.BatchLine, context: RequestContext
+        self, line: wire.BatchLine, context: RequestContext, is_last: bool
     ) -> tuple[int, dict[str, Any]]:
         try:
             answer = await _answer_body(line, self._worker.core, context)
@@ -399,6 +410,8 @@ class BatchRun:
         except (Overloaded, NotReady):
             raise
         except Exception as error:  # a defect at one request must not end its batch
+            if isinstance(error, DeadlineExceeded) and not is_last:
+                raise
             failure = record_failure(error, _API, context.request_id)
             form = error_body if line.url == _CHAT else error_json
             return STATUSES[failure.code], form(failure, context.request_id)

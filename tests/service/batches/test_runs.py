@@ -134,13 +134,20 @@ async def test_missing_runner_is_waited_for(store: Store) -> None:
     assert now(store, batch).status == "cancelled"
 
 
-async def test_late_request_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_late_request_has_three_attempts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[None] = []
+
     async def is_late(*_: object) -> None:
+        attempts.append(None)
         raise DeadlineExceeded("late")
 
     monkeypatch.setattr(worker_module, "_answer_body", is_late)
+    monkeypatch.setattr(worker_module, "_RETRY_AFTER_S", 0)
     batch = await completed(store, create(store, line("a")))
     assert output(store, batch.error_file_id)["a"]["response"]["status_code"] == 504
+    assert len(attempts) == 3
 
 
 async def test_request_waits_for_memory(store: Store) -> None:
@@ -227,26 +234,37 @@ async def test_unusable_file_fails_its_batch(store: Store, is_deleted: bool) -> 
     assert codes(failed) == ["file_not_found" if is_deleted else "duplicate_custom_id"]
 
 
+def begun_batches(caplog: pytest.LogCaptureFixture) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records]
+    return [text.split()[1][:-1] for text in messages if text.endswith("requests wait")]
+
+
 async def test_batches_of_a_key_run_in_order(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "service.batches.worker")
-
-    def begun() -> list[str]:
-        messages = [record.getMessage() for record in caplog.records]
-        return [text.split()[1][:-1] for text in messages if text.endswith("requests wait")]
-
     core, decoder = blocked()
     batches = [create(store, *(line(str(number)) for number in range(20))) for _ in range(3)]
     async with working(store, core):
         await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
         await until(lambda: decoder.num_waiting)
-        assert begun() == [batches[0].id]
+        assert begun_batches(caplog) == [batches[0].id]
         await until(lambda: BATCH_REQUESTS_WAITING._value.get() == 60)
         release(decoder)
         await until(ends(store, *batches))
     assert all(now(store, batch).request_counts.completed == 20 for batch in batches)
-    assert begun() == [batch.id for batch in batches]
+    assert begun_batches(caplog) == [batch.id for batch in batches]
+
+
+async def test_next_batch_begins_early(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """All requests of the first one are in flight."""
+    caplog.set_level(logging.INFO, "service.batches.worker")
+    core, decoder = blocked()
+    batches = [create(store, line("a")) for _ in range(2)]
+    async with working(store, core):
+        await until(lambda: decoder.num_waiting and len(begun_batches(caplog)) == 2)
+        release(decoder)
+        await until(ends(store, *batches))
 
 
 async def test_files_are_checked_in_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
