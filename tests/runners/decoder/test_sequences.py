@@ -197,6 +197,20 @@ def test_every_beam_follows_the_grammar() -> None:
     assert generated.num_constrained == 3
 
 
+@pytest.mark.parametrize(("kind", "num_beams"), [(SingleSequence, 1), (BeamSequence, 2)])
+def test_forced_token_is_outside_of_the_grammar(
+    kind: type[SingleSequence | BeamSequence], num_beams: int
+) -> None:
+    rules = replace(FREE, forced_bos_token_id=7)
+    sequence = kind(request(num_beams=num_beams, constraint=TWO_LOCATIONS), rules)
+    advance(sequence, torch.zeros(1, SIZE))
+    while not sequence.has_ended:
+        advance(sequence, torch.zeros(num_beams, SIZE))
+    forced, *locations, end = sequence.result().token_ids
+    assert (forced, end) == (7, EOS)
+    assert set(locations) <= {4, 5}
+
+
 def test_tokens_common_to_all_answers_are_settled() -> None:
     sequence = beams()
     assert list(sequence.settled_token_ids) == []
