@@ -261,8 +261,11 @@ def read_voc(path: Path, selection: Selection) -> Dataset | None:
     store = Folder(next(filter(Path.is_dir, (path / "JPEGImages", path / "images")), path))
     annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
     problems = selection.problems
+    files = _voc_files(path, annotations, selection.split)
+    if not files:
+        return None
     labelled_images = []
-    for file in _voc_files(path, annotations, selection.split):
+    for file in files:
         try:
             root = read_xml(file)
         except (RunError, OSError) as error:
@@ -276,8 +279,6 @@ def read_voc(path: Path, selection: Selection) -> Dataset | None:
             with problems.leaving_out("object", f"{file}, object {number}"):
                 objects.append(_voc_object(element))
         labelled_images.append(LabelledImage(image, tuple(objects)))
-    if not labelled_images and not problems.lines:
-        return None
     return Dataset(labelled_images, store, classes_of(labelled_images))
 
 

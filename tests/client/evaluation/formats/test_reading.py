@@ -278,7 +278,9 @@ def test_cached_and_hidden_files_are_not_read(tmp_path: Path) -> None:
 
 def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
     write_images(tmp_path)
-    dataset = read_dataset(tmp_path)
+    problems = Problems()
+    problems.add("http://a/b.png", "404", "image left out")
+    dataset = read_dataset(tmp_path, problems=problems)
     assert dataset.note.startswith("no labels found: looked for data.yaml")
     assert [labelled.image.name for labelled in dataset.images] == sorted(OBJECTS)
     assert all(labelled.objects is None for labelled in dataset.images)
