@@ -31,10 +31,15 @@ def read_json_file(path: Path, selection: Selection) -> Dataset:
     return read_label_studio(path, document, selection) or read_coco(path, document, selection)
 
 
+def read_voc_annotations(path: Path, selection: Selection) -> Dataset | None:
+    return read_voc(path, selection) if (path / "Annotations").is_dir() else None
+
+
 Read = Callable[[Path, Selection], Dataset | None]
 # the files of a folder, and their reader; without a pattern it reads the folder
 FOLDERS: tuple[tuple[tuple[str, ...], Read], ...] = (
     (YOLO_FILES, read_yolo),
+    ((), read_voc_annotations),
     ((), read_hugging_face),
     (("*.jsonl", "*/metadata.jsonl"), read_json_lines),
     (("annotations.xml", "*/annotations.xml"), read_cvat),

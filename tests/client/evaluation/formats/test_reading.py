@@ -193,6 +193,8 @@ def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\na\n")
     names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
     assert names == ["b.png", "a.png"]
+    (tmp_path / "class_ids.json").write_text("{}")  # Annotations/ decides
+    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
     flat = write_flat_voc(tmp_path / "flat")
     assert len(read_dataset(flat, split="train").images) == len(OBJECTS)
     with pytest.raises(RunError, match="has no label file of the split val"):
