@@ -33,7 +33,7 @@ import httpx
 from PIL import Image
 
 from diptych_client.long_runs import RunError
-from diptych_client.requests import read_image_file
+from diptych_client.requests import begins_as_image, read_image_file
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
@@ -303,7 +303,10 @@ def _extract_frames(video: Path, folder: Path, every_s: float) -> None:
 
 
 def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: Opening) -> Path:
-    """Return the folder with each file as NUMBER-NAME; one that cannot be read is a problem."""
+    """Return the folder with each image as NUMBER-NAME; one that cannot be read is a problem.
+
+    Raise `RunError` if none can be read.
+    """
 
     def download(folder: Path) -> None:
         paths = []
@@ -317,6 +320,8 @@ def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: 
             for url, error in zip(urls, errors, strict=True):
                 if error:
                     opening.problems.add(url, error, "image left out")
+        if not any(folder.iterdir()):  # the next run tries again
+            raise RunError(f"no URL can be read: {opening.problems.lines[0]}")
 
     return _made(opening.work, origin, source, download)
 
@@ -333,5 +338,7 @@ def _download(http: httpx.Client, url: str, path: Path) -> str:
                     return f"the file is larger than {MAX_DOWNLOAD_BYTES:,} bytes"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error).partition("\n")[0]
+    if not begins_as_image(data):
+        return "not a JPEG, PNG or WebP file"
     path.write_bytes(data)
     return ""

@@ -139,7 +139,11 @@ def read_image_file(path: Path) -> bytes:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
         magic = file.read(12)
-        is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
-        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
+        if not begins_as_image(magic):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
+
+
+def begins_as_image(data: bytes | bytearray) -> bool:
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    return is_webp or data.startswith(_JPEG_AND_PNG)

@@ -159,25 +159,30 @@ def test_list_of_urls_names_missing_ones(
             path = photos / self.path[1:].partition("?")[0]
             if path.is_file():
                 self.send(200, path.read_bytes())
+            elif path.name == "page.jpg":
+                self.send(200, b"<html>")
             else:
                 self.send(302 if path.name == "old" else 404, b"", {"Location": "/a.png"})
 
     with serving(Quiet) as url:
         urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1", f"{url}/old"]
+        urls.append(f"{url}/page.jpg")
         (tmp_path / "urls.txt").write_text("\n".join(urls))
         images = names([str(tmp_path / "urls.txt")], opening)
         assert images == ["000001-a.png", "000003-b.png", "000004-old.jpg"]
         assert (opening.work / images[2]).read_bytes() == (photos / "a.png").read_bytes()
-        (line,) = opening.problems.lines
+        line, page = opening.problems.lines
+        assert page == f"{url}/page.jpg: not a JPEG, PNG or WebP file; image left out"
         assert line.startswith(f"{url}/none.png: Client error '404")
         assert line.endswith("; image left out")
         one = Opening(tmp_path / "one", Problems())
         assert names([urls[0]], one) == ["000001-a.png"]
         monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
         large = Opening(tmp_path / "large", Problems())
-        with pytest.raises(RunError):
+        with pytest.raises(RunError, match=r"no URL .*a\.png: the file is larger than 10 bytes"):
             names(urls[:1], large)
-        assert "a.png: the file is larger than 10 bytes" in large.problems.lines[0]
+        monkeypatch.undo()
+        assert names(urls[:1], large) == ["000001-a.png"]  # the next run tries again
 
 
 def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:
