@@ -101,7 +101,7 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
     x, y, _, _ = box_of(item)
-    tag = f"{label_of(item)} {item.score:.2f}".strip()
+    tag = " ".join(f"{label_of(item)} {item.score:.2f}".split())  # one line
     font = _font(picture)
     background = draw.textbbox((x, y), tag, font=font, anchor="lb")
     if background[1] < 0:

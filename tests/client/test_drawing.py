@@ -54,6 +54,7 @@ def test_box_is_drawn_on_its_edges() -> None:
     (background,) = np.nonzero((above_box != GREY).any(axis=(0, 2)))
     (ink,) = np.nonzero((above_box < 30).all(axis=2).any(axis=0))
     assert ink.min() - background.min() == pytest.approx(background.max() - ink.max(), abs=1)
+    assert (drawn_pixels(boxes((BOX, "a\nb"))) == drawn_pixels(boxes((BOX, "a b")))).all()
 
 
 def test_mask_and_quad_have_their_shape() -> None:
