@@ -98,7 +98,10 @@ def main() -> None:
         app(prog_name="diptych")
     except ImportError as error:
         echo(f"error: {error}; docs/client.md lists the extras", is_error=True)
-    except (DiptychError, RunError, OSError, ValueError, yaml.YAMLError) as error:
+    except (
+        *(DiptychError, RunError, OSError, ValueError),
+        *(yaml.YAMLError, Image.DecompressionBombError),
+    ) as error:
         message = str(error).replace("\n", "\\n")  # one line
         echo(f"error: {message}", is_error=True)
     sys.exit(1)

@@ -102,6 +102,16 @@ def test_answers_are_drawn_into_a_folder(diptych: Diptych, folder: Path) -> None
     assert (drawn / "a.png").read_bytes() != (folder / "a.png").read_bytes()
 
 
+def test_too_large_image_is_an_error_of_one_line(
+    diptych: Diptych, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # restores it after the command
+    monkeypatch.setattr("diptych_client.cli.app._MAX_OPENED_PIXELS", 10)
+    words = ("--task", "t", "--draw", image.with_name("drawn.png"))
+    assert diptych(Script([BOTH[0]]), "predict", image, *words) == 1
+    assert capsys.readouterr().err.startswith("error: Image size")
+
+
 def test_comparison_is_printed_and_drawn(diptych: Diptych, image: Path, capsys: Captured) -> None:
     drawn = image.with_name("drawn.png")
     words = ("compare", image, "--task", "some_task")
