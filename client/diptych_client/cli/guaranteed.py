@@ -136,13 +136,15 @@ class GuaranteedRun:
         """Return the images whose answers fix the rules: the same at every look."""
         path = self.outputs.folder / "pilot.json"
         by_name = {image.name: image for image in self.images}
-        if path.exists():
-            names = json.loads(path.read_text(encoding="utf-8"))
-            return [by_name[name] for name in names if name in by_name]
+        names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if earlier := [by_name[name] for name in names if name in by_name]:
+            return earlier
         unlabelled = []
         for image in self.images:
             if path_of(self.folder, image) not in labelled:
                 unlabelled.append(image)
+        if not unlabelled:
+            raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
         self.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
         return pilot

@@ -254,6 +254,9 @@ def test_pilot_and_other_images_prove_nothing(
     other = write_lines(tmp_path / "reviewed.jsonl", {"other.jpg": TRUE_CAR})
     annotate(diptych, photos, labels, "--reviewed", other)
     assert "reviewed.jsonl has no labels of any image of" in capsys.readouterr().err
+    every = write_labels(tmp_path / "all", ["sure"] * 60)
+    annotate(diptych, every.parent, every, "--out", tmp_path / "out2")
+    assert "all 60 images are labelled already" in capsys.readouterr().err
 
 
 def test_proofs_are_written_for_the_service(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
