@@ -130,7 +130,9 @@ def arrow_table(folder: Path) -> pyarrow.Table:
     boxes = pyarrow.list_(pyarrow.list_(pyarrow.float64()))
     objects = pyarrow.struct([("bbox", boxes), ("category", pyarrow.list_(pyarrow.int64()))])
     label = {"names": list(CLASSES), "_type": "ClassLabel"}
-    features = {"objects": {"feature": {"bbox": {}, "category": label}, "_type": "Sequence"}}
+    kind = {"names": ["x"], "_type": "ClassLabel"}  # not the class
+    feature = {"bbox": {}, "category": label, "kind": kind}
+    features = {"objects": {"feature": feature, "_type": "Sequence"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     for path in (folder / "originals").iterdir():
         path.unlink()

@@ -172,8 +172,10 @@ class ArrowImages:
     def read(self, image: ImageFile) -> bytes:
         path, block, row = self.places[image.name]
         value = _block(path, block, (_image_column(path),)).column(0)[row].as_py()
-        data = value["bytes"] if isinstance(value, Mapping) else value
-        return data or read_image_file(path_within(path.parent, value["path"]))
+        data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
+        if data is None:
+            data = read_image_file(path_within(path.parent, value["path"]))
+        return data
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the ClassLabel of the objects, empty if they are texts."""
@@ -183,7 +185,7 @@ class ArrowImages:
         names: list[str] = []
 
         def collect(inner: dict[str, Any]) -> None:
-            if inner.get("_type") == "ClassLabel":
+            if inner.get("_type") == "ClassLabel" and not names:
                 names.extend(map(str, inner["names"]))
 
         json.loads(json.dumps(feature), object_hook=collect)
