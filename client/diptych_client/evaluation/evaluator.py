@@ -196,8 +196,8 @@ def run_record(
     address = urlsplit(url)
     service = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # without credentials
     record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "service": service}
-    for name, value in {**settings, **counts}.items():
-        if value:
+    for name, value in {**settings, **+Counter(counts)}.items():  # counts above 0
+        if value not in ("", None):  # 0 and False are options
             is_list = isinstance(value, list | tuple)
             record[name] = ",".join(map(str, value)) if is_list else str(value)
     for model in models:

@@ -168,10 +168,11 @@ def test_mask_of_a_phrase_is_judged_by_pixels() -> None:
 
 
 def test_run_is_written_as_typed() -> None:
-    settings = {"split": ["a", "b"], "sample": ""}
+    settings = {"split": ["a", "b"], "sample": "", "temperature": 0.0, "constrained": False}
     record = run_record("http://user:secret@host:1/", settings, [], {"x left out": 2, "y": 0})
     assert record.pop("date").startswith("20")
-    assert record == {"service": "http://host:1", "split": "a,b", "x left out": "2"}
+    options = {"split": "a,b", "temperature": "0.0", "constrained": "False"}
+    assert record == {"service": "http://host:1", **options, "x left out": "2"}
 
 
 def num_decided(rate: float, num_pairs: int, num_images: int, num_looks: int) -> int:
