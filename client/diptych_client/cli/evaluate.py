@@ -135,6 +135,8 @@ class EvaluationRun:
     def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
         names = [model.id for model in models]
         if self.options.without_tiles:
+            if self.task_options.tiles in (None, "off"):
+                raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
             names += [f"{name}{WITHOUT_TILES}" for name in names]
         if self.options.until_decided and len(names) != 2:
             raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")

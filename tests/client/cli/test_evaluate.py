@@ -77,6 +77,7 @@ def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path)
     _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
     assert [b'name="tiles"' in one.body for one in received] == [True, True, False, False]
     assert report_of(out)["models"] == ["first", "first without tiles"]
+    assert evaluate(diptych, folder, "--without-tiles", models=["first"]) == (1, [])
 
 
 @dataclass(slots=True)
