@@ -104,8 +104,9 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
 
 
 def _fine_tunes(name: str) -> list[str]:
-    """Return the id of an entry with a `*` that a repository may be one of."""
-    return [name.rpartition("/")[2].lower()]
+    """Return the id that a repository of Google's may have in an entry with a `*`."""
+    owner, _, model_id = name.rpartition("/")
+    return [model_id.lower()] if owner in ("", "google") else []
 
 
 def _repository_row(repository: str) -> dict[str, object]:

@@ -71,8 +71,8 @@ def test_a_fine_tune_of_google_keeps_the_task_that_it_was_trained_on() -> None:
     entry = hub_entry("google/paligemma-3b-ft-refcoco-seg-224", config)
     assert entry.task_ids == ("instance_segmentation",)
     assert not entry.has_labels("instance_segmentation")
-    of_another = hub_entry("someone/paligemma-3b-ft-refcoco-seg-224", config)
-    assert of_another.task_ids == CATALOG["paligemma-3b-pt-224"].task_ids
+    for name in ("someone/paligemma-3b-ft-refcoco-seg-224", "someone/paligemma-3b-ft-forms-448"):
+        assert hub_entry(name, config).task_ids == CATALOG["paligemma-3b-pt-224"].task_ids
 
 
 def test_another_checkpoint_than_the_entrys_is_refused_with_both_numbers() -> None:
