@@ -38,6 +38,7 @@ _BASES = {
 _ANY_BASE = {"florence2": "florence-2-base", "paligemma": "paligemma-3b-pt-224"}
 _DEFAULT_WIDTH = 1024  # Microsoft's configuration omits it
 _DEFAULT_SIDE_PX = 224
+_MAX_ID_CHARS = 63  # limit of names in BentoML's store
 _UNKNOWN_DATE = "1970-01"
 _PAGE = "https://huggingface.co/"
 
@@ -93,7 +94,7 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
     """Return the entry of a repository, `owner/name`: the catalog's, or one made of its
     configuration.
 
-    Its numbers are its base's until the weights are there.
+    Its numbers are its base's until the weights are there. Raise `SourceError` for a long name.
     """
     for entry in load_catalog(CATALOG_FILE, _fine_tunes(repository)).values():
         if entry.source == repository:
@@ -110,8 +111,14 @@ def _fine_tunes(name: str) -> list[str]:
 
 
 def _repository_row(repository: str) -> dict[str, object]:
+    model_id = hub_model_id(repository)
+    if len(model_id) > _MAX_ID_CHARS:
+        raise SourceError(
+            f"the id {model_id} has more than {_MAX_ID_CHARS} characters: give {repository} a"
+            " catalog entry with a shorter one"
+        )
     return {
-        "id": hub_model_id(repository),
+        "id": model_id,
         "source": repository,
         "organization": repository.partition("/")[0],
         "license": f"see {_PAGE}{repository}",

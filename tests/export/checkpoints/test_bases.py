@@ -75,6 +75,11 @@ def test_a_fine_tune_of_google_keeps_the_task_that_it_was_trained_on() -> None:
         assert hub_entry(name, config).task_ids == CATALOG["paligemma-3b-pt-224"].task_ids
 
 
+def test_a_name_that_is_too_long_for_the_store_is_refused() -> None:
+    with pytest.raises(SourceError, match=r"more than 63 characters: give .* a catalog entry"):
+        hub_entry(f"owner/{'name' * 20}", florence_config())
+
+
 def test_another_checkpoint_than_the_entrys_is_refused_with_both_numbers() -> None:
     facts = CheckpointFacts(2610240, 320, 192)
     facts.check(FLORENCE, FLORENCE.source)
