@@ -21,6 +21,7 @@ from tasks.paligemma.masks import MaskDecoder
 from tasks.scores import read_calibrations
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
+    RUNNABLE,
     Device,
     Part,
     Precision,
@@ -87,6 +88,13 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     The catalog's folders are relative to the repository, those of `options` to the working
     directory. Raise `SourceError`, or `CheckpointFileError` for a calibration or a mask decoder.
     """
+    for device, parts in entry.precision.items():
+        for part, precision in parts.items():
+            if precision not in (allowed := RUNNABLE[device][part]):
+                raise SourceError(
+                    f"{entry.id}: the {part} cannot run in {precision} on {device}; allowed:"
+                    f" {', '.join(allowed)}"
+                )
     if options.source is None:
         revision = options.revision or entry.revision
         source = resolve_source(entry.source, revision, entry.family, ROOT)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tasks.errors import CheckpointFileError
 from tasks.scores import read_calibrations
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA
 from tests.support.export_cli import MODELS
-from wire.artifacts.manifest import CALIBRATION_FILE, Device
+from wire.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision
 
 VAE = MODELS / "paligemma-mini" / "vae.npz"
 
@@ -30,11 +31,14 @@ def test_options_override_the_catalog(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae.npz").write_bytes(b"PK")
+    on_cuda: dict[Part, Precision] = {"encoder": "bfloat16", "decoder": "float16"}
+    wrong = replace(FLORENCE, precision={**FLORENCE.precision, "cuda": on_cuda})
     for entry, options, message in (
         (PALIGEMMA, ExportOptions(mask_decoder=tmp_path / "vae.npz"), r"vae\.npz cannot be read"),
         (FLORENCE, ExportOptions(mask_decoder=VAE), "does not use a mask decoder"),
         (FLORENCE, ExportOptions(images=tmp_path), "is not a folder with images; allowed are"),
         (FLORENCE, ExportOptions(images=tmp_path / "missing"), "is not a folder with images"),
+        (wrong, ExportOptions(), "encoder cannot run in bfloat16 on cuda; allowed: float32, fl"),
     ):
         with pytest.raises((SourceError, CheckpointFileError), match=message):
             plan_job(entry, options)
