@@ -166,12 +166,21 @@ def empty_model(folder: Path) -> Any:
 
 
 def complete_rules(model: Any) -> None:
-    """Set the special ids that generation_config.json lacks to those of the configuration."""
+    """Set the special ids that generation_config.json lacks to those of the configuration.
+
+    Raise `SourceError` for a Florence-2 model whose answers would end with padding or a start.
+    """
     rules = model.generation_config
     config = model.config.get_text_config(decoder=True)
     for name in _SPECIAL_IDS:
         if getattr(rules, name) is None:
             setattr(rules, name, getattr(config, name, None))
+    never_ends = (config.pad_token_id, config.bos_token_id)
+    if model.config.model_type == "florence2" and rules.eos_token_id in never_ends:
+        raise SourceError(
+            f"generation_config.json has eos_token_id {rules.eos_token_id}, which pads or begins"
+            f" answers; set it to {config.eos_token_id}"
+        )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -170,6 +170,10 @@ FORMS: dict[Base, dict[str, tuple[Change, str]]] = {
         "pytorch_model.bin": (pickled, ""),
         "float32": (weights(in_float32), ""),
         "ids missing": (generation(eos_token_id=None, decoder_start_token_id=None), ""),
+        "wrong ids": (
+            generation(bos_token_id=2, eos_token_id=1, pad_token_id=0),
+            "eos_token_id 1, which pads or begins answers; set it to 2",
+        ),
         "tokens added (51,292 rows)": (add_tokens, ""),
         "head and embeddings differ": (with_head(1), "lm_head.weight differs"),
         "a weight missing": (
