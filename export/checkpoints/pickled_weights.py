@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _VARIABLES = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 _WORKING_BYTES = 1 << 30  # beside the tensors: the directory of the archive, the pickle, one copy
+_MAX_GROWTH = 8  # tied weights are stored once, and written under each name
 _DTYPES = {
     "torch.float32": "F32",
     "torch.float16": "F16",
@@ -77,10 +78,14 @@ def main(pickled: Path) -> int:
     saved.seek(0)
     _write(torch.load(saved, map_location="cpu", weights_only=True), io.BytesIO())
     own_bytes = psutil.Process().memory_info().vms
+    file_bytes = pickled.stat().st_size
     with pickled.open("rb") as file:
-        confine(own_bytes + 2 * pickled.stat().st_size + _WORKING_BYTES)
+        confine(own_bytes + 2 * file_bytes + _WORKING_BYTES)
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            if num_bytes > _MAX_GROWTH * file_bytes:  # expanded ones would fill the disk
+                raise ValueError(f"its tensors have {num_bytes} bytes")
             _write(tensors, sys.stdout.buffer)
         except Exception as error:  # the pickle decides what is raised
             sys.stderr.write(one_line(error))

@@ -44,13 +44,14 @@ def test_tensors_keep_names_dtypes_and_values(tmp_path: Path) -> None:
         assert torch.equal(written[name], tensor)
 
 
-@pytest.mark.parametrize("content", ["code", "state_dict", "expanded", "fp8", "bytes"])
+@pytest.mark.parametrize("content", ["code", "state_dict", "expanded", "many", "fp8", "bytes"])
 def test_other_content_is_refused_and_no_code_runs(content: str, tmp_path: Path) -> None:
     made = tmp_path / "made-by-the-pickle"
     contents: dict[str, object] = {
         "code": {"a": Touch(made)},
         "state_dict": {"state_dict": {}, "epoch": 3},
         "expanded": {"a": torch.ones(1).expand(10**12)},
+        "many": {str(index): torch.ones(1).expand(10**6) for index in range(20)},
         "fp8": {"a": torch.ones(1).to(torch.float8_e5m2)},
     }
     if content == "bytes":
