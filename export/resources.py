@@ -45,7 +45,7 @@ class Needs:
 
     def check_host(self) -> None:
         """Raise `ExportError` if this host has too little memory or disk."""
-        available_bytes = psutil.virtual_memory().available
+        available_bytes = available_memory_bytes()
         if available_bytes < self.memory_bytes:
             raise ExportError(
                 f"the export needs {self.memory_bytes / _GB:.1f} GB of memory;"
@@ -82,6 +82,16 @@ def needs_of(entry: CatalogEntry) -> Needs:
     # the decoder as stored, in 16 bits
     files_bytes = _FILES_BYTES_PER_WEIGHT * encoder + 2 * decoder
     return Needs(is_large, _LIBRARIES_BYTES + peak_bytes, files_bytes)
+
+
+def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that this host has available, at most the limit of its container."""
+    available_bytes: int = psutil.virtual_memory().available
+    try:
+        limit_bytes = int((cgroup / "memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no container, or "max"
+        return available_bytes
+    return min(available_bytes, limit_bytes)
 
 
 def free_disk_bytes(folder: Path) -> float:

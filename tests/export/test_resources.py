@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from export.errors import ExportError
-from export.resources import Needs, free_disk_bytes, needs_of
+from export.resources import Needs, available_memory_bytes, free_disk_bytes, needs_of
 from tests.support.catalog import CATALOG
 
 
@@ -38,6 +38,13 @@ def test_released_models_stay_below_the_stated_limits(
 def test_attention_over_a_large_image_is_counted() -> None:
     needs = needs_of(CATALOG["paligemma-3b-pt-896"])
     assert 16e9 < needs.memory_bytes < 19e9
+
+
+def test_memory_is_at_most_the_limit_of_the_container(tmp_path: Path) -> None:
+    unlimited = available_memory_bytes(tmp_path)
+    for text, expected in (("max\n", unlimited), ("1000000\n", 1_000_000)):
+        (tmp_path / "memory.max").write_text(text, encoding="ascii")
+        assert available_memory_bytes(tmp_path) == pytest.approx(expected, rel=0.5)
 
 
 def test_disk_of_a_missing_folder_is_its_parents(tmp_path: Path) -> None:
