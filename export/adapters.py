@@ -101,6 +101,8 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
 
 def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     assert entry.adapter_of is not None
+    if options.mask_decoder is not None or options.images is not None:
+        raise SourceError(f"{entry.id} is an adapter: --mask-decoder and --images are of its base")
     base_folder = artifact_folder(entry.adapter_of)
     source, root = (entry.source, ROOT) if options.source is None else (options.source, Path.cwd())
     folder = root / source

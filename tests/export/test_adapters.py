@@ -14,11 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.adapters import plan_adapter
+from export.checkpoints.jobs import ExportOptions
 from export.checks.asking import encode
 from export.checks.reference import Reference
+from export.errors import SourceError
 from runners.adapters.low_rank import Adapters
 from runners.decoder.batch import generate_all
 from runners.models.load import load_decoder
+from tasks.catalog import adapter_entry
+from tests.support.catalog import FLORENCE
 from tests.support.decoder_cases import MAX_NEAR_TIES, NUM_SCENES, make_case
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import (
@@ -124,6 +129,13 @@ def test_the_artifacts_are_an_adapters(tuned: Tuned, adapter: str) -> None:
     assert manifest.build_key not in (base.build_key, adapter_build_key(hashes, base.build_key))
     assert f"{adapter}: an adapter of " in tuned.printed
     assert (adapter == "vision-only") == (not load_file(folder / ADAPTER_FILE))
+
+
+def test_options_of_the_base_are_refused() -> None:
+    entry = adapter_entry("own", "folder", {}, FLORENCE)
+    for options in (ExportOptions(images=MODELS), ExportOptions(mask_decoder=MODELS)):
+        with pytest.raises(SourceError, match="--mask-decoder and --images are of its base"):
+            plan_adapter(entry, options)
 
 
 def test_a_second_export_is_skipped(tuned: Tuned) -> None:
