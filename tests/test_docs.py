@@ -3,6 +3,7 @@
 tests/system/test_readme.py runs the README's blocks.
 """
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -51,13 +52,18 @@ def test_links(page: str) -> None:
 
 @pytest.mark.parametrize("text", ALL_TEXTS.values(), ids=ALL_TEXTS)
 def test_names_on_pages(text: str) -> None:
-    """Files, modules without their folder, settings and metrics that a page names are there."""
+    """Files, modules without their folder, settings, metrics and commands of a page are there."""
     files = re.findall(rf"`((?:{FOLDERS})/[\w/.*-]*)`", text)
     assert [name for name in files if not list(ROOT.glob(name))] == []
     assert set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text)) - FILE_NAMES == set()
     assert set(re.findall(r"DIPTYCH_[A-Z_]*[A-Z]", text)) - SETTINGS == set()
     metrics = re.findall(r"`(diptych_\w+?)(?:_total|_bucket|_sum|_count)?`", text)
     assert set(metrics) - declared_metrics() - {"diptych_client"} == set()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):", makefile, re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= set(targets)
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert importlib.util.find_spec(module), module
 
 
 def test_tree_of_the_readme() -> None:
