@@ -232,7 +232,11 @@ class Outputs:
             shutil.copy2(source, path)
 
     def _name(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.folder)).as_posix()
+        """Return the path in the folder, or an absolute one: Windows' drives have no relation."""
+        absolute = Path(os.path.abspath(path))
+        folder = Path(os.path.abspath(self.folder))
+        name = absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute
+        return name.as_posix()
 
     def _add(self, path: Path, state: str) -> None:
         if (self._name(path), state) not in self._written:

@@ -134,6 +134,17 @@ def test_corrected_label_is_kept(tmp_path: Path) -> None:
     assert labels.read_text() == corrected
 
 
+def test_moved_folder_replaces_its_files(tmp_path: Path) -> None:
+    proofs = tmp_path / "proofs.json"
+    for folder in (tmp_path / "out", tmp_path / "moved" / "out"):
+        with Outputs(folder) as outputs:
+            outputs.write(proofs, folder.as_posix())
+            outputs.write(folder / "guarantee.json", "{}")
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        folder.rename(tmp_path / "moved" / "out")
+    assert proofs.read_text().endswith("moved/out")
+
+
 def test_relative_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/a.png").write_bytes(b"picture")
