@@ -236,10 +236,12 @@ async def test_wrong_keys_by_address() -> None:
 
 
 async def test_accepted_key_of_a_call() -> None:
-    async with serving(keys=api_keys(KEY)) as channel:
+    async with serving(keys=api_keys(KEY, "requests_per_minute=1")) as channel:
         metadata = [("authorization", f"Bearer {KEY}")]
-        answer: Any = await VisionStub(channel).Predict(OCR, metadata=metadata)
-    assert answer.text == "HELLO"
+        vision: Any = VisionStub(channel)
+        answer = await vision.Predict(OCR, metadata=metadata)
+        code, _ = await refused(vision.ListModels(pb.ListModelsRequest(), metadata=metadata))
+    assert (answer.text, code) == ("HELLO", grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 async def test_overload_has_retry_after() -> None:
