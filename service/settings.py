@@ -30,7 +30,9 @@ BYTES_PER_MB = 1_000_000
 MAX_STEPS = 256
 _DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
 _MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
-_HOST_AND_PORT = r"(?:[^\[\]:/?#@\s]+|\[[0-9a-fA-F:.]+\])(?::[1-9][0-9]{0,4})?"
+# 1 to 65535
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST_AND_PORT = rf"(?:[^\[\]:/?#@\s]+|\[[0-9a-fA-F:.]+\])(?::(?:{_PORT}))?"
 _STORE_URL = rf"rediss?://(?:[^/?#]*@)?{_HOST_AND_PORT}(?:/[0-9]{{0,5}})?"
 _PASSWORD = re.compile(r"//.*@")  # user and password in a URL
 # Settings that require another.
@@ -103,7 +105,7 @@ ModelIds = Annotated[
 ]
 StoreUrl = Annotated[str, _matching(_STORE_URL, _STORE_FORM)]
 ImagesPlace = Annotated[str, _matching(rf"(?!rediss?://).*|{_STORE_URL}", _STORE_FORM)]
-HttpUrl = Annotated[str, _matching(r"https?://[^/?#@\s]+(/[^?#\s]*)?", _HTTP_FORM)]
+HttpUrl = Annotated[str, _matching(rf"https?://{_HOST_AND_PORT}(/[^?#\s]*)?", _HTTP_FORM)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
 RunnerUrls = Annotated[Names, _once_per_model(split_runner_url)]
 Devices = Annotated[Names, _once_per_model(model_device)]

@@ -31,9 +31,10 @@ def test_unknown_variable(name: str) -> None:
 
 
 HTTP_URL = "an http(s) URL of host, port and path, without credentials and query"
-NO_HTTP_URLS = " localhost:4318 grpc://a:4317 http:// http://a?b=c"  # the first is empty
+# the first is empty
+NO_HTTP_URLS = " localhost:4318 grpc://a:4317 http:// http://a?b=c http://[::1 http://a:65536"
 STORE_URL = "it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
-NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a/x redis://a?db=1"
+NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a:99999 redis://a/x redis://a?db=1"
 
 
 @pytest.mark.parametrize(
