@@ -394,7 +394,7 @@ async def answered_each(
             return error
 
     async with asyncio.TaskGroup() as group:
-        running = list(map(group.create_task, map(answer_one, range(len(images)))))
+        running = [group.create_task(answer_one(index)) for index in range(len(images))]
     answers: list[OneJson | ErrorJson] = []
     errors: list[ServiceError] = []
     for task in running:
