@@ -20,7 +20,7 @@ from service.inference.request_fields import (
     TaskRequest,
     parse_fields,
 )
-from service.settings import BYTES_PER_MB, Settings, SettingsError
+from service.settings import BYTES_PER_MB, Settings, SettingsError, variable
 from tasks.catalog import (
     HUB_PREFIX,
     HUB_SEPARATOR,
@@ -167,6 +167,11 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
                 f"DIPTYCH_MODELS has {entry.id}, an adapter of {entry.adapter_of}; add"
                 f" {entry.adapter_of}"
             )
+        for name in ("runner_urls", "devices"):
+            models = [pair.partition("=")[0] for pair in getattr(settings, name)]
+            if entry.adapter_of is not None and entry.id in models:
+                problem = f"{variable(name)} names {entry.id}, an adapter"
+                raise SettingsError(f"{problem}; name its base {entry.adapter_of} instead")
     return served
 
 

@@ -96,6 +96,15 @@ def test_adapter_needs_its_base(tmp_path: Path) -> None:
         served_entries(values)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"devices": ("tuned=cpu",)}, {"runner_urls": ("tuned=http://x",)}]
+)
+def test_adapter_has_no_runner(tmp_path: Path, setting: dict[str, tuple[str]]) -> None:
+    values = Settings(models=(A, "tuned"), catalog=catalog_with(tmp_path, "tuned"))
+    with pytest.raises(SettingsError, match=f"names tuned, an adapter; name its base {A}"):
+        served_entries(values.model_copy(update=setting))
+
+
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(
     word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
