@@ -172,6 +172,7 @@ class Incoming:
 
 
 Messages = AsyncIterator[bytes]
+_NO_MESSAGE = "the call has no message"
 
 
 async def _read(incoming: Incoming, context: Context) -> Message:
@@ -276,7 +277,7 @@ class GrpcApi:
             await self._core.places.take(call)
             return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
         except StopAsyncIteration:
-            raise InvalidRequest("the call has no message") from None
+            raise InvalidRequest(_NO_MESSAGE) from None
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
@@ -304,7 +305,11 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
             received = incoming(messages, context)
             if not isinstance(api, GrpcApi):
                 await self._check_key(received, context)
-                return await behavior(await _read(received, context), context)
+                try:
+                    message = await _read(received, context)
+                except StopAsyncIteration:
+                    await abort(context, InvalidRequest(_NO_MESSAGE))
+                return await behavior(message, context)
             async with api.call(name, received, context) as (message, call):
                 return await behavior(message, call)
             raise AssertionError("context.abort() returned")

@@ -181,9 +181,10 @@ async def test_draining_admits_no_call() -> None:
 async def test_malformed_message() -> None:
     async with serving() as channel:
         for method in ("grpc.health.v1.Health/Check", "diptych.v1.Vision/ListModels"):
-            code, metadata = await refused(channel.unary_unary(f"/{method}")(b"\xff"))
-            assert code == grpc.StatusCode.INVALID_ARGUMENT
-            assert metadata["diptych-code"] == "invalid_request"
+            for messages in ([b"\xff"], []):
+                code, metadata = await refused(channel.stream_unary(f"/{method}")(iter(messages)))
+                assert code == grpc.StatusCode.INVALID_ARGUMENT
+                assert metadata["diptych-code"] == "invalid_request"
 
 
 async def test_reflection() -> None:
