@@ -241,6 +241,9 @@ def test_random_suggestions_count_for_the_proof(
         write_lines(reviewed, dict.fromkeys(names, TRUE_CAR))
         assert annotate(diptych, photos, labels, "--reviewed", reviewed)[0] == 1
         assert message in capsys.readouterr().err
+    labels = write_lines(photos / "labels.jsonl", dict.fromkeys(drawn, TRUE_CAR))
+    assert annotate(diptych, photos, labels, "--reviewed", labels)[0] == 1
+    assert "2 labelled images prove no" in capsys.readouterr().err  # each counts once
 
 
 def test_pilot_and_other_images_prove_nothing(
