@@ -63,7 +63,7 @@ _MAX_RUN = 2**16
 _LABELS_TAGS = ("RectangleLabels", "PolygonLabels", "BrushLabels")
 _CONTROL_TAGS = (*_LABELS_TAGS, "Rectangle", "Polygon", "TextArea", "Choices", "Labels")
 MAX_CONFIG_CHARS = 500_000
-_MAX_TAGS = 10_000  # opening and closing ones
+_MAX_MARKS = 10_000  # opening and closing tags, and commas: phrases take time and memory
 _MAX_CONTROLS = 50
 _MAX_NAME_CHARS = 200
 # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
@@ -120,8 +120,8 @@ def parse_config(text: str) -> tuple[Control, ...]:
 
 
 def _parse(text: str) -> ElementTree.Element:
-    if len(text) > MAX_CONFIG_CHARS or text.count("<") > _MAX_TAGS:
-        maximum = f"{MAX_CONFIG_CHARS} characters and {_MAX_TAGS} opening and closing tags"
+    if len(text) > MAX_CONFIG_CHARS or text.count("<") + text.count(",") > _MAX_MARKS:
+        maximum = f"{MAX_CONFIG_CHARS} characters and {_MAX_MARKS} tags and commas"
         raise _invalid(f"is too long; the maximum is {maximum}")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise _invalid("declares a document type, which is not accepted")
@@ -459,10 +459,12 @@ class _Canvas:
 
     def located(self, item: results.FoundObject, tags: RegionTags) -> Iterator[JsonObject]:
         """Yield the results of a piece of text, which share an id: shape, label, transcription."""
-        outline = self.box(results.box_of(item))
+        points = item.quad if isinstance(item, results.TextRegion) else corners(item.box)
         if tags.shape.tag in ("Polygon", "PolygonLabels"):
-            points = item.quad if isinstance(item, results.TextRegion) else corners(item.box)
             outline = self.polygon(points)
+        else:  # also of a region without an area, which has no box
+            xs, ys = zip(*points, strict=True)
+            outline = self.box((min(xs), min(ys), max(xs), max(ys)))
         values = [] if tags.label is tags.shape else [(tags.shape, outline)]
         if tags.label is not None:
             labels = {tags.label.result_type: [next(iter(tags.label.labels))]}

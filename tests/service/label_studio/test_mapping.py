@@ -201,6 +201,13 @@ def test_located_text_has_one_id(
     assert [result for result in objects if result] == labels
 
 
+def test_flat_text_keeps_its_place() -> None:
+    flat = TextRegion(((20, 10), (120, 10), (120, 10), (20, 10)), "HI", 0.5)
+    answer = typed_answer(TextRegionsResult((flat,), True))
+    (value, _) = values(results_of(answer, tags=RegionTags(RECTANGLE, TEXT, None)))
+    assert value == {**PERCENT, "height": 0}
+
+
 def test_described_regions_are_texts() -> None:
     tags = RegionTags(RECTANGLE, TEXT, None)
     shape, text, *others = results_of(detections(("a dog", 0.5), ("b", 0.5)), tags=tags)
@@ -409,6 +416,7 @@ def test_other_controls_are_skipped() -> None:
         (view(labelled("RectangleLabels")), "gives RectangleLabels no labels"),
         (view(labelled("Choices")), "gives Choices no labels"),
         (view("<a/>" * 9_998), "is too long"),
+        (view(labelled("BrushLabels", "," * 9_995)), "is too long"),
         (view(labelled("BrushLabels", "x" * 201)), "has a name or value of 201 characters, 'xxx"),
         (
             view(labelled("BrushLabels", "a", name="x" * 201)),
