@@ -6,6 +6,7 @@ specification/protocol/open_inference_grpc.proto.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
@@ -16,6 +17,7 @@ from service.open_inference import tensors
 from service.rpc.boundary import GrpcApi
 from service.rpc.proto import inference_pb2 as pb
 from service.rpc.proto import inference_pb2_grpc as pb_grpc
+from tasks.errors import shown
 
 _CONTENTS = {  # the field for the elements of a datatype
     "BOOL": "bool_contents",
@@ -86,6 +88,14 @@ def read_request(request: pb.ModelInferRequest) -> tensors.InferRequest:
     if num_tensors > tensors.MAX_TENSORS:
         problem = f"{num_tensors} inputs, outputs or parameters"
         raise InvalidRequest(f"{problem}; the maximum of each is {tensors.MAX_TENSORS}", "inputs")
+    if len(request.id) > tensors.MAX_ID_CHARS:
+        problem = f"id has {len(request.id)} characters"
+        raise InvalidRequest(f"{problem}; the maximum is {tensors.MAX_ID_CHARS}", "id")
+    sent: Sequence[Any] = (*request.inputs, *request.outputs)
+    for tensor in sent:
+        if tensor.parameters:
+            problem = f"{shown(tensor.name)} has parameters"
+            raise InvalidRequest(f"{problem}; those of a tensor are not supported", "parameters")
     if raw and len(raw) != len(request.inputs):
         problem = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs"
         raise InvalidRequest(f"{problem}; send one per input", "raw_input_contents")

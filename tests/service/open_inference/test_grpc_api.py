@@ -130,6 +130,9 @@ def test_parameters_have_json_types() -> None:
     [
         ({"raw_input_contents": [b""]}, "1 raw_input_contents for 2 inputs"),
         ({"inputs": [RAW[0], TYPED[1]]}, "contents beside raw_input_contents"),
+        ({"inputs": [Input(name="task", parameters={"a": NONE}), RAW[1]]}, "'task' has parameters"),
+        ({"outputs": [Output(name="result", parameters={"a": NONE})]}, "'result' has parameters"),
+        ({"id": "x" * 257}, "id has 257 characters; the maximum is 256"),
         ({"inputs": [Input()] * 101}, "101 inputs, outputs or parameters; the maximum of each is"),
         ({"outputs": [Output()] * 101, "inputs": RAW}, "101 inputs, outputs or parameters"),
         ({"parameters": {str(number): NONE for number in range(101)}}, "101 inputs, outputs or"),
