@@ -24,13 +24,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import product, starmap
+from itertools import chain, islice, product, starmap
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runners.kv_cache import to_device
 from runners.tokens.text import token_bounds
 
 Results = NDArray[np.float64]  # (R, 3 + 4 K + 1), see `choose`
@@ -271,16 +272,41 @@ def _write_mask(mask: NDArray[np.uint8], row: RowConditions) -> None:
 
 
 def choose_tokens(
-    logits: Tensor,
-    conditions: Sequence[RowConditions],
-    sequences: Sequence[Sequence[int]],
-    nucleus_size: int = _USUAL_NUCLEUS,
+    logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
 ) -> list[list[Choice]]:
     """Return the choices of each sequence: `num_candidates`, best first, if its rows are beams,
     else one for each row.
 
     `conditions` are those of the rows of `logits` (R, V), `sequences` the rows of each sequence.
+    Sampled ones are chosen apart: a draw takes ten times as long as the best token of a row.
     """
+    choices: list[list[Choice]] = [[] for _ in sequences]
+    for is_sampled in (False, True):
+        places: list[int] = []
+        for place, rows in enumerate(sequences):
+            if (conditions[rows[0]].temperature > 0) == is_sampled:
+                places.append(place)
+        if places:
+            group = [sequences[place] for place in places]
+            chosen = _choose_apart(logits, conditions, group)
+            for place, sequence_choices in zip(places, chosen, strict=True):
+                choices[place] = sequence_choices
+    return choices
+
+
+def _choose_apart(
+    logits: Tensor,
+    conditions: Sequence[RowConditions],
+    sequences: Sequence[Sequence[int]],
+    nucleus_size: int = _USUAL_NUCLEUS,
+) -> list[list[Choice]]:
+    """Choose for `sequences`, from their rows only."""
+    rows = list(chain.from_iterable(sequences))
+    if rows != [*range(len(logits))]:
+        logits = logits[to_device(rows, logits.device)]
+    conditions = [conditions[row] for row in rows]
+    numbers = iter(range(len(rows)))
+    sequences = [list(islice(numbers, len(sequence))) for sequence in sequences]
     num_rows, num_tokens = logits.shape
     max_banned = max(len(row.banned) for row in conditions)
     packed = PackedConditions(
@@ -290,12 +316,8 @@ def choose_tokens(
     packed.write(conditions, sequences, kind)
     results = choose(packed, logits, kind).cpu().numpy()
     choices = unpack(results, conditions, sequences)
-    wide = with_wider_nucleus(results, sequences)
-    if wide:
-        wide_sequences = [sequences[place] for place in wide]
-        redrawn = choose_tokens(logits, conditions, wide_sequences, num_tokens)
-        for place, sequence_choices in zip(wide, redrawn, strict=True):
-            choices[place] = sequence_choices
+    for place in with_wider_nucleus(results, sequences):
+        (choices[place],) = _choose_apart(logits, conditions, [sequences[place]], num_tokens)
     return choices
 
 

@@ -367,6 +367,18 @@ def test_a_choice_takes_the_memory_that_is_counted(kind: ChoiceKind) -> None:
     assert counted / 2 < memory.peak_bytes + kept + packed._on_device.nbytes <= counted
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_drawn_row_costs_no_other(top_p: float) -> None:
+    logits = torch.zeros(MAX_ROWS, 50_000)  # a nucleus wider than the usual one
+    drawn = RowConditions(temperature=1.0, top_p=top_p, uniform=0.5)
+    peaks: list[int] = []
+    for conditions in (drawn, GREEDY):
+        with PeakMemory() as memory:
+            singles(logits, [conditions, *[GREEDY] * (MAX_ROWS - 1)])
+        peaks.append(memory.peak_bytes)
+    assert peaks[0] <= 2 * peaks[1]
+
+
 def test_what_has_no_room_does_not_fit() -> None:
     banned = tuple(range(MAX_BANNED))
     assert fits(
