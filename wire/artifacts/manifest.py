@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 Family = Literal["florence2", "paligemma"]
 Device = Literal["cpu", "cuda"]
@@ -69,6 +69,8 @@ class ArtifactError(Exception):
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of an artifact folder, and its source."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model_id: str
     family: Family

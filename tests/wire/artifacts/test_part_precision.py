@@ -67,9 +67,12 @@ def test_missing_encoder_is_refused(manifest: Manifest) -> None:
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
 
 
-def test_manifest_of_an_earlier_version_is_refused(artifacts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"precision": "float32"}, {"a_later_key": 1}])
+def test_manifest_of_another_version_is_refused(
+    artifacts: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "old"))
-    values = json.loads((folder / "manifest.json").read_text()) | {"precision": "float32"}
+    values = json.loads((folder / "manifest.json").read_text()) | change
     (folder / "manifest.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="not a valid manifest of this version"):
         read_manifest(folder)
