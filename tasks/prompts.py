@@ -104,15 +104,18 @@ def fill_template(template: str, values: Mapping[str, PromptSegment]) -> Prompt:
     return join_segments(*segments)
 
 
-def read_templates(entry: CatalogEntry, text: str, region: str) -> AskedTask | None:
+def read_templates(entry: CatalogEntry, text: str, region: str, tag: str = "") -> AskedTask | None:
     """Return the first task of the entry whose template `text` has the form of, or None.
 
-    `region` is the regular expression of the tokens that `{region}` stands for. A text with a
-    region has the tokens of a prompt, not the box of a request: it is not read.
+    Only templates with `tag` count: a bare one, "{question}", has the form of any text. `region` is
+    the regular expression of the tokens that `{region}` stands for. A text with a region has the
+    tokens of a prompt, not the box of a request: it is not read.
     """
     for task_id in entry.task_ids:
         template = entry.template(task_id)
-        values = None if template is None else _read_template(template, text, region)
+        if template is None or tag not in template:
+            continue
+        values = _read_template(template, text, region)
         if values is not None and "region" not in values:
             return AskedTask(task_id, values)
     return None

@@ -116,9 +116,7 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
 
 
 def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
-    asked_task = read_templates(entry, text, _REGION)
-    # a bare template, "{question}", has the form of any token
-    if asked_task and f"<{token}>" in (entry.template(asked_task.task_id) or ""):
+    if asked_task := read_templates(entry, text, _REGION, f"<{token}>"):
         return asked_task
     if entry.template(_QUESTION_TASK) is None:
         return AskedTask(_QUESTION_TASK, {"question": text})

@@ -166,6 +166,7 @@ def test_token_of_a_fine_tune(text: str, segments: list[tuple[str, bool, bool]])
 def test_token_of_a_template() -> None:
     overrides = {
         QUESTIONS: TaskOverride("<VQA>{question}"),
+        SEGMENTATION: TaskOverride("{phrase}"),
         "captioning": TaskOverride("<MIXED_CAPTION>"),
         DESCRIPTION: TaskOverride("<REGION_TO_TAGS>{region}"),
     }
