@@ -162,7 +162,8 @@ def _read(path: Path) -> _ScoresFile:
         problem = f"{path} is not a valid calibration file: {first_problem(error)}"
         raise CheckpointFileError(problem) from error
     if not document:
-        raise CheckpointFileError(f"{path} is not a valid calibration file: it has neither")
+        problem = f"{path} is not a valid calibration file: it has no calibrations and no proofs"
+        raise CheckpointFileError(problem)
     return document
 
 

@@ -208,7 +208,7 @@ class Adapters:
     ) -> None:
         """Copy an adapter's tensors to the layers of the loaded decoder.
 
-        Raise `ArtifactError` if values are not finite, and `ArtifactError` above `max_total_bytes`.
+        Raise `ArtifactError` if values are not finite, or above `max_total_bytes`.
         """
         rank = 0
         for name, tensor in tensors.items():
