@@ -69,8 +69,9 @@ class FairShare:
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def add(self, client: str, amount: int) -> None:
-        self.pending[client] += amount
-        self.total += amount
+        if amount > 0:
+            self.pending[client] += amount
+            self.total += amount
 
     def remove(self, client: str, amount: int) -> None:
         self.pending[client] -= amount

@@ -46,6 +46,7 @@ def test_limit_of_a_single_client() -> None:
 
 def test_many_clients_share_twice_the_limit() -> None:
     shares = FairShare(10)
+    shares.take("empty body", 0, "tokens")  # it shares nothing
     for client, amount in (("a", 10), ("b", 5), ("c", 3), ("d", 2)):
         shares.take(client, amount, "tokens")
     assert shares.excess("e", 1) == 1  # within its share of 2
