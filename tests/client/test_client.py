@@ -260,16 +260,22 @@ def stored(image_id: str) -> bytes:
         ([Refusal("not_found"), ANSWER, COMPARISON], [True, True, True], []),
     ],
 )
+@both_clients
 def test_stored_image_is_sent_once_or_again(
-    steps: list[Step], has_data: list[bool], removed: list[str]
+    kind: str, steps: list[Step], has_data: list[bool], removed: list[str]
 ) -> None:
     async def run(url: str) -> None:
         async with AsyncClient(url) as client, client.image(DATA) as image:
             assert await client.predict(image, "ocr") == ANSWER
             await client.compare(image, "ocr")
 
-    with scripted("rest", steps) as (url, script):
-        asyncio.run(run(url))
+    with scripted("rest", list(steps)) as (url, script):
+        if kind == "async":
+            asyncio.run(run(url))
+        else:
+            with Client(url) as client, client.image(DATA) as image:
+                assert client.predict(image, "ocr") == ANSWER
+                client.compare(image, "ocr")
     assert [DATA in request.body for request in script.received] == has_data
     assert script.removed == removed
     for path in removed:
