@@ -165,6 +165,7 @@ class BatchesApi:
 
     async def upload(self, store: Store, request: Request, context: RequestContext) -> Body:
         owner = context.quota.owner
+        await in_thread(store.check_room, owner)  # before the disk has the file
         file_id = new_id("file-")
         path = store.content(file_id)
 

@@ -156,6 +156,11 @@ class Store:
             _insert(db, "file", owner, file)
         return file
 
+    def check_room(self, owner: str) -> None:
+        """Raise `Overloaded` at a limit of the key."""
+        with self._transaction("BEGIN") as db:
+            _check_room(db, owner, 1)
+
     def delete_file(self, owner: str, file_id: str) -> wire.FileDeleted:
         """Raise `not_found`, or `InvalidRequest` for the input of an unfinished batch."""
         with self._transaction() as db:
