@@ -89,6 +89,14 @@ ModelId = Annotated[
 ]
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _MAX_OPENED_PIXELS = 1_000_000_000
+_FAILURES = (
+    DiptychError,
+    RunError,
+    OSError,
+    ValueError,
+    yaml.YAMLError,
+    Image.DecompressionBombError,
+)
 
 
 def main() -> None:
@@ -98,10 +106,7 @@ def main() -> None:
         app(prog_name="diptych")
     except ImportError as error:
         echo(f"error: {error}; docs/client.md lists the extras", is_error=True)
-    except (
-        *(DiptychError, RunError, OSError, ValueError),
-        *(yaml.YAMLError, Image.DecompressionBombError),
-    ) as error:
+    except _FAILURES as error:
         message = str(error).replace("\n", "\\n")  # one line
         echo(f"error: {message}", is_error=True)
     sys.exit(1)
