@@ -77,6 +77,10 @@ def _checked_overrides(tasks: Mapping[str, TaskOverride]) -> Mapping[str, TaskOv
         if not has_field or template.count("{language}") > 1:
             fields = f"{required} once" if required else "{language} at most once"
             raise ValueError(f"the template of {task_id} must contain {fields}; it is {template!r}")
+        if not override.labels and task_id != "instance_segmentation":
+            raise ValueError(f"labels of {task_id} is not allowed, only of instance_segmentation")
+        if override.separator is not None and task_id != "visual_question_answering":
+            raise ValueError(f"separator of {task_id} is not allowed, only of questions")
     return tasks
 
 

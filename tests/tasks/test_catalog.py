@@ -184,6 +184,8 @@ def test_offered_tasks() -> None:
         ("tasks", [{QUESTIONS: {"template": "what?"}}, {QUESTIONS: {"prompt": "{question}"}}]),
         ("tasks", [{"captioning": {"template": "{language} {language}"}}]),
         ("tasks", [{MASKS: {"template": "{phrase}", "labels": "no"}}]),
+        ("tasks", [{QUESTIONS: {"template": "{question}", "labels": False}}]),
+        ("tasks", [{MASKS: {"template": "{phrase}", "separator": ","}}]),
         ("mask_decoder", ["vae.npz", " "]),
     ],
 )
