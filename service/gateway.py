@@ -125,7 +125,8 @@ class _Gateway:
         while not await self.__is_ready__():
             await asyncio.sleep(_READY_EVERY_S)
         names = ", ".join(f"{model.id} ({model.precision})" for model in models)
-        logger.info("ready at %s/playground: %s", _SETTINGS.url, names)
+        url = _SETTINGS.url.replace("://0.0.0.0:", "://localhost:")
+        logger.info("ready at %s/playground: %s", url, names)
 
     async def __is_ready__(self) -> bool:
         """Return True if the gateway accepts requests and runners and adapters are ready.
