@@ -240,11 +240,12 @@ class BatchWorker:
     async def _attempt(self, state: BatchState) -> None:
         """Check or run a batch; it begins again after an error of the disk."""
         try:
-            # the scan may be older than the batch's end
+            was_checked = state.batch.status != "validating"
+            # the scan may be older than the batch's check, or its end
             state.batch = await in_thread(self.store.batch, state.owner, state.id)
             if state.batch.status == "validating":
                 await self._check(state)
-            elif state.batch.status not in wire.ENDED:
+            elif was_checked and state.batch.status not in wire.ENDED:
                 waiting = state.batch.request_counts.num_waiting
                 logger.info("batch %s: %d requests wait", state.id, waiting)
                 ended = await BatchRun(self, state).run()

@@ -221,7 +221,6 @@ async def test_nothing_is_lost_with_a_runner(
             stopped.set()
             await load
         assert calls.all_are_right()
-        assert end != signal.SIGTERM or calls.num_repeated == 0
 
 
 async def next_runners(calls: Calls) -> list[str]:
