@@ -334,9 +334,9 @@ async def test_ended_batch_does_not_run_again(
 async def test_batch_runs_in_its_own_lane(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan may be older than the check: the batch would hold up the checks of its key."""
     create(store, line("a"))
-    stale = store.open_batches()
-    store.begin(stale[0], [LinePlace(1, 0, len(jsonl(line("a"))) - 1)])
-    monkeypatch.setattr(Store, "open_batches", lambda _: stale)
+    (stale,) = store.open_batches()
+    store.begin(stale, [LinePlace(1, 0, len(jsonl(line("a"))) - 1)])
+    monkeypatch.setattr(Store, "open_batches", lambda _: [stale.model_copy()])
     core, decoder = blocked()
     async with working(store, core):
         await asyncio.sleep(0.1)
