@@ -381,12 +381,10 @@ class BatchRun:
                 line = await self._attempt(place, request_id, is_last=num_late + 1 == _MAX_LATE)
                 self._output.append(line)  # another list than before the answer
                 return
-            except DeadlineExceeded:
-                num_late += 1
-            except (Overloaded, NotReady):
-                pass
-            if self._is_stopped:
-                return
+            except (DeadlineExceeded, Overloaded, NotReady) as error:
+                if self._is_stopped:
+                    return
+                num_late += isinstance(error, DeadlineExceeded)
             await asyncio.sleep(_RETRY_AFTER_S)
 
     async def _attempt(self, place: LinePlace, request_id: str, is_last: bool) -> OutputLine:

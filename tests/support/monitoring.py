@@ -1,4 +1,4 @@
-"""What deploy/ says to Prometheus and Grafana, and the metrics that the code declares."""
+"""Rules and dashboard of deploy/, and the metrics that the code declares."""
 
 import json
 import shutil
@@ -35,9 +35,9 @@ def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:
 
 def declared_metrics() -> set[str]:
     """Return the name of every metric of ours, without the `_total` of a counter."""
-    return {
-        metric._name.removesuffix("_total")
-        for module in (wire.telemetry.runner_metrics, service.telemetry.metrics)
-        for metric in vars(module).values()
-        if isinstance(metric, MetricWrapperBase)
-    }
+    names = set()
+    for module in (wire.telemetry.runner_metrics, service.telemetry.metrics):
+        for metric in vars(module).values():
+            if isinstance(metric, MetricWrapperBase):
+                names.add(metric._name.removesuffix("_total"))
+    return names

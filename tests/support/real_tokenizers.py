@@ -75,8 +75,10 @@ def byte_characters() -> list[str]:
 
 def _bart(merges_file: str) -> Tokenizer:
     """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
-    lines = filter(None, merges_file.splitlines()[1:])
-    merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    merges: list[tuple[str, str]] = []
+    for line in filter(None, merges_file.splitlines()[1:]):
+        first, second = line.split(" ")
+        merges.append((first, second))
     start = ["<s>", "<pad>", "</s>", "<unk>"]
     end = ["<|endoftext|>", *(f"madeupword000{i}" for i in range(3)), "<mask>"]
     contents = [*start, *byte_characters(), *map("".join, merges), *end]

@@ -165,7 +165,9 @@ def random_florence2(rng: Random) -> RandomAnswer:
         case "phrase_grounding":
             parameters = TaskParameters(caption="a cat and a car")
     text = start + "".join(rng.choice(("", " ")) + label + boxes(rng, number) for label in words)
-    labels = [label for label in words for _ in range(number)]
+    labels: list[str] = []
+    for label in words:
+        labels += [label] * number
     return RandomAnswer(task_id, parameters, [text], labels)
 
 

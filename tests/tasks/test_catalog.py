@@ -306,7 +306,9 @@ def test_alias_of_two_entries_is_refused(tmp_path: Path, alias: str) -> None:
 
 
 def test_microsofts_ids_are_aliases() -> None:
-    aliases = {alias: entry.source for entry in CATALOG.values() for alias in entry.aliases}
+    aliases: dict[str, str] = {}
+    for entry in CATALOG.values():
+        aliases |= dict.fromkeys(entry.aliases, entry.source)
     for size in ("base", "large", "base-ft", "large-ft"):
         name = f"Florence-2-{size}"
         assert aliases[f"microsoft/{name}"] == f"florence-community/{name}"

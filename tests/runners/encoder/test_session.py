@@ -228,7 +228,9 @@ def test_a_batch_is_split_without_padding(
 ) -> None:
     parts = list(split_batch(num_images, sizes))
     assert [part.stop - part.start for part in parts] == expected
-    indices = [index for part in parts for index in range(part.start, part.stop)]
+    indices: list[int] = []
+    for part in parts:
+        indices += range(part.start, part.stop)
     assert indices == list(range(num_images))
 
 

@@ -77,7 +77,9 @@ def test_page_needs_no_key_and_no_start() -> None:
 
 
 def test_samples_have_every_parameter() -> None:
-    needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
+    needed = set[str]()
+    for task in TASKS.values():
+        needed |= {parameter.name for parameter in task.parameters if parameter.default is None}
     for entry in SAMPLES.values():
         assert set(entry["examples"]) == needed
 
