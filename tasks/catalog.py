@@ -131,21 +131,23 @@ class CatalogEntry:
     adapter_of: str | None = None
     # other names by which adapters of this checkpoint name their base
     aliases: Annotated[tuple[_Alias, ...], Field(max_length=20)] = ()
+    # the tasks that this model offers, in the table's order, and its own templates
+    task_ids: tuple[str, ...] = field(init=False)
+    templates: Mapping[str, str] = field(init=False)
 
-    @property
-    def task_ids(self) -> tuple[str, ...]:
-        """The tasks that this model offers, in the table's order."""
+    def __post_init__(self) -> None:
         offered: list[str] = []
+        templates: dict[str, str] = {}
         for task in TASKS.values():
             override = self.tasks.get(task.id)
-            is_of_family = self.family in task.families
-            if is_of_family if override is None else override.template is not None:
+            if override is None:
+                if self.family in task.families:
+                    offered.append(task.id)
+            elif override.template is not None:
                 offered.append(task.id)
-        return tuple(offered)
-
-    def template(self, task_id: str) -> str | None:
-        override = self.tasks.get(task_id)
-        return override.template if override else None
+                templates[task.id] = override.template
+        object.__setattr__(self, "task_ids", tuple(offered))
+        object.__setattr__(self, "templates", templates)
 
     def has_labels(self, task_id: str) -> bool:
         """Return True if objects of the task's answers have labels."""

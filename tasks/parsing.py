@@ -29,25 +29,21 @@ class GeneratedText:
     """A decoder's answer without bos, eos and padding, with location and other control tokens."""
 
     text: str
-    token_ends: tuple[int, ...]  # offset in `text` after each token, non-decreasing
-    logprobs: tuple[float, ...]
+    token_ends: Sequence[int]  # offset in `text` after each token, non-decreasing
+    logprobs: Sequence[float]  # of each token
     finish_reason: Literal["stop", "length"]
-
-    def __post_init__(self) -> None:
-        if len(self.token_ends) != len(self.logprobs):
-            numbers = f"{len(self.token_ends)} token ends for {len(self.logprobs)}"
-            raise ValueError(f"{numbers} log-probabilities")
 
     def is_read_as(self, results: Sequence[object]) -> bool:
         """Return True if there are results, or the text is blank."""
         return bool(results) or not self.text.strip()
 
-    def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
+    def score(self, label: Sequence[Span], runs: Sequence["Locations"]) -> float:
         """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
         The mean, so that scores of boxes and of outlines, which have more of them, are comparable.
         """
-        of_locations = self._logprobs_in(locations)
+        spans = [(run[0].span[0], run[-1].span[1]) for run in runs]
+        of_locations = self._logprobs_in(spans)
         mean = math.fsum(of_locations) / max(1, len(of_locations))
         return min(1.0, math.exp(math.fsum(self._logprobs_in(label)) + mean))
 
@@ -76,14 +72,11 @@ class Location:
 Locations = Sequence[Location]  # adjacent tokens, at least one
 
 
-def span_of(locations: Locations) -> Span:
-    return (locations[0].span[0], locations[-1].span[1])
-
-
-def in_pieces(locations: Locations, num_locations: int) -> Iterator[Locations]:
-    """Yield the locations in pieces of `num_locations`, without an incomplete last one."""
-    for start in range(0, len(locations) - num_locations + 1, num_locations):
-        yield locations[start : start + num_locations]
+def in_pieces(runs: Iterable[Locations], num_locations: int) -> Iterator[Locations]:
+    """Yield pieces of `num_locations`, without an incomplete last one of a run."""
+    for run in runs:
+        for start in range(0, len(run) - num_locations + 1, num_locations):
+            yield run[start : start + num_locations]
 
 
 _RESULTS: dict[ResultKind, type[DetectionsResult | InstancesResult | TextRegionsResult]] = {

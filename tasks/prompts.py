@@ -48,7 +48,7 @@ def entry_template(entry: CatalogEntry, task_id: str, parameters: TaskParameters
     if task_id not in entry.task_ids:
         offered = ", ".join(entry.task_ids)
         raise UnsupportedTask("task", f"{entry.id} does not offer {task_id}; it offers {offered}")
-    template = entry.template(task_id)
+    template = entry.templates.get(task_id)
     if template is None or (task_id == "instance_segmentation" and parameters.region is not None):
         return None
     default_detail = "description" if task_id == "region_description" else "short"
@@ -72,7 +72,11 @@ def fill_prompts(
     image_size_wh: tuple[int, int],
     box_tokens: Callable[[BoxXyxy, tuple[int, int]], str],
 ) -> tuple[Prompt, ...]:
-    """Return the template filled for each of `names`; raise `ParameterError` for a bad region."""
+    """Return the template filled for each of `names`; raise `ParameterError` for a bad region.
+
+    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; a user's text
+    is a segment of its own and never is one.
+    """
     values = {
         "{language}": PromptSegment(parameters.language or "en"),
         "{question}": PromptSegment(parameters.question or ""),
@@ -87,21 +91,12 @@ def fill_prompts(
     prompts: list[Prompt] = []
     for name in names:
         values["{phrase}"] = PromptSegment(name)
-        prompts.append(fill_template(template, values))
+        segments: list[PromptSegment] = []
+        for part in _PARTS.split(template):
+            is_tag = part.startswith("<") and part.endswith(">")
+            segments.append(values.get(part) or PromptSegment(part, is_control=is_tag))
+        prompts.append(join_segments(*segments))
     return tuple(prompts)
-
-
-def fill_template(template: str, values: Mapping[str, PromptSegment]) -> Prompt:
-    """Return a template with a segment in the place of each field, such as `{question}`.
-
-    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; a user's text
-    is a segment of `values` and never is one.
-    """
-    segments: list[PromptSegment] = []
-    for part in _PARTS.split(template):
-        is_tag = part.startswith("<") and part.endswith(">")
-        segments.append(values.get(part) or PromptSegment(part, is_control=is_tag))
-    return join_segments(*segments)
 
 
 def read_templates(entry: CatalogEntry, text: str, region: str, tag: str = "") -> AskedTask | None:
@@ -112,7 +107,7 @@ def read_templates(entry: CatalogEntry, text: str, region: str, tag: str = "") -
     tokens of a prompt, not the box of a request: it is not read.
     """
     for task_id in entry.task_ids:
-        template = entry.template(task_id)
+        template = entry.templates.get(task_id)
         if template is None or tag not in template:
             continue
         values = _read_template(template, text, region)

@@ -111,14 +111,8 @@ def with_objects(result: Result, objects: Iterable[FoundObject]) -> Result:
 def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
     """Return the smallest box around one or more points, or None if it has no area."""
     xs, ys = zip(*points_xy, strict=True)
-    return ordered_box(min(xs), min(ys), max(xs), max(ys))
-
-
-def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
-    """Return the box between two opposite corners in any order, or None if it has no area."""
-    if x1 == x2 or y1 == y2:
-        return None
-    return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+    box = (min(xs), min(ys), max(xs), max(ys))
+    return box if box[0] < box[2] and box[1] < box[3] else None
 
 
 def box_of(item: FoundObject) -> BoxXyxy:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tasks.catalog import CatalogEntry
 from tasks.parsing import Location, Locations, Span, spellings
-from tasks.results import BoxXyxy
+from tasks.results import BoxXyxy, Ring
 from tasks.table import TaskParameters
 
 # 1000 bins a side, x before y; a bin is decoded to its centre. Source: transformers,
@@ -125,9 +125,12 @@ def quantize(position_px: float, side_px: int) -> int:
     return min(max(math.floor(position_px * NUM_BINS / side_px), 0), NUM_BINS - 1)
 
 
-def dequantize(bin_index: int, side_px: int) -> float:
-    """Return the pixel position at the centre of a bin on a side of `side_px` pixels."""
-    return (bin_index + 0.5) * side_px / NUM_BINS
+def dequantize(locations: Locations, image_size_wh: tuple[int, int]) -> Ring:
+    """Return the points, an x and a y of each, at the centres of their bins in pixels."""
+    width, height = image_size_wh
+    xs = [(location.bin_index + 0.5) * width / NUM_BINS for location in locations[0::2]]
+    ys = [(location.bin_index + 0.5) * height / NUM_BINS for location in locations[1::2]]
+    return tuple(zip(xs, ys, strict=True))
 
 
 def location_token(bin_index: int) -> str:

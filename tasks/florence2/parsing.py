@@ -17,13 +17,13 @@ closing `</poly>`; it sorts a box's corners, and drops boxes without area. `raw_
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from tasks.catalog import CatalogEntry
 from tasks.florence2.grammar import (
-    Phrase,
     dequantize,
     split_phrases,
     text_before_tokens,
@@ -36,7 +36,6 @@ from tasks.parsing import (
     in_pieces,
     read_objects,
     resolve_label,
-    span_of,
 )
 from tasks.results import (
     Detection,
@@ -44,7 +43,6 @@ from tasks.results import (
     Instance,
     MaskFormat,
     Result,
-    Ring,
     TextRegion,
     TextResult,
     bounding_box,
@@ -72,13 +70,14 @@ def parse_answer(
         text = read_text(answers[0].text)
         return TextResult(text, answers[0].is_read_as(text))
 
-    def read(answer: GeneratedText, names: Sequence[str]) -> Iterator[FoundObject]:
-        if kind == "detections":
-            return _detections(answer, names, task_id != "region_proposal", image_size_wh)
-        if kind == "instances":
-            return _instances(answer, names, image_size_wh, mask_format)
-        return _text_regions(answer, image_size_wh)
-
+    read: Callable[[GeneratedText, Sequence[str]], Iterator[FoundObject]]
+    if kind == "detections":
+        is_named = task_id != "region_proposal"
+        read = partial(_detections, is_named=is_named, image_size_wh=image_size_wh)
+    elif kind == "instances":
+        read = partial(_instances, image_size_wh=image_size_wh, mask_format=mask_format)
+    else:
+        read = partial(_text_regions, image_size_wh=image_size_wh)
     banned = frozenset() if parameters.caption is None else banned_phrases
     names_per_prompt = asked_per_prompt(parameters)
     return read_objects(kind, answers, names_per_prompt, read, entry.forced_names, banned)
@@ -99,16 +98,20 @@ def _detections(
     """Yield boxes of two corners, or around polygons; named ones without a name are dropped."""
     is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
-        label = resolve_label(phrase.label, names) if is_named else ""
+        label = phrase.label if is_named else ""
+        if is_named and names:
+            label = resolve_label(label, names)
         if is_named and not label:
             continue
-        polygons = [*filter(None, map(_polygons, phrase.instances))]
-        corners = [[piece] for piece in _pieces(phrase, 4)]
-        for runs in polygons if is_polygon else corners:
-            rings = [_ring(run, image_size_wh) for run in runs]
+        if is_polygon:
+            outlines = _polygons(phrase.instances)
+        else:
+            outlines = [[corners] for corners in in_pieces(chain(*phrase.instances), 4)]
+        for runs in outlines:
+            rings = [dequantize(run, image_size_wh) for run in runs]
             if box := bounding_box(chain(*rings)):
                 spans = phrase.label_spans if is_named else ()
-                yield Detection(box, label, answer.score(spans, list(map(span_of, runs))))
+                yield Detection(box, label, answer.score(spans, runs))
 
 
 def _instances(
@@ -118,37 +121,30 @@ def _instances(
     mask_format: MaskFormat,
 ) -> Iterator[Instance]:
     for phrase in split_phrases(answer.text):
-        for polygons in filter(None, map(_polygons, phrase.instances)):
-            rings = tuple(_ring(polygon, image_size_wh) for polygon in polygons)
+        for polygons in _polygons(phrase.instances):
+            rings = tuple(dequantize(polygon, image_size_wh) for polygon in polygons)
             if box := bounding_box(chain(*rings)):
-                score = answer.score(phrase.label_spans, list(map(span_of, polygons)))
+                score = answer.score(phrase.label_spans, polygons)
                 label = resolve_label(phrase.label, names)
                 mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
                 yield Instance(box, label, score, rings if mask is None else None, mask)
 
 
-def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iterator[TextRegion]:
+def _text_regions(
+    answer: GeneratedText, _names: Sequence[str], image_size_wh: tuple[int, int]
+) -> Iterator[TextRegion]:
     for phrase in split_phrases(answer.text):
-        for piece in _pieces(phrase, 8) if phrase.label else ():
-            top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
+        for piece in in_pieces(chain(*phrase.instances), 8) if phrase.label else ():
+            top_left, top_right, bottom_right, bottom_left = dequantize(piece, image_size_wh)
             quad = (top_left, top_right, bottom_right, bottom_left)
-            score = answer.score(phrase.label_spans, [span_of(piece)])
-            yield TextRegion(quad, phrase.label, score)
+            yield TextRegion(quad, phrase.label, answer.score(phrase.label_spans, [piece]))
 
 
-def _pieces(phrase: Phrase, num_locations: int) -> Iterator[Locations]:
-    """Yield the locations of a phrase in pieces, without an incomplete last one of a run."""
-    for run in chain(*phrase.instances):
-        yield from in_pieces(run, num_locations)
-
-
-def _polygons(instance: Sequence[Locations]) -> list[Locations]:
-    """Return the runs of an instance that are polygons, without an incomplete last point."""
-    return [run[: len(run) // 2 * 2] for run in instance if len(run) >= _MIN_POLYGON_LOCATIONS]
-
-
-def _ring(locations: Locations, image_size_wh: tuple[int, int]) -> Ring:
-    width, height = image_size_wh
-    xs = (dequantize(location.bin_index, width) for location in locations[0::2])
-    ys = (dequantize(location.bin_index, height) for location in locations[1::2])
-    return tuple(zip(xs, ys, strict=True))
+def _polygons(instances: Iterable[Sequence[Locations]]) -> list[list[Locations]]:
+    """Return the runs of each instance that are polygons, without an incomplete last point."""
+    outlines: list[list[Locations]] = []
+    for instance in instances:
+        polygons = [run for run in instance if len(run) >= _MIN_POLYGON_LOCATIONS]
+        if polygons:
+            outlines.append([run[: len(run) // 2 * 2] for run in polygons])
+    return outlines

@@ -12,7 +12,7 @@ import re
 from tasks.catalog import CatalogEntry
 from tasks.errors import ParameterError
 from tasks.florence2.grammar import box_tokens, dequantize
-from tasks.parsing import without_article
+from tasks.parsing import Location, without_article
 from tasks.prompts import (
     AskedTask,
     Prompt,
@@ -25,24 +25,27 @@ from tasks.prompts import (
 from tasks.table import TaskParameters
 
 _NAME = "Locate {phrase} in the image."
-_SENTENCES = {  # of a task, and its detail or parameter
+_SENTENCES = {
+    "object_detection": "Locate the objects with category name in the image.",
+    "open_vocabulary_detection": _NAME,
+    "region_proposal": "Locate the region proposals in the image.",
+    "dense_region_captioning": "Locate the objects in the image, with their descriptions.",
+    "ocr": "What is the text in the image?",
+    "ocr_with_regions": "What is the text in the image, with regions?",
+}
+_VARIANTS = {  # of a task, by its detail or parameter
     ("captioning", "short"): "What does the image describe?",
     ("captioning", "detailed"): "Describe in detail what is shown in the image.",
     ("captioning", "paragraph"): "Describe with a paragraph what is shown in the image.",
-    ("object_detection", ""): "Locate the objects with category name in the image.",
-    ("open_vocabulary_detection", ""): _NAME,
     ("phrase_grounding", "caption"): "Locate the phrases in the caption: {caption}",
     ("phrase_grounding", "phrases"): _NAME,
-    ("region_proposal", ""): "Locate the region proposals in the image.",
-    ("dense_region_captioning", ""): "Locate the objects in the image, with their descriptions.",
     ("instance_segmentation", "phrase"): "Locate {phrase} in the image with mask",
     ("instance_segmentation", "region"): "What is the polygon mask of region {region}",
-    ("ocr", ""): "What is the text in the image?",
-    ("ocr_with_regions", ""): "What is the text in the image, with regions?",
     ("region_description", "category"): "What is the region {region}?",
     ("region_description", "description"): "What does the region {region} describe?",
     ("region_description", "text"): "What text is in the region {region}?",
 }
+_NAMED_TASKS = ("open_vocabulary_detection", "phrase_grounding")  # by labels or phrases
 
 _TASK_TOKEN = re.compile(r"\s*<([A-Z_]+)>(.*)", re.DOTALL)
 _LOCATION = re.compile(r"<loc_(\d{1,3})>")
@@ -72,16 +75,17 @@ def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label or phrase."""
-    if own_token := _own_token_prompt(entry, task_id, parameters):
+    has_own_tokens = task_id == _QUESTION_TASK and task_id not in entry.templates
+    if has_own_tokens and (own_token := _own_token_prompt(parameters.question or "")):
         return (own_token,)
     sentence = entry_template(entry, task_id, parameters)
     if parameters.language not in (None, "en"):
         raise unsupported(entry, "language", "en", parameters.language)
     if sentence is None:
-        sentence = _SENTENCES[task_id, _variant(task_id, parameters)]
+        sentence = _SENTENCES.get(task_id) or _VARIANTS[task_id, _variant(task_id, parameters)]
     # The processor asks for one name at a time: labels and phrases have a prompt each.
     names = parameters.labels or parameters.phrases or (parameters.phrase or "",)
-    if entry.drops_articles and task_id != "instance_segmentation":
+    if entry.drops_articles and task_id in _NAMED_TASKS:
         names = tuple(map(without_article, names))
     return fill_prompts(sentence, parameters, names, image_size_wh, box_tokens)
 
@@ -108,8 +112,10 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
             allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
             message = f"<{token}> must be followed by {allowed}, not by {rest[:80]!r}"
             raise ParameterError("messages", message)
-        x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in _LOCATION.findall(rest))
-        return AskedTask(task_id, values, (x1, y1, x2, y2))
+        tokens = _LOCATION.finditer(rest)
+        locations = [Location(int(token[1]), token.span()) for token in tokens]
+        top_left, bottom_right = dequantize(locations, (1, 1))
+        return AskedTask(task_id, values, (*top_left, *bottom_right))
     if parameter:
         values[parameter] = [rest] if parameter == "labels" else rest
     return AskedTask(task_id, values)
@@ -118,7 +124,7 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
 def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
     if asked_task := read_templates(entry, text, _REGION, f"<{token}>"):
         return asked_task
-    if entry.template(_QUESTION_TASK) is None:
+    if _QUESTION_TASK not in entry.templates:
         return AskedTask(_QUESTION_TASK, {"question": text})
     tokens = ", ".join(f"<{name}>" for name in _TOKENS)
     raise ParameterError(
@@ -135,20 +141,16 @@ def asked_per_prompt(parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
     return (() if parameters.phrase is None else (parameters.phrase,),)
 
 
-def _own_token_prompt(
-    entry: CatalogEntry, task_id: str, parameters: TaskParameters
-) -> Prompt | None:
+def _own_token_prompt(question: str) -> Prompt | None:
     """Return the prompt of a question that begins with a task token of the checkpoint's own.
 
     Only capitals and underscores are read as one: no token of answers or of prompts' ends is
     written so. A model with a template for questions gets them as text.
     """
-    match = _TASK_TOKEN.match(parameters.question or "")
-    if task_id != _QUESTION_TASK or match is None or entry.template(task_id) is not None:
+    match = _TASK_TOKEN.match(question)
+    if match is None or match[1] in _TOKENS:
         return None
     token, rest = match.groups()
-    if token in _TOKENS:
-        return None
     segments = (PromptSegment(f"<{token}>", is_control=True, is_token=True), PromptSegment(rest))
     return tuple(segment for segment in segments if segment.text)
 
@@ -161,7 +163,5 @@ def _variant(task_id: str, parameters: TaskParameters) -> str:
             return parameters.detail or "description"
         case "instance_segmentation":
             return "phrase" if parameters.region is None else "region"
-        case "phrase_grounding":
-            return "phrases" if parameters.phrases else "caption"
         case _:
-            return ""
+            return "phrases" if parameters.phrases else "caption"

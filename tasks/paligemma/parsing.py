@@ -15,7 +15,6 @@ from tasks.parsing import (
     in_pieces,
     read_objects,
     resolve_label,
-    span_of,
 )
 from tasks.results import (
     BoxXyxy,
@@ -25,7 +24,7 @@ from tasks.results import (
     MaskFormat,
     Result,
     TextResult,
-    ordered_box,
+    bounding_box,
 )
 from tasks.run_length import encode_mask
 from tasks.table import TASKS, TaskParameters
@@ -64,9 +63,9 @@ def _detections(
     answer: GeneratedText, names: Sequence[str], image_size_wh: tuple[int, int]
 ) -> Iterator[Detection]:
     for entry in split_entries(answer.text):
-        for corners in in_pieces(entry.locations, 4):
+        for corners in in_pieces([entry.locations], 4):
             if box := _box(corners, image_size_wh):
-                score = answer.score(entry.label_spans, [span_of(corners)])
+                score = answer.score(entry.label_spans, [corners])
                 yield Detection(box, resolve_label(entry.label, names), score)
 
 
@@ -83,7 +82,7 @@ def _instances(
             continue
         field = mask_decoder.decode(entry.codes[:NUM_CODES])
         label = resolve_label(entry.label, names)
-        score = answer.score(entry.label_spans, [span_of(entry.locations)])
+        score = answer.score(entry.label_spans, [entry.locations])
         if mask_format == "rle":
             mask = encode_mask(mask_in_image(field, box, image_size_wh))
             yield Instance(box, label, score, polygons=None, mask=mask)
@@ -96,4 +95,4 @@ def _box(locations: Locations, image_size_wh: tuple[int, int]) -> BoxXyxy | None
     sides = (height, width, height, width)
     places = zip(locations, sides, strict=True)
     y1, x1, y2, x2 = (dequantize(location.bin_index, side) for location, side in places)
-    return ordered_box(x1, y1, x2, y2)
+    return bounding_box(((x1, y1), (x2, y2)))

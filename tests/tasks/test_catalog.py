@@ -148,8 +148,7 @@ def test_offered_tasks() -> None:
     overrides = {QUESTIONS: {"template": "<DocVQA>{question}"}, "ocr": None}
     entry = parse_entry(ROW | {"tasks": overrides})
     assert set(entry.task_ids) == set(TASKS) - {"ocr"}
-    assert entry.template(QUESTIONS) == "<DocVQA>{question}"
-    assert (entry.template("ocr"), entry.template("captioning")) == (None, None)
+    assert entry.templates == {QUESTIONS: "<DocVQA>{question}"}
 
 
 @pytest.mark.parametrize(

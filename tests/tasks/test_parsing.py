@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tasks.parsing import GeneratedText, resolve_label
+from tasks.parsing import GeneratedText, Location, resolve_label
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,12 @@ TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0
 )
 def test_score(spans: tuple[tuple[int, int], ...], logprobs: list[float]) -> None:
     mean = sum(logprobs) / len(logprobs)
-    assert TEXT.score((), spans) == pytest.approx(math.exp(mean))
+    runs = [(Location(0, (start, start)), Location(0, (end, end))) for start, end in spans]
+    assert TEXT.score((), runs) == pytest.approx(math.exp(mean))
     assert TEXT.score(spans, ()) == pytest.approx(math.exp(sum(logprobs)))
-    assert TEXT.score(spans, spans) == pytest.approx(math.exp(sum(logprobs) + mean))
+    assert TEXT.score(spans, runs) == pytest.approx(math.exp(sum(logprobs) + mean))
 
 
 def test_score_is_at_most_one() -> None:
-    assert GeneratedText("a", (1,), (1e-7,), "length").score((), [(0, 1)]) == 1.0
-
-
-def test_ends_without_logprobs_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 token ends for 0"):
-        GeneratedText("a", (1,), (), "stop")
+    run = [Location(0, (0, 1))]
+    assert GeneratedText("a", (1,), (1e-7,), "length").score((), [run]) == 1.0
