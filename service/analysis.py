@@ -12,6 +12,7 @@ only what depends on it. Cancelling ends everything.
 
 import asyncio
 import graphlib
+import json
 import math
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -206,34 +207,22 @@ def _parsed(fields: Mapping[str, object]) -> tuple[PredictFields | CompareFields
     return parse_fields(PredictFields, fields)
 
 
-def used_names(fields: Mapping[str, object]) -> frozenset[str]:
+def used_names(fields: Mapping[str, object]) -> set[str]:
     """Return the names that the strings of a step use."""
-    names: set[str] = set()
-
-    def note(match: re.Match[str]) -> str:
-        names.add(match[1])
-        return match[0]
-
-    _replaced(fields, note)
-    return frozenset(names)
+    texts = [fields[name] for name in _TEXT_FIELDS & fields.keys()]
+    return set(_NAME.findall(json.dumps(texts)))
 
 
 def filled(fields: Mapping[str, object], values: Mapping[str, str]) -> dict[str, object]:
     """Return the fields with every used name replaced by its value."""
-    return _replaced(fields, lambda match: values[match[1]])
 
-
-def _replaced(
-    fields: Mapping[str, object], replace: Callable[[re.Match[str]], str]
-) -> dict[str, object]:
     def fill(value: object) -> object:
-        return _NAME.sub(replace, value) if isinstance(value, str) else value
+        if isinstance(value, list):
+            return list(map(fill, value))
+        return _NAME.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
 
-    document = dict(fields)
-    for name in _TEXT_FIELDS & fields.keys():
-        value = fields[name]
-        document[name] = list(map(fill, value)) if isinstance(value, list) else fill(value)
-    return document
+    texts = {name: fill(fields[name]) for name in _TEXT_FIELDS & fields.keys()}
+    return {**fields, **texts}
 
 
 @dataclass(frozen=True, slots=True)

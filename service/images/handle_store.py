@@ -5,7 +5,7 @@ The folder, which any number of gateways of one host may share:
     secret         the key of the ids
     lock           held while images are added and evicted
     OWNER/NAME     width and height, 4 bytes each, and the file of an image; its time of change is
-                   when it was sent, that of access its last use
+                   when it was sent
     OWNER/NAME.N   an image that is being written
 
 An image is written beside its place and renamed: a process that is killed leaves a whole image or
@@ -13,11 +13,10 @@ none. In a store of several hosts all names begin with `diptych:images:`:
 
     image:OWNER/NAME    as the file above; expires by itself
     secret              the key of the ids; a store that has lost its data gets another
-    facts               hash of OWNER/NAME to its number of bytes, and when it expires
-    used                sorted set of OWNER/NAME by their last use
+    facts               hash of OWNER/NAME to its number of bytes, and when it expires (ms)
 
 OWNER identifies an API key by its hash. Above a limit the key that holds the most bytes loses the
-image that it has not used for the longest time. All calls block.
+image that it sent first. All calls block.
 """
 
 import asyncio
@@ -33,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from service.errors import NotReady, ServiceError
 from service.images.decoding import in_thread
@@ -43,7 +42,7 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-ValueT = TypeVar("ValueT")
+StoredFile = tuple[bytes, int, int]  # its content or start, number of bytes, when it expires
 
 _SIZE = struct.Struct(">II")  # width, height
 _SECRET_BYTES = 32
@@ -81,7 +80,7 @@ class Entry:
     owner: str
     name: str
     num_bytes: int
-    used_s: float
+    order: float  # by the time at which it was sent
 
 
 class ImageStore(ABC):
@@ -109,16 +108,18 @@ class ImageStore(ABC):
         return self.describe(owner, handle)
 
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
-        size, num_bytes, expires_at = self._existing(self._facts, owner, handle)
+        size, num_bytes, expires_at = self._existing(owner, handle, _SIZE.size)
         width, height = _SIZE.unpack(size)
         return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
         """Return the file of an image."""
-        return self._existing(self._get, owner, handle)[_SIZE.size :]
+        return self._existing(owner, handle)[0][_SIZE.size :]
 
     def remove(self, owner: str, handle: ImageHandle) -> None:
-        self._existing(self._delete, owner, handle)
+        self._existing(owner, handle, _SIZE.size)
+        with self._errors():
+            self._delete(owner, self._name(owner, handle))
 
     async def remove_regularly(self) -> None:
         """Remove expired images, and files of killed writers, once a minute until cancelled."""
@@ -133,7 +134,7 @@ class ImageStore(ABC):
 
     def make_room(self) -> None:
         """Remove images until all limits hold."""
-        entries = sorted(self._entries(), key=lambda entry: entry.used_s)
+        entries = sorted(self._entries(), key=lambda entry: entry.order)
         num_bytes = Counter[str]()
         for entry in entries:
             num_bytes[entry.owner] += entry.num_bytes
@@ -150,15 +151,13 @@ class ImageStore(ABC):
             num_bytes[largest] -= evicted.num_bytes
             self._delete(largest, evicted.name)
 
-    def _existing(
-        self, call: Callable[[str, str], ValueT | None], owner: str, handle: ImageHandle
-    ) -> ValueT:
+    def _existing(self, owner: str, handle: ImageHandle, max_bytes: int = -1) -> StoredFile:
         with self._errors():
-            value = call(owner, self._name(owner, handle))
-        if not value:
+            file = self._get(owner, self._name(owner, handle), max_bytes)
+        if file is None:
             message = f"the image {handle.text} has expired, or was evicted or deleted"
             raise ServiceError(f"{message}; send it again", "image", "image_expired")
-        return value
+        return file
 
     def _name(self, owner: str, handle: ImageHandle) -> str:
         name = self._ids().name(owner, handle)
@@ -184,16 +183,12 @@ class ImageStore(ABC):
         """Store a file, and evict others until all limits hold."""
 
     @abstractmethod
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
-        """Return the first bytes of a file, its number of bytes, and when it expires."""
+    def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
+        """Return a file, or its first bytes; None if it has expired."""
 
     @abstractmethod
-    def _get(self, owner: str, name: str) -> bytes | None:
-        """Return a file, which is used now."""
-
-    @abstractmethod
-    def _delete(self, owner: str, name: str) -> bool:
-        """Remove a file; return False if there is none."""
+    def _delete(self, owner: str, name: str) -> None:
+        """Remove a file, if there is one."""
 
     @abstractmethod
     def _entries(self) -> Iterable[Entry]:
@@ -238,26 +233,16 @@ class HandleStore(ImageStore):
             part.rename(path)
             self.make_room()
 
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
+    def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         with suppress(FileNotFoundError), (self._folder / owner / name).open("rb") as file:
             stat = os.fstat(file.fileno())
             expires_s = stat.st_mtime + self.limits.kept_s
             if expires_s > self._now():
-                return file.read(_SIZE.size), stat.st_size, int(expires_s)
+                return file.read(max_bytes), stat.st_size, int(expires_s)
         return None
 
-    def _get(self, owner: str, name: str) -> bytes | None:
-        with suppress(FileNotFoundError), (self._folder / owner / name).open("rb") as file:
-            sent_s = os.fstat(file.fileno()).st_mtime
-            if sent_s + self.limits.kept_s > self._now():
-                os.utime(file.fileno(), (self._now(), sent_s))
-                return file.read()
-        return None
-
-    def _delete(self, owner: str, name: str) -> bool:
-        is_there = self._facts(owner, name) is not None
+    def _delete(self, owner: str, name: str) -> None:
         (self._folder / owner / name).unlink(missing_ok=True)
-        return is_there
 
     def _entries(self) -> Iterator[Entry]:
         """Yield the images; remove expired ones and those of killed writers."""
@@ -270,7 +255,7 @@ class HandleStore(ImageStore):
                     if stat.st_mtime + kept_s <= self._now():
                         os.unlink(file.path)
                     elif not is_part:
-                        yield Entry(owner.name, file.name, stat.st_size, stat.st_atime)
+                        yield Entry(owner.name, file.name, stat.st_size, stat.st_mtime)
 
 
 def _written(path: Path, data: bytes) -> Path:
@@ -319,52 +304,38 @@ class ValkeyImages(ImageStore):
 
     def _put(self, owner: str, name: str, file: bytes) -> None:
         member = f"{owner}/{name}"
-        now_s = time.time()
-        facts = f"{len(file)} {int(now_s) + self.limits.kept_s}"
+        expires_ms = int(1000 * (time.time() + self.limits.kept_s))
         with self._store.pipeline() as calls:
             calls.set(f"{_PREFIX}image:{member}", file, ex=self.limits.kept_s)
-            calls.hset(f"{_PREFIX}facts", member, facts)
-            calls.zadd(f"{_PREFIX}used", {member: now_s})
+            calls.hset(f"{_PREFIX}facts", member, f"{len(file)} {expires_ms}")
             calls.execute()
         self.make_room()
 
-    def _facts(self, owner: str, name: str) -> tuple[bytes, int, int] | None:
+    def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         member = f"{owner}/{name}"
+        last_byte = max_bytes - 1 if max_bytes > 0 else -1
         with self._store.pipeline() as calls:
-            calls.getrange(f"{_PREFIX}image:{member}", 0, _SIZE.size - 1)
+            calls.getrange(f"{_PREFIX}image:{member}", 0, last_byte)
             calls.hget(f"{_PREFIX}facts", member)
-            size, facts = calls.execute()
-        if not size or facts is None:
+            file, facts = calls.execute()
+        if not file or facts is None:
             return None
-        num_bytes, expires_at = map(int, facts.split())
-        return size, num_bytes, expires_at
+        num_bytes, expires_ms = map(int, facts.split())
+        return file, num_bytes, expires_ms // 1000
 
-    def _get(self, owner: str, name: str) -> bytes | None:
-        member = f"{owner}/{name}"
-        with self._store.pipeline() as calls:
-            calls.get(f"{_PREFIX}image:{member}")
-            calls.zadd(f"{_PREFIX}used", {member: time.time()}, xx=True)
-            file: bytes | None = calls.execute()[0]
-        return file
-
-    def _delete(self, owner: str, name: str) -> bool:
+    def _delete(self, owner: str, name: str) -> None:
         member = f"{owner}/{name}"
         with self._store.pipeline() as calls:
             calls.delete(f"{_PREFIX}image:{member}")
             calls.hdel(f"{_PREFIX}facts", member)
-            calls.zrem(f"{_PREFIX}used", member)
-            return bool(calls.execute()[0])
+            calls.execute()
 
     def _entries(self) -> Iterator[Entry]:
-        with self._store.pipeline() as calls:
-            calls.hgetall(f"{_PREFIX}facts")
-            calls.zrange(f"{_PREFIX}used", 0, -1, withscores=True)
-            facts, used = calls.execute()
-        for member, used_s in used:
+        for member, facts in self._store.hgetall(f"{_PREFIX}facts").items():
             owner, name = member.decode().split("/")
-            num_bytes, expires_at = map(int, facts[member].split())
-            if expires_at > time.time():
-                yield Entry(owner, name, num_bytes, used_s)
+            num_bytes, expires_ms = map(int, facts.split())
+            if expires_ms > 1000 * time.time():
+                yield Entry(owner, name, num_bytes, expires_ms)
             else:
                 self._delete(owner, name)
 

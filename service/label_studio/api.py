@@ -6,15 +6,26 @@
 Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL
 that has the message (GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic
 authentication, whose password is `KEY` or `KEY:TOKEN`, the API key of this service and an access
-token of Label Studio: it shows user names to others. Source: HumanSignal/label-studio
-label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
+token of Label Studio: it shows user names to others.
+
+It sends all selected tasks in one request and stores what it gets. A task that ran out of time or
+met a busy service gets no prediction: Label Studio sends it again with the next "Retrieve
+Predictions". A task that cannot succeed gets an empty prediction whose version, which Label Studio
+shows and filters by, is the error.
+
+Source: HumanSignal/label-studio label_studio/ml/api_connector.py (requests),
+label_studio/ml/models.py (answers).
 """
 
+import asyncio
 import base64
 import binascii
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain, product
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote_plus, unquote_plus
 
@@ -23,16 +34,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from service.admission.places import RequestContext
-from service.errors import InvalidRequest, ServiceError
+from service.admission.places import Place, RequestContext
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.http.body import BodyMemory, json_object, parsed, read_bytes
 from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
 from service.images.decoding import in_thread
 from service.inference.core import Core
+from service.inference.prediction import Answer
+from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
-from service.label_studio.batch import Batch, Question, first_questions, questions_of, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
-from service.label_studio.mapping import MAX_CONFIG_CHARS, image_asks, parse_config, prompt_asks
+from service.label_studio.mapping import (
+    MAX_CONFIG_CHARS,
+    Ask,
+    JsonObject,
+    image_asks,
+    parse_config,
+    prediction,
+    prompt_asks,
+)
 from service.schema.rendering import ErrorDetail, ErrorJson
 from service.validation import ModelT, validated
 from tasks.errors import shown
@@ -47,6 +67,10 @@ _MAX_JSON_NESTED = 100_000
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
+MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studio itself 100 s
+_MAX_TASKS_IN_FLIGHT = 4  # of one call: their images are in memory
+_MAX_ANSWERS_IN_FLIGHT = 12  # of one call; more would only wait in the service's queues
+_TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
 
 _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
 # counts all that they hold: `json_object`
@@ -54,6 +78,7 @@ _VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 
 BodyT = TypeVar("BodyT")
+Question = tuple[ServedModel, Ask]
 
 
 def _authorization(request: Request) -> str | None:
@@ -162,7 +187,7 @@ class LabelStudioApi:
         """
         models = _models(self._boundary.core(), request)
         setup = await self._read(_parser(SetupBody), request, context)
-        questions = await in_thread(_questions, models, setup.label_config, None)
+        questions = await in_thread(questions_of, models, setup.label_config, None)
         return {"model_version": _version(models, questions)}
 
     async def predict(self, request: Request, context: RequestContext) -> Body:
@@ -170,7 +195,7 @@ class LabelStudioApi:
         body = await self._read(_parser(PredictBody), request, context)
         models = _models(core, request)
         prompt = body.params.context
-        questions = await in_thread(_questions, models, body.label_config, prompt)
+        questions = await in_thread(questions_of, models, body.label_config, prompt)
         _, token = _credentials(request)
         batch = Batch(core, TaskImages(core, self._host, token), context)
         data = [task.get("data") for task in body.tasks]
@@ -213,14 +238,144 @@ def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
     return tuple(core.models) if model_id is None else (core.models.get(model_id),)
 
 
-def _questions(
-    models: Sequence[ServedModel], label_config: str, context: Mapping[str, Any] | None
-) -> list[Question]:
-    controls = parse_config(label_config)
-    asks = image_asks(controls) if context is None else prompt_asks(controls, context)
-    return questions_of(models, asks)
-
-
 def _version(models: Sequence[ServedModel], questions: Sequence[Question]) -> str:
     """Return the version of the first model that is asked, or of all if there is none."""
     return version_of(questions[0][0] if questions else models[0])
+
+
+def questions_of(
+    models: Sequence[ServedModel], label_config: str, prompt: Mapping[str, Any] | None
+) -> list[Question]:
+    """Return what each model is asked; raise `unsupported_task` if none offers any of the tasks."""
+    controls = parse_config(label_config)
+    asks = image_asks(controls) if prompt is None else prompt_asks(controls, prompt)
+    questions: list[Question] = []
+    for model, ask in product(models, asks):
+        if ask.task in model.entry.task_ids:
+            questions.append((model, ask))
+    if asks and not questions:
+        names = ", ".join(model.id for model in models)
+        tasks = ", ".join(sorted({ask.task for ask in asks}))
+        problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
+        raise ServiceError(problem, "label_config", "unsupported_task")
+    return questions
+
+
+def first_questions(questions: Sequence[Question]) -> list[Question]:
+    """Return each task with the first model that offers it."""
+    first: dict[int, Question] = {}
+    for model, ask in questions:
+        first.setdefault(id(ask), (model, ask))
+    return list(first.values())
+
+
+def version_of(model: ServedModel) -> str:
+    return f"{model.id}@{model.manifest.build_key[:8]}"
+
+
+class Batch:
+    """The tasks of one call."""
+
+    def __init__(self, core: Core, images: TaskImages, context: RequestContext) -> None:
+        self._core = core
+        self._images = images
+        deadline_s = min(context.deadline_s, time.monotonic() + MAX_CALL_S)
+        self._context = replace(context, deadline_s=deadline_s)
+        self._answers = asyncio.Semaphore(_MAX_ANSWERS_IN_FLIGHT)
+
+    async def outcomes(self, tasks: Sequence[object], questions: Sequence[Question]) -> list[bytes]:
+        """Return the predictions of each task, given by its data, as JSON.
+
+        Raise the first error if every task had a temporary one.
+        """
+        slots = asyncio.Semaphore(_MAX_TASKS_IN_FLIGHT)
+
+        async def answer(data: object) -> bytes | ServiceError:
+            async with slots:
+                return await self._outcome(data, questions)
+
+        outcomes = await asyncio.gather(*map(answer, tasks))
+        is_temporary = all(map(_is_temporary, outcomes))
+        if is_temporary and isinstance(outcomes[0], ServiceError):
+            raise outcomes[0]
+        return list(map(_rendered, outcomes))
+
+    async def _outcome(self, data: object, questions: Sequence[Question]) -> bytes | ServiceError:
+        if time.monotonic() >= self._context.deadline_s:
+            return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
+        try:
+            results_of = await self._results_of(data, questions)
+            predictions = [prediction(version, results_of[version]) for version in results_of]
+            outcome = await in_thread(_encoded, predictions)
+            self._core.places.hold(self._context, len(outcome))
+        except Exception as error:  # a defect at one task must not fail the others
+            return record_failure(error, self._context.api, self._context.request_id)
+        return outcome
+
+    async def prompted(self, data: object, version: str, questions: Sequence[Question]) -> bytes:
+        """Return the one prediction, of `version`, that answers a prompt, as JSON."""
+        results = chain(*(await self._results_of(data, questions)).values())
+        return await in_thread(_encoded, prediction(version, results))
+
+    async def _results_of(
+        self, data: object, questions: Sequence[Question]
+    ) -> dict[str, list[JsonObject]]:
+        """Return the results of each version of a model, image by image; raise `ServiceError`."""
+        results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
+        for key in dict.fromkeys(ask.control.image_key for _, ask in questions):
+            context = replace(self._context, place=Place())  # counts the image
+            try:
+                source = data.get(key) if isinstance(data, Mapping) else None
+                image = await self._images.read(source, context)
+                running: list[tuple[ServedModel, asyncio.Task[list[JsonObject]]]] = []
+                async with asyncio.TaskGroup() as group:
+                    for model, ask in questions:
+                        if ask.control.image_key == key:
+                            task = group.create_task(self._results(image, model, ask))
+                            running.append((model, task))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                await self._core.places.leave(context)
+            for model, task in running:
+                results_of[version_of(model)] += task.result()
+        return results_of
+
+    async def _results(self, image: bytes, model: ServedModel, ask: Ask) -> list[JsonObject]:
+        """Return the results of one task; none for a variant that the model does not offer."""
+        try:
+            answer = await self._answer(image, ask.fields | {"model": model.id})
+        except ServiceError as error:
+            if error.code != "unsupported_task":
+                raise
+            return []
+        return await in_thread(list, ask.results(answer))
+
+    async def _answer(self, image: bytes, fields: Mapping[str, object]) -> Answer:
+        """Return an answer; wait and try again while the service is busy and the call has time."""
+        async with self._answers:
+            while True:
+                try:
+                    async with self._core.answer_slot(self._context) as context:
+                        await context.quota.take_request()
+                        return await self._core.predict(image, fields, context)
+                except Overloaded as error:
+                    if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
+                        raise
+                    await asyncio.sleep(error.retry_after_s)
+
+
+def _is_temporary(outcome: bytes | ServiceError) -> bool:
+    return isinstance(outcome, ServiceError) and outcome.code in _TEMPORARY
+
+
+def _rendered(outcome: bytes | ServiceError) -> bytes:
+    if _is_temporary(outcome):  # no prediction for a task that may be retried
+        return _encoded([])
+    if isinstance(outcome, ServiceError):
+        return _encoded([prediction(f"failed: {outcome.message}", [])])
+    return outcome
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

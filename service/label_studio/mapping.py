@@ -10,8 +10,7 @@
 `_TAGS` has for each control tag its tasks, and the parameter that takes the phrases of its labels.
 Attributes that begin with `model_` are options of this backend: Label Studio keeps those that it
 does not know. A text area in or beside a shape, `perRegion`, asks for texts in their places
-instead. For interactive use, a text that the user writes takes the place of the phrases, and a box
-that the user draws is a region.
+instead. For interactive use, a text that the user writes takes the place of the phrases.
 
 Sources: HumanSignal/label-studio docs/source/tags, docs/source/guide/predictions.md (units of image
 annotations), label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts);
@@ -30,7 +29,6 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
 from service.errors import InvalidRequest
-from service.inference.core import Fields
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.schema.outlines import corners, outlines, simplified
@@ -46,8 +44,6 @@ _QUESTION = "visual_question_answering"
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _TASK_OPTIONS = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
 MAX_ASKS = 500  # per image
-# a drawn box may extend beyond the image
-_Percent = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6)]
 # lines of a prompt: Label Studio sends the texts of a TextArea
 _Texts = Annotated[
     list[Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]],
@@ -223,29 +219,13 @@ class Ask:
     """One task for a model, and the control that its answer fills."""
 
     control: Control
-    fields: Mapping[str, object]  # without model
+    fields: dict[str, object]  # without model
     label: str | None = None  # all objects have it; None: that of their phrases
     region_tags: RegionTags | None = None
-    box: Sequence[float] = ()  # drawn by the user: corner, width and height in percent
 
     @property
     def task(self) -> str:
         return str(self.fields["task"])
-
-    def fields_of(self, model_id: str) -> Fields:
-        """Return the fields with a model, and with the drawn box in pixels within the image."""
-        fields = {**self.fields, "model": model_id}
-        if not self.box:
-            return fields
-        x, y, width, height = self.box
-        edges = (x, y, x + width, y + height)
-
-        def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
-            sides = zip(edges, size_wh * 2, strict=True)
-            region = [min(max(percent, 0), 100) * side / 100 for percent, side in sides]
-            return fields | {"region": region}
-
-        return with_region
 
     def results(self, answer: Answer) -> Iterator[JsonObject]:
         canvas = _Canvas(answer.image_size_wh)
@@ -360,34 +340,17 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     return fields
 
 
-class _PromptValue(BaseModel):
-    """A text of the user, or a drawn box: its corner, width and height in percent."""
-
-    text: _Texts | None = None
-    x: _Percent | None = None
-    y: _Percent | None = None
-    width: _Percent | None = None
-    height: _Percent | None = None
-
-
 class _Prompt(BaseModel):
-    context: dict[str, _PromptValue]
+    text: _Texts
 
 
 def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
-    """Return the tasks of the last prompt, a text or a drawn box; raise `InvalidRequest`."""
+    """Return the tasks of the last prompt, a text; raise `InvalidRequest` for any other."""
     regions = context.get("result")
     if not isinstance(regions, list) or not regions or regions[-1] is None:
         return ()
     value = regions[-1].get("value") if isinstance(regions[-1], dict) else None
-    prompt = validated(_Prompt, {"context": {"result": value}}).context["result"]
-    if prompt.text is not None:
-        return tuple(_text_asks(controls, " ".join(prompt.text)))
-    match prompt.x, prompt.y, prompt.width, prompt.height:
-        case float(x), float(y), float(width), float(height) if width > 0:
-            return tuple(_box_asks(controls, value, (x, y, width, height)))
-    problem = "a prompt must be a text or a rectangle; models take no points"
-    raise InvalidRequest(problem, "context.result")
+    return tuple(_text_asks(controls, " ".join(validated(_Prompt, value).text)))
 
 
 def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
@@ -397,30 +360,12 @@ def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
             phrases = [prompt] if tag.phrases == "labels" else prompt
             fields = {**_fields(control, tag.tasks[0]), tag.phrases: phrases}
             yield Ask(control, fields, control.label_of(prompt) or next(iter(control.labels)))
-        elif _is_text(control) and tag is not None:
+        elif control.tag == "TextArea" and tag is not None:
+            if control.is_prompt or control.is_set("perregion"):
+                continue
             default = _QUESTION if "model_question" in control.attributes else ""
             if _chosen_task(control, tag.tasks, default) == _QUESTION:
                 yield Ask(control, {"task": _QUESTION, "question": prompt})
-
-
-def _is_text(control: Control) -> bool:
-    return control.tag == "TextArea" and not (control.is_prompt or control.is_set("perregion"))
-
-
-def _box_asks(controls: Sequence[Control], value: Any, box: Sequence[float]) -> Iterator[Ask]:
-    tags = [tag.lower() for tag in _LABELS_TAGS if tag.lower() in value]
-    box_labels = value[tags[0]] if tags else []
-    for control in controls:
-        if control.tag in ("PolygonLabels", "BrushLabels"):
-            names = list(control.labels)
-            marked = [name for name in names if isinstance(box_labels, list) and name in box_labels]
-            label = (marked or names)[0]
-            yield Ask(control, _fields(control, "instance_segmentation"), label, box=box)
-        elif _is_text(control):
-            fields = {"task": "region_description"}
-            if control.attributes.get("model_task") == "ocr":
-                fields["detail"] = "text"
-            yield Ask(control, fields, box=box)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,8 @@ from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.inference.core import Core
-from service.label_studio.batch import Batch, questions_of
+from service.label_studio.api import Batch, questions_of
 from service.label_studio.images import TaskImages
-from service.label_studio.mapping import image_asks, parse_config
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.core_calls import until
@@ -125,7 +124,7 @@ async def test_fetched_images_are_counted() -> None:
 async def outcomes(
     core: Core, *tasks: object, config: str = CONFIG, timeout_s: float = 60
 ) -> list[bytes]:
-    questions = questions_of([core.models.get(FLORENCE_ID)], image_asks(parse_config(config)))
+    questions = questions_of([core.models.get(FLORENCE_ID)], config, None)
     call = Batch(core, TaskImages(core, None, ""), context(timeout_s=timeout_s))
     return await call.outcomes(tasks, questions)
 

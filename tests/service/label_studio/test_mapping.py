@@ -22,7 +22,6 @@ from service.label_studio.mapping import (
     image_asks,
     parse_config,
     prediction,
-    prompt_asks,
 )
 from tasks.results import (
     BoxXyxy,
@@ -333,33 +332,6 @@ def test_text_fills_the_first_shape_of_its_image() -> None:
     assert other_ask.control.image == "other"
     assert ask.region_tags is not None
     assert ask.region_tags.shape.name == "r"
-
-
-@pytest.mark.parametrize(
-    ("box", "region"),
-    [((10, 20, 30, 40), [20, 20, 80, 60]), ((-10, -20, 210, 300), [0, 0, 200, 100])],
-)
-def test_drawn_box_is_a_region_of_the_image(box: tuple[int, ...], region: list[float]) -> None:
-    value = dict(zip(("x", "y", "width", "height"), box, strict=True))
-    controls = parse_config(view(labelled("PolygonLabels", "a", "b", "c")))
-    prompt = {"result": [{"value": value | {"brushlabels": ["c", "b"]}}]}
-    (ask,) = prompt_asks(controls, prompt)
-    assert ask.label == "b"
-    fields = ask.fields_of("model")
-    assert callable(fields)
-    assert fields((200, 100)) == SEGMENTATION | {"model": "model", "region": region}
-
-
-def test_drawn_box_is_read_or_described() -> None:
-    ocr = '<TextArea name="t" toName="image" model_task="ocr"/>'
-    controls = parse_config(view(ocr, '<TextArea name="d" toName="image"/>'))
-    box = {"x": 1, "y": 1, "width": 0.1, "height": 1}
-    details = [
-        ask.fields.get("detail") for ask in prompt_asks(controls, {"result": [{"value": box}]})
-    ]
-    assert details == ["text", None]
-    with pytest.raises(InvalidRequest, match="no points"):
-        prompt_asks(controls, {"result": [{"value": box | {"width": 0}}]})
 
 
 def test_labels_have_their_alias_and_phrases() -> None:
