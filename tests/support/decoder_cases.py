@@ -1,12 +1,15 @@
 """Our decoders, the same checkpoints in transformers, and requests for both."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
@@ -16,9 +19,12 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.microsoft_form import update_json
-from tests.support.random_checkpoints import write_random_checkpoint
 from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
+_Config: Any = AutoConfig
+_GenerationConfig: Any = GenerationConfig
 
 PROMPTS: dict[Family, tuple[str, ...]] = {
     "florence2": (
@@ -54,6 +60,27 @@ CASE_NAMES = (
     "random paligemma",
     "random paligemma2",
 )
+# soft caps, and a sliding window shorter than the 144 image tokens and than an answer
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+    "sliding_window": 12,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+WEIGHT_STD = 0.1  # added to every weight: keeps logits apart, which avoids near ties
+# factor of the end token's embedding: Gemma then ends at varying positions, the others at their
+# limit
+END_BIAS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +140,9 @@ class Case:
 def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
     checkpoint, _, rules = name.partition(" released ")
     if name.startswith("random "):
-        kind: Any = name.removeprefix("random ")
-        write_random_checkpoint(kind, folder)
+        family = write_random_checkpoint(name.removeprefix("random "), folder)
         reference = Reference.load(folder)
         write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
-        family: Family = "florence2" if kind == "florence2" else "paligemma"
     else:
         artifacts = exported.newest(checkpoint)
         folder = Path(shutil.copytree(artifacts, folder / "copy")) if rules else artifacts
@@ -129,3 +154,23 @@ def make_case(name: str, exported: ModelStore, folder: Path) -> Case:
     images = tuple(render_scene(sample_scene(seed), SIDE_PX) for seed in range(NUM_SCENES))
     decoder = load_decoder(folder, family, "float32", "cpu")
     return Case(decoder, reference, PROMPTS[family], images, reference.image_features(images))
+
+
+def write_random_checkpoint(kind: str, folder: Path) -> Family:
+    """Write a small checkpoint of random weights, and the vocabulary of the embedded one."""
+    family: Family = "florence2" if kind == "florence2" else "paligemma"
+    source = MODELS / ("florence-2-mini" if kind == "florence2" else "paligemma-mini")
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if kind == "paligemma2":
+        config["text_config"] = GEMMA2 | {"vocab_size": config["text_config"]["vocab_size"]}
+    torch.manual_seed(0)
+    model = _Model.from_config(_Config.for_model(**config))
+    model.generation_config = _GenerationConfig.from_pretrained(source)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * WEIGHT_STD)
+        model.get_input_embeddings().weight[model.generation_config.eos_token_id] *= END_BIAS
+    model.save_pretrained(folder)
+    return family

@@ -30,6 +30,12 @@ VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "modules_to_save": ["multi_modal_projector"],
     },
 }
+_NAMES_OF_2024 = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
 # An adapter's product relative to its layer: it changes answers and leaves them readable.
 _STRENGTH = 0.3
 
@@ -75,6 +81,14 @@ def rename_weights(folder: Path, renamed: Callable[[str], str]) -> None:
     for name in list(tensors):
         tensors[PREFIX + renamed(name.removeprefix(PREFIX))] = tensors.pop(name)
     save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def name_of_2024(name: str) -> str:
+    """Return PaliGemma's name of a weight before transformers 4.52."""
+    for start, older in _NAMES_OF_2024.items():
+        if name.startswith(start):
+            return older + name.removeprefix(start)
+    return name
 
 
 def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path:

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration, Florence2Config
+from transformers import (
+    AutoProcessor,
+    BartConfig,
+    BartForConditionalGeneration,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+)
 from transformers.models.florence2.modeling_florence2 import (
     Florence2MultiModalProjector,
     Florence2VisionBackbone,
@@ -26,37 +32,18 @@ from export.checkpoints.sources import in_transformers_form, resolve_source
 from tests.support.real_tokenizers import byte_characters
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
+_Processor: Any = AutoProcessor  # transformers' factories have no types
+_Model: Any = Florence2ForConditionalGeneration
 NUM_ROWS = 51289
 NUM_BART_TOKENS = 50265
 _WIDTH = 32
 _DIM_EMBED = [8, 8, 16, 32]
 _NUM_HEADS = [1, 1, 2, 4]
-_DEPTHS = [1, 1, 2, 1]
 _STD = 0.3
 _EMBEDDING_STD = 0.5
-_TEXT = {
-    "activation_dropout": 0.1,
-    "activation_function": "gelu",
-    "attention_dropout": 0.1,
-    "bos_token_id": 0,
-    "d_model": _WIDTH,
-    "decoder_attention_heads": 2,
-    "decoder_ffn_dim": 64,
-    "decoder_layers": 1,
-    "decoder_start_token_id": 2,
-    "dropout": 0.1,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "encoder_layers": 1,
-    "eos_token_id": 2,
-    "is_encoder_decoder": True,
-    "max_position_embeddings": 1024,
-    "normalize_before": False,
-    "num_hidden_layers": 1,
-    "pad_token_id": 1,
-    "scale_embedding": False,
-    "vocab_size": NUM_ROWS,
-}
+_SIZES = {"attention_heads": 2, "ffn_dim": 64, "layers": 1}
+_TEXT = {f"{part}_{key}": size for part in ("encoder", "decoder") for key, size in _SIZES.items()}
+_TEXT |= {"d_model": _WIDTH, "vocab_size": NUM_ROWS}
 RULES = {
     "early_stopping": True,
     "forced_bos_token_id": 0,
@@ -65,37 +52,22 @@ RULES = {
     "num_beams": 3,
 }
 _VISION = {
-    "depths": _DEPTHS,
-    "drop_path_rate": 0.1,
+    "depths": [1, 1, 2, 1],
     "num_groups": _NUM_HEADS,
     "num_heads": _NUM_HEADS,
-    "patch_padding": [3, 1, 1, 1],
-    "patch_prenorm": [False, True, True, True],
-    "patch_size": [7, 3, 3, 3],
-    "patch_stride": [4, 2, 2, 2],
     "projection_dim": _WIDTH,
-    "window_size": 12,
 }
 _PREPROCESSOR = {
     "_valid_processor_keys": ["images", "do_resize", "size"],
     "auto_map": {"AutoProcessor": "processing_florence2.Florence2Processor"},
-    "crop_size": {"height": 768, "width": 768},
     "do_center_crop": False,
     "do_convert_rgb": None,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
     "image_mean": [0.485, 0.456, 0.406],
     "image_processor_type": "CLIPImageProcessor",
-    "image_seq_length": 577,
     "image_std": [0.229, 0.224, 0.225],
     "processor_class": "Florence2Processor",
     "resample": 3,
     "size": {"height": 768, "width": 768},
-}
-_CODE = {
-    "AutoConfig": "configuration_florence2.Florence2Config",
-    "AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration",
 }
 
 
@@ -193,30 +165,14 @@ def _tower_name(name: str) -> str:
 
 
 def microsoft_config() -> dict[str, Any]:
+    """Return a `config.json` without the defaults of Microsoft's classes, which are not saved."""
+    vision = {"model_type": "davit", "dim_embed": _DIM_EMBED}
     return {
-        "_name_or_path": "florence2",
-        "architectures": ["Florence2ForConditionalGeneration"],
-        "auto_map": _CODE,
+        "auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"},
         "bos_token_id": 0,
-        "eos_token_id": 2,
-        "ignore_index": -100,
-        "is_encoder_decoder": True,
         "model_type": "florence2",
-        "pad_token_id": 1,
-        "projection_dim": _WIDTH,
         "text_config": _TEXT | RULES | {"model_type": "florence2_language"},
-        "torch_dtype": "float16",
-        "transformers_version": "4.41.0.dev0",
-        "vision_config": _VISION
-        | {
-            "model_type": "davit",
-            "dim_embed": _DIM_EMBED,
-            "enable_checkpoint": False,
-            "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
-            "image_pos_embed": {"max_pos_embeddings": 50, "type": "learned_abs_2d"},
-            "visual_temporal_embedding": {"max_temporal_embeddings": 100, "type": "COSINE"},
-        },
-        "vocab_size": NUM_ROWS,
+        "vision_config": _VISION | vision,
     }
 
 
@@ -243,6 +199,16 @@ def write_microsoft_form(weights: Mapping[str, Tensor], folder: Path) -> None:
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
     (folder / "modeling_florence2.py").write_text("raise SystemExit('code was run')")
     save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_tokens(folder: Path) -> None:
+    """Add tokens as notebooks do: embeddings of exactly as many rows as the tokenizer has."""
+    processor = _Processor.from_pretrained(folder)
+    model = _Model.from_pretrained(folder, dtype=torch.float16)
+    processor.tokenizer.add_tokens(["<DocVQA>", "<my_label>"], special_tokens=True)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def update_json(file: Path, **values: object) -> None:

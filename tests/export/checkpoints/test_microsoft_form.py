@@ -24,11 +24,11 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tasks.catalog import TaskOverride
 from tests.support.catalog import FLORENCE
-from tests.support.checkpoint_forms import add_tokens
 from tests.support.lora import unmerged, write_adapter
 from tests.support.microsoft_form import (
     NUM_ROWS,
     MicrosoftModel,
+    add_tokens,
     converted,
     update_json,
     write_microsoft_form,

@@ -17,9 +17,15 @@ from torch import Tensor
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
 from runners.adapters.peft import AdapterParts, read_parts
-from tests.support.checkpoint_forms import name_of_2024
 from tests.support.export_cli import MODELS
-from tests.support.lora import LAYERS, TOWER, peft_model, rename_weights, save_adapter
+from tests.support.lora import (
+    LAYERS,
+    TOWER,
+    name_of_2024,
+    peft_model,
+    rename_weights,
+    save_adapter,
+)
 from tests.support.microsoft_form import microsoft_name, update_json
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
