@@ -9,13 +9,16 @@ _PATCH_PX = 14  # patch side of PaliGemma's vision tower
 
 
 def _paligemma(image_size_px: int) -> Shape:
-    """Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py; the other values
-    are the defaults.
-    """
+    """Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py."""
 
     def config(max_layers: int) -> PaliGemmaConfig:
         text_config = {
             "model_type": "gemma",
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
             "num_hidden_layers": min(18, max_layers),
             "vocab_size": 257216,
         }
@@ -29,7 +32,12 @@ def _paligemma(image_size_px: int) -> Shape:
             "num_hidden_layers": min(27, max_layers),
             "vision_use_head": False,
         }
-        return PaliGemmaConfig(text_config=text_config, vision_config=vision_config)
+        return PaliGemmaConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            projection_dim=2048,
+            hidden_size=2048,
+        )
 
     return Shape(
         config,
