@@ -8,10 +8,10 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.questions import Prediction
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Item
+from tests.support.scene_images import encoded
 
 SIZE = ImageSize(100, 80)
 CLASSES = ("car", "dog")
@@ -32,14 +32,14 @@ def detection(label: str, box: BoxXyxy, score: float = 0.9) -> Detection:
     return Detection(box, label, score)
 
 
-def truth(label: str, box: BoxXyxy) -> TrueObject:
-    return TrueObject(label, box)
+def picture(index: int) -> Image.Image:
+    return Image.new("RGB", (SIZE.width, SIZE.height), (index * 40, 90, 120))
 
 
 def write_images(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(OBJECTS):
-        Image.new("RGB", (SIZE.width, SIZE.height), (index * 40, 90, 120)).save(folder / name)
+        picture(index).save(folder / name)
 
 
 def write_coco(folder: Path) -> Path:
@@ -58,35 +58,33 @@ def write_coco(folder: Path) -> Path:
     return folder
 
 
-def write_yolo(folder: Path) -> Path:
-    write_images(folder / "images" / "val")
-    (folder / "labels" / "val").mkdir(parents=True)
-    (folder / "data.yaml").write_text(
-        "path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n"
-    )
+def write_yolo(folder: Path, images: str = "images/val", labels: str = "labels/val") -> Path:
+    write_images(folder / images)
+    (folder / labels).mkdir(parents=True, exist_ok=True)
     for name, labelled in OBJECTS.items():
-        lines = [
-            f"{CLASSES.index(label)} {(x1 + x2) / 200} {(y1 + y2) / 160} {(x2 - x1) / 100}"
-            f" {(y2 - y1) / 80}\n"
-            for label, (x1, y1, x2, y2) in labelled
-        ]
+        lines = ""
+        for label, (x1, y1, x2, y2) in labelled:
+            numbers = (x1 + x2) / 200, (y1 + y2) / 160, (x2 - x1) / 100, (y2 - y1) / 80
+            lines += " ".join(map(str, (CLASSES.index(label), *numbers))) + "\n"
         if lines:
-            (folder / "labels" / "val" / name.replace(".png", ".txt")).write_text("".join(lines))
+            (folder / labels / name.replace(".png", ".txt")).write_text(lines)
+    text = "path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [car, dog]\n"
+    (folder / "data.yaml").write_text(text)
     return folder
 
 
-def write_voc(folder: Path) -> Path:
-    write_images(folder / "JPEGImages")
-    (folder / "Annotations").mkdir()
+def write_voc(folder: Path, images: str = "JPEGImages", annotations: str = "Annotations") -> Path:
+    write_images(folder / images)
+    (folder / annotations).mkdir(exist_ok=True)
     for name, labelled in OBJECTS.items():
-        objects = "".join(
-            f"<object><name>{label}</name><bndbox>"
-            f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
-            f"<ymax>{y2}</ymax></bndbox></object>"
-            for label, (x1, y1, x2, y2) in labelled
-        )
+        objects = ""
+        for label, (x1, y1, x2, y2) in labelled:
+            corners = (
+                f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            )
+            objects += f"<object><name>{label}</name><bndbox>{corners}</bndbox></object>"
         text = f"<annotation><filename>{name}</filename>{objects}</annotation>"
-        (folder / "Annotations" / name.replace(".png", ".xml")).write_text(text)
+        (folder / annotations / name.replace(".png", ".xml")).write_text(text)
     return folder
 
 
@@ -101,61 +99,46 @@ def write_json_lines(folder: Path) -> Path:
 
 
 def write_parquet(folder: Path) -> Path:
-    table = arrow_table(folder)
+    table = arrow_table()
     pyarrow.parquet.write_table(table, folder / "val-00000-of-00001.parquet", row_group_size=2)
     return folder
 
 
 def write_arrow(folder: Path) -> Path:
-    table = arrow_table(folder)
+    table = arrow_table()
+    folder.mkdir(exist_ok=True)
     with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
         writer.write_table(table)
     return folder
 
 
-def arrow_table(folder: Path) -> pyarrow.Table:
+def arrow_table() -> pyarrow.Table:
     """Return the dataset as Hugging Face's library stores it: images as bytes, classes as a
     ClassLabel.
     """
-    write_images(folder / "originals")
     rows = []
-    for name, labelled in OBJECTS.items():
+    for index, (name, labelled) in enumerate(OBJECTS.items()):
         objects = {
             "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in labelled],
             "category": [CLASSES.index(label) for label, _ in labelled],
         }
-        image = {"bytes": (folder / "originals" / name).read_bytes(), "path": name}
-        rows.append({"image": image, "objects": objects})
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    boxes = pyarrow.list_(pyarrow.list_(pyarrow.float64()))
-    objects = pyarrow.struct([("bbox", boxes), ("category", pyarrow.list_(pyarrow.int64()))])
+        rows.append({"image": {"bytes": encoded(picture(index)), "path": name}, "objects": objects})
     label = {"names": list(CLASSES), "_type": "ClassLabel"}
     kind = {"names": ["x"], "_type": "ClassLabel"}  # not the class
     feature = {"bbox": {}, "category": label, "kind": kind}
     features = {"objects": {"feature": feature, "_type": "Sequence"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for path in (folder / "originals").iterdir():
-        path.unlink()
-    (folder / "originals").rmdir()
-    return pyarrow.Table.from_pylist(
-        rows, pyarrow.schema([("image", image), ("objects", objects)], metadata)
-    )
+    return pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
 
 
 def write_flat_voc(folder: Path) -> Path:
     """Write each XML file beside its image, as Roboflow's folders of a split have them."""
-    write_voc(folder / "all")
-    move(folder / "all" / "JPEGImages", folder / "train")
-    move(folder / "all" / "Annotations", folder / "train")
-    (folder / "all").rmdir()
-    return folder
+    return write_voc(folder, "train", "train")
 
 
 def write_roboflow_yolo(folder: Path) -> Path:
     """Write the paths of data.yaml relative to a folder below it."""
-    write_yolo(folder)
-    move(folder / "images" / "val", folder / "valid" / "images")
-    move(folder / "labels" / "val", folder / "valid" / "labels")
+    write_yolo(folder, "valid/images", "valid/labels")
     names = "train: ../train/images\nval: ../valid/images\nnames: [car, dog]\n"
     (folder / "data.yaml").write_text(names)
     return folder
@@ -164,19 +147,15 @@ def write_roboflow_yolo(folder: Path) -> Path:
 def write_yolo_of_label_studio(folder: Path) -> Path:
     """Write the classes to classes.txt instead of a data.yaml."""
     write_yolo(folder)
-    (folder / "data.yaml").unlink()
-    (folder / "classes.txt").write_text("car\ndog\n")
+    (folder / "data.yaml").rename(folder / "classes.txt").write_text("car\ndog\n")
     (folder / "notes.json").write_text("{}")
     return folder
 
 
 def write_darknet(folder: Path) -> Path:
     """Write the labels beside the images and the classes to obj.names, as CVAT does."""
-    write_yolo(folder)
-    (folder / "data.yaml").unlink()
-    move(folder / "images" / "val", folder / "obj_train_data")
-    move(folder / "labels" / "val", folder / "obj_train_data")
-    (folder / "obj.names").write_text("car\ndog\n")
+    write_yolo(folder, "obj_train_data", "obj_train_data")
+    (folder / "data.yaml").rename(folder / "obj.names").write_text("car\ndog\n")
     return folder
 
 
@@ -207,10 +186,3 @@ def write_label_studio(folder: Path) -> Path:
         (folder / "images" / name).rename(folder / "images" / f"0123abcd-{name}")
     (folder / "project-1.json").write_text(json.dumps(tasks))
     return folder
-
-
-def move(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in list(source.iterdir()):
-        path.rename(target / path.name)
-    source.rmdir()
