@@ -1,14 +1,13 @@
 """Image files made to take long to open or to decode."""
 
-import io
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-from tests.support.image_files import chunk, colour_steps
+from tests.support.image_files import chunk, colour_steps, encoded
 
 NUM_MANY = 25_000  # parts of a file, more than are allowed
 _BOMB = zlib.compress(bytes(1_000_000))
@@ -17,11 +16,9 @@ _START_OF_SCAN = b"\xff\xda"
 
 
 def repeated_scans(size_wh: tuple[int, int], times: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size_wh, (128, 128, 128)).save(file, "JPEG", progressive=True)
-    data = file.getvalue()[:-2]
-    end = b"\xff\xd9"
-    return data + data[data.rfind(b"\xff\xda") :] * times + end
+    grey = Image.new("RGB", size_wh, (128, 128, 128))
+    data = encoded(grey, "JPEG", progressive=True)[:-2]
+    return data + data[data.rfind(_START_OF_SCAN) :] * times + b"\xff\xd9"
 
 
 def riff_chunk(kind: bytes, content: bytes = b"") -> bytes:
@@ -33,12 +30,9 @@ def _u24(*values: int) -> bytes:
 
 
 def animated_webp(size_wh: tuple[int, int]) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(file, "WEBP", lossless=True)
-    chunks = riff_chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
-    return riff_chunk(
-        b"RIFF", b"WEBP" + chunks + riff_chunk(b"ANIM", b"\0" * 6) + frame_of(file.getvalue()[12:])
-    )
+    header = riff_chunk(b"VP8X", b"\x02\0\0\0" + _u24(*(side - 1 for side in size_wh)))
+    frame = frame_of(encoded(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:])
+    return riff_chunk(b"RIFF", b"WEBP" + header + riff_chunk(b"ANIM", b"\0" * 6) + frame)
 
 
 def frame_of(chunks: bytes) -> bytes:
@@ -93,24 +87,40 @@ PARTS: dict[str, list[bytes]] = {
 
 
 def intact(image_format: str) -> bytes:
-    file = io.BytesIO()
-    colour_steps().save(file, image_format, progressive=True)
-    return file.getvalue()
+    return encoded(colour_steps(), image_format, progressive=True)
 
 
 def split(data: bytes) -> list[bytes]:
     """Return the parts of a file that Pillow has written: signature, segments or chunks, the end of
     a JPEG.
     """
-    return list(_jpeg_parts(data) if data.startswith(b"\xff\xd8") else _chunks(data))
+    if data.startswith(b"\x89PNG"):
+        return _parts(data, 8, lambda place: 12 + int.from_bytes(data[place : place + 4]))
+    if data.startswith(b"RIFF"):
+        return _parts(data, 12, lambda place: _riff_bytes(data[place + 4 : place + 8]))
+    head, *scans = data[:-2].split(_START_OF_SCAN)
+    segments = _parts(head, 2, lambda place: 2 + int.from_bytes(data[place + 2 : place + 4]))
+    return [*segments, *(_START_OF_SCAN + scan for scan in scans), data[-2:]]
+
+
+def _riff_bytes(length: bytes) -> int:
+    num_bytes = int.from_bytes(length, "little")
+    return 8 + num_bytes + num_bytes % 2
+
+
+def _parts(data: bytes, start: int, num_bytes_at: Callable[[int], int]) -> list[bytes]:
+    parts = [data[:start]]
+    while start < len(data):
+        end = start + num_bytes_at(start)
+        parts.append(data[start:end])
+        start = end
+    return parts
 
 
 def joined(parts: list[bytes]) -> bytes:
     """Return a file of parts, with the length in the header of a WebP."""
     data = b"".join(parts)
-    return (
-        data[:4] + struct.pack("<I", len(data) - 8) + data[8:] if data.startswith(b"RIFF") else data
-    )
+    return riff_chunk(b"RIFF", data[8:]) if data.startswith(b"RIFF") else data
 
 
 def floods() -> Iterator[tuple[str, bytes]]:
@@ -122,29 +132,3 @@ def floods() -> Iterator[tuple[str, bytes]]:
         for part, place in itertools.product(parts, (2, len(usual) - 1)):
             if len(part) <= 40:
                 yield image_format, joined([*usual[:place], part * NUM_MANY, *usual[place:]])
-
-
-def _jpeg_parts(data: bytes) -> Iterator[bytes]:
-    yield data[:2]
-    position = 2
-    while not data.startswith(_START_OF_SCAN, position):
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        yield data[position:end]
-        position = end
-    for scan in data[position:-2].split(_START_OF_SCAN)[1:]:
-        yield _START_OF_SCAN + scan
-    yield data[-2:]
-
-
-def _chunks(data: bytes) -> Iterator[bytes]:
-    is_png = data.startswith(b"\x89PNG")
-    position = 8 if is_png else 12
-    yield data[:position]
-    while position < len(data):
-        if is_png:
-            end = position + 12 + int.from_bytes(data[position : position + 4])
-        else:
-            length = int.from_bytes(data[position + 4 : position + 8], "little")
-            end = position + 8 + length + length % 2
-        yield data[position:end]
-        position = end

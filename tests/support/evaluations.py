@@ -11,7 +11,7 @@ from PIL import Image
 from diptych_client.evaluation.questions import Prediction
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Item
-from tests.support.scene_images import encoded
+from tests.support.image_files import encoded
 
 SIZE = ImageSize(100, 80)
 CLASSES = ("car", "dog")

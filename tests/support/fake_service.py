@@ -3,11 +3,9 @@ manifests.
 """
 
 import base64
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from PIL import Image
 
@@ -23,6 +21,7 @@ from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
+from tests.support.image_files import encoded as encoded
 from wire.artifacts.manifest import Manifest
 
 FLORENCE_ID = FLORENCE.id
@@ -138,12 +137,6 @@ def context(
     request_id: str = "request-1", timeout_s: float = math.inf, quota: Quota = UNLIMITED
 ) -> RequestContext:
     return RequestContext(request_id, "test", time.monotonic() + timeout_s, quota)
-
-
-def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
 
 
 def data_url(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """Image files for tests of decoding, some written byte by byte."""
 
+import io
 import struct
 import zlib
 
@@ -35,6 +36,12 @@ def colour_steps() -> Image.Image:
     return image
 
 
+def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
 def png(
     width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, extra: bytes = b""
 ) -> bytes:
@@ -42,9 +49,7 @@ def png(
     them.
     """
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    chunks = (
-        chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 

@@ -1,21 +1,15 @@
 """Images of rendered scenes as the bytes that a client sends."""
 
-import io
 from pathlib import Path
 
 from PIL import Image
 
 from export.scenes import render_scene, sample_scene
+from tests.support.image_files import encoded as encoded
 
 
 def scene_image(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> Image.Image:
     return render_scene(sample_scene(seed), 384).resize(size_wh)
-
-
-def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
 
 
 def scene_png(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> bytes:
