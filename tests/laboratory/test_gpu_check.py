@@ -15,8 +15,8 @@ from laboratory.gpu_check.speed import MarkedEngine
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
-from tests.support.device_traffic import capture_eagerly
 from tests.support.export_cli import ModelStore
+from tests.support.passes import capture_eagerly
 from wire.artifacts.manifest import read_manifest
 
 CHECKS = [

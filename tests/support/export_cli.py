@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,11 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _TIMEOUT_S = 600
+
+
+def environment_with(bentoml_home: Path, **variables: str) -> dict[str, str]:
+    home = {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"}
+    return os.environ | home | variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class ModelStore:
         return subprocess.run(
             [*self.prefix, sys.executable, *arguments],
             cwd=ROOT,
-            env=self._environment(environment),
+            env=environment_with(self.home, **environment),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
@@ -44,11 +48,7 @@ class ModelStore:
 
     def forked(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         assert not self.prefix
-        return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
-
-    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        home = {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
-        return {**os.environ, **home, **variables}
+        return run_forked(arguments, environment_with(self.home, **environment), _TIMEOUT_S)
 
     def versions(self, model_id: str) -> list[Path]:
         return [path.parent for path in (self.home / "models" / model_id).glob("*/model.yaml")]
@@ -71,12 +71,5 @@ def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
     """
     folder.mkdir()
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
-    return (
-        "unshare",
-        "--mount",
-        *([] if os.geteuid() == 0 else ["--map-root-user"]),
-        "sh",
-        "-c",
-        mount,
-        str(folder),
-    )
+    as_root = ["--map-root-user"] if os.geteuid() else []
+    return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))

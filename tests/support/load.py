@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Literal
 
 import httpx
@@ -43,7 +44,6 @@ class Load:
     """The outcomes so far."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    is_over: bool = False
 
     def kinds(self) -> Counter[str]:
         return Counter(outcome.kind for outcome in self.outcomes)
@@ -77,10 +77,11 @@ def load(
                 requests.append((image, form | {"stream": stream}, answer["raw_text"]))
     load = Load()
     endless = itertools.cycle(requests)
+    is_over = Event()
 
     def run_client() -> None:
         with httpx.Client(base_url=url, timeout=_HANGS_AFTER_S) as http:
-            while not load.is_over:
+            while not is_over.is_set():
                 outcome = _outcome(http, *next(endless))
                 load.outcomes.append(outcome)
                 if outcome.kind != "right":
@@ -91,7 +92,7 @@ def load(
         try:
             yield load
         finally:
-            load.is_over = True
+            is_over.set()
     for client in clients:
         client.result()
 
@@ -101,21 +102,18 @@ def _outcome(
 ) -> Outcome:
     try:
         response = post_form(http, "/v1/predict", image, form)
-    except httpx.TimeoutException:
-        return Outcome("hung", f"{form} for {_HANGS_AFTER_S} s")
     except httpx.TransportError as error:
-        return Outcome("broken", repr(error))
+        is_timeout = isinstance(error, httpx.TimeoutException)
+        return Outcome("hung" if is_timeout else "broken", repr(error))
     if not response.is_success:
         return Outcome("refused", response.text)
-    text = ""
-    answer = None
-    if form["stream"]:
+    if not form["stream"]:
+        answer = response.json()
+        text = answer["raw_text"]
+    else:
         *pieces, (name, answer) = parse_events(response.text)
         if name != "result":
             return Outcome("cut" if name == "error" else "broken", str(answer))
         text = "".join(data["text"] for _, data in pieces)
-    else:
-        answer = response.json()
-        text = answer["raw_text"]
     is_right = text == answer["raw_text"] == expected
     return Outcome("right") if is_right else Outcome("wrong", f"{text} for {expected}")

@@ -1,16 +1,58 @@
-"""Engines captured by a fake: one notes the passes launched ahead, one launches none."""
+"""Engines as on a GPU, captured by a fake; one notes the passes that are launched ahead."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 from torch import Tensor
 
+from runners.decoder.captured_passes import CudaGraph
 from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.kv_cache import SlotCache
 from runners.tokens.choice import NextInputs
-from tests.support.device_traffic import capture_eagerly
 
 NUM_SLOTS = 7
+
+
+def make_endless(decoder: Decoder) -> None:
+    """Remove the rules, so that answers end only at their limit."""
+    decoder.rules = replace(
+        decoder.rules,
+        eos_token_ids=frozenset({-1}),
+        forced_eos_token_id=None,
+        no_repeat_ngram_size=0,
+    )
+
+
+def graph_engine(decoder: Decoder, num_slots: int) -> GraphEngine:
+    return GraphEngine(decoder, num_slots, capture_eagerly)
+
+
+class ReplayedEagerly:
+    """A captured pass that computes when it is replayed, and not before."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self._output: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        if self._output is None:
+            self._output = self._compute().clone()
+        return self._output
+
+    def replay(self) -> None:
+        result = self._compute()
+        if self._output is None:
+            self._output = result.clone()
+        else:
+            self._output.copy_(result)
+
+
+def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
+    return cast(CudaGraph, ReplayedEagerly(compute))
 
 
 class NotedCache(SlotCache):

@@ -1,25 +1,15 @@
 """Processes of a running service, and whether a port is open."""
 
 import socket
+import subprocess
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
+from tests.support.forked_python import ForkedProcess
 
-class Process(Protocol):
-    """A program that runs, as `subprocess.Popen` has it."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def poll(self) -> int | None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-    def send_signal(self, sig: int) -> None: ...
-
-    def kill(self) -> None: ...
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 
 def descendants(pid: int) -> list[int]:
@@ -28,22 +18,19 @@ def descendants(pid: int) -> list[int]:
 
 def image_decoders(gateway: int | None = None) -> list[psutil.Process]:
     """Return the processes that decode images for a gateway, by default for this process."""
-    return [child for child in psutil.Process(gateway).children() if _decodes(child)]
-
-
-def _decodes(process: psutil.Process) -> bool:
-    try:
-        return "service.images.decoding_program" in process.cmdline()
-    except psutil.NoSuchProcess:  # a zombie counts as ended
-        return False
+    decoders = []
+    for child in psutil.Process(gateway).children():
+        with suppress(psutil.NoSuchProcess):  # a zombie counts as ended
+            if "service.images.decoding_program" in child.cmdline():
+                decoders.append(child)
+    return decoders
 
 
 def is_alive(pid: int) -> bool:
     """Return True if a process runs; a zombie does not."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
+    return False
 
 
 def is_open(port: int, host: str = "127.0.0.1") -> bool:

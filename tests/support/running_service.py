@@ -22,7 +22,7 @@ import psutil
 from service.batches.store import Store
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.supervision.roles import Role
-from tests.support.export_cli import ROOT
+from tests.support.export_cli import ROOT, environment_with
 from tests.support.forked_python import fork
 from tests.support.processes import Process
 from tests.support.scene_images import scene_png
@@ -86,11 +86,9 @@ class RunningService:
             yield VisionStub(channel)
 
     def is_ready(self) -> bool:
-        try:
-            with self.client() as client:
-                return client.get("/readyz", timeout=30).is_success
-        except httpx.TransportError:
-            return False
+        with suppress(httpx.TransportError), self.client() as client:
+            return client.get("/readyz", timeout=30).is_success
+        return False
 
     def wait_until_ready(self, timeout_s: float = _START_TIMEOUT_S) -> None:
         """Return when the service is ready; raise if it ends, or is not ready in time."""
@@ -182,19 +180,16 @@ def forked_service(
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
     environment = Role.parse(role).environment(_with_ports(bentoml_home, settings))
-    program = (
-        "from service.supervision.roles import Role;"
-        "from service.supervision.supervisor import main;"
-        f"main(Role.parse({[*role]!r}))"
-    )
+    program = "from service.supervision import roles, supervisor;"
+    program += f"supervisor.main(roles.Role.parse({[*role]!r}))"
     log.unlink(missing_ok=True)
     process = fork(("-c", program), environment, log, log)
-    return _served_by(process, environment, log, access, _START_TIMEOUT_S)
+    return _served_by(process, environment, log, access)
 
 
 def _with_ports(bentoml_home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
-    return service_environment(bentoml_home, **(ports | dict(settings)))
+    return environment_with(bentoml_home, **(ports | dict(settings)))
 
 
 @contextmanager
@@ -203,7 +198,7 @@ def _served_by(
     environment: Mapping[str, str],
     log: Path,
     access: Access,
-    start_timeout_s: float,
+    start_timeout_s: float = _START_TIMEOUT_S,
 ) -> Iterator[RunningService]:
     url = f"{access.scheme}://127.0.0.1:{environment['DIPTYCH_PORT']}"
     grpc_address = f"127.0.0.1:{environment['DIPTYCH_GRPC_PORT']}"
@@ -214,11 +209,6 @@ def _served_by(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_TIMEOUT_S)
-
-
-def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
-    home = {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"}
-    return os.environ | home | settings
 
 
 def free_port() -> int:

@@ -1,11 +1,10 @@
 """Debian's Valkey, or Redis, on a free port."""
 
-import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,17 @@ class Valkey:
     """A server that keeps nothing on disk, and its process."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.client = Redis(port=self.port)
-        self._folder = folder
+        port = free_port()
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self.client = Redis(port=port)
+        words = f"--bind 127.0.0.1 --port {port} --appendonly no --save".split()
+        self._command = [str(_COMMAND), *words, ""]
+        self._log = folder / "valkey.log"
 
     def start(self) -> None:
-        words = f"--bind 127.0.0.1 --port {self.port} --appendonly no --save".split()
-        with (self._folder / "valkey.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(_COMMAND), *words, ""], cwd=self._folder, stdout=log, stderr=log
+                self._command, cwd=self._log.parent, stdout=log, stderr=log
             )
         wait_until(self._answers)
 
@@ -48,20 +48,17 @@ class Valkey:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Stop the process, whose socket still accepts connections, for as long as the context
-        lasts.
-        """
-        os.kill(self._process.pid, signal.SIGSTOP)
+        """Stop the process for as long as the context lasts; its socket accepts connections."""
+        self._process.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(self._process.pid, signal.SIGCONT)
+            self._process.send_signal(signal.SIGCONT)
 
     def _answers(self) -> bool:
-        try:
+        with suppress(NotListening):
             return bool(self.client.ping())
-        except NotListening:
-            return False
+        return False
 
 
 @contextmanager

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import ROOT, ModelStore, environment_with
 from tests.support.running_service import (
     OPEN,
     RunningService,
     free_port,
     running_service,
-    service_environment,
 )
 from tests.support.service_metrics import metric
 
@@ -42,7 +41,7 @@ def test_bentoml_serve_has_equal_answers(
 def test_bentoml_build_makes_a_dockerfile(exported: ModelStore, tmp_path: Path) -> None:
     home = Path(shutil.copytree(exported.home, tmp_path / "bentoml"))
     command = [sys.executable, "-m", "bentoml", "build"]
-    subprocess.run(command, cwd=ROOT, env=service_environment(home), check=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, env=environment_with(home), check=True, timeout=120)
     (dockerfile,) = home.glob("bentos/diptych/*/env/docker/Dockerfile")
     text = dockerfile.read_text(encoding="utf-8")
     assert "requirements.txt" in text or "install.sh" in text

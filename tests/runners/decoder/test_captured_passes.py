@@ -31,9 +31,9 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS, RowConditions, choose_tokens
 from tests.support.decoder_cases import make_case
-from tests.support.device_traffic import capture_eagerly, graph_engine
 from tests.support.export_cli import ModelStore
 from tests.support.fake_decoder import FAKE_SHAPE
+from tests.support.passes import capture_eagerly, graph_engine
 from wire.artifacts.manifest import read_manifest
 
 SIZE = 40

@@ -24,10 +24,9 @@ from runners.kv_cache import SlotCache
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import Case, make_case
-from tests.support.device_traffic import make_endless
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
-from tests.support.passes import NUM_SLOTS, Passes
+from tests.support.passes import NUM_SLOTS, Passes, make_endless
 from tests.support.token_choices import is_failure
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest

@@ -8,11 +8,10 @@ the rest a function that returns 0.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -25,37 +24,29 @@ LIBRARIES = SITE / "nvidia/cu13/lib"  # where torch's libraries look first
 _HEADERS = ("nvidia-cuda-runtime==13.*", "nvidia-cuda-crt==13.*")  # read by runtime.c
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 _DRIVER = "libcuda.so.1"
-_NVIDIA = r"lib(?:cu|nccl|nvrtc|nvshmem)[^\]]*"
+_NEEDED = re.compile(r"\(NEEDED\).*\[(lib(?:cu|nccl|nvrtc|nvshmem)[^\]]*)\]")
 _DEFINED = re.compile(r"^(?:API )?[\w *]*?\b((?:__)?cu\w+)\(", re.MULTILINE)
 _BY_MACRO = re.compile(r"^(?:LAUNCHES|CREATES)\((\w+)\)", re.MULTILINE)
 _BY_NAME = re.compile(rb"\x00((?:cudnn|cufft)[A-Z]\w+)(?=\x00)")
 _SYMBOL = re.compile(r" U ((?:__cuda|cu[a-zA-Z]|nccl|nvrtc|nvshmem|nvJit)\w*)@*(\S*)")
 
 
-def missing() -> str | None:
-    """Return the reason why the environment cannot be made here, or None."""
-    for tool in ("cc", "nm", "readelf"):
-        if shutil.which(tool) is None:
-            return f"{tool} is missing: apt-get install gcc binutils"
-    return None
-
-
 def make() -> None:
-    """Install the packages, unless these are there, and compile the libraries."""
-    if (reason := missing()) is not None:
-        sys.exit(reason)
+    """Install the packages, unless these are there, and compile the libraries; it needs gcc and
+    binutils.
+    """
     lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
     packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
+    packages += _HEADERS
     installed = FOLDER / "installed"
-    text = "\n".join([*packages, *_HEADERS])
-    if not installed.exists() or installed.read_text() != text:
-        _install([*packages, *_HEADERS])
-        installed.write_text(text)
+    if not installed.exists() or installed.read_text() != str(packages):
+        _install(packages)
+        installed.write_text(str(packages))
     _compile()
 
 
 def variables() -> dict[str, str]:
-    return os.environ | {
+    return {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
         "LD_LIBRARY_PATH": str(LIBRARIES),  # the driver is looked up there
         "CUDA_MODULE_LOADING": "LAZY",
@@ -74,13 +65,14 @@ def _install(packages: Sequence[str]) -> None:
 def _compile() -> None:
     """Compile the libraries: one file under all names, with the versions of the symbols."""
     clients = [*SITE.glob("torch/lib/*.so*"), *SITE.glob("onnxruntime/capi/*.so*")]
-    symbols = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}") | _symbols(clients)
+    # the symbols of NVIDIA's libraries that the clients look up, with their versions
+    symbols = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}")
+    symbols |= dict(_SYMBOL.findall(_read("nm", "-D", "--undefined-only", *clients)))
     text = "".join((SOURCES / name).read_text() for name in ("runtime.c", "libraries.c"))
     defined = {*_DEFINED.findall(text), *_BY_MACRO.findall(text)}
     stubs = FOLDER / "stubs.c"
-    stubs.write_text(
-        "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(symbols.keys() - defined))
-    )
+    lines = [f"int {name}() {{ return 0; }}\n" for name in sorted(symbols.keys() - defined)]
+    stubs.write_text("".join(lines))
     script = FOLDER / "versions.map"
     script.write_text(_version_script(symbols))
     LIBRARIES.mkdir(parents=True, exist_ok=True)
@@ -90,20 +82,11 @@ def _compile() -> None:
     include = f"-I{SITE / 'nvidia/cu13/include'}"
     options = [include, f"-Wl,--version-script={script}", "-Wl,-soname,libfake_cuda.so", "-ldl"]
     subprocess.run([*command, *map(str, sources), *options], check=True)
-    for name in {_DRIVER, *_needed(clients)}:
+    needed = _NEEDED.findall(_read("readelf", "-d", *clients))
+    for name in {_DRIVER, *needed}:
         link = LIBRARIES / name
         link.unlink(missing_ok=True)
         link.symlink_to(library.name)
-
-
-def _needed(clients: Iterable[Path]) -> set[str]:
-    listed = _read("readelf", "-d", *clients)
-    return set(re.findall(rf"\(NEEDED\).*\[({_NVIDIA})\]", listed))
-
-
-def _symbols(clients: Iterable[Path]) -> dict[str, str]:
-    """Return the symbols of NVIDIA's libraries that `clients` look up, with their versions."""
-    return dict(_SYMBOL.findall(_read("nm", "-D", "--undefined-only", *clients)))
 
 
 def _looked_up(provider: Path) -> dict[str, str]:

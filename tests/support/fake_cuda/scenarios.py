@@ -30,7 +30,7 @@ from runners.decoder.protocol import Decoder
 from runners.encoder.session import FixedBatches
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
-from tests.support.device_traffic import make_endless
+from tests.support.passes import make_endless
 from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import DECODER_FILE
 
