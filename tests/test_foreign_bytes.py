@@ -6,17 +6,14 @@ An input of several parts has `SPLIT` between them.
 
 import asyncio
 import io
-import json
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,8 +38,9 @@ from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.mapping import parse_config
 from service.open_inference.http_api import read_request
 from service.settings import SettingsError
-from tests.support.fake_service import encoded, served_models
-from tests.support.image_files import colour_steps
+from tests.support.evaluations import write_coco, write_images, write_parquet, write_voc
+from tests.support.fake_service import served_models
+from tests.support.image_files import colour_steps, encoded
 from tests.support.request_bodies import (
     FORM,
     IMAGE,
@@ -86,6 +84,12 @@ def in_file(name: str, read: Callable[[Path], object]) -> Read:
             read(path)
 
     return read_file
+
+
+def file_of(write: Callable[[Path], Path], name: str) -> bytes:
+    """Return a file of a labelled dataset."""
+    with TemporaryDirectory() as folder:
+        return (write(Path(folder)) / name).read_bytes()
 
 
 def of_text(read: Callable[[str], object]) -> Read:
@@ -136,9 +140,8 @@ def read_adapter(path: Path) -> None:
 def read_labels(path: Path) -> None:
     is_folder = path.parent.name == "Annotations"
     folder = path.parent.parent if is_folder else path.parent
-    for images in (folder, folder / "images"):
-        images.mkdir(exist_ok=True)
-        (images / "a.png").write_bytes(PICTURES[-1])
+    for images in ("", "images", "JPEGImages"):
+        write_images(folder / images)
     read_dataset(folder if is_folder else path, images=None)
 
 
@@ -161,18 +164,12 @@ def of_labels(name: str, *seeds: bytes) -> Reader:
     return Reader(in_file(name, read_labels), (RunError, OSError, ValueError), seeds)
 
 
-def parquet_of(rows: Mapping[str, list[object]]) -> bytes:
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(dict(rows)), file)
-    return file.getvalue()
-
-
-def tar_of(name: str, content: bytes) -> bytes:
+def archive() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+        member = tarfile.TarInfo("a.png")
+        member.size = len(IMAGE)
+        archive.addfile(member, io.BytesIO(IMAGE))
     return file.getvalue()
 
 
@@ -199,11 +196,6 @@ ADAPTER = (
 PRODUCTS = {
     f"base_model.model.{LAYER}.lora_A.weight": torch.ones(1, 6),
     f"base_model.model.{LAYER}.lora_B.weight": torch.ones(4, 1),
-}
-COCO = {
-    "images": [{"id": 1, "file_name": "a.png"}],
-    "categories": [{"id": 1, "name": "cat"}],
-    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
 }
 
 READERS = {
@@ -255,28 +247,21 @@ READERS = {
     "adapter": Reader(
         in_file("parts", read_adapter), (ArtifactError,), (ADAPTER + SPLIT + save(PRODUCTS),)
     ),
-    "coco": of_labels("a.json", json.dumps(COCO).encode()),
+    "coco": of_labels("a.json", file_of(write_coco, "annotations.json")),
     "json_lines": of_labels(
         "a.jsonl",
         b'{"image": "a.png", "question": "how many?", "answers": ["2", "two"]}\n',
         b'{"image": "a.png", "phrases": [{"phrase": "cat", "box": [1, 2, 3, 4]}]}\n',
     ),
-    "voc": of_labels(
-        "Annotations/a.xml",
-        b"<annotation><filename>a.png</filename><object><name>cat</name><bndbox><xmin>1</xmin>"
-        b"<ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>",
-    ),
+    "voc": of_labels("Annotations/a.xml", file_of(write_voc, "Annotations/a.xml")),
     "yolo": of_labels("data.yaml", b"path: .\ntrain: images\nnames:\n  0: cat\n"),
-    "parquet": of_labels(
-        "a.parquet",
-        parquet_of({"image": [{"bytes": IMAGE, "path": "a.png"}], "caption": ["two cats"]}),
-    ),
+    "parquet": of_labels("a.parquet", file_of(write_parquet, "val-00000-of-00001.parquet")),
     "journal": Reader(
         in_file("journal.jsonl", read_journal),
         (RunError,),
         (b'{"key": "a", "image": "a.png", "answer": {}}\n',),
     ),
-    "archive": Reader(in_file("shard.tar", read_archive), (OSError,), (tar_of("a.png", IMAGE),)),
+    "archive": Reader(in_file("shard.tar", read_archive), (OSError,), (archive(),)),
 }
 
 

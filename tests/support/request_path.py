@@ -7,7 +7,6 @@ another image comes first, so that nothing is counted that only a first one does
 are recorded in the order in which they begin; a coroutine that is resumed does not begin again.
 """
 
-import argparse
 import asyncio
 import dis
 import os
@@ -31,21 +30,16 @@ from runners.options import encoder_batch_size
 from runners.service import CallGuard, RunnerApi
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
-from service.http.middleware import Middleware
-from service.http_app import rest_app
 from service.inference.core import Core
 from service.inference.runner_calls import RunnerClient
-from service.inference.served_models import (
-    ServedModels,
-    runner_options,
-    served_entries,
-)
+from service.inference.served_models import ServedModels, runner_options, served_entries
 from service.settings import Settings, read_settings
 from tasks.families import FAMILIES
 from tasks.table import TaskParameters
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
+from tests.support.rest_client import Client
 from wire.drain import CallsInFlight
 from wire.http_channel import HttpChannel
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of
@@ -108,8 +102,7 @@ async def gateway_path() -> RequestPath:
         boundary = RestBoundary(Settings())
         core = Core(ServedModels({model.id: model}), {model.id: runner}, Settings())
         boundary.start(core, ApiKeys(None))
-        transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
-        async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+        async with Client(boundary).http({}) as client:
             await path.record(partial(_predict, client))
         await runner.channel.close()
     return path
@@ -170,11 +163,7 @@ async def _call_runner(client: httpx.AsyncClient, worker: "ModelWorker", tone: i
 
 def main() -> None:
     """Print the counts of the gateway, of the runner and of both, and the calls on request."""
-    parser = argparse.ArgumentParser(
-        "python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--calls", action="store_true", help="print every call")
-    prints_calls = parser.parse_args().calls
+    prints_calls = "--calls" in sys.argv
     paths = {"gateway": asyncio.run(gateway_path()), "runner": asyncio.run(runner_path())}
     for name, path in paths.items():
         if prints_calls:
