@@ -2,7 +2,7 @@
 running service.
 """
 
-import re
+import json
 import subprocess
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def test_new_shape_is_learnt(exported: ModelStore, tmp_path: Path) -> None:
         words = ["evaluate", str(scenes / "test"), "--task", "object_detection"]
         words += ["--models", "florence-2-mini,x-shape", "--out", str(tmp_path / "report")]
         subprocess.run([DIPTYCH, "--url", service.url, *words], check=True)
-    report = (tmp_path / "report" / "report.md").read_text()
-    by_class = report.partition("## AP by class")[2].partition("\n## ")[0]
-    (row,) = re.findall(rf"^\| {X} \|.*", by_class, re.MULTILINE)
-    *_, base, tuned = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
-    assert (base, tuned >= 80) == (0, True)
+    details = json.loads((tmp_path / "report" / "report.json").read_text())["details"]
+    models = ("florence-2-mini", "x-shape")
+    base, tuned = (details[model]["by_class"][X]["AP50"] for model in models)
+    assert (round(base, 1), tuned >= 80) == (0, True)

@@ -41,7 +41,6 @@ class TrueObject:
     label: str
     box_xyxy: BoxXyxy
     segmentation: Any = None
-    area: float | None = None  # None: that of the box
     is_crowd: bool = False
 
 

@@ -33,7 +33,6 @@ from diptych_client.clients.async_client import AsyncClient
 from diptych_client.evaluation.dataset import LabelledImage, TruePhrase
 from diptych_client.evaluation.objects import ObjectsMeasure, encoded_mask, run_lengths
 from diptych_client.evaluation.questions import (
-    WITHOUT_TILES,
     AnswerLog,
     Asker,
     ClassNames,
@@ -160,10 +159,10 @@ class PhrasesMeasure:
 Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
 
 
-def measure_for(truth: Truth, task: str, names: ClassNames, by_size: bool = False) -> Measure:
+def measure_for(truth: Truth, task: str, names: ClassNames) -> Measure:
     match truth:
         case ObjectsTruth():
-            return ObjectsMeasure(names, by_size)
+            return ObjectsMeasure(names)
         case PhrasesTruth():
             return PhrasesMeasure()
         case TextsTruth():
@@ -323,9 +322,8 @@ class Evaluator:
         self.truth_kind = self.truth_kind or type(truth)
         if self.truth_kind is not type(truth):
             raise RunError(f"{self.log.task} cannot measure phrases and objects in one run")
-        by_size = any(model.endswith(WITHOUT_TILES) for model in self.models)
         for model in self.models if not self.measures else ():
-            self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
+            self.measures[model] = measure_for(truth, self.log.task, self.names)
 
 
 def decide(

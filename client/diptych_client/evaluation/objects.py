@@ -25,14 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, Prediction, Truth
-from diptych_client.evaluation.statistics import (
-    Confusion,
-    Details,
-    Estimator,
-    Metric,
-    Outcome,
-    ratio,
-)
+from diptych_client.evaluation.statistics import Details, Estimator, Metric, Outcome, ratio
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match
@@ -41,13 +34,9 @@ from diptych_client.results import Instance, Item, box_of
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
 Row = dict[str, Any]  # an annotation of COCO
-ALL = "all"
-_SIZES = ("small", "medium", "large")  # COCO's: below 32, below 96 and from 96 pixels squared
+_ALL_SIZES = [[0, 1e10]]  # COCO's range of areas
 _RECALLS = np.linspace(0, 1, 101)
 _AT_50 = [0]  # the first of COCO's thresholds of IoU
-
-NONE = "none"  # no true object, or no answer
-_UNKNOWN = "other label"  # answered, not a class of the dataset
 
 MIN_ANSWERS = 200  # to be calibrated
 MIN_OBJECTS = 200  # true ones, for their smallest size
@@ -74,17 +63,16 @@ def encoded_mask(mask: Mask) -> Any:
 
 def truth_row(true: TrueObject, image: ImageSize) -> Row:
     box = xywh(true.box_xyxy)
-    area = box[2] * box[3] if true.area is None else true.area
-    row = {"bbox": box, "area": area, "iscrowd": int(true.is_crowd)}
+    row: Row = {"bbox": box, "area": box[2] * box[3], "iscrowd": int(true.is_crowd)}
     if true.segmentation is not None:
         row["segmentation"] = run_lengths(true.segmentation, image)
     return row
 
 
 def answer_row(item: Item, image: ImageSize) -> Row:
-    """Return an answer as COCO.loadRes would: its area decides the size for which it counts."""
+    """Return an answer as COCO.loadRes would: of a mask, its pixels are the area."""
     box = xywh(box_of(item))
-    row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
+    row: Row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
     if isinstance(item, Instance):
         mask = item.to_mask(image)
         row |= {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}
@@ -162,22 +150,15 @@ def coco_matches(
     truths: Sequence[Row],
     answers: Sequence[Row],
     iou_type: IouType,
-) -> dict[str, tuple[ClassMatches, ...]]:
-    """Return the matches of each class, for all objects and for those of each size.
-
-    Rows are COCO's annotations, with image and category ids from 1.
-    """
+) -> tuple[ClassMatches, ...]:
+    """Return the matches of each class; rows have image and category ids from 1."""
     with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = _coco(sizes, classes, truths)
         evaluation = COCOeval(truth, _coco(sizes, classes, answers), iou_type)
+        evaluation.params.areaRng = _ALL_SIZES
         evaluation.evaluate()
-    areas = (ALL, *_SIZES)
-    shape = (len(classes), len(areas), len(sizes))
-    rows = np.array(evaluation.evalImgs, dtype=object).reshape(shape)
-    matches = {}
-    for index, area in enumerate(areas):
-        matches[area] = tuple(map(ClassMatches.of, rows[:, index]))
-    return matches
+    rows = np.array(evaluation.evalImgs, dtype=object).reshape(len(classes), len(sizes))
+    return tuple(map(ClassMatches.of, rows.tolist()))
 
 
 def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: Sequence[Row]) -> Any:
@@ -215,10 +196,9 @@ class ScoredAnswers:
 
 @dataclass(slots=True)
 class ObjectsMeasure:
-    """One model's objects: AP, precision and recall, kinds of error, confusion matrix."""
+    """One model's objects: AP, precision and recall, kinds of error."""
 
     names: ClassNames
-    by_size: bool = False  # metrics of each size, too
     sizes: list[ImageSize] = field(default_factory=list)
     truths: list[Row] = field(default_factory=list)
     answers: list[Row] = field(default_factory=list)
@@ -226,11 +206,10 @@ class ObjectsMeasure:
     counts: list[tuple[int, int, int]] = field(default_factory=list)
     # size of a true object as a share of the image's side, and whether it was found
     true_shares: list[tuple[float, bool]] = field(default_factory=list)
-    confused: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
     is_calibrated: bool = False
-    _matches: dict[IouType, dict[str, tuple[ClassMatches, ...]]] = field(default_factory=dict)
+    _matches: dict[IouType, tuple[ClassMatches, ...]] = field(default_factory=dict)
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, ObjectsTruth)
@@ -251,7 +230,7 @@ class ObjectsMeasure:
             if label in numbers:
                 ids = {"image_id": len(self.sizes), "category_id": numbers[label]}
                 self.answers.append(ids | answer_row(item, image))
-            boxes.append(LabelledBox(label if label in numbers else _UNKNOWN, box_of(item)))
+            boxes.append(LabelledBox(label, box_of(item)))
         return self._outcome(truths, boxes)
 
     def _outcome(self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox]) -> Outcome:
@@ -264,8 +243,6 @@ class ObjectsMeasure:
         for pair in pairs:
             kinds[pair.kind] += 1
             credit += pair.credit
-            true = NONE if pair.truth is None else truths[pair.truth].label
-            answered = NONE if pair.answer is None else boxes[pair.answer].label
             if pair.answer is not None:
                 answer_kinds[pair.answer] = pair.kind
             if pair.truth is not None:
@@ -274,11 +251,6 @@ class ObjectsMeasure:
                 share = math.sqrt((x2 - x1) / image.width * (y2 - y1) / image.height)
                 is_found = pair.kind in ("right", "loosely placed")
                 self.true_shares.append((min(1.0, share), is_found))
-            if pair.kind == "badly placed":  # one missed and one extra
-                self.confused[true, NONE] += 1
-                self.confused[NONE, answered] += 1
-            else:
-                self.confused[true, answered] += 1
         self.kinds.update(kinds)
         num_right = kinds["right"] + kinds["loosely placed"]
         num_answered = len(pairs) - kinds["missed"]
@@ -292,12 +264,8 @@ class ObjectsMeasure:
         for iou_type in self._iou_types():
             name = "mAP" if iou_type == "bbox" else "mask mAP"
             matches = self.matches(iou_type)
-            metrics.append(Metric(name, average_precision(matches[ALL], slice(None))))
-            metrics.append(Metric(f"{name}50", average_precision(matches[ALL], _AT_50)))
-            for size in _SIZES if self.by_size else ():
-                if any(of_class.num_truths.any() for of_class in matches[size]):
-                    estimator = average_precision(matches[size], slice(None))
-                    metrics.append(Metric(f"{name} {size}", estimator))
+            metrics.append(Metric(name, average_precision(matches, slice(None))))
+            metrics.append(Metric(f"{name}50", average_precision(matches, _AT_50)))
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
         metrics.append(Metric("precision", ratio(right, answered)))
         metrics.append(Metric("recall", ratio(right, true)))
@@ -307,8 +275,8 @@ class ObjectsMeasure:
     def _iou_types(self) -> list[IouType]:
         return ["segm", "bbox"] if self.has_masks and self.truths else ["bbox"]
 
-    def matches(self, iou_type: IouType | None = None) -> dict[str, tuple[ClassMatches, ...]]:
-        """Return the matches, by size, of the answers that were added before the first call."""
+    def matches(self, iou_type: IouType | None = None) -> tuple[ClassMatches, ...]:
+        """Return the matches of each class, of the answers added before the first call."""
         iou_type = iou_type or self._iou_types()[0]
         if iou_type not in self._matches:
             classes = self.names.classes
@@ -317,7 +285,7 @@ class ObjectsMeasure:
         return self._matches[iou_type]
 
     def scored(self) -> ScoredAnswers:
-        matches = self.matches()[ALL]
+        matches = self.matches()
 
         def joined(name: str) -> Any:
             return np.concatenate(list(map(attrgetter(name), matches)), axis=-1)
@@ -335,7 +303,7 @@ class ObjectsMeasure:
         )
 
     def details(self) -> Details:
-        matches = self.matches()[ALL]
+        matches = self.matches()
         num_objects = Counter(map(itemgetter("category_id"), self.truths))
         by_class = {}
         weights = np.ones(len(self.sizes))
@@ -346,14 +314,8 @@ class ObjectsMeasure:
                 "AP": 100 * average_precision(of_class, slice(None))(weights),
                 "AP50": 100 * average_precision(of_class, _AT_50)(weights),
             }
-        has_unknown = any(answered == _UNKNOWN for _, answered in self.confused)
-        labels = [*self.names.classes, *([_UNKNOWN] if has_unknown else ()), NONE]
-        rows = []
-        for true in labels:
-            rows.append([self.confused[true, answered] for answered in labels])
         precisions = np.nan_to_num(mean_precisions(matches, weights, _AT_50)[0])
-        confusion = Confusion(labels, rows)
-        return Details(by_class, dict(self.kinds), confusion, precisions.tolist())
+        return Details(by_class, dict(self.kinds), precisions.tolist())
 
 
 def fit_calibration(

@@ -1,4 +1,4 @@
-"""The results of an evaluation as tables, Markdown, JSON and pages: a report, an index of several.
+"""The results of an evaluation as tables, JSON and pages: a report, an index of several.
 
 Each page is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
 policy lets it load nothing. Shapes of the gallery are drawn by templates/page.js, in pixels of the
@@ -8,11 +8,9 @@ original image. Jinja2 escapes all texts: names of datasets, models and labels a
 import io
 import json
 import math
-import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from itertools import chain
 from operator import attrgetter
 from os.path import relpath
@@ -45,8 +43,6 @@ from diptych_client.results import Detection, Instance, Item, TextRegion, label_
 _MAX_SIDE_PX = 400
 _JPEG_QUALITY = 75
 _INDEX_TITLE = "Reports"
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,6 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
-    max_count: int = 0  # the largest of a matrix, whose cells are coloured
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
@@ -77,7 +72,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
 def tables(evaluation: Evaluation) -> list[Table]:
     details = evaluation.details
     run = Table("Run", ("property", "value"), tuple(evaluation.run.items()))
-    all_tables = [_metrics(evaluation), _by_class(details), *_kinds(details), run]
+    all_tables = [_metrics(evaluation), _by_class(details), _kinds(details), run]
     return list(filter(attrgetter("rows"), all_tables))
 
 
@@ -115,7 +110,7 @@ def _by_class(all_details: Mapping[str, Details]) -> Table:
     return Table("AP by class", tuple(header), tuple(map(tuple, rows.values())))
 
 
-def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
+def _kinds(details: Mapping[str, Details]) -> Table:
     counts = []
     for kind in dict.fromkeys(chain.from_iterable(entry.kinds for entry in details.values())):
         counts.append((kind, *(str(entry.kinds.get(kind, 0)) for entry in details.values())))
@@ -123,17 +118,7 @@ def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
         "Right: IoU ≥ 0.75 with an object of its class. Loosely placed: 0.5 to 0.75. Badly placed:"
         " 0.1 to 0.5. Wrong class: IoU ≥ 0.5 with an object of another class."
     )
-    yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
-    for model, entry in details.items():
-        if entry.confusion is None:
-            continue
-        rows = []
-        for label, row in zip(entry.confusion.labels, entry.confusion.counts, strict=True):
-            rows.append((label, *map(str, row)))
-        header = ("true \\ answered", *entry.confusion.labels)
-        largest = max(map(max, entry.confusion.counts))
-        title = f"Confusion matrix of {model}"
-        yield Table(title, header, tuple(rows), "At IoU 0.5, all scores.", largest)
+    return Table("Answers by kind", ("kind", *details), tuple(counts), note)
 
 
 def _number(value: float) -> str:
@@ -151,24 +136,6 @@ def heading(evaluation: Evaluation) -> str:
     if evaluation.num_unanswered:
         count += f"; {evaluation.num_unanswered} not answered by every model"
     return f"{evaluation.task} on {evaluation.dataset}: {count}"
-
-
-def markdown(evaluation: Evaluation) -> str:
-    parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
-    for table in tables(evaluation):
-        lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
-        parts += [f"## {_inline(table.title)}", "\n".join(lines), table.note]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_inline, cells))} |"
-
-
-def _inline(text: str) -> str:
-    """Return names as text of one line: not HTML, a link, a picture, a cell or a heading."""
-    line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-    return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
 
 
 def json_document(evaluation: Evaluation, titles: Sequence[str] = ()) -> dict[str, Any]:
@@ -282,13 +249,12 @@ def _shape(item: Item) -> dict[str, Any]:
     return {"rings": rounded, "is_filled": is_filled}
 
 
-def report_files(out: Path) -> tuple[Path, Path, Path]:
-    return out / "report.html", out / "report.md", out / "report.json"
+def report_files(out: Path) -> tuple[Path, Path]:
+    return out / "report.html", out / "report.json"
 
 
 def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> None:
-    """Write report.html, report.md and report.json."""
-    page, text, values = report_files(outputs.folder)
+    page, values = report_files(outputs.folder)
     intervals = {} if evaluation.measured is None else evaluation.measured.intervals
     curves = {}
     for model, details in evaluation.details.items():
@@ -306,7 +272,6 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     )
     with outputs.claim(page).open("w", encoding="utf-8") as file:
         file.writelines(pieces)  # cards one by one
-    outputs.write(text, markdown(evaluation))
     document = json_document(evaluation, list(map(attrgetter("title"), gallery.samples)))
     outputs.write(values, json.dumps(document, indent=2) + "\n")
 

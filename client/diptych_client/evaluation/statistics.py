@@ -64,20 +64,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Confusion:
-    """Counts by true class (rows) and answered class (columns); the last of both is "none"."""
-
-    labels: Sequence[str]
-    counts: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
 class Details:
     """Tables and curves of one model; values in hundredths like the metrics."""
 
     by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
-    confusion: Confusion | None = None
     precisions: Sequence[float] = ()  # at IoU 0.5 and recalls 0, 0.01, …, 1
 
 

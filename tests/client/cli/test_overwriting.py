@@ -49,7 +49,6 @@ def run(diptych: Diptych, words: Sequence[str], script: Script) -> int:
         (YOLO, "out/images/train/a.png"),
         ((*ANNOTATE, "--format", "jsonl"), "out/answers.jsonl"),
         (EVALUATE, "out/report.html"),
-        (EVALUATE, "out/report.md"),
         (EVALUATE, "out/report.json"),
         (EVALUATE, "out/failures.jsonl"),
         ((*PREDICT, "photos/a.png", "--draw", "photos/b.png"), "photos/b.png"),

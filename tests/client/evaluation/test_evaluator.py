@@ -24,7 +24,6 @@ from diptych_client.evaluation.evaluator import (
     run_record,
 )
 from diptych_client.evaluation.questions import (
-    WITHOUT_TILES,
     AnswerLog,
     Asker,
     ClassNames,
@@ -99,14 +98,6 @@ def test_gallery_has_worst_and_most_different_first(tmp_path: Path) -> None:
     evaluation = evaluated(tmp_path / "two", {"first": [0, 5, 5, 0], "second": [0, 5, 0, 1]})
     assert [ranked.sample_index for ranked in evaluation.gallery] == [2, 3, 1]
     assert evaluation.gallery[2].difference == 0
-
-
-def test_sizes_are_compared_without_tiles(tmp_path: Path) -> None:
-    measured = evaluated(tmp_path, {"m": [0, 0], f"m{WITHOUT_TILES}": [0, 0]}).measured
-    assert measured is not None
-    sizes = [name for name in measured.intervals["m"] if name.startswith("mAP ")]
-    assert sizes == ["mAP medium"]
-    assert measured.intervals["m"]["mAP medium"].value == pytest.approx(100)
 
 
 def test_agreement_is_of_all_images(tmp_path: Path) -> None:

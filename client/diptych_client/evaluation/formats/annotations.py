@@ -118,9 +118,7 @@ def _coco_object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -
         raise ValueError(f"category_id {category!r} is not in `categories`")
     x, y, width, height = map(float, annotation["bbox"])
     box = true_box((x, y, x + width, y + height))
-    area = None if annotation.get("area") is None else float(annotation["area"])
-    is_crowd = bool(annotation.get("iscrowd"))
-    return TrueObject(categories[category], box, area=area, is_crowd=is_crowd)
+    return TrueObject(categories[category], box, is_crowd=bool(annotation.get("iscrowd")))
 
 
 def _segmentation(annotation: Mapping[str, Any]) -> Any:

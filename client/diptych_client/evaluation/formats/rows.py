@@ -109,8 +109,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _object(row: Mapping[str, Any]) -> TrueObject:
     is_crowd = bool(row.get("iscrowd"))
-    box = true_box(row["box"])
-    return TrueObject(str(row["label"]), box, row.get("segmentation"), row.get("area"), is_crowd)
+    return TrueObject(str(row["label"]), true_box(row["box"]), row.get("segmentation"), is_crowd)
 
 
 def _optional_box(box: Any) -> BoxXyxy | None:
