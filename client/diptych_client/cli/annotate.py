@@ -89,14 +89,19 @@ class AnnotationRun:
                 answers = answer(store, images)
                 dataset, notes = self._write(outputs, store.path, answers, jobs[0])
             else:
-                from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
+                from diptych_client.cli.guaranteed import GuaranteedRun
 
-                promises = promises_of(self.guarantee, self.options.iou)
-                dataset_format = self.options.dataset_format
                 run = GuaranteedRun(
-                    answer, outputs, store, images, jobs[0], promises, dataset_format
+                    answer,
+                    outputs,
+                    store,
+                    images,
+                    jobs[0],
+                    self.guarantee,
+                    self.options.iou,
+                    self.options.dataset_format,
                 )
-                answers, dataset = run.label(self.guarantee, self.connection.models)
+                answers, dataset = run.label(self.connection.models)
                 notes = run.sentences
         notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
         if failures.num_failures:

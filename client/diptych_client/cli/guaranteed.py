@@ -30,13 +30,12 @@ from diptych_client.evaluation.annotation.consensus import (
 from diptych_client.evaluation.annotation.guarantee import (
     Guarantee,
     Promise,
-    Promises,
     Tolerance,
     Truth,
     prove,
     truth_of,
 )
-from diptych_client.evaluation.annotation.shift import Appearance, appearance, differing_images
+from diptych_client.evaluation.annotation.shift import appearance, differing_images
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.objects import run_lengths
@@ -63,19 +62,19 @@ class GuaranteedRun:
     folder: Folder
     images: Sequence[ImageFile]
     job: Job
-    promises: Promises
+    options: GuaranteeOptions
+    min_iou: float
     dataset_format: DatasetFormat
     is_random: dict[str, bool] = field(default_factory=dict)  # suggested images
     reviewed: Truths = field(default_factory=dict)  # a person's labels of suggested images
     sentences: list[str] = field(default_factory=list)  # for the user
 
-    def label(
-        self, options: GuaranteeOptions, served_models: Callable[[], Iterable[Model]]
-    ) -> tuple[list[Records], Path]:
+    def label(self, served_models: Callable[[], Iterable[Model]]) -> tuple[list[Records], Path]:
         """Write the accepted labels; return the answers and the path of the dataset.
 
         Raise `RunError` if nothing is proved, before most images are sent.
         """
+        options = self.options
         self._read_suggestions(options.reviewed)
         assert options.labelled is not None
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
@@ -92,7 +91,7 @@ class GuaranteedRun:
             logger.info(sentence)
         if options.thresholds is not None:
             self._write_thresholds(options.thresholds, guarantee, served_models())
-        answers = self._answers(self.images)
+        answers = self.answer(self.folder, self.images)
         agreements = [self._accepted(records, guarantee) for records in answers]
         document = asdict(guarantee)
         del document["others"]
@@ -105,9 +104,6 @@ class GuaranteedRun:
         if options.suggest is not None:
             self._suggest_most_left(agreements, options.suggest)
         return answers, dataset
-
-    def _answers(self, images: Iterable[ImageFile]) -> list[Records]:
-        return self.answer(self.folder, images)
 
     def _read_suggestions(self, reviewed_path: Path | None) -> None:
         """Read what was suggested earlier, and a person's labels of it.
@@ -155,20 +151,26 @@ class GuaranteedRun:
         drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
         judged = []
         appearances = []
-        for records in self.answer(store, labelled):
-            judged.append((records, truths[records[0].image]))
-            appearances.append(self._appearance(store, records))
-        for records in self._answers(drawn):
-            judged.append((records, self.reviewed[records[0].image]))
-            appearances.append(self._appearance(self.folder, records))
-        pilot_answers = self._answers(pilot)
+        known = ((store, labelled, truths), (self.folder, drawn, self.reviewed))
+        for place, images, true_labels in known:
+            for records in self.answer(place, images):
+                judged.append((records, true_labels[records[0].image]))
+                appearances.append(self._appearance(place, records))
+        pilot_answers = self.answer(self.folder, pilot)
         others = [self._appearance(self.folder, records) for records in pilot_answers]
-        if names := differing_images(appearances, others):
+        if indices := differing_images(appearances, others):
+            names = ", ".join(pilot_answers[index][0].image.name for index in indices)
             cause = "the images differ from the labelled ones: nothing is accepted"
-            raise RunError(f"{cause}; label some of them, such as {', '.join(names)}")
-        return prove(judged, pilot_answers, self.promises)
+            raise RunError(f"{cause}; label some of them, such as {names}")
+        options = self.options
+        wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
+        missed = None
+        if options.max_missed is not None:
+            missed = Promise(options.max_missed, options.confidence)
+        tolerance = Tolerance(self.min_iou, options.max_cer)
+        return prove(judged, pilot_answers, tolerance, wrong, missed)
 
-    def _appearance(self, store: ImageStore, records: Records) -> Appearance:
+    def _appearance(self, store: ImageStore, records: Records) -> list[float]:
         return appearance(records, store.read(records[0].image), self.job.requested_labels())
 
     def _accepted(self, records: Records, guarantee: Guarantee) -> Agreement:
@@ -199,7 +201,9 @@ class GuaranteedRun:
         known = self.is_random.keys() | map(attrgetter("name"), pilot)
         others = [image for image in self.images if image.name not in known]
         drawn = random.Random(len(self.is_random)).sample(others, min(number, len(others)))
-        return self._suggest(self._answers(drawn), is_random=True) if drawn else None
+        if not drawn:
+            return None
+        return self._suggest(self.answer(self.folder, drawn), is_random=True)
 
     def _suggest_most_left(self, agreements: Iterable[Agreement], number: int) -> None:
         left = []
@@ -216,18 +220,9 @@ class GuaranteedRun:
             self.is_random[records[0].image.name] = is_random
         rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
         self.outputs.write_lines(self.outputs.folder / "suggestions.jsonl", rows)
-        min_iou = self.promises.tolerance.min_iou
-        review = [agreement(records, min_iou, NEVER) for records in answers]
+        review = [agreement(records, self.min_iou, NEVER) for records in answers]
         path = write_review(self.outputs, "suggested", review, self.job, self.dataset_format)
         return f"{len(answers)} images to label next are in {path}"
-
-
-def promises_of(options: GuaranteeOptions, min_iou: float) -> Promises:
-    missed = None
-    if options.max_missed is not None:
-        missed = Promise(options.max_missed, options.confidence)
-    wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
-    return Promises(wrong, missed, Tolerance(min_iou, options.max_cer))
 
 
 def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, ImageStore]:

@@ -200,24 +200,11 @@ def log_wealth(values: Floats, highest: Floats, bets: Bets = SHARE_BETS) -> Floa
 
     `values` is (I, R); `highest` (R,) is the largest possible value of each rule, known beforehand.
     """
-    log_gains = _log_gains(values, highest, bets)
-    wealth: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
-    return wealth
-
-
-def num_images_needed(values: Floats, highest: float, level: float) -> float:
-    """Return about how many images like these, (I,), bring the wealth to 1 / `level`."""
-    (gains,) = _log_gains(values[:, None], np.array([highest]), SHARE_BETS)
-    is_gain = gains > 0
-    goals = -math.log(level) - np.log(SHARE_BETS.stakes[is_gain])  # each bet alone
-    return len(values) * float(np.min(goals / gains[is_gain], initial=math.inf))
-
-
-def _log_gains(values: Floats, highest: Floats, bets: Bets) -> Floats:
-    """Return the logarithm by which each bet multiplies its stake, (R, B)."""
     if (values > highest).any():
         raise ValueError("a value exceeds its bound")
     shares = values / highest  # (I, R), at most 1
     with np.errstate(divide="ignore"):  # the largest bet loses all on the largest value
         columns = [np.log1p(-bet * shares).sum(axis=0) for bet in bets.shares]
-    return np.stack(columns, axis=1)
+    log_gains = np.stack(columns, axis=1)  # (R, B)
+    wealth: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
+    return wealth

@@ -1,7 +1,7 @@
 """Intervals, paired differences, and the wealth of a bettor."""
 
 from itertools import product
-from math import ceil, exp, inf, log
+from math import exp
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from diptych_client.evaluation.statistics import (
     estimates,
     log_wealth,
     mean,
-    num_images_needed,
     ratio,
 )
 
@@ -105,12 +104,3 @@ def test_largest_value_does_not_ruin_the_bettor() -> None:
     assert exp(logarithm) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="exceeds"):
         log_wealth(np.array([[2.0], [-1.0]]), np.array([1.5]))
-
-
-def test_needed_number_is_nearly_the_least() -> None:
-    needed = num_images_needed(np.full(10, -SHARE), 1 - SHARE, 0.05)
-    for num_images, is_enough in ((ceil(needed), True), (int(0.9 * needed), False)):
-        (logarithm,) = log_wealth(np.full((num_images, 1), -SHARE), HIGHEST)
-        assert (logarithm >= log(20)) == is_enough
-    never = np.array([1 - SHARE] + [-SHARE] * 19)
-    assert num_images_needed(never, 1 - SHARE, 0.05) == inf

@@ -39,7 +39,7 @@ from diptych_client.evaluation.annotation.consensus import (
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import QUESTIONS, TEXTS, Job, ObjectsTruth, TextsTruth
-from diptych_client.evaluation.statistics import log_wealth, num_images_needed
+from diptych_client.evaluation.statistics import log_wealth
 from diptych_client.evaluation.texts import normalized, vqa_normalized
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
@@ -198,21 +198,8 @@ class Promise:
     max_share: float
     confidence: float
 
-    @property
-    def level(self) -> float:
-        return 1 - self.confidence
-
     def __str__(self) -> str:
         return f"{_percent(self.max_share)} with {_percent(self.confidence)} confidence"
-
-
-@dataclass(frozen=True, slots=True)
-class Promises:
-    """Promises about the accepted labels, and about the review list if one is requested."""
-
-    wrong: Promise
-    missed: Promise | None
-    tolerance: Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +283,7 @@ def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
     level = 0.0
     proved = None
     for shares, wealth in zip(tested, log_wealth(values, highest).tolist(), strict=True):
-        level += shares.start * promise.level
+        level += shares.start * (1 - promise.confidence)
         if level and wealth >= -math.log(level):
             proved = shares
         else:
@@ -327,7 +314,7 @@ def decide(
             coverage = float(best.wholes.sum()) / num_labels
             proofs.append(Proved(proof_promise, best.rule, best.share, coverage, len(judged)))
         elif not proofs:
-            raise _unproved(tested, tested[-1].share, promise, "labels are wrong")
+            raise _unproved(tested[-1], promise, "labels are wrong")
     return tuple(proofs)
 
 
@@ -347,25 +334,14 @@ def decide_review(
         tested.append(Shares(Rule(score, max_objects), start, missed, wholes))
     best = last_proved(tested, promise)
     if best is None:
-        raise _unproved(tested, tested[0].share, promise, "objects are in neither list")
+        raise _unproved(tested[0], promise, "objects are in neither list")
     return Proved(promise, best.rule, best.share, 1 - best.share, len(objects))
 
 
-def _unproved(tested: Sequence[Shares], share: float, promise: Promise, claim: str) -> RunError:
-    """Return the error with about how many such images would prove the promise."""
-    least = math.inf
-    for shares in tested:
-        if shares.start:
-            excess = shares.excess(promise.max_share)
-            highest = shares.highest(promise.max_share)
-            needed = num_images_needed(excess, highest, shares.start * promise.level)
-            least = min(least, needed)
-    hint = "no number of images like these is enough: allow more, or choose another model"
-    if math.isfinite(least):
-        hint = f"about {math.ceil(least)} images like these are needed"
+def _unproved(shares: Shares, promise: Promise, claim: str) -> RunError:
     return RunError(
-        f"{len(tested[0].parts)} labelled images prove no threshold: {_percent(share)} of all"
-        f" {claim}; asked were at most {promise}; {hint}"
+        f"{len(shares.parts)} labelled images prove no threshold: {_percent(shares.share)} of all"
+        f" {claim}; asked were at most {promise}: label more images, allow more, or use two models"
     )
 
 
@@ -427,26 +403,30 @@ class Guarantee:
 
 
 def prove(
-    labelled: Sequence[tuple[Records, Truth]], pilot: Sequence[Records], promises: Promises
+    labelled: Sequence[tuple[Records, Truth]],
+    pilot: Sequence[Records],
+    tolerance: Tolerance,
+    wrong: Promise,
+    missed: Promise | None,
 ) -> Guarantee:
-    """Choose what is accepted; raise `RunError` if nothing is proved.
+    """Choose what is accepted, and reviewed if missed objects have a promise.
 
-    The answers to a pilot sample of the other images fix the rules that are tested.
+    The answers to a pilot sample of the other images fix the rules that are tested. Raise
+    `RunError` if a promise is not proved.
     """
     if not labelled:
         raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
-    tolerance = promises.tolerance
     confidences = [agreement(records, tolerance.min_iou, 0.0).confidences for records in pilot]
     judged = [judge_labels(records, truth, tolerance) for records, truth in labelled]
-    accepting, *others = decide(judged, candidates(confidences), promises.wrong)
+    accepting, *others = decide(judged, candidates(confidences), wrong)
     reviewing = None
-    if promises.missed is not None:
+    if missed is not None:
         scores = [0.0]
         if pilot_scores := list(chain.from_iterable(confidences)):
             scores += np.unique(np.quantile(pilot_scores, _REVIEW_QUANTILES)).tolist()
         objects = list(map(attrgetter("object_scores"), judged))
         max_objects = common_count(counts_from(confidences, NOT_FOUND))
-        reviewing = decide_review(objects, max_objects, scores, promises.missed)
+        reviewing = decide_review(objects, max_objects, scores, missed)
     return Guarantee(accepting, reviewing, tolerance, tuple(others))
 
 

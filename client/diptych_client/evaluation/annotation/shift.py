@@ -1,20 +1,18 @@
 """Images unlike the labelled ones, by their appearance: what is proved holds for images like them.
 
-An image is a list of simple numbers. Knows no files and no requests.
+An image is a list of simple numbers, as long as every other. Knows no files and no requests.
 """
 
 import io
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
 from PIL import Image, ImageStat
 
 from diptych_client.evaluation.annotation.consensus import Records
-from diptych_client.matching import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 
 LEVEL = 0.03
@@ -28,21 +26,22 @@ _DECIMALS = 9  # the order of a sum must not look like a difference
 _SEED = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Appearance:
-    """An image in numbers, as many as all others have."""
-
-    name: str
-    numbers: tuple[float, ...]
-
-
-def appearance(records: Records, data: bytes, labels: Sequence[str]) -> Appearance:
+def appearance(records: Records, data: bytes, labels: Sequence[str]) -> list[float]:
     """Return size, mean colour, contrast and sharpness, and of each answer its objects or length.
 
     Objects have a number, a mean score, a mean size and the number of each label.
     """
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.draft("RGB", (_SIDE_PX, _SIDE_PX))
+        image = opened.convert("RGB")
+    image.thumbnail((_SIDE_PX, _SIDE_PX))
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    differences = np.diff(grey, axis=0, append=grey[-1:])
+    contrast = float(grey.std())
+    sharpness = float(np.abs(differences).mean()) / (contrast + 1)
     size = records[0].answer.image
-    numbers = [math.log(size.width), math.log(size.height), *_pixel_numbers(data)]
+    numbers = [math.log(size.width), math.log(size.height)]
+    numbers += [*ImageStat.Stat(image).mean, contrast, sharpness]
     for record in records:
         result = record.answer.result
         if isinstance(result, TextResult):
@@ -56,22 +55,13 @@ def appearance(records: Records, data: bytes, labels: Sequence[str]) -> Appearan
         scores = sum(map(attrgetter("score"), items))
         count = max(len(items), 1)
         numbers += [float(len(items)), scores / count, float(np.sqrt(np.abs(areas)).sum()) / count]
-    return Appearance(records[0].image.name, tuple(numbers))
+    return numbers
 
 
-def _pixel_numbers(data: bytes) -> list[float]:
-    with Image.open(io.BytesIO(data)) as opened:
-        opened.draft("RGB", (_SIDE_PX, _SIDE_PX))
-        image = opened.convert("RGB")
-    image.thumbnail((_SIDE_PX, _SIDE_PX))
-    grey = np.asarray(image.convert("L"), dtype=np.float64)
-    differences = np.diff(grey, axis=0, append=grey[-1:])
-    sharpness = np.abs(differences).mean() / (grey.std() + 1)
-    return [*ImageStat.Stat(image).mean, float(grey.std()), float(sharpness)]
-
-
-def differing_images(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> list[str]:
-    """Return the images that differ most from the labelled ones; none if they are not told apart.
+def differing_images(
+    labelled: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
+) -> list[int]:
+    """Return the others that differ most from the labelled ones; none if they are not told apart.
 
     The distance to the nearest of one half of the labelled images is compared with the distances of
     the other half: while all are exchangeable, permutations test whether the others' are larger.
@@ -80,10 +70,13 @@ def differing_images(labelled: Sequence[Appearance], others: Sequence[Appearance
     half = len(compared) // 2
     if not half or len(others) < MIN_OTHERS:
         return []
-    numbers = np.array(list(map(attrgetter("numbers"), (*compared, *others))))
+    numbers = np.array([*compared, *others])
     scales = numbers.std(axis=0)
     vectors = numbers / np.where(scales > 0, scales, 1)
-    distances = _nearest(vectors[half:], vectors[:half])
+    nearest = []
+    for vector in vectors[half:]:
+        nearest.append(np.square(vectors[:half] - vector).sum(axis=1).min())
+    distances = np.sqrt(nearest).round(_DECIMALS)
     num_usual = len(compared) - half
     ranks = np.searchsorted(np.sort(distances), distances)
     rng = np.random.default_rng(_SEED)
@@ -92,13 +85,5 @@ def differing_images(labelled: Sequence[Appearance], others: Sequence[Appearance
     num_as_high = int((sums >= ranks[num_usual:].sum()).sum())
     if num_as_high + 1 > LEVEL * (_NUM_PERMUTATIONS + 1):
         return []
-    furthest = np.argsort(-distances[num_usual:])[:_NUM_EXAMPLES]
-    return [others[index].name for index in furthest]
-
-
-def _nearest(vectors: Floats, reference: Floats) -> Floats:
-    """Return the distance of each vector to the nearest one of the reference."""
-    nearest: Floats = np.empty(len(vectors))
-    for index, vector in enumerate(vectors):
-        nearest[index] = np.square(reference - vector).sum(axis=1).min()
-    return np.sqrt(nearest).round(_DECIMALS)
+    furthest: list[int] = np.argsort(-distances[num_usual:])[:_NUM_EXAMPLES].tolist()
+    return furthest
