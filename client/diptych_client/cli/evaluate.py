@@ -1,10 +1,11 @@
 """The command `evaluate`: asks the models, writes the report and prints its conclusions."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,18 +22,9 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
-from diptych_client.evaluation.evaluator import (
-    Evaluation,
-    Evaluator,
-    Race,
-    drawn,
-    run_record,
-)
+from diptych_client.evaluation.evaluator import Evaluation, Evaluator, Race, drawn, run_record
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.objects import (
-    ObjectsMeasure,
-    fit_calibration,
-)
+from diptych_client.evaluation.objects import ObjectsMeasure, fit_calibration
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
@@ -41,14 +33,7 @@ from diptych_client.evaluation.questions import (
     Sample,
     read_prompts,
 )
-from diptych_client.evaluation.report import (
-    Gallery,
-    json_document,
-    report_files,
-    sentences,
-    tables,
-    write_report,
-)
+from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
 from diptych_client.inputs import Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import non_null_fields
@@ -65,13 +50,10 @@ class EvaluationRun:
     input_options: InputOptions
     task_options: TaskOptions
 
-    @property
-    def seed(self) -> int:
-        return self.task_options.seed or 0
-
     def run(self) -> int:
         """Evaluate the models, write the report and return the number of failed requests."""
         task = self.task_options.task
+        seed = self.task_options.seed or 0
         out = output_folder(self.options.out, self.inputs, task)
         if Path(self.inputs[0]).is_dir():
             check_folders(Path(self.inputs[0]), out)
@@ -81,7 +63,7 @@ class EvaluationRun:
             models = self._models()
             names = self._names(models)
             opening = self.input_options.opening(out)
-            dataset = self._dataset(opening)
+            dataset = self._dataset(opening, seed)
             note_problems(opening.problems, outputs)
             if dataset.note:
                 logger.warning(dataset.note)
@@ -104,7 +86,7 @@ class EvaluationRun:
                 for name in names:
                     ask(self.connection, asker, dataset.store, samples, name)
             evaluator = Evaluator(log, names, questionnaire.names)
-            evaluation = evaluator.evaluate(dataset.name, samples, self.seed, self.options.gallery)
+            evaluation = evaluator.evaluate(dataset.name, samples, seed, self.options.gallery)
             settings = {
                 **non_null_fields(parameters, options),
                 "prompts": str(path or ""),
@@ -116,8 +98,12 @@ class EvaluationRun:
             record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
             gallery = Gallery(dataset.store, log, questionnaire.names, names, samples)
-            write_report(outputs, evaluation, gallery)
-            self._print(report_files(out)[0], evaluation, verdict, failures)
+            document = write_report(outputs, evaluation, gallery)
+            document |= {"report": str(report_files(out)[0]), "decided": verdict}
+            if self.input_options.as_json:
+                echo(json.dumps(document))
+            else:
+                print_conclusions(evaluation, document, failures)
             if self.options.calibrate is not None:
                 self._calibrate(outputs, self.options.calibrate, models, evaluator)
         return failures.num_failures
@@ -142,7 +128,7 @@ class EvaluationRun:
             raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")
         return tuple(names)
 
-    def _dataset(self, opening: Opening) -> Dataset:
+    def _dataset(self, opening: Opening, seed: int) -> Dataset:
         opened = open_images(self.inputs, opening)
         if opened.files is None:
             split = self.options.split
@@ -153,7 +139,7 @@ class EvaluationRun:
         parts = (Path(self.inputs[0]).resolve().name, self.options.split)
         dataset = replace(dataset, name=" ".join(filter(None, parts)))
         is_ordered = not self.options.until_decided
-        images = drawn(dataset.images, self.options.sample, self.seed, is_ordered)
+        images = drawn(dataset.images, self.options.sample, seed, is_ordered)
         return replace(dataset, images=images)
 
     def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
@@ -166,26 +152,6 @@ class EvaluationRun:
         total = 2 * sum(len(sample.requests) for sample in samples)
         run_with_progress(total, run, "until decided")
         return sent, race.sentence()
-
-    def _print(
-        self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog
-    ) -> None:
-        if self.input_options.as_json:
-            document = json_document(evaluation) | {"report": str(page), "decided": verdict}
-            echo(json.dumps(document))
-            return
-        for sentence in filter(None, [verdict, *sentences(evaluation)]):
-            echo(sentence)
-        if len(evaluation.models) == 1:
-            for table in tables(evaluation):
-                if table.title in ("Metrics", "AP by class"):
-                    Console().print(table_view(table.header, table.rows))
-        hint = ""
-        if failures.num_failures:
-            hint = f"; {failures.num_failures} requests failed, see {failures.path}"
-        count = f"{evaluation.num_samples} samples of {evaluation.num_images} images"
-        echo(f"{count} answered by every model{hint}")
-        echo(f"the report is {page}")
 
     def _calibrate(
         self, outputs: Outputs, path: Path, models: Sequence[Model], evaluator: Evaluator
@@ -200,3 +166,20 @@ class EvaluationRun:
             calibrations.append(calibration)
         outputs.write(path, json.dumps({"calibrations": calibrations}, indent=1) + "\n")
         logger.info("the calibration is %s", path)
+
+
+def print_conclusions(
+    evaluation: Evaluation, document: Mapping[str, Any], failures: FailureLog
+) -> None:
+    for sentence in filter(None, [document["decided"], *document["sentences"]]):
+        echo(sentence)
+    if len(evaluation.models) == 1:
+        for table in tables(evaluation):
+            if table.title in ("Metrics", "AP by class"):
+                Console().print(table_view(table.header, table.rows))
+    hint = ""
+    if failures.num_failures:
+        hint = f"; {failures.num_failures} requests failed, see {failures.path}"
+    count = f"{evaluation.num_samples} samples of {evaluation.num_images} images"
+    echo(f"{count} answered by every model{hint}")
+    echo(f"the report is {document['report']}")

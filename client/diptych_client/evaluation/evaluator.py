@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, combinations, groupby
 from operator import attrgetter
+from statistics import fmean
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -214,11 +215,8 @@ class RankedSample:
     difference: float  # between the errors of the worst and the best model
     kinds: frozenset[str]
 
-    def __lt__(self, other: "RankedSample") -> bool:
-        """Return True if it comes later in the gallery."""
-        return self._rank() < other._rank()
-
-    def _rank(self) -> tuple[float, float, int]:
+    @property
+    def rank(self) -> tuple[float, float, int]:
         return (self.difference, self.error + self.disagreement, -self.sample_index)
 
 
@@ -254,7 +252,7 @@ class Evaluator:
     image_numbers: dict[str, int] = field(default_factory=dict)
     images: list[int] = field(default_factory=list)  # one per answered sample
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
-    ranked: list[RankedSample] = field(default_factory=list)  # heap, the least wrong first
+    ranked: list[RankedSample] = field(default_factory=list)
     num_unanswered: int = 0
     truth_kind: type[Truth] | None = None
 
@@ -264,7 +262,7 @@ class Evaluator:
         """Return the results; the gallery has the samples that the models differ most on."""
         self.agreements = {pair: [] for pair in combinations(self.models, 2)}
         for index, sample in enumerate(samples):
-            self._add(index, sample, gallery)
+            self._add(index, sample)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
         agreed = {}
         for (first, second), scores in self.agreements.items():
@@ -281,11 +279,10 @@ class Evaluator:
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
             details={model: measure.details() for model, measure in self.measures.items()},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
-            gallery=tuple(sorted(self.ranked, reverse=True)),
+            gallery=tuple(heapq.nlargest(gallery, self.ranked, key=attrgetter("rank"))),
         )
 
-    def _add(self, index: int, sample: Sample, gallery: int) -> None:
-        """Add an answered sample, and keep it for the gallery if it is among the worst."""
+    def _add(self, index: int, sample: Sample) -> None:
         predictions = {}
         for model in self.models:
             prediction = self.log.prediction(sample, model)
@@ -296,8 +293,9 @@ class Evaluator:
         image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
         self.images.append(image)
         differences = []
-        for pair, scores in self.agreements.items():
-            outcome = disagreement(pair, self.names, predictions[pair[0]], predictions[pair[1]])
+        for (first, second), scores in self.agreements.items():
+            answers = (predictions[first], predictions[second])
+            outcome = disagreement((first, second), self.names, *answers)
             differences.append(outcome)
             scores.append(1 - outcome.error)
         outcomes: list[Outcome] = []
@@ -308,14 +306,10 @@ class Evaluator:
                 outcomes.append(self.measures[model].add(sample.truth, prediction))
         errors = list(map(attrgetter("error"), outcomes)) or [0.0]
         disagreements = list(map(attrgetter("error"), differences)) or [0.0]
-        ranked = RankedSample(
-            index,
-            float(np.mean(errors)),
-            float(np.mean(disagreements)),
-            max(errors) - min(errors),
-            frozenset().union(*map(attrgetter("kinds"), outcomes or differences)),
-        )
-        (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, ranked)
+        kinds = frozenset().union(*map(attrgetter("kinds"), outcomes or differences))
+        difference = max(errors) - min(errors)
+        sample_rank = (fmean(errors), fmean(disagreements), difference)
+        self.ranked.append(RankedSample(index, *sample_rank, kinds))
 
     def _create_measures(self, truth: Truth) -> None:
         """Create the measures of the first truth; raise `RunError` for a truth of another kind."""

@@ -22,18 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image, ImageOps
 
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
-from diptych_client.evaluation.evaluator import (
-    Evaluation,
-    RankedSample,
-    measure_for,
-)
-from diptych_client.evaluation.questions import (
-    AnswerLog,
-    ClassNames,
-    Sample,
-    TextsTruth,
-    Truth,
-)
+from diptych_client.evaluation.evaluator import Evaluation, RankedSample, measure_for
+from diptych_client.evaluation.questions import AnswerLog, ClassNames, Sample, TextsTruth, Truth
 from diptych_client.evaluation.statistics import Details, Estimates, Interval, Outcome
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
@@ -138,12 +128,11 @@ def heading(evaluation: Evaluation) -> str:
     return f"{evaluation.task} on {evaluation.dataset}: {count}"
 
 
-def json_document(evaluation: Evaluation, titles: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
+def json_document(evaluation: Evaluation, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the report as JSON's values, NaN as null."""
     worst = []
     for ranked in evaluation.gallery:
-        title = titles[ranked.sample_index] if titles else ""
-        row = {"sample": title, "error": ranked.error}
+        row = {"sample": samples[ranked.sample_index].title, "error": ranked.error}
         worst.append(row | {"disagreement": ranked.disagreement, "kinds": sorted(ranked.kinds)})
     text = json.dumps({**asdict(evaluation), "gallery": worst})
     document: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
@@ -253,7 +242,8 @@ def report_files(out: Path) -> tuple[Path, Path]:
     return out / "report.html", out / "report.json"
 
 
-def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> None:
+def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> dict[str, Any]:
+    """Return the document in report.json."""
     page, values = report_files(outputs.folder)
     intervals = {} if evaluation.measured is None else evaluation.measured.intervals
     curves = {}
@@ -272,8 +262,9 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     )
     with outputs.claim(page).open("w", encoding="utf-8") as file:
         file.writelines(pieces)  # cards one by one
-    document = json_document(evaluation, list(map(attrgetter("title"), gallery.samples)))
+    document = json_document(evaluation, gallery.samples)
     outputs.write(values, json.dumps(document, indent=2) + "\n")
+    return document
 
 
 def write_index(
@@ -301,11 +292,8 @@ def write_index(
                 "date": document["run"]["date"][:10],
                 "conclusion": " ".join(document["sentences"]),
             }
-        except OSError as error:
-            needed = "give folders of `diptych evaluate`"
-            raise RunError(f"{path}: {error.strerror}; {needed}") from error
-        except MALFORMED as error:
-            raise RunError(f"{path} is not a report: {error!r:.200}") from error
+        except (OSError, *MALFORMED) as error:
+            raise RunError(f"{path} is not a report of `evaluate`: {error!r:.200}") from error
         rows.append(row)
         links.append((relpath(path.with_name("report.html"), out.parent), path.parent.name))
     header = tuple(rows[0]) if rows else ()

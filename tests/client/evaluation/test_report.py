@@ -18,7 +18,7 @@ from diptych_client import AnswerOptions, DetectionsResult, Instance, InstancesR
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.questions import AnswerLog, Questionnaire
+from diptych_client.evaluation.questions import AnswerLog, Questionnaire, Sample
 from diptych_client.evaluation.report import (
     Gallery,
     axis_maximum,
@@ -29,6 +29,7 @@ from diptych_client.evaluation.report import (
 )
 from diptych_client.evaluation.statistics import Interval
 from diptych_client.geometry import ImageSize
+from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Result
@@ -105,7 +106,8 @@ def page(browser: Browser, evaluation: Evaluation, folder: Path) -> Iterator[Pag
 
 def test_tables_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
     metrics, by_class, *_ = tables(evaluation)
-    document = json_document(evaluation, ["x"] * 3)
+    samples = [Sample(ImageFile(name, 1, 1), (TaskParameters(),), None) for name in OBJECTS]
+    document = json_document(evaluation, samples)
     assert metrics.rows[0][:2] == ("mAP", "100.0 [100.0, 100.0]")
     assert by_class.rows[0] == ("car", "1", "100.0", "0.0", "100.0", "0.0")
     assert document["sentences"][0].startswith("first-model is better by 100.0 mAP")
