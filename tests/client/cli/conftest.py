@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -28,6 +28,15 @@ MODEL: dict[str, object] = {
     "calibrated_tasks": [],
     "calibration": "key",
 }
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+def listings(task: str, result: str, *models: str) -> dict[str, list[Any]]:
+    """Return what a service lists: a task, and the models that offer it."""
+    row = {"id": task, "description": "", "result": result, "parameters": {}, "models": models}
+    return {"/v1/tasks": [row], "/v1/models": [MODEL | {"id": model} for model in models]}
 
 
 class Diptych(Protocol):

@@ -3,19 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.client.cli.conftest import Diptych
+from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, answer
 from tests.support.evaluations import write_images
 from tests.support.scripted_services import Refusal, Script
 
-TASK: dict[str, Any] = {"id": "t", "description": "", "parameters": {}}
 BOXES = "detections"
 LABELLED = ("--labelled", "x")
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def annotate(
     script: Script | None = None,
 ) -> int:
     script = script or Script([answer(DETECTIONS)] * 6)
-    script.listings = {"/v1/tasks": [TASK | {"result": result, "models": models}]}
+    script.listings = listings("t", result, *models)
     return diptych(script, "annotate", folder, "--task", "t", *words)
 
 
@@ -63,11 +60,9 @@ def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys
 def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captured) -> None:
     words = ("--consensus", "--out", folder.with_name("out"))
     assert annotate(diptych, folder, *words, models=("a", "b", "c")) == 0
-    names = {path.name for path in folder.with_name("out").iterdir()}
-    assert {"journal.jsonl", "review.json", "annotations.json"} <= names
+    assert (folder.with_name("out") / "review.json").is_file()
     assert "0 images have boxes to review, see " in capsys.readouterr().out
-    steps = [answer(DETECTIONS)] * 5
-    script = Script([*steps[:3], Refusal("overloaded"), *steps[3:]])
+    script = Script([answer(DETECTIONS)] * 3 + [Refusal("overloaded")] + [answer(DETECTIONS)] * 2)
     cut = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
     assert annotate(diptych, folder, *cut, models=("a", "b"), script=script) == 1
     assert "2 of 3 images are in " in capsys.readouterr().out

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from diptych_client import Answer, DetectionsResult
-from tests.client.cli.conftest import MODEL, Diptych
+from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, SIZE, answer
 from tests.support.scripted_services import Received, Script
 
@@ -17,7 +16,6 @@ TASK = "object_detection"
 NAMES = ("first", "second")
 STAR = {"label": "star", "box": DETECTIONS.detections[0].box_xyxy}
 BOTH = [answer(DETECTIONS, model=name) for name in sorted(NAMES * 2)]  # to two images
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -49,9 +47,7 @@ def evaluate(
 ) -> tuple[int, list[Received]]:
     """Return the exit status and the requests."""
     script = script or Script(list(answers))
-    task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
-    rows = [MODEL | {"id": name} for name in models]
-    script.listings = {"/v1/tasks": [task | {"models": list(models)}], "/v1/models": rows}
+    script.listings = listings(TASK, "detections", *models)
     common = ("--out", folder.with_name("out"), "--concurrency", 1, "--gallery", 2)
     words = words if "--task" in words else ("--task", TASK, *words)
     return diptych(script, "evaluate", folder, *common, *words), script.received
@@ -79,26 +75,17 @@ def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path)
     assert evaluate(diptych, folder, "--without-tiles", models=["first"]) == (1, [])
 
 
-@dataclass(slots=True)
-class UnequalScript(Script):
-    """Answers as one model that finds the star, and as one that finds nothing."""
-
-    def next_step(self, received: Received) -> Answer:
-        self.received.append(received)
-        answered = DETECTIONS.detections[:1] if b"first" in received.body else ()
-        return answer(DetectionsResult(answered), model="first")
-
-
 def test_race_ends_when_a_model_is_better(
     diptych: Diptych, folder: Path, out: Path, capsys: Captured
 ) -> None:
     names = [f"{number}.png" for number in range(30)]
     for name in names:
         (folder / name).write_bytes((folder / "a.png").read_bytes())
-    write_labels(folder, ["a.png", *names])
+    write_labels(folder, names)
+    right, wrong = (answer(DetectionsResult(DETECTIONS.detections[i : i + 1])) for i in (0, 1))
     words = ("--until-decided", "--json")
-    _, received = evaluate(diptych, folder, *words, script=UnequalScript([]))
-    assert len(received) < 2 * 31
+    _, received = evaluate(diptych, folder, *words, answers=[right, wrong] * 40)
+    assert len(received) < 2 * 30
     verdict = f"first is better: decided after {len(received) // 2} images"
     document = json.loads(capsys.readouterr().out)
     assert document["decided"].startswith(verdict)

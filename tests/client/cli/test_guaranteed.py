@@ -12,7 +12,7 @@ from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResul
 from diptych_client.results import Result, text_of
 from diptych_client.transports.messages import from_json
 from tasks.scores import read_proofs
-from tests.client.cli.conftest import MODEL, Diptych
+from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import TEXT_REGIONS, answer
 from tests.support.scene_images import encoded
 from tests.support.scripted_services import Received, Script
@@ -26,7 +26,6 @@ TRUE_DOG = {"objects": [{"label": "dog", "box": CAR}]}
 TRUTHS: Mapping[str, object] = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
 MANY = ["sure"] * 60 + ["unsure"] * 15
 JSON_LINES = ("--format", "jsonl")
-Captured = pytest.CaptureFixture[str]
 
 
 @dataclass(slots=True)
@@ -95,8 +94,7 @@ def annotate(
 ) -> tuple[int, int]:
     """Write a folder `out` beside the photos; return the status and the number of requests."""
     script = script or MarkedScript([])
-    row = {"id": task, "description": "", "result": RESULTS[task], "parameters": {}}
-    script.listings = {"/v1/tasks": [row | {"models": ["first"]}], "/v1/models": [MODEL]}
+    script.listings = listings(task, RESULTS[task], "first")
     out = ("--out", photos.with_name("out"), "--confidence", 0.9, "--max-wrong", max_wrong)
     command = ("annotate", photos, "--task", task, "--labelled", labels, *out)
     return diptych(script, *command, *words), len(script.received)

@@ -13,7 +13,7 @@ from diptych_client.evaluation.questions import Job
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.transports.messages import to_json
-from tests.client.cli.conftest import MODEL, Diptych
+from tests.client.cli.conftest import Diptych, listings
 from tests.support.client_answers import DETECTIONS, SIZE, answer, record
 from tests.support.evaluations import write_images
 from tests.support.scripted_services import Script
@@ -28,8 +28,7 @@ JOB = Job(TASK, "first", TaskParameters(), AnswerOptions())
 
 def run(diptych: Diptych, words: Sequence[str], script: Script) -> int:
     """Run a command over a service with one model and return its exit status."""
-    task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
-    script.listings = {"/v1/tasks": [task | {"models": ["first"]}], "/v1/models": [MODEL]}
+    script.listings = listings(TASK, "detections", "first")
     star_answer = answer(DETECTIONS, model="first")
     script.steps[:] = [star_answer] * 9
     if words[0] == "compare":

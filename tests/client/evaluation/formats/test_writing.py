@@ -83,8 +83,8 @@ def test_coco_has_the_boxes_of_answers(tmp_path: Path) -> None:
         ("circle", [20, 4, 10, 10], 100, 0.5),
         ("star", [30, 4, 6, 6], 36, 0.25),
     ]
-    ids = [sorted(table) for table in (coco.imgs, coco.cats, coco.anns)]
-    assert ids == [[1, 2, 3], [1, 2], [1, 2, 3, 4, 5, 6]]
+    assert [sorted(table) for table in (coco.imgs, coco.cats)] == [[1, 2, 3], [1, 2]]
+    assert len(coco.anns) == 6
 
 
 def test_coco_has_the_masks_with_holes(tmp_path: Path) -> None:
