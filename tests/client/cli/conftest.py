@@ -3,11 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from diptych_client.cli.app import main
+from tests.support.evaluations import write_images
 from tests.support.scripted_services import Script, serving_rest
 
 MODEL: dict[str, object] = {
@@ -43,6 +45,13 @@ class Diptych(Protocol):
     """Runs a command; returns its exit status."""
 
     def __call__(self, script: Script, *words: object) -> int: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of a.png, b.png and c.png."""
+    write_images(tmp_path / "images")
+    return tmp_path / "images"
 
 
 @pytest.fixture

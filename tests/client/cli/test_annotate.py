@@ -8,17 +8,10 @@ import pytest
 
 from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, answer
-from tests.support.evaluations import write_images
 from tests.support.scripted_services import Refusal, Script
 
 BOXES = "detections"
 LABELLED = ("--labelled", "x")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_images(tmp_path / "images")
-    return tmp_path / "images"
 
 
 def annotate(
