@@ -55,7 +55,7 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     assert annotate(diptych, folder, *words, models=("a", "b", "c")) == 0
     assert (folder.with_name("out") / "review.json").is_file()
     assert "0 images have boxes to review, see " in capsys.readouterr().out
-    script = Script([answer(DETECTIONS)] * 3 + [Refusal("overloaded")] + [answer(DETECTIONS)] * 2)
+    script = Script([*[answer(DETECTIONS)] * 3, Refusal("overloaded"), *[answer(DETECTIONS)] * 2])
     cut = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
     assert annotate(diptych, folder, *cut, models=("a", "b"), script=script) == 1
     assert "2 of 3 images are in " in capsys.readouterr().out
