@@ -65,23 +65,23 @@ def error(response: httpx.Response, code: str, param: str | None = None) -> str:
     return str(detail["message"])
 
 
-@pytest.mark.parametrize("size", [10, 3_000_000])
-def test_file_comes_back(rest: Client, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "fields", "kept_s"),
+    [(10, None, 30 * 24 * 3600), (3_000_000, expiry("3600"), 3600)],
+)
+def test_file_comes_back_until_deleted(
+    rest: Client, tmp_path: Path, size: int, fields: dict[str, str] | None, kept_s: int
+) -> None:
     content = b"\r\n--boundary\n" + b"x" * size
-    file = upload(rest, content).json()
+    file = upload(rest, content, fields).json()
     assert fits(file, "FileObject")
     assert (file["bytes"], file["filename"]) == (len(content), "in.jsonl")
-    assert file["expires_at"] - file["created_at"] == 30 * 24 * 3600
+    assert file["expires_at"] - file["created_at"] == kept_s
     path = f"/v1/files/{file['id']}"
     assert rest.get(path).json() == file
     assert rest.get(f"{path}/content").content == content
     assert [path.read_bytes() for path in contents(tmp_path)] == [content]
-
-
-def test_deleted_file_is_gone(rest: Client, tmp_path: Path) -> None:
-    path = f"/v1/files/{file_id(rest)}"
-    deleted = rest.send("DELETE", path).json()
-    assert fits(deleted, "FileDeleted")
+    assert fits(rest.send("DELETE", path).json(), "FileDeleted")
     for method, gone in [("GET", path), ("GET", f"{path}/content"), ("DELETE", path)]:
         error(rest.send(method, gone), "not_found", "file_id")
     assert contents(tmp_path) == []
@@ -92,11 +92,6 @@ def test_input_in_use_is_not_deleted(rest: Client) -> None:
     batch_id = create(rest, file).json()["id"]
     refused = rest.send("DELETE", f"/v1/files/{file}")
     assert batch_id in error(refused, "invalid_request", "file_id")
-
-
-def test_expiry_of_the_upload(rest: Client) -> None:
-    created = upload(rest, data=expiry("3600")).json()
-    assert created["expires_at"] - created["created_at"] == 3600
 
 
 @pytest.mark.parametrize(
@@ -205,20 +200,16 @@ def test_full_disk_refuses_an_upload(
     assert upload(rest, content).is_success
 
 
-def test_full_disk_refuses_a_batch(rest: Client) -> None:
-    file = file_id(rest)
-    with full_disk(0):
-        error(create(rest, file), "not_ready")
-    assert rest.get("/v1/batches").json()["data"] == []
-    assert create(rest, file).is_success
-
-
-def test_new_batch_is_validating(rest: Client) -> None:
+def test_new_batch_is_validating_or_cancelled(rest: Client) -> None:
     batch = create(rest, file_id(rest), endpoint=CHAT, metadata={"job": "7"}).json()
     assert fits(batch, "Batch")
     assert (batch["status"], batch["metadata"]) == ("validating", {"job": "7"})
     assert batch["expires_at"] - batch["created_at"] == 24 * 3600
     assert rest.get(f"/v1/batches/{batch['id']}").json() == batch
+    for _ in range(2):
+        cancelled = rest.send("POST", f"/v1/batches/{batch['id']}/cancel").json()
+        assert (cancelled["status"], bool(cancelled["cancelling_at"])) == ("cancelling", True)
+    assert rest.get(f"/v1/batches/{batch['id']}").json() == cancelled
 
 
 @pytest.mark.parametrize(
@@ -243,14 +234,6 @@ def test_unknown_ids_are_not_found(rest: Client, unknown: str) -> None:
         assert rest.send(method, f"/v1/files/{quoted}{path}").status_code in (404, 405)
     for method, path in [("GET", ""), ("POST", "/cancel")]:
         assert rest.send(method, f"/v1/batches/{quoted}{path}").status_code in (404, 405)
-
-
-def test_cancellation_shows_at_once(rest: Client) -> None:
-    batch = create(rest, file_id(rest)).json()
-    for _ in range(2):
-        cancelled = rest.send("POST", f"/v1/batches/{batch['id']}/cancel").json()
-        assert (cancelled["status"], bool(cancelled["cancelling_at"])) == ("cancelling", True)
-    assert rest.get(f"/v1/batches/{batch['id']}").json() == cancelled
 
 
 def ids(page: Mapping[str, Any]) -> list[str]:

@@ -29,11 +29,6 @@ def codes(folder: Path, content: bytes) -> list[tuple[str, int | None]]:
     return [(error.code, error.line) for error in check(folder, content).errors]
 
 
-def test_blank_lines_are_not_requests(tmp_path: Path) -> None:
-    content = jsonl(line("a")) + b"\n  \r\n" + jsonl(line("b")).rstrip(b"\n")
-    assert accepts(tmp_path, content, 2)
-
-
 def padded(num_bytes: int) -> bytes:
     """Return a request of so many bytes."""
     data = jsonl(line("long", body={"image": ""})).strip()

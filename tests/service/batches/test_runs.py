@@ -21,6 +21,7 @@ from service.telemetry.metrics import BATCH_REQUESTS_WAITING
 from tests.support.batch_runs import (
     CHAT,
     CHAT_BODY,
+    PREDICT,
     SETTINGS,
     add_file,
     blocked,
@@ -47,22 +48,10 @@ def codes(batch: Batch) -> list[str]:
     return [] if batch.errors is None else [error.code for error in batch.errors.data]
 
 
-async def test_each_request_has_its_answer(store: Store) -> None:
-    batch = await completed(store, create(store, *(line(str(number)) for number in range(30))))
-    assert (batch.status, batch.error_file_id, batch.errors) == ("completed", None, None)
-    assert batch.request_counts.model_dump() == {"total": 30, "completed": 30, "failed": 0}
-    lines = output(store, batch.output_file_id)
-    assert set(lines) == {str(number) for number in range(30)}
-    for answer in lines.values():
-        assert answer["response"]["status_code"] == 200
-        assert answer["response"]["body"]["result"] == {"text": "HELLO"}
-        assert answer["response"]["body"]["id"] == answer["response"]["request_id"]
-        assert answer["error"] is None
-
-
 @pytest.mark.parametrize(
     ("endpoint", "body", "path"),
     [
+        (PREDICT, OCR, ("result", "text")),
         (CHAT, CHAT_BODY, ("choices", 0, "message", "content")),
         ("/v1/compare", OCR, ("answers", 1, "result", "text")),
         (
@@ -72,36 +61,23 @@ async def test_each_request_has_its_answer(store: Store) -> None:
         ),
     ],
 )
-async def test_every_endpoint_answers(
+async def test_each_request_has_its_answer(
     store: Store, endpoint: str, body: object, path: tuple[str | int, ...]
 ) -> None:
-    batch = await completed(store, create(store, line("a", endpoint, body), endpoint=endpoint))
-    value = output(store, batch.output_file_id)["a"]["response"]["body"]
-    for name in path:
-        value = value[name]
-    assert value == "HELLO"
-
-
-async def test_errors_are_those_of_the_endpoint(store: Store) -> None:
-    lines = [
-        line("good"),
-        line("model", body={**OCR, "model": "gpt"}),
-        line("image", body={"task": "ocr"}),
-        line("bytes", body={**OCR, "image": "####"}),
-        line("stream", body={**OCR, "stream": True}),
-    ]
-    batch = await completed(store, create(store, *lines))
-    assert batch.status == "completed"
-    assert batch.request_counts.model_dump() == {"total": 5, "completed": 1, "failed": 4}
-    assert set(output(store, batch.output_file_id)) == {"good"}
-    failed = output(store, batch.error_file_id)
-    statuses = {custom_id: error["response"]["status_code"] for custom_id, error in failed.items()}
-    assert statuses == {"model": 404, "image": 400, "bytes": 415, "stream": 400}
-    assert failed["model"]["response"]["body"]["error"]["code"] == "unknown_model"
-    chat = create(store, line("a", CHAT, {**CHAT_BODY, "stream": True}), endpoint=CHAT)
-    line_of_chat = output(store, (await completed(store, chat)).error_file_id)["a"]
-    error = line_of_chat["response"]["body"]["error"]
-    assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
+    requests = [line(str(number), endpoint, body) for number in range(20)]
+    batch = await completed(store, create(store, *requests, endpoint=endpoint))
+    assert (batch.status, batch.error_file_id, batch.errors) == ("completed", None, None)
+    assert batch.request_counts.model_dump() == {"total": 20, "completed": 20, "failed": 0}
+    lines = output(store, batch.output_file_id)
+    assert set(lines) == {str(number) for number in range(20)}
+    for answer in lines.values():
+        response = answer["response"]
+        assert (response["status_code"], answer["error"]) == (200, None)
+        value = response["body"]
+        assert value["id"] == response["request_id"]
+        for name in path:
+            value = value[name]
+        assert value == "HELLO"
 
 
 HOSTILE_BODIES = {
@@ -112,15 +88,30 @@ HOSTILE_BODIES = {
 }
 
 
-async def test_hostile_body_fails_its_own_request(store: Store) -> None:
+async def test_errors_are_those_of_the_endpoint(store: Store) -> None:
     frame = '{"custom_id": "%s", "method": "POST", "url": "/v1/predict", "body": %s}\n'
     bodies = {name: body.replace("IMAGE", OCR["image"]) for name, body in HOSTILE_BODIES.items()}
-    content = "".join(frame % item for item in bodies.items()).encode()
-    batch = await completed(store, create(store, line("first"), content, line("last")))
-    assert output(store, batch.output_file_id).keys() == {"first", "last"}
+    lines = [
+        line("good"),
+        "".join(frame % item for item in bodies.items()).encode(),
+        line("model", body={**OCR, "model": "gpt"}),
+        line("image", body={"task": "ocr"}),
+        line("bytes", body={**OCR, "image": "####"}),
+        line("stream", body={**OCR, "stream": True}),
+    ]
+    batch = await completed(store, create(store, *lines))
+    assert batch.status == "completed"
+    assert batch.request_counts.model_dump() == {"total": 9, "completed": 1, "failed": 8}
+    assert set(output(store, batch.output_file_id)) == {"good"}
     failed = output(store, batch.error_file_id)
-    statuses = {name: error["response"]["status_code"] for name, error in failed.items()}
-    assert statuses == dict.fromkeys(bodies, 400)
+    statuses = {custom_id: error["response"]["status_code"] for custom_id, error in failed.items()}
+    others = {"model": 404, "image": 400, "bytes": 415, "stream": 400}
+    assert statuses == others | dict.fromkeys(bodies, 400)
+    assert failed["model"]["response"]["body"]["error"]["code"] == "unknown_model"
+    chat = create(store, line("a", CHAT, {**CHAT_BODY, "stream": True}), endpoint=CHAT)
+    line_of_chat = output(store, (await completed(store, chat)).error_file_id)["a"]
+    error = line_of_chat["response"]["body"]["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "stream")
 
 
 async def test_missing_runner_is_waited_for(store: Store) -> None:
@@ -314,33 +305,26 @@ async def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatc
     assert (failed.status, codes(failed), failures) == ("failed", ["internal"], [])
 
 
-async def test_ended_batch_does_not_run_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_stale_scan_runs_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, has_ended: bool
 ) -> None:
-    """A scan may be older than the end of a batch."""
-    batch = await completed(store, create(store, line("a")))
-    running = batch.model_copy(update={"status": "in_progress"})
-    stale = BatchState(batch=running, owner="me", output_kept_s=1)
-    monkeypatch.setattr(Store, "open_batches", lambda _: [stale])
-
-    core, decoder = blocked()
-    async with working(store, core):
-        await asyncio.sleep(0.1)
-    assert decoder.specs == []
-    assert now(store, batch) == batch
-    assert output(store, batch.output_file_id)
-
-
-async def test_batch_runs_in_its_own_lane(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan may be older than the check: the batch would hold up the checks of its key."""
-    create(store, line("a"))
+    """A scan may be older than the end of a batch, or its check, in whose lane it would run."""
+    batch = create(store, line("a"))
     (stale,) = store.open_batches()
-    store.begin(stale, [LinePlace(1, 0, len(jsonl(line("a"))) - 1)])
+    if has_ended:
+        batch = await completed(store, batch)
+        stale.batch.status = "in_progress"
+    else:
+        store.begin(stale, [LinePlace(1, 0, len(jsonl(line("a"))) - 1)])
     monkeypatch.setattr(Store, "open_batches", lambda _: [stale.model_copy()])
     core, decoder = blocked()
     async with working(store, core):
         await asyncio.sleep(0.1)
     assert decoder.specs == []
+    if has_ended:
+        assert now(store, batch) == batch
+        assert output(store, batch.output_file_id)
 
 
 async def test_next_process_continues(store: Store) -> None:

@@ -115,16 +115,12 @@ def text_area(attributes: str) -> str:
 @pytest.mark.parametrize(
     ("tag", "expected"),
     [
-        (text_area(""), [("t", "textarea", {"text": ["a red circle"]})]),
         (text_area('model_task="ocr"'), [("t", "textarea", {"text": ["HELLO"]})]),
-        (text_area('model_question="what is it?"'), [("t", "textarea", {"text": ["a circle"]})]),
         (
             labelled("Choices", "A Circle", "b", attributes='model_question="what is it?"'),
             [("box", "choices", {"choices": ["A Circle"]})],
         ),
         (labelled("Choices", "red circle"), [("box", "choices", {"choices": ["red circle"]})]),
-        (labelled("Choices", "blue square"), []),
-        (text_area('model_task="visual_question_answering"'), []),
         (PROMPT + CAPTION, [("caption", "textarea", {"text": ["a red circle"]})]),
         (labelled("BrushLabels", "unknown", attributes='smartOnly="true"'), []),
     ],
@@ -249,34 +245,11 @@ def test_answers_count_for_the_key() -> None:
     assert error_of(api.get(f"{PATH}/versions", headers=headers))["code"] == "overloaded"
 
 
-def rejected(**body: Any) -> tuple[str, str | None]:
-    """Return message and field of the error, for infinite numbers, too."""
-    content = json.dumps(body).replace("Infinity", "1e400")
-    error = error_of(client().send("POST", f"{PATH}/predict", content=content))
-    assert error["code"] == "invalid_request"
-    return error["message"], error["param"]
-
-
-@pytest.mark.parametrize(
-    ("value", "param"),
-    [
-        ({"x": 1, "y": 1, "width": 1, "height": 1}, "text"),
-        ({"text": 5}, "text"),
-        ({"text": ["a", 5]}, "text.1"),
-        ({"text": ["a"] * 101}, "text"),
-        ({"text": ["a" * 10_001]}, "text.0"),
-        ("x", "the document"),
-    ],
-    ids=lambda value: ascii(value)[:60],
-)
-def test_prompt_must_be_a_text(value: object, param: str) -> None:
-    context = {"result": [{"type": "textarea", "value": value}]}
-    tasks = [{"data": {"image": data_url(PNG)}}]
-    config = view(labelled("PolygonLabels", "a"))
-    assert rejected(tasks=tasks, label_config=config, params={"context": context})[1] == param
-
-
 INFINITE = view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>'))
+
+
+def prompted(value: object) -> dict[str, object]:
+    return {"params": {"context": {"result": [{"type": "textarea", "value": value}]}}}
 
 
 @pytest.mark.parametrize(
@@ -285,12 +258,19 @@ INFINITE = view(CAPTION.replace("/>", ' model_score_threshold="1e400"/>'))
         ({"tasks": [[[]]]}, "tasks.0"),
         ({"label_config": None}, "label_config"),
         ({"label_config": INFINITE}, "min_score"),
+        (prompted({"x": 1, "y": 1, "width": 1, "height": 1}), "text"),
+        (prompted({"text": 5}), "text"),
+        (prompted({"text": ["a", 5]}), "text.1"),
+        (prompted({"text": ["a"] * 101}), "text"),
+        (prompted({"text": ["a" * 10_001]}), "text.0"),
+        (prompted("x"), "the document"),
     ],
     ids=lambda value: ascii(value)[:60],
 )
 def test_invalid_body_is_refused_by_name(changes: dict[str, Any], param: str) -> None:
     body = {"tasks": [{}], "label_config": RED_CIRCLE, **changes}
-    assert rejected(**body)[1] == param
+    error = error_of(client().send("POST", f"{PATH}/predict", json=body))
+    assert (error["code"], error["param"]) == ("invalid_request", param)
 
 
 def test_nesting_of_a_body_is_bounded() -> None:

@@ -12,9 +12,9 @@ import pytest
 from service.errors import InvalidRequest, ServiceError
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
-from service.label_studio.images import LabelStudioHost, TaskImages, is_token
+from service.label_studio.images import LabelStudioHost, TaskImages
 from service.settings import Settings, SettingsError, read_settings
-from tests.support.fake_service import PNG, context, data_url, make_core
+from tests.support.fake_service import PNG, context, make_core
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 
 LEGACY = "0" * 40
@@ -62,23 +62,24 @@ def refusal(outcome: bytes | ServiceError) -> str:
 
 
 @pytest.mark.parametrize(
-    "source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"]
+    ("source", "path"),
+    [
+        ("/data/upload/1/a b.png", "/data/upload/1/a%20b.png"),
+        ("http://127.0.0.1:PORT/data/upload/1/a%20b.png", "/data/upload/1/a%20b.png"),
+        ("/data/local-files/?d=a b/è.png", "/data/local-files/?d=a%20b/%C3%A8.png"),
+    ],
 )
-def test_uploaded_file_is_fetched(source: str) -> None:
-    outcome, (request,) = read(source, {"/data/upload/1/a%20b.png": response(PNG)})
+def test_file_of_label_studio_is_fetched(source: str, path: str) -> None:
+    outcome, (request,) = read(source, {path: response(PNG)})
     assert outcome == PNG
     assert headers_of(request)["authorization"] == f"Token {LEGACY}"
 
 
-def test_local_file_has_its_query() -> None:
-    path = "/data/local-files/?d=set%20a/sc%C3%A8ne.png"
-    assert read(path, {path: response(PNG)})[0] == PNG
-    assert read("/data/local-files/?d=set a/scène.png", {path: response(PNG)})[0] == PNG
-
-
-def test_personal_token_is_exchanged() -> None:
-    answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
-    outcome, (exchange, request) = read("/data/a.png", answers, PERSONAL)
+@pytest.mark.parametrize("prefix", ["", "/ls"])
+def test_personal_token_is_exchanged(prefix: str) -> None:
+    path = f"{prefix}/data/a.png"
+    answers = {f"{prefix}/api/token/refresh/": EXCHANGED, path: response(PNG)}
+    outcome, (exchange, request) = read(path, answers, PERSONAL, prefix)
     assert outcome == PNG
     assert exchange.startswith("POST ")
     assert "authorization" not in headers_of(exchange)
@@ -121,11 +122,6 @@ def test_exchanged_token_must_fit_a_header(access: object) -> None:
     assert len(requests) == 1
 
 
-def test_tokens_are_exchanged_below_the_path() -> None:
-    answers = {"/ls/api/token/refresh/": EXCHANGED, "/ls/data/a.png": response(PNG)}
-    assert read("/ls/data/a.png", answers, PERSONAL, "/ls")[0] == PNG
-
-
 def test_other_hosts_get_no_token() -> None:
     outcome, (request,) = read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
     assert outcome == PNG
@@ -165,11 +161,6 @@ def test_files_of_label_studio_need_its_url() -> None:
         asyncio.run(images.read("/data/a.png", context()))
 
 
-def test_embedded_image_needs_neither() -> None:
-    images = TaskImages(make_core(), None, "")
-    assert asyncio.run(images.read(data_url(PNG), context())) == PNG
-
-
 def test_unreachable_label_studio_is_an_error() -> None:
     host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
     images = TaskImages(make_core(), host, PERSONAL)
@@ -181,7 +172,3 @@ def test_unreachable_label_studio_is_an_error() -> None:
 def test_url_is_checked_at_the_start(url: str) -> None:
     with pytest.raises(SettingsError, match="DIPTYCH_LABEL_STUDIO_URL"):
         read_settings({"DIPTYCH_LABEL_STUDIO_URL": url})
-
-
-def test_token_is_told_from_a_key() -> None:
-    assert [is_token(text) for text in (LEGACY, PERSONAL, "key", "")] == [True, True, False, False]

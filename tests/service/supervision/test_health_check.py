@@ -3,7 +3,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,22 +11,18 @@ import trustme
 
 from service.settings import Settings
 from service.supervision.health_check import problem
+from tests.support.http_servers import Handler
 
 
 @contextmanager
 def answering(status: int, certificate: trustme.LeafCert | None = None) -> Iterator[int]:
     """Answer /readyz with `status`, other paths with 404; yield the port."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Ready(Handler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/readyz" else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.send(status if self.path == "/readyz" else 404)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             certificate.configure_cert(context)

@@ -20,7 +20,6 @@ from tasks.results import (
     Ring,
     TextRegion,
     TextRegionsResult,
-    TextResult,
 )
 from tasks.table import TASKS
 from tests.support.api_keys import api_keys
@@ -76,19 +75,13 @@ def test_tasks_have_known_widgets() -> None:
 
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
-@pytest.mark.parametrize("text", ["red circle", " red circle , "])
-def test_text_prompt_detects_its_labels(model: str, text: str) -> None:
-    (shape,) = data("open_vocabulary_detection", model, text_prompt=text)["shapes"]
+def test_text_prompt_detects_its_labels(model: str) -> None:
+    (shape,) = data("open_vocabulary_detection", model, text_prompt="red circle, ")["shapes"]
     assert (shape["label"], shape["shape_type"]) == ("red circle", "rectangle")
     (x1, y1), _, (x2, y2), _ = shape["points"]
     assert 0 <= x1 < x2 <= IMAGE_SIZE_WH[0]
     assert 0 <= y1 < y2 <= IMAGE_SIZE_WH[1]
     assert 0 < shape["score"] <= 1
-
-
-def test_threshold_drops_shapes() -> None:
-    assert data("object_detection", conf_threshold=0, iou_threshold=0)["shapes"]
-    assert data("object_detection", conf_threshold=1, iou_threshold=0.5)["shapes"] == []
 
 
 def test_text_describes_the_image() -> None:
@@ -103,6 +96,7 @@ def test_rectangle_is_labelled() -> None:
     mark = {"type": "rectangle", "data": box, "label": 1}
     (shape,) = data("region_description", marks=[mark])["shapes"]
     assert (shape["label"], shape["points"][2]) == ("circle", box[2:])
+    assert (shape["shape_type"], shape["score"]) == ("rectangle", None)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +148,6 @@ CORNERS = [[20, 10], [120, 10], [120, 60], [20, 60]]
 QUAD = ((21.0, 10.0), (120.0, 11.0), (119.0, 60.0), (20.0, 59.0))
 SQUARE: Ring = ((20, 10), (120, 10), (120, 60), (20, 60))
 HOLE: Ring = ((40, 20), (60, 20), (60, 40), (40, 40))
-ISLAND: Ring = ((45, 25), (55, 25), (55, 35), (45, 35))  # inside the hole
 DENT: Ring = ((20, 10), (70, 13), (120, 10), (120, 60), (20, 60))  # its perimeter is 300
 
 
@@ -166,8 +159,8 @@ def detections(*labels: str) -> DetectionsResult:
     return DetectionsResult(tuple(Detection(BOX, label, 0.5) for label in labels), True)
 
 
-def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None = None) -> list[Any]:
-    answer = shapes_json(typed_answer(result), epsilon_factor, region)
+def shapes(result: Result, epsilon_factor: float = 0.0) -> list[Any]:
+    answer = shapes_json(typed_answer(result), epsilon_factor, None)
     assert answer["description"] == ""
     names = ("shape_type", "label", "points", "score")
     return [tuple(shape[name] for name in names) for shape in answer["shapes"]]
@@ -187,8 +180,6 @@ DOG = ("polygon", "dog", CORNERS, 0.5)
             [("polygon", "text", [*map(list, QUAD)], 0.5)],
         ),
         (instances(SQUARE, HOLE), [DOG]),
-        (instances(SQUARE, HOLE, ISLAND), [DOG, ("polygon", "dog", [*map(list, ISLAND)], 0.5)]),
-        (instances(SQUARE[:2]), []),
     ],
 )
 def test_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
@@ -199,10 +190,6 @@ def test_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
 def test_tolerance_is_a_share_of_the_perimeter(epsilon_factor: float, num_points: int) -> None:
     ((_, _, points, _),) = shapes(instances(DENT), epsilon_factor)
     assert len(points) == num_points
-
-
-def test_text_of_a_region_is_a_label() -> None:
-    assert shapes(TextResult("dog", True), region=BOX) == [("rectangle", "dog", CORNERS, None)]
 
 
 MARKS = [
