@@ -106,12 +106,14 @@ def parse_config(text: str) -> tuple[Control, ...]:
     controls: list[Control] = []
     for element, children in _children_of_controls(root).items():
         image = element.attrib["toName"]
-        if element.tag in _CONTROL_TAGS and image in image_keys:
+        is_asked = element.tag != "Choices" or "model_question" in element.attrib
+        if element.tag in _CONTROL_TAGS and image in image_keys and is_asked:
             controls.append(_control(element, children, image, image_keys[image]))
     if len(controls) > _MAX_CONTROLS:
         raise _invalid(f"has {len(controls)} control tags; the maximum is {_MAX_CONTROLS}")
     if all(control.is_prompt for control in controls):
-        raise _invalid(f"has none of the tags {', '.join(_CONTROL_TAGS)} over an Image")
+        tags = ", ".join(_CONTROL_TAGS)
+        raise _invalid(f"has none of the tags {tags} (Choices with model_question) over an Image")
     return tuple(controls)
 
 
@@ -201,7 +203,7 @@ _TAGS = {
     "BrushLabels": _Tag(("instance_segmentation",), "phrase", {"mask_format": "rle"}),
     "Rectangle": _Tag(("region_proposal",)),
     "TextArea": _Tag(("captioning", "ocr", _QUESTION)),
-    "Choices": _Tag(("open_vocabulary_detection", _QUESTION), "labels"),
+    "Choices": _Tag((_QUESTION,)),  # without a question they are the user's alone
 }
 
 
@@ -239,8 +241,6 @@ class Ask:
                 value = _text_value(control, text)
                 if value is not None:
                     yield canvas.region(control, value, None)
-            case results.DetectionsResult(detections) if control.tag == "Choices":
-                yield from _object_choices(canvas, detections, control)
             case results.DetectionsResult(detections):
                 for detection in detections:
                     name = self.label or control.label_of(detection.label)
@@ -440,21 +440,6 @@ def _text_value(control: Control, text: str) -> JsonObject | None:
         return {"text": [text]} if text.strip() else None
     choice = control.label_of(text.strip().rstrip("."))
     return None if choice is None else {"choices": [choice]}
-
-
-def _object_choices(
-    canvas: _Canvas, detections: Sequence[results.Detection], control: Control
-) -> Iterator[JsonObject]:
-    """Yield the choice detected with the highest score; all in a multiple choice."""
-    scores: dict[str, float] = {}
-    for detection in sorted(detections, key=lambda detection: -detection.score):
-        choice = control.label_of(detection.label)
-        if choice is not None:
-            scores.setdefault(choice, detection.score)
-    is_multiple = control.attributes.get("choice") == "multiple"
-    choices = list(scores) if is_multiple else list(scores)[:1]
-    if choices:
-        yield canvas.region(control, {"choices": choices}, scores[choices[0]])
 
 
 def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> JsonObject:

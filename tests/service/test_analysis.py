@@ -478,13 +478,13 @@ def test_strings_of_parameters_are_filled() -> None:
     fields = {
         "task": "{label}",
         "labels": ["{label}", "a {label} {other}", 3],
-        "question": "{text}? {label}",
+        "question": "{text}?",
         "region": [1, 2],
     }
     assert used_names(fields) == {"label", "text"}
     assert filled(fields, {"label": "{text}", "text": r"\1<loc_1>"}) == {
         "task": "{label}",
         "labels": ["{text}", "a {text} {other}", 3],
-        "question": r"\1<loc_1>? {text}",
+        "question": r"\1<loc_1>?",
         "region": [1, 2],
     }

@@ -34,7 +34,8 @@ ANY = [AllowedHost("*")]
 def test_url_is_parsed(text: str, parts: tuple[str, str, int, str]) -> None:
     expected = CheckedUrl(*parts)
     assert check_url(text, ANY) == expected
-    assert check_url(expected.text, ANY) in (expected, replace(expected, path=f"/{expected.path}"))
+    path = f"/{expected.path.removeprefix('/')}"
+    assert check_url(expected.text, ANY) == replace(expected, path=path)
 
 
 OTHER_URLS = (

@@ -1,24 +1,40 @@
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from prometheus_client import REGISTRY
 
+from service.admission.api_keys import ApiKeys
+from service.errors import DeadlineExceeded, Overloaded
+from service.http.body import parsed_bytes
+from service.images.fetching import ImageFetcher
+from service.images.inputs import AllowedHost
+from service.inference.core import Core
+from service.label_studio.api import Batch, questions_of
+from service.label_studio.images import TaskImages
 from service.settings import Settings
 from tests.support.api_keys import api_keys
+from tests.support.batch_runs import release
+from tests.support.core_calls import until
 from tests.support.export_cli import ROOT
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
+    IMAGE_SIZE_WH,
     PALIGEMMA_ID,
     PNG,
+    context,
     data_url,
+    encoded,
     make_core,
 )
+from tests.support.image_hosts import ImageHost, Names, listening, response
 from tests.support.label_studio_config import basic_auth, labelled, view
 from tests.support.rest_client import Client, client, error_of
 from wire.runner_messages import Failed
@@ -120,7 +136,6 @@ def text_area(attributes: str) -> str:
             labelled("Choices", "A Circle", "b", attributes='model_question="what is it?"'),
             [("box", "choices", {"choices": ["A Circle"]})],
         ),
-        (labelled("Choices", "red circle"), [("box", "choices", {"choices": ["red circle"]})]),
         (PROMPT + CAPTION, [("caption", "textarea", {"text": ["a red circle"]})]),
         (labelled("BrushLabels", "unknown", attributes='smartOnly="true"'), []),
     ],
@@ -165,7 +180,7 @@ def test_call_ends_at_its_deadline() -> None:
     assert error_of(response)["code"] == "deadline_exceeded"
 
 
-QUESTION = '<TextArea name="q" toName="image" model_task="visual_question_answering"/>'
+QUESTION = '<TextArea name="q" toName="image" model_question="why?"/>'
 
 
 @pytest.mark.parametrize(
@@ -177,7 +192,12 @@ QUESTION = '<TextArea name="q" toName="image" model_task="visual_question_answer
             "box",
             {"rectanglelabels": ["red circle"]},
         ),
-        (view(PROMPT, CAPTION, QUESTION), "what is it?", "q", {"text": ["a circle"]}),
+        (
+            view(text_area('model_question="?"').replace('"t"', '"prompt"'), CAPTION, QUESTION),
+            "what is it?",
+            "q",
+            {"text": ["a circle"]},
+        ),
     ],
 )
 def test_prompt_is_answered(config: str, text: str, name: str, answer: dict[str, Any]) -> None:
@@ -306,3 +326,112 @@ def test_number_of_predictions_is_limited() -> None:
         view(labelled("PolygonLabels", *map(str, range(250))), brush),
     ):
         assert post("setup", {"schema": fitting}).status_code == 200
+
+
+MODEL_PATH = f"{PATH}/{FLORENCE_ID}"
+CONFIG = view(labelled("RectangleLabels", "red circle"), CAPTION)
+SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=60)
+
+
+def service(core: Core, keys: ApiKeys | None = None) -> httpx.AsyncClient:
+    return client(core, keys, SETTINGS).http(basic_auth("secret") if keys else {})
+
+
+def body(*images: str) -> dict[str, Any]:
+    return {"tasks": [{"data": {"image": image}} for image in images], "label_config": CONFIG}
+
+
+def num_results(response: httpx.Response) -> list[int]:
+    assert response.status_code == 200, response.text
+    return [len(prediction["result"]) for (prediction,) in response.json()["results"]]
+
+
+async def test_busy_runner_is_asked_again() -> None:
+    busy = Failed(code="overloaded", message="full")
+    decoder = FakeDecoder({**FLORENCE_ANSWERS, "What does the image describe?": busy})
+    async with service(make_core(decoders={FLORENCE_ID: decoder})) as http:
+        calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(data_url(PNG))))
+        await until(lambda: len(decoder.specs) == 2)
+        decoder.answers = FLORENCE_ANSWERS
+        assert num_results(await calling) == [2]
+
+
+async def test_call_keeps_its_place() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    async with service(core, api_keys("secret", "max_concurrent=1")) as http:
+        calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(data_url(PNG))))
+        await until(lambda: decoder.num_waiting)
+        refused = await http.post(f"{MODEL_PATH}/setup", json={"schema": CONFIG})
+        assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
+        release(decoder)
+        assert num_results(await calling) == [2]
+        assert (await http.post(f"{MODEL_PATH}/setup", json={"schema": CONFIG})).status_code == 200
+
+
+@asynccontextmanager
+async def images_by_url(
+    decoder: FakeDecoder, max_bytes: int
+) -> AsyncIterator[tuple[Core, ImageHost, str]]:
+    """Yield a core that fetches images, their host, and the URL of one."""
+    async with listening(ImageHost({"/a.png": response(PNG)})) as host:
+        names = Names({"images.test": ["127.0.0.1"]})
+        allowed = [AllowedHost("images.test", host.port)]
+        fetcher = ImageFetcher(allowed, 1_000_000, 5, lambda _: True, names)
+        core = make_core(decoders={FLORENCE_ID: decoder}, fetcher=fetcher, max_bytes=max_bytes)
+        yield core, host, f"http://images.test:{host.port}/a.png"
+
+
+async def test_fetched_images_are_counted() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
+        calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(*[url] * 6)))
+        await until(lambda: decoder.num_waiting == 7)  # of 8 slots
+        call = json.dumps(body(*[url] * 6)).encode()
+        held = core.places.num_bytes - len(call) - parsed_bytes(call)
+        assert held == pytest.approx(4 * len(PNG), abs=100)
+        assert len(host.requests) == 4
+        release(decoder)
+        assert num_results(await calling) == [2] * 6
+        assert core.places.num_bytes == 0
+
+
+async def outcomes(
+    core: Core, *tasks: object, config: str = CONFIG, timeout_s: float = 60
+) -> list[bytes]:
+    questions = questions_of([core.models.get(FLORENCE_ID)], config, None)
+    call = Batch(core, TaskImages(core, None, ""), context(timeout_s=timeout_s))
+    return await call.outcomes(tasks, questions)
+
+
+def test_predictions_are_counted() -> None:
+    """A task whose predictions do not fit is tried again with the next call."""
+
+    def predict(num_tasks: int, max_bytes: int) -> list[bytes]:
+        tasks = [{"image": data_url(PNG)}] * num_tasks
+        return asyncio.run(outcomes(make_core(max_bytes=max_bytes), *tasks))
+
+    (outcome,) = predict(1, 1_000_000)
+    lengths = sorted(map(len, predict(3, 3 * len(outcome) // 2)))
+    assert lengths == [len(b"[]"), len(b"[]"), len(outcome)]
+    with pytest.raises(Overloaded, match="bytes of requests in memory"):
+        predict(1, len(outcome) - 1)
+
+
+def test_tag_has_its_own_image() -> None:
+    config = view(
+        '<Image name="other" value="$second"/>',
+        '<TextArea name="of first" toName="image"/>',
+        '<TextArea name="of second" toName="other"/>',
+    )
+    second = encoded(Image.new("RGB", (100, 50)))
+    sources = {"image": data_url(PNG), "second": data_url(second)}
+    (outcome,) = asyncio.run(outcomes(make_core(), sources, config=config))
+    (prediction,) = json.loads(outcome)
+    widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
+    assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]
+
+
+def test_task_after_the_deadline_is_not_read() -> None:
+    with pytest.raises(DeadlineExceeded, match="before this task"):
+        asyncio.run(outcomes(make_core(), {"image": data_url(PNG)}, timeout_s=-1))

