@@ -6,6 +6,7 @@ import base64
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from PIL import Image
 
@@ -14,22 +15,27 @@ from service.admission.places import RequestContext, TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
 from service.inference.core import Core
-from service.inference.runner_calls import RunnerClient
+from service.inference.prediction import Answer
+from service.inference.request_fields import PredictFields, parse_fields
+from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, ServedModels
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
+from tasks.results import Result
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.image_files import encoded as encoded
-from wire.artifacts.manifest import Manifest
+from wire.artifacts.manifest import Manifest, Part, Precision
 
 FLORENCE_ID = FLORENCE.id
 PALIGEMMA_ID = PALIGEMMA.id
 CHECKPOINT = "c" * 64
 IMAGE_SIZE_WH = (640, 480)
+ANSWER_SIZE_WH = (200, 100)
 INPUT_SIZE_WH = (192, 96)  # not square, so that swapped sides are detected
 NUM_IMAGE_TOKENS = FAKE_IMAGE_TOKENS
+FLOAT32: dict[Part, Precision] = {"encoder": "float32", "decoder": "float32"}
 
 # Answers of the fake decoders, by prompt.
 FLORENCE_ANSWERS = {
@@ -67,9 +73,7 @@ def served(entry: CatalogEntry) -> ServedModel:
         revision=None,
         build_key="0" * 64,
         checkpoint=CHECKPOINT,
-        precision={
-            device: {"encoder": "float32", "decoder": "float32"} for device in ("cpu", "cuda")
-        },
+        precision={"cpu": FLOAT32, "cuda": FLOAT32},
         image_size_wh=INPUT_SIZE_WH,
         resample=Image.Resampling.BICUBIC,
         num_image_tokens=NUM_IMAGE_TOKENS,
@@ -105,22 +109,18 @@ def make_core(
     """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is
     ready.
     """
-    texts = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
-    encoders = {model_id: FakeEncoder() for model_id in texts} | dict(encoders or {})
-    decoders = {model_id: FakeDecoder(answers) for model_id, answers in texts.items()} | dict(
-        decoders or {}
-    )
+    encoders = {FLORENCE_ID: FakeEncoder(), PALIGEMMA_ID: FakeEncoder()} | dict(encoders or {})
+    decoders = {
+        FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS),
+        PALIGEMMA_ID: FakeDecoder(PALIGEMMA_ANSWERS),
+    } | dict(decoders or {})
     models = served_models(*entries)
-    runners = {
-        model.id: RunnerClient(
-            model.id,
-            FakeChannel(
-                encoders[model.id], decoders[model.id], is_up=is_up or model.id != FLORENCE_ID
-            ),
-        )
-        for model in models
-        if model.runner_id == model.id
-    }
+    runners = {}
+    for model in models:
+        if model.runner_id == model.id:
+            is_ready = is_up or model.id != FLORENCE_ID
+            channel = FakeChannel(encoders[model.id], decoders[model.id], is_up=is_ready)
+            runners[model.id] = RunnerClient(model.id, channel)
     values = {
         "max_image_pixels": max_image_pixels,
         "max_decoded_images": 2,
@@ -144,3 +144,10 @@ def data_url(data: bytes) -> str:
 
 
 PNG = encoded(Image.new("RGB", IMAGE_SIZE_WH, (200, 30, 30)))
+
+
+def typed_answer(result: Result) -> Answer:
+    """Return an answer about an image of `ANSWER_SIZE_WH`, without a generated text."""
+    _, request = parse_fields(PredictFields, {"task": "ocr"})
+    written = cast("WrittenAnswers", None)
+    return Answer(served(FLORENCE), request, ANSWER_SIZE_WH, result, written, {})

@@ -16,8 +16,8 @@ from tests.support.http_servers import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "tests/florence-2-mini"
-BRANCHES = ("main", "bfloat16")
 _MODEL = f"/api/models/{REPOSITORY}"
+_REVISIONS = (f"{_MODEL}/revision/main", f"{_MODEL}/revision/bfloat16")
 
 Failure = Literal["gated", "no revision", "broken xet"]
 _REFUSALS: dict[str | None, tuple[int, dict[str, str]]] = {
@@ -37,17 +37,14 @@ class LocalHub:
 
     @property
     def files(self) -> dict[str, bytes]:
-        checkpoint = {
-            path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()
-        }
-        return {"pytorch_model.bin": b"pickle", "modeling.py": b"code"} | checkpoint
+        files = {"pytorch_model.bin": b"pickle", "modeling.py": b"code"}
+        for path in filter(Path.is_file, self.folder.iterdir()):
+            files[path.name] = path.read_bytes()
+        return files
 
     def environment(self, cache: Path) -> dict[str, str]:
-        return {
-            "HF_ENDPOINT": self.address,
-            "HF_HOME": str(cache),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
+        settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return {"HF_ENDPOINT": self.address, **settings}
 
 
 @contextmanager
@@ -69,15 +66,15 @@ class _HubHandler(Handler):
             status, headers = _REFUSALS[hub.failure]
             self.send(status, b"{}", headers)
         elif path.startswith(f"{_MODEL}/xet-read-token"):
-            self.send(200, b"{}", self._xet_connection())
+            # a storage of another kind
+            expiration = str(int(time.time()) + 3600)
+            headers = {"X-Xet-Access-Token": "token", "X-Xet-Token-Expiration": expiration}
+            self.send(200, b"{}", {"X-Xet-Cas-Url": hub.address, **headers})
         elif path.startswith(f"{_MODEL}/tree/{COMMIT}"):
             rows = [{"type": "file", "size": 1, "path": file, "oid": file} for file in hub.files]
             self.send(200, json.dumps(rows).encode())
-        elif path == _MODEL or folder == f"{_MODEL}/revision":
-            is_known = path == _MODEL or name in BRANCHES
-            self.send(
-                200 if is_known else 404, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode()
-            )
+        elif path == _MODEL or path in _REVISIONS:
+            self.send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
         elif f"{REPOSITORY}/resolve/" in folder and name in hub.files:
             self._send_file(name, hub.files[name])
         else:
@@ -86,22 +83,10 @@ class _HubHandler(Handler):
     do_HEAD = do_GET
 
     def _send_file(self, name: str, content: bytes) -> None:
-        headers = {
-            "X-Repo-Commit": COMMIT,
-            "ETag": f'"{name}"',
-            "Content-Length": str(len(content)),
-        }
-        is_large = name.endswith(".safetensors")
-        if is_large and self.hub.failure == "broken xet":
+        size = str(len(content))
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{name}"', "Content-Length": size}
+        if name.endswith(".safetensors") and self.hub.failure == "broken xet":
             route = f"{self.hub.address}{_MODEL}/xet-read-token/{COMMIT}"
             headers |= {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": route}
-            headers["X-Linked-Size"] = str(len(content))
+            headers["X-Linked-Size"] = size
         self.send(200, content, headers)
-
-    def _xet_connection(self) -> dict[str, str]:
-        """Return the headers of a connection to this hub, whose storage is of another kind."""
-        return {
-            "X-Xet-Cas-Url": self.hub.address,
-            "X-Xet-Access-Token": "token",
-            "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
-        }

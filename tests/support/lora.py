@@ -1,8 +1,6 @@
 """Random LoRA adapters, made by peft over a checkpoint in transformers."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +52,21 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
 def peft_model(model: Any, seed: int, options: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **options}
     config = LoraConfig(**values)
-    with _without_warnings():
-        tuned = get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in tuned.named_parameters():
         if "lora_" in name:
+            strength = _STRENGTH if "lora_B" in name else 1.0
             random = torch.randn(weight.shape, generator=generator)
-            weight.data.copy_(
-                random * (_STRENGTH if "lora_B" in name else 1.0) / weight[0].numel() ** 0.5
-            )
+            weight.data.copy_(random * strength / weight[0].numel() ** 0.5)
         elif "modules_to_save" in name:
-            weight.data += (
-                _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
-            )
+            random = torch.randn(weight.shape, generator=generator)
+            weight.data += _STRENGTH * weight.data.std() * random
     return tuned
 
 
 def save_adapter(tuned: Any, folder: Path) -> None:
-    with _without_warnings():
-        tuned.save_pretrained(str(folder))
+    tuned.save_pretrained(str(folder))
 
 
 def rename_weights(folder: Path, renamed: Callable[[str], str]) -> None:
@@ -100,26 +94,10 @@ def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path
 
 def merged(model: Any, folder: Path) -> Any:
     """Return `model` with an adapter merged into its weights, in place."""
-    with _without_warnings():
-        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def unmerged(model: Any, folder: Path) -> Any:
     """Return `model` with the layers of an adapter beside its own, in place."""
-    with _without_warnings():
-        PeftModel.from_pretrained(model, folder)
+    PeftModel.from_pretrained(model, folder)
     return model.eval()
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hide the warning of transformers 5.24 that peft 0.21 reads `is_gradient_checkpointing`, and
-    peft's about an adapter of a tied head.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )
-        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`")
-        yield

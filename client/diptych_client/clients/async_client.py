@@ -1,6 +1,6 @@
 """The client for asyncio, and the source of the one that blocks.
 
-client.py is written from this file: python -m tests.support.blocking_client. A call is one for
+client.py is written from this file: python -m tests.client.test_blocking_client. A call is one for
 both: `Caller` of caller.py retries it, a transport here sends each attempt.
 """
 

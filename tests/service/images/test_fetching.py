@@ -3,6 +3,7 @@ connect.
 """
 
 import asyncio
+import json
 import socket
 import ssl
 import threading
@@ -19,13 +20,19 @@ from aiohttp.abc import ResolveResult
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.images.fetching import CheckedResolver, ImageFetcher, is_public
 from service.images.inputs import AllowedHost, ImageUrl
-from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
 from tests.support.fake_service import context
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 
+INTERNAL = "127.0.0.1"
 OUTSIDE = "127.0.0.2"  # stands for an internet address
-NAMES = {"images.test": [OUTSIDE], "other.test": [OUTSIDE], **ADDRESSES}
+# URLs of an internal host that listens on PORT, and what hostile and internal name servers answer
+ATTACKS = json.loads((Path(__file__).parents[2] / "support/attack_urls.json").read_text("utf-8"))
+NAMES = {"images.test": [OUTSIDE], "other.test": [OUTSIDE], **ATTACKS["addresses"]}
 BODY = b"any bytes"
+
+
+def attacks(port: int) -> list[str]:
+    return [url.replace("PORT", str(port)) for url in ATTACKS["urls"]]
 
 
 def is_outside(address: str) -> bool:

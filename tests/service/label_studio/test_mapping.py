@@ -35,8 +35,8 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import encode_mask
+from tests.support.fake_service import typed_answer
 from tests.support.label_studio_config import IMAGE, brush_pixels, labelled, only_control, view
-from tests.support.typed_answers import typed_answer
 
 BOX: BoxXyxy = (20, 10, 120, 60)
 PERCENT = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0}

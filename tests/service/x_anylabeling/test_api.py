@@ -23,9 +23,15 @@ from tasks.results import (
 )
 from tasks.table import TASKS
 from tests.support.api_keys import api_keys
-from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, data_url
+from tests.support.fake_service import (
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    PALIGEMMA_ID,
+    PNG,
+    data_url,
+    typed_answer,
+)
 from tests.support.rest_client import Client, client, error_of
-from tests.support.typed_answers import typed_answer
 
 PATH = "/integrations/x-anylabeling"
 # Widgets of X-AnyLabeling 4.2.1, views/labeling/widgets/auto_labeling/auto_labeling.py

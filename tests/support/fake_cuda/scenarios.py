@@ -12,7 +12,7 @@ import ctypes
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -172,17 +172,14 @@ def _decoder_with_adapter(model: Model) -> Decoder:
         num_image_tokens=model.manifest.num_image_tokens,
     )
     adapters.open_pool(POOL_RANK, _ALL * 1000)
-    downs = {}
-    ups = {}
+    tensors: dict[str, torch.Tensor] = {}
     with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
         for name in list(file.keys()):
-            shape = file.get_slice(name).get_shape()
             layer = name.removesuffix(".weight")
-            if len(shape) == 2 and layer.endswith(("_proj", "fc1", "fc2")):
-                downs[layer + DOWN] = shape[1]
-                ups[layer + UP] = shape[0]
-    tensors = {down: torch.zeros(RANK, size) for down, size in downs.items()}
-    tensors |= {up: torch.zeros(size, RANK) for up, size in ups.items()}
+            if layer != name and layer.endswith(("_proj", "fc1", "fc2")):
+                num_out, num_in = file.get_slice(name).get_shape()
+                tensors[layer + DOWN] = torch.zeros(RANK, num_in)
+                tensors[layer + UP] = torch.zeros(num_out, RANK)
     adapters.add("tuned", tensors)
     return decoder
 
@@ -208,9 +205,6 @@ def _outcome(work: Callable[[float], object]) -> str:
     return "answered"
 
 
-def main(name: str, model_id: str, arguments: Sequence[str]) -> None:
-    print(json.dumps(_SCENARIOS[name](Model.of(model_id), *arguments)))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    name, model_id, *arguments = sys.argv[1:]
+    print(json.dumps(_SCENARIOS[name](Model.of(model_id), *arguments)))
