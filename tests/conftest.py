@@ -48,7 +48,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 @pytest.fixture(params=EMBEDDED)
 def model_id(request: pytest.FixtureRequest) -> str:
-    """Each embedded model."""
     return str(request.param)
 
 
@@ -62,9 +61,7 @@ def artifacts(exported: ModelStore, model_id: str) -> Path:
 def service(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """The whole service with both embedded models, folders for batches and images, and otherwise
-    default settings.
-    """
+    """The service with both models, folders for batches and images, and default settings."""
     folder = tmp_path_factory.mktemp("service")
     settings = {
         "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
@@ -76,6 +73,5 @@ def service(
 
 @pytest.fixture
 def client(service: RunningService) -> Iterator[httpx.Client]:
-    """A client of the running service."""
     with service.client() as http:
         yield http

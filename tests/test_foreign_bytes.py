@@ -1,8 +1,4 @@
-"""Foreign bytes are read, or refused at once by a declared error: valid ones, those that a fuzzer
-has found (tests/support/fuzz_corpus), and changed ones.
-
-An input of several parts has `SPLIT` between them.
-"""
+"""Foreign bytes are read or refused by a declared error: valid ones, a fuzzer's, changed ones."""
 
 import asyncio
 import io
@@ -57,7 +53,7 @@ from wire.artifacts.manifest import ArtifactError
 from wire.pixels import read_call
 
 CORPUS = Path(__file__).parent / "support" / "fuzz_corpus"
-SPLIT = b"\n--\n"
+SPLIT = b"\n--\n"  # between the parts of an input
 MAX_CPU_S = 1.0
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 MODELS = served_models()

@@ -168,9 +168,7 @@ def test_forbidden_imports(folders: tuple[str, ...]) -> None:
 
 
 def test_imaging_needs_pillow_and_blake3_only() -> None:
-    """The sandboxed program that decodes heavy images imports it, and so does a tuning without the
-    service.
-    """
+    """A sandboxed program imports it, and so does a tuning without the service."""
     for path in modules("imaging"):
         assert packages(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
 

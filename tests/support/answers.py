@@ -9,9 +9,7 @@ _TOKEN = re.compile(r"<[^<>\s]*>|\s?[^<>\s]+|.", re.DOTALL)
 
 
 def generated(text: str, logprob_of: Callable[[str], float] = lambda _: -0.5) -> GeneratedText:
-    """Return `text` as generated: a token for each control token and each word, with its
-    log-probability.
-    """
+    """Return `text` as tokens, one for each control token and each word, with logprobs."""
     tokens = list(_TOKEN.finditer(text))
     return GeneratedText(
         text,

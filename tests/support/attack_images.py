@@ -41,9 +41,7 @@ def frame_of(chunks: bytes) -> bytes:
 
 
 def endless_exif(num_tags: int, num_bytes: int) -> bytes:
-    """Return EXIF whose tags all have the same many bytes as their value: Pillow makes a copy for
-    each.
-    """
+    """Return EXIF whose tags share one long value, which Pillow copies for each."""
     tags = b"".join(struct.pack("<HHII", 1000 + i, 7, num_bytes, 0) for i in range(num_tags))
     return b"II*\0" + struct.pack("<IH", 8, num_tags) + tags + bytes(num_bytes)
 
@@ -91,9 +89,7 @@ def intact(image_format: str) -> bytes:
 
 
 def split(data: bytes) -> list[bytes]:
-    """Return the parts of a file that Pillow has written: signature, segments or chunks, the end of
-    a JPEG.
-    """
+    """Return the parts of a file of Pillow: signature, segments or chunks, a JPEG's end."""
     if data.startswith(b"\x89PNG"):
         return _parts(data, 8, lambda place: 12 + int.from_bytes(data[place : place + 4]))
     if data.startswith(b"RIFF"):
@@ -124,9 +120,7 @@ def joined(parts: list[bytes]) -> bytes:
 
 
 def floods() -> Iterator[tuple[str, bytes]]:
-    """Yield, with the format, files with a part many times: behind the second part, and before the
-    last.
-    """
+    """Yield format and file: a part many times, after the second part or before the last."""
     for image_format, parts in PARTS.items():
         usual = split(intact(image_format))
         for part, place in itertools.product(parts, (2, len(usual) - 1)):

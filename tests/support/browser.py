@@ -78,9 +78,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass  # no slots: Playwright sets attributes on a listener
 class Witness:
-    """Notes what no page of the service may do: fail in a script, break its policy, or need
-    another host.
-    """
+    """Notes failed scripts, breaches of the page's policy, and requests to other hosts."""
 
     complaints: list[str] = field(default_factory=list)
 
@@ -103,15 +101,11 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """The page as a test sees it."""
-
     page: Page
     url: str
 
     def open(self, **link: str) -> None:
-        """Open the page, by a link where fields are given, and wait until it can be used or has
-        answered.
-        """
+        """Open the page, by a link if fields are given; wait until it is usable or has answered."""
         # or only what stands after # would change, and no page be loaded
         self.page.goto("about:blank")
         self.page.goto(f"{self.url}/playground" + (f"#{urlencode(link)}" if link else ""))
@@ -153,11 +147,7 @@ class Playground:
         return self.panel(model).locator(".answer-text")
 
     def shapes(self, model: str) -> list[dict[str, Any]]:
-        """Return each visible shape's label and its corners in pixels of the image.
-
-        The corners are measured on the screen, against the image below, and so hold at any size and
-        zoom.
-        """
+        """Return label and corners of visible shapes, drawn on screen, in pixels of the image."""
         shapes: list[dict[str, Any]] = self.panel(model).evaluate(_DRAWN_SHAPES)
         return shapes
 

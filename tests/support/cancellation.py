@@ -43,10 +43,7 @@ def _run_cancelled(
 async def cancel_at_each_await(
     work: Callable[[], Coroutine[Any, Any, object]], check: Callable[[], Awaitable[object]]
 ) -> int:
-    """Run `work` until it has been cancelled at each suspension, and `check` after each.
-
-    Return how often it was.
-    """
+    """Cancel `work` at each suspension in turn, and `check` after each; return how many."""
     num_cancelled = 0
     for after_event in (False, True):
         for number in itertools.count(1):

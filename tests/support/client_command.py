@@ -1,6 +1,4 @@
-"""The command `diptych` as `make test` installs it, beside the Python that runs the tests; and its
-`main`, called in this process.
-"""
+"""The command `diptych` that `make test` installs, and its `main` called in this process."""
 
 import sys
 from contextlib import redirect_stderr, redirect_stdout

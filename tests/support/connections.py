@@ -5,9 +5,7 @@ from contextlib import suppress
 
 
 def answer_to(connection: socket.socket, head: bytes) -> bytes:
-    """Return the first line of the answer, empty if the server closes the connection while the head
-    is sent.
-    """
+    """Return the answer's first line, empty if the connection closes while the head is sent."""
     with suppress(ConnectionError):
         connection.sendall(head)
         return connection.recv(65536).partition(b"\r\n")[0]

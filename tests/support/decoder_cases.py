@@ -107,10 +107,7 @@ class Case:
     def equals_reference(
         self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float
     ) -> bool:
-        """Return True for the reference's tokens, False at a near tie.
-
-        Raise `AssertionError` for any others.
-        """
+        """Return True for the reference's tokens, False at a near tie; fail for any others."""
         place = index % NUM_SCENES
         features = self.features[place]
         limit = request.max_new_tokens

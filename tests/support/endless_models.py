@@ -1,6 +1,4 @@
-"""The embedded models with an end token that they never generate: every answer has the maximum
-length.
-"""
+"""The embedded models without their end token: every answer has the maximum length."""
 
 import hashlib
 import json

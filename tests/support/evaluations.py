@@ -113,9 +113,7 @@ def write_arrow(folder: Path) -> Path:
 
 
 def arrow_table() -> pyarrow.Table:
-    """Return the dataset as Hugging Face's library stores it: images as bytes, classes as a
-    ClassLabel.
-    """
+    """Return it as Hugging Face's library does: images as bytes, classes as a ClassLabel."""
     rows = []
     for index, (name, labelled) in enumerate(OBJECTS.items()):
         objects = {

@@ -1,6 +1,4 @@
-"""The export as a user runs it: `python -m export` in its own process, with its own model
-store.
-"""
+"""The export as a user runs it: `python -m export`, with its own model store."""
 
 import os
 import shutil
@@ -65,10 +63,7 @@ class ModelStore:
 
 
 def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
-    """Return a command that runs its arguments with a disk of `size_mb` at `folder`.
-
-    The disk is a tmpfs in a new mount namespace: no other process sees it, and it ends with them.
-    """
+    """Return a command that runs its arguments with a tmpfs, which only they see, at `folder`."""
     folder.mkdir()
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
     as_root = ["--map-root-user"] if os.geteuid() else []

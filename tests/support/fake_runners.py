@@ -1,6 +1,4 @@
-"""A runner without weights: an encoder with meaningless features, and a decoder with a canned text
-per prompt.
-"""
+"""A runner without weights: meaningless features, and a canned text for each prompt."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -39,10 +37,7 @@ DECODE_S = 1.0
 
 @dataclass(slots=True)
 class FakeEncoder:
-    """Records the shapes of encoded images.
-
-    Its features are the first pixels, one value per token.
-    """
+    """Records the shapes of images; features are the first pixels, one value per token."""
 
     failure: Exception | None = None  # raised by the call with pixels
     failed: Failed | None = None  # the outcome of every image
@@ -86,9 +81,7 @@ class FakeDecoder:
     async def stream(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the outcomes of `write` token by token, the last sequence first; or fail after the
-        first.
-        """
+        """Yield the outcomes of `write` by tokens, the last sequence first, or fail."""
         outcomes = await self.write(image_features, sequences)
         for index, outcome in reversed(list(enumerate(outcomes))):
             if isinstance(outcome, Written):

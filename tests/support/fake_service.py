@@ -1,6 +1,4 @@
-"""The real core over fake runners, with catalog entries of the embedded models and synthetic
-manifests.
-"""
+"""The real core over fake runners, with synthetic manifests of the embedded models."""
 
 import base64
 import math
@@ -106,9 +104,7 @@ def make_core(
     gaps: TrafficGaps | None = None,
     handles: ImageStore | None = None,
 ) -> Core:
-    """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is
-    ready.
-    """
+    """Return a core over fake runners; `is_up`: the one of Florence-2 is ready."""
     encoders = {FLORENCE_ID: FakeEncoder(), PALIGEMMA_ID: FakeEncoder()} | dict(encoders or {})
     decoders = {
         FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS),

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(max_file_bytes: int) -> Iterator[None]:
-    """Fail writes of this process beyond `max_file_bytes` of a file, as a full disk does; Python
-    ignores SIGXFSZ.
-    """
+    """Fail writes beyond `max_file_bytes` as a full disk does; Python ignores SIGXFSZ."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
     try:

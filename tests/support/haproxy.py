@@ -27,8 +27,6 @@ needs_haproxy = pytest.mark.skipif(
 
 @dataclass(frozen=True, slots=True)
 class HaProxy:
-    """A running HAProxy."""
-
     ports: Mapping[str, int]  # key: model
     status_url: str
 

@@ -45,9 +45,7 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: object) ->
 def png(
     width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, extra: bytes = b""
 ) -> bytes:
-    """Return a PNG file written by hand: `rows` with their filter bytes, `extra` chunks before
-    them.
-    """
+    """Return a PNG file: `rows` with their filter bytes, `extra` chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND")
     return b"\x89PNG\r\n\x1a\n" + chunks

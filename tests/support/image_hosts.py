@@ -53,10 +53,7 @@ async def listening(
 
 
 class Names:
-    """Looks up known names, whose addresses may change with every lookup.
-
-    It counts lookups.
-    """
+    """Looks up known names, whose addresses may change with every lookup; counts lookups."""
 
     def __init__(self, addresses: Mapping[str, Sequence[Sequence[str]] | Sequence[str]]) -> None:
         self._addresses = addresses

@@ -1,6 +1,4 @@
-"""Clients that send one request after the other, half of them streamed, and compare every answer
-with the expected text.
-"""
+"""Clients that send one request after the other, half of them streamed, and check answers."""
 
 import itertools
 import time
@@ -41,8 +39,6 @@ class Outcome:
 
 @dataclass(slots=True)
 class Load:
-    """The outcomes so far."""
-
     outcomes: list[Outcome] = field(default_factory=list)
 
     def kinds(self) -> Counter[str]:
@@ -63,10 +59,7 @@ def load(
     models: Sequence[str] = ("florence-2-mini", "paligemma-mini"),
     expected_from: str | None = None,
 ) -> Iterator[Load]:
-    """Run clients in threads until the end of the block, then wait for their last answers.
-
-    The expected answers are read first, from `expected_from` or else from the service itself.
-    """
+    """Run clients in threads during the block; expected answers are those of `expected_from`."""
     requests: list[tuple[bytes, Mapping[str, object], str]] = []
     images = [scene_png(seed) for seed in range(_NUM_IMAGES)]
     with httpx.Client(base_url=expected_from or url, timeout=_HANGS_AFTER_S) as http:

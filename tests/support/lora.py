@@ -39,10 +39,7 @@ _STRENGTH = 0.3
 
 
 def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
-    """Write a random adapter of `model` in PEFT's format into `folder`.
-
-    The model is left as it was.
-    """
+    """Write a random adapter of `model` in PEFT's format; leave the model as it was."""
     tuned = peft_model(model, seed, options)
     save_adapter(tuned, folder)
     tuned.unload()

@@ -56,8 +56,6 @@ def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
 
 
 class NotedCache(SlotCache):
-    """Slots that count what is rolled back."""
-
     num_rolled_back = 0
 
     def roll_back(self, slot: int) -> None:
@@ -66,9 +64,7 @@ class NotedCache(SlotCache):
 
 
 class Passes(GraphEngine):
-    """An engine that notes the passes launched ahead and those rolled back, and fails in one of
-    them.
-    """
+    """Notes the passes launched ahead and those rolled back; may fail in one of them."""
 
     def __init__(self, decoder: Decoder, num_slots: int = NUM_SLOTS) -> None:
         super().__init__(decoder, num_slots, capture_eagerly)

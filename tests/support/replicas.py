@@ -53,7 +53,6 @@ def kill_all(supervisor: Process) -> None:
 
 @contextmanager
 def replicas(store: ModelStore, folder: Path, num_runners: int) -> Iterator[Replicas]:
-    """Yield runners that run, and stop whatever was started."""
     with ExitStack() as stack:
         runners = Replicas(store, folder, stack, num_runners)
         runners.start(runners.ports)

@@ -109,7 +109,6 @@ async def gateway_path() -> RequestPath:
 
 
 async def _write(request: web.Request) -> web.Response:
-    """Answer every call with pixels by one box, and no other."""
     await request.read()
     if request.content_type == "application/json":
         return web.Response(status=404)
@@ -149,7 +148,6 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
 
 
 async def _call_runner(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
-    """Detect the objects of an image of one tone."""
     grammar = FAMILIES["florence2"].answer_grammar(FLORENCE, "object_detection", TaskParameters())
     segments = [("Locate the objects with category name in the image.", False)]
     spec = SequenceSpec(segments=segments, grammar=grammar, max_new_tokens=16, timeout_s=60)
@@ -162,7 +160,6 @@ async def _call_runner(client: httpx.AsyncClient, worker: "ModelWorker", tone: i
 
 
 def main() -> None:
-    """Print the counts of the gateway, of the runner and of both, and the calls on request."""
     prints_calls = "--calls" in sys.argv
     paths = {"gateway": asyncio.run(gateway_path()), "runner": asyncio.run(runner_path())}
     for name, path in paths.items():

@@ -51,8 +51,6 @@ OPEN = Access()
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """A started service."""
-
     url: str
     process: Process
     log: Path
@@ -91,13 +89,10 @@ class RunningService:
         return False
 
     def wait_until_ready(self, timeout_s: float = _START_TIMEOUT_S) -> None:
-        """Return when the service is ready; raise if it ends, or is not ready in time."""
         wait_until_ready(self.is_ready, self.process, self.log, timeout_s)
 
     def parts(self) -> dict[str, int]:
-        """Return the process of each part: `diptych` is the gateway, `florence-2-mini-runner` a
-        runner.
-        """
+        """Return the process of each part: `diptych` (the gateway), `florence-2-mini-runner`."""
         parts = {}
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.NoSuchProcess):
@@ -152,9 +147,7 @@ def running_service(
     /,
     **settings: str,
 ) -> AbstractContextManager[RunningService]:
-    """Start the service with `settings` (environment variables) as a user does; the context begins
-    when it is ready, and ends with SIGTERM.
-    """
+    """Start the service with `settings` as a user does; the context begins when it is ready."""
     environment = _with_ports(bentoml_home, settings)
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -212,11 +205,7 @@ def _served_by(
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody uses.
-
-    A port from the system could become another connection's before it is used: these lie below the
-    system's, a hundred for each process of the tests.
-    """
+    """Return a free TCP port, below the system's: those may become another connection's."""
     while True:
         port = next(_PORTS)
         with socket.socket() as listener, suppress(OSError):

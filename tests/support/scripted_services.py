@@ -35,16 +35,12 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error response."""
-
     code: str
     retry_after_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Metadata of a received request."""
-
     request_id: str
     timeout_s: float
     key: str | None
@@ -57,9 +53,7 @@ Step = Refusal | Answer | bytes | None
 
 @dataclass(slots=True)
 class Script:
-    """The responses: each step once, then the answer; `None` breaks the connection, bytes are an
-    event stream, and also a body of JSON.
-    """
+    """Each step once, then the answer; None breaks the connection, bytes are events or JSON."""
 
     steps: list[Step]
     received: list[Received] = field(default_factory=list)

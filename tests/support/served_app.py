@@ -13,8 +13,6 @@ from starlette.types import ASGIApp
 
 @dataclass(frozen=True, slots=True)
 class ServedApp:
-    """Where the app is, and the loop that it runs on."""
-
     url: str
     loop: asyncio.AbstractEventLoop
 

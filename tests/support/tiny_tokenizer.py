@@ -7,9 +7,7 @@ from tokenizers.models import BPE
 
 
 def tiny_tokenizer(text: Mapping[int, str], control: Mapping[int, str]) -> dict[str, Any]:
-    """Return the values of a byte-level `tokenizer.json`, as BART's, with these tokens by id and no
-    merges.
-    """
+    """Return a byte-level `tokenizer.json` as BART's, with these tokens and no merges."""
     vocabulary = {content: token_id for token_id, content in {**text, **control}.items()}
     tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.decoder = decoders.ByteLevel()

@@ -12,10 +12,7 @@ from runners.tokens.text import Constraint, ConstraintState, token_bounds
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
-    """Append the next tokens by the logits (R, V) of the sequence's rows.
-
-    Return the parent rows.
-    """
+    """Append the next tokens by the logits (R, V) of its rows; return the parent rows."""
     (choices,) = choose_tokens(logits, sequence.conditions(), [range(len(logits))])
     return sequence.advance(choices)
 

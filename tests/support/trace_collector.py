@@ -18,8 +18,6 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLER_ID}-01"
 
 @dataclass(frozen=True, slots=True)
 class CollectedSpan:
-    """A received span."""
-
     part: str  # service name
     name: str
     kind: str
@@ -51,8 +49,6 @@ class CollectedSpan:
 
 @dataclass(slots=True)
 class Collector:
-    """The spans received so far."""
-
     url: str = ""
     spans: list[CollectedSpan] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)

@@ -1,6 +1,4 @@
-"""A gRPC client that never finishes its messages, which no library allows: frames of HTTP/2 (RFC
-9113) by hand.
-"""
+"""A gRPC client that never finishes its messages: frames of HTTP/2 (RFC 9113) by hand."""
 
 import socket
 import struct
@@ -61,10 +59,7 @@ class UnfinishedCalls:
                 self._connection.sendall(frames + _frame(_RST_STREAM, 0, call, _CANCEL.to_bytes(4)))
 
     def send(self, num_bytes: int) -> int:
-        """Send the first `num_bytes` of a longer message in each call, as far as allowed.
-
-        Return the sum of bytes.
-        """
+        """Send the start of a longer message in each call, as far as allowed; return the bytes."""
         remaining = Counter(dict.fromkeys(self._calls, num_bytes))
         prefix = b"\0" + struct.pack(">I", num_bytes + 1_000_000)
         # the server has closed the connection or receives no more

@@ -30,9 +30,7 @@ def wait_until(
 def wait_until_ready(
     is_ready: Callable[[], object], process: Process, log: Path, timeout_s: float = 120
 ) -> None:
-    """Return when the server of `process` is ready; fail with its log if it ends, or is not ready
-    in time.
-    """
+    """Return when the server is ready; fail with its log if it ends or is late."""
 
     def end_of_log() -> str:
         return log.read_text(encoding="utf-8")[-4000:]
@@ -48,9 +46,7 @@ def wait_until_ready(
 
 @contextmanager
 def repeating(call: Callable[[], object], pause_s: float = 0.05) -> Iterator[Callable[[int], None]]:
-    """Repeat a call in a thread until the block ends, where its error is raised; yield a function
-    that waits for further calls.
-    """
+    """Repeat a call in a thread until the block ends; yield a function that waits for more."""
     ended = threading.Event()
     results: list[object] = []
 

@@ -32,9 +32,7 @@ _SYMBOL = re.compile(r" U ((?:__cuda|cu[a-zA-Z]|nccl|nvrtc|nvshmem|nvJit)\w*)@*(
 
 
 def make() -> None:
-    """Install the packages, unless these are there, and compile the libraries; it needs gcc and
-    binutils.
-    """
+    """Install missing packages and compile the libraries; it needs gcc and binutils."""
     lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
     packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
     packages += _HEADERS

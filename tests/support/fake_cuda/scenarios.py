@@ -101,9 +101,7 @@ def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
 
 
 def memory(model: Model) -> dict[str, Any]:
-    """Fail allocations of the start and of serving, one or all from a number on; return what
-    becomes of it, and the memory in use before and after.
-    """
+    """Fail allocations of the start and of serving; return outcomes and memory in use."""
     decoder = model.decoder("cuda")
     make_endless(decoder)
     starts = {}
