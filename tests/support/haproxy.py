@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,10 +34,9 @@ class HaProxy:
         return f"http://127.0.0.1:{self.ports[model_id]}"
 
     def is_healthy(self) -> bool:
-        try:
+        with suppress(httpx.TransportError):
             return httpx.get(f"{self.status_url}/healthz").is_success
-        except httpx.TransportError:
-            return False
+        return False
 
     def num_ready(self, model_id: str) -> int:
         name = f'haproxy_backend_active_servers{{proxy="{model_id}"}} '
@@ -63,14 +62,10 @@ def running_front(gateway: Mapping[str, str], folder: Path) -> Iterator[Front]:
     """Run HAProxy between clients and a gateway, given by variables of front.cfg."""
     port = free_port()
     grpc_port = free_port()
-    addresses = {
-        "FRONT_ADDRESS": f"127.0.0.1:{port}",
-        "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
-    }
+    front = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}"}
     command = ["haproxy", "-db", "-f", str(FRONT)]
-    with running_program(
-        command, lambda: is_open(port), folder / "front.log", {**addresses, **gateway}
-    ) as process:
+    log = folder / "front.log"
+    with running_program(command, lambda: is_open(port), log, {**front, **gateway}) as process:
         yield Front(process.pid, port, grpc_port)
 
 

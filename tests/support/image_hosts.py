@@ -27,10 +27,8 @@ class ImageHost:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with (
-            suppress(ConnectionError, asyncio.IncompleteReadError),
-            closing(writer),
-        ):  # a client may disconnect at any time
+        # a client may disconnect at any time
+        with suppress(ConnectionError, asyncio.IncompleteReadError), closing(writer):
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
             answer = self.answers.get(self.requests[-1].split()[1], response(b"", "404 Not Found"))
             for chunk in [answer] if isinstance(answer, bytes) else answer:
@@ -61,9 +59,9 @@ class Names:
 
     def __call__(self, host: str) -> Sequence[str]:
         self.num_lookups += 1
-        found = self._addresses.get(host)
-        if found is None:
+        addresses = self._addresses.get(host)
+        if addresses is None:
             raise OSError("no such name")
-        if found and not isinstance(found[0], str):
-            return [str(address) for address in found[min(self.num_lookups, len(found)) - 1]]
-        return [str(address) for address in found]
+        if addresses and not isinstance(addresses[0], str):
+            addresses = addresses[min(self.num_lookups, len(addresses)) - 1]
+        return [str(address) for address in addresses]

@@ -33,13 +33,13 @@ def basic_auth(password: str, user: str = "diptych") -> dict[str, str]:
 
 def brush_pixels(rle: Sequence[int], shape_hw: tuple[int, int]) -> NDArray[Any]:
     """Return the RGBA pixels of run lengths, decoded bit by bit as rle-pack's `decode` does."""
-    bits = np.unpackbits(np.array(rle, dtype=np.uint8))
+    bits = "".join(map(str, np.unpackbits(np.array(rle, dtype=np.uint8))))
     at = 0
 
     def read(width: int) -> int:
         nonlocal at
         at += width
-        return int("".join(map(str, bits[at - width : at])), 2)
+        return int(bits[at - width : at], 2)
 
     num = read(32)
     word_bits = read(5) + 1
@@ -48,7 +48,8 @@ def brush_pixels(rle: Sequence[int], shape_hw: tuple[int, int]) -> NDArray[Any]:
     while len(out) < num:
         is_repeated = read(1)
         length = 1 + read(widths[read(2)])
-        out += (
-            [read(word_bits)] * length if is_repeated else [read(word_bits) for _ in range(length)]
-        )
+        if is_repeated:
+            out += [read(word_bits)] * length
+        else:
+            out += [read(word_bits) for _ in range(length)]
     return np.array(out, dtype=np.uint8).reshape(*shape_hw, 4)

@@ -21,20 +21,15 @@ def request(
     chunks: Iterable[bytes], content_type: str | None, content_length: str | None = None
 ) -> Request:
     """Return a request as a server passes it on, with its body in chunks."""
-    messages: list[Message] = [
-        {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
-    ]
-    unsent = iter([*messages, {"type": "http.request"}])
+    unsent = iter(chunks)
     values = {b"content-type": content_type, b"content-length": content_length}
     headers = [(name, text.encode("latin-1")) for name, text in values.items() if text is not None]
 
     async def receive() -> Message:
-        return next(unsent)
+        chunk = next(unsent, None)
+        return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
 
-    return Request(
-        {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers},
-        receive,
-    )
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
 
 
 def memory(max_bytes: int = MAX_BYTES) -> BodyMemory:
@@ -52,11 +47,8 @@ def read_json(**fields: object) -> RequestBody:
 
 def part(name: str, value: bytes | str, options: str = "") -> bytes:
     data = value.encode() if isinstance(value, str) else value
-    return (
-        f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'.encode()
-        + data
-        + b"\r\n"
-    )
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'
+    return head.encode() + data + b"\r\n"
 
 
 def file_part(name: str, data: bytes) -> bytes:

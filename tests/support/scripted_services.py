@@ -88,12 +88,11 @@ def serving_rest(script: Script) -> Iterator[str]:
             request_id = self.headers["x-request-id"]
             key = self.headers["authorization"]
             match script.next_step(Received(request_id, timeout_s, key, self.body())):
-                case Refusal() as refusal:
-                    error = {"code": refusal.code, "message": "no", "param": None}
-                    body = json.dumps({"error": error | {"request_id": request_id}}).encode()
-                    seconds = refusal.retry_after_s
+                case Refusal(code, seconds):
+                    ids = {"code": code, "request_id": request_id}
+                    error = {"error": ids | {"message": "no", "param": None}}
                     headers = {} if seconds is None else {"Retry-After": str(seconds)}
-                    self.send(_STATUSES[refusal.code], body, headers)
+                    self.send(_STATUSES[code], json.dumps(error).encode(), headers)
                 case Answer() as answer:
                     self.send(200, json.dumps(to_json(answer)).encode())
                 case bytes() as body:
@@ -116,10 +115,9 @@ def _grpc(script: Script) -> Iterator[str]:
             if step is None:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if isinstance(step, Refusal):
-                trailing = [("diptych-code", step.code)]
-                if step.retry_after_s is not None:
-                    trailing.append(("retry-after", str(step.retry_after_s)))
-                context.set_trailing_metadata(trailing)
+                seconds = step.retry_after_s
+                delay = [] if seconds is None else [("retry-after", str(seconds))]
+                context.set_trailing_metadata([("diptych-code", step.code), *delay])
                 context.abort(_CODES[step.code], "no")
             return pb.Answer(text="done", **_FIELDS)
 

@@ -18,9 +18,15 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
 
 
-def _header(name: str, value: str) -> bytes:
-    """Return a header without compression and index (RFC 7541, 6.2.2)."""
-    return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+def _headers(method: str) -> bytes:
+    """Return headers without compression and index (RFC 7541, 6.2.2)."""
+    headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "a"}
+    headers |= {"te": "trailers", "content-type": "application/grpc"}
+    block = b""
+    for name, value in headers.items():
+        block += b"\0" + bytes([len(name)]) + name.encode()
+        block += bytes([len(value)]) + value.encode()
+    return block
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
@@ -36,15 +42,7 @@ class UnfinishedCalls:
         self._calls = [1 + 2 * number for number in range(num_calls)]
         # key: stream; 0 is the connection
         self._window = Counter(dict.fromkeys((0, *self._calls), _WINDOW_BYTES))
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": method,
-            ":authority": "a",
-            "te": "trailers",
-            "content-type": "application/grpc",
-        }
-        self._headers = b"".join(_header(name, value) for name, value in headers.items())
+        self._headers = _headers(method)
         self._connection.sendall(PREFACE)
         for call in self._calls:
             self._connection.sendall(_frame(_HEADERS, _END_HEADERS, call, self._headers))

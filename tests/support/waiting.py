@@ -74,10 +74,9 @@ def running_program(
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> "Iterator[subprocess.Popen[bytes]]":
+    variables = {**os.environ, **(environment or {})}
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, env={**os.environ, **(environment or {})}, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
     try:
         wait_until_ready(is_ready, process, log)
         yield process
