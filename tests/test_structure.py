@@ -11,41 +11,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BASE = {"wire", "imaging", "tasks"}
 ARROWS = {
-    "service": {
+    "service": BASE
+    | {
         "runners.bentoml_internals",
         "runners.in_process_channel",
         "runners.options",
         "runners.service",
-        "wire",
-        "imaging",
-        "tasks",
     },
     "runners": {"wire"},
     "wire": set[str](),
     "imaging": set[str](),
     "tasks": set[str](),
-    "export": {
+    "export": BASE
+    | {
         "diptych_client.evaluation",  # the tuning reads datasets as the evaluation does
         "diptych_client.inputs",
         "diptych_client.long_runs",
         "diptych_client.matching",
         "runners",
-        "wire",
-        "imaging",
-        "tasks",
     },
-    "laboratory": {
-        "export",
-        "loadtest.figures",
-        "loadtest.processes",
-        "diptych_client",
-        "runners",
-        "wire",
-        "imaging",
-        "tasks",
-    },
-    "offline": {
+    "laboratory": BASE
+    | {"export", "loadtest.figures", "loadtest.processes", "diptych_client", "runners"},
+    "offline": BASE
+    | {
         "service.admission",
         "service.analysis",
         "service.errors",
@@ -55,9 +45,6 @@ ARROWS = {
         "service.schema",
         "service.settings",
         "runners.in_process_channel",
-        "wire",
-        "imaging",
-        "tasks",
     },
     "loadtest": set[str](),  # it speaks to servers over the network
     "client/diptych_client": set[str](),  # likewise

@@ -76,7 +76,7 @@ class FakeDecoder:
         await self._wait(self.released)
         if self.failure is not None:
             raise self.failure
-        return [_outcome(self.answers[_prompt(spec)]) for spec in sequences]
+        return [_outcome(self.answers, spec) for spec in sequences]
 
     async def stream(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
@@ -94,10 +94,11 @@ class FakeDecoder:
             yield SequenceEnd(index=index, outcome=outcome)
 
     async def _wait(self, event: asyncio.Event | None) -> None:
+        if event is None:
+            return
         self.num_waiting += 1
         try:
-            if event is not None:
-                await event.wait()
+            await event.wait()
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
@@ -127,14 +128,12 @@ class FakeChannel:
     async def write(self, call: RunnerCall) -> Outcomes:
         features = await self._features(call)
         if isinstance(features, Failed):
-            return Outcomes(
-                features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences]
-            )
+            failed: list[Outcome] = [features for _ in call.sequences]
+            return Outcomes(features=FoundFeatures(outcome="miss"), outcomes=failed)
         outcomes = await self._decoder.write(features.tensor, call.sequences)
         return Outcomes(features=features.source, outcomes=outcomes)
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the events of the decoder, or fail."""
         features = await self._features(call)
         if isinstance(features, Failed):
             yield FoundFeatures(outcome="miss")
@@ -173,14 +172,9 @@ def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels.reshape(-1)[:FAKE_IMAGE_TOKENS, np.newaxis].astype(np.float32)
 
 
-def _prompt(spec: SequenceSpec) -> str:
-    return "".join(text for text, _ in spec.segments)
-
-
-def _outcome(answer: str | Failed) -> Outcome:
-    if isinstance(answer, Failed):
-        return answer
-    return written(answer)
+def _outcome(answers: Mapping[str, str | Failed], spec: SequenceSpec) -> Outcome:
+    answer = answers["".join(text for text, _ in spec.segments)]
+    return answer if isinstance(answer, Failed) else written(answer)
 
 
 def written(answer: str) -> Written:

@@ -14,24 +14,22 @@ from dataclasses import asdict
 
 from offline.answering import load_answerer
 from offline.filesystems import StoredFile
-from offline.output import Job, Row, build_of
+from offline.output import Job, build_of
 from offline.shards import FilesShard
 from service.inference.served_models import load_served_models
 from service.settings import read_settings
 
 
-async def answered(model: str, task: str, files: list[str]) -> list[Row]:
+async def main(model: str, task: str, *files: str) -> None:
     settings = read_settings({"DIPTYCH_MODELS": model} | dict(os.environ))
     fields = {"task": task}
     build = build_of(load_served_models(settings)[model], fields, settings)
     job = Job(build, fields, "jsonl", len(files), 1, "")
     answerer = load_answerer(job, settings)
-    return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))
+    for row in await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files))):
+        print(json.dumps(asdict(row)), flush=True)
 
 
 if __name__ == "__main__":
-    model, task, *files = sys.argv[1:]
-    for row in asyncio.run(answered(model, task, files)):
-        print(json.dumps(asdict(row)))
-    sys.stdout.flush()
+    asyncio.run(main(*sys.argv[1:]))
     os._exit(0)  # the threads of the runner are not to be joined

@@ -1,5 +1,4 @@
-"""A supervisor over processes that wait instead of serving: `python -m tests.support.supervised
-FOLDER`.
+"""`python -m tests.support.supervised FOLDER`: a supervisor over processes that wait instead.
 
 Each writes a line when it starts and when it stops. The runner fails at its first start; the
 gateway takes a while to drain.

@@ -23,15 +23,6 @@ EINVAL = 0x00050016  # linux/seccomp.h
 ALLOW = 0x7FFF0000
 
 
-def main(lack: str) -> None:
-    if lack == "unknown-architecture":
-        ctypes.CDLL(None).personality(PER_LINUX32)  # the name becomes that of a machine of 32 bits
-    else:
-        refuse_prctl()
-    logging.basicConfig()
-    asyncio.run(decode_twice())
-
-
 def refuse_prctl() -> None:
     """Make the kernel refuse the call like one without seccomp."""
     number = PRCTL[os.uname().machine]
@@ -45,11 +36,16 @@ def refuse_prctl() -> None:
     assert prctl(22, 2, program, 0, 0) == 0
 
 
-async def decode_twice() -> None:
+async def main(lack: str) -> None:
+    if lack == "unknown-architecture":
+        ctypes.CDLL(None).personality(PER_LINUX32)  # the name becomes that of a machine of 32 bits
+    else:
+        refuse_prctl()
+    logging.basicConfig()
     for _ in range(2):
         async with decoded_in_process(intact("PNG"), LIMITS) as image:
             print((await image.resized((7, 9), 3)).shape)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    asyncio.run(main(sys.argv[1]))

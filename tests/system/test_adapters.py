@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from export.checks.reference import Reference
+from tests.support.decoder_cases import reference_answer
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
-from tests.support.reference_answers import reference_answer
 from tests.support.running_service import RunningService, forked_service, post_form
 from tests.support.scene_images import encoded, scene_image, scene_png
 from tests.system.test_starts import failure_of_start

@@ -15,8 +15,8 @@ from export.checks.reference import Reference
 from export.errors import SourceError
 from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import load_encoder
+from tests.support.decoder_cases import reference_answer
 from tests.support.export_cli import MODELS
-from tests.support.reference_answers import reference_answer
 
 CHECKPOINT = MODELS / "paligemma-mini"
 PROJECTOR = "model.multi_modal_projector.linear"

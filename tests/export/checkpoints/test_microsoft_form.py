@@ -24,6 +24,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tasks.catalog import TaskOverride
 from tests.support.catalog import FLORENCE
+from tests.support.decoder_cases import reference_answer
 from tests.support.lora import unmerged, write_adapter
 from tests.support.microsoft_form import (
     NUM_ROWS,
@@ -33,7 +34,6 @@ from tests.support.microsoft_form import (
     update_json,
     write_microsoft_form,
 )
-from tests.support.reference_answers import reference_answer
 from wire.artifacts.adapter_folder import WEIGHTS_FILE, AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE
 

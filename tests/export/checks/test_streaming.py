@@ -12,7 +12,7 @@ from runners.decoder.engines import EagerEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
-from tests.support.reference_answers import reference_answer
+from tests.support.decoder_cases import reference_answer
 from wire.artifacts.manifest import read_manifest
 
 PROMPTS = ("detect red circle", "caption en")

@@ -23,9 +23,9 @@ from tests.support.decoder_cases import (
     MAX_NEW_TOKENS,
     Case,
     make_case,
+    reference_answer,
 )
 from tests.support.export_cli import ModelStore
-from tests.support.reference_answers import reference_answer
 from tests.support.token_choices import is_failure
 
 NUM_BEAMS = 3
