@@ -76,7 +76,7 @@ def build_of(
         "precision": model.precision,
         "calibration": blake3(calibrations.encode()).hexdigest() if calibrations else None,
         # the catalog's own prompts for the tasks
-        "template": "\n".join(filter(None, map(model.entry.template, tasks))) or None,
+        "template": "\n".join(filter(None, map(model.entry.templates.get, tasks))) or None,
         "one_name_per_prompt": model.entry.one_name_per_prompt,
         "max_image_pixels": settings.max_image_pixels,
         "max_image_side_px": settings.max_image_side_px,
