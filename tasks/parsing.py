@@ -33,10 +33,6 @@ class GeneratedText:
     logprobs: Sequence[float]  # of each token
     finish_reason: Literal["stop", "length"]
 
-    def is_read_as(self, results: Sequence[object]) -> bool:
-        """Return True if there are results, or the text is blank."""
-        return bool(results) or not self.text.strip()
-
     def score(self, label: Sequence[Span], runs: Sequence["Locations"]) -> float:
         """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
@@ -103,7 +99,7 @@ def read_objects(
     is_parsed = True
     for answer, names in zip(answers, names_per_prompt, strict=True):
         written = tuple(read(answer, names))
-        is_parsed &= answer.is_read_as(written)
+        is_parsed &= bool(written) or not answer.text.strip()
         for item in written:
             if isinstance(item, Detection):
                 is_other = is_strict and bool(names) and item.label not in names

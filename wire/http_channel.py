@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import INVALID_SPAN, SpanKind
 from pydantic import TypeAdapter
 
 from wire.host import is_portable
@@ -25,7 +25,7 @@ from wire.runner_channel import (
     RunnerUnreachable,
 )
 from wire.runner_messages import AdapterStates, Outcomes, WriteCall, WritingEvent
-from wire.telemetry.tracing import call_headers, span
+from wire.telemetry.tracing import PROPAGATOR, span
 
 # Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one
 # that is closing.
@@ -77,7 +77,8 @@ class HttpChannel:
 
     async def _probe(self, path: str) -> bytes | None:
         try:
-            async with self._client().get(path, timeout=_PROBE_TIMEOUT) as response:
+            session = self._session or self._open_session()
+            async with session.get(path, timeout=_PROBE_TIMEOUT) as response:
                 response.raise_for_status()
                 return await response.read()
         except (aiohttp.ClientError, TimeoutError):
@@ -88,13 +89,16 @@ class HttpChannel:
         shared = None if self._socket_path is None or is_portable() else call.pixels
         shared_memory = nullcontext() if shared is None else in_memory(shared)
         try:
-            with shared_memory as memory, span(f"POST {path}", kind=SpanKind.CLIENT):
+            with shared_memory as memory, span(f"POST {path}", kind=SpanKind.CLIENT) as call_span:
                 message = WriteCall(sequences=list(call.sequences), pixels=memory)
                 body, headers = body_of(message, call.pixels if memory is None else None)
-                headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
+                headers[IMAGE_KEY_HEADER] = call.image_key
+                if call_span is not INVALID_SPAN:
+                    PROPAGATOR.inject(headers)
                 # aiohttp sends a file in pieces, and warns of long bytes
                 data = body if len(body) <= _MAX_WHOLE_BYTES else io.BytesIO(body)
-                posted = self._client().post(path, data=data, headers=headers)
+                session = self._session or self._open_session()
+                posted = session.post(path, data=data, headers=headers)
                 async with posted as response:
                     if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
                         await response.read()  # unread, it would cost the connection
@@ -104,23 +108,22 @@ class HttpChannel:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _channel_error(error) from error
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            options: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEP_ALIVE_S}
-            connector: aiohttp.BaseConnector
-            if self._socket_path is None:
-                base_url = self.url.replace("tcp://", "http://", 1)
-                connector = aiohttp.TCPConnector(**options)
-            else:
-                base_url = "http://runner"
-                connector = aiohttp.UnixConnector(self._socket_path, **options)
-            self._session = aiohttp.ClientSession(
-                base_url,
-                headers=self._headers,
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+    def _open_session(self) -> aiohttp.ClientSession:
+        options: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEP_ALIVE_S}
+        connector: aiohttp.BaseConnector
+        if self._socket_path is None:
+            base_url = self.url.replace("tcp://", "http://", 1)
+            connector = aiohttp.TCPConnector(**options)
+        else:
+            base_url = "http://runner"
+            connector = aiohttp.UnixConnector(self._socket_path, **options)
+        self._session = aiohttp.ClientSession(
+            base_url,
+            headers=self._headers,
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         return self._session
 
 

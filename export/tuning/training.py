@@ -39,8 +39,7 @@ from export.checkpoints.tensors import load_checkpoint
 from export.checks.reference import load_processor
 from export.errors import ExportError
 from export.tuning.examples import Example
-from imaging.containers import ImageError
-from imaging.files import read_image, resize
+from imaging.files import ImageError, read_image, resize
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt

@@ -236,7 +236,7 @@ class Quota:
     ) -> None:
         self.name = name
         self.owner = owner  # owns stored files: unlike the name, it is unique to the key
-        self._max_concurrent = limits.max_concurrent
+        self.max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests: TokenBucket | None = None
         self._megapixels: TokenBucket | None = None
@@ -271,10 +271,12 @@ class Quota:
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
     async def begin_request(self, timeout_s: float) -> str:
-        """Count a request until `end_request`, which takes the returned lease."""
-        most = self._max_concurrent
-        if most is None:
-            return ""
+        """Count a request until `end_request`, which takes the returned lease.
+
+        Only for a key with `max_concurrent`.
+        """
+        assert self.max_concurrent is not None
+        most = self.max_concurrent
         refusal = self._exceeded(f"{most} concurrent requests", 1)
         if self._num_concurrent >= most:
             raise refusal
@@ -295,8 +297,6 @@ class Quota:
 
     async def end_request(self, lease: str) -> None:
         """Count a request as ended, even if the caller is cancelled."""
-        if self._max_concurrent is None:
-            return
         self._num_concurrent -= 1
         if self._shared is not None:
             # Awaited, as the client's next request may go to another gateway.

@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 
 from service.errors import DeadlineExceeded, Overloaded
 from wire.telemetry.runner_metrics import QUEUE_DEPTH
+from wire.telemetry.tracing import span
 
 _MAX_OVERCOMMIT = 2
 _TIME_CONSTANT_S = 10.0  # busy time after which work has weight 1/e
@@ -45,33 +46,28 @@ class FairShare:
         self._limit = limit
         self._max_of_client = max_of_client
 
-    def num_clients_with(self, client: str) -> int:
-        return len(self.pending) + (client not in self.pending)
+    def share(self, client: str) -> float:
+        num_clients = len(self.pending) + (client not in self.pending)
+        return min(self._limit / num_clients, self._max_of_client)
 
     def usage(self, client: str, unit: str) -> str:
         """Return, for an error message, what is pending and what is allowed."""
-        share = min(self._limit / self.num_clients_with(client), self._max_of_client)
-        return (
-            f"this client has {self.pending[client]:.0f} of {share:.0f} {unit}, all clients"
-            f" together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
-        )
+        share = f"{self.pending[client]:.0f} of {self.share(client):.0f} {unit}"
+        of_all = f"{self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+        return f"this client has {share}, all clients together {of_all}"
 
     def take(self, client: str, amount: int, unit: str) -> None:
         """Count `amount` of a client as pending; raise `Overloaded`, in `unit`, unless it fits."""
         if self.excess(client, amount) > 0:
             raise Overloaded(self.usage(client, unit))
-        self.add(client, amount)
-
-    def excess(self, client: str, amount: int) -> float:
-        """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
-        share = min(self._limit / self.num_clients_with(client), self._max_of_client)
-        over_share = self.pending[client] + amount - share
-        return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
-
-    def add(self, client: str, amount: int) -> None:
         if amount > 0:
             self.pending[client] += amount
             self.total += amount
+
+    def excess(self, client: str, amount: int) -> float:
+        """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
+        over_share = self.pending[client] + amount - self.share(client)
+        return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def remove(self, client: str, amount: int) -> None:
         self.pending[client] -= amount
@@ -176,12 +172,13 @@ class FairQueue:
         if self._num_running:
             self.check(client, cost, deadline_s)
         waited_s = 0.0
-        if self._num_running < self._max_running:  # then none waits
-            self._num_running += 1
-        else:
-            start_s = self._now()
-            await self._wait(client, cost, deadline_s)
-            waited_s = self._now() - start_s
+        with span("admission"):
+            if self._num_running < self._max_running:  # then none waits
+                self._num_running += 1
+            else:
+                start_s = self._now()
+                await self._wait(client, cost, deadline_s)
+                waited_s = self._now() - start_s
         self._running_cost += cost
         self._throughput.begin()
         num_done = 0
@@ -201,8 +198,9 @@ class FairQueue:
             problem = f"{usage}; this request needs {cost}"
             raise Overloaded(problem, self._throughput.seconds_for(excess))
         # clients are served alternately: until it is done, each gets as much as this one
-        num_clients = self._waiting_cost.num_clients_with(client)
-        served_before = (self._waiting_cost.pending[client] + cost) * num_clients
+        pending = self._waiting_cost.pending
+        num_clients = len(pending) + (client not in pending)
+        served_before = (pending[client] + cost) * num_clients
         ahead = min(self._waiting_cost.total + cost, served_before)
         needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - deadline_s
@@ -214,8 +212,8 @@ class FairQueue:
         virtual_start = max(self._virtual_time, self._last_finish.get(client, 0.0))
         self._last_finish[client] = virtual_start + cost
         waiting = _Waiting(virtual_start, next(self._numbers), client, cost)
+        self._waiting_cost.take(client, cost, "tokens queued")  # `check` has admitted them
         heapq.heappush(self._waiting, waiting)
-        self._waiting_cost.add(client, cost)
         self._depth.inc()
         try:
             async with asyncio.timeout(deadline_s - self._now()):

@@ -40,7 +40,8 @@ class Place:
 
     is_taken: bool = False
     num_bytes: int = 0  # its body, an image by URL, and values parsed from them
-    lease: str = ""  # its key's lease in the store of the shared limits
+    # its key's lease in the store of the shared limits; None without a limit of concurrent requests
+    lease: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,11 @@ class TrafficGaps:
         return self._quiet_since_s + _QUIET_S - self._now()
 
 
+def shutting_down() -> NotReady:
+    hint = "retry on another replica, or here in a minute"
+    return NotReady(f"the service is shutting down; {hint}")
+
+
 class Places:
     """All requests in flight or queued, and their memory."""
 
@@ -152,11 +158,6 @@ class Places:
     def num_bytes(self) -> int:
         return self._memory.total
 
-    def check_open(self) -> None:
-        if self.is_closed:
-            hint = "retry on another replica, or here in a minute"
-            raise NotReady(f"the service is shutting down; {hint}")
-
     async def close(self) -> None:
         """Admit no more requests, and return when none has a place."""
         self.is_closed = True
@@ -168,13 +169,16 @@ class Places:
         """Count a request, before its body is read, until `leave`; raise `Overloaded`."""
         if context.place.is_taken or not context.needs_place:
             return
-        self._pending.take(context.quota.name, 1, "requests in flight or queued")
-        try:
-            timeout_s = context.deadline_s - time.monotonic()
-            context.place.lease = await context.quota.begin_request(timeout_s)
-        except BaseException:
-            self._give_back(context)
-            raise
+        quota = context.quota
+        self._pending.take(quota.name, 1, "requests in flight or queued")
+        if quota.max_concurrent is not None:
+            try:
+                timeout_s = context.deadline_s - time.monotonic()
+                context.place.lease = await quota.begin_request(timeout_s)
+            except BaseException:
+                self._pending.remove(quota.name, 1)
+                self._left.set()
+                raise
         if self._gaps is not None:
             self._gaps.begin_online()
         context.place.is_taken = True
@@ -185,23 +189,17 @@ class Places:
         context.place.num_bytes += num_bytes
         REQUEST_MEMORY_BYTES.set(self._memory.total)
 
-    def shrink(self, context: RequestContext, num_bytes: int) -> None:
-        """Give back the memory of a request above `num_bytes`: it has dropped the rest."""
-        excess = context.place.num_bytes - num_bytes
-        if excess > 0:
-            self._memory.remove(context.quota.name, excess)
-            context.place.num_bytes = num_bytes
-            REQUEST_MEMORY_BYTES.set(self._memory.total)
-
     async def leave(self, context: RequestContext) -> None:
-        self.shrink(context, 0)
-        if context.place.is_taken:
-            context.place.is_taken = False
+        place = context.place
+        if place.num_bytes > 0:
+            self._memory.remove(context.quota.name, place.num_bytes)
+            place.num_bytes = 0
+            REQUEST_MEMORY_BYTES.set(self._memory.total)
+        if place.is_taken:
+            place.is_taken = False
             if self._gaps is not None:
                 self._gaps.end_online()
-            self._give_back(context)
-            await context.quota.end_request(context.place.lease)
-
-    def _give_back(self, context: RequestContext) -> None:
-        self._pending.remove(context.quota.name, 1)
-        self._left.set()
+            self._pending.remove(context.quota.name, 1)
+            self._left.set()
+            if place.lease is not None:
+                await context.quota.end_request(place.lease)

@@ -9,7 +9,9 @@ import binascii
 import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import from_json
@@ -26,7 +28,7 @@ from service.inference.request_fields import PARAMETERS, CompareFields, PredictF
 from tasks.errors import shown
 
 if TYPE_CHECKING:  # python_multipart 0.0.34 declares it for type checkers alone
-    from python_multipart.multipart import MultipartCallbacks
+    from python_multipart.multipart import CallbackName
 
 LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
 PIECE_BYTES = 500_000  # a multiple of 4, for base64
@@ -120,17 +122,12 @@ class BodyMemory:
     # counts bytes of the body, and of what is parsed of it, until the request ends
     hold: Callable[[int], None]
 
-    def check(self, num_bytes: int) -> None:
-        if num_bytes > self.max_bytes:
-            problem = f"the request body exceeds the limit of {self.max_bytes} bytes"
-            raise ServiceError(problem, code="payload_too_large")
-
 
 # Receives the pieces of a part's content
 Sink = Callable[[bytes], object]
 
 
-class FormParser:
+class FormParser(MultipartParser):
     """Passes the content of each part to what `begin_part` returns for its name and file name.
 
     A part that is no file has no file name. Methods raise `InvalidRequest`.
@@ -141,27 +138,20 @@ class FormParser:
         if mime_type != FORM.encode() or b"boundary" not in options:
             problem = f"Content-Type is {shown(content_type)}"
             raise InvalidRequest(f"{problem}; it must be {FORM} with a boundary")
-        callbacks: MultipartCallbacks = {
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_content,
-            "on_part_data": self._pass_on,
-            "on_end": self._end_form,
-        }
         self._begin_part = begin_part
         self._header = bytearray()
         self._value = bytearray()
         self._disposition = b""
+        self._sink: Sink
         self._is_complete = False
         try:
-            self._parser = MultipartParser(options[b"boundary"], callbacks)
+            super().__init__(options[b"boundary"])
         except (FormParserError, ValueError) as error:
             raise _malformed(error) from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> int:
         try:
-            self._parser.write(data)
+            return super().write(data)
         except (FormParserError, ValueError) as error:
             raise _malformed(error) from error
 
@@ -169,74 +159,80 @@ class FormParser:
         if not self._is_complete:
             raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
 
-    def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header.clear()
-        self._value.clear()
+    # python_multipart 0.0.34 calls it for each event; `data[start:end]` belongs to it
+    def callback(
+        self,
+        name: "CallbackName",
+        data: bytes | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> None:
+        content = b"" if data is None else data[start:end]
+        match name:
+            case "part_data":
+                self._sink(content)
+            case "header_field":
+                self._header += content
+            case "header_value":
+                self._value += content
+            case "header_end":
+                if self._header.lower() == b"content-disposition":
+                    self._disposition = bytes(self._value)
+                self._header.clear()
+                self._value.clear()
+            case "headers_finished":
+                _, options = parse_options_header(self._disposition)
+                self._disposition = b""
+                if b"name" not in options:
+                    raise _malformed("a part has no name")
+                texts = {key: value.decode(errors="replace") for key, value in options.items()}
+                self._sink = self._begin_part(texts[b"name"], texts.get(b"filename"))
+            case "end":
+                self._is_complete = True
 
-    def _begin_content(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self._disposition = b""
-        if b"name" not in options:
-            raise InvalidRequest("the multipart body is malformed: a part has no name")
-        filename = options.get(b"filename")
-        self._sink = self._begin_part(
-            options[b"name"].decode(errors="replace"),
-            None if filename is None else filename.decode(errors="replace"),
-        )
 
-    def _pass_on(self, data: bytes, start: int, end: int) -> None:
-        self._sink(data[start:end])
-
-    def _end_form(self) -> None:
-        self._is_complete = True
-
-
-def _malformed(error: Exception) -> InvalidRequest:
+def _malformed(error: Exception | str) -> InvalidRequest:
     return InvalidRequest(f"the multipart body is malformed: {str(error)[:_MAX_ERROR_CHARS]}")
 
 
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
     """Read a form or JSON with an `image`; raise `InvalidRequest` or `UnsupportedImage`."""
-    return await _read(request, memory, _with_image)
+    return await read_images_body(request, memory, max_images=1)
 
 
-async def read_images_body(request: Request, memory: BodyMemory) -> RequestBody:
-    """Read a body as `read_body` does, which may have several `images` in place of `image`."""
-    return await _read(request, memory, _with_images)
-
-
-async def _read(
-    request: Request, memory: BodyMemory, split: Callable[[dict[str, object]], RequestBody]
+async def read_images_body(
+    request: Request, memory: BodyMemory, max_images: int = MAX_IMAGES
 ) -> RequestBody:
-    if _content_type(request, FORM, _JSON) == _JSON:
+    """Read a body as `read_body` does, which may have several `images` in place of `image`."""
+    content_type = request.headers.get("content-type", "")
+    mime_type = content_type.split(";")[0].strip().lower()
+    split = partial(_split, max_images)
+    if mime_type == _JSON:
         body = await read_bytes(request, memory)
         return await parsed(lambda data: split(json_object(data)), body, memory)
-    content_type = request.headers["content-type"]
+    if mime_type != FORM:
+        raise _unsupported_type(mime_type, f"{FORM} or {_JSON}")
     body = await read_bytes(request, memory, _FORM_COPIES)
-    return await off_loop(lambda data: split(_form_document(data, content_type)), body)
+    return await off_loop(partial(_read_form, split, content_type), body)
 
 
-def _with_image(document: dict[str, object]) -> RequestBody:
+def _split(max_images: int, document: dict[str, object]) -> RequestBody:
+    if max_images > 1 and "images" in document and "image" not in document:
+        texts = document.pop("images")
+        if not isinstance(texts, list) or not 1 <= len(texts) <= max_images:
+            sent = f"{len(texts)} images" if isinstance(texts, list) else shown(texts)
+            message = f"images must be a list of 1 to {max_images} images, not {sent}"
+            raise InvalidRequest(message, "images")
+        images = list(map(parse_image, texts))
+        return RequestBody(images[0], document, images)
     if "image" not in document:
         raise missing_image()
     return RequestBody(parse_image(document.pop("image")), document)
 
 
-def _with_images(document: dict[str, object]) -> RequestBody:
-    if "image" in document or "images" not in document:
-        return _with_image(document)
-    texts = document.pop("images")
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_IMAGES:
-        sent = f"{len(texts)} images" if isinstance(texts, list) else shown(texts)
-        message = f"images must be a list of 1 to {MAX_IMAGES} images, not {sent}"
-        raise InvalidRequest(message, "images")
-    images = list(map(parse_image, texts))
-    return RequestBody(images[0], document, images)
-
-
-def _form_document(body: bytes, content_type: str) -> dict[str, object]:
+def _read_form(
+    split: Callable[[dict[str, object]], RequestBody], content_type: str, body: bytes
+) -> RequestBody:
     parts: list[tuple[str, str | None, bytearray]] = []
 
     def begin_part(name: str, filename: str | None) -> Sink:
@@ -254,12 +250,18 @@ def _form_document(body: bytes, content_type: str) -> dict[str, object]:
     for name, filename, content in parts:
         value = content.decode(errors="replace") if filename is None else bytes(content)
         values.setdefault(name, []).append(value)
-    return {name: form_value(name, values[name]) for name in values}
+    return split({name: form_value(name, values[name]) for name in values})
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
-    _content_type(request, _JSON)
+    mime_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if mime_type != _JSON:
+        raise _unsupported_type(mime_type, _JSON)
     return await parsed(json_object, await read_bytes(request, memory), memory)
+
+
+def _unsupported_type(mime_type: str, allowed: str) -> InvalidRequest:
+    return InvalidRequest(f"Content-Type is {shown(mime_type)}; it must be {allowed}")
 
 
 async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMemory) -> ParsedT:
@@ -273,28 +275,22 @@ async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT
     return await in_thread(function, body) if len(body) > LARGE_BYTES else function(body)
 
 
-def _content_type(request: Request, *allowed: str) -> str:
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type not in allowed:
-        raise InvalidRequest(
-            f"Content-Type is {shown(content_type)}; it must be {' or '.join(allowed)}"
-        )
-    return content_type
-
-
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
     """Read a body of any content, and hold memory for so many copies of it."""
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit():
-        memory.check(int(declared[:20]))
+    num_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
     body = bytearray()
-    async for chunk in request.stream():
-        if not chunk:  # the last chunk is empty
-            continue
-        memory.hold(copies * len(chunk))
-        body += chunk
-        memory.check(len(body))
-    return bytes(body)
+    async with aclosing(request.stream()) as chunks:
+        while num_bytes <= memory.max_bytes:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                return bytes(body)
+            if chunk:  # the last chunk is empty
+                memory.hold(copies * len(chunk))
+                body += chunk
+                num_bytes = len(body)
+    problem = f"the request body exceeds the limit of {memory.max_bytes} bytes"
+    raise ServiceError(problem, code="payload_too_large")
 
 
 def parse_image(image: object) -> ImageInput:

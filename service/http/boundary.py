@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
-from service.admission.places import RequestContext, request_id_or_new
+from service.admission.places import RequestContext, request_id_or_new, shutting_down
 from service.analysis import Analysis, StepAnswer
 from service.errors import (
     DeadlineExceeded,
@@ -117,9 +117,12 @@ class RestBoundary:
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
             core = self._core
             try:
-                if core is not None:
-                    core.places.check_open()
-                deadline_s = time.monotonic() + self._timeout_s(request)
+                if core is not None and core.places.is_closed:
+                    raise shutting_down()
+                timeout_s: float = self.settings.request_timeout_s
+                if (header := request.headers.get("x-deadline-ms")) is not None:
+                    timeout_s = min(timeout_s, _deadline_s(header))
+                deadline_s = time.monotonic() + timeout_s
                 quota = UNLIMITED if is_public else self._checked_quota(request, interface)
                 await quota.take_request()
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
@@ -180,15 +183,13 @@ class RestBoundary:
         host = request.client.host if request.client else ""
         return self._api_keys.check(interface.authorization(request), host)
 
-    def _timeout_s(self, request: Request) -> float:
-        header = request.headers.get("x-deadline-ms")
-        if header is None:
-            return self.settings.request_timeout_s
-        if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
-            raise InvalidRequest(
-                f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}"
-            )
-        return min(int(header) / 1000, self.settings.request_timeout_s)
+
+def _deadline_s(header: str) -> float:
+    if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
+        raise InvalidRequest(
+            f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}"
+        )
+    return int(header) / 1000
 
 
 def _response(body: Body) -> Response:

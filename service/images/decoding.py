@@ -30,8 +30,16 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.containers import ImageError, OversizedImage
-from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
+from imaging.files import (
+    ImageError,
+    ImageHeader,
+    ImageLimits,
+    OversizedImage,
+    PixelBox,
+    decode_image,
+    read_header,
+    resize,
+)
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
@@ -66,7 +74,9 @@ class DecodedImage:
     def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
         """Decode a file and, if a size is given, resize it: one thread for a new image."""
         rgb = decode_image(data, limits)
-        return cls(rgb, {first: _resized(rgb, *first, None)} if first else {})
+        if first is None:
+            return cls(rgb, {})
+        return cls(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -269,11 +279,6 @@ class LazyImage:
             raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
 
-    @property
-    def is_light(self) -> bool:
-        """True if the pixels take only a few times the time of a call to a runner."""
-        return self.header.is_light or self.decoded is not None
-
     def key(self, manifest: Manifest) -> str:
         """Return the image key, hexadecimal: a hash of everything that determines the features.
 
@@ -283,9 +288,6 @@ class LazyImage:
         build_key = manifest.base_build_key if VISION_ENCODER_FILE not in manifest.files else None
         build = f"{build_key or manifest.build_key} {width}x{height}"
         return blake3(self.header.digest + build.encode()).hexdigest()
-
-    async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
-        return await self.resized(manifest.image_size_wh, manifest.resample, crop)
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -300,18 +302,18 @@ class LazyImage:
                 return await self.decoded.resized(size_wh, resample, crop)
             with self.decoder.decoding(self, None if crop else (size_wh, resample)) as decoding:
                 decoded = await asyncio.shield(decoding.decoded)
-                self._retain(decoded)
+                if self.hold is not None and self.decoded is None:
+                    self._retain(decoded, self.hold)
                 return await decoded.resized(size_wh, resample, crop)
         except ImageError as error:
             raise _refusal(error) from error
 
-    def _retain(self, decoded: DecodedImage | DecodingProcess) -> None:
-        """Retain the decoded image for later parts, if they are expected and there is memory."""
-        if self.hold is None or self.decoded is not None:
-            return
+    def _retain(self, decoded: DecodedImage | DecodingProcess, hold: Callable[[int], None]) -> None:
+        """Retain the decoded image for later parts, if there is memory."""
         with suppress(Overloaded):  # no memory: a later part decodes the file again
-            self.hold(_RGB_BYTES * math.prod(self.header.size_wh))
+            hold(_RGB_BYTES * math.prod(self.header.size_wh))
             self.decoded = decoded
+            self.header = replace(self.header, is_light=True)
             if isinstance(decoded, DecodingProcess):
                 decoded.add_user()
 
@@ -345,13 +347,11 @@ class ImageView(LazyImage):
         view.open_s = 0.0  # the file has been opened once
         return view
 
-    @property
-    def is_light(self) -> bool:
-        return self.whole.is_light
-
-    async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
         assert crop is None, "`of` returns a part of a part"
-        return await self.whole.pixels(manifest, self.box)
+        return await self.whole.resized(size_wh, resample, self.box)
 
 
 def _refusal(error: ImageError) -> ServiceError:

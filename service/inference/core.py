@@ -6,7 +6,7 @@ It knows fields, images and models, no HTTP and no gRPC.
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -216,10 +216,13 @@ class Core:
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
-            async with aclosing(opened_image):
-                await opened_image.open(context.deadline_s)
-                await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
+            await opened_image.open(context.deadline_s)
+            await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
+            try:
                 yield opened_image
+            finally:
+                if opened_image.hold is not None:
+                    await opened_image.aclose()
         finally:
             await self.places.leave(context)
 

@@ -38,7 +38,7 @@ from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge, placed
 from wire.pixels import Pixels
 from wire.runner_messages import SequenceSpec
-from wire.telemetry.tracing import past_span, span
+from wire.telemetry.tracing import span
 
 _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
 # Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
@@ -74,16 +74,6 @@ class TilesSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one answer, summed over its sequences; the names are those of all interfaces."""
-
-    image_tokens: int
-    prompt_tokens: int
-    generated_tokens: int  # start and end tokens included
-    constrained_tokens: int  # chosen by the grammar against the model
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """One model's answer, before an interface renders it."""
 
@@ -95,18 +85,7 @@ class Answer:
     times_s: Mapping[Stage, float]
     is_calibrated: bool = False  # scores are probabilities
     tiles: TilesSummary | None = None
-    num_views: int = 1  # the whole image, and the tiles that were asked about
     guarantee: Guarantee | None = None  # set with `min_precision`
-
-    @property
-    def usage(self) -> Usage:
-        sequences = self.written.sequences
-        return Usage(
-            image_tokens=self.num_views * self.model.manifest.num_image_tokens,
-            prompt_tokens=sum(written.num_prompt_tokens for written in sequences),
-            generated_tokens=sum(written.num_generated_tokens for written in sequences),
-            constrained_tokens=sum(written.num_constrained_tokens for written in sequences),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +117,9 @@ class QueuedModel:
         self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
     ) -> Answer:
         """Wait for the model's turn, and return its answer; raise `ServiceError`."""
-        prompts = task_prompts(self.model, request, image.header.size_wh)
-        cost = cost_tokens(self.model, request, prompts)
+        prompts, cost = task_prompts(self.model, request, image.header.size_wh)
         async with self.queue.admitted(self.quota.name, cost, self.deadline_s) as waited_s:
             start_s = time.monotonic()
-            past_span("admission", start_s - waited_s, start_s)
             try:
                 async with asyncio.timeout(self.deadline_s - start_s):
                     return await self._answer(request, image, prompts, waited_s, on_piece)
@@ -189,32 +166,31 @@ class QueuedModel:
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
-        prompts = task_prompts(self.model, request, image.header.size_wh)
-        cost = num_views * cost_tokens(self.model, request, prompts)
-        self.queue.check(self.quota.name, cost, self.deadline_s)
+        _, cost = task_prompts(self.model, request, image.header.size_wh)
+        self.queue.check(self.quota.name, num_views * cost, self.deadline_s)
 
 
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
-) -> tuple[Prompt, ...]:
-    """Return the prompts of the task; raise `ServiceError` if the model does not offer it."""
+) -> tuple[tuple[Prompt, ...], int]:
+    """Return the prompts of the task and their cost in tokens, which is an estimate.
+
+    Raise `ServiceError` if the model does not offer the task.
+    """
     if request.fields.min_precision is not None:
         proof_for(model, request)
     try:
-        return model.language.task_prompts(
+        prompts = model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh
         )
     except UnsupportedTask as error:
         raise ServiceError(str(error), error.param, "unsupported_task") from error
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-
-
-def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt]) -> int:
     num_new = request.fields.max_new_tokens or _TYPICAL_NEW_TOKENS
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
     num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
-    return num_written + num_characters // _CHARACTERS_PER_TOKEN
+    return prompts, num_written + num_characters // _CHARACTERS_PER_TOKEN
 
 
 def _specs(
@@ -257,9 +233,8 @@ def _parse(
 ) -> Result:
     texts: list[GeneratedText] = []
     for sequence in written.sequences:
-        ends = tuple(sequence.token_ends)
-        logprobs = tuple(sequence.logprobs)
-        texts.append(GeneratedText(sequence.text, ends, logprobs, sequence.finish_reason))
+        text = sequence.text, sequence.token_ends, sequence.logprobs, sequence.finish_reason
+        texts.append(GeneratedText(*text))
     result = model.language.parse_answer(
         model.entry,
         request.task.id,
@@ -270,9 +245,12 @@ def _parse(
         model.mask_decoder,
         model.banned_phrases,
     )
-    if isinstance(result, TextResult):
+    min_score = request.fields.min_score
+    nms_iou = request.fields.nms_iou
+    is_refined = calibration is not None or min_score > 0 or nms_iou is not None
+    if not is_refined or isinstance(result, TextResult):
         return result
-    return refine(result, calibration, request.fields.min_score, request.fields.nms_iou)
+    return refine(result, calibration, min_score, nms_iou)
 
 
 async def answer_about(
@@ -323,7 +301,6 @@ async def _tiled_answer(
         times_s,
         is_calibrated=answers[0].is_calibrated and is_fitted,
         tiles=replace(tiles, merged=merged.num_merged),
-        num_views=len(answers),
     )
 
 
@@ -415,8 +392,13 @@ def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
     outcomes = {part.features.outcome for part in parts}
     outcome = min(outcomes, key=("miss", "joined", "hit").index)
     features = parts[0].features.model_copy(update={"outcome": outcome})
-    sequences = tuple(chain.from_iterable(part.sequences for part in parts))
-    return replace(parts[0], sequences=sequences, features=features, is_cut=is_cut)
+    return replace(
+        parts[0],
+        sequences=tuple(chain.from_iterable(part.sequences for part in parts)),
+        features=features,
+        image_tokens=sum(part.image_tokens for part in parts),
+        is_cut=is_cut,
+    )
 
 
 async def uneven_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[PixelBox]:

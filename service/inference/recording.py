@@ -73,7 +73,7 @@ def note_status(status: str) -> None:
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; the current span is that of the answer."""
     labels = (answer.model.id, answer.request.task.id)
-    usage = answer.usage
+    usage = answer.written.usage
     times_s = answer.times_s
     REQUEST_SECONDS.labels(*labels).observe(times_s["total"])
     for stage, stage_s in times_s.items():

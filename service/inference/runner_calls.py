@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
@@ -56,25 +56,45 @@ Send = Callable[[RunnerCall], AsyncGenerator[WritingEvent, None]]
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer, summed over its sequences; the names are those of all interfaces."""
+
+    image_tokens: int
+    prompt_tokens: int
+    generated_tokens: int  # start and end tokens included
+    constrained_tokens: int  # chosen by the grammar against the model
+
+
+@dataclass(frozen=True, slots=True)
 class WrittenAnswers:
     """Written sequences of one request, and the seconds of each stage."""
 
     sequences: tuple[Written, ...]
     features: FoundFeatures
+    image_tokens: int  # of all views
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
     queue_s: float  # waiting for slots, and transport
     prefill_s: float
     decode_s: float
     is_cut: bool = False  # objects were left out
 
-    @property
-    def text(self) -> str:
-        return "\n".join(sequence.text for sequence in self.sequences)
+    text: str = field(init=False)
+    finish_reason: FinishReason = field(init=False)
+    usage: Usage = field(init=False)
 
-    @property
-    def finish_reason(self) -> FinishReason:
-        is_truncated = any(sequence.finish_reason == "length" for sequence in self.sequences)
-        return "length" if self.is_cut or is_truncated else "stop"
+    def __post_init__(self) -> None:
+        is_cut = self.is_cut
+        prompt_tokens = generated_tokens = constrained_tokens = 0
+        for written in self.sequences:
+            is_cut |= written.finish_reason == "length"
+            prompt_tokens += written.num_prompt_tokens
+            generated_tokens += written.num_generated_tokens
+            constrained_tokens += written.num_constrained_tokens
+        tokens = (prompt_tokens, generated_tokens, constrained_tokens)
+        object.__setattr__(self, "usage", Usage(self.image_tokens, *tokens))
+        object.__setattr__(self, "finish_reason", "length" if is_cut else "stop")
+        text = "\n".join([written.text for written in self.sequences])
+        object.__setattr__(self, "text", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +142,22 @@ class RunnerClient:
                 if text is not None:
                     text.receive(event)
         sequences: list[Written] = []
+        slowest_s = -1.0  # all of them run at the same time
         for _, outcome in sorted(outcomes.items()):
             if isinstance(outcome, Failed):
                 raise _outcome_error(outcome)
             sequences.append(outcome)
-        # all of them run at the same time
-        slowest = max(sequences, key=lambda end: end.queue_s + end.prefill_s + end.decode_s)
+            sequence_s = outcome.queue_s + outcome.prefill_s + outcome.decode_s
+            if sequence_s > slowest_s:
+                slowest = outcome
+                slowest_s = sequence_s
         features = begun.features
         known_s = begun.preprocess_s + features.encode_s + features.queue_s
         known_s += slowest.prefill_s + slowest.decode_s
         return WrittenAnswers(
             tuple(sequences),
             features,
+            manifest.num_image_tokens,
             preprocess_s=begun.preprocess_s,
             queue_s=max(0.0, time.monotonic() - start_s - known_s),
             prefill_s=slowest.prefill_s,
@@ -152,14 +176,14 @@ class RunnerClient:
         image_key = image.key(manifest)
         pixels = None
         preprocess_s = 0.0
-        needs_pixels = image_key not in self._known_images and image.is_light
+        needs_pixels = image_key not in self._known_images and image.header.is_light
         is_repeated = False
         unfinished = list(range(len(specs)))
         while unfinished:
             if needs_pixels and pixels is None:
                 start_s = time.monotonic()
                 with span("preprocess"):
-                    pixels = await image.pixels(manifest)
+                    pixels = await image.resized(manifest.image_size_wh, manifest.resample)
                 preprocess_s = time.monotonic() - start_s
             indices = tuple(unfinished)
             call = RunnerCall(image_key, [specs[index] for index in indices], pixels)

@@ -110,14 +110,18 @@ class ServedModels:
     def __init__(
         self, models: Mapping[str, ServedModel], unserved: Sequence[tuple[CatalogEntry, str]] = ()
     ) -> None:
-        self._models = models
         self.unserved = unserved
+        self.set_models(models)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     def set_models(self, models: Mapping[str, ServedModel]) -> None:
         self._models = models
+        self._offering: dict[str, tuple[ServedModel, ...]] = {}  # keys: tasks
+        for model in models.values():
+            for task_id in model.entry.task_ids:
+                self._offering[task_id] = (*self._offering.get(task_id, ()), model)
 
     def get(self, model_id: str, param: str = "model") -> ServedModel:
         """Return the model of an id that came in the field `param`; raise `unknown_model`."""
@@ -130,12 +134,11 @@ class ServedModels:
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
         """Return all models that offer a task; raise `unsupported_task` if there is none."""
-        offering = tuple(model for model in self if task_id in model.entry.task_ids)
-        if not offering:
+        if task_id not in self._offering:
             problem = f"no served model offers the task {task_id}"
             message = f"{problem}; GET /v1/tasks lists the models of each task"
             raise ServiceError(message, "task", "unsupported_task")
-        return offering
+        return self._offering[task_id]
 
     def chosen(self, model_id: str | None, task_id: str) -> ServedModel:
         """Return the model of an id, by default the first that offers the task."""

@@ -148,7 +148,7 @@ def _chunk_form(
 
 
 def _usage(answer: Answer) -> wire.ChatUsage:
-    usage = answer.usage
+    usage = answer.written.usage
     num_read = usage.image_tokens + usage.prompt_tokens
     return wire.ChatUsage(
         prompt_tokens=num_read,

@@ -32,7 +32,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.fair_queue import ClientSlots
-from service.admission.places import RequestContext, request_id_or_new
+from service.admission.places import RequestContext, request_id_or_new, shutting_down
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
@@ -238,7 +238,8 @@ class GrpcApi:
             context.set_trailing_metadata((trace,))
             failure = call = None
             try:
-                self._core.places.check_open()
+                if self._core.places.is_closed:
+                    raise shutting_down()
                 quota = await self._quota(name, metadata.get("authorization"), incoming.address)
                 limit_s = self._settings.request_timeout_s
                 remaining_s = context.time_remaining()

@@ -285,12 +285,12 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
-    usage = answer.usage
     times_ms: dict[str, float] = {}
     for stage, time_s in answer.times_s.items():
         times_ms[stage] = round(time_s * 1000, 3)
     times_ms["queue"] = round(times_ms.pop("encode_queue") + times_ms.pop("decode_queue"), 3)
     parameters = answer.request.parameters
+    width, height = answer.image_size_wh
     document = {
         "id": request_id,
         "model": answer.model.id,
@@ -302,8 +302,8 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         "calibrated": answer.is_calibrated,
         "tiles": answer.tiles,
         "guarantee": answer.guarantee,
-        "image": _image_json(answer.image_size_wh),
-        "usage": usage,
+        "image": {"width": width, "height": height},
+        "usage": answer.written.usage,
         "vision_cache": answer.written.features.outcome,
         "timings_ms": times_ms,
     }

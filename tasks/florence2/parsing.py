@@ -68,7 +68,7 @@ def parse_answer(
     if kind == "text":
         read_text = text_without_tokens if parameters.region is None else text_before_tokens
         text = read_text(answers[0].text)
-        return TextResult(text, answers[0].is_read_as(text))
+        return TextResult(text, is_parsed=bool(text) or not answers[0].text.strip())
 
     read: Callable[[GeneratedText, Sequence[str]], Iterator[FoundObject]]
     if kind == "detections":

@@ -44,7 +44,7 @@ def parse_answer(
     kind = TASKS[task_id].result_kind
     if kind == "text":
         text = text_without_tokens(answers[0].text)
-        return TextResult(text, answers[0].is_read_as(text))
+        return TextResult(text, is_parsed=bool(text) or not answers[0].text.strip())
 
     def read(answer: GeneratedText, names: Sequence[str]) -> Iterator[FoundObject]:
         if kind == "detections":

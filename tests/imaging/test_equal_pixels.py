@@ -66,7 +66,7 @@ async def served_image(data: bytes, manifest: Manifest) -> tuple[tuple[int, int]
     """Return the size in which boxes are, that of the upright image, and the pixels."""
     image = LazyImage(data, ImageDecoder(LIMITS, 2), "test")
     await image.open()
-    return image.header.size_wh, await image.pixels(manifest)
+    return image.header.size_wh, await image.resized(manifest.image_size_wh, manifest.resample)
 
 
 def tuned_pixel_values(reference: Reference, batches: Batches, labelled: TuningImage) -> Tensor:

@@ -28,7 +28,7 @@ from wire.runner_messages import (
     WriteCall,
 )
 from wire.telemetry import tracing
-from wire.telemetry.tracing import TraceOptions, call_headers, span
+from wire.telemetry.tracing import PROPAGATOR, TraceOptions, span
 
 PICKLE = "application/vnd.bentoml+pickle"
 JSON = "application/json"
@@ -199,7 +199,8 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
 
     async def call() -> None:
         with span("call"):
-            headers = call_headers()
+            headers: dict[str, str] = {}
+            PROPAGATOR.inject(headers)
         response = await request(app, "GET", "/encode", headers=headers)
         assert (response.status_code, response.text) == (503, "done")
         await request(app, "GET", "/encode")  # a probe brings no trace

@@ -41,7 +41,7 @@ EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches
     "opentelemetry.sdk._shared_internal",
 )
 _FLUSH_MS = 2000
-_PROPAGATOR = TraceContextTextMapPropagator()
+PROPAGATOR = TraceContextTextMapPropagator()
 _tracer: Tracer | None = None
 _stop_exporting: Callable[[], object] | None = None
 
@@ -128,8 +128,12 @@ def span(
         return
     new_span = _tracer.start_span(name, parent, kind, attributes)
     try:
-        with _entered(set_span_in_context(new_span, parent)):
+        before = get_current()
+        attach(set_span_in_context(new_span, parent))
+        try:
             yield new_span
+        finally:
+            attach(before)  # detach would fail if another task closes an abandoned stream
     except Exception as error:  # a cancellation is not a failure
         note_error(new_span, type(error).__name__)
         raise
@@ -138,21 +142,11 @@ def span(
 
 
 @contextmanager
-def _entered(context: Context) -> Iterator[None]:
-    before = get_current()
-    attach(context)
-    try:
-        yield
-    finally:
-        attach(before)  # detach would fail if another task closes an abandoned stream
-
-
-@contextmanager
 def request_trace(
     headers: Mapping[str, str], name: str, attributes: Attributes | None
 ) -> Iterator[Span]:
     """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
-    caller = _PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
+    caller = PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
     if attributes is not None and _tracer is not None:
         with span(name, attributes, SpanKind.SERVER, caller) as new_span:
             yield new_span
@@ -161,8 +155,12 @@ def request_trace(
         trace = random.getrandbits(128) or 1
         ids = SpanContext(trace, random.getrandbits(64) or 1, is_remote=False)
         caller = set_span_in_context(NonRecordingSpan(ids), caller)
-    with _entered(caller):
+    before = get_current()
+    attach(caller)
+    try:
         yield get_current_span()
+    finally:
+        attach(before)
 
 
 def past_span(
@@ -189,11 +187,3 @@ def note_error(failed: Span, error_type: str) -> None:
 def trace_id() -> str:
     """Return the id of the current trace, 32 hexadecimal digits, all 0 outside a trace."""
     return format_trace_id(get_current_span().get_span_context().trace_id)
-
-
-def call_headers() -> dict[str, str]:
-    """Return the headers that make the spans of a call children of the current span."""
-    headers: dict[str, str] = {}
-    if _tracer is not None:
-        _PROPAGATOR.inject(headers)
-    return headers

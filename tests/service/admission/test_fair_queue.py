@@ -22,16 +22,16 @@ def clock() -> FakeClock:
 
 def test_heavy_client_locks_out_no_other() -> None:
     shares = FairShare(10)
-    shares.add("heavy", 7)
+    shares.take("heavy", 7, "tokens")
     assert (shares.excess("heavy", 3), shares.excess("heavy", 4)) == (0, 1)
-    shares.add("heavy", 3)
+    shares.take("heavy", 3, "tokens")
     assert (shares.excess("light", 5), shares.excess("light", 6)) == (0, 1)
-    shares.add("light", 1)
+    shares.take("light", 1, "tokens")
     assert shares.excess("heavy", 1) > 0
     shares.remove("heavy", 6)
     assert shares.excess("heavy", 1) <= 0
     shares.remove("light", 1)
-    assert (shares.num_clients_with("another"), shares.total) == (2, 4)
+    assert (shares.share("another"), shares.total) == (5, 4)
 
 
 def test_limit_of_a_single_client() -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from imaging.files import ImageLimits, decode_image, read_header, resize
+from imaging.files import ImageLimits, PixelBox, decode_image, read_header, resize
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import (
     ImageDecoder,
@@ -34,11 +34,19 @@ from tests.support.fake_service import INPUT_SIZE_WH, encoded, served, served_mo
 from tests.support.image_files import LIMITS, colour_steps
 from tests.support.processes import image_decoders
 from tests.support.waiting import wait_until
+from wire.artifacts.manifest import Manifest
+from wire.pixels import Pixels
 
 P = ParamSpec("P")
 T = TypeVar("T")
 FORMATS = "the image cannot be read; it must be a file in one of the formats JPEG, PNG, WEBP"
 DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
+
+
+async def model_pixels(
+    image: LazyImage, manifest: Manifest, crop: PixelBox | None = None
+) -> Pixels:
+    return await image.resized(manifest.image_size_wh, manifest.resample, crop)
 
 
 @pytest.mark.parametrize("is_heavy", [False, True])
@@ -91,7 +99,7 @@ def test_decoded_image_is_freed() -> None:
     async def scenario() -> None:
         image = LazyImage(encoded(Image.new("RGB", (64, 32))), ImageDecoder(LIMITS, 2), "test")
         await image.open()
-        await image.pixels(served(FLORENCE).manifest)
+        await model_pixels(image, served(FLORENCE).manifest)
         await until(lambda: len(asyncio.all_tasks()) == 1)  # the cancelled task ends
         freed = weakref.ref(image)
         del image
@@ -122,7 +130,7 @@ async def test_small_image_takes_one_thread() -> None:
 async def pixels_of(data: bytes, limits: ImageLimits) -> None:
     image = LazyImage(data, ImageDecoder(limits, 2), "test")
     await image.open()
-    await image.pixels(served(FLORENCE).manifest)
+    await model_pixels(image, served(FLORENCE).manifest)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +239,7 @@ async def test_cancelled_caller_leaves_no_pixels() -> None:
 async def read_until_suspended(image: LazyImage) -> None:
     """Read pixels with a deadline that passes once the decoder is suspended, and cannot end."""
     async with asyncio.timeout(60) as limit:
-        reading = asyncio.ensure_future(image.pixels(served(FLORENCE).manifest))
+        reading = asyncio.ensure_future(model_pixels(image, served(FLORENCE).manifest))
         process = await decoder()
         await until(lambda: sum(process.cpu_times()[:2]) > 0.5)  # its start takes less
         process.suspend()
@@ -252,7 +260,7 @@ async def test_killed_process_fails_its_request() -> None:
     images = ImageDecoder(LARGE_LIMITS, 2)
     image = await opened(SLOW, images)
     pixels = [
-        asyncio.ensure_future(image.pixels(served(entry).manifest))
+        asyncio.ensure_future(model_pixels(image, served(entry).manifest))
         for entry in (FLORENCE, PALIGEMMA)
     ]
     (await decoder()).kill()
@@ -267,11 +275,11 @@ async def test_requests_share_a_decoding() -> None:
     images = ImageDecoder(LARGE_LIMITS, 4)
     manifest = served(FLORENCE).manifest
     first, second = [
-        asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
+        asyncio.ensure_future(model_pixels(await opened(HEAVY, images), manifest)) for _ in range(2)
     ]
     shared = await decoder()
     first.cancel()
-    other = await (await opened(QUICK, images)).pixels(manifest)
+    other = await model_pixels(await opened(QUICK, images), manifest)
     assert set(image_decoders()) <= {shared}
     pixels = await second
     assert pixels.shape == other.shape
@@ -288,10 +296,10 @@ async def test_retained_process_serves_parts() -> None:
     held_bytes: list[int] = []
     image.hold = held_bytes.append
     manifest = served(FLORENCE).manifest
-    first = await image.pixels(manifest, (0, 0, 32, 32))
+    first = await model_pixels(image, manifest, (0, 0, 32, 32))
     started = image_decoders()
     async with images.slot("test", is_heavy=True):
-        second = await image.pixels(manifest, (32, 0, 64, 32))
+        second = await model_pixels(image, manifest, (32, 0, 64, 32))
     assert not np.array_equal(first, second)
     assert (image_decoders(), held_bytes) == (started, [4 * 64 * 32])
     await image.aclose()
@@ -304,7 +312,7 @@ async def test_clients_do_not_share_a_decoding() -> None:
     images = ImageDecoder(LARGE_LIMITS, 4)
     manifest = served(FLORENCE).manifest
     pending = [
-        asyncio.ensure_future((await opened(SLOW, images, client)).pixels(manifest))
+        asyncio.ensure_future(model_pixels(await opened(SLOW, images, client), manifest))
         for client in ("a", "b")
     ]
     await until(lambda: len(image_decoders()) == len(pending))
@@ -376,7 +384,7 @@ async def test_view_has_full_resolution() -> None:
     view = ImageView.of(image, BOX)
     assert view.header.size_wh == (200, 200)
     expected = resize(NOISE.crop(BOX), INPUT_SIZE_WH, MANIFEST.resample)
-    assert np.array_equal(await view.pixels(MANIFEST), np.asarray(expected))
+    assert np.array_equal(await model_pixels(view, MANIFEST), np.asarray(expected))
     inner = ImageView.of(view, (10, 10, 200, 199))
     outer = ImageView.of(image, (110, 60, 300, 249))
     assert inner.key(MANIFEST) == outer.key(MANIFEST)
@@ -393,9 +401,9 @@ async def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
             raise Overloaded("no memory")
 
     image = await opened_views(hold)
-    first = await image.pixels(MANIFEST)
+    first = await model_pixels(image, MANIFEST)
     assert (image.decoded is not None) == is_room
-    view = await ImageView.of(image, BOX).pixels(MANIFEST)
+    view = await model_pixels(ImageView.of(image, BOX), MANIFEST)
     assert first.shape == view.shape
     assert held_bytes == [400 * 300 * 4] * (1 if is_room else 2)
     await image.resized((4, 4), Image.Resampling.BOX)

@@ -117,8 +117,8 @@ def test_boxes_of_all_views() -> None:
     assert boxes(answer) == [(80, 40, 240, 200), (200, 200, 240, 240), (600, 200, 640, 240)]
     assert answer.tiles == TilesSummary(rows=1, columns=2, asked=2, skipped=0, merged=1)
     assert answer.image_size_wh == (800, 400)
-    assert answer.num_views == 3
     assert len(answer.written.sequences) == 3
+    assert answer.written.usage.image_tokens == 3 * answer.model.manifest.num_image_tokens
     assert not answer.is_calibrated
     times_s = answer.times_s
     assert 0 < max(times_s["preprocess"], times_s["postprocess"]) < times_s["total"]
@@ -132,7 +132,8 @@ def test_image_without_tiles() -> None:
         answer = predict(core, image, **TASK, tiles=tiles)
         assert len(boxes(answer)) == 1
         assert answer.tiles is not None
-        assert (answer.tiles.asked, answer.tiles.skipped, answer.num_views) == (0, skipped, 1)
+        assert (answer.tiles.asked, answer.tiles.skipped) == (0, skipped)
+        assert len(answer.written.sequences) == 1
 
 
 def test_tiles_are_encoded_once() -> None:
@@ -316,7 +317,7 @@ async def test_views_in_flight_are_limited() -> None:
     released.set()
     answer = await asking
     assert answer.tiles is not None
-    assert answer.num_views == 1 + answer.tiles.asked > 3
+    assert len(answer.written.sequences) == 1 + answer.tiles.asked > 3
 
 
 SIZE_WH = (200, 100)

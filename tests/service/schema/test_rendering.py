@@ -63,7 +63,7 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
 def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
     features = FoundFeatures(outcome="joined")
-    answers = WrittenAnswers(sequences or (written("a"),), features, 0, 0, 0, 0)
+    answers = WrittenAnswers(sequences or (written("a"),), features, NUM_IMAGE_TOKENS, 0, 0, 0, 0)
     return Answer(served(FLORENCE), request, (640, 480), result, answers, TIMES_S)
 
 
