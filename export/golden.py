@@ -252,7 +252,7 @@ def print_reach(file: Path) -> int:
                 outcome = "excluded"
             elif grammar is not None:
                 # A decoder that follows the grammar can write the text and end.
-                state = constraints.get(grammar).start().deep_copy()
+                state = constraints.get(grammar).start.deep_copy()
                 ids = tokenizer.encode(answer.text, add_special_tokens=False).ids
                 is_whole = state.try_consume_tokens(ids) == len(ids) and state.is_accepting()
                 outcome = "can write it" if is_whole else "cannot write it"

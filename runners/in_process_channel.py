@@ -63,12 +63,12 @@ class EncoderBatcher:
     def __init__(
         self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int
     ) -> None:
-        self._encode_batch = encode
+        self._encode = encode
         self._max_batch_size = max_batch_size
         self._waiting: list[str] = []  # image keys
         self._outcomes: dict[str, EncodedImage | Exception] = {}
         self._turn = asyncio.Lock()
-        self._encoder_thread = ThreadPoolExecutor(1, "encoder")
+        self._thread = ThreadPoolExecutor(1, "encoder")
 
     async def encoded(self, image_key: str) -> EncodedImage:
         """Return the outcome of an image; raise the error of its batch."""
@@ -78,17 +78,14 @@ class EncoderBatcher:
                 await asyncio.sleep(0)  # images of calls that begin at the same time share a batch
                 batch = self._waiting[: self._max_batch_size]
                 del self._waiting[: len(batch)]
-                await self._encode(batch)
+                images = [ImageToEncode(image_key=key) for key in batch]
+                loop = asyncio.get_running_loop()
+                try:
+                    encoded = await loop.run_in_executor(self._thread, self._encode, images)
+                    self._outcomes.update(zip(batch, encoded, strict=True))
+                except Exception as error:  # the images wait for it
+                    self._outcomes.update(dict.fromkeys(batch, error))
         outcome = self._outcomes.pop(image_key)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-
-    async def _encode(self, batch: Sequence[str]) -> None:
-        images = [ImageToEncode(image_key=key) for key in batch]
-        loop = asyncio.get_running_loop()
-        try:
-            outcomes = await loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
-            self._outcomes.update(zip(batch, outcomes, strict=True))
-        except Exception as error:  # the images wait for it
-            self._outcomes.update(dict.fromkeys(batch, error))

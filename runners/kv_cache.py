@@ -13,7 +13,7 @@ key-value heads, P positions, D head size.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ class PrefixReads:
     """The prefixes that a pass reads; row i reads prefix i if there are no `rows` and `places`."""
 
     prefixes: Slots
+    length: int  # the longest of these
     rows: Tensor | None = None  # (S, W) the row in each place; of an empty place, any
     places: Tensor | None = None  # (B,) of each row among the S * W
 
@@ -101,7 +102,6 @@ class TokenPlaces:
     positions: Tensor  # (B, T) in the slots
     length: int  # positions of self-attention that are read: the longest slot with these tokens
     prefixes: PrefixReads | None = None  # input of cross-attention
-    prefix_length: int = 0  # the longest of these
 
 
 class KeyValueCache:
@@ -173,9 +173,6 @@ class SlotLengths:
         self.on_device = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
         self.on_host = [0] * num_slots
 
-    def of(self, slots: Iterable[int]) -> list[int]:
-        return [self.on_host[slot] for slot in slots]
-
     def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
         for slot, length in zip(slots, lengths, strict=True):
             self.on_host[slot] = length
@@ -198,7 +195,10 @@ class SlotLengths:
             self.on_host[targets[0]] = self.on_host[sources[0]]
             self.on_device[targets[0]] = self.on_device[sources[0]]
         else:
-            self.set(targets, self.of(sources))
+            self.set(targets, [self.on_host[source] for source in sources])
+
+
+_NO_PREFIX = -1
 
 
 class PrefixCache:
@@ -209,7 +209,7 @@ class PrefixCache:
     def __init__(self, shape: DecoderShape, num_slots: int) -> None:
         self.memory = KeyValueCache(shape, num_slots)
         self.lengths = SlotLengths(num_slots, shape.device)  # image and prompt
-        self._of_slot: list[int | None] = [None] * num_slots
+        self.of_slot = [_NO_PREFIX] * num_slots
         self._slots: list[dict[int, int]] = []  # slots of each prefix, with their places
         device = shape.device
         self._prefixes = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
@@ -225,21 +225,13 @@ class PrefixCache:
     def width(self) -> int:
         return max(max(places.values()) for places in self._slots) + 1
 
-    def of(self, slot: int) -> int:
-        prefix = self._of_slot[slot]
-        assert prefix is not None
-        return prefix
-
-    def length(self, slots: range) -> int:
-        """Return the length of the longest prefix that `slots` read."""
-        return max(self.lengths.of(map(self.of, slots)))
-
     def add(self, slots: Sequence[int], length: int) -> int:
         """Return the number of a new prefix for free slots, by place; `write` has to follow."""
         if slots[0] == 0:  # whatever a failed pass has left
-            self._slots, self._of_slot = [], [None] * len(self._of_slot)
+            self._slots = []
+            self.of_slot = [_NO_PREFIX] * len(self.of_slot)
         for slot in slots:
-            self._of_slot[slot] = len(self._slots)
+            self.of_slot[slot] = len(self._slots)
         self.lengths.on_host[len(self._slots)] = length
         self._slots.append({slot: place for place, slot in enumerate(slots)})
         return len(self._slots) - 1
@@ -253,15 +245,17 @@ class PrefixCache:
 
     def move(self, source: int, target: int) -> None:
         """Give the place of `source` to `target`, a free slot."""
-        if (prefix := self._of_slot[source]) is not None:
-            self._of_slot[source] = None
+        prefix = self.of_slot[source]
+        if prefix != _NO_PREFIX:
+            self.of_slot[source] = _NO_PREFIX
             self._put(target, prefix, self._slots[prefix].pop(source))
 
     def release(self, slot: int) -> None:
         """Free a slot; if its prefix ends, the last one gets its number."""
-        prefix, self._of_slot[slot] = self._of_slot[slot], None
-        if prefix is None:
+        prefix = self.of_slot[slot]
+        if prefix == _NO_PREFIX:
             return
+        self.of_slot[slot] = _NO_PREFIX
         del self._slots[prefix][slot]
         if self._slots[prefix]:
             return
@@ -276,32 +270,28 @@ class PrefixCache:
         self.lengths.copy([last], [prefix])
 
     def _put(self, slot: int, prefix: int, place: int) -> None:
-        self._of_slot[slot] = prefix
+        self.of_slot[slot] = prefix
         self._slots[prefix][slot] = place
         self._prefixes[slot] = prefix
         self._places[slot] = place
         self._rows[prefix, place] = slot
 
-    def consecutive(self, slots: slice) -> slice | None:
-        """Return the prefixes of `slots` if they are consecutive, one per slot; otherwise None."""
-        numbers = self._of_slot[slots]
-        first = self.of(slots.start)
-        last = first + len(numbers)
-        return slice(first, last) if numbers == [*range(first, last)] else None
-
     def reads(self, slots: slice) -> PrefixReads:
         """Return what the rows of a pass over `slots` read."""
-        if (prefixes := self.consecutive(slots)) is not None:
-            return PrefixReads(prefixes)
-        return self.grouped(slots.stop, self.num_prefixes, self.width)
+        prefixes = self.of_slot[slots]
+        length = max(self.lengths.on_host[prefix] for prefix in prefixes)
+        end = prefixes[0] + len(prefixes)
+        if prefixes == [*range(prefixes[0], end)]:  # one per slot, in their order
+            return PrefixReads(slice(prefixes[0], end), length)
+        return self.grouped(slots.stop, self.num_prefixes, self.width, length)
 
-    def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
+    def grouped(self, num_rows: int, num_prefixes: int, width: int, length: int) -> PrefixReads:
         """Return what rows from slot 0 on read; there may be fewer prefixes and places."""
         width = min(width, self._rows.shape[1])
         rows = self._rows[:num_prefixes, :width].clamp(max=num_rows - 1)
         places = self._prefixes[:num_rows] * width + self._places[:num_rows]
         places = places.clamp(max=num_prefixes * width - 1)
-        return PrefixReads(slice(0, num_prefixes), rows, places)
+        return PrefixReads(slice(0, num_prefixes), length, rows, places)
 
 
 # slot, tokens in it; prefix, place among its slots, tokens of the prefix
@@ -356,22 +346,20 @@ class SlotCache:
 
         Shorter rows are padded with their last token, which is stored again at its own position.
         """
-        slots = range(first_slot, first_slot + len(tokens))
+        slots = slice(first_slot, first_slot + len(tokens))
         width = max(map(len, tokens))
         token_ids: list[list[int]] = []
         positions: list[list[int]] = []
-        for length, row in zip(self.num_tokens.of(slots), tokens, strict=True):
+        for length, row in zip(self.num_tokens.on_host[slots], tokens, strict=True):
             num_padding = width - len(row)
             last = length + len(row) - 1
             token_ids.append([*row, *[row[-1]] * num_padding])
             positions.append([*range(length, last + 1), *[last] * num_padding])
         both = to_device([token_ids, positions], self._shape.device)
         longest = 1 + max(map(max, positions))
-        where = slice(slots.start, slots.stop)
         if self.prefixes is None:
-            return TokenPlaces(both[0], where, both[1], longest)
-        reads = self.prefixes.reads(where)
-        return TokenPlaces(both[0], where, both[1], longest, reads, self.prefixes.length(slots))
+            return TokenPlaces(both[0], slots, both[1], longest)
+        return TokenPlaces(both[0], slots, both[1], longest, self.prefixes.reads(slots))
 
     def fixed_places(
         self,
@@ -390,15 +378,16 @@ class SlotCache:
         positions = self.num_tokens.on_device[slots, None].clamp(max=length - 1)
         reads = None
         if self.prefixes is not None:
-            reads = PrefixReads(slots)
+            reads = PrefixReads(slots, prefix_length)
             if num_prefixes:
-                reads = self.prefixes.grouped(len(token_ids), num_prefixes, max_beams)
-        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
+                reads = self.prefixes.grouped(
+                    len(token_ids), num_prefixes, max_beams, prefix_length
+                )
+        return TokenPlaces(token_ids[:, None], slots, positions, length, reads)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
         """Return the shared prefixes and their most slots; 0 and 1 if slot i reads prefix i."""
-        slots = slice(0, num_slots)
-        if self.prefixes is None or self.prefixes.consecutive(slots) == slots:
+        if self.prefixes is None or self.prefixes.of_slot[:num_slots] == [*range(num_slots)]:
             return 0, 1
         return self.prefixes.num_prefixes, self.prefixes.width
 
@@ -418,7 +407,7 @@ class SlotCache:
         """Zero a slot, so that its NaN cannot propagate into the next sequence."""
         self.self_attention.clear(slot)
         if self.prefixes is not None:
-            self.prefixes.memory.clear(self.prefixes.of(slot))
+            self.prefixes.memory.clear(self.prefixes.of_slot[slot])
 
     def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
         """Add beams in `targets_of`, by the first slot of their sequence, after its prefill."""
@@ -446,12 +435,12 @@ class SlotCache:
         any is written. Only `on_device` (2, M), other slots of a sequence may be sources.
         """
         start = min(self._starts[slot] for slot in sources)
-        generated = slice(start, max(self.num_tokens.of(sources)))
+        generated = slice(start, max(self.num_tokens.on_host[slot] for slot in sources))
         self.self_attention.copy(sources, targets, generated, on_device)
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy everything but prefixes, pairwise; all are read before any is written."""
-        tokens = slice(0, max(self.num_tokens.of(sources)))
+        tokens = slice(0, max(self.num_tokens.on_host[slot] for slot in sources))
         self.self_attention.copy(sources, targets, tokens)
         self.num_tokens.copy(sources, targets)
         by_slot: Sequence[list[Any]] = (self._starts, self.adapters)

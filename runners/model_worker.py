@@ -234,9 +234,6 @@ class DecoderWorker:
         logger.info(message)
         return num_slots
 
-    async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
-
     async def stream(
         self, image_features: Tensor, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
@@ -247,7 +244,7 @@ class DecoderWorker:
             events.put_nowait(SequenceEnd(index=index, outcome=await outcome))
 
         listeners = [self._listener(index, events) for index in range(len(specs))]
-        outcomes = self._submit(image_features, specs, listeners)
+        outcomes = self.submit(image_features, specs, listeners)
         ends = [asyncio.create_task(put_end(*pair)) for pair in enumerate(outcomes)]
         try:
             num_ended = 0
@@ -259,7 +256,7 @@ class DecoderWorker:
             for end in ends:
                 end.cancel()
 
-    def _submit(
+    def submit(
         self,
         image_features: Tensor,
         specs: Sequence[SequenceSpec],
@@ -334,7 +331,7 @@ class ModelWorker:
         once.
         """
         # starts a thread: only after this process was forked
-        from runners.encoder.worker import Encoders
+        from runners.encoder.session import EncoderWorker
 
         options = self._options
         folder = artifact_folder(self._model_id)
@@ -348,11 +345,14 @@ class ModelWorker:
         # All encoders before the decoder: a capture of CUDA graphs forbids other threads to
         # allocate, and the decoder makes as many slots as then fit. Too little memory for an
         # encoder must stop the start, not fail requests.
-        self._encoders = Encoders(options, device, num_cores())
-        self._encoders.add(None, manifest, folder)
+        encoder = EncoderWorker(manifest, options, device)
+        encoder.load(folder, num_cores())
+        self.encoders: dict[str | None, EncoderWorker] = {None: encoder}
         for adapter_folder, adapter in adapters:
             if adapter.has_encoder:
-                self._encoders.add(adapter.build_key, adapter, adapter_folder)
+                encoder = EncoderWorker(adapter, options, device)
+                encoder.load(adapter_folder, num_cores())
+                self.encoders[adapter.build_key] = encoder
         self._decoder = DecoderWorker(manifest, options, device)
         self._decoder.load(folder, num_cores(), adapters)
         self._hot_adapters: HotAdapters | None = None
@@ -362,7 +362,8 @@ class ModelWorker:
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
         return_freed_memory()
-        self.watchdogs = (*self._encoders.watchdogs, self._decoder.scheduler.watchdog)
+        watchdogs = [encoder.watchdog for encoder in self.encoders.values()]
+        self.watchdogs = (*watchdogs, self._decoder.scheduler.watchdog)
 
     def _watch_adapters(self, watched: Path, base: Manifest, base_folder: Path) -> HotAdapters:
         options = self._options
@@ -393,23 +394,28 @@ class ModelWorker:
         await asyncio.to_thread(self.stop)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
-        """Encode a batch in the batcher's thread; return the outcomes in order."""
-        keys = [image.image_key for image in images]
-        pending: dict[str, Encoding] = {}
-        for key in keys:
-            encoding = self._cache.encodings.get(key)  # once: another thread removes them
+        """Encode a batch in the batcher's thread, the images of each encoder together; return the
+        outcomes in order.
+        """
+        pending: dict[str | None, dict[str, Encoding]] = {}  # by adapter and image key
+        for image in images:
+            encoding = self._cache.encodings.get(image.image_key)  # another thread removes them
             if encoding is not None:
-                pending[key] = encoding
-        outcomes = dict(zip(pending, self._encoders.encode(list(pending.values())), strict=True))
-        return [outcomes.get(key, _NOT_PENDING) for key in keys]
+                pending.setdefault(encoding.adapter, {})[image.image_key] = encoding
+        outcomes: dict[str, EncodedImage] = {}
+        for adapter, encodings in pending.items():
+            encoded = self.encoders[adapter].encode(list(encodings.values()))
+            outcomes.update(zip(encodings, encoded, strict=True))
+        return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcomes of all sequences; cancellation frees their slots within one step."""
         features = await self.features(call)
         if isinstance(features, Failed):
             return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in call.sequences])
-        outcomes = await self._decoder.write(features.tensor, call.sequences)
-        return Outcomes(features=features.source, outcomes=outcomes)
+        no_listeners = [None] * len(call.sequences)
+        outcomes = self._decoder.submit(features.tensor, call.sequences, no_listeners)
+        return Outcomes(features=features.source, outcomes=await asyncio.gather(*outcomes))
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield the features' source, then settled text, and finally each sequence's outcome."""
@@ -427,7 +433,7 @@ class ModelWorker:
     async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
         """Return the features of a call's image; raise `FeaturesMissing` without pixels."""
         adapter = call.sequences[0].adapter if call.sequences else None
-        if adapter not in self._encoders.workers:
+        if adapter not in self.encoders:
             adapter = None  # the model's encodes for it
         features = await self._cache.get(call.image_key, call.pixels, adapter)
         if features is None:

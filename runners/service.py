@@ -14,8 +14,10 @@ whose features are noise to this decoder without any error; builds differ while 
 out.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,7 +40,7 @@ from runners.options import RunnerOptions, encoder_batch_size, runner_name
 from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.disconnection import while_connected
-from wire.drain import CallsInFlight, drain_before_stop
+from wire.drain import drain_before_stop
 from wire.pixels import (
     BUILD_HEADER,
     BYTES,
@@ -69,7 +71,8 @@ class CallGuard:
     """Refuses unread bodies: another type (415), without a length (411), too long (413); and calls
     and probes for another build by 503: a proxy then tries the next runner.
 
-    Makes a server span in the caller's trace for each request with a traceparent header.
+    Counts the calls in flight, up to the last byte of their responses. Makes a server span in the
+    caller's trace for each request with a traceparent header.
     """
 
     def __init__(self, app: ASGIApp, api: "RunnerApi") -> None:
@@ -81,8 +84,20 @@ class CallGuard:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         answer = self._refusal(scope, headers) or self._app
-        if not are_made() or "traceparent" not in headers:
+        if "traceparent" in headers and are_made():
+            answer = partial(self._traced, answer, headers)
+        if scope["method"] != "POST":
             return await answer(scope, receive, send)
+        self._api.num_calls += 1
+        try:
+            return await answer(scope, receive, send)
+        finally:
+            self._api.num_calls -= 1
+            self._api.call_ended.set()
+
+    async def _traced(
+        self, answer: ASGIApp, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         attributes = {HTTP_REQUEST_METHOD: scope["method"], HTTP_ROUTE: scope["path"]}
         name = f"{scope['method']} {scope['path']}"
         with request_trace(headers, name, attributes) as call:
@@ -94,7 +109,7 @@ class CallGuard:
                         note_error(call, str(message["status"]))
                 await send(message)
 
-            return await answer(scope, receive, send_noted)
+            await answer(scope, receive, send_noted)
 
     def _refusal(self, scope: Scope, headers: Headers) -> PlainTextResponse | None:
         build_key = headers.get(BUILD_HEADER)
@@ -119,40 +134,55 @@ class CallGuard:
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code, for the log: the client has disconnected
 
 
+async def _features_missing(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("repeat the call with pixels", HTTPStatus.NOT_FOUND)
+
+
+async def _disconnected(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
 class RunnerApi:
-    """The routes of one model; `start` must be called before the process listens."""
+    """The routes of one model; `start` must be called before the process listens.
+
+    `is_draining` is True once `drain` has been called.
+    """
 
     build_key: str | None = None  # of the loaded build
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.num_calls = 0
+        self.call_ended = asyncio.Event()
 
     def start(self, worker: "ModelWorker") -> None:
         self._worker = worker
         self.build_key = worker.build_key
 
+    async def drain(self) -> None:
+        """Wait until no call is in flight."""
+        self.is_draining = True
+        while self.num_calls:
+            self.call_ended.clear()
+            await self.call_ended.wait()
+
     def app(self) -> Starlette:
         return Starlette(
             routes=[
-                Route("/write", self._endpoint(self._write), methods=["POST"]),
-                Route("/stream", self._endpoint(self._stream), methods=["POST"]),
+                Route("/write", self._write, methods=["POST"]),
+                Route("/stream", self._stream, methods=["POST"]),
                 Route("/adapters", self._adapters),
                 Route("/metrics", metrics),
-            ]
+            ],
+            exception_handlers={
+                FeaturesMissing: _features_missing,
+                ClientDisconnect: _disconnected,
+            },
         )
 
-    def _endpoint(
-        self, answer: Callable[[RunnerCall], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            try:
-                call = self._call(await request.body(), request.headers)
-                return await while_connected(request.receive, answer(call))
-            except FeaturesMissing:
-                return PlainTextResponse("repeat the call with pixels", HTTPStatus.NOT_FOUND)
-            except ClientDisconnect:
-                return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-        return endpoint
-
-    def _call(self, body: bytes, headers: Headers) -> RunnerCall:
+    async def _call(self, request: Request) -> RunnerCall:
+        body = await request.body()
+        headers = request.headers
         message_bytes = headers.get(MESSAGE_BYTES_HEADER)
         try:
             write, pixels = read_call(body, message_bytes, self._worker.image_shape_hwc)
@@ -169,13 +199,15 @@ class RunnerApi:
         states = await self._worker.adapters()
         return Response(states.model_dump_json(), media_type=JSON)
 
-    async def _write(self, call: RunnerCall) -> Response:
-        outcomes = await self._worker.write(call)
+    async def _write(self, request: Request) -> Response:
+        call = await self._call(request)
+        outcomes = await while_connected(request.receive, self._worker.write(call))
         return Response(outcomes.model_dump_json(), media_type=JSON)
 
-    async def _stream(self, call: RunnerCall) -> Response:
-        events = self._worker.stream(call)
-        return _EventLines(await anext(events), events)
+    async def _stream(self, request: Request) -> Response:
+        events = self._worker.stream(await self._call(request))
+        first = await while_connected(request.receive, anext(events))
+        return _EventLines(first, events)
 
 
 class _EventLines(Response):
@@ -210,7 +242,6 @@ class _EventLines(Response):
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     dispatch_at_once()
-    calls = CallsInFlight()
     api = RunnerApi()
 
     class Runner:
@@ -232,7 +263,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
                 self._worker.load()
             end_process_when_stuck(self._worker.watchdogs, options.limits.stuck_after_s)
             api.start(self._worker)
-            drain_before_stop(calls.drain)
+            drain_before_stop(api.drain)
 
         @bentoml.on_shutdown
         def stop(self) -> None:
@@ -240,7 +271,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             tracing.stop()
 
         async def __is_ready__(self) -> bool:
-            return await self._worker.is_ready() and not calls.is_draining
+            return await self._worker.is_ready() and not api.is_draining
 
         @bentoml.api(
             batchable=True,
@@ -263,5 +294,5 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         tracing=NO_TRACING,
     )(Runner)
     service.add_asgi_middleware(CallGuard, api=api)
-    service.mount_asgi_app(calls.middleware(api.app()))
+    service.mount_asgi_app(api.app())
     return service

@@ -9,7 +9,7 @@ import faulthandler
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
@@ -20,22 +20,12 @@ _MAX_INTERVAL_S = 1.0
 class Watchdog:
     """Watches one thread, whose iterations may take up to `limit_s`; `name` is for the log."""
 
-    def __init__(
-        self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, name: str, limit_s: float) -> None:
         self._name = name
         self._limit_s = limit_s
-        self._now = now
-        self._started_s: float | None = None  # the current iteration
+        # time.monotonic() at which the thread began its iteration; None between two
+        self.started_s: float | None = None
         self._is_reported = False
-
-    @contextmanager
-    def iteration(self) -> Iterator[None]:
-        self._started_s = self._now()
-        try:
-            yield
-        finally:
-            self._started_s = None
 
     def is_in_time(self) -> bool:
         return self._elapsed_s() <= self._limit_s
@@ -50,8 +40,8 @@ class Watchdog:
         self._is_reported = is_stuck
 
     def _elapsed_s(self) -> float:
-        started_s = self._started_s  # read once: the watched thread may change it at any time
-        return 0.0 if started_s is None else self._now() - started_s
+        started_s = self.started_s  # read once: the watched thread may change it at any time
+        return 0.0 if started_s is None else time.monotonic() - started_s
 
 
 @contextmanager

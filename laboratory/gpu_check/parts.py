@@ -117,7 +117,9 @@ def admitted(
     for of_sequence in options:
         (request,) = requests(decoder, [model.features(device)], num_steps + 4, **of_sequence)
         sequences.append(start_sequence(request, decoder.rules))
-    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences), make_engine)
+    batch = LiveBatch(
+        decoder, sum(sequence.request.num_beams for sequence in sequences), make_engine
+    )
     batch.admit(sequences)
     batch.step()
     return batch

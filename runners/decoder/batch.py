@@ -27,7 +27,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from runners.decoder.engines import NewEngine, new_engine, rows_of, width_of
+from runners.decoder.engines import NewEngine, new_engine, rows_of
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import (
     BeamSequence,
@@ -45,10 +45,9 @@ _PADDING = RowConditions()  # conditions of rows that no sequence reads
 
 @dataclass(frozen=True, slots=True)
 class LaunchedPass:
-    """A pass of the engine, `num_rows` rows of logits, and which are those of each sequence."""
+    """A pass of the engine: its logits (R, V), and which rows are those of each sequence."""
 
     logits: Tensor
-    num_rows: int
     rows: dict[LiveSequence, Sequence[int]]
     drafts: Mapping[LiveSequence, Sequence[int]] = field(default_factory=dict)
 
@@ -64,10 +63,6 @@ class LiveBatch:
         self.slots = SlotTable[LiveSequence](num_slots)
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
-    @property
-    def live(self) -> list[LiveSequence]:
-        return self.slots.owners
-
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         drafts = self._engine.drafts(sequences, is_first=True)
@@ -76,15 +71,13 @@ class LiveBatch:
         for sequence in sequences:
             self.slots.take(sequence)
         for sequence in sequences:
-            self.slots.take(sequence, sequence.num_rows - 1)
+            self.slots.take(sequence, sequence.request.num_beams - 1)
         requests = [sequence.request for sequence in sequences]
         launched = self._engine.prefill(requests, first_slot, drafts)
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
-        by_sequence = dict(zip(sequences, drafts, strict=True))
-        prefilled = LaunchedPass(launched, len(sequences) * width_of(drafts), rows, by_sequence)
-        self._advance(
-            prefilled, self._choose(prefilled, is_first=True)
-        )  # all beams have the same keys: no moves
+        prefilled = LaunchedPass(launched, rows, dict(zip(sequences, drafts, strict=True)))
+        # all beams have the same keys: no moves
+        self._advance(prefilled, self._choose(prefilled, is_first=True))
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -99,7 +92,7 @@ class LiveBatch:
         sequences = list(launched.rows)
         moves = self._advance(launched, result)
         if result.ahead is not None:
-            self._ahead = LaunchedPass(result.ahead, self.slots.num_used, rows)
+            self._ahead = LaunchedPass(result.ahead, rows)
             self._roll_back([sequences[place] for place in result.redrawn])
         elif moves:
             sources, targets = zip(*moves, strict=True)
@@ -115,16 +108,15 @@ class LiveBatch:
         rows: dict[LiveSequence, Sequence[int]] = {}
         for sequence, slots in self.slots.rows().items():
             rows[sequence] = list(chain.from_iterable(by_slot[slot] for slot in slots))
-        by_sequence = dict(zip(owners, drafts, strict=True))
-        return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
+        return LaunchedPass(launched, rows, dict(zip(owners, drafts, strict=True)))
 
     def _choose(self, launched: LaunchedPass, is_first: bool = False) -> Chosen:
-        conditions = [_PADDING] * launched.num_rows
+        conditions = [_PADDING] * len(launched.logits)
         for sequence, rows in launched.rows.items():
             draft = launched.drafts.get(sequence, ())
             for row, row_conditions in zip(rows, sequence.conditions(draft), strict=True):
                 conditions[row] = row_conditions
-        is_useful = not is_first and not all(one.has_one_token_left for one in self.live)
+        is_useful = not is_first and not all(one.has_one_token_left for one in self.slots.owners)
 
         def following() -> NextInputs:
             return self._next_inputs(launched)
@@ -179,13 +171,14 @@ class LiveBatch:
 
     def remove_ended(self) -> list[LiveSequence]:
         """Free the slots of the sequences that have ended, and return these."""
-        ended = [sequence for sequence in self.live if sequence.has_ended]
+        ended = [sequence for sequence in self.slots.owners if sequence.has_ended]
         self.remove(ended)
         return ended
 
     def remove(self, sequences: Sequence[LiveSequence]) -> None:
         """Free the slots of `sequences`; those without slots are ignored."""
-        self._roll_back(sequences)
+        if self._ahead is not None:
+            self._roll_back(sequences)
         for sequence in sequences:
             for freed in self.slots.free(sequence):
                 if sequence.error is not None:
@@ -217,10 +210,10 @@ def generate_each(
 ) -> list[LiveSequence]:
     """Generate `requests` in one batch; return the ended sequences in order."""
     sequences = [start_sequence(request, decoder.rules) for request in requests]
-    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences), make_engine)
+    batch = LiveBatch(decoder, sum(request.num_beams for request in requests), make_engine)
     batch.admit(sequences)
     batch.remove_ended()
-    while batch.live:
+    while batch.slots.num_used:
         batch.step()
         batch.remove_ended()
     return sequences

@@ -20,7 +20,7 @@ Invariants:
 Shapes: B slots, T tokens of a slot in a pass, R rows, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, count, islice
 
@@ -49,28 +49,10 @@ _PASS_COST = 4
 MAX_SLOTS = 8
 
 
-def width_of(drafts: Iterable[Sequence[int]]) -> int:
-    """Return T, the number of tokens of each slot in a pass over `drafts`."""
-    return 1 + max(map(len, drafts))
-
-
 def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
     """Return the rows of each slot among the B * T of a pass over `drafts`."""
-    starts = range(0, len(drafts) * width_of(drafts), width_of(drafts))
-    return [
-        range(start, start + 1 + len(draft)) for start, draft in zip(starts, drafts, strict=True)
-    ]
-
-
-def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the drafts, cut to the length at which a pass reads most tokens for its time."""
-
-    def tokens_by_cost(length: int) -> float:
-        num_tokens = sum(1 + min(len(draft), length) for draft in drafts)
-        return num_tokens / (_PASS_COST + len(drafts) * (1 + length))
-
-    best = max(range(1 + max(map(len, drafts))), key=tokens_by_cost)
-    return [draft[:best] for draft in drafts]
+    width = 1 + max(map(len, drafts))
+    return [range(slot * width, slot * width + 1 + len(draft)) for slot, draft in enumerate(drafts)]
 
 
 def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Sequence[int]]:
@@ -110,11 +92,23 @@ class EagerEngine:
     def drafts(
         self, sequences: Sequence[LiveSequence], is_first: bool = False
     ) -> list[Sequence[int]]:
-        """Return a draft for each of `sequences`; `is_first`: read in a prefill."""
+        """Return a draft for each of `sequences`, cut to the length at which a pass reads most
+        tokens for its time; `is_first`: read in a prefill.
+        """
         can_read = not is_first or self._decoder.start_token_id is not None
-        if self._decoder.can_draft and can_read and len(sequences) <= MAX_SLOTS:
-            return paying([sequence.propose() for sequence in sequences])
-        return [()] * len(sequences)
+        if not (self._decoder.can_draft and can_read and len(sequences) <= MAX_SLOTS):
+            return [()] * len(sequences)
+        drafts = [sequence.propose() for sequence in sequences]
+        lengths = list(map(len, drafts))
+        best_length = 0
+        best_rate = 0.0
+        for length in range(1 + max(lengths)):
+            num_tokens = len(drafts) + sum(min(proposed, length) for proposed in lengths)
+            rate = num_tokens / (_PASS_COST + len(drafts) * (1 + length))
+            if rate > best_rate:
+                best_length = length
+                best_rate = rate
+        return [draft[:best_length] for draft in drafts]
 
     def prefill(
         self,
@@ -131,7 +125,8 @@ class EagerEngine:
         num_tokens = [request.num_prefix_tokens for request in requests]
         claimed = chain.from_iterable(self.cache.claim(slots_of, num_tokens, adapters))
         self.cache.write_claimed(to_device(list(claimed), decoder.shape.device))
-        decoder.adapters.select(adapters)
+        if decoder.adapters.keys:
+            decoder.adapters.select(adapters)
         embeds, lengths = stack_requests(requests, decoder.embed, decoder.shape.device)
         first = None
         start = decoder.start_token_id
@@ -142,13 +137,15 @@ class EagerEngine:
         logits = decoder.prefill(self.cache, embeds, lengths, slice(first_slot, last_slot), first)
         if first is not None:
             self.cache.num_tokens.increment(range(first_slot, last_slot))
-        self.cache.add_beams({first: beams for first, *beams in slots_of})
+        if max(map(len, slots_of)) > 1:
+            self.cache.add_beams({first: beams for first, *beams in slots_of})
         return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Process the next token of each slot from 0 on, and its draft after it."""
         places = self.cache.places(tokens)
-        self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
+        if self._decoder.adapters.keys:
+            self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
         logits = self._decoder.decode_step(self.cache, places)
         self.cache.num_tokens.increment(range(len(tokens)))
         return logits
@@ -202,7 +199,10 @@ class GraphEngine:
         places = self.cache.fixed_places(
             token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
         )
-        return self._decoder.decode_step(self.cache, places)
+        try:
+            return self._decoder.decode_step(self.cache, places)
+        finally:
+            adapters.is_other = None  # an eager pass has other rows
 
     def drafts(
         self,
@@ -243,9 +243,9 @@ class GraphEngine:
         start = self._decoder.start_token_id
         if start is not None:
             tokens = torch.full_like(slots, start)[:, None]
-            reads = PrefixReads(prefixes)
+            reads = PrefixReads(prefixes, embeds.shape[1])
             positions = torch.zeros_like(tokens)
-            first = TokenPlaces(tokens, slots, positions, 1, reads, embeds.shape[1])
+            first = TokenPlaces(tokens, slots, positions, 1, reads)
         logits = self._decoder.prefill(self.cache, embeds, lengths, slots, first)
         if self.cache.prefixes is not None:
             targets = inputs.claimed[..., 0]
@@ -283,10 +283,14 @@ class GraphEngine:
 
     def launch(self, num_slots: int) -> Tensor:
         slots = range(num_slots)
-        length = min(1 + max(self.cache.num_tokens.of(slots)), self._decoder.shape.num_positions)
+        longest = max(self.cache.num_tokens.on_host[:num_slots])
+        length = min(1 + longest, self._decoder.shape.num_positions)
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
         prefixes = self.cache.prefixes
-        prefix_length = 0 if prefixes is None else prefixes.length(slots)
+        prefix_length = 0
+        if prefixes is not None:
+            read = prefixes.of_slot[:num_slots]
+            prefix_length = max(prefixes.lengths.on_host[prefix] for prefix in read)
         has_adapters = any(self.cache.adapters[:num_slots])
         if has_adapters:
             self._load_places(num_slots)

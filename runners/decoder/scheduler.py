@@ -27,7 +27,12 @@ import torch
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.engines import NewEngine, new_engine
 from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
+from runners.decoder.sequences import (
+    GeneratedSequence,
+    LiveSequence,
+    SequenceRequest,
+    TokenListener,
+)
 from runners.errors import SequenceError, exit_if_device_lost
 from runners.options import SchedulerLimits
 from runners.watchdog import Watchdog
@@ -63,9 +68,7 @@ class ScheduledSequence:
     prefilled_s: float = 0.0
     num_notified: int = 0  # tokens
 
-    def notify_listener(self) -> None:
-        if (on_tokens := self.sequence.request.on_tokens) is None:
-            return
+    def notify(self, on_tokens: TokenListener) -> None:
         settled = self.sequence.settled_token_ids
         if len(settled) > self.num_notified:
             on_tokens(settled[self.num_notified :])
@@ -80,7 +83,7 @@ class ScheduledSequence:
             self.future.set_exception(error)
             return
         written = WrittenSequence(
-            self.sequence.result(),
+            self.sequence.generated(),
             queue_s=self.admitted_s - self.submitted_s,
             prefill_s=self.prefilled_s - self.admitted_s,
             decode_s=time.monotonic() - self.prefilled_s,
@@ -154,12 +157,13 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._live or self._queue or self._is_stopping)
-                if not (self._live or self._queue):
-                    return
+                while not (self._live or self._queue):
+                    if self._is_stopping:
+                        return
+                    self._changed.wait()
+            self.watchdog.started_s = time.monotonic()
             try:
-                with self.watchdog.iteration():
-                    self._iterate()
+                self._iterate()
             except Exception as error:  # any exception must reach all callers that it affects
                 exit_if_device_lost(error, self._name)
                 logger.exception(
@@ -170,6 +174,7 @@ class Scheduler:
                 self._live.clear()
                 for scheduled in failed:
                     scheduled.resolve(error)
+            self.watchdog.started_s = None
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.slots.num_used)
 
@@ -193,7 +198,7 @@ class Scheduler:
         longest = 0
         num_free = self._batch.slots.num_free
         with self._changed:
-            while self._queue and self._queue[0].sequence.num_rows <= num_free:
+            while self._queue and self._queue[0].sequence.request.num_beams <= num_free:
                 longest = max(longest, self._queue[0].sequence.request.num_prefix_tokens)
                 if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
                     break
@@ -204,7 +209,7 @@ class Scheduler:
                     continue
                 scheduled.admitted_s = now_s
                 taken.append(scheduled)
-                num_free -= scheduled.sequence.num_rows
+                num_free -= scheduled.sequence.request.num_beams
             self._queue_depth.set(len(self._queue))
         return taken
 
@@ -240,7 +245,13 @@ class Scheduler:
         self._prefill(admitted[half:])
 
     def _notify_and_finish(self) -> None:
-        for scheduled in self._live.values():
-            scheduled.notify_listener()
-        for sequence in self._batch.remove_ended():
+        ended: list[LiveSequence] = []
+        for sequence, scheduled in self._live.items():
+            if sequence.request.on_tokens is not None:
+                scheduled.notify(sequence.request.on_tokens)
+            if sequence.has_ended:
+                ended.append(sequence)
+        if ended:
+            self._batch.remove(ended)
+        for sequence in ended:
             self._live.pop(sequence).resolve()

@@ -72,10 +72,6 @@ class _Generation(ABC):
     num_accepted: int = 0  # drafted tokens that the last `advance` appended
 
     @property
-    def num_rows(self) -> int:
-        return self.request.num_beams
-
-    @property
     def has_ended(self) -> bool:
         """True once the sequence is complete or has failed."""
         return self.finish_reason is not None or self.error is not None
@@ -90,31 +86,29 @@ class _Generation(ABC):
         """The number of generated tokens, equal for all rows."""
 
     @abstractmethod
-    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
-        """Return the sequence as it is now, with `finish_reason`."""
+    def generated(self) -> GeneratedSequence:
+        """Return the complete sequence."""
 
     def result(self) -> GeneratedSequence:
-        """Return the generated sequence, or raise its error; `ValueError` before it has ended."""
+        """Return the generated sequence, or raise its error."""
         if self.error is not None:
             raise self.error
-        if self.finish_reason is None:
-            raise ValueError("the sequence has not ended")
-        return self.generated(self.finish_reason)
-
-    def check_deadline(self) -> None:
-        if time.monotonic() > self.request.deadline_s:
-            message = f"the deadline passed after {self.num_tokens} tokens"
-            raise SequenceError("deadline_exceeded", message)
+        return self.generated()
 
     def row_conditions(
         self, token_ids: Sequence[int], state: ConstraintState | None
     ) -> RowConditions:
         """Return the conditions of rules and constraint after `token_ids`."""
         forced = self.rules.forced_token(len(token_ids), self.request.max_new_tokens)
+        banned = self.rules.banned_tokens(token_ids) if self.rules.no_repeat_ngram_size else ()
         allowed = None
         if forced is None and self.request.constraint is not None and state is not None:
             allowed = self.request.constraint.allowed(state)
-        return RowConditions(forced, self.rules.banned_tokens(token_ids), allowed)
+        return RowConditions(forced, banned, allowed)
+
+    def deadline_error(self) -> SequenceError:
+        message = f"the deadline passed after {self.num_tokens} tokens"
+        return SequenceError("deadline_exceeded", message)
 
     def non_finite_error(self) -> SequenceError:
         message = f"the logits of token {self.num_tokens} are not finite"
@@ -142,7 +136,7 @@ class SingleSequence(_Generation):
     _random: Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self._state = None if self.request.constraint is None else self.request.constraint.start()
+        self._state = None if self.request.constraint is None else self.request.constraint.start
         self._random = Random(self.request.seed)
 
     @property
@@ -161,46 +155,47 @@ class SingleSequence(_Generation):
         """Return the likely next tokens, for a draft."""
         if self.request.temperature:
             return ()
-        forced = self.rules.forced_token(self.num_tokens, self.request.max_new_tokens)
+        num_tokens = len(self.token_ids)
+        forced = self.rules.forced_token(num_tokens, self.request.max_new_tokens)
         draft = [] if forced is None else [forced]
         constraint = self.request.constraint
         words = self.request.prompt_words
         if constraint is not None and words is not None and self._state is not None:
             allowed = constraint.allowed(self._state)
             draft += words.continuation(self._state, allowed, self.token_ids)
-        return draft[: self.request.max_new_tokens - self.num_tokens - 1]
+        return draft[: self.request.max_new_tokens - num_tokens - 1]
 
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
+        request = self.request
+        constraint = request.constraint
         written = list(self.token_ids)
         state = self._state
-        conditions = [self._sampled(self.row_conditions(written, state))]
-        for token_id in draft:
-            state = self._state_after(state, token_id, conditions[-1])
-            written.append(token_id)
-            conditions.append(self._sampled(self.row_conditions(written, state)))
+        conditions: list[RowConditions] = []
+        for token_id in (None, *draft):
+            if token_id is not None:
+                if (
+                    constraint is not None
+                    and state is not None
+                    and conditions[-1].allowed is not None
+                ):
+                    state = constraint.after(state, token_id)
+                written.append(token_id)
+            row = self.row_conditions(written, state)
+            if request.temperature:
+                uniform = self._random.random()
+                row = replace(
+                    row, temperature=request.temperature, top_p=request.top_p, uniform=uniform
+                )
+            conditions.append(row)
         self._draft = draft
         self._conditions = conditions
         return conditions
 
-    def _sampled(self, conditions: RowConditions) -> RowConditions:
-        request = self.request
-        if not request.temperature:
-            return conditions
-        uniform = self._random.random()
-        return replace(
-            conditions, temperature=request.temperature, top_p=request.top_p, uniform=uniform
-        )
-
-    def _state_after(
-        self, state: ConstraintState | None, token_id: int, conditions: RowConditions
-    ) -> ConstraintState | None:
-        if self.request.constraint is None or state is None or conditions.allowed is None:
-            return state
-        return self.request.constraint.after(state, token_id)
-
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         self.num_accepted = 0
         try:
+            if time.monotonic() > self.request.deadline_s:
+                raise self.deadline_error()
             for choice, conditions, drafted in zip_longest(choices, self._conditions, self._draft):
                 self._append(choice, conditions)
                 if self.has_ended or choice.token_id != drafted:
@@ -212,21 +207,23 @@ class SingleSequence(_Generation):
 
     def _append(self, choice: Choice, conditions: RowConditions) -> None:
         """Append a token; without an allowed one (-inf) the answer ends."""
-        self.check_deadline()
         if choice.logprob == -math.inf and conditions.allowed is not None:
             self.finish_reason = "stop"
             return
         if not math.isfinite(choice.logprob):
             raise self.non_finite_error()
-        self._state = self._state_after(self._state, choice.token_id, conditions)
+        constraint = self.request.constraint
+        if constraint is not None and self._state is not None and conditions.allowed is not None:
+            self._state = constraint.after(self._state, choice.token_id)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
         self.num_constrained += choice.is_constrained
         self.finish_reason = self.finish_reason_of(self.token_ids)
 
-    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
+    def generated(self) -> GeneratedSequence:
+        assert self.finish_reason is not None
         return GeneratedSequence(
-            tuple(self.token_ids), tuple(self.logprobs), finish_reason, self.num_constrained
+            tuple(self.token_ids), tuple(self.logprobs), self.finish_reason, self.num_constrained
         )
 
 
@@ -255,7 +252,7 @@ class BeamSequence(_Generation):
 
     def __post_init__(self) -> None:
         if self.request.constraint is not None:
-            self.beams = [Beam(state=self.request.constraint.start())]
+            self.beams = [Beam(state=self.request.constraint.start)]
 
     @property
     def num_tokens(self) -> int:
@@ -278,7 +275,7 @@ class BeamSequence(_Generation):
 
     def conditions(self, _draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         """Each beam has enough candidates that `num_beams` remain if others end."""
-        num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows
+        num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.request.num_beams
         conditions: list[RowConditions] = []
         for beam in self.beams:
             row = self.row_conditions(beam.token_ids, beam.state)
@@ -288,7 +285,8 @@ class BeamSequence(_Generation):
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         """Keep the best open beams as rows, and end a search that cannot improve."""
         try:
-            self.check_deadline()
+            if time.monotonic() > self.request.deadline_s:
+                raise self.deadline_error()
             if any(math.isnan(choice.score) for choice in choices):
                 raise self.non_finite_error()
             possible = [choice for choice in choices if choice.score > -math.inf]
@@ -296,12 +294,12 @@ class BeamSequence(_Generation):
         except SequenceError as error:
             self.error = error
             return ()
-        self._add_finished(candidates[: self.num_rows])
-        rows = [beam for beam in candidates if beam.finish_reason is None][: self.num_rows]
+        self._add_finished(candidates[: self.request.num_beams])
+        rows = [beam for beam in candidates if beam.finish_reason is None][: self.request.num_beams]
         if rows:
             # a forced token or a constraint can leave fewer candidates than rows
             unused = replace(rows[0], score=_UNUSED_ROW_SCORE)
-            rows += [unused] * (self.num_rows - len(rows))
+            rows += [unused] * (self.request.num_beams - len(rows))
             self.beams = rows
         if not rows or not self._may_improve():
             self.finish_reason = self.finished[0].finish_reason if self.finished else "length"
@@ -325,18 +323,18 @@ class BeamSequence(_Generation):
         )
 
     def _add_finished(self, candidates: Sequence[Beam]) -> None:
-        if len(self.finished) == self.num_rows and self.rules.early_stopping is True:
+        if len(self.finished) == self.request.num_beams and self.rules.early_stopping is True:
             return
         self.finished += [beam for beam in candidates if beam.finish_reason is not None]
         # stable: equal scores keep their order
         self.finished.sort(key=self._answer_score, reverse=True)
-        del self.finished[self.num_rows :]
+        del self.finished[self.request.num_beams :]
 
     def _answer_score(self, beam: Beam) -> float:
         return beam.score / float(len(beam.token_ids) ** self.rules.length_penalty)
 
     def _may_improve(self) -> bool:
-        if len(self.finished) < self.num_rows:
+        if len(self.finished) < self.request.num_beams:
             return True
         if self.rules.early_stopping is True:
             return False
@@ -345,9 +343,12 @@ class BeamSequence(_Generation):
         best = self.beams[0].score / float(length**self.rules.length_penalty)
         return best > self._answer_score(self.finished[-1])
 
-    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
+    def generated(self) -> GeneratedSequence:
+        assert self.finish_reason is not None
         best = self.finished[0] if self.finished else self.beams[0]
-        return GeneratedSequence(best.token_ids, best.logprobs, finish_reason, best.num_constrained)
+        return GeneratedSequence(
+            best.token_ids, best.logprobs, self.finish_reason, best.num_constrained
+        )
 
 
 LiveSequence = SingleSequence | BeamSequence

@@ -69,12 +69,12 @@ class VisionCache:
     async def get(
         self, image_key: str, pixels: Pixels | None, adapter: str | None = None
     ) -> CachedFeatures | Failed | None:
-        """Return the features of an image, or None if they are not cached and `pixels` is None.
-
+        """Return the features of an image, or None if they are not cached and `pixels` is None;
         `adapter` is one with its own encoder. Cancelling the call does not cancel an encoding.
         """
         if (features := self._features.get(image_key)) is not None:
-            return self._found(features, "hit")
+            VISION_CACHE_REQUESTS.labels(self._model_id, "hit").inc()
+            return CachedFeatures(features, FoundFeatures(outcome="hit"))
         outcome: CacheOutcome = "joined"
         encoding = self.encodings.get(image_key)
         if encoding is None:
@@ -93,7 +93,9 @@ class VisionCache:
             return encoded.failed or _FAILED
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
         queue_s = max(0.0, time.monotonic() - start_s - encode_s)
-        return self._found(encoding.features, outcome, encode_s, queue_s)
+        VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
+        source = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        return CachedFeatures(encoding.features, source)
 
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
@@ -109,10 +111,3 @@ class VisionCache:
             self._features[image_key] = features
             self._bytes.set(self._features.currsize)
         return encoded
-
-    def _found(
-        self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
-    ) -> CachedFeatures:
-        VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        source = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
-        return CachedFeatures(features, source)

@@ -1,4 +1,4 @@
-"""The exported vision encoder in ONNX Runtime, on a CPU or a GPU.
+"""The exported vision encoder in ONNX Runtime, on a CPU or a GPU, and its part of a runner.
 
     CpuBatches      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
                     quantizes a batch with one scale, and an image's features must not depend on the
@@ -6,6 +6,9 @@
     FixedBatches    batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
                     8 + 4 + 1, nothing is padded. All sizes run in one session, which keeps a graph
                     for each `gpu_graph_id`, over the first images of the same input and output
+    EncoderWorker   encodes a runner's batches on either. The model has one, and so has each adapter
+                    that changes the vision tower or the projector; they share one batcher, as two
+                    batches at the same time would only slow each other down
 
 On a GPU every size first runs without a graph, the largest first; one that exceeds the memory is
 left out. Then each is captured, and replays are compared; if one fails, all run without graphs.
@@ -23,10 +26,12 @@ PerThreadContext. Shapes: B batch, H and W the input size of the export, N image
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +40,22 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from runners.encoder.features_cache import Encoding
 from runners.errors import exit_if_device_lost, is_out_of_memory
-from wire.artifacts.devices import CUDA_PROVIDER
-from wire.artifacts.manifest import Device, Precision, vision_encoder_file
+from runners.options import RunnerOptions, encoder_batch_size
+from runners.watchdog import Watchdog
+from wire.artifacts.devices import CUDA_PROVIDER, encoder_device, num_threads
+from wire.artifacts.manifest import (
+    Device,
+    Manifest,
+    Precision,
+    choose_precision,
+    vision_encoder_file,
+)
 from wire.pixels import Pixels
+from wire.runner_messages import EncodedImage, Failed
+from wire.telemetry.runner_metrics import BATCH_SIZE
+from wire.telemetry.tracing import past_span
 
 logger = logging.getLogger(__name__)
 
@@ -287,3 +304,62 @@ def execution_providers(device: Device, with_graphs: bool, max_bytes: int | None
     if max_bytes is not None:
         options["gpu_mem_limit"] = str(max_bytes)
     return [(CUDA_PROVIDER, options), _CPU_PROVIDER]
+
+
+class EncoderWorker:
+    """Encodes batches for one model; the features (N, C), float32, are on `features_device`."""
+
+    def __init__(self, manifest: Manifest, options: RunnerOptions, features_device: Device) -> None:
+        self._manifest = manifest
+        self._options = options
+        self._features_device = features_device
+        self._name = f"the encoder of {manifest.model_id}"
+        self.watchdog = Watchdog(self._name, options.limits.stuck_after_s)
+
+    def load(self, folder: Path, num_cores: int) -> None:
+        """Load the graph and encode a black image; a GPU first captures or runs all batch sizes."""
+        options = self._options
+        manifest = self._manifest
+        device = encoder_device(options.device)
+        precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
+        threads = num_threads(options.encoder_threads, manifest.hidden_size, num_cores)
+        max_bytes = None
+        # without a GPU, ONNX Runtime says what is missing
+        if device == "cuda" and torch.cuda.is_available():
+            free_bytes, _ = torch.cuda.mem_get_info()
+            # half of its part of the GPU: the decoder, which loads later, needs the rest
+            max_bytes = free_bytes // options.num_sharing_gpu // 2
+        cuda = CudaOptions(encoder_batch_size(options), max_bytes, self._name)
+        self._encoder = load_encoder(folder, threads, precision, device, cuda)
+        width, height = manifest.image_size_wh
+        self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
+
+    def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
+        """Set the features of each image; if a batch fails, its images are encoded one by one."""
+        BATCH_SIZE.labels(self._manifest.model_id, "encode").observe(len(batch))
+        start_s = self.watchdog.started_s = time.monotonic()
+        failed = None
+        try:
+            pixels = batch[0].pixels[np.newaxis]  # a view, which may be in shared memory
+            if len(batch) > 1:
+                pixels = np.stack([encoding.pixels for encoding in batch])
+            for encoding, row in zip(batch, self._encoder.encode(pixels), strict=True):
+                # A copy: a cached view would keep the features of the whole batch in memory.
+                features = row if len(batch) == 1 else row.clone()
+                encoding.features = features.to(self._features_device)
+        except Exception as error:  # any exception must reach the calls whose images caused it
+            exit_if_device_lost(error, self._name)
+            if len(batch) > 1:
+                logger.warning("%s encodes a failed batch one by one: %r", self._name, error)
+                return list(chain.from_iterable(self.encode([encoding]) for encoding in batch))
+            logger.exception("%s failed for an image", self._name)
+            message = f"the vision encoder failed: {type(error).__name__}"
+            failed = Failed(code="internal", message=message)
+        finally:
+            self.watchdog.started_s = None
+        encode_s = time.monotonic() - start_s
+        size = {"diptych.batch_size": len(batch)}
+        for encoding in batch:
+            past_span("encode_queue", encoding.started_s, start_s, parent=encoding.trace)
+            past_span("encode_batch", start_s, start_s + encode_s, size, encoding.trace)
+        return [EncodedImage(encode_s=encode_s, failed=failed) for _ in batch]

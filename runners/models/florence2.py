@@ -35,9 +35,6 @@ class BartLayer:
         self.down = weights.linear("fc2")
         self.final_norm = weights.layer_norm("final_layer_norm", _NORM_EPSILON)
 
-    def feed_forward(self, states: Tensor) -> Tensor:
-        return self.final_norm(states + self.down(gelu(self.up(states))))
-
 
 class BartDecoderLayer(BartLayer):
     """A layer of the decoder, which also attends to the output of the text encoder."""
@@ -86,14 +83,16 @@ class Bart:
         assert cache.prefixes is not None
         assert first is not None
         assert first.prefixes is not None
-        mask = as_bias(_is_before(num_prefix_tokens[:, None], embeds.shape[1]), embeds.dtype)
+        positions = torch.arange(embeds.shape[1], device=embeds.device)
+        is_visible = positions < num_prefix_tokens[:, None]
+        mask = as_bias(is_visible[:, None, None], embeds.dtype)
         states = self._encoder_norm(embeds + self._encoder_positions[: embeds.shape[1]])
         for layer in self._encoder_layers:
             parts = unflatten(layer.qkv(states), -1, (3, -1, self.head_size))
             queries, keys, values = parts.permute(2, 0, 3, 1, 4)
             attended = scaled_dot_product_attention(queries, keys, values, mask)
             states = layer.norm(states + layer.out(attended.transpose(1, 2).flatten(2)))
-            states = layer.feed_forward(states)
+            states = layer.final_norm(states + layer.down(gelu(layer.up(states))))
         for index, decoder_layer in enumerate(self._decoder_layers):
             kv = unflatten(decoder_layer.cross_kv(states), -1, (2, -1, self.head_size))
             cache.prefixes.memory.write_prefix(index, first.prefixes.prefixes, kv)
@@ -107,8 +106,10 @@ class Bart:
         # one position of a free slot is unmasked: an empty mask would give NaN
         ends = prefixes.lengths.on_device[reads.prefixes, None].clamp(min=1)
         dtype = self.embeddings.dtype
-        decoded_mask = as_bias(_is_before(places.positions + 1, places.length), dtype)
-        prefix_mask = as_bias(_is_before(ends, places.prefix_length), dtype)
+        decoded = torch.arange(places.length, device=ends.device) <= places.positions[..., None]
+        decoded_mask = as_bias(decoded[:, None], dtype)  # (B, 1, T, P)
+        is_visible = torch.arange(reads.length, device=ends.device) < ends
+        prefix_mask = as_bias(is_visible[:, None, None], dtype)
         embeds = self.embeddings[places.token_ids] + self._decoder_positions[places.positions]
         states = self._decoder_norm(embeds)  # (B, T, C)
         for index, layer in enumerate(self._decoder_layers):
@@ -118,28 +119,25 @@ class Bart:
             attended = scaled_dot_product_attention(queries, keys, values, decoded_mask)
             states = layer.norm(states + layer.out(attended.transpose(1, 2).flatten(2)))
             queries = unflatten(layer.cross_q(states), -1, (-1, self.head_size)).transpose(1, 2)
-            keys, values = prefixes.memory.read(index, reads.prefixes, places.prefix_length)
-            attended = _attend_prefixes(queries, keys, values, prefix_mask, reads)
+            keys, values = prefixes.memory.read(index, reads.prefixes, reads.length)
+            if reads.rows is None:
+                attended = scaled_dot_product_attention(queries, keys, values, prefix_mask)
+            else:
+                attended = _attend_shared(queries, keys, values, prefix_mask, reads)
             states = layer.cross_norm(states + layer.cross_out(attended.transpose(1, 2).flatten(2)))
-            states = layer.feed_forward(states)
+            states = layer.final_norm(states + layer.down(gelu(layer.up(states))))
         return self._head(states).flatten(0, 1)
 
 
-def _attend_prefixes(
+def _attend_shared(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, reads: PrefixReads
 ) -> Tensor:
     """Return (B, A, T, D): attention to image and prompt; the rows of a prefix are one product."""
-    if reads.rows is None or reads.places is None:
-        return scaled_dot_product_attention(queries, keys, values, mask)
+    assert reads.places is not None
     by_prefix = queries[reads.rows].transpose(1, 2).flatten(2, 3)  # (S, A, W * T, D)
     attended = scaled_dot_product_attention(by_prefix, keys, values, mask)
     by_place = unflatten(attended, 2, (-1, queries.shape[2])).transpose(1, 2).flatten(0, 1)
     return by_place[reads.places]
-
-
-def _is_before(ends: Tensor, length: int) -> Tensor:
-    """Return the mask (B, 1, T, length) of the positions before `ends` (B, T)."""
-    return (torch.arange(length, device=ends.device) < ends[..., None])[:, None]
 
 
 class Florence2Decoder(Bart):
@@ -156,7 +154,7 @@ class Florence2Decoder(Bart):
             pad_token_id=text["pad_token_id"],
             start_ids=(text["bos_token_id"],),
             end_ids=(text["eos_token_id"],),
-            labels_start_bare=True,
+            bare_ids=checkpoint.tokenizer.bare_ids(),
         )
         self.shape = DecoderShape(
             num_layers=text["decoder_layers"],

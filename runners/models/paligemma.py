@@ -223,7 +223,7 @@ class PaliGemmaDecoder(Gemma):
             pad_token_id=config["pad_token_id"],
             start_ids=(config["bos_token_id"],),
             end_ids=tuple(checkpoint.tokenizer.encode([("\n", False)])),
-            labels_start_bare=False,
+            bare_ids={},
         )
         self.shape = DecoderShape(
             num_layers=text["num_hidden_layers"],

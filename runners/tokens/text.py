@@ -4,33 +4,26 @@
                       `</s>`) are recognised in control segments only; all other text, such as a
                       user's, is tokenized by a second tokenizer that has none
     GenerationRules   those of generation_config.json, with transformers' names and semantics
-    Constraints       token masks that keep an answer within a grammar, in llguidance's variant of
-                      Lark (github.com/guidance-ai/llguidance, docs/syntax.md). Grammars may use the
-                      rules `location` and `segmentation`, which match one such token, and control
-                      tokens by their text (`<sep>`). Other text is matched byte by byte, however it
-                      is tokenized
+    Constraints       token masks that keep an answer within a grammar
 
-Shapes: R rows, V vocabulary.
+Grammars are in llguidance's variant of Lark (github.com/guidance-ai/llguidance, docs/syntax.md).
+They may use the rules `location` and `segmentation`, which match one such token, and control tokens
+by their text (`<sep>`). Other text is matched byte by byte, however it is tokenized.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
-from torch import Tensor
-from torch.nn import functional
 
 from runners.errors import SequenceError
 from wire.artifacts.manifest import GENERATION_CONFIG_FILE
@@ -93,11 +86,8 @@ class Constraint:
     """A compiled grammar."""
 
     def __init__(self, start: ConstraintState, eos_token_ids: frozenset[int]) -> None:
-        self._start = start
+        self.start = start
         self._eos_token_ids = eos_token_ids
-
-    def start(self) -> ConstraintState:
-        return self._start
 
     def after(self, state: ConstraintState, token_id: int) -> ConstraintState:
         """Return the state after `token_id`; raise `SequenceError` if `state` does not allow it."""
@@ -112,21 +102,6 @@ class Constraint:
     def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
         """Return the tokens that `state` allows, a bit each."""
         return np.frombuffer(state.compute_bitmask(), np.uint8)
-
-
-def token_bounds(allowed: Tensor, num_tokens: int) -> Tensor:
-    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
-    set bit, else -inf. Looked-up bounds are faster than `torch.where`, and an eighth of the bytes.
-    """
-    bounds = functional.embedding(allowed.int(), _bounds_by_byte(allowed.device))  # (R, bytes, 8)
-    return bounds.flatten(1)[:, :num_tokens]
-
-
-@lru_cache
-def _bounds_by_byte(device: torch.device) -> Tensor:
-    """Return the bounds (256, 8) of eight tokens, by their byte of a bitmask."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return torch.where(torch.from_numpy(bits).bool(), math.inf, -math.inf).to(device)
 
 
 class Constraints:
@@ -189,29 +164,35 @@ class PromptTokenizer:
 
     def encode(self, segments: Segments) -> list[int]:
         """Return the token ids of a prompt, without the tokens that a family adds around it."""
-        ids: list[int] = []
-
-        def has_control(segment: tuple[str, bool]) -> bool:
-            # A control segment without a control token of this checkpoint is text like its
-            # neighbours, with which it is tokenized: BPE depends on context.
-            text, is_control = segment
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids if is_control else ()
-            return not self._control_ids.isdisjoint(ids)
-
-        for is_control, group in groupby(segments, key=has_control):
-            tokenizer = self._tokenizer if is_control else self._plain_tokenizer
-            text = "".join(text for text, _ in group)
-            ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
-        return ids
+        runs: list[tuple[Tokenizer, list[str]]] = []
+        for text, is_control in segments:
+            tokenizer = self._plain_tokenizer
+            if is_control:
+                # A control segment without a control token of this checkpoint is text like its
+                # neighbours, with which it is tokenized: BPE depends on context.
+                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+                if not self._control_ids.isdisjoint(ids):
+                    tokenizer = self._tokenizer
+            if not runs or runs[-1][0] is not tokenizer:
+                runs.append((tokenizer, []))
+            runs[-1][1].append(text)
+        token_ids: list[int] = []
+        for tokenizer, texts in runs:
+            token_ids += tokenizer.encode("".join(texts), add_special_tokens=False).ids
+        return token_ids
 
     def has_control_token(self, text: str) -> bool:
         """Return True if `text` is one control token of the checkpoint."""
         return self._tokenizer.token_to_id(text) in self._control_ids
 
-    def bare_id(self, token_id: int) -> int:
-        text = self._tokenizer.id_to_token(token_id) or ""
-        bare = self._tokenizer.token_to_id(text.removeprefix(_SPACE))
-        return token_id if bare is None else bare
+    def bare_ids(self) -> dict[int, int]:
+        """Return, by the id of each token that starts with a space, the id of it without."""
+        vocabulary = self._tokenizer.get_vocab()
+        bare_ids: dict[int, int] = {}
+        for text, token_id in vocabulary.items():
+            if text.startswith(_SPACE) and text.removeprefix(_SPACE) in vocabulary:
+                bare_ids[token_id] = vocabulary[text.removeprefix(_SPACE)]
+        return bare_ids
 
     def text_stream(self) -> Callable[[int], str]:
         """Return a function that returns the text that the next token of one answer completes."""
@@ -262,7 +243,8 @@ class CheckpointText:
     pad_token_id: int
     start_ids: tuple[int, ...]  # before a prompt
     end_ids: tuple[int, ...]  # after it
-    labels_start_bare: bool  # a label starts without the space before a word
+    # of tokens by their id, without the space before a word, if labels start so; else empty
+    bare_ids: Mapping[int, int]
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
         """Return the token ids of a prompt, with those that the family adds around it."""
@@ -271,6 +253,4 @@ class CheckpointText:
     def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
         """Return the tokens of a prompt, without its frame, as a source of drafts."""
         words = prompt_ids[len(self.start_ids) : len(prompt_ids) - len(self.end_ids)]
-        if not self.labels_start_bare:
-            return PromptWords(words, words)
-        return PromptWords(words, [self.tokenizer.bare_id(token_id) for token_id in words])
+        return PromptWords(words, [self.bare_ids.get(token_id, token_id) for token_id in words])

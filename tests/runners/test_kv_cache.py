@@ -95,7 +95,7 @@ def test_lengths_are_equal_on_host_and_device() -> None:
     lengths = SlotLengths(4, torch.device("cpu"))
 
     def check(*expected: int) -> None:
-        assert lengths.of(range(4)) == lengths.on_device.tolist() == list(expected)
+        assert lengths.on_host == lengths.on_device.tolist() == list(expected)
 
     lengths.set([1, 3], [5, 7])
     check(0, 5, 0, 7)
@@ -150,11 +150,11 @@ class Sequences:
         """Compare what each row reads, on the host and on the device."""
         prefixes = self.prefixes
         stored = prefixes.memory._memory[0, 0, :, 0, 0, 0]
-        assert [int(stored[prefixes.of(slot)]) for slot in range(len(self.owners))] == self.owners
+        assert stored[prefixes.of_slot[: len(self.owners)]].tolist() == self.owners
         counts = Counter(self.owners)
         assert prefixes.num_prefixes == len(counts)
         lengths = [1 + int(name) % 9 for name in stored[: len(counts)]]
-        assert prefixes.lengths.of(range(len(counts))) == lengths
+        assert prefixes.lengths.on_host[: len(counts)] == lengths
         assert prefixes.lengths.on_device[: len(counts)].tolist() == lengths
         reads = prefixes.reads(slice(0, len(self.owners)))
         assert isinstance(reads.prefixes, slice)
@@ -183,7 +183,8 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
             sequences.remove(random.choice(sequences.owners))
         if sequences.owners:
             sequences.check()
-            num_grouped += sequences.prefixes.consecutive(slice(0, len(sequences.owners))) is None
+            reads = sequences.prefixes.reads(slice(0, len(sequences.owners)))
+            num_grouped += reads.rows is not None
     assert num_grouped > 10
 
 
@@ -193,7 +194,7 @@ def test_rows_beyond_those_in_use_read_what_exists() -> None:
         sequences.admit(num_beams)
     for name in (1, 4):
         sequences.remove(name)
-    reads = sequences.prefixes.grouped(4, 2, 8)
+    reads = sequences.prefixes.grouped(4, 2, 8, 1)
     assert reads.rows is not None
     assert reads.places is not None
     assert (reads.rows.shape, reads.places.shape) == ((2, 8), (4,))
@@ -205,11 +206,11 @@ def test_a_failed_prefill_leaves_no_prefix() -> None:
     prefixes = PrefixCache(FAKE_SHAPE, NUM_SLOTS)
     for slot in range(3):
         add(prefixes, slot)
-    assert prefixes.reads(slice(1, 3)) == PrefixReads(slice(1, 3))  # consecutive: not grouped
+    assert prefixes.reads(slice(1, 3)) == PrefixReads(slice(1, 3), 1)  # consecutive: not grouped
     prefixes.release(3)  # a slot whose prefill failed before it had a prefix
-    assert ([prefixes.of(slot) for slot in range(3)], prefixes.num_prefixes) == ([0, 1, 2], 3)
+    assert (prefixes.of_slot[:3], prefixes.num_prefixes) == ([0, 1, 2], 3)
     add(prefixes, 0, 1, 2)  # after a failed step, all slots are free
-    assert ([prefixes.of(slot) for slot in range(3)], prefixes.num_prefixes) == ([0, 0, 0], 1)
+    assert (prefixes.of_slot[:3], prefixes.num_prefixes) == ([0, 0, 0], 1)
 
 
 def write(cache: SlotCache, tokens: list[list[int]]) -> None:
@@ -230,7 +231,7 @@ def tokens_of(cache: SlotCache, slot: int) -> list[int]:
     """Return the tokens that a slot holds from the start of its answer."""
     keys, values = cache.self_attention.read(0, slice(slot, slot + 1), 8)
     assert torch.equal(keys, values)
-    (length,) = cache.num_tokens.of([slot])
+    length = cache.num_tokens.on_host[slot]
     assert length == cache.num_tokens.on_device[slot]
     tokens: list[int] = keys[0, 0, cache._starts[slot] : length, 0].int().tolist()
     return tokens
@@ -254,7 +255,7 @@ def test_accepted_tokens_stay_and_rolled_back_ones_are_zeroed(cache: SlotCache) 
     cache.self_attention._memory.fill_(1)
     cache.num_tokens.set([1], [9])  # a full slot, whose last token was overwritten
     cache.roll_back(1)
-    assert cache.num_tokens.of([1]) == [8]
+    assert cache.num_tokens.on_host[1] == 8
     assert cache.self_attention._memory[0, 0, 1, 0, :, 0].tolist() == [1] * 7 + [0]
 
 
@@ -264,7 +265,7 @@ def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(cache: SlotCache) 
     assert [tokens_of(cache, slot) for slot in range(2)] == [[7], [6]]
     assert cache.adapters[:2] == ["b", None]
     if cache.prefixes is not None:
-        assert [cache.prefixes.of(slot) for slot in range(2)] == [0, 1]
+        assert cache.prefixes.of_slot[:2] == [0, 1]
         cache.prefixes.memory._memory.fill_(1)
     cache.clear(1)
     assert tokens_of(cache, 1) == [0]

@@ -1,21 +1,34 @@
-"""The order in which a runner loads its parts, the cores that it counts, and its streams."""
+"""The parts of a runner: the order in which they load, their cores, batches and streams."""
 
 import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from runners.model_worker import DecoderWorker
+from export.scenes import render_scene, sample_scene
+from runners.encoder.features_cache import Encoding
+from runners.encoder.session import EncoderWorker, load_encoder
+from runners.model_worker import DecoderWorker, ModelWorker
 from runners.service import make_runner_service
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import EMBEDDED, ModelStore
 from wire.artifacts.manifest import read_manifest
-from wire.runner_messages import SequenceEnd, SequenceSpec, TextPiece, WritingEvent, Written
+from wire.runner_messages import (
+    ImageToEncode,
+    SequenceEnd,
+    SequenceSpec,
+    TextPiece,
+    WritingEvent,
+    Written,
+)
 
 # An adapter that has the encoder of its base and changes nothing in the decoder.
 LOADS_AN_ADAPTER = """
@@ -29,7 +42,7 @@ from wire.artifacts.model_store import artifact_folder
 from runners.decoder.scheduler import Scheduler
 from runners.model_worker import DecoderWorker
 from runners.service import make_runner_service
-from runners.encoder.worker import EncoderWorker
+from runners.encoder.session import EncoderWorker
 from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options
 from service.settings import Settings
@@ -77,6 +90,38 @@ def test_encoders_are_loaded_before_the_decoder(exported: ModelStore, tmp_path: 
     encoders = ["EncoderWorker florence-2-mini on 1 core", "EncoderWorker tuned on 1 core"]
     loads = [*encoders, "DecoderWorker florence-2-mini on 1 core", "warm-up", "tuned True"]
     assert run.stdout.splitlines() == loads, run.stderr
+
+
+OWNERS = (None, "tuned", "tuned", None, "tuned")  # one for each image of a batch
+
+
+def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
+    exported: ModelStore,
+) -> None:
+    """The embedded models stand for a base and an adapter: their encoders take the same input."""
+    options = runner_options(FLORENCE.id, Settings(encoder_precision="float32"), ())
+    worker: Any = ModelWorker(FLORENCE.id, options, None)  # type: ignore[arg-type]  # no batcher
+    worker.encoders = {}
+    alone = {}
+    for adapter, model_id in zip((None, "tuned"), EMBEDDED, strict=True):
+        folder = exported.newest(model_id)
+        worker.encoders[adapter] = EncoderWorker(read_manifest(folder), options, "cpu")
+        worker.encoders[adapter].load(folder, 1)
+        alone[adapter] = load_encoder(folder, precision="float32")
+    pixels = [np.asarray(render_scene(sample_scene(seed), 192)) for seed in range(len(OWNERS))]
+    batch = [Encoding(image, owner) for image, owner in zip(pixels, OWNERS, strict=True)]
+    worker._cache = SimpleNamespace(encodings=dict(zip("abcde", batch, strict=True)))
+    outcomes = worker.encode([ImageToEncode(image_key=key) for key in "abcxde"])
+    unknown = outcomes.pop(3)
+    assert unknown.failed is not None
+    assert unknown.failed.message == "no pending call has this image"
+    assert [outcome.failed for outcome in outcomes] == [None] * len(batch)
+    assert len({outcomes[place].encode_s for place in (1, 2, 4)}) == 1  # one batch
+    assert outcomes[0].encode_s == outcomes[3].encode_s != outcomes[1].encode_s
+    for encoding in batch:
+        expected = alone[encoding.adapter].encode(encoding.pixels[None])[0]
+        assert encoding.features is not None
+        assert torch.allclose(encoding.features, expected, atol=1e-4)
 
 
 SPEC = SequenceSpec(

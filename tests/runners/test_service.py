@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
@@ -89,6 +89,64 @@ def test_requests_for_another_build_are_refused(
 ) -> None:
     headers = {} if requested is None else {BUILD_HEADER: requested}
     assert guarded_status("GET", "/encode", headers, loaded) == status
+
+
+class Calls:
+    """Calls to an app that answers each when its event is set."""
+
+    def __init__(self) -> None:
+        self.api = RunnerApi()
+        self._app = CallGuard(self._answer, self.api)
+
+    async def begin(
+        self, method: str = "POST", kind: str = "http"
+    ) -> "tuple[asyncio.Event, asyncio.Task[None]]":
+        event = asyncio.Event()
+        headers = [(b"content-type", JSON.encode()), (b"content-length", b"0")]
+        scope = {"type": kind, "method": method, "path": "/", "headers": headers, "event": event}
+        request = asyncio.ensure_future(self._app(scope, None, self._send))  # type: ignore[arg-type]
+        await turns()
+        return event, request
+
+    async def _answer(self, scope: Scope, _: Receive, send: Send) -> None:
+        await scope["event"].wait()
+        await send({"type": "http.response.body"})
+
+    async def _send(self, _: Message) -> None:
+        await asyncio.sleep(0)
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_draining_ends_with_the_last_byte_of_the_last_call() -> None:
+    calls = Calls()
+    events = [(await calls.begin())[0] for _ in range(2)]
+    assert not calls.api.is_draining
+    draining = asyncio.ensure_future(calls.api.drain())
+    await turns()
+    assert calls.api.is_draining
+    for event in reversed(events):
+        assert not draining.done()
+        event.set()
+        await turns()
+    assert draining.done()
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("GET", "http"), ("POST", "lifespan"), ("POST", "http")]
+)
+async def test_draining_waits_for_no_other_request(method: str, kind: str) -> None:
+    """A call that is cancelled is no longer in flight."""
+    calls = Calls()
+    _, request = await calls.begin(method, kind)
+    if (method, kind) == ("POST", "http"):
+        request.cancel()
+    async with asyncio.timeout(5):
+        await calls.api.drain()
+    request.cancel()
 
 
 FAILED = Failed(code="internal", message="this worker only records")

@@ -151,7 +151,7 @@ def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
         parameters = parse_parameters(TASKS[task], values)
         stream = vocabulary.tokenizer.text_stream()
         constraint = constraints.get(language.answer_grammar(entry, task, parameters) or ANY_TEXT)
-        state = constraint.start()
+        state = constraint.start
         pieces = []
         for token_id in vocabulary.tokenizer.encode([(text, True)]):
             state = constraint.after(state, token_id)
@@ -185,7 +185,7 @@ def test_published_answers_can_be_written(vocabulary: RealVocabulary) -> None:
             if entry.family != vocabulary.family or grammar is None or answer.excluded:
                 continue
             constraint = constraints.get(grammar)
-            state = constraint.start()
+            state = constraint.start
             for token_id in vocabulary.tokenizer.encode([(answer.text, True)]):
                 state = constraint.after(state, token_id)
             assert state.is_accepting(), answer

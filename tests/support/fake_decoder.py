@@ -54,7 +54,7 @@ def fake_text() -> CheckpointText:
         pad_token_id=0,
         start_ids=(),
         end_ids=(),
-        labels_start_bare=False,
+        bare_ids={},
     )
 
 

@@ -80,7 +80,7 @@ class Passes(GraphEngine):
         launched = super().look_ahead(inputs)
         if self.poisoned is not None and self.poisoned[0] == len(self.num_slots_ahead):
             slot = self.poisoned[1]
-            position = self.cache.num_tokens.of([slot])[0] - 1
+            position = self.cache.num_tokens.on_host[slot] - 1
             launched[slot] = math.nan
             self.cache.self_attention._memory[:, :, slot, :, position] = math.nan
             self.poisoned = None

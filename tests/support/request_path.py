@@ -40,7 +40,6 @@ from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
 from tests.support.rest_client import Client
-from wire.drain import CallsInFlight
 from wire.http_channel import HttpChannel
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of
 from wire.runner_messages import FoundFeatures, Outcomes, SequenceSpec, WriteCall
@@ -139,7 +138,7 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
     worker.load()
     api = RunnerApi()
     api.start(worker)
-    app = CallGuard(CallsInFlight().middleware(api.app()), api)
+    app = CallGuard(api.app(), api)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
         await path.record(partial(_call_runner, client, worker))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from runners.decoder.sequences import LiveSequence
 from runners.errors import SequenceError
-from runners.tokens.choice import choose_tokens
-from runners.tokens.text import Constraint, ConstraintState, token_bounds
+from runners.tokens.choice import choose_tokens, token_bounds
+from runners.tokens.text import Constraint, ConstraintState
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:

@@ -63,7 +63,7 @@ class Language:
         grammar = FAMILIES[self.family].answer_grammar(entry, task_id, parameters)
         assert grammar is not None
         constraint = self.constraints.get(grammar)
-        state = constraint.start()
+        state = constraint.start
         token_ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         for token_id in [*token_ids, EOS_ID[self.family]]:
             if not constraint.allowed(state)[token_id >> 3] >> (token_id & 7) & 1:

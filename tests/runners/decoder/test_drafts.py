@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.decoder.batch import generate_all
-from runners.decoder.engines import paying, rows_of
+from runners.decoder.batch import generate_all, start_sequence
+from runners.decoder.engines import EagerEngine, rows_of
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
@@ -41,7 +41,7 @@ def prompt(letters: str) -> PromptWords:
 
 def continuation(grammar: str, words: PromptWords, written: Sequence[int]) -> list[int]:
     constraint = CONSTRAINTS.get(grammar)
-    state = constraint.start()
+    state = constraint.start
     for token_id in written:
         state = constraint.after(state, token_id)
     return words.continuation(state, constraint.allowed(state), written)
@@ -87,8 +87,11 @@ def test_words_of_the_prompt_that_continue_an_answer(
     ],
 )
 def test_drafts_are_cut_to_the_length_that_pays(lengths: list[int], expected: list[int]) -> None:
-    drafts = [tuple(range(length)) for length in lengths]
-    assert [len(draft) for draft in paying(drafts)] == expected
+    decoder = FakeDecoder()
+    requests = [request((5,) * length) for length in lengths]
+    sequences = [start_sequence(one, decoder.rules) for one in requests]
+    drafts = EagerEngine(decoder, 4).drafts(sequences)
+    assert [len(draft) for draft in drafts] == expected
 
 
 def test_shorter_drafts_are_padded_with_their_last_token_at_its_own_position() -> None:

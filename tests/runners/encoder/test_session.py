@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ import onnxruntime
 import pytest
 import torch
 
+from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
     CudaOptions,
+    EncoderWorker,
     FixedBatches,
     execution_providers,
     load_encoder,
     split_batch,
 )
 from runners.errors import EXIT_STATUS
+from service.inference.served_models import runner_options
+from service.settings import Settings
 from tests.support.export_cli import ModelStore
-from wire.artifacts.manifest import VISION_ENCODER_FILE
+from wire.artifacts.manifest import VISION_ENCODER_FILE, read_manifest
 from wire.pixels import Pixels
+from wire.runner_messages import Failed
 
 NAME = "the encoder of a model"
 ROUNDING = 1e-4  # features are up to about 6; sums have another order
@@ -311,6 +317,57 @@ def test_a_size_that_exceeds_the_memory_is_left_out(
 def test_a_single_image_that_exceeds_the_memory_ends_the_start(encoder_file: str) -> None:
     with pytest.raises(RuntimeError, match="smaller than requested"):
         loaded(Sessions(encoder_file, lambda *_: NO_MEMORY))
+
+
+OPTIONS = runner_options("florence-2-mini", Settings(encoder_precision="float32"), ())
+
+
+def worker_of(exported: ModelStore, **changes: Any) -> EncoderWorker:
+    """Return a loaded worker, of options and a manifest with these changes."""
+    folder = exported.newest("florence-2-mini")
+    manifest = read_manifest(folder)
+    if "image_size_wh" in changes:
+        manifest = replace(manifest, image_size_wh=changes.pop("image_size_wh"))
+    worker = EncoderWorker(manifest, replace(OPTIONS, **changes), "cpu")
+    worker.load(folder, 1)
+    return worker
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cuda"}, "not on CUDA; install onnxruntime-gpu"),
+        ({"image_size_wh": (64, 64)}, "invalid dimensions"),  # not that of the graph
+    ],
+)
+def test_an_encoder_that_cannot_run_ends_the_start(
+    exported: ModelStore, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception, match=message):
+        worker_of(exported, **changes)
+
+
+def test_a_failed_batch_is_encoded_one_by_one(exported: ModelStore) -> None:
+    worker: Any = worker_of(exported)
+    sizes: list[int] = []
+
+    def encode(pixels: Pixels) -> torch.Tensor:
+        sizes.append(len(pixels))
+        assert worker.watchdog.started_s is not None
+        if len(pixels) > 1 or pixels.max() == 2:
+            raise RuntimeError("failed to allocate memory")
+        return torch.full((1, 3, 4), float(pixels.max()))
+
+    worker._encoder.encode = encode
+    batch = [Encoding(np.full((4, 4, 3), value, np.uint8), None) for value in (1, 2, 3)]
+    failed = [outcome.failed for outcome in worker.encode(batch)]
+    assert sizes == [3, 1, 1, 1]
+    message = "the vision encoder failed: RuntimeError"
+    assert failed == [None, Failed(code="internal", message=message), None]
+    features = [encoding.features for encoding in batch]
+    assert [None if value is None else int(value.max()) for value in features] == [1, None, 3]
+    assert worker.watchdog.started_s is None
 
 
 def test_a_lost_device_ends_the_process(exported: ModelStore) -> None:

@@ -42,7 +42,7 @@ def allowed_ids(constraint: Constraint, state: ConstraintState) -> set[int]:
 
 def allowed_after(grammar: str, *token_ids: int) -> set[int]:
     constraint = CONSTRAINTS.get(grammar)
-    state = constraint.start()
+    state = constraint.start
     for token_id in token_ids:
         assert token_id in allowed_ids(constraint, state)
         state = constraint.after(state, token_id)
@@ -77,7 +77,7 @@ def test_every_path_through_a_grammar_spells_its_text() -> None:
     constraint = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}')
     rng = random.Random(0)
     for _ in range(50):
-        state = constraint.start()
+        state = constraint.start
         written = []
         while (token_id := rng.choice(sorted(allowed_ids(constraint, state)))) != EOS:
             written.append(token_id)
@@ -88,7 +88,7 @@ def test_every_path_through_a_grammar_spells_its_text() -> None:
 
 def test_a_state_is_unchanged_when_beams_continue_from_it() -> None:
     constraint = CONSTRAINTS.get(BOXES)
-    state = constraint.after(constraint.start(), 9)
+    state = constraint.after(constraint.start, 9)
     before = allowed_ids(constraint, state)
     text = constraint.after(state, 11)
     box = constraint.after(state, 3)
@@ -100,7 +100,7 @@ def test_a_state_is_unchanged_when_beams_continue_from_it() -> None:
 def test_allowed_tokens_keep_their_log_probabilities() -> None:
     logprobs = torch.log_softmax(torch.arange(SIZE, dtype=torch.float32), dim=-1)
     constraint = CONSTRAINTS.get("start: location | <sep>")
-    rows = masked(constraint, constraint.start(), logprobs)
+    rows = masked(constraint, constraint.start, logprobs)
     assert rows[[SEPARATOR, *LOCATIONS]].tolist() == logprobs[[SEPARATOR, *LOCATIONS]].tolist()
     assert rows[[0, EOS, *CODES, *TEXT]].tolist() == [-math.inf] * (4 + len(TEXT))
 
@@ -116,7 +116,7 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
     with pytest.raises(
         SequenceError, check=is_failure("internal"), match="the grammar failed at token 9"
     ):
-        constraint.after(constraint.start(), 9)
+        constraint.after(constraint.start, 9)
 
 
 def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
@@ -124,5 +124,5 @@ def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
     leaves nothing.
     """
     never_ends = Constraints(tiny_tokenizer(TEXT, CONTROL), {SIZE + 5}).get("start: location")
-    after = never_ends.after(never_ends.start(), LOCATIONS[0])
+    after = never_ends.after(never_ends.start, LOCATIONS[0])
     assert SIZE + 5 not in allowed_ids(never_ends, after)
