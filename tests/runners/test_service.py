@@ -4,6 +4,7 @@ span.
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 import pytest
@@ -91,62 +92,37 @@ def test_requests_for_another_build_are_refused(
     assert guarded_status("GET", "/encode", headers, loaded) == status
 
 
-class Calls:
-    """Calls to an app that answers each when its event is set."""
-
-    def __init__(self) -> None:
-        self.api = RunnerApi()
-        self._app = CallGuard(self._answer, self.api)
-
-    async def begin(
-        self, method: str = "POST", kind: str = "http"
-    ) -> "tuple[asyncio.Event, asyncio.Task[None]]":
-        event = asyncio.Event()
-        headers = [(b"content-type", JSON.encode()), (b"content-length", b"0")]
-        scope = {"type": kind, "method": method, "path": "/", "headers": headers, "event": event}
-        request = asyncio.ensure_future(self._app(scope, None, self._send))  # type: ignore[arg-type]
-        await turns()
-        return event, request
-
-    async def _answer(self, scope: Scope, _: Receive, send: Send) -> None:
-        await scope["event"].wait()
-        await send({"type": "http.response.body"})
-
-    async def _send(self, _: Message) -> None:
-        await asyncio.sleep(0)
-
-
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def test_draining_ends_with_the_last_byte_of_the_last_call() -> None:
-    calls = Calls()
-    events = [(await calls.begin())[0] for _ in range(2)]
-    assert not calls.api.is_draining
-    draining = asyncio.ensure_future(calls.api.drain())
-    await turns()
-    assert calls.api.is_draining
-    for event in reversed(events):
-        assert not draining.done()
-        event.set()
-        await turns()
-    assert draining.done()
-
-
 @pytest.mark.parametrize(
-    ("method", "kind"), [("GET", "http"), ("POST", "lifespan"), ("POST", "http")]
+    ("method", "kind", "is_cancelled"),
+    [("POST", "http", False), ("POST", "http", True), ("GET", "http", False), ("POST", "x", False)],
 )
-async def test_draining_waits_for_no_other_request(method: str, kind: str) -> None:
-    """A call that is cancelled is no longer in flight."""
-    calls = Calls()
-    _, request = await calls.begin(method, kind)
-    if (method, kind) == ("POST", "http"):
-        request.cancel()
+async def test_draining_waits_for_the_last_byte_of_calls_in_flight(
+    method: str, kind: str, is_cancelled: bool
+) -> None:
+    """A call that is cancelled is no longer in flight; a probe never is."""
+
+    async def answer(scope: Scope, _receive: Receive, _send: Send) -> None:
+        await scope["released"].wait()
+
+    api = RunnerApi()
+    headers = [(b"content-type", JSON.encode()), (b"content-length", b"0")]
+    scope = {"type": kind, "method": method, "path": "/", "headers": headers}
+    app: Any = CallGuard(answer, api)
+    released = [asyncio.Event(), asyncio.Event()]
+    calls = [asyncio.create_task(app(scope | {"released": one}, None, None)) for one in released]
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(api.drain())
+    await asyncio.sleep(0)
+    if is_cancelled:
+        calls[0].cancel()
+    released[0].set()
+    await asyncio.sleep(0.01)
+    assert api.is_draining
+    assert draining.done() == ((method, kind) != ("POST", "http"))
+    released[1].set()
     async with asyncio.timeout(5):
-        await calls.api.drain()
-    request.cancel()
+        await draining
+    await asyncio.wait(calls)
 
 
 FAILED = Failed(code="internal", message="this worker only records")

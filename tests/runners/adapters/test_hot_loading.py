@@ -266,19 +266,6 @@ def test_hanging_files_are_refused(
     assert line == "the adapter a is refused: its files could not be read within 2 s"
 
 
-def test_a_slow_adapter_does_not_hold_the_start(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    key = watched.write("a")
-    watched.follow(0.2)
-    watched.loaded.released = threading.Event()
-    watched.adapters.watch(watched.loaded)
-    assert watched.loaded.keys == frozenset()
-    assert f"the adapters of {FLORENCE.id} are not all loaded after 0.2 s" in caplog.messages[-1]
-    watched.loaded.released.set()
-    wait_until(lambda: watched.loaded.keys == {key})
-
-
 def test_a_runner_waits_for_half_of_its_start(
     watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

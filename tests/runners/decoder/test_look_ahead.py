@@ -12,7 +12,6 @@ from random import Random
 
 import pytest
 import torch
-from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
@@ -20,7 +19,6 @@ from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache import SlotCache
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import Case, make_case
@@ -144,35 +142,6 @@ def test_moved_and_full_sequences_lose_no_step(artifacts: Path) -> None:
     assert [sequence.result().token_ids for sequence in sequences] == alone
     # all but the passes of the first two tokens
     assert len(passes.num_slots_ahead) == num_tokens - 2
-
-
-def state_of(cache: SlotCache, num_slots: int) -> list[Tensor]:
-    """Return copies of the keys, values and lengths of the first slots."""
-    lengths = [cache.num_tokens]
-    memories = [cache.self_attention]
-    if cache.prefixes is not None:
-        lengths.append(cache.prefixes.lengths)
-        memories.append(cache.prefixes.memory)
-    assert all(part.on_host == part.on_device.tolist() for part in lengths)
-    tensors = [memory._memory[:, :, :num_slots] for memory in memories]
-    tensors += [part.on_device[:num_slots] for part in lengths]
-    return [tensor.clone() for tensor in tensors]
-
-
-@torch.inference_mode()
-def test_a_pass_rolled_back_leaves_nothing_in_its_slots(artifacts: Path) -> None:
-    """Not even NaN, which would reach the next sequence of the slot."""
-    decoder, requests = endless(artifacts, 64)
-    requests = requests[:1] * 3  # without padding, which the answer overwrites
-    engine = Passes(decoder)
-    engine.prefill(requests, 0)
-    engine.decode([[5]] * 3)
-    before = state_of(engine.cache, 3)  # a pass may write to free slots
-    engine.decode([[6]] * 3)
-    assert not all(map(torch.equal, before, state_of(engine.cache, 3)))
-    for slot in range(3):
-        engine.cache.roll_back(slot)
-    assert all(map(torch.equal, before, state_of(engine.cache, 3)))
 
 
 def test_sequences_join_and_leave_at_the_next_launch(artifacts: Path) -> None:

@@ -2,7 +2,6 @@
 others.
 """
 
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -220,23 +219,3 @@ def test_beams_take_a_slot_each_and_are_not_overtaken(
     assert tokens_of(wide) == (6, EOS)
     assert long.done()
     assert tokens_of(behind) == (7, EOS)
-
-
-def test_two_hundred_sequences_get_their_own_answers() -> None:
-    rng = random.Random(0)
-    decoder = FakeDecoder(step_s=0.001)  # slower than sequences arrive, so that all slots are used
-    scheduler = Scheduler(decoder, "fake", replace(LIMITS, max_waiting=1000))
-    scheduler.start()
-    answers = [tuple(rng.choices(range(2, 40), k=rng.randrange(30))) for _ in range(200)]
-    futures = []
-    for index, answer in enumerate(answers):
-        poisoned = (*answer, POISON) if index % 20 == 7 else answer
-        futures += scheduler.submit([request(*poisoned)])
-        if index % 10 == 3:
-            futures[-1].cancel()
-        time.sleep(rng.random() * 0.002)
-    scheduler.stop()
-    for index, (answer, future) in enumerate(zip(answers, futures, strict=True)):
-        if not future.cancelled() and index % 20 != 7:
-            assert tokens_of(future) == (*answer, EOS)
-    assert max(decoder.step_sizes) == LIMITS.num_slots

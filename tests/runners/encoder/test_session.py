@@ -3,7 +3,6 @@ here in the CPU provider, that ignores CUDA graphs.
 """
 
 import logging
-import subprocess
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 
+from runners.encoder import session
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
     CudaOptions,
@@ -26,7 +26,6 @@ from runners.encoder.session import (
     load_encoder,
     split_batch,
 )
-from runners.errors import EXIT_STATUS
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore
@@ -36,7 +35,7 @@ from wire.runner_messages import Failed
 
 NAME = "the encoder of a model"
 ROUNDING = 1e-4  # features are up to about 6; sums have another order
-# The message of ONNX Runtime 1.32 with limited memory (reproduced below).
+# the message of ONNX Runtime 1.32 with limited memory
 NO_MEMORY = RuntimeError(
     "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
 )
@@ -61,51 +60,6 @@ for number in (0, 0, 1, 2):
     print((int(Path("/proc/self/statm").read_text().split()[1]) - start) * resource.getpagesize())
 """
 
-LITTLE_MEMORY = """
-import logging, sys
-from pathlib import Path
-import numpy as np
-import onnxruntime as ort
-from runners.encoder.session import CudaOptions, FixedBatches
-
-logging.basicConfig(level="INFO")
-arena = ort.OrtArenaCfg({"max_mem": 60_000_000, "arena_extend_strategy": 1})
-info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-ort.create_and_register_allocator(info, arena)
-
-def open_session(with_graphs):
-    options = ort.SessionOptions()
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    file = sys.argv[1] + "/vision_encoder.onnx"
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-options = CudaOptions(64, name="the encoder of a model")
-batches = FixedBatches(open_session, "cpu", options)
-batches.load()
-print(batches.sizes, batches.encode(np.zeros((70, 192, 192, 3), np.uint8)).shape[0])
-"""
-
-LOST = """
-import sys
-from runners import errors
-from runners.encoder.session import CudaOptions, FixedBatches
-from tests.runners.encoder.test_session import Sessions
-
-error = RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=a")
-def use_device():
-    raise error
-errors.use_device = use_device
-file = sys.argv[1] + "/vision_encoder.onnx"
-sessions = Sessions(file, lambda number, graph_id: error if graph_id == 2 else None)
-options = CudaOptions(4, name="the encoder of a model")
-FixedBatches(sessions.open, "cpu", options).load()
-"""
-
-
-def in_python(code: str, exported: ModelStore) -> "subprocess.CompletedProcess[str]":
-    return exported.forked("-c", code, str(exported.newest("florence-2-mini")))
-
 
 def random_pixels(num_images: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
@@ -113,7 +67,8 @@ def random_pixels(num_images: int) -> Pixels:
 
 @pytest.mark.long
 def test_encoders_of_a_process_share_the_memory_of_activations(exported: ModelStore) -> None:
-    first, *others = map(int, in_python(SEVERAL, exported).stdout.split())
+    run = exported.forked("-c", SEVERAL, str(exported.newest("florence-2-mini")))
+    first, *others = map(int, run.stdout.split())
     assert first > 100_000_000
     assert max(others) < first / 4
 
@@ -288,8 +243,14 @@ def fail_at(number: int, graph_id: int, error: Exception) -> Fault:
     ids=["refused", "failed capture", "stale replay"],
 )
 def test_failed_graphs_leave_all_sizes_without(
-    encoder_file: str, caplog: pytest.LogCaptureFixture, options: dict[str, Any], message: str
+    encoder_file: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    message: str,
 ) -> None:
+    parts: list[str] = []  # whose device was tried
+    monkeypatch.setattr(session, "exit_if_device_lost", lambda _, part: parts.append(part))
     sessions = Sessions(encoder_file, **options)
     batches = loaded(sessions)
     assert sessions.opened == [(True, 0), (False, 0)]  # the weights are never on the device twice
@@ -297,11 +258,12 @@ def test_failed_graphs_leave_all_sizes_without(
     check_features(batches, encoder_file)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     (warning,) = [record.getMessage() for record in warnings]
+    assert parts == [NAME]
     assert warning.startswith(f"{NAME} runs without CUDA graphs: {message}")
 
 
 def test_a_size_that_exceeds_the_memory_is_left_out(
-    exported: ModelStore, encoder_file: str, caplog: pytest.LogCaptureFixture
+    encoder_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sessions = Sessions(encoder_file, fail_at(1, -1, NO_MEMORY))
     batches = loaded(sessions)
@@ -309,9 +271,6 @@ def test_a_size_that_exceeds_the_memory_is_left_out(
     check_features(batches, encoder_file)
     assert sessions.session.graph_ids[-4:] == [4, 4, 4, 1]
     assert f"{NAME}: too little memory for batches of 8 images: {NO_MEMORY}" in caplog.text
-    run = in_python(LITTLE_MEMORY, exported)
-    assert run.stdout == "[16, 8, 4, 2, 1] 70\n", run.stderr
-    assert f"{NAME}: too little memory for batches of 64 images: " in run.stderr
 
 
 def test_a_single_image_that_exceeds_the_memory_ends_the_start(encoder_file: str) -> None:
@@ -348,7 +307,11 @@ def test_an_encoder_that_cannot_run_ends_the_start(
         worker_of(exported, **changes)
 
 
-def test_a_failed_batch_is_encoded_one_by_one(exported: ModelStore) -> None:
+def test_a_failed_batch_is_encoded_one_by_one(
+    exported: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = []  # after which the device was tried
+    monkeypatch.setattr(session, "exit_if_device_lost", lambda error, _: errors.append(error))
     worker: Any = worker_of(exported)
     sizes: list[int] = []
 
@@ -362,15 +325,9 @@ def test_a_failed_batch_is_encoded_one_by_one(exported: ModelStore) -> None:
     worker._encoder.encode = encode
     batch = [Encoding(np.full((4, 4, 3), value, np.uint8), None) for value in (1, 2, 3)]
     failed = [outcome.failed for outcome in worker.encode(batch)]
-    assert sizes == [3, 1, 1, 1]
+    assert (sizes, len(errors)) == ([3, 1, 1, 1], 2)
     message = "the vision encoder failed: RuntimeError"
     assert failed == [None, Failed(code="internal", message=message), None]
     features = [encoding.features for encoding in batch]
     assert [None if value is None else int(value.max()) for value in features] == [1, None, 3]
     assert worker.watchdog.started_s is None
-
-
-def test_a_lost_device_ends_the_process(exported: ModelStore) -> None:
-    run = in_python(LOST, exported)
-    assert run.returncode == EXIT_STATUS, run.stderr
-    assert f"{NAME} lost its GPU" in run.stderr

@@ -96,14 +96,6 @@ def test_log_probabilities_equal_the_reference(case: Case) -> None:
     assert written.logprobs == pytest.approx(scores[0].tolist(), abs=1e-4)
 
 
-def test_seeded_sampling_is_the_same_in_a_batch(case: Case) -> None:
-    sampled = replace(case.request(0), temperature=1.0, seed=11)
-    alone = generate_all(case.decoder, [sampled])[0]
-    together = generate_all(case.decoder, [*case.requests()[:5], sampled])[-1]
-    assert together.token_ids == alone.token_ids
-    assert len(alone.token_ids) > 1
-
-
 def test_nan_stays_in_its_sequence(case: Case) -> None:
     poisoned = replace(case.request(0), image_features=torch.full_like(case.features[0], torch.nan))
     batch = LiveBatch(case.decoder, 2)

@@ -1,15 +1,15 @@
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from runners.tokens.text import PromptTokenizer
 from tests.support.export_cli import EMBEDDED, MODELS
 
-CONTROL = (
+CONTROL = [
     "<loc_5>",
     "<loc0005>",
     "<seg001>",
@@ -21,7 +21,7 @@ CONTROL = (
     "<eos>",
     "<poly>",
     "<sep>",
-)
+]
 TOKENIZERS = {name: PromptTokenizer.load(MODELS / name / "tokenizer.json") for name in EMBEDDED}
 CONTROL_IDS = {
     name: set(AutoTokenizer.from_pretrained(MODELS / name).added_tokens_decoder)
@@ -71,19 +71,10 @@ def test_no_piece_is_half_a_character(name: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_prompt_is_neither_padded_nor_cut_as_the_file_says(name: str, tmp_path: Path) -> None:
-    definition = json.loads((MODELS / name / "tokenizer.json").read_text(encoding="utf-8"))
-    padding = {
-        "strategy": {"Fixed": 64},
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "<pad>",
-    }
-    truncation = {"max_length": 2, "strategy": "LongestFirst", "stride": 0}
-    sides = {"direction": "Right"}
-    definition |= {"padding": padding | sides, "truncation": truncation | sides}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(MODELS / name / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     prompt = [("Locate the purple square, STOP 42 in the image.", False)]
-    assert PromptTokenizer.load(tmp_path / "tokenizer.json").encode(prompt) == TOKENIZERS[
-        name
-    ].encode(prompt)
+    loaded = PromptTokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.encode(prompt) == TOKENIZERS[name].encode(prompt)
