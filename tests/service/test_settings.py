@@ -52,6 +52,7 @@ NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a:99999 redis://a
             "a.example,http://b",
             "'http://b' must be a host name, an IP address",
         ),
+        ("DIPTYCH_LABEL_STUDIO_URL", "http://a?b", HTTP_URL),
         *(("DIPTYCH_OTLP_ENDPOINT", url, HTTP_URL) for url in NO_HTTP_URLS.split(" ")),
         *(("DIPTYCH_SHARED_LIMITS_URL", url, STORE_URL) for url in NO_STORE_URLS.split(" ")),
     ],

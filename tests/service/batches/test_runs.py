@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from service.batches import store as store_module
 from service.batches import worker as worker_module
 from service.batches.store import MAX_BYTES_PER_KEY, BatchState, LinePlace, OutputLine, Store
 from service.batches.wire import Batch
-from service.batches.worker import BatchWorker
+from service.batches.worker import BatchWorker, InputCheck
 from service.errors import DeadlineExceeded
 from service.http.body import parsed_bytes
 from service.telemetry.metrics import BATCH_REQUESTS_WAITING
@@ -484,3 +485,89 @@ async def test_second_worker_takes_over(store: Store) -> None:
     released = store.lock()
     assert released is not None
     released.close()
+
+
+MAX_LINE_BYTES = 5_000
+LINES = [jsonl(line(custom_id)).strip() for custom_id in ("a", "b\N{GRINNING FACE}", "c")]
+
+
+def check(folder: Path, content: bytes) -> InputCheck:
+    path = folder / "input.jsonl"
+    path.write_bytes(content)
+    check = InputCheck(PREDICT, MAX_LINE_BYTES)
+    check.run(path)
+    return check
+
+
+def codes_of(folder: Path, content: bytes) -> list[tuple[str, int | None]]:
+    return [(error.code, error.line) for error in check(folder, content).errors]
+
+
+def padded(num_bytes: int) -> bytes:
+    """Return a request of so many bytes."""
+    data = jsonl(line("long", body={"image": ""})).strip()
+    return data.replace(b'""', b'"%s"' % (b"x" * (num_bytes - len(data))))
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "param"),
+    [
+        (b"{", "invalid_json_line", None),
+        (b"\xff", "invalid_json_line", None),
+        (b"[1]", "invalid_json_line", None),
+        (b"[" * 4000, "invalid_json_line", None),
+        (jsonl({"method": "POST", "url": PREDICT, "body": {}}), "invalid_request", "custom_id"),
+        (jsonl(line("")), "invalid_request", "custom_id"),
+        (jsonl(line("x" * 513)), "invalid_request", "custom_id"),
+        (jsonl(line("\ud800")), "invalid_json_line", None),
+        (jsonl(line("b", body=[])), "invalid_request", "body"),
+        (jsonl(line("b", CHAT)), "url_mismatch", "url"),
+        (jsonl(line("a")), "duplicate_custom_id", "custom_id"),
+        (padded(MAX_LINE_BYTES + 1), "invalid_request", None),
+        (padded(2 * MAX_LINE_BYTES), "invalid_request", None),
+    ],
+)
+def test_invalid_line_has_number(tmp_path: Path, bad: bytes, code: str, param: str | None) -> None:
+    errors = check(tmp_path, jsonl(line("a")) + b"\n" + bad).errors
+    assert (errors[0].line, errors[0].code, errors[0].param) == (3, code, param)
+    assert errors[0].message.endswith(".")
+
+
+def test_longest_line_is_accepted(tmp_path: Path) -> None:
+    body = jsonl(line("a", body={"seed": 10**400}))
+    checked = check(tmp_path, body + padded(MAX_LINE_BYTES))
+    assert (len(checked.places), checked.errors) == (2, [])
+
+
+def test_file_needs_requests(tmp_path: Path) -> None:
+    assert codes_of(tmp_path, b"\n\n") == [("empty_file", None)]
+
+
+def test_errors_are_limited(tmp_path: Path) -> None:
+    assert codes_of(tmp_path, b"{\n" * 1000) == [
+        ("invalid_json_line", number) for number in range(1, 101)
+    ]
+
+
+@pytest.mark.parametrize("name", ["MAX_REQUESTS", "MAX_BLANK_LINES"])
+def test_lines_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(worker_module, name, 3)
+    content = jsonl(*map(line, "abc")) + b"\n" * 3
+    assert codes_of(tmp_path, content) == []
+    assert codes_of(tmp_path, content + jsonl(line("d")) + b"\n") == [("too_many_tasks", None)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "numbers"),
+    [
+        ((b"\n", b"\n", b""), [2, 3, 4]),
+        ((b"\r\n", b"\n\n \n", b"\n"), [2, 3, 6]),
+        ((b"  \n \t", b"\n\r\n  ", b"\n \n"), [2, 3, 5]),
+    ],
+)
+def test_places_of_requests(tmp_path: Path, ends: tuple[bytes, ...], numbers: list[int]) -> None:
+    content = b"\n" + b"".join(data + end for data, end in zip(LINES, ends, strict=True))
+    places = check(tmp_path, content).places
+    lines = [content[place.start : place.start + place.num_bytes] for place in places]
+    assert lines == LINES
+    assert [place.number for place in places] == numbers

@@ -10,13 +10,12 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.admission.api_keys import ApiKeys
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
 from service.inference.core import Core
-from service.label_studio.api import Batch, questions_of
-from service.label_studio.images import TaskImages
+from service.label_studio.api import Batch, LabelStudioHost, TaskImages, questions_of
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.batch_runs import release
@@ -34,7 +33,7 @@ from tests.support.fake_service import (
     encoded,
     make_core,
 )
-from tests.support.image_hosts import ImageHost, Names, listening, response
+from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 from tests.support.label_studio_config import basic_auth, labelled, view
 from tests.support.rest_client import Client, client, error_of
 from wire.runner_messages import Failed
@@ -369,16 +368,20 @@ async def test_call_keeps_its_place() -> None:
         assert (await http.post(f"{MODEL_PATH}/setup", json={"schema": CONFIG})).status_code == 200
 
 
+def fetching(host: ImageHost) -> ImageFetcher:
+    names = Names({"images.test": ["127.0.0.1"]})
+    allowed = [AllowedHost("images.test", host.port)]
+    return ImageFetcher(allowed, 1_000_000, 5, lambda _: True, names)
+
+
 @asynccontextmanager
 async def images_by_url(
     decoder: FakeDecoder, max_bytes: int
 ) -> AsyncIterator[tuple[Core, ImageHost, str]]:
     """Yield a core that fetches images, their host, and the URL of one."""
     async with listening(ImageHost({"/a.png": response(PNG)})) as host:
-        names = Names({"images.test": ["127.0.0.1"]})
-        allowed = [AllowedHost("images.test", host.port)]
-        fetcher = ImageFetcher(allowed, 1_000_000, 5, lambda _: True, names)
-        core = make_core(decoders={FLORENCE_ID: decoder}, fetcher=fetcher, max_bytes=max_bytes)
+        decoders = {FLORENCE_ID: decoder}
+        core = make_core(decoders=decoders, fetcher=fetching(host), max_bytes=max_bytes)
         yield core, host, f"http://images.test:{host.port}/a.png"
 
 
@@ -435,3 +438,152 @@ def test_tag_has_its_own_image() -> None:
 def test_task_after_the_deadline_is_not_read() -> None:
     with pytest.raises(DeadlineExceeded, match="before this task"):
         asyncio.run(outcomes(make_core(), {"image": data_url(PNG)}, timeout_s=-1))
+
+
+LEGACY = "0" * 40
+PERSONAL = "e30.e30.c2ln"
+EXCHANGED = response(b'{"access": "short"}', "200 OK", "Content-Type: application/json")
+
+
+def read(
+    source: str | None, answers: Mapping[str, bytes] = {}, token: str = LEGACY, prefix: str = ""
+) -> tuple[bytes | ServiceError, list[str]]:
+    """Return the image or the error, and the heads of the requests to Label Studio.
+
+    PORT is its port in `source`.
+    """
+
+    async def scenario() -> tuple[bytes | ServiceError, list[str]]:
+        async with listening(ImageHost(dict(answers))) as host:
+            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}{prefix}/")
+            core = make_core(fetcher=fetching(host))
+            images = TaskImages(core, LabelStudioHost.of(settings), token)
+            url = None if source is None else source.replace("PORT", str(host.port), 1)
+            try:
+                outcome: bytes | ServiceError = await images.read(url, context(timeout_s=10))
+            except ServiceError as error:
+                outcome = error
+            return outcome, host.requests
+
+    return asyncio.run(scenario())
+
+
+def headers_of(request: str) -> dict[str, str]:
+    lines = request.split("\r\n")[1:]
+    parts = [line.partition(": ") for line in lines]
+    return {name.lower(): value for name, _, value in parts if name}
+
+
+def refusal(outcome: bytes | ServiceError) -> str:
+    assert isinstance(outcome, InvalidRequest)
+    assert outcome.param == "image"
+    assert LEGACY not in outcome.message
+    assert PERSONAL not in outcome.message
+    return outcome.message
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("/data/upload/1/a b.png", "/data/upload/1/a%20b.png"),
+        ("http://127.0.0.1:PORT/data/upload/1/a%20b.png", "/data/upload/1/a%20b.png"),
+        ("/data/local-files/?d=a b/è.png", "/data/local-files/?d=a%20b/%C3%A8.png"),
+    ],
+)
+def test_file_of_label_studio_is_fetched(source: str, path: str) -> None:
+    outcome, (request,) = read(source, {path: response(PNG)})
+    assert outcome == PNG
+    assert headers_of(request)["authorization"] == f"Token {LEGACY}"
+
+
+@pytest.mark.parametrize("prefix", ["", "/ls"])
+def test_personal_token_is_exchanged(prefix: str) -> None:
+    path = f"{prefix}/data/a.png"
+    answers = {f"{prefix}/api/token/refresh/": EXCHANGED, path: response(PNG)}
+    outcome, (exchange, request) = read(path, answers, PERSONAL, prefix)
+    assert outcome == PNG
+    assert exchange.startswith("POST ")
+    assert "authorization" not in headers_of(exchange)
+    assert headers_of(request)["authorization"] == "Bearer short"
+
+
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect"])
+async def test_token_exchange_follows_no_redirect(status: str) -> None:
+    """A 307 repeats the request with its body, which is the token."""
+
+    async with (
+        listening(ImageHost({"/stolen": EXCHANGED})) as other,
+        listening(ImageHost()) as host,
+    ):
+        location = f"Location: http://127.0.0.1:{other.port}/stolen"
+        host.answers["/api/token/refresh/"] = response(b"", status, location)
+        settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+        images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+        with pytest.raises(InvalidRequest, match="does not accept the access token"):
+            await images.read("/data/a.png", context(timeout_s=10))
+        assert (len(host.requests), other.num_connections) == (1, 0)
+
+
+async def test_token_is_exchanged_once_a_call() -> None:
+    answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
+    async with listening(ImageHost(answers)) as host:
+        settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+        images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+        reads = (images.read("/data/a.png", context(timeout_s=10)) for _ in range(3))
+        assert await asyncio.gather(*reads) == [PNG] * 3
+        assert len(host.requests) == 1 + 3
+
+
+@pytest.mark.parametrize("access", [None, 5, "", "a\r\nX: y", "ä", "x" * 4097])
+def test_exchanged_token_must_fit_a_header(access: object) -> None:
+    answer = json.dumps({"access": access}).encode()
+    exchanged = response(answer, "200 OK", "Content-Type: application/json")
+    outcome, requests = read("/data/a.png", {"/api/token/refresh/": exchanged}, PERSONAL)
+    assert "does not accept the access token" in refusal(outcome)
+    assert len(requests) == 1
+
+
+def test_other_hosts_get_no_token() -> None:
+    outcome, (request,) = read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
+    assert outcome == PNG
+    assert "authorization" not in headers_of(request)
+
+
+def test_redirect_gets_no_token() -> None:
+    outcome, requests = read("/a.png", {"/a.png": redirect("http://images.test:1/b.png")})
+    assert "image is a URL at images.test" in refusal(outcome)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "token", "reason"),
+    [
+        ("/data/a.png", "", "no access token of it was sent; enter KEY:TOKEN"),
+        ("/data/a.png", "x.y", "no access token of it was sent"),
+        ("/data/a.png", PERSONAL, "does not accept the access token"),
+        ("/data/a.png", LEGACY, "answers with status 404"),
+        ("/" + "a" * 2047, LEGACY, "image must be an http(s) URL"),
+        ("//images.test/a.png", LEGACY, "is a file of Label Studio"),
+        ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
+        ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),
+        (None, LEGACY, "the task's image is None"),
+        ("/" + "a" * 2048, LEGACY, "the image's path exceeds 2048 characters"),
+        ("http://127.0.0.1:PORT/" + "a" * 20_000_000, LEGACY, "path exceeds 2048 characters"),
+        ("", LEGACY, "it must be a URL"),
+    ],
+)
+def test_unreadable_source(source: str | None, token: str, reason: str) -> None:
+    assert reason in refusal(read(source, token=token)[0])
+
+
+def test_files_of_label_studio_need_its_url() -> None:
+    images = TaskImages(make_core(), LabelStudioHost.of(Settings()), LEGACY)
+    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is not set"):
+        asyncio.run(images.read("/data/a.png", context()))
+
+
+def test_unreachable_label_studio_is_an_error() -> None:
+    host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
+    images = TaskImages(make_core(), host, PERSONAL)
+    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL does not exchange"):
+        asyncio.run(images.read("/data/a.png", context()))
