@@ -82,7 +82,6 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
         (message(text("<OCR>"), text("<OD>"), IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
-        (message({"type": "input_audio"}), "invalid_request", "messages.0.content.0"),
         (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
         (body(model="gpt-4o"), "unknown_model", "model"),
@@ -102,6 +101,7 @@ def test_error_has_the_form_of_openai(request_body: dict[str, Any], code: str, p
 def test_unknown_part_is_not_repeated() -> None:
     response = client().send("POST", PATH, json=message({"type": "x" * 40_000}))
     assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages.0.content.0"
     assert "type must be image_url or text" in response.text
     assert len(response.content) < 1000
 
@@ -137,12 +137,6 @@ def test_latest_of_two_images_is_sent() -> None:
     of_blue = features(about("blue"))
     assert features(about("red"), about("blue"), ("user", "<OCR>")) == of_blue
     assert features(about("red")) != of_blue
-
-
-def test_assistant_has_not_the_last_message() -> None:
-    chat = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
-    error = client().send("POST", PATH, json=chat).json()["error"]
-    assert error["message"] == "the last message is of assistant; it must be of user"
 
 
 def spec_of(request: Mapping[str, Any], answers: Mapping[str, str] | None = None) -> SequenceSpec:

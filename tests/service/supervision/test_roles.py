@@ -1,16 +1,13 @@
-import sys
 from pathlib import Path
 
 import pytest
 import trustme
 import yaml
 
-from service.__main__ import main
 from service.grpc_server import grpc_credentials
 from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
 from service.supervision.roles import (
-    USAGE,
     Role,
     check_positions,
     check_runner_urls,
@@ -105,15 +102,6 @@ def test_adapter_has_no_runner(tmp_path: Path, setting: dict[str, tuple[str]]) -
         served_entries(values.model_copy(update=setting))
 
 
-@pytest.mark.parametrize("word", ["--help", "-h"])
-def test_help(
-    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["service", word])
-    main()
-    assert capsys.readouterr().out.startswith(f"usage: {USAGE}\n")
-
-
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 
 
@@ -126,15 +114,12 @@ def tls_settings(folder: Path, name: str = "first") -> Settings:
     return Settings(tls_certificate_file=chain, tls_key_file=key)
 
 
-def test_tls_applies_to_both_ports(tmp_path: Path) -> None:
+def test_tls_is_that_of_both_ports(tmp_path: Path) -> None:
     settings = tls_settings(tmp_path)
     check_tls_files(settings)
     paths = [str(settings.tls_certificate_file), str(settings.tls_key_file)]
     assert bentoml_tls_options(settings) == ["--ssl-certfile", paths[0], "--ssl-keyfile", paths[1]]
     assert grpc_credentials(settings) is not None
-
-
-def test_no_tls_without_files() -> None:
     check_tls_files(Settings())
     assert bentoml_tls_options(Settings()) == []
     assert grpc_credentials(Settings()) is None
