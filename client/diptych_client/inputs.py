@@ -4,7 +4,6 @@
     'photos/**/*.jpg', files  images
     data.zip, data.tar.gz     a folder, unpacked: no bomb, no path outside, only data files
     clip.mp4                  images, one every so many seconds; needs the extra `video`
-    urls.txt, https://…       images: a file with a URL in each line, or one URL
     any other file            labels, for the readers of datasets
 
 A name that a stranger wrote cannot lead out of its folder. Input that is left out or changed is a
@@ -12,7 +11,6 @@ line of `Problems`.
 """
 
 import os.path
-import re
 import shutil
 import tarfile
 import time
@@ -20,35 +18,28 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
 
-import httpx
 from PIL import Image
 
 from diptych_client.long_runs import RunError
-from diptych_client.requests import begins_as_image, read_image_file
+from diptych_client.requests import read_image_file
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _LABELS = {".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
 _UNPACKED = SUFFIXES | _LABELS | {".names", ".data", ".labels"}
-_URL_SCHEMES = ("http://", "https://")
 
 DEFAULT_EVERY_S = 1.0
 MAX_ARCHIVE_FILES = 1_000_000
 MAX_ARCHIVE_RATIO = 100  # unpacked bytes, or the following number if that is more
 MIN_ARCHIVE_LIMIT_BYTES = 100_000_000
-MAX_DOWNLOAD_BYTES = 200_000_000  # one image
-_DOWNLOAD_TIMEOUT_S = 30.0
-_NUM_DOWNLOADS = 8  # at the same time
 _JPEG_QUALITY = 92
 
 # A value of another form than its format's: a missing key, a list where a number is due, 1e999 …
@@ -180,33 +171,21 @@ class Opened:
 
 def open_images(names: Sequence[str], opening: Opening) -> Opened:
     """Return the files of one input, or of several image files; raise `RunError`."""
-    if len(names) != 1:
-        return _image_files([Path(name) for name in names])
-    (name,) = names
-    path = Path(name)
-    if name.startswith(_URL_SCHEMES):
-        return Opened(_downloaded([name], name, None, opening))
-    if not path.exists() and has_magic(name):
-        matches = sorted(glob(name, recursive=True))
-        if not matches:
-            raise RunError(f"no file matches the pattern {name}")
+    if len(names) == 1 and not Path(names[0]).exists():
+        matches = sorted(glob(names[0], recursive=True))
+        if not any(map(os.path.exists, matches)):  # a link may be broken
+            raise RunError(f"{names[0]} does not exist, and no file matches it as a pattern")
         return open_images(matches, opening)
-    if not path.exists():
-        raise RunError(f"{path} does not exist")
+    path = Path(names[0])
+    suffix = path.suffix.lower()
+    if len(names) > 1 or (suffix in SUFFIXES and not path.is_dir()):
+        return _image_files([Path(name) for name in names])
     if path.is_dir():
         return Opened(path)
-    if name.lower().endswith(_ARCHIVES):
-        return Opened(_made(opening.work, "", path, partial(_unpack, path)))
-    suffix = path.suffix.lower()
+    if path.name.lower().endswith(_ARCHIVES):
+        return Opened(_made(opening, path, _unpack))
     if suffix in _VIDEOS:
-        extract = partial(_extract_frames, path, every_s=opening.every_s)
-        return Opened(_made(opening.work, f"every {opening.every_s} s", path, extract))
-    if suffix in SUFFIXES:
-        return _image_files([path])
-    if suffix == ".txt":
-        urls = path.read_text(encoding="utf-8").split()
-        if urls and urls[0].startswith(_URL_SCHEMES):
-            return Opened(_downloaded(urls, str(path), path, opening))
+        return Opened(_made(opening, path, partial(_extract_frames, every_s=opening.every_s)))
     return Opened(path)
 
 
@@ -220,15 +199,14 @@ def _image_files(paths: Sequence[Path]) -> Opened:
     return Opened(folder.path, tuple(map(folder.image, names)))
 
 
-def _made(work: Path, origin: str, source: Path | None, make: Callable[[Path], None]) -> Path:
-    """Return the folder `work` with what `make` writes, once for each state of the source.
+def _made(opening: Opening, source: Path, make: Callable[[Path, Path], None]) -> Path:
+    """Return the folder of the opening with what `make` writes, once for each state of the source.
 
     Raise `RunError` for a folder that this command did not make.
     """
-    state = origin
-    if source is not None:
-        stat = source.stat()
-        state = f"{origin} {source.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    work = opening.work
+    stat = source.stat()
+    state = f"every {opening.every_s} s {source.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     mark = work.with_name(f"{work.name}.source")
     if mark.is_file():
         if work.is_dir() and mark.read_text(encoding="utf-8") == state:
@@ -238,7 +216,7 @@ def _made(work: Path, origin: str, source: Path | None, make: Callable[[Path], N
         raise RunError(f"{work} is not of this command: move it, or choose another output folder")
     work.mkdir(parents=True)
     mark.write_text("", encoding="utf-8")  # incomplete
-    make(work)
+    make(source, work)
     mark.write_text(state, encoding="utf-8")
     return work
 
@@ -300,45 +278,3 @@ def _extract_frames(video: Path, folder: Path, every_s: float) -> None:
                     image.save(path, "JPEG", quality=_JPEG_QUALITY)
     except (av.FFmpegError, IndexError) as error:
         raise RunError(f"{video} is not a readable video: {error}") from error
-
-
-def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: Opening) -> Path:
-    """Return the folder with each image as NUMBER-NAME; one that cannot be read is a problem.
-
-    Raise `RunError` if none can be read.
-    """
-
-    def download(folder: Path) -> None:
-        paths = []
-        for number, url in enumerate(urls, 1):
-            name = re.sub(r"[^\w.-]+", "_", unquote(Path(urlsplit(url).path).name))[-80:]
-            suffix = "" if "." in name[-6:] else ".jpg"
-            paths.append(folder / f"{number:06d}-{name}{suffix}")
-        http = httpx.Client(timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=True)
-        with http, ThreadPoolExecutor(_NUM_DOWNLOADS) as threads:
-            errors = threads.map(partial(_download, http), urls, paths)
-            for url, error in zip(urls, errors, strict=True):
-                if error:
-                    opening.problems.add(url, error, "image left out")
-        if not any(folder.iterdir()):  # the next run tries again
-            raise RunError(f"no URL can be read: {opening.problems.lines[0]}")
-
-    return _made(opening.work, origin, source, download)
-
-
-def _download(http: httpx.Client, url: str, path: Path) -> str:
-    """Write the file of a URL; return the error, empty for none."""
-    data = bytearray()
-    try:
-        with http.stream("GET", url) as response:
-            response.raise_for_status()
-            for block in response.iter_bytes():
-                data += block
-                if len(data) > MAX_DOWNLOAD_BYTES:
-                    return f"the file is larger than {MAX_DOWNLOAD_BYTES:,} bytes"
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return str(error).partition("\n")[0]
-    if not begins_as_image(data):
-        return "not a JPEG, PNG or WebP file"
-    path.write_bytes(data)
-    return ""

@@ -1,4 +1,4 @@
-"""Folders, patterns, archives, videos and URLs become files of a folder, within limits."""
+"""Folders, patterns, archives and videos become files of a folder, within limits."""
 
 import os
 import tarfile
@@ -15,7 +15,6 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Opening, Problems, find_images, open_images
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import CLASSES, OBJECTS, write_coco, write_images
-from tests.support.http_servers import Handler, serving
 
 
 @pytest.fixture
@@ -43,7 +42,8 @@ def test_folder_pattern_and_files_are_images(photos: Path, opening: Opening) -> 
     ("name", "message"),
     [
         ("none", "none does not exist"),
-        ("x*.png", "no file matches the pattern"),
+        ("x*.png", "no file matches it as a pattern"),
+        ("broken.zip", "does not exist"),
         ("notes.md", "contains no JPEG, PNG or WebP file"),
     ],
 )
@@ -51,6 +51,7 @@ def test_input_without_images_is_named(
     name: str, message: str, photos: Path, opening: Opening
 ) -> None:
     (photos / "notes.md").touch()
+    (photos / "broken.zip").symlink_to("nowhere")
     with pytest.raises(RunError, match=message):
         open_images([str(photos / name)], opening).images()
 
@@ -148,41 +149,6 @@ def test_playlist_reads_no_other_file(tmp_path: Path, opening: Opening) -> None:
     (tmp_path / "x.mp4").write_text(playlist)
     with pytest.raises(RunError, match="is not a readable video"):
         open_images([str(tmp_path / "x.mp4")], opening)
-
-
-def test_list_of_urls_names_missing_ones(
-    photos: Path, tmp_path: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Quiet(Handler):
-        def do_GET(self) -> None:
-            """Redirect /old to an image; send the other files."""
-            path = photos / self.path[1:].partition("?")[0]
-            if path.is_file():
-                self.send(200, path.read_bytes())
-            elif path.name == "page.jpg":
-                self.send(200, b"<html>")
-            else:
-                self.send(302 if path.name == "old" else 404, b"", {"Location": "/a.png"})
-
-    with serving(Quiet) as url:
-        urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1", f"{url}/old"]
-        urls.append(f"{url}/page.jpg")
-        (tmp_path / "urls.txt").write_text("\n".join(urls))
-        images = names([str(tmp_path / "urls.txt")], opening)
-        assert images == ["000001-a.png", "000003-b.png", "000004-old.jpg"]
-        assert (opening.work / images[2]).read_bytes() == (photos / "a.png").read_bytes()
-        line, page = opening.problems.lines
-        assert page == f"{url}/page.jpg: not a JPEG, PNG or WebP file; image left out"
-        assert line.startswith(f"{url}/none.png: Client error '404")
-        assert line.endswith("; image left out")
-        one = Opening(tmp_path / "one", Problems())
-        assert names([urls[0]], one) == ["000001-a.png"]
-        monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
-        large = Opening(tmp_path / "large", Problems())
-        with pytest.raises(RunError, match=r"no URL .*a\.png: the file is larger than 10 bytes"):
-            names(urls[:1], large)
-        monkeypatch.undo()
-        assert names(urls[:1], large) == ["000001-a.png"]  # the next run tries again
 
 
 def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:

@@ -13,14 +13,7 @@ from mcp import Client
 from mcp_types import CallToolResult, TextContent
 
 from diptych_client import AsyncClient, Comparison, ErrorDetail, Guarantee, ModelFailure, Task
-from diptych_client.integrations.mcp_server import (
-    analyze_tool,
-    answer_rows,
-    read_image,
-    tool_of,
-    tool_server,
-)
-from diptych_client.results import Analysis, StepAnswer, StepAnswers
+from diptych_client.integrations.mcp_server import answer_rows, read_image, tool_of, tool_server
 from diptych_client.transports.messages import to_json
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, answer
 from tests.support.scene_images import scene_png
@@ -46,7 +39,7 @@ def call(script: Script, tool: str, **arguments: Any) -> CallToolResult:
             Client(tool_server(service)) as client,
         ):
             listed = await client.list_tools()
-            assert [entry.name for entry in listed.tools] == ["ocr", "analyze"]
+            assert [entry.name for entry in listed.tools] == ["ocr"]
             return await client.call_tool(tool, arguments)
 
     script.listings = {"/v1/tasks": [asdict(READ), asdict(UNSERVED)]}
@@ -71,8 +64,6 @@ def test_tool_has_parameters_options_and_models() -> None:
     assert tool.annotations is not None
     assert tool.annotations.read_only_hint
     assert "min_score" not in tool_of(READ).input_schema["properties"]
-    steps = analyze_tool([SEGMENT, UNSERVED]).input_schema["properties"]["steps"]
-    assert steps["items"]["properties"]["task"]["enum"] == [SEGMENT.id]
 
 
 def test_arguments_are_fields_of_the_request() -> None:
@@ -148,18 +139,3 @@ def test_rows_are_rounded_and_simplified() -> None:
     instance = replace(INSTANCES.instances[0], polygons_xy=(dense,))
     (row,) = answer_rows([answer(replace(INSTANCES, instances=(instance,)))])
     assert row["instances"][0]["polygons"] == [[[0, 0], [9.9, 0], [9.9, 9], [0, 9]]]
-
-
-def test_analysis_has_the_answers_of_its_steps() -> None:
-    answers = (StepAnswer(answer(DETECTIONS), 0), StepAnswer(FAILURE))
-    analysis = Analysis("id", SIZE, (StepAnswers("a", SEGMENT.id, True, answers),))
-    script = Script([body_of(analysis)])
-    steps = [{"id": "a", "task": SEGMENT.id, "each": "b", "phrase": "{label}"}]
-    result = call(script, "analyze", image=URL, steps=steps)
-    assert json.dumps(steps).encode() in script.received[0].body
-    assert result.structured_content is not None
-    (step,) = result.structured_content["steps"]
-    answered, failed = step["answers"]
-    assert (step["id"], step["truncated"], answered["of"]) == ("a", True, 0)
-    assert answered == answer_rows([answer(DETECTIONS)])[0] | {"of": 0}
-    assert failed == answer_rows([FAILURE])[0]
