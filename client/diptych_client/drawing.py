@@ -1,4 +1,4 @@
-"""Draws answers on their image: boxes, quads, masks with outlines, and text below.
+"""Draws answers on their image: boxes, quads, masks with outlines, and model and text below.
 
 Within a picture each label has one colour, also across the panels of a comparison.
 """
@@ -50,7 +50,7 @@ def open_upright(path: Path) -> Image.Image:
 
 
 def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
-    """Return a copy of the upright image with the answer drawn on it and a text result below it."""
+    """Return a copy of the upright image with the answer drawn on it, model and text below it."""
     return _panel(image, answer, _colors(items_of(answer.result)))
 
 
@@ -76,7 +76,7 @@ def _colors(items: Iterable[Item]) -> Colors:
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
     if isinstance(answer, ModelFailure):
-        return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
+        return _with_text(image, f"{answer.model}\n{answer.error.code}: {answer.error.message}")
     picture = image.convert("RGB")
     items = items_of(answer.result)
     for item in items:
@@ -87,11 +87,11 @@ def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) ->
     text = "" if items else "nothing found"
     if isinstance(answer.result, TextResult):
         text = answer.result.text
-    return _with_text(picture, answer.model, text)
+    return _with_text(picture, f"{answer.model}\n{text}")
 
 
 def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
-    """Draw the outlines, and the label above the box if it fits, else in it."""
+    """Draw the outlines, and the label above the box, or at the upper edge of the picture."""
     draw = ImageDraw.Draw(picture)
     outlines: Sequence[Ring] = [corners(box_of(item))]
     if isinstance(item, TextRegion):
@@ -103,26 +103,20 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     x, y, _, _ = box_of(item)
     tag = " ".join(f"{label_of(item)} {item.score:.2f}".split())  # one line
     font = _font(picture)
-    background = draw.textbbox((x, y), tag, font=font, anchor="lb")
-    if background[1] < 0:
-        background = draw.textbbox((x, y), tag, font=font, anchor="lt")
+    background = draw.textbbox((x, max(y, font.size * 1.4)), tag, font=font, anchor="lb")
     draw.rectangle(background, fill=color)
     draw.text(background[:2], tag, fill=_BLACK, font=font, anchor="lt")
 
 
-def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
-    """Return the picture with a title above it and a text below it."""
+def _with_text(picture: Image.Image, text: str) -> Image.Image:
+    """Return the picture with a text below it."""
     font = _font(picture)
-    top = round(font.size * 1.4)
     num_columns = max(10, round(picture.width / (font.size * 0.55)))
     wrapped = "\n".join(fill(line, num_columns) for line in text.splitlines())
     _, _, _, text_height = ImageDraw.Draw(picture).multiline_textbbox((0, 0), wrapped, font=font)
-    below = top + picture.height
-    panel = Image.new("RGB", (picture.width, below + round(text_height) + 4), _WHITE)
-    panel.paste(picture, (0, top))
-    draw = ImageDraw.Draw(panel)
-    draw.text((4, 0), title, fill=_BLACK, font=font)
-    draw.multiline_text((4, below), wrapped, fill=_BLACK, font=font)
+    panel = Image.new("RGB", (picture.width, picture.height + round(text_height) + 4), _WHITE)
+    panel.paste(picture)
+    ImageDraw.Draw(panel).multiline_text((4, picture.height), wrapped, fill=_BLACK, font=font)
     return panel
 
 

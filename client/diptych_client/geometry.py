@@ -5,7 +5,7 @@ is inside if a ray from its centre crosses an odd number of edges of all rings (
 a ring within a ring is a hole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -85,17 +85,3 @@ def uncompressed_run_lengths(mask: Mask) -> list[int]:
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate(([0], ends, [flat.size])))
     return [int(run) for run in (np.concatenate(([0], runs)) if flat[0] else runs)]
-
-
-def compressed_run_lengths(runs: Sequence[int]) -> str:
-    """Return COCO's compressed run lengths; source: cocoapi, common/maskApi.c (rleToString)."""
-    characters = []
-    for index, run in enumerate(runs):
-        number = run - runs[index - 2] if index > 2 else run
-        is_last = False
-        while not is_last:
-            bits = number & 31
-            number >>= 5
-            is_last = number == (-1 if bits & 16 else 0)
-            characters.append(chr((bits if is_last else bits | 32) + _ASCII_ZERO))
-    return "".join(characters)

@@ -23,13 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from diptych_client.errors import DiptychError, new_error
-from diptych_client.geometry import (
-    ImageSize,
-    RunLengthMask,
-    compressed_run_lengths,
-    run_length_mask,
-    uncompressed_run_lengths,
-)
+from diptych_client.geometry import ImageSize
 from diptych_client.requests import StoredImage
 from diptych_client.results import (
     Answer,
@@ -199,9 +193,9 @@ def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled 
 
 def restored(result: ResultT, original: ImageSize | None) -> ResultT:
     """Return an answer, or each of a comparison, in pixels of the original."""
-    scaled: object = result
     if original is None:
         return result
+    scaled: object = result
     if isinstance(result, Comparison):
         answers = tuple(restored(answer, original) for answer in result.answers)
         scaled = replace(result, image=original, answers=answers)
@@ -224,18 +218,8 @@ def scaled_result(result: Result, sent: ImageSize, original: ImageSize) -> Resul
         item = replace(item, box_xyxy=(x1, y1, x2, y2))
         if isinstance(item, Instance) and item.polygons_xy is not None:
             item = replace(item, polygons_xy=tuple(map(points, item.polygons_xy)))
-        if isinstance(item, Instance) and item.mask is not None:
-            item = replace(item, mask=_enlarged(item.mask, original))
         return item
 
     if isinstance(result, TextResult):
         return result
     return type(result)(tuple(map(scaled_item, items_of(result))))
-
-
-def _enlarged(mask: RunLengthMask, original: ImageSize) -> RunLengthMask:
-    small = run_length_mask(mask)
-    rows = np.arange(original.height) * small.shape[0] // original.height
-    columns = np.arange(original.width) * small.shape[1] // original.width
-    runs = uncompressed_run_lengths(small[rows][:, columns])
-    return RunLengthMask((original.height, original.width), compressed_run_lengths(runs))

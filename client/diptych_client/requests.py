@@ -5,7 +5,7 @@ Nothing is validated here: the service validates every field, and its error name
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -79,43 +79,33 @@ class Request:
     original: ImageSize | None = None  # size of the image before it was downscaled
 
 
-def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
-    """Return the fields that are not None, sequences as tuples."""
-    values: dict[str, FieldValue] = {}
-    for name, value in {**asdict(parameters), **asdict(options)}.items():
-        if name == "tiles" and value is not None:
-            value = str(value)  # gRPC has one type
-        if value is not None:
-            is_list = isinstance(value, Sequence) and not isinstance(value, str)
-            values[name] = tuple(value) if is_list else value
-    return values
-
-
-def task_parameters(values: TaskParameters | Mapping[str, Any]) -> TaskParameters:
-    """Return parameters that may be given by name; raise `InvalidRequest`.
-
-    A list of labels or phrases may be one text, in which commas separate them.
-    """
-    parameters = _named(TaskParameters, values)
-    for name in ("labels", "phrases"):
-        if isinstance(text := getattr(parameters, name), str):
-            lists: Any = {name: split_list(text)}
-            parameters = replace(parameters, **lists)
-    return parameters
-
-
-def answer_options(values: AnswerOptions | Mapping[str, Any]) -> AnswerOptions:
-    """Return options that may be given by name; raise `InvalidRequest`."""
-    return _named(AnswerOptions, values)
-
-
-def _named(kind: type[KindT], values: KindT | Mapping[str, Any]) -> KindT:
+def from_mapping(kind: type[KindT], values: KindT | Mapping[str, Any]) -> KindT:
+    """Return parameters or options that may be a mapping; raise `InvalidRequest`."""
     if not isinstance(values, Mapping):
         return values
     try:
         return kind(**values)
     except TypeError as error:  # it names the argument
         raise new_error("invalid_request", str(error)) from error
+
+
+def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
+    """Return the fields that are not None, sequences as tuples.
+
+    A list of labels or phrases may be one text, in which commas separate them.
+    """
+    values: dict[str, FieldValue] = {}
+    for name, value in {**asdict(parameters), **asdict(options)}.items():
+        if value is None:
+            continue
+        if name in ("labels", "phrases") and isinstance(value, str):
+            values[name] = split_list(value)
+        elif name == "tiles":
+            values[name] = str(value)  # gRPC has one type
+        else:
+            is_list = isinstance(value, Sequence) and not isinstance(value, str)
+            values[name] = tuple(value) if is_list else value
+    return values
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -139,11 +129,7 @@ def read_image_file(path: Path) -> bytes:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
         magic = file.read(12)
-        if not begins_as_image(magic):
+        is_webp = magic.startswith(b"RIFF") and magic[8:12] == b"WEBP"
+        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
-
-
-def begins_as_image(data: bytes | bytearray) -> bool:
-    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    return is_webp or data.startswith(_JPEG_AND_PNG)

@@ -1,6 +1,7 @@
 """Images as callers hold them become files; large ones are sent smaller, answers scaled back."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 
 from diptych_client import (
-    AnswerOptions,
     Client,
     Comparison,
     Detection,
@@ -21,22 +21,15 @@ from diptych_client import (
     Instance,
     InstancesResult,
     InvalidRequest,
-    RunLengthMask,
     TaskParameters,
     TextRegion,
     TextRegionsResult,
 )
-from diptych_client.geometry import (
-    compressed_run_lengths,
-    run_length_mask,
-    uncompressed_run_lengths,
-)
 from diptych_client.image_sources import downscaled, encoded_image, restored
-from diptych_client.requests import answer_options, split_list, task_parameters
-from tests.support.client_answers import answer
+from tests.support.client_answers import TEXT, answer
 from tests.support.scripted_services import Script, serving_rest
 
-RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+RGB = np.arange(256 - 4 * 5 * 3, 256, dtype=np.uint8).reshape(4, 5, 3)
 
 
 def pixels(image: Any, bgr: bool = False) -> Any:
@@ -44,16 +37,13 @@ def pixels(image: Any, bgr: bool = False) -> Any:
         return np.asarray(opened)
 
 
-def test_arrays_are_rgb_or_bgr() -> None:
+def test_arrays_and_tensors_are_rgb_or_bgr() -> None:
     assert (pixels(RGB) == RGB).all()
     assert (pixels(RGB[:, :, ::-1], bgr=True) == RGB).all()
     rgba = np.dstack([RGB, np.full((4, 5), 9, np.uint8)])
     assert (pixels(rgba[:, :, [2, 1, 0, 3]], bgr=True) == rgba).all()
     assert (pixels(RGB[:, :, 0]) == pixels(RGB[:, :, :1])).all()
     assert (pixels((RGB / 255).astype(np.float16)) == RGB).all()
-
-
-def test_tensors_may_have_their_channels_first() -> None:
     tensor = torch.from_numpy(RGB)
     assert (pixels(tensor) == RGB).all()
     assert (pixels((tensor.permute(2, 0, 1) / 255).bfloat16()) - RGB.astype(int) <= 1).all()
@@ -68,9 +58,9 @@ def test_files_are_sent_unchanged(tmp_path: Path) -> None:
         assert {encoded_image(source) for source in [*sources, file]} == {b"file"}
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])
-def test_pil_image_of_any_mode_is_sent(mode: str) -> None:
-    assert pixels(Image.new(mode, (5, 3))).shape[:2] == (3, 5)
+def test_pil_image_of_any_mode_is_sent() -> None:
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"):
+        assert pixels(Image.new(mode, (5, 3))).shape[:2] == (3, 5)
 
 
 def encoded(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
@@ -102,18 +92,20 @@ def test_other_image_is_an_error_of_the_client(image: Any, message: str) -> None
 
 
 def test_parameters_and_options_are_given_by_name() -> None:
-    assert task_parameters({"labels": ["a, b"]}) == TaskParameters(labels=["a, b"])
-    assert task_parameters({"labels": "a, b"}) == TaskParameters(labels=("a", "b"))
-    assert task_parameters(TaskParameters(phrases="x")).phrases == ("x",)
-    assert answer_options({"seed": 3}) == AnswerOptions(seed=3)
-    with pytest.raises(InvalidRequest, match="unexpected keyword argument 'lables'"):
-        task_parameters({"lables": ["a"]})
-
-
-def test_list_is_split_outside_quotes() -> None:
-    assert split_list(' a , "red car, parked",') == ("a", "red car, parked")
-    assert split_list('5" pipe,x') == ('5" pipe', "x")
-    assert split_list("") == ()
+    script = Script([])
+    labels = ' 5" pipe , "red car, parked",'
+    parameters: Mapping[str, Any] = {"labels": labels, "phrases": ["5, 6"]}
+    with serving_rest(script) as url, Client(url) as client:
+        client.predict(b"image", "t", parameters, options={"seed": 3})
+        with pytest.raises(InvalidRequest, match="unexpected keyword argument 'lables'"):
+            client.predict(b"image", "t", {"lables": ["a"]})
+    (request,) = script.received
+    for name, value in (
+        ("labels", r'["5\" pipe", "red car, parked"]'),
+        ("phrases", '["5, 6"]'),
+        ("seed", "3"),
+    ):
+        assert f'name="{name}"\r\n\r\n{value}\r\n'.encode() in request.body
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -147,27 +139,16 @@ def test_pixels_sides_and_bytes_are_bounded() -> None:
 
 
 def test_answer_is_scaled_to_the_original() -> None:
-    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
-    runs = compressed_run_lengths(uncompressed_run_lengths(mask))
-    instances = (
-        Instance((0, 0, 2, 2), "a", 0.5, (((0, 0), (1, 0), (1, 1)),)),
-        Instance((1, 1, 2, 2), "a", 0.5, mask=RunLengthMask((2, 4), runs)),
-    )
-    small = answer(InstancesResult(instances), ImageSize(4, 2))
-    large = restored(small, ImageSize(8, 6))
-    assert large.image == ImageSize(8, 6)
-    assert isinstance(large.result, InstancesResult)
-    first, second = large.result.instances
-    assert first.polygons_xy == (((0, 0), (2, 0), (2, 3)),)
-    assert second.box_xyxy == (2, 3, 4, 6)
-    assert second.mask is not None
-    assert (run_length_mask(second.mask) == mask.repeat(3, axis=0).repeat(2, axis=1)).all()
+    size = ImageSize(4, 2)
+    instance = Instance((1, 1, 2, 2), "a", 0.5, (((0, 0), (1, 0), (1, 1)),))
+    scaled = replace(instance, box_xyxy=(2, 3, 4, 6), polygons_xy=(((0, 0), (2, 0), (2, 3)),))
     region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), "t", 0.5)
-    read = answer(TextRegionsResult((region,)), ImageSize(4, 2))
-    both = Comparison("id", "ocr", ImageSize(4, 2), (read,))
-    quad = ((0, 0), (2, 0), (2, 3), (0, 3))
-    regions = TextRegionsResult((replace(region, quad_xy=quad),))
-    assert restored(both, ImageSize(8, 6)).answers == (answer(regions, ImageSize(8, 6)),)
+    regions = (replace(region, quad_xy=((0, 0), (2, 0), (2, 3), (0, 3))),)
+    small = (answer(InstancesResult((instance,)), size), answer(TextRegionsResult((region,)), size))
+    large = restored(Comparison("id", "t", size, (*small, answer(TEXT, size))), ImageSize(8, 6))
+    assert large.image == ImageSize(8, 6)
+    results = (InstancesResult((scaled,)), TextRegionsResult(regions), TEXT)
+    assert large.answers == tuple(answer(result, ImageSize(8, 6)) for result in results)
 
 
 def test_client_sends_image_and_region_smaller(
@@ -179,8 +160,10 @@ def test_client_sends_image_and_region_smaller(
     script = Script([answer(small, ImageSize(100, 50))])
     with serving_rest(script) as url, Client(url, max_pixels=5000) as client:
         large = client.predict(path, "t", TaskParameters(region=(0, 0, 400, 200)))
+        with pytest.raises(InvalidRequest, match="cannot be scaled"):
+            client.predict(path, "t", options={"mask_format": "rle"})
     assert large.image == ImageSize(400, 200)
     assert large.result == DetectionsResult((Detection((0, 0, 400, 200), "a", 0.5),))
-    assert b"[0.0, 0.0, 100.0, 50.0]" in script.received[0].body
-    (note,) = caplog.messages
-    assert note == "an image of 400 x 200 pixels is sent as 100 x 50"
+    (request,) = script.received
+    assert b"[0.0, 0.0, 100.0, 50.0]" in request.body
+    assert caplog.messages[0] == "an image of 400 x 200 pixels is sent as 100 x 50"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from operator import length_hint
 from typing import Any, ClassVar, Self, TypeVar
 
 import grpc.aio
@@ -21,7 +22,6 @@ from diptych_client.clients.caller import (
     Caller,
     Options,
     Parameters,
-    progress_bar,
 )
 from diptych_client.errors import (
     DiptychError,
@@ -29,7 +29,7 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import ImageSource, encoded_image, restored
+from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (
@@ -165,6 +165,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         At most `concurrency` images are read and in flight. An error that every image would have,
         such as an unknown model, is raised.
         """
+        # imported when needed: it takes longer than the rest of the client
+        from rich.console import Console
+        from rich.progress import Progress
 
         async def ask(image: ImageSource) -> Answer | DiptychError:
             try:
@@ -178,13 +181,16 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
         waiting: deque[asyncio.Task[Answer | DiptychError]] = deque()
         try:
-            with progress_bar(images, progress) as counted:
+            with Progress(console=Console(stderr=True), disable=not progress) as bar:
+                answered = bar.add_task("", total=length_hint(images) or None)
                 for image in images:
                     waiting.append(asyncio.create_task(ask(image)))
                     if len(waiting) == concurrency:
-                        yield counted(await waiting.popleft())
+                        yield await waiting.popleft()
+                        bar.advance(answered)
                 while waiting:
-                    yield counted(await waiting.popleft())
+                    yield await waiting.popleft()
+                    bar.advance(answered)
         finally:
             for task_in_flight in waiting:
                 task_in_flight.cancel()
@@ -232,8 +238,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
         The fields of a step are those of `POST /v1/analyze`.
         """
-        fields = {"steps": tuple(steps)}
-        request = await asyncio.to_thread(self._about, image, fields)
+        sent = await asyncio.to_thread(sent_image, image)
+        stored = image if isinstance(image, StoredImage) else None
+        request = Request(sent, {"steps": tuple(steps)}, stored)
         return await self._ask(ANALYZE, request, self._transport.send)
 
     @asynccontextmanager

@@ -7,8 +7,7 @@ deadline is not waited for.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -31,9 +30,8 @@ from diptych_client.requests import (
     Request,
     StoredImage,
     TaskParameters,
-    answer_options,
+    from_mapping,
     non_null_fields,
-    task_parameters,
 )
 from diptych_client.transports.messages import Call, Operation
 
@@ -89,12 +87,16 @@ class Caller(Generic[TransportT]):
         parameters: Parameters,
         options: Options,
     ) -> Request:
-        parameters = task_parameters(parameters)
+        parameters = from_mapping(TaskParameters, parameters)
+        options = from_mapping(AnswerOptions, options)
         sent = sent_image(image, bgr)
         original = None
         smaller = None
         if self._max_pixels is not None and isinstance(sent, bytes):
             smaller = downscaled(sent, self._max_pixels)
+        if smaller is not None and options.mask_format == "rle":
+            message = "run lengths of an image sent smaller cannot be scaled: ask for polygons"
+            raise new_error("invalid_request", message, "image")
         if smaller is not None:
             sent = smaller.data
             original = smaller.original
@@ -102,12 +104,8 @@ class Caller(Generic[TransportT]):
                 x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
                 parameters = replace(parameters, region=(x1, y1, x2, y2))
         values = {name: value for name, value in fields.items() if value is not None}
-        values |= non_null_fields(parameters, answer_options(options))
+        values |= non_null_fields(parameters, options)
         return Request(sent, values, image if isinstance(image, StoredImage) else None, original)
-
-    def _about(self, image: ImageSource, fields: Mapping[str, FieldValue]) -> Request:
-        stored = image if isinstance(image, StoredImage) else None
-        return Request(sent_image(image), fields, stored)
 
     def _call(
         self,
@@ -136,22 +134,3 @@ def _delay_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     retry_after = error.retry_after_s if isinstance(error, DiptychError) else None
     return BACKOFF(state) if retry_after is None else retry_after
-
-
-@contextmanager
-def progress_bar(
-    images: Iterable[object], is_shown: bool
-) -> Iterator[Callable[[ResultT], ResultT]]:
-    """Yield a function that counts a result on a bar on stderr, if it is shown, and returns it."""
-    # imported when needed: it takes longer than the rest of the client
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not is_shown) as progress:
-        bar = progress.add_task("", total=len(images) if isinstance(images, Sized) else None)
-
-        def counted(result: ResultT) -> ResultT:
-            progress.advance(bar)
-            return result
-
-        yield counted

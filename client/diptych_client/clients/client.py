@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from operator import length_hint
 from typing import Any, ClassVar, Self, TypeVar
 
 import grpc
@@ -17,7 +18,6 @@ from diptych_client.clients.caller import (
     Caller,
     Options,
     Parameters,
-    progress_bar,
 )
 from diptych_client.errors import (
     DiptychError,
@@ -25,7 +25,7 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import ImageSource, encoded_image, restored
+from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (
@@ -161,6 +161,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
         At most `concurrency` images are read and in flight. An error that every image would have,
         such as an unknown model, is raised.
         """
+        # imported when needed: it takes longer than the rest of the client
+        from rich.console import Console
+        from rich.progress import Progress
 
         def ask(image: ImageSource) -> Answer | DiptychError:
             try:
@@ -173,13 +176,16 @@ class Client(Caller[RestTransport | GrpcTransport]):
         threads = ThreadPoolExecutor(concurrency)
         waiting: deque[Future[Answer | DiptychError]] = deque()
         try:
-            with progress_bar(images, progress) as counted:
+            with Progress(console=Console(stderr=True), disable=not progress) as bar:
+                answered = bar.add_task("", total=length_hint(images) or None)
                 for image in images:
                     waiting.append(threads.submit(ask, image))
                     if len(waiting) == concurrency:
-                        yield counted(waiting.popleft().result())
+                        yield waiting.popleft().result()
+                        bar.advance(answered)
                 while waiting:
-                    yield counted(waiting.popleft().result())
+                    yield waiting.popleft().result()
+                    bar.advance(answered)
         finally:
             threads.shutdown(cancel_futures=True)
 
@@ -226,8 +232,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
 
         The fields of a step are those of `POST /v1/analyze`.
         """
-        fields = {"steps": tuple(steps)}
-        request = self._about(image, fields)
+        sent = sent_image(image)
+        stored = image if isinstance(image, StoredImage) else None
+        request = Request(sent, {"steps": tuple(steps)}, stored)
         return self._ask(ANALYZE, request, self._transport.send)
 
     @contextmanager

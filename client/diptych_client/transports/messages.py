@@ -18,14 +18,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from httpx_sse import ServerSentEvent
 
-from diptych_client.errors import (
-    DiptychError,
-    ErrorDetail,
-    connection_failed,
-    error_from,
-    new_error,
-    parse_retry_after_s,
-)
+from diptych_client.errors import ErrorDetail, connection_failed, error_from, new_error
 from diptych_client.requests import FieldValue, Request
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 
@@ -33,22 +26,10 @@ ResultT = TypeVar("ResultT")
 ResponseT = TypeVar("ResponseT")
 ValueT = TypeVar("ValueT")
 
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
 _COORDINATES = re.compile("_(xyxy|xy|hw)$")
 _OUTCOME = "outcome"  # its fields are those of the object that has it
-
-# For responses without our JSON body: those of a proxy, or of the server before the service has
-# started.
-_CODE_OF_STATUS = {
-    400: "invalid_request",
-    401: "unauthorized",
-    413: "payload_too_large",
-    429: "overloaded",
-    502: "connection_failed",
-    503: "not_ready",
-    504: "deadline_exceeded",
-}
 
 
 def to_json(value: Any) -> Any:
@@ -120,26 +101,26 @@ def _parsed_member(members: tuple[Any, ...], value: Any) -> Any:
 class Operation(Generic[ResultT]):
     """One call of the API over both transports; its response's JSON is parsed for both."""
 
+    verb: str
     path: str
     method: str  # of gRPC
     kind: type[ResultT]
     key: str = ""  # of the result in the response, if it is a part of it
-    verb: str = "GET"  # a call without an image
 
     def parse(self, body: Any) -> ResultT:
         return from_json(self.kind, body[self.key] if self.key else body)
 
 
-PREDICT = Operation("/v1/predict", "Predict", Answer)
-COMPARE = Operation("/v1/compare", "Compare", Comparison)
-ANALYZE = Operation("/v1/analyze", "Analyze", Analysis)
-STORE = Operation("/v1/images", "", str, "id")  # over REST alone
-MODELS = Operation("/v1/models", "ListModels", tuple[Model, ...], "data")
-TASKS = Operation("/v1/tasks", "ListTasks", tuple[Task, ...], "data")
+PREDICT = Operation("POST", "/v1/predict", "Predict", Answer)
+COMPARE = Operation("POST", "/v1/compare", "Compare", Comparison)
+ANALYZE = Operation("POST", "/v1/analyze", "Analyze", Analysis)
+STORE = Operation("POST", "/v1/images", "", str, "id")  # over REST alone
+MODELS = Operation("GET", "/v1/models", "ListModels", tuple[Model, ...], "data")
+TASKS = Operation("GET", "/v1/tasks", "ListTasks", tuple[Task, ...], "data")
 
 
 def removal(image_id: str) -> Operation[str]:
-    return replace(STORE, path=f"/v1/images/{image_id}", verb="DELETE")
+    return replace(STORE, verb="DELETE", path=f"{STORE.path}/{image_id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +141,7 @@ def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, call: Call
     """Return the parsed response; raise `InternalError` if it violates the API."""
     try:
         return parse(response)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         message = f"cannot parse the response to {call.operation.method}: {error!r}"
         raise new_error("internal", message, request_id=call.request_id) from error
 
@@ -189,17 +170,3 @@ def event_from_sse(event: ServerSentEvent) -> str | Answer:
         case "result":
             return from_json(Answer, data)
     raise error_from(from_json(ErrorDetail, data["error"]))
-
-
-def error_from_response(
-    status: int, headers: Mapping[str, str], body: bytes, request_id: str, url: str = "the server"
-) -> DiptychError:
-    """Return the error of a failed response: from its JSON body, else from status and URL."""
-    wait_s = parse_retry_after_s(headers.get("retry-after"))
-    try:
-        return error_from(from_json(ErrorDetail, json.loads(body)["error"]), wait_s)
-    except _MALFORMED:
-        code = _CODE_OF_STATUS.get(status, "internal")
-        text = body[:200].decode(errors="replace")
-        message = f"{url} responded with status {status}: {text}"
-        return error_from(ErrorDetail(code, message, None, request_id), wait_s)
