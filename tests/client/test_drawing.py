@@ -51,7 +51,7 @@ def test_box_is_drawn_on_its_edges_with_a_label_that_fits() -> None:
     assert (pixels[:40] == GREY).all()
     (label_rows,) = np.nonzero((pixels[:58] != GREY).any(axis=(1, 2)))
     assert tuple(pixels[label_rows.min(), 102]) == PALETTE[0]
-    ink = (pixels[:200] < 30).all(axis=2)
+    ink = np.all(pixels[:200] < 30, axis=2)
     assert ink[label_rows].any()
     assert not ink[60:].any()
     assert (drawn_pixels(boxes((BOX, "a\nb"))) == drawn_pixels(boxes((BOX, "a b")))).all()
