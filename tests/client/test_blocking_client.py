@@ -23,7 +23,7 @@ _REPLACEMENTS = (
     ("import asyncio\n", "from concurrent.futures import Future, ThreadPoolExecutor\n"),
     # a call that blocks prepares its image itself
     ("asyncio.to_thread(self._prepare, ", "self._prepare("),
-    ("asyncio.to_thread(self._about, ", "self._about("),
+    ("asyncio.to_thread(sent_image, ", "sent_image("),
     # predict_many has threads instead of tasks
     ("asyncio.Task", "Future"),
     (_WAITING, f"threads = ThreadPoolExecutor(concurrency)\n        {_WAITING}"),
