@@ -21,18 +21,18 @@ MAX_RESIDENT_BYTES = 4 << 30
 _GB = 1e9
 _LARGE_PARAMETERS = 1.5e9
 _LIBRARIES_BYTES = 1.2e9  # Python with torch, transformers and onnx
-# PaliGemma's vision encoder, in every size; Florence-2's is two fifths of its model
-_SIGLIP_PARAMETERS = 0.42e9
-_EMBEDDING_PARAMETERS = 0.2  # a large model's share at most: float32 beside the streamed layers
-_ENCODER_COPIES = 4  # copies of the float32 graph while it is made
-# Large pages of weights and graphs: Florence-2-base took 4.5 GB with them, 3.7 GB without.
-_LARGE_PAGES = 1.3
+# Of a model that is not large, bytes for each parameter. Memory: its float32 weights and four
+# copies of its encoder's graph, in large pages. Disk: the encoder in float32 twice, of batches and
+# one image, and in int8; the decoder in 16 bits.
+_MEMORY_FACTOR = 14.6
+_DISK_FACTOR = 5.15
+_SIGLIP_PARAMETERS = 0.42e9  # PaliGemma's vision encoder, in every size
+_EMBEDDING_FACTOR = 0.8  # of a large model: float32 beside the streamed layers
 _ACTIVATIONS_BYTES = 1.5e9  # prefill of all probes
 # SigLIP's attention scores of an image grow with the fourth power of its side: 1 GB at 896 px
 _SIGLIP_HEADS = 16
 _PATCH_PX = 14
 _SCORES_COPIES = 7  # while a layer runs in float16's arithmetic
-_FILES_BYTES_PER_WEIGHT = 9  # an encoder in float32 twice, of batches and one image, and in int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +65,17 @@ def needs_of(entry: CatalogEntry) -> Needs:
     """Return the needs of the export of a model; the constants are estimates."""
     parameters = float(entry.parameters)
     is_large = parameters > _LARGE_PARAMETERS
-    most = _SIGLIP_PARAMETERS if entry.family == "paligemma" else parameters
-    encoder = min(0.45 * parameters, most)
-    decoder = parameters - encoder
-    encoder_bytes = _ENCODER_COPIES * 4 * encoder
+    memory_bytes = _MEMORY_FACTOR * parameters
+    disk_bytes = _DISK_FACTOR * parameters
     if is_large:
-        streamed_bytes = MAX_RESIDENT_BYTES + 4 * _EMBEDDING_PARAMETERS * parameters
-        # a bfloat16 decoder; int8 with its float32 embedding is smaller
-        peak_bytes = max(encoder_bytes, max(streamed_bytes, 2 * decoder) + _ACTIVATIONS_BYTES)
-    else:
-        checks_bytes = 4 * decoder + 3 * _ACTIVATIONS_BYTES * decoder / _GB
-        peak_bytes = max(_LARGE_PAGES * (4 * parameters + encoder_bytes), checks_bytes)
+        streamed_bytes = MAX_RESIDENT_BYTES + _EMBEDDING_FACTOR * parameters
+        checks_bytes = max(streamed_bytes, 2 * parameters) + _ACTIVATIONS_BYTES  # 2: bfloat16
+        memory_bytes = max(16 * _SIGLIP_PARAMETERS, checks_bytes)
+        disk_bytes = 7 * _SIGLIP_PARAMETERS + 2 * parameters
     if entry.family == "paligemma":
         scores_bytes = 4.0 * _SIGLIP_HEADS * (entry.resolution // _PATCH_PX) ** 4
-        peak_bytes += _SCORES_COPIES * scores_bytes
-    # the decoder as stored, in 16 bits
-    files_bytes = _FILES_BYTES_PER_WEIGHT * encoder + 2 * decoder
-    return Needs(is_large, _LIBRARIES_BYTES + peak_bytes, files_bytes)
+        memory_bytes += _SCORES_COPIES * scores_bytes
+    return Needs(is_large, _LIBRARIES_BYTES + memory_bytes, disk_bytes)
 
 
 def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.engines import NewEngine, new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
@@ -110,16 +109,13 @@ def admitted(
     device: Device,
     options: Sequence[dict[str, Any]],
     num_steps: int,
-    make_engine: NewEngine = new_engine,
 ) -> LiveBatch:
     """Return a batch with a sequence for each of `options`, after the first of its steps."""
     sequences = []
     for of_sequence in options:
         (request,) = requests(decoder, [model.features(device)], num_steps + 4, **of_sequence)
         sequences.append(start_sequence(request, decoder.rules))
-    batch = LiveBatch(
-        decoder, sum(sequence.request.num_beams for sequence in sequences), make_engine
-    )
+    batch = LiveBatch(decoder, sum(sequence.request.num_beams for sequence in sequences))
     batch.admit(sequences)
     batch.step()
     return batch

@@ -28,7 +28,6 @@ _TO_TRY = {
     "step": "see `log` for steps without CUDA graphs; other processes on the card? a sampled row"
     " that costs the others time: report it with this file",
     "throughput": "see the checks before it: the slowest part limits it",
-    "idle share of a step": "the host is slow: other work on its cores? a CPU at full clock?",
     "memory": "memory grows under load: report it with this file",
     "service": "build/gpu-check-service.log has its log; statuses of 504 are a slow start",
     "lost device": "the runner did not end: `measured` has its log",
