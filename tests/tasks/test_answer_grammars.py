@@ -1,9 +1,7 @@
 """Grammars over the embedded checkpoints' vocabularies: what they allow, and what not."""
 
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from random import Random
 from typing import Any
 
 import pytest
@@ -21,11 +19,8 @@ from laboratory.training.answers import (
 from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
-from tasks.parsing import without_article
-from tasks.results import TextResult, label_of, objects_of
 from tasks.table import TASKS, Family, TaskParameters, parse_parameters
-from tests.support.answers import generated
-from tests.support.catalog import CATALOG, MASK_DECODER, RELEASED
+from tests.support.catalog import CATALOG, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
 from tests.support.real_tokenizers import EOS_ID
 
@@ -112,148 +107,6 @@ def test_published_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert total == "36 of 37 published answers can be written; 1 excluded"
 
 
-TEXTS = 'cat|Red car|man\'s hat|grüner Käfer|犬|STOP 24 h|my "b" {d}|x < y 🙂'
-WORDS = TEXTS.split("|")
-ARTICLES = ("", "", "a ", "an ", "the ", "The ")
-OBJECT_TASKS = ["object_detection", "dense_region_captioning", "phrase_grounding", "names"]
-OTHER_TASKS = ["region_proposal", "instance_segmentation", "ocr_with_regions", "region_description"]
-
-
-@dataclass(frozen=True, slots=True)
-class RandomAnswer:
-    """The answers to the prompts of a task, and the labels or the text that they hold."""
-
-    task_id: str
-    parameters: TaskParameters
-    texts: list[str]  # one for each prompt
-    expected: list[str]
-
-    def is_read_whole(self, family: Family) -> bool:
-        """Return True if the family's parser finds all that was written."""
-        answers = [generated(text.replace("<s>", "")) for text in self.texts]
-        request = (RELEASED[family], self.task_id, self.parameters, answers, (640, 480), "polygon")
-        result = FAMILIES[family].parse_answer(*request, MASK_DECODER)  # type: ignore[arg-type]
-        if isinstance(result, TextResult):
-            return [result.text] == self.expected
-        return list(map(label_of, objects_of(result))) == self.expected
-
-
-def random_florence2(rng: Random) -> RandomAnswer:
-    """Return a random answer; Florence-2-large repeats the start token before it."""
-    start = "<s>" * rng.randint(0, 2)
-    task_id = rng.choice(OBJECT_TASKS + OTHER_TASKS)
-    words = rng.choices(WORDS, k=rng.randint(0, 4))
-    word = rng.choice(WORDS)
-    number = rng.randint(1, 3)
-    parameters = TaskParameters()
-    match task_id:
-        case "names":
-            return random_names(rng)
-        case "region_proposal":
-            return RandomAnswer(task_id, parameters, [start + boxes(rng, number)], [""] * number)
-        case "ocr_with_regions":
-            text = start + "".join(word + locations(rng, 8) for word in words)
-            return RandomAnswer(task_id, parameters, [text], words)
-        case "region_description":
-            parameters = TaskParameters(region=(1, 2, 30, 40), detail="text")
-            text = start + word + boxes(rng, rng.randint(0, 1))
-            return RandomAnswer(task_id, parameters, [text], [word])
-        case "instance_segmentation":
-            shapes = instance(rng) if number == 1 else marked_instances(rng, number)
-            text = start + rng.choice(("", word)) + shapes
-            return RandomAnswer(task_id, TaskParameters(phrase=word), [text], [word] * number)
-        case "phrase_grounding":
-            parameters = TaskParameters(caption="a cat and a car")
-    text = start + "".join(rng.choice(("", " ")) + label + boxes(rng, number) for label in words)
-    labels: list[str] = []
-    for label in words:
-        labels += [label] * number
-    return RandomAnswer(task_id, parameters, [text], labels)
-
-
-def random_names(rng: Random) -> RandomAnswer:
-    task_id, names, parameters = named_task(rng)
-    locate = rng.choice((boxes, marked_instances))
-    labels: list[str] = []
-    texts: list[str] = []
-    for name in names:
-        text = ""
-        for _ in range(rng.randint(0, 2)):
-            number = rng.randint(1, 3)
-            text += spelled(rng, name) + locate(rng, number)
-            labels += [name] * number
-        texts.append(text)
-    return RandomAnswer(task_id, parameters, texts, labels)
-
-
-def random_paligemma(rng: Random) -> RandomAnswer:
-    task_id, names, parameters = named_task(rng)
-    if rng.random() < 0.5:
-        task_id, names = "instance_segmentation", (rng.choice(WORDS),)
-        parameters = TaskParameters(phrase=names[0])
-    labels = rng.choices(names, k=rng.randint(0, 4))
-    entries: list[str] = []
-    for label in labels:
-        y1, y2, x1, x2 = (*rng.sample(range(1024), 2), *rng.sample(range(1024), 2))
-        codes = [f"<seg{rng.randrange(128):03}>" for _ in range(16)]
-        shape = "".join(codes) if task_id == "instance_segmentation" else ""
-        box = f"<loc{y1:04}><loc{x1:04}><loc{y2:04}><loc{x2:04}>"
-        entries.append(box + shape + spelled(rng, label))
-    text = rng.choice((" ; ", ";", "; ", " ;")).join(entries)
-    return RandomAnswer(task_id, parameters, [text], labels)
-
-
-def named_task(rng: Random) -> tuple[str, tuple[str, ...], TaskParameters]:
-    names = tuple(rng.choice(ARTICLES) + word for word in rng.sample(WORDS, rng.randint(1, 3)))
-    if rng.random() < 0.5:
-        return "open_vocabulary_detection", names, TaskParameters(labels=names)
-    return "phrase_grounding", names, TaskParameters(phrases=names)
-
-
-def spelled(rng: Random, name: str) -> str:
-    """Return a name in other letters, with another article or none."""
-    bare = rng.choice((str, str.lower, str.upper, str.title))(without_article(name))
-    return rng.choice(("", " ")) + rng.choice((name, rng.choice(ARTICLES) + bare))
-
-
-def locations(rng: Random, number: int) -> str:
-    return "".join(f"<loc_{rng.randrange(1000)}>" for _ in range(number))
-
-
-def boxes(rng: Random, number: int) -> str:
-    text = ""
-    for _ in range(number):
-        x1, x2 = rng.sample(range(1000), 2)
-        y1, y2 = rng.sample(range(1000), 2)
-        text += f"<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>"
-    return text
-
-
-def instance(rng: Random) -> str:
-    """Return one to three polygons of three to six points; each has an area."""
-    polygons = [boxes(rng, 1) + locations(rng, 2 * rng.randint(1, 4))] * rng.randint(1, 3)
-    return "<sep>".join(polygons)
-
-
-def marked_instances(rng: Random, number: int) -> str:
-    return "".join(f"<poly>{instance(rng)}</poly>" for _ in range(number))
-
-
-@pytest.mark.parametrize("family", WRITERS)
-@pytest.mark.parametrize("num_answers", [300, pytest.param(5000, marks=pytest.mark.long)])
-def test_random_answers(
-    languages: dict[Family, Language], family: Family, num_answers: int
-) -> None:
-    """The grammar accepts every text that the parser reads whole."""
-    write = random_florence2 if family == "florence2" else random_paligemma
-    rng = random.Random(num_answers)
-    for _ in range(num_answers):
-        answer = write(rng)
-        assert answer.is_read_whole(family), answer
-        for text in answer.texts:
-            assert languages[family].is_well_formed(answer.task_id, answer.parameters, text), answer
-
-
 VOCABULARY = "open_vocabulary_detection"
 GROUNDING = "phrase_grounding"
 MASKS = "instance_segmentation"
@@ -274,7 +127,8 @@ REFCOCO = load_catalog(CATALOG_FILE, [REFCOCO_ID])[REFCOCO_ID]
 @pytest.mark.parametrize(
     ("entry", "task_id", "parameters", "text", "expected"),
     [
-        (FLORENCE2, OBJECTS, NONE, f"star{BOX}{BOX}circle{BOX}", True),
+        # Florence-2-large repeats the start token
+        (FLORENCE2, OBJECTS, NONE, f"<s><s>star{BOX}{BOX}circle{BOX}", True),
         (FLORENCE2, OBJECTS, NONE, f"star{BOX}<loc_5>", False),
         (FLORENCE2, OBJECTS, NONE, "star", False),
         (FLORENCE2, OBJECTS, NONE, BOX, False),
@@ -282,26 +136,28 @@ REFCOCO = load_catalog(CATALOG_FILE, [REFCOCO_ID])[REFCOCO_ID]
         (FLORENCE2, "region_proposal", NONE, f"star{BOX}", False),
         (FLORENCE2, VOCABULARY, NAMES, "", True),
         (FLORENCE2, VOCABULARY, NAMES, f"star<poly>{TRIANGLE}</poly>", True),
-        (FLORENCE2, VOCABULARY, NAMES, f"red circle{BOX}a star{BOX}{BOX}", True),
+        (FLORENCE2, VOCABULARY, NAMES, f"Red CIRCLE{BOX} a star{BOX}{BOX}an Star{BOX}", True),
         (FLORENCE2, VOCABULARY, NAMES, f"a blue star{BOX}", False),
         (FLORENCE2, VOCABULARY, NAMES, f"red{BOX}", False),
         (FLORENCE2, GROUNDING, TaskParameters(caption="a star"), f"a blue star{BOX}", True),
         (FLORENCE2, GROUNDING, TaskParameters(phrases=("A star",)), f"A star{BOX} star{BOX}", True),
         (FLORENCE2, GROUNDING, TaskParameters(phrases=("A star",)), f"A stars{BOX}", False),
+        (FLORENCE2, MASKS, PHRASE, "", True),
         (FLORENCE2, MASKS, PHRASE, TRIANGLE, True),
-        (FLORENCE2, MASKS, PHRASE, f"{TRIANGLE}<sep>{TRIANGLE}", True),
+        (FLORENCE2, MASKS, PHRASE, f"{TRIANGLE}<sep>{TRIANGLE}<sep>{TRIANGLE}", True),
+        (FLORENCE2, MASKS, PHRASE, f"<poly>{TRIANGLE}<sep>{TRIANGLE}</poly>" * 2, True),
         (FLORENCE2, MASKS, PHRASE, f"{TRIANGLE}<loc_7>", False),
         (FLORENCE2, MASKS, PHRASE, BOX, False),
         (FLORENCE2, MASKS, STAR_OR_CAT, f"dog{TRIANGLE}", True),
         (FLORENCE2, MASKS, STAR_OR_CAT, f"star{BOX}", False),
-        (FLORENCE2, "ocr_with_regions", NONE, f"AB{QUAD}", True),
+        (FLORENCE2, "ocr_with_regions", NONE, f"AB{QUAD}STOP 24 h{QUAD}", True),
         (FLORENCE2, "ocr_with_regions", NONE, f"AB{BOX}", False),
         (FLORENCE2, "region_description", NONE, f"a star{BOX}", True),
         (FLORENCE2, "region_description", NONE, "a star", True),
         (FLORENCE2, "region_description", NONE, "a star<loc_1>", False),
         (PALIGEMMA, VOCABULARY, NAMES, "", True),
         (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR} star ; {FOUR} red circle", True),
-        (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR} star;{FOUR}star", True),
+        (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR} The STAR;{FOUR}star; {FOUR}an Red circle", True),
         (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR} red", False),
         (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR} circle", False),
         (PALIGEMMA, VOCABULARY, NAMES, f"{FOUR}<loc0005> star", False),
