@@ -2,7 +2,7 @@
 
 The reference is Microsoft's processor, and transformers' port of it (Florence2PostProcessor in
 models/florence2/processing_florence2.py). This parser differs from it in five ways, which
-tests/tasks/florence2/test_parsing_reference.py counts:
+tests/tasks/florence2/test_parsing_reference.py shows:
 
 | answer | the reference | here, and why |
 |---|---|---|
