@@ -4,32 +4,207 @@ An actor that dies is started again by Ray, and its shards are answered again: a
 once, so that none of its images is in the output twice. An image that kills its actor is left out
 (offline/output.py). Without an address, Ray runs on this host, listens on 127.0.0.1 only, and
 ends with this process.
+
+More images are in flight in an actor than its decoder has slots, over all of its shards: encoder
+and decoder never wait for a shard to end. A shard whose worker died is answered image by image, and
+nothing beside it.
 """
 
 import asyncio
 import logging
+import math
 import os
 import pickle
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from offline.answering import Answerer, load_answerer
-from offline.output import Attempt, Job, Output
-from offline.shards import Shard
+from offline.output import Attempt, Job, Output, Row, RowError, build_of, differences
+from offline.shards import InputImage, Shard, images_of
+from runners.in_process_channel import load_channels, verify_artifacts
+from service.admission.places import RequestContext
+from service.analysis import analyze
+from service.errors import ServiceError
+from service.images.decoding import in_thread
+from service.inference.core import Core
+from service.inference.request_fields import GenerationFields, parse_fields
+from service.inference.runner_calls import RunnerClient
+from service.inference.served_models import (
+    ServedModel,
+    ServedModels,
+    load_served_models,
+    runner_options,
+    served_entries,
+)
+from service.schema.rendering import RESULT, analysis_json
 from service.settings import Settings
+from wire.artifacts.manifest import ArtifactError
 from wire.host import num_cores
+
+logger = logging.getLogger(__name__)
 
 # only the names of images and the numbers of done ones pass through it
 _OBJECT_STORE_BYTES = 200_000_000
 # The end of a shard, when few of its images are left, overlaps with the beginning of the next.
 _SHARDS_AT_ONCE = 2
 _SHARDS_ASSIGNED = 4
+STEPS_TASK = "analyze"  # of rows that answer steps
+_UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
+_UNLIMITED = 1 << 60  # tokens and bytes: the places of the run bound what is in progress
+_IMAGES_PER_SLOT = 2
+# Ids and times differ from run to run, the rest is in the row.
+_RUN_FIELDS = {"id", "task", "image", "usage", "vision_cache", "timings_ms", "labels"}
+_MAX_DEATHS = 2  # workers that died at the same image
+
+
+def load_answerer(job: Job, settings: Settings) -> "Answerer":
+    """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
+    models = load_served_models(settings)
+    model = models[job.build["model"]]
+    if differing := differences(job.build, build_of(model, job.fields, settings)):
+        message = "export the same checkpoint, with the same catalog and calibration, on every host"
+        raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
+    base = models[model.runner_id].manifest
+    options = runner_options(model.runner_id, settings, served_entries(settings))
+    limits = replace(options.limits, max_waiting=_UNBOUNDED)
+    # Every image is new: a cache would only take memory.
+    options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
+    verify_artifacts(base, options)
+    (channel,) = load_channels([(base, options)])
+    return Answerer(model, RunnerClient(base.model_id, channel), job.fields, settings)
+
+
+class Answerer:
+    """Processes shards; must be created and used in one event loop."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        runner: RunnerClient,
+        fields: Mapping[str, Any],
+        settings: Settings,
+    ) -> None:
+        num_places = settings.max_slots * _IMAGES_PER_SLOT
+        unlimited = {
+            # there is one client; it may have all but one
+            "max_decoded_images": settings.max_decoded + 1,
+            "max_pending_requests": _UNLIMITED,
+            # an image may have many tiles: together they have as many places as images
+            "max_running_requests": num_places,
+            "max_waiting_tokens": _UNLIMITED,
+            "max_request_memory_mb": _UNLIMITED,
+            "max_request_memory_mb_per_key": _UNLIMITED,
+        }
+        values = settings.model_copy(update=unlimited)
+        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, values)
+        self._model = model
+        self._fields = fields
+        self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]
+        self._task = STEPS_TASK if self._request is None else self._request.task.id
+        self._num_places = num_places
+        self._places = asyncio.Semaphore(num_places)
+        self._alone = asyncio.Lock()
+        # A place may wait for a slow file, which must not keep another from being decoded.
+        threads = ThreadPoolExecutor(2 * num_places, "images")
+        asyncio.get_running_loop().set_default_executor(threads)
+
+    async def rows(self, shard: Shard) -> list[Row]:
+        """Return a row for each image of a shard."""
+        images = images_of(shard)
+        rows = []
+        await self._places.acquire()
+        while (image := await in_thread(next, images, None)) is not None:
+            row = asyncio.create_task(self._answered(image))
+            row.add_done_callback(lambda _: self._places.release())
+            rows.append(row)
+            await self._places.acquire()
+        self._places.release()
+        return await asyncio.gather(*rows)
+
+    async def rows_one_by_one(self, shard: Shard, attempt: Attempt) -> list[Row]:
+        """Return the same rows, except for images that killed their worker, one at a time."""
+        async with self._alone, self._all_places():
+            images = images_of(shard)
+            rows: list[Row] = []
+            while True:
+                position = len(rows)
+                deaths = attempt.deaths[position]
+                if deaths > _MAX_DEATHS:
+                    problem = f"its worker died {deaths} times at image {position}"
+                    raise RuntimeError(f"{shard.describe()}: {problem}")
+                # reading the image from its file kills the worker, not the answer
+                if deaths == _MAX_DEATHS:
+                    return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
+                await in_thread(attempt.record, position)
+                image = await in_thread(next, images, None)
+                if image is None:
+                    return rows
+                rows.append(self._lost(image.key) if deaths else await self._answered(image))
+
+    @asynccontextmanager
+    async def _all_places(self) -> AsyncIterator[None]:
+        for _ in range(self._num_places):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._num_places):
+                self._places.release()
+
+    async def _answered(self, image: InputImage) -> Row:
+        """Return the row of an image, also for an error of the image or the model."""
+        row = Row(image.key, self._model.id, self._task)
+        try:
+            data = await in_thread(image.read)
+            context = RequestContext(image.key, "offline", math.inf, needs_place=False)
+            if self._request is None:
+                return await self._analyzed(row, data, context)
+            async with self._core.opened(data, context) as opened:
+                row = _sized(row, opened.header.size_wh)
+                answer = await self._core.answer(self._model, self._request, opened, context)
+            return replace(
+                row,
+                result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
+                raw_text=answer.written.text,
+                finish_reason=answer.written.finish_reason,
+                calibrated=answer.is_calibrated,
+                left_out=None if answer.guarantee is None else answer.guarantee.left_out,
+            )
+        except OSError as error:
+            return replace(row, error=RowError("unreadable_input", str(error)))
+        except ServiceError as error:
+            return replace(row, error=RowError(error.code, error.message))
+        except Exception as error:  # a defect must not end the run
+            logger.exception("%s failed", image.key)
+            problem = f"{self._model.id} failed: {type(error).__name__}; the log has the cause"
+            return replace(row, error=RowError("internal", problem))
+
+    async def _analyzed(self, row: Row, data: bytes, context: RequestContext) -> Row:
+        """Return the row of the answers to all steps."""
+        analysis = await analyze(self._core, data, self._fields, context)
+        steps = analysis_json(analysis, "").model_dump(mode="json")["steps"]
+        for step in steps:
+            for answer in step["answers"]:
+                for name in _RUN_FIELDS & answer.keys():
+                    del answer[name]
+        return replace(_sized(row, analysis.image_size_wh), result={"steps": steps})
+
+    def _lost(self, key: str) -> Row:
+        """Return the row of an image that is not answered again."""
+        message = "its worker died twice: among other images, and with this image alone"
+        return Row(key, self._model.id, self._task, error=RowError("worker_died", message))
+
+
+def _sized(row: Row, size_wh: tuple[int, int]) -> Row:
+    width, height = size_wh
+    return replace(row, width=width, height=height)
 
 
 class ShardActor:

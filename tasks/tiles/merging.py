@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 import shapely
@@ -52,6 +53,7 @@ _BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
 _MIN_POINTS = 3  # a ring's
+_NO_LABEL = 0
 
 _X = 0
 _Y = 1
@@ -100,14 +102,15 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
             if isinstance(view.result, TextResult):
                 left, top, _, _ = view.box
                 rows.setdefault(top, {})[left] = view.result.text
-        return Merged(TextResult(merged_text(whole.text, list(rows.values())), is_parsed), 0)
+        return Merged(TextResult(merged_text(whole.text, [*rows.values()]), is_parsed), 0)
     objects, *counts = _merged_objects(task_id, views, image_size_wh)
     if isinstance(whole, TextRegionsResult):
         lines = reading_order(list(map(box_of, objects)))
         if task_id == "ocr":
-            texts = [" ".join(label_of(objects[index]) for index in line) for line in lines]
-            return Merged(TextResult("\n".join(texts), is_parsed), *counts)
-        objects = [objects[index] for index in chain(*lines)]
+            texts = list(map(label_of, objects))
+            written = "\n".join(" ".join(map(texts.__getitem__, line)) for line in lines)
+            return Merged(TextResult(written, is_parsed), *counts)
+        objects = list(map(objects.__getitem__, chain(*lines)))
     return Merged(replace(with_objects(whole, objects), is_parsed=is_parsed), *counts)
 
 
@@ -116,8 +119,9 @@ def _merged_objects(
 ) -> tuple[list[FoundObject], int, int]:
     """Return the objects of all views, each once, how many are merged, and how many too many."""
     view_boxes = [view.box for view in views]
-    sides_px = [max(right - left, bottom - top) for left, top, right, bottom in view_boxes[1:]]
-    tile_px = max(sides_px, default=0)
+    tile_px = 0
+    for left, top, right, bottom in view_boxes[1:]:
+        tile_px = max(tile_px, right - left, bottom - top)
     slack_px = _EDGE_SHARE * tile_px
     boxes: list[FoundBox] = []
     for index, view in enumerate(views):
@@ -137,8 +141,9 @@ def _merged_objects(
         are_parts = moved_parts(boxes, view_boxes, image_size_wh, _NEAR_SHARE * tile_px)
         are_parts |= seen_whole(boxes, view_boxes[1:], image_size_wh, slack_px)
         boxes = [boxes[index] for index in np.flatnonzero(~are_parts)]
-    groups = parts_of_objects(boxes, slack_px, is_text)
-    objects = [joined([boxes[index] for index in group]) for group in groups]
+    objects: list[FoundBox] = []
+    for group in parts_of_objects(boxes, slack_px, is_text):
+        objects.append(joined([boxes[index] for index in group]))
     merged = [objects[index].item for index in survivors(objects, is_text)]
     return merged, num_found - len(merged), num_too_many
 
@@ -189,10 +194,11 @@ def moved_parts(
     on there. Two objects in a row are not parts: the view would have the second one, too.
     """
     arrays = BoxArrays.of(boxes)
-    view_boxes = [views[min(box.views)] for box in boxes]
+    view_boxes: list[PixelBox] = []
     near_sides: list[tuple[bool, bool, bool, bool]] = []
-    for box, view_box in zip(boxes, view_boxes, strict=True):
-        near_sides.append(cut_sides(box.box, view_box, image_size_wh, near_px))
+    for box in boxes:
+        view_boxes.append(views[min(box.views)])
+        near_sides.append(cut_sides(box.box, view_boxes[-1], image_size_wh, near_px))
     are_near = np.asarray(near_sides, dtype=np.bool_).reshape(-1, 4)
     edges = np.asarray(view_boxes).reshape(-1, 4)
     low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
@@ -206,12 +212,11 @@ def moved_parts(
     is_moved &= ~arrays.overlap(part, whole)  # one object, of which the better box stays
     # A part often has another label than its object, which is surer then. Without a common label a
     # small box may be an object in front of the larger one.
-    scores = np.asarray([box.item.score for box in boxes])
-    are_named = np.asarray([bool(box.label) for box in boxes], dtype=np.bool_)
     has_its_label = arrays.labels[part] == arrays.labels[whole]
+    is_named = arrays.labels[part] != _NO_LABEL
     is_large = arrays.areas[part] >= _MIN_AREA_RATIO * arrays.areas[whole]
-    is_surer = scores[part] < scores[whole]
-    is_moved &= (has_its_label & are_named[part]) | ((has_its_label | is_surer) & is_large)
+    is_surer = arrays.scores[part] < arrays.scores[whole]
+    is_moved &= (has_its_label & is_named) | ((has_its_label | is_surer) & is_large)
     are_parts = np.zeros(len(boxes), dtype=np.bool_)
     are_parts[part[is_moved]] = True
     return are_parts
@@ -248,14 +253,13 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     if len(parts) == 1:
         return parts[0]
     parts = sorted(parts, key=lambda part: part.box)
-    ends = [min(parts, key=lambda part: part.box[side]) for side in (0, 1)]
-    ends += [max(parts, key=lambda part: part.box[side]) for side in (2, 3)]
-    x1, y1, x2, y2 = (end.box[side] for side, end in enumerate(ends))
-    left, top, right, bottom = (end.cut[side] for side, end in enumerate(ends))
-    box = (x1, y1, x2, y2)
-    views = frozenset[int]().union(*(part.views for part in parts))
-    item = _joined_object([part.item for part in parts], box)
-    return FoundBox(item, box, parts[0].label, views, (left, top, right, bottom), is_joined=True)
+    left, top = (min(parts, key=lambda part: part.box[side]) for side in (0, 1))
+    right, bottom = (max(parts, key=lambda part: part.box[side]) for side in (2, 3))
+    box = (left.box[0], top.box[1], right.box[2], bottom.box[3])
+    cut = (left.cut[0], top.cut[1], right.cut[2], bottom.cut[3])
+    views = frozenset[int]().union(*map(attrgetter("views"), parts))
+    item = _joined_object(list(map(attrgetter("item"), parts)), box)
+    return FoundBox(item, box, parts[0].label, views, cut, is_joined=True)
 
 
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
@@ -269,11 +273,10 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
         quad = (top_left, top_right, bottom_right, bottom_left)
         return TextRegion(quad, reduce(joined_line, map(label_of, parts)), score)
     if isinstance(first, Instance):
-        instances = [part for part in parts if isinstance(part, Instance)]
-        masks = [part.mask for part in instances if part.mask is not None]
-        rings = [part.polygons for part in instances if part.polygons is not None]
-        mask = unite_masks(masks) if masks else None
-        polygons = unite_rings(rings) if rings else None
+        mask = first.mask and unite_masks(list(map(attrgetter("mask"), parts)))
+        polygons = first.polygons
+        if polygons is not None:
+            polygons = unite_rings(list(map(attrgetter("polygons"), parts)))
         return replace(first, box=box, score=score, polygons=polygons, mask=mask)
     assert isinstance(first, Detection)
     return replace(first, box=box, score=score)
@@ -318,12 +321,7 @@ def near_pairs(low: Floats, high: Floats, are_kept: Flags) -> Iterator[tuple[Ind
         yield ones[is_pair], others[is_pair]
 
 
-def shared_areas(
-    low: Floats,
-    high: Floats,
-    other_low: Floats,
-    other_high: Floats,
-) -> Floats:
+def shared_areas(low: Floats, high: Floats, other_low: Floats, other_high: Floats) -> Floats:
     """Return the areas that pairs of boxes share."""
     sides = np.minimum(high, other_high) - np.maximum(low, other_low)
     areas: Floats = np.clip(sides, 0, None).prod(axis=1)
@@ -337,21 +335,24 @@ class BoxArrays:
     low: Floats  # (N, 2)
     high: Floats  # (N, 2)
     areas: Floats
-    labels: NDArray[np.int64]  # equal for equal labels
-    views: NDArray[np.int64]  # equal for equal views
+    labels: Floats  # equal for equal labels; `_NO_LABEL` for ''
+    views: Floats  # equal for equal views
+    scores: Floats
     are_cut: Flags  # (N, 4)
 
     @classmethod
     def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
-        corners = np.asarray([box.box for box in boxes], dtype=np.float64).reshape(-1, 4)
-        numbers: dict[str | frozenset[int], int] = {}
-        labels = [numbers.setdefault(box.label, len(numbers)) for box in boxes]
-        views = [numbers.setdefault(box.views, len(numbers)) for box in boxes]
-        low = corners[:, :2]
-        high = corners[:, 2:]
+        numbers: dict[str | frozenset[int], int] = {"": _NO_LABEL}
+        rows: list[tuple[float, ...]] = []
+        for box in boxes:
+            label = numbers.setdefault(box.label, len(numbers))
+            views = numbers.setdefault(box.views, len(numbers))
+            rows.append((*box.box, label, views, box.item.score, *box.cut))
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 11)
+        low = columns[:, :2]
+        high = columns[:, 2:4]
         areas = (high - low).prod(axis=1)
-        are_cut = np.asarray([box.cut for box in boxes], dtype=np.bool_).reshape(-1, 4)
-        return cls(low, high, areas, np.asarray(labels), np.asarray(views), are_cut)
+        return cls(low, high, areas, *columns[:, 4:7].T, columns[:, 7:] > 0)
 
     def shared(self, ones: Indices, others: Indices) -> Floats:
         return shared_areas(self.low[ones], self.high[ones], self.low[others], self.high[others])

@@ -80,14 +80,6 @@ def test_every_kind_of_content_occurs() -> None:
         assert is_letters or (word.text.isdigit() and 2 <= len(word.text) <= 4)
 
 
-@pytest.mark.parametrize("num_objects", range(5))
-@pytest.mark.parametrize("has_word", [False, True])
-def test_the_caller_may_choose_objects_and_word(num_objects: int, has_word: bool) -> None:
-    for seed in range(10):
-        scene = sample_scene(seed, num_objects, has_word)
-        assert (len(scene.objects), scene.word is not None) == (num_objects, has_word)
-
-
 @pytest.mark.parametrize("size_px", [96, 192, 768])
 def test_each_object_has_its_colour_and_each_word_contrasts(size_px: int) -> None:
     for scene in SCENES[:20]:
@@ -128,12 +120,3 @@ def test_ink_fills_the_box_of_a_word(size_px: int) -> None:
         rows, columns = np.nonzero(pixels[:, :, 0] > 60)
         ink = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         assert np.abs(ink * CANVAS_PX / size_px - word.box_xyxy).max() <= 1.0
-
-
-def test_a_gradient_runs_along_its_angle() -> None:
-    rising = Background("dark", "gradient", (20, 20, 20), (60, 60, 60), 0.0, 4, 0)
-    pixels = pixels_of(Scene(0, rising, (), None))
-    assert pixels[0, 0].tolist() == [20, 20, 20]
-    assert pixels[100, -1].tolist() == [60, 60, 60]
-    assert (np.diff(pixels[7, :, 0]) >= 0).all()
-    assert (pixels[0] == pixels[-1]).all()

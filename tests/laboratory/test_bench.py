@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -31,7 +29,7 @@ from laboratory.bench.load import (
     requests_of,
 )
 from laboratory.bench.material import make_scenes, write_catalog
-from laboratory.bench.peers import Generator, PromptedImage, use_onednn
+from laboratory.bench.peers import Generator, PromptedImage
 from loadtest.processes import running
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.scene_images import scene_png
@@ -107,16 +105,6 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     assert forms == [prompt] * 3 + [phrases | {"max_new_tokens": "7"}]
 
 
-def test_error_ends_a_round(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(scene_png(0))
-    question = BenchQuestion(str(tmp_path / "0.png"), {"task": "ocr"}, "", 7)
-    with (
-        serving_app(answering([], 500)) as served,
-        pytest.raises(aiohttp.ClientResponseError, match="500"),
-    ):
-        drive(served.url, False, [question], 1)
-
-
 def test_batch_has_the_answers_of_single_requests() -> None:
     generator = Generator(ROOT / FLORENCE.source, num_threads=1)
     requests = []
@@ -128,16 +116,6 @@ def test_batch_has_the_answers_of_single_requests() -> None:
     text_ids = generator._processor.tokenizer.encode(together[0].text, add_special_tokens=False)
     assert together[0].generated_tokens == len(text_ids) + 2  # with start and end
     assert "<" not in together[0].text
-
-
-@torch.inference_mode()
-def test_large_layers_alone_are_computed_by_onednn() -> None:
-    layers = torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.Linear(1024, 1024, bias=False))
-    states = torch.randn(2, 5, 64)
-    expected = layers(states)
-    use_onednn(layers)
-    assert [isinstance(layer, torch.nn.Linear) for layer in layers] == [True, False]
-    torch.testing.assert_close(layers(states), expected)
 
 
 @pytest.mark.long
@@ -197,7 +175,3 @@ def test_ours_is_compared_with_the_best_peer() -> None:
     report = markdown(rounds, {"machine": "a"})
     assert "- machine: a\n" in report
     assert report.endswith(f"## Ours ÷ best peer\n\n{ratio_table(rounds)}\n")
-
-
-def test_each_workload_has_a_peer() -> None:
-    assert set(FASTAPI.workloads + LITSERVE.workloads) == set(OURS.workloads) == set(WORKLOADS)

@@ -139,12 +139,6 @@ def test_offered_tasks_are_scored() -> None:
     assert not [name for name, _ in scorecard.tallies if "region" in name]
 
 
-def test_every_tenth_scene_is_empty() -> None:
-    scenes = [evaluation_scene(index) for index in range(100)]
-    assert [index for index in range(100) if not scenes[index].objects] == list(range(9, 100, 10))
-    assert 40 <= sum(scene.word is None for scene in scenes) <= 60
-
-
 @pytest.mark.parametrize(
     ("title", "tallies", "cell"),
     [

@@ -15,7 +15,6 @@ from export.scenes import (
 from laboratory.questions import (
     Question,
     detailed_caption,
-    object_phrases,
     questions,
     short_caption,
 )
@@ -149,15 +148,3 @@ def test_scaling_stretches_truth_and_region() -> None:
     assert boxes(scaled["object_detection"].truth) == [("square", box)]
     assert boxes(scaled["ocr_with_regions"].truth) == [("STOP", (40.0, 75.0, 180.0, 84.0))]
     assert scaled["captioning short"].truth == TextResult("a blue square with text")
-
-
-def test_phrases_are_one_or_more_of_the_objects() -> None:
-    counts = set()
-    for seed in range(40):
-        scene = sample_scene(seed, 3)
-        question = by_name(scene)["phrase_grounding phrases"]
-        labels = [label for label, _ in boxes(question.truth)]
-        assert question.parameters["phrases"] == labels
-        assert set(labels) <= set(object_phrases(scene))
-        counts.add(len(set(labels)))
-    assert counts == {1, 2, 3}

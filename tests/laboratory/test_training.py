@@ -132,19 +132,6 @@ def test_subjects_have_cells_in_their_boxes() -> None:
     assert not targets.mentioned(Mention((9,), point_xy=(5.0, 5.0))).any()
 
 
-def test_slots_read_left_to_right() -> None:
-    for seed in range(50):
-        picture = picture_of(sample_scene(seed, has_word=True))
-        arrays = CellTargets.of(picture).arrays
-        row = np.flatnonzero(arrays["subject"] == WORD)[0] // GRID
-        slots = arrays["characters"].reshape(GRID, GRID * examples.NUM_SLOTS)[row]
-        indices = arrays["indices"].reshape(GRID, GRID * examples.NUM_SLOTS)[row]
-        assert (np.diff(indices[indices != examples.NOTHING]) >= 0).all()
-        for index, character in zip(indices, slots, strict=True):
-            if index != examples.NOTHING:
-                assert answers.CHARACTERS[character] == picture.text[index]
-
-
 def test_a_point_is_mentioned_by_its_nearest_cell() -> None:
     picture = picture_of(sample_scene(0, num_objects=2))
     targets = CellTargets.of(picture)

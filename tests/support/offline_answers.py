@@ -12,9 +12,9 @@ import os
 import sys
 from dataclasses import asdict
 
-from offline.answering import load_answerer
 from offline.filesystems import StoredFile
 from offline.output import Job, build_of
+from offline.pipeline import load_answerer
 from offline.shards import FilesShard
 from service.inference.served_models import load_served_models
 from service.settings import read_settings

@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 
 from tasks.errors import ParameterError
-from tasks.table import LANGUAGES, TASKS, parse_parameters
+from tasks.table import TASKS, parse_parameters
 
 VALUES: list[dict[str, Any]] = [
     {},
@@ -32,29 +32,6 @@ VALUES: list[dict[str, Any]] = [
     {"question": "x" * 1001},
     {"unknown": 1},
 ]
-
-
-def test_tasks_are_in_order() -> None:
-    assert " ".join(TASKS) == (
-        "captioning object_detection open_vocabulary_detection phrase_grounding region_proposal"
-        " dense_region_captioning instance_segmentation ocr ocr_with_regions region_description"
-        " visual_question_answering"
-    )
-    assert len(set(LANGUAGES) - {"en"}) == len(LANGUAGES) - 1 == 34
-
-
-@pytest.mark.parametrize(
-    ("task_id", "required"),
-    [
-        ("captioning", ()),
-        ("open_vocabulary_detection", ("labels",)),
-        ("phrase_grounding", ()),  # one of two
-        ("region_description", ("region",)),
-        ("visual_question_answering", ("question",)),
-    ],
-)
-def test_required_parameters(task_id: str, required: tuple[str, ...]) -> None:
-    assert TASKS[task_id].required == required
 
 
 @pytest.mark.parametrize("task_id", TASKS)

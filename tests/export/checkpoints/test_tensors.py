@@ -1,14 +1,10 @@
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.tensors import load_checkpoint, stored_dtype
+from export.checkpoints.tensors import stored_dtype
 from export.checks.reference import Reference
-from runners.tokens.text import GenerationRules
-from tests.support.export_cli import MODELS
-from tests.support.microsoft_form import update_json
 
 
 def test_decoder_weights_are_the_checkpoints(artifacts: Path, checkpoint: Path) -> None:
@@ -24,15 +20,6 @@ def test_decoder_weights_are_the_checkpoints(artifacts: Path, checkpoint: Path) 
     for name, tensor in weights.items():
         assert tensor.dtype == original[name].dtype
         assert torch.equal(tensor, original[name])
-
-
-def test_ids_missing_in_the_rules_are_the_models(tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(MODELS / "florence-2-mini", tmp_path / "copy"))
-    missing = ("eos_token_id", "decoder_start_token_id", "bos_token_id")
-    update_json(copy / "generation_config.json", **dict.fromkeys(missing))
-    model = load_checkpoint(copy, torch.float32)
-    rules = GenerationRules.of(model.generation_config.to_dict())
-    assert rules == GenerationRules.load(MODELS / "florence-2-mini")
 
 
 def test_reference_is_float32_whatever_is_stored(checkpoint: Path) -> None:

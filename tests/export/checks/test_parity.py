@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from export.checks.parity import (
 )
 from export.checks.reference import GreedyAnswer
 from export.errors import ParityError
-from export.pipeline import measured_defaults
 from tests.support.catalog import CATALOG, FLORENCE
-from wire.artifacts.manifest import Device, Part, Precision
+from wire.artifacts.manifest import Device, Precision
 
 ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 FEATURES = ROWS.view(2, 4, 8)
@@ -146,18 +144,3 @@ def test_a_broken_precision_is_left_out(
     with leaving_out_broken("encoder", replace(FLORENCE, precision=precision), "int8"):
         raise ParityError("the int8 encoder differs from float32")
     assert caplog.messages == [f"{FLORENCE.id}: the int8 encoder differs from float32; {warning}"]
-
-
-def test_float32_replaces_a_default_that_was_left_out() -> None:
-    defaults: dict[Device, dict[Part, Precision]] = {
-        "cpu": {"encoder": "float32", "decoder": "int8"},
-        "cuda": {"encoder": "float16", "decoder": "bfloat16"},
-    }
-    parity: dict[str, Any] = {
-        "encoder": {"int8": {}},
-        "decoder": {"int8": {}, "bfloat16": {}},
-    }
-    assert measured_defaults(defaults, parity) == {
-        "cpu": {"encoder": "float32", "decoder": "int8"},
-        "cuda": {"encoder": "float32", "decoder": "bfloat16"},
-    }

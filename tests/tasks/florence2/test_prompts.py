@@ -102,6 +102,9 @@ def test_unsupported_request_is_refused() -> None:
     entry = replace(FLORENCE, tasks={"ocr": TaskOverride(None)})
     with pytest.raises(UnsupportedTask, match="florence-2-mini does not offer ocr; it offers capt"):
         prompts("ocr", entry)
+    with pytest.raises(UnsupportedTask, match="supports language en only, not fr") as caught:
+        prompts("captioning", language="fr")
+    assert caught.value.param == "language"
     for question in ("why?", "<s>", "<OD>", "is <VQA> a token?"):
         with pytest.raises(UnsupportedTask, match="florence-2-base does not offer visual_question"):
             prompts(QUESTIONS, UNTUNED, question=question)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
+from diptych_client.geometry import ImageSize, polygons_mask
 from tasks.errors import CheckpointFileError
 from tasks.paligemma.masks import MaskDecoder, mask_in_image, rings_in_box
 from tasks.results import BoxXyxy, Ring
@@ -107,28 +108,12 @@ def test_file_of_another_form_is_refused(tmp_path: Path, content: bytes | None) 
 
 IMAGE_WH = (400, 300)
 BOX: BoxXyxy = (31.7, 40.2, 335.9, 270.4)
-OVERSAMPLING = 8
 
 
 def blob(rng: np.random.Generator, cells: int) -> NDArray[np.float32]:
     """Return a smooth random field: noise of `cells` x `cells`, enlarged."""
     noise = rng.normal(size=(cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC))
-
-
-def rasterised(rings: tuple[Ring, ...]) -> NDArray[np.bool_]:
-    """Return the pixels more than half covered under the even-odd rule."""
-    size = (IMAGE_WH[0] * OVERSAMPLING, IMAGE_WH[1] * OVERSAMPLING)
-    covered = Image.new("1", size)
-    for ring in rings:
-        one = Image.new("1", size)
-        ImageDraw.Draw(one).polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in ring], fill=1)
-        covered = ImageChops.logical_xor(covered, one)
-    height = IMAGE_WH[1]
-    width = IMAGE_WH[0]
-    fine = np.asarray(covered).reshape(height, OVERSAMPLING, width, OVERSAMPLING)
-    shares: NDArray[np.float64] = fine.mean(axis=(1, 3))
-    return shares > 0.5
 
 
 def signed_area(ring: Ring) -> float:
@@ -141,7 +126,7 @@ def signed_area(ring: Ring) -> float:
 def test_polygons_agree_with_mask(cells: int, seed: int) -> None:
     field = blob(np.random.default_rng([cells, seed]), cells)
     mask = mask_in_image(field, BOX, IMAGE_WH)
-    polygons = rasterised(rings_in_box(field, BOX))
+    polygons = polygons_mask(rings_in_box(field, BOX), ImageSize(*IMAGE_WH))
     assert (mask & polygons).sum() / (mask | polygons).sum() > 0.97
 
 
