@@ -352,7 +352,8 @@ class BoxArrays:
         low = columns[:, :2]
         high = columns[:, 2:4]
         areas = (high - low).prod(axis=1)
-        return cls(low, high, areas, *columns[:, 4:7].T, columns[:, 7:] > 0)
+        labels, views, scores = columns[:, 4:7].T
+        return cls(low, high, areas, labels, views, scores, columns[:, 7:] > 0)
 
     def shared(self, ones: Indices, others: Indices) -> Floats:
         return shared_areas(self.low[ones], self.high[ones], self.low[others], self.high[others])
