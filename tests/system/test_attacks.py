@@ -1,5 +1,5 @@
 """Attacks from one address, on the gateway itself and on the gRPC port of the real HAProxy before
-it: a polite client is served meanwhile, and memory comes back.
+it: a polite client is served meanwhile.
 """
 
 import itertools
@@ -10,9 +10,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from tests.support.running_service import (
     forked_service,
 )
 from tests.support.scene_images import scene_png
-from tests.support.unfinished_calls import PREFACE, unfinished_calls
+from tests.support.unfinished_calls import PREFACE, UnfinishedCalls, unfinished_calls
 from tests.support.waiting import repeating, wait_until
 
 POLITE = "key-of-a-polite-client"
@@ -53,26 +52,8 @@ HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
-@dataclass(frozen=True, slots=True)
-class Attacked:
-    service: RunningService
-    resident_before: int  # bytes
-
-    def connect(self) -> socket.socket:
-        url = httpx.URL(self.service.url)
-        source = (ATTACKERS_ADDRESS, 0)
-        return socket.create_connection((url.host, url.port or 80), source_address=source)
-
-    def decoders(self) -> list[psutil.Process]:
-        return image_decoders(self.service.parts()[GATEWAY])
-
-    def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
-        fields = {"task": "captioning", "max_new_tokens": 4}
-        return self.service.predict(image, headers | bearer(key), **fields)
-
-
 @pytest.fixture(scope="module")
-def attacked(exported: ModelStore, folder: Path) -> Iterator[Attacked]:
+def attacked(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     keys = {POLITE: "name=polite", ATTACKER: "name=attacker", LIMITED: "max_concurrent=2"}
     settings = {
         "DIPTYCH_MODELS": "florence-2-mini",
@@ -83,48 +64,64 @@ def attacked(exported: ModelStore, folder: Path) -> Iterator[Attacked]:
     with forked_service(exported.home, folder / "service.log", access, **settings) as service:
         for number in range(3):
             assert service.predict(scene_png(number), task="captioning").is_success
-        yield Attacked(service, service.resident_bytes())
+        yield service
+
+
+def connect(service: RunningService) -> socket.socket:
+    url = httpx.URL(service.url)
+    source = (ATTACKERS_ADDRESS, 0)
+    return socket.create_connection((url.host, url.port or 80), source_address=source)
+
+
+def post(service: RunningService, key: str, image: bytes) -> httpx.Response:
+    return service.predict(image, bearer(key), task="captioning", max_new_tokens=4)
 
 
 @contextmanager
-def polite_rest(attacked: Attacked) -> Iterator[None]:
-    """Send images one after the other; each must be answered."""
+def polite(ask: Callable[[bytes], object]) -> Iterator[Callable[[int], None]]:
+    """Send images one after the other; each must be answered. Yield a function that waits for
+    further answers.
+    """
     images = itertools.cycle([scene_png(seed) for seed in range(7)])
-    with repeating(lambda: attacked.post(POLITE, next(images)).raise_for_status()) as wait:
-        wait(1)
-        yield
+    with repeating(lambda: ask(next(images))) as wait_for_more:
+        wait_for_more(1)
+        yield wait_for_more
+
+
+def polite_rest(attacked: RunningService) -> AbstractContextManager[object]:
+    return polite(lambda image: post(attacked, POLITE, image).raise_for_status())
 
 
 @pytest.mark.parametrize("method", [PREDICT, INFER, HEALTH, REFLECTION])
-def test_unfinished_grpc_messages_take_no_memory(attacked: Attacked, method: str) -> None:
-    before = attacked.service.resident_bytes()
+def test_unfinished_grpc_messages_take_no_memory(attacked: RunningService, method: str) -> None:
+    before = attacked.resident_bytes()
     with ExitStack() as stack, polite_rest(attacked):
         num_sent = 0
         for _ in range(10):
-            attack = unfinished_calls(attacked.service.grpc_address, method, 10)
+            attack = unfinished_calls(attacked.grpc_address, method, 10)
             num_sent += stack.enter_context(attack).send(LARGE_BYTES)
-        assert attacked.service.resident_bytes() - before < MAX_GROWTH_BYTES
+        assert attacked.resident_bytes() - before < MAX_GROWTH_BYTES
     assert num_sent < 100 * LARGE_BYTES / 4
 
 
-def test_two_keys_are_refused(attacked: Attacked) -> None:
+def test_two_keys_are_refused(attacked: RunningService) -> None:
     headers = [("Authorization", f"Bearer {ATTACKER}")] * 2
-    assert httpx.get(f"{attacked.service.url}/v1/models", headers=headers).status_code == 401
+    assert httpx.get(f"{attacked.url}/v1/models", headers=headers).status_code == 401
     metadata = [("authorization", f"Bearer {ATTACKER}")] * 2
-    with attacked.service.vision() as vision, pytest.raises(grpc.RpcError) as caught:
+    with attacked.vision() as vision, pytest.raises(grpc.RpcError) as caught:
         vision.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=20)
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_silent_connections_are_closed(attacked: Attacked) -> None:
-    gateway = psutil.Process(attacked.service.parts()[GATEWAY])
+def test_silent_connections_are_closed(attacked: RunningService) -> None:
+    gateway = psutil.Process(attacked.parts()[GATEWAY])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     connections: list[socket.socket] = []
     try:
         with polite_rest(attacked):
             for number in range(3000):
-                connections.append(attacked.connect())
+                connections.append(connect(attacked))
                 with suppress(OSError):
                     connections[-1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" if number % 2 else b"")
             wait_until(lambda: gateway.num_fds() < 50)
@@ -134,27 +131,27 @@ def test_silent_connections_are_closed(attacked: Attacked) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
+def test_killed_decoder_fails_its_request_alone(attacked: RunningService) -> None:
     with polite_rest(attacked), ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(attacked.post, ATTACKER, repeated_scans((7000, 7000), 6))
+        answer = threads.submit(post, attacked, ATTACKER, repeated_scans((7000, 7000), 6))
         decoders: list[psutil.Process] = []
         while not decoders:
             assert not answer.done()
-            decoders = attacked.decoders()
+            decoders = image_decoders(attacked.parts()[GATEWAY])
         decoders[0].kill()
         assert answer.result().status_code == 503
         # 0.2 s of a low priority
-        assert attacked.post(ATTACKER, repeated_scans((5000, 5000), 1)).status_code == 200
+        assert post(attacked, ATTACKER, repeated_scans((5000, 5000), 1)).status_code == 200
 
 
-def test_endless_bodies_end_at_their_deadline(attacked: Attacked) -> None:
+def test_endless_bodies_end_at_their_deadline(attacked: RunningService) -> None:
     head = (
         f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {LIMITED}\r\n"
         "X-Deadline-Ms: 3000\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         f"Content-Length: {LARGE_BYTES}\r\n\r\n--x\r\n"
     )
     with ExitStack() as stack:
-        connections = [stack.enter_context(attacked.connect()) for _ in range(60)]
+        connections = [stack.enter_context(connect(attacked)) for _ in range(60)]
         start_s = time.monotonic()
         for connection in connections:
             connection.sendall(head.encode())
@@ -165,35 +162,31 @@ def test_endless_bodies_end_at_their_deadline(attacked: Attacked) -> None:
 
 
 @pytest.fixture(scope="module")
-def front(attacked: Attacked, folder: Path) -> Iterator[Front]:
+def front(attacked: RunningService, folder: Path) -> Iterator[Front]:
     gateway = {
         "GATEWAY": "127.0.0.1",
-        "GATEWAY_PORT": str(httpx.URL(attacked.service.url).port),
-        "GATEWAY_GRPC_PORT": attacked.service.grpc_address.rpartition(":")[2],
+        "GATEWAY_PORT": str(httpx.URL(attacked.url).port),
+        "GATEWAY_GRPC_PORT": attacked.grpc_address.rpartition(":")[2],
     }
     with running_front(gateway, folder) as running:
         yield running
 
 
-def resident_bytes(attacked: Attacked, front: Front) -> int:
+def resident_bytes(attacked: RunningService, front: Front) -> int:
     proxy: int = psutil.Process(front.pid).memory_info().rss
-    return attacked.service.resident_bytes() + proxy
+    return attacked.resident_bytes() + proxy
 
 
 @contextmanager
 def polite_grpc(address: str) -> Iterator[Callable[[int], None]]:
-    """Do likewise over gRPC; yield a function that waits for further calls."""
-    images = itertools.cycle([scene_png(seed) for seed in range(7)])
     metadata = [("authorization", f"Bearer {POLITE}")]
     with grpc.insecure_channel(address) as channel:
-        vision = VisionStub(channel)
 
-        def call() -> None:
-            request = pb.PredictRequest(image=next(images), task="captioning", max_new_tokens=4)
-            assert vision.Predict(request, metadata=metadata, timeout=20).raw_text
+        def ask(image: bytes) -> None:
+            request = pb.PredictRequest(image=image, task="captioning", max_new_tokens=4)
+            assert VisionStub(channel).Predict(request, metadata=metadata, timeout=20).raw_text
 
-        with repeating(call) as wait_for_more:
-            wait_for_more(1)
+        with polite(ask) as wait_for_more:
             yield wait_for_more
 
 
@@ -217,8 +210,8 @@ def test_silent_connections_to_the_front_are_bounded(front: Front) -> None:
 
 
 @needs_haproxy
-def test_calls_of_an_address_are_bounded(attacked: Attacked, front: Front) -> None:
-    gateway = attacked.service.parts()[GATEWAY]
+def test_calls_of_an_address_are_bounded(attacked: RunningService, front: Front) -> None:
+    gateway = attacked.parts()[GATEWAY]
     with ExitStack() as stack, grpc.insecure_channel(front.grpc_address) as channel:
         vision: Any = VisionStub(channel)
         stack.callback(os.kill, gateway, signal.SIGCONT)
@@ -237,50 +230,31 @@ def test_calls_of_an_address_are_bounded(attacked: Attacked, front: Front) -> No
 
 
 @needs_haproxy
-@pytest.mark.parametrize("method", [PREDICT, HEALTH])
 @pytest.mark.parametrize(
-    ("num_connections", "num_calls", "num_bytes"),
-    [(20, 300, 0), (10, 10, LARGE_BYTES)],
-    ids=["streams", "messages"],
+    ("method", "num_connections", "num_calls", "attack"),
+    [
+        (PREDICT, 20, 300, methodcaller("send", 0)),
+        (HEALTH, 20, 300, methodcaller("send", 0)),
+        (PREDICT, 10, 10, methodcaller("send", LARGE_BYTES)),
+        (HEALTH, 10, 10, methodcaller("send", LARGE_BYTES)),
+        (PREDICT, 4, 0, methodcaller("reset", 5_000)),
+    ],
 )
 def test_attacks_on_the_front_leave_a_polite_client_its_turn(
-    attacked: Attacked,
+    attacked: RunningService,
     front: Front,
     method: str,
     num_connections: int,
     num_calls: int,
-    num_bytes: int,
+    attack: Callable[[UnfinishedCalls], object],
 ) -> None:
     before = resident_bytes(attacked, front)
     with ExitStack() as stack, polite_grpc(front.grpc_address) as wait_for_more:
-        attacks = []
+        attackers = []
         for _ in range(num_connections):
             calls = unfinished_calls(front.grpc_address, method, num_calls, ATTACKERS_ADDRESS)
-            attacks.append(stack.enter_context(calls))
-        with ThreadPoolExecutor(len(attacks)) as threads:
-            list(threads.map(lambda attack: attack.send(num_bytes), attacks))
+            attackers.append(stack.enter_context(calls))
+        with ThreadPoolExecutor(len(attackers)) as threads:
+            list(threads.map(attack, attackers))
         wait_for_more(10)
         assert resident_bytes(attacked, front) - before < MAX_GROWTH_BYTES
-
-
-@needs_haproxy
-def test_cancelled_calls_leave_a_polite_client_its_turn(front: Front) -> None:
-    with ExitStack() as stack, polite_grpc(front.grpc_address) as wait_for_more:
-        attacks = []
-        for _ in range(4):
-            calls = unfinished_calls(front.grpc_address, PREDICT, 0, ATTACKERS_ADDRESS)
-            attacks.append(stack.enter_context(calls))
-        with ThreadPoolExecutor(len(attacks)) as threads:
-            list(threads.map(lambda attack: attack.reset(5_000), attacks))
-        wait_for_more(10)
-
-
-@pytest.mark.long
-def test_memory_comes_back_within_a_minute(attacked: Attacked) -> None:
-    """The last of this file, after all the others and some large requests."""
-    large = scene_png(5, (3000, 2000)) + bytes(LARGE_BYTES)
-    with ThreadPoolExecutor(20) as threads:
-        images = (large + bytes([number]) for number in range(40))
-        list(threads.map(partial(attacked.post, ATTACKER), images))
-    limit = 1.3 * attacked.resident_before
-    wait_until(lambda: attacked.service.resident_bytes() <= limit, 60, pause_s=0.5)

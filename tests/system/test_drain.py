@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ def stopping(endless: ModelStore, folder: Path) -> Iterator[tuple[RunningService
     """A service that stops while the other tests of this file run, and whose runner stands still;
     and its processes.
     """
-    log = folder / "stopping.log"
     settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": MODEL}
-    with forked_service(endless.home, log, **settings) as service:
+    with forked_service(endless.home, folder / "log", **settings) as service:
         processes = descendants(service.process.pid)
         service.send_signal(RUNNER, signal.SIGSTOP)
         service.process.send_signal(signal.SIGTERM)
@@ -63,39 +63,36 @@ def num_queued_or_answered(service: RunningService) -> float:
     return total(measured, "diptych_queue_depth", stage="admission") + num_answered
 
 
-def is_serving(channel: grpc.Channel) -> bool:
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    status = stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status
-    return bool(status == health_pb2.HealthCheckResponse.SERVING)
+def assert_refusing(service: RunningService, channel: grpc.Channel) -> None:
+    refused = service.predict(**FORM)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert refused.headers["connection"] == "close"
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    status = health.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        VisionStub(channel).Predict(pb.PredictRequest(), timeout=STOP_S)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_accepted_requests_are_answered(endless: ModelStore, tmp_path: Path) -> None:
     request = pb.PredictRequest(image=scene_png(), num_beams=NUM_BEAMS, **FORM)
     with ExitStack() as stack:
-        service = stack.enter_context(
-            forked_service(endless.home, tmp_path / "service.log", **SETTINGS)
-        )
+        log = tmp_path / "service.log"
+        service = stack.enter_context(forked_service(endless.home, log, **SETTINGS))
         # what forks the processes has no threads
         assert len(os.listdir(f"/proc/{service.process.pid}/task")) == 1
         pool = stack.enter_context(ThreadPoolExecutor(NUM_WHOLE + 1))
         channel = stack.enter_context(grpc.insecure_channel(service.grpc_address))
         vision: Any = VisionStub(channel)
-        wait_until(lambda: is_serving(channel))
-        whole = [
-            pool.submit(service.predict, **FORM, num_beams=NUM_BEAMS) for _ in range(NUM_WHOLE)
-        ]
-        stream = pool.submit(service.predict, **FORM, num_beams=1, stream=True)
+        ask: Any = partial(pool.submit, service.predict, **FORM)
+        whole = [ask(num_beams=NUM_BEAMS) for _ in range(NUM_WHOLE)]
+        stream = ask(num_beams=1, stream=True)
         call = vision.Predict.future(request, timeout=STOP_S)
         wait_until(lambda: num_queued_or_answered(service) == NUM_WHOLE + 2 - NUM_RUNNING)
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not service.is_ready())
-        refused = service.predict(**FORM)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-        assert refused.headers["connection"] == "close"
-        assert not is_serving(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            vision.Predict(request, timeout=STOP_S)
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert_refusing(service, channel)
         service.process.send_signal(signal.SIGTERM)  # a second one changes nothing
         assert not all(answer.done() for answer in whole)
         results = [answer.result().json() for answer in whole]

@@ -1,13 +1,13 @@
-"""LoRA adapters that come and go while the service runs: a watched folder, the real service, real
-adapters of peft; among them hostile ones, each of which is refused in one line.
+"""LoRA adapters of peft served end to end: exported ones, and those that come and go in a watched
+folder while the service runs; hostile ones are refused in one line each.
 """
 
+import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,215 +15,238 @@ import httpx
 import pytest
 
 from export.checks.reference import Reference
+from tests.support.decoder_cases import reference_answer
 from tests.support.export_cli import MODELS, ModelStore
-from tests.support.lora import write_adapter
+from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
 from tests.support.microsoft_form import update_json
-from tests.support.running_service import RunningService, forked_service
-from tests.support.scene_images import scene_png
+from tests.support.running_service import RunningService, forked_service, post_form
+from tests.support.scene_images import encoded, scene_image, scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.test_starts import failure_of_start
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 
 BASE = "florence-2-mini"
 RUNNER = f"{BASE}-runner"
-NAME = "shapes"
+VISION = "shapes-vision"
+EXPORTED = ("shapes-a", "shapes-b", VISION)  # the last changes the vision tower, too
+SERVED = (BASE, *EXPORTED)
+HOT = "shapes"
+QUESTION: dict[str, Any] = {"task": "captioning", "detail": "paragraph"}
+PARAGRAPH = "Describe with a paragraph what is shown in the image."
+INPUT_SIZE_WH = (192, 192)
 LATER_SCANS_S = 3.0
 ENTRY = f"adapter_of: {BASE}\nlicense: MIT\ntasks: {{ocr: null}}\n"
 
 
-def with_config(**config: object) -> Callable[[Path], object]:
-    return lambda folder: update_json(folder / CONFIG_FILE, **config)
+@pytest.fixture(scope="module")
+def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
+    store = ModelStore(folder / "bentoml")
+    shutil.copytree(exported.home, store.home, symlinks=True)
+    (folder / "watched").mkdir()
+    rows: dict[str, dict[str, Any]] = {}
+    for seed, adapter in enumerate(EXPORTED):
+        model = Reference.load(MODELS / BASE).model
+        options = VISION_OPTIONS[BASE] if adapter == VISION else {}
+        source = write_adapter(model, folder / adapter, seed, **options)
+        rows[adapter] = {"adapter_of": BASE, "source": str(source), "tasks": {"ocr": None}}
+    catalog = str(write_catalog(folder / "catalog.yaml", rows))
+    run = store.forked("-m", "export", *EXPORTED, DIPTYCH_CATALOG=catalog)
+    assert run.returncode == 0, run.stderr
+    settings = {"DIPTYCH_CATALOG": catalog, "DIPTYCH_MODELS": ",".join(SERVED)}
+    settings |= {"DIPTYCH_STUCK_AFTER_S": "5", "DIPTYCH_REQUEST_TIMEOUT_S": "8"}
+    settings |= {"DIPTYCH_ADAPTERS": str(folder / "watched")}
+    with forked_service(store.home, folder / "service.log", **settings) as running:
+        yield running
 
 
-def with_file(name: str, content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def with_fifo(name: str) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-
-    return change
-
-
-def truncated(num_bytes: int) -> Callable[[Path], object]:
-    return lambda folder: os.truncate(folder / WEIGHTS_FILE, num_bytes)
-
-
-# The change of a good adapter, and the reason of the refusal.
-HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
-    "dora": (with_config(use_dora=True), "use_dora is True, which is not supported"),
-    "another-base": (
-        with_file(ENTRY_FILE, ENTRY.replace(BASE, "florence-2-huge").encode()),
-        f"its base 'florence-2-huge' is not served; the served models are {BASE}",
-    ),
-    "lookahead": (
-        with_config(alpha_pattern={r"(?=(\w+\.?)+x)x": 1}),
-        "is not a pattern of RE2",
-    ),
-    "nested-json": (with_file(CONFIG_FILE, b"[" * 100_000), "RecursionError"),
-    "fifo-config": (with_fifo(CONFIG_FILE), "must be a regular file"),
-    "fifo-weights": (with_fifo(WEIGHTS_FILE), "must be a regular file"),
-    "rank": (with_config(r=200_000), "a rank is 200000; at most 512 is supported"),
-    "terabyte": (truncated(1 << 40), "at most 1000000000 are allowed"),
-    "header": (
-        with_file(WEIGHTS_FILE, (1 << 62).to_bytes(8, "little") + b"{}"),
-        "has a header of more than",
-    ),
-}
-# Patterns that backtrack for ever in Python's engine.
-SLOW: Mapping[str, Callable[[Path], object]] = {
-    f"slow-{key}": with_config(**{f"{key}_pattern": {r"(\w+\.?)+x": 4}})
-    for key in ("alpha", "rank")
-}
-
-
-@dataclass(frozen=True)
-class HotService:
-    """A running service and the folder of adapters that it watches."""
-
-    running: RunningService
-    folder: Path
-    adapters: tuple[Path, Path]  # outside of the folder
+@pytest.fixture
+def put(folder: Path) -> Callable[..., None]:
+    """A function that copies a source beside the watched folder, then renames it into it."""
+    watched = folder / "watched"
 
     def put(
-        self, adapter: Path, name: str = NAME, change: Callable[[Path], object] = lambda _: None
+        source: str, name: str = HOT, change: Callable[[Path], object] = lambda _: None
     ) -> None:
-        """Copy an adapter beside the folder, then rename it into it."""
-        new = shutil.copytree(adapter, self.folder / f".{name}.new")
+        new = shutil.copytree(folder / source, watched / f".{name}.new")
         (new / ENTRY_FILE).write_text(ENTRY)
         change(new)
-        if (self.folder / name).exists():
-            (self.folder / name).rename(self.folder / f".{name}.old")
-            shutil.rmtree(self.folder / f".{name}.old")
-        new.rename(self.folder / name)
+        if (watched / name).exists():
+            (watched / name).rename(watched / f".{name}.old")
+            shutil.rmtree(watched / f".{name}.old")
+        new.rename(watched / name)
 
-    def ask(self, model: str, **fields: object) -> httpx.Response:
-        form: Any = {"task": "captioning", "detail": "paragraph", "model": model} | fields
-        return self.running.predict(scene_png(3), **form)
-
-    def answers(self, *models: str) -> bool:
-        return all(self.ask(model).is_success for model in models)
-
-    def text(self, model: str) -> str:
-        answer = self.ask(model)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["raw_text"])
-
-    def get(self, path: str) -> Any:
-        with self.running.client() as http:
-            return http.get(path).raise_for_status().json()
-
-    def models(self) -> dict[str, Any]:
-        return {model["id"]: model for model in self.get("/v1/models")["data"]}
-
-    def log_lines(self, *words: str) -> list[str]:
-        lines = self.running.log.read_text().splitlines()
-        return [line for line in lines if all(word in line for word in words)]
-
-    def refusals(self, name: str) -> list[str]:
-        return self.log_lines(f"the adapter {name} ", "refused")
+    return put
 
 
-@pytest.fixture(scope="module")
-def hot(exported: ModelStore, folder: Path) -> Iterator[HotService]:
-    watched = folder / "adapters"
-    watched.mkdir()
-    model = Reference.load(MODELS / BASE).model
-    adapters = (write_adapter(model, folder / "0", 0), write_adapter(model, folder / "1", 1))
-    settings = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)}
-    settings |= {"DIPTYCH_STUCK_AFTER_S": "5", "DIPTYCH_REQUEST_TIMEOUT_S": "8"}
-    with forked_service(exported.home, folder / "service.log", **settings) as running:
-        yield HotService(running, watched, adapters)
+def ask(service: RunningService, model: str) -> httpx.Response:
+    return service.predict(scene_png(3), **QUESTION, model=model)
 
 
-@pytest.fixture(autouse=True)
-def _empty(hot: HotService) -> Iterator[None]:
-    yield
-    for path in hot.folder.iterdir():
-        shutil.rmtree(path)
-    until(lambda: hot.models().keys() == {BASE})
+def text(service: RunningService, model: str) -> str:
+    return str(ask(service, model).raise_for_status().json()["raw_text"])
+
+
+def models(service: RunningService) -> set[str]:
+    with service.client() as http:
+        listed = http.get("/v1/models").raise_for_status().json()["data"]
+    return {model["id"] for model in listed}
+
+
+def log_lines(service: RunningService, *words: str) -> list[str]:
+    lines = service.log.read_text().splitlines()
+    return [line for line in lines if all(word in line for word in words)]
 
 
 def until(condition: Callable[[], object]) -> None:
     wait_until(condition, pause_s=0.05)
 
 
-def test_adapter_is_served_replaced_and_removed(hot: HotService) -> None:
-    base = hot.text(BASE)
-    processes = hot.running.parts()
-    assert hot.ask(NAME).status_code == 404
-    hot.put(hot.adapters[0])
-    until(lambda: NAME in hot.models())
-    first = hot.text(NAME)
-    assert hot.ask(NAME).json()["vision_cache"] == "hit"
-    assert metric(hot.running, "diptych_requests_total", api="rest", model=NAME) > 0
-    hot.put(hot.adapters[1])
-    until(lambda: hot.text(NAME) != first)
-    second = hot.text(NAME)
-    hot.put(hot.adapters[0])
-    until(lambda: hot.text(NAME) != second)
-    assert len({base, first, second}) == 3
-    assert (hot.text(NAME), hot.text(BASE)) == (first, base)
-    shutil.rmtree(hot.folder / NAME)
-    until(lambda: NAME not in hot.models())
-    refused = hot.ask(NAME)
+def test_adapters_share_the_features_of_their_base(service: RunningService) -> None:
+    """But for the one that changes the vision tower."""
+    answers = [ask(service, model).raise_for_status().json() for model in SERVED * 2]
+    assert [answer["model"] for answer in answers] == [*SERVED] * 2
+    outcomes = [answer["vision_cache"] for answer in answers]
+    assert outcomes == ["miss", "hit", "hit", "miss", *["hit"] * 4]
+    texts = [answer["raw_text"] for answer in answers]
+    assert len(set(texts)) > 2
+    with service.client() as client:
+        compared = post_form(client, "/v1/compare", scene_png(3), QUESTION).json()["answers"]
+    assert [answer["raw_text"] for answer in compared] * 2 == texts
+
+
+def test_vision_adapter_answers_as_the_merged_model(service: RunningService, folder: Path) -> None:
+    base = Reference.load(MODELS / BASE)
+    reference = Reference(merged(base.model, folder / VISION), base.processor)
+    options: dict[str, Any] = {"model": VISION, "max_new_tokens": 24, "num_beams": 1}
+    for seed in range(6):
+        image = scene_image(seed, INPUT_SIZE_WH)
+        answer = service.predict(encoded(image), **QUESTION, **options).json()
+        features = reference.image_features([image])[0]
+        expected = reference_answer(reference, PARAGRAPH, image, features, 24)
+        decoded = reference.processor.tokenizer.decode(expected.token_ids, skip_special_tokens=True)
+        assert answer["raw_text"] == decoded
+
+
+def test_adapter_is_served_replaced_and_removed(
+    service: RunningService, put: Callable[..., None], folder: Path
+) -> None:
+    base = text(service, BASE)
+    processes = service.parts()
+    assert ask(service, HOT).status_code == 404
+    put("shapes-a")
+    until(lambda: HOT in models(service))
+    first = text(service, HOT)
+    assert first == text(service, "shapes-a") != base
+    assert ask(service, HOT).json()["vision_cache"] == "hit"
+    assert metric(service, "diptych_requests_total", api="rest", model=HOT) > 0
+    put("shapes-b")
+    until(lambda: text(service, HOT) != first)
+    assert text(service, HOT) == text(service, "shapes-b") != base
+    put("shapes-a")
+    until(lambda: text(service, HOT) == first)
+    shutil.rmtree(folder / "watched" / HOT)
+    until(lambda: HOT not in models(service))
+    refused = ask(service, HOT)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_model")
-    assert hot.text(BASE) == base
-    assert hot.running.parts() == processes
+    assert text(service, BASE) == base
+    assert service.parts() == processes
 
 
-def test_bad_adapters_are_refused_in_one_line_each(hot: HotService) -> None:
+def with_config(**config: object) -> Callable[[Path], object]:
+    return lambda folder: update_json(folder / CONFIG_FILE, **config)
+
+
+def of_another_base(folder: Path) -> None:
+    (folder / ENTRY_FILE).write_text(ENTRY.replace(BASE, "florence-2-huge"))
+
+
+def with_fifo(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+    os.mkfifo(folder / WEIGHTS_FILE)
+
+
+# The change of a good adapter, and the reason of the refusal by the gateway or the runner.
+HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
+    "another-base": (of_another_base, "its base 'florence-2-huge' is not served"),
+    "dora": (with_config(use_dora=True), "use_dora is True, which is not supported"),
+    "fifo": (with_fifo, "must be a regular file"),
+    "nested": (lambda folder: (folder / CONFIG_FILE).write_text("[" * 100_000), "RecursionError"),
+    "terabyte": (lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40), "are allowed"),
+}
+# A pattern that backtracks for ever in Python's engine.
+SLOW = with_config(alpha_pattern={r"(\w+\.?)+x": 4})
+
+
+def test_bad_adapters_are_refused_in_one_line_each(
+    service: RunningService, put: Callable[..., None]
+) -> None:
     """The good one is the last in the order of names: nothing before it may keep it out."""
-    good = "z-good"
+    good = ("slow", "z-good")
     for name, (change, _) in HOSTILE.items():
-        hot.put(hot.adapters[1], name, change)
-    for name, change in SLOW.items():
-        hot.put(hot.adapters[1], name, change)
-    hot.put(hot.adapters[0], good)
-    served = (BASE, good, *SLOW)
-    until(lambda: hot.answers(*served))
-    answer = hot.text(good)
-    until(lambda: all(map(hot.refusals, HOSTILE)))
+        put("shapes-b", name, change)
+    put("shapes-b", "slow", SLOW)
+    put("shapes-a", "z-good")
+
+    def are_served(*names: str) -> bool:
+        return all(ask(service, name).is_success for name in (*SERVED, *names))
+
+    def refusals(name: str) -> list[str]:
+        return log_lines(service, f"the adapter {name} ", "refused")
+
+    until(lambda: are_served(*good))
+    until(lambda: all(map(refusals, HOSTILE)))
     time.sleep(LATER_SCANS_S)
     for name, (_, reason) in HOSTILE.items():
-        (line,) = hot.refusals(name)
+        (line,) = refusals(name)
         assert reason in line
-    assert hot.models().keys() == set(served)
-    hot.put(hot.adapters[1], "dora")
-    until(lambda: hot.answers("dora"))
-    hot.running.send_signal(RUNNER, signal.SIGKILL)
-    until(lambda: hot.answers(*served))
-    assert hot.text(good) == answer
-    assert len(hot.log_lines("and is restarted")) == 1
-    assert not hot.log_lines("Traceback")
+    assert models(service) == {*SERVED, *good}
+    put("shapes-b", "dora")
+    until(lambda: are_served("dora"))
+    service.send_signal(RUNNER, signal.SIGKILL)
+    until(lambda: are_served(*good))
+    assert text(service, "z-good") == text(service, "shapes-a")
+    assert len(log_lines(service, "and is restarted")) == 1
+    assert not log_lines(service, "Traceback")
 
 
-def test_removed_adapter_completes_its_stream(hot: HotService) -> None:
+def test_removed_adapter_completes_its_stream(
+    service: RunningService, put: Callable[..., None], folder: Path
+) -> None:
     """The runner is stopped in the middle of the answer, so that the removal is certain to come
     before its end.
     """
-    hot.put(hot.adapters[0], change=with_config(lora_dropout=0.5))  # another build
-    until(lambda: NAME in hot.models())
-    build = hot.log_lines(f"the adapter {NAME} of {BASE} is loaded")[-1].rpartition(" ")[2]
-    form: dict[str, Any] = {"task": "object_detection", "model": NAME}
+    put("shapes-a", HOT, with_config(lora_dropout=0.5))  # another build
+    until(lambda: HOT in models(service))
+    build = log_lines(service, f"the adapter {HOT} of {BASE} is loaded")[-1].rpartition(" ")[2]
+    form: dict[str, Any] = {"task": "object_detection", "model": HOT}
     image = scene_png(10)
-    expected = hot.running.predict(image, **form).json()
+    expected = service.predict(image, **form).json()
     assert expected["usage"]["generated_tokens"] > 60
-    with hot.running.chunks(image, **form) as chunks:
+    with service.chunks(image, **form) as chunks:
         first = next(chunks)
-        hot.running.send_signal(RUNNER, signal.SIGSTOP)
+        service.send_signal(RUNNER, signal.SIGSTOP)
         try:
-            shutil.rmtree(hot.folder / NAME)
-            until(lambda: NAME not in hot.models())  # within the time of the request
+            shutil.rmtree(folder / "watched" / HOT)
+            until(lambda: HOT not in models(service))  # within the time of the request
         finally:
-            hot.running.send_signal(RUNNER, signal.SIGCONT)
+            service.send_signal(RUNNER, signal.SIGCONT)
         rest = "".join(chunks)
     kind, answer = parse_events(first + rest)[-1]
     assert "event: result" not in first
     assert (kind, answer["raw_text"]) == ("result", expected["raw_text"])
-    assert not hot.log_lines("is freed", build)
-    until(lambda: hot.log_lines("is freed", build))
-    assert hot.ask(NAME).status_code == 404
+    assert not log_lines(service, "is freed", build)
+    until(lambda: log_lines(service, "is freed", build))
+    assert ask(service, HOT).status_code == 404
+
+
+@pytest.mark.usefixtures("service")
+def test_adapter_of_another_base_stops_the_start(folder: Path) -> None:
+    """The last of this file: it changes the store."""
+    store = ModelStore(folder / "bentoml")
+    manifest = store.newest("shapes-a") / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_build_key": "0" * 64}))
+    settings = {"DIPTYCH_CATALOG": str(folder / "catalog.yaml"), "DIPTYCH_MODELS": ",".join(SERVED)}
+    failure = failure_of_start(store, **settings)
+    assert "export the adapter again: python -m export shapes-a" in failure

@@ -1,7 +1,8 @@
-"""kill -9 of each process under load: ready again soon, nobody hangs, nobody gets another's
-answer. kill -9 of the supervisor ends all. The same of a service in one process.
+"""A runner that stands still; kill -9 of each process under load: ready again soon, nobody hangs,
+nobody gets another's answer. kill -9 of the supervisor ends all. The same of a single process.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +26,14 @@ DETECTION: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["ci
 @pytest.fixture(scope="module")
 def killed(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
-    log = folder / "killed.log"
-    with forked_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
+    with forked_service(exported.home, folder / "log", DIPTYCH_VISION_CACHE_MB="0") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def one(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service of both models in one process."""
-    log = folder / "one.log"
-    with forked_service(exported.home, log, DIPTYCH_PROCESSES="one") as running:
+    with forked_service(exported.home, folder / "one.log", DIPTYCH_PROCESSES="one") as running:
         yield running
 
 
@@ -45,9 +44,24 @@ def kill_under_load(service: RunningService, part: str) -> Load:
         wait_until(lambda: service.parts().get(part, pid) != pid)
         service.wait_until_ready()
         clients.wait_for_more(2 * NUM_CLIENTS)
-    print(f"{part}: {dict(clients.kinds())}, {clients.failures()}")
-    assert len(clients.failures()) <= NUM_CLIENTS
+    assert len(clients.failures()) <= NUM_CLIENTS, clients.failures()
     return clients
+
+
+def test_stopped_runner_is_noticed(killed: RunningService) -> None:
+    fields: dict[str, Any] = {"task": "ocr", "model": MODEL}
+    expected = killed.predict(**fields).json()["raw_text"]
+    runner = killed.send_signal(f"{MODEL}-runner", signal.SIGSTOP)
+    try:
+        wait_until(lambda: not killed.is_ready())
+        late = killed.predict(None, {"X-Deadline-Ms": "1500"}, **fields)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert killed.predict(task="ocr", model=EMBEDDED[1]).status_code == 200
+    finally:
+        os.kill(runner, signal.SIGCONT)
+    killed.wait_until_ready()
+    assert killed.predict(**fields).json()["raw_text"] == expected
+    assert killed.parts()[f"{MODEL}-runner"] == runner
 
 
 def test_killed_runner_costs_only_begun_streams(killed: RunningService) -> None:

@@ -81,5 +81,4 @@ def test_nothing_grows(exported: ModelStore, tmp_path: Path) -> None:
     first = lowest(floors[third : 2 * third])  # after a warm-up
     last = lowest(floors[2 * third :])
     growths = {key: last[key] - first[key] for key in first}
-    print(growths)
     assert all(growth <= ALLOWED[resource] for (_, resource), growth in growths.items()), growths

@@ -79,13 +79,17 @@ def test_killed_runner_loses_nothing_beside_another(
             assert metric(runners.running[first], "diptych_live_sequences") == 0
             for port in (first, last):
                 kill_all(runners.running[port].process)
-            refused = gateway.predict(task="captioning")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-            assert f"runner of {MODEL}" in refused.json()["error"]["message"]
-            wait_until(lambda: not gateway.is_ready())
+            assert_not_ready(gateway)
             runners.start([last])
             gateway.wait_until_ready()
             assert gateway.predict(task="captioning").status_code == 200
+
+
+def assert_not_ready(gateway: RunningService) -> None:
+    refused = gateway.predict(task="captioning")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert f"runner of {MODEL}" in refused.json()["error"]["message"]
+    wait_until(lambda: not gateway.is_ready())
 
 
 @pytest.mark.long

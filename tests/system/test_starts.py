@@ -1,6 +1,5 @@
 """Starts that must fail say why; test_adapters.py has another one."""
 
-import json
 import os
 import shutil
 import socket
@@ -22,11 +21,6 @@ def failure_of_start(store: ModelStore, **settings: str) -> str:
     return run.stderr
 
 
-def test_unknown_setting(exported: ModelStore) -> None:
-    failure = failure_of_start(exported, DIPTYCH_PROT="3000")
-    assert "DIPTYCH_PROT is not a setting" in failure
-
-
 def test_changed_artifacts(exported: ModelStore, tmp_path: Path) -> None:
     store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml", symlinks=True)))
     with (store.newest("paligemma-mini") / "decoder.safetensors").open("r+b") as file:
@@ -35,17 +29,17 @@ def test_changed_artifacts(exported: ModelStore, tmp_path: Path) -> None:
     assert "decoder.safetensors has sha256" in failure_of_start(store)
 
 
-@pytest.mark.parametrize("processes", ["several", "one"])
-def test_calibration_of_another_checkpoint(
-    exported: ModelStore, tmp_path: Path, processes: str
-) -> None:
-    row = {"model": MODEL, "checkpoint": "0" * 64, "task": "object_detection"}
-    row |= {"scores": [0], "probabilities": [1]}  # type: ignore[dict-item]
-    (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
-    calibration = {"DIPTYCH_CALIBRATION": str(tmp_path / "old.json")}
-    failure = failure_of_start(exported, DIPTYCH_PROCESSES=processes, **calibration)
-    expected = f"diptych does not start: DIPTYCH_CALIBRATION: the calibration of {MODEL}"
-    assert expected in failure
+@pytest.mark.parametrize(
+    ("name", "processes", "problem"),
+    [
+        ("DIPTYCH_PROT", "several", "DIPTYCH_PROT is not a setting"),
+        ("DIPTYCH_CALIBRATION", "several", "DIPTYCH_CALIBRATION: cannot read"),
+        ("DIPTYCH_CALIBRATION", "one", "DIPTYCH_CALIBRATION: cannot read"),
+    ],
+)
+def test_invalid_setting(exported: ModelStore, name: str, processes: str, problem: str) -> None:
+    failure = failure_of_start(exported, DIPTYCH_PROCESSES=processes, **{name: "/none"})
+    assert f"diptych does not start: {problem}" in failure
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
-"""A runner that stands still: readiness goes false, requests end by their deadline, and all is well
-when it goes on.
-
-If it does not go on, it is restarted, and its stream continues.
-"""
+"""A runner whose decoder or start hangs is restarted; its stream continues."""
 
 import ctypes
 import os
 import shutil
 import signal
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +25,7 @@ LONG: dict[str, Any] = {"task": "captioning", "max_new_tokens": "200"}
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_DETACH = 17  # linux/ptrace.h
-_SEIZE = 0x4206
+_SEIZE = 0x4206  # linux/ptrace.h
 _INTERRUPT = 0x4207
 _WALL = 0x40000000  # linux/wait.h: threads too
 
@@ -49,39 +44,16 @@ def busiest_thread(pid: int) -> int:
 
 
 def stop_thread_until_its_process_ends(tid: int) -> None:
-    """Keep the thread `tid` stopped; let it go on, and fail, if its process has not ended in
-    time.
-    """
     _ptrace(_SEIZE, tid)
     _ptrace(_INTERRUPT, tid)
     os.waitpid(tid, _WALL)  # it has stopped
-    try:
-        # the process ends once its tracer knows
-        wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))
-    except AssertionError:
-        _ptrace(_DETACH, tid)
-        raise
+    # the process ends once its tracer knows
+    wait_until(lambda: os.waitpid(tid, _WALL | os.WNOHANG) != (0, 0))
 
 
 def _ptrace(request: int, tid: int) -> None:
     if _LIBC.ptrace(request, tid, None, None) == -1:
         raise OSError(ctypes.get_errno(), f"ptrace request {request:#x} of thread {tid}")
-
-
-def test_runner_that_stands_still_is_noticed(exported: ModelStore, tmp_path: Path) -> None:
-    with forked_service(exported.home, tmp_path / "service.log") as service:
-        expected = service.predict(task="ocr", model=FLORENCE).json()["raw_text"]
-        stopped = service.send_signal(f"{FLORENCE}-runner", signal.SIGSTOP)
-        try:
-            wait_until(lambda: not service.is_ready())
-            late = service.predict(None, {"X-Deadline-Ms": "1500"}, task="ocr", model=FLORENCE)
-            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-            assert service.predict(task="ocr", model=PALIGEMMA).status_code == 200
-        finally:
-            os.kill(stopped, signal.SIGCONT)
-        service.wait_until_ready()
-        assert service.predict(task="ocr", model=FLORENCE).json()["raw_text"] == expected
-        assert service.parts()[f"{FLORENCE}-runner"] == stopped
 
 
 def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple[str, Any]]:
@@ -117,12 +89,12 @@ def test_stuck_decoder_is_restarted(
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": PALIGEMMA}
     with forked_service(store.home, log, DIPTYCH_PROCESSES=processes, **settings) as service:
         stuck = service.parts()[part]
-        if processes == "several":
+        breaks: AbstractContextManager[object] = nullcontext()
+        if processes == "one":
+            breaks = pytest.raises(httpx.RemoteProtocolError)
+        with breaks:
             events = events_from_a_stuck_decoder(service, stuck)
             assert events[-1][1]["usage"]["generated_tokens"] == 200
-        else:
-            with pytest.raises(httpx.RemoteProtocolError):
-                events_from_a_stuck_decoder(service, stuck)
         service.wait_until_ready()
         assert service.parts()[part] != stuck
         assert service.predict(task="ocr").status_code == 200

@@ -39,18 +39,16 @@ def infer(
     image: str,
     fields: dict[str, Any],
     options: dict[str, Any] | None = None,  # arguments of the client's infer
-    outputs: tuple[str, ...] = (),
-    is_batched: bool = False,
     is_json: bool = False,  # over HTTP: no raw tensors
 ) -> dict[str, Any]:
     form = {"binary_data": False} if is_json else {}
     inputs = []
     for name, value in {"image": image if is_json else base64.b64decode(image), **fields}.items():
-        array = array_of(value)[np.newaxis] if is_batched else array_of(value)
+        array = array_of(value)
         inputs.append(module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array, **form)
-    requested = [module.InferRequestedOutput(name, **form) for name in outputs] or None
-    result = client.infer(model, inputs, outputs=requested, **(options or {}))
+    outputs = [module.InferRequestedOutput("result", **form)]
+    result = client.infer(model, inputs, outputs=outputs, **(options or {}))
     (text,) = result.as_numpy("result")
     response = result.get_response()
     request_id = response["id"] if isinstance(response, dict) else response.id

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -61,19 +61,16 @@ def opened(browser: Browser, service: RunningService) -> Iterator[Playground]:
 
 @pytest.fixture
 def serve_fakes(context: BrowserContext) -> Iterator[Callable[..., Playground]]:
-    """A function that serves fake models, and returns their page: a core, or one with a decoder of
-    Florence-2, or with texts of it by prompt.
-    """
+    """A function that serves a core, or one with a decoder of Florence-2, and returns its page."""
     with ExitStack() as stack:
 
         def serve(
-            answers: Mapping[str, str] = {},
             decoder: FakeDecoder | None = None,
             key: str | None = None,
             core: Core | None = None,
         ) -> Playground:
             boundary = RestBoundary(Settings())
-            decoders = {FLORENCE_ID: decoder or FakeDecoder({**FLORENCE_ANSWERS, **answers})}
+            decoders = {FLORENCE_ID: decoder or FakeDecoder(FLORENCE_ANSWERS)}
             keys = ApiKeys(None) if key is None else api_keys(key)
             boundary.start(core or make_core(decoders=decoders), keys)
             served = stack.enter_context(serving_app(rest_app(boundary)))

@@ -12,7 +12,8 @@ MATCH = """async ([left, right]) => {
   const shapes = all => all.map(([label, x], index) => ({index, label, box: [x, 0, x + 10, 10]}));
   const {both, onlyLeft, onlyRight} = matchShapes(shapes(left), shapes(right));
   const index = (shape) => shape.index;
-  return [both.map((pair) => pair.map(index)), onlyLeft.map(index), onlyRight.map(index)];
+  const pairs = both.map((pair) => pair.map(index)).sort();
+  return [pairs, onlyLeft.map(index), onlyRight.map(index)];
 }"""
 DIFF = """async ([left, right]) => {
   const {diffWords} = await import("/playground/js/word-diff.js");
@@ -43,69 +44,44 @@ LINK = """async (fields) => {
 
 
 @pytest.mark.parametrize(
-    ("module", "expression", "expected"),
+    ("expression", "expected"),
     [
-        ("geometry", "m.iou([0, 0, 10, 10], [0, 0, 10, 10])", 1),
-        ("geometry", "m.iou([0, 0, 10, 10], [5, 0, 15, 10])", pytest.approx(1 / 3)),
-        ("geometry", "m.iou([0, 0, 10, 10], [10, 10, 20, 20])", 0),
-        ("geometry", "m.iou([0, 0, 10, 10], [30, 30, 40, 40])", 0),
-        ("geometry", "m.iou([5, 5, 5, 5], [5, 5, 5, 5])", 0),
+        ("m.iou([0, 0, 10, 10], [0, 0, 10, 10])", 1),
+        ("m.iou([0, 0, 10, 10], [5, 0, 15, 10])", pytest.approx(1 / 3)),
+        ("m.iou([0, 0, 10, 10], [30, 30, 40, 40])", 0),
+        ("m.iou([5, 5, 5, 5], [5, 5, 5, 5])", 0),
         # a box is dragged in any direction and ends at the image
-        (
-            "geometry",
-            "m.draggedBox([90, 40], [10.04, 5.06], {width: 100, height: 50})",
-            [10, 5.1, 90, 40],
-        ),
-        (
-            "geometry",
-            "m.draggedBox([10, 10], [400, -9], {width: 100, height: 50})",
-            [10, 0, 100, 10],
-        ),
-        ("run-link", "m.readLink('')", None),
-        ("run-link", "m.readLink('#')", None),
-        ("run-link", "m.readLink('#models')", None),
+        ("m.draggedBox([90, 40], [10.04, 5.06], {width: 100, height: 50})", [10, 5.1, 90, 40]),
+        ("m.draggedBox([10, 10], [400, -9], {width: 100, height: 50})", [10, 0, 100, 10]),
     ],
 )
-def test_values_of_functions(
-    opened: Playground, module: str, expression: str, expected: Any
-) -> None:
-    assert opened.module(module, expression) == expected
+def test_geometry_of_boxes(opened: Playground, expression: str, expected: Any) -> None:
+    assert opened.module("geometry", expression) == expected
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "matches"),
+    ("function", "left", "right", "expected"),
     [
-        ([], [], [[], [], []]),
-        ([["a", 0]], [], [[], [0], []]),
-        ([["a", 0]], [["a", 1]], [[[0, 0]], [], []]),
-        ([["Red  Star", 0]], [["red star", 0]], [[[0, 0]], [], []]),
-        ([["a", 0]], [["b", 0]], [[], [0], [0]]),
-        ([["a", 0]], [["a", 9]], [[], [0], [0]]),
+        (MATCH, [], [], [[], [], []]),
+        (MATCH, [["a", 0]], [], [[], [0], []]),
+        (MATCH, [["Red  Star", 0]], [["red star", 0]], [[[0, 0]], [], []]),
+        (MATCH, [["a", 0]], [["b", 0]], [[], [0], [0]]),
+        (MATCH, [["a", 0]], [["a", 9]], [[], [0], [0]]),
         # The nearest pair goes first, whatever the order.
-        ([["a", 2], ["a", 0]], [["a", 0], ["a", 3]], [[[0, 1], [1, 0]], [], []]),
-        ([["a", 0], ["a", 1]], [["a", 1]], [[[1, 0]], [0], []]),
-        ([["", 0]], [["", 1]], [[[0, 0]], [], []]),
+        (MATCH, [["a", 2], ["a", 0]], [["a", 0], ["a", 3]], [[[0, 1], [1, 0]], [], []]),
+        (MATCH, [["a", 0], ["a", 1]], [["a", 1]], [[[1, 0]], [0], []]),
+        (DIFF, "", "", ""),
+        (DIFF, "a b", "a  b\n", "=a b"),
+        (DIFF, "a b", "", "<a b"),
+        (DIFF, "a red star", "a blue star", "=a <red >blue =star"),
+        (DIFF, "a b c d", "b d e", "<a =b <c =d >e"),
+        (DIFF, "x a", "a x", "<x =a >x"),
     ],
 )
-def test_objects_are_paired(opened: Playground, left: Any, right: Any, matches: Any) -> None:
-    both, *others = opened.page.evaluate(MATCH, [left, right])
-    assert [sorted(both), *others] == matches
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "passages"),
-    [
-        ("", "", ""),
-        ("a b", "a  b\n", "=a b"),
-        ("a b", "", "<a b"),
-        ("", "a b", ">a b"),
-        ("a red star", "a blue star", "=a <red >blue =star"),
-        ("a b c d", "b d e", "<a =b <c =d >e"),
-        ("x a", "a x", "<x =a >x"),
-    ],
-)
-def test_words_of_two_texts(opened: Playground, left: str, right: str, passages: str) -> None:
-    assert opened.page.evaluate(DIFF, [left, right]) == passages
+def test_comparison_of_two_answers(
+    opened: Playground, function: str, left: Any, right: Any, expected: Any
+) -> None:
+    assert opened.page.evaluate(function, [left, right]) == expected
 
 
 def test_events_are_read_in_any_pieces(opened: Playground) -> None:
@@ -132,6 +108,8 @@ def test_link_is_read_as_it_was_written(opened: Playground) -> None:
         "isOfOwnImage": False,
         "fields": {"labels": fields["labels"], **texts},
     }
+    for link in ("", "#", "#models"):
+        assert opened.module("run-link", f"m.readLink('{link}')") is None
 
 
 def test_recipes_are_those_of_the_client(opened: Playground) -> None:
