@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import until
+from tests.support.trace_collector import collecting
 from wire.http_channel import HttpChannel
 from wire.pixels import MESSAGE_BYTES_HEADER, Pixels, read_call
 from wire.runner_channel import (
@@ -35,6 +36,8 @@ from wire.runner_messages import (
     WritingEvent,
     Written,
 )
+from wire.telemetry import tracing
+from wire.telemetry.tracing import TraceOptions
 
 SHAPE_HWC = (4, 5, 3)
 PIXELS = np.arange(60, dtype=np.uint8).reshape(SHAPE_HWC)
@@ -63,6 +66,7 @@ class Runner:
 
     def __init__(self) -> None:
         self.received: list[tuple[WriteCall, Pixels | None]] = []
+        self.traceparents: list[str] = []
         self.connections: set[object] = set()
         self.num_in_flight = 0
         self.status = 200
@@ -103,6 +107,7 @@ class Runner:
     async def _receive(self, request: web.Request) -> None:
         self.connections.add(request.transport)
         self.num_in_flight += 1
+        self.traceparents.append(request.headers.get("traceparent", ""))
         try:
             body = await request.read()
             call, pixels = read_call(body, request.headers.get(MESSAGE_BYTES_HEADER), SHAPE_HWC)
@@ -150,6 +155,19 @@ async def test_calls(socket: Path | None) -> None:
     assert pixels is not None
     assert np.array_equal(pixels, PIXELS)
     assert without == (WriteCall(sequences=SPECS), None)
+
+
+async def test_call_carries_the_trace() -> None:
+    with collecting() as collector:
+        tracing.start(TraceOptions(collector.url), "part")
+        try:
+            async with serving(None) as (channel, runner):
+                await channel.write(RunnerCall("key", SPECS))
+        finally:
+            tracing.stop()
+    (span,) = collector.spans
+    (traceparent,) = runner.traceparents
+    assert traceparent.startswith(f"00-{span.trace_id}-{span.span_id}-")
 
 
 async def test_missing_features_cost_no_connection(socket: Path | None) -> None:

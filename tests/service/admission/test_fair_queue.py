@@ -11,7 +11,7 @@ from service.admission.fair_queue import ClientSlots, FairQueue, FairShare, Thro
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.api_keys import FakeClock
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import run, until
+from tests.support.core_calls import until
 from wire.telemetry.runner_metrics import QUEUE_DEPTH
 
 
@@ -195,16 +195,13 @@ async def test_running_requests_are_limited() -> None:
     ("waiting", "order"),
     [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")],
 )
-def test_clients_alternate(waiting: str, order: str) -> None:
-    async def scenario() -> str:
-        queue = fair_queue()
-        served: list[str] = []
-        async with queue.admitted("z", 10, math.inf):
-            tasks = await enqueue(queue, waiting, served=served)
-        await asyncio.gather(*tasks)
-        return "".join(served)
-
-    assert run(scenario()) == order
+async def test_clients_alternate(waiting: str, order: str) -> None:
+    queue = fair_queue()
+    served: list[str] = []
+    async with queue.admitted("z", 10, math.inf):
+        tasks = await enqueue(queue, waiting, served=served)
+    await asyncio.gather(*tasks)
+    assert "".join(served) == order
 
 
 @pytest.mark.parametrize("cancelled", range(0, 1024, 73))

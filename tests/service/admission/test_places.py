@@ -1,8 +1,8 @@
 """Requests in flight are counted once, for all limits, until they leave."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,7 +10,6 @@ from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import Places, TrafficGaps
 from service.errors import Overloaded
 from tests.support.api_keys import FakeClock
-from tests.support.core_calls import run
 from tests.support.fake_service import context, make_core
 from tests.support.rest_client import OCR, client, error_of
 
@@ -116,57 +115,47 @@ class Background:
             self.running.remove(ended)
 
 
-Scenario = Callable[[TrafficGaps, Background, FakeClock], Coroutine[Any, Any, None]]
-
-
 async def settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-def play(scenario: Scenario) -> None:
-    async def scene() -> None:
-        clock = FakeClock()
-        gaps = TrafficGaps(now=clock)
-        background = Background(gaps)
-        starting = asyncio.create_task(background.run())
-        await settle()
-        try:
-            await scenario(gaps, background, clock)
-        finally:
-            starting.cancel()
-            for ended in background.running:
-                ended.set()
-
-    run(scene())
+@asynccontextmanager
+async def background_work() -> AsyncIterator[tuple[TrafficGaps, Background, FakeClock]]:
+    clock = FakeClock()
+    gaps = TrafficGaps(now=clock)
+    background = Background(gaps)
+    starting = asyncio.create_task(background.run())
+    await settle()
+    try:
+        yield gaps, background, clock
+    finally:
+        starting.cancel()
+        for ended in background.running:
+            ended.set()
 
 
-def test_background_requests_ramp_up() -> None:
-    async def scenario(_gaps: TrafficGaps, background: Background, _clock: FakeClock) -> None:
+async def test_background_requests_ramp_up() -> None:
+    async with background_work() as (_, background, _):
         counts = []
         for _ in range(10):
             counts.append(len(background.running))
             await background.end_one()
-        assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
-
-    play(scenario)
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
 
 
-def test_online_request_cancels_others() -> None:
-    async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
+async def test_online_request_cancels_others() -> None:
+    async with background_work() as (gaps, background, clock):
         clock.now_s += SHORT_S
         await background.end_one()
         gaps.begin_online()
         await settle()
-        assert background.num_cancelled == 2
-        assert background.running == []
-
-    play(scenario)
+        assert (background.num_cancelled, background.running) == (2, [])
 
 
 @pytest.mark.parametrize(("quiet_s", "num_running"), [(0.01, 0), (0.06, 1)])
-def test_gap_begins_after_a_moment(quiet_s: float, num_running: int) -> None:
-    async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
+async def test_gap_begins_after_a_moment(quiet_s: float, num_running: int) -> None:
+    async with background_work() as (gaps, background, clock):
         clock.now_s += SHORT_S
         await background.end_one()
         gaps.begin_online()
@@ -180,11 +169,9 @@ def test_gap_begins_after_a_moment(quiet_s: float, num_running: int) -> None:
         await settle()
         assert len(background.running) == num_running
 
-    play(scenario)
 
-
-def test_share_amid_traffic_is_small() -> None:
-    async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
+async def test_share_amid_traffic_is_small() -> None:
+    async with background_work() as (gaps, background, clock):
         clock.now_s += 2
         await background.end_one()  # it took 2 s
         gaps.begin_online()
@@ -198,5 +185,3 @@ def test_share_amid_traffic_is_small() -> None:
         gaps.begin_online()
         await settle()
         assert (len(background.running), background.num_cancelled) == (1, 2)  # it is not cancelled
-
-    play(scenario)

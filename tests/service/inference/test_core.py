@@ -47,18 +47,6 @@ LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red c
 SCORE = math.exp(-0.5 * 3)
 
 
-def test_answer_is_in_image_pixels() -> None:
-    answer = predict(make_core(), task="object_detection")
-    assert isinstance(answer.result, DetectionsResult)
-    (detection,) = answer.result.detections
-    assert detection.label == "red circle"
-    # bins 100, 200, 500, 600 of 640 x 480
-    assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))
-    assert detection.score == pytest.approx(SCORE)
-    assert not answer.is_calibrated
-    assert answer.image_size_wh == IMAGE_SIZE_WH
-
-
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
 def test_mask_formats(model: str) -> None:
     for mask_format, has_mask in (("polygon", False), ("rle", True)):

@@ -162,30 +162,42 @@ def test_each_base_is_asked_for_its_own(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "reason"),
+    ("name", "file", "text", "reason"),
     [
-        (CONFIG_FILE, "[" * 100_000, "cannot be read as JSON: RecursionError: maximum recursion"),
-        (ENTRY_FILE, "license: 0x" + "f" * 5_000, "Exceeds the limit (4300 digits)"),
-        (ENTRY_FILE, "a: [\nb", "cannot be read as YAML: ParserError: while parsing a flow"),
-        *((WEIGHTS_FILE, kind, WEIGHTS_FILE) for kind in SPECIAL_FILES),
+        ("bad", CONFIG_FILE, "[" * 100_000, "cannot be read as JSON: RecursionError: maximum"),
+        ("bad", ENTRY_FILE, "license: 0x" + "f" * 5_000, "Exceeds the limit (4300 digits)"),
+        ("bad", ENTRY_FILE, "a: [\nb", "cannot be read as YAML: ParserError: while parsing a flow"),
+        *(("bad", WEIGHTS_FILE, kind, WEIGHTS_FILE) for kind in SPECIAL_FILES),
+        (
+            "tuned",
+            CONFIG_FILE,
+            '{"base_model_name_or_path": "another"}',
+            f"its base 'another' is not served; the served models are {FLORENCE_ID} (",
+        ),
+        ("tuned", ENTRY_FILE, "tasks: {reading: null}", "'reading' is not a task"),
+        ("tuned", ENTRY_FILE, "resolution: 224", "an adapter shares resolution with its base"),
+        ("tuned", ENTRY_FILE, "- list", "must be a mapping of names"),
+        ("tuned", ENTRY_FILE, "source: elsewhere", "source is not allowed"),
+        ("Tuned", ENTRY_FILE, "", "id: String should match pattern"),
+        (PALIGEMMA_ID, ENTRY_FILE, "", f"the catalog has a model '{PALIGEMMA_ID}'"),
     ],
 )
-def test_unreadable_files_are_refused(
-    watched: Watched, caplog: pytest.LogCaptureFixture, name: str, text: str, reason: str
+def test_bad_adapter_is_refused_once(
+    watched: Watched, caplog: pytest.LogCaptureFixture, name: str, file: str, text: str, reason: str
 ) -> None:
-    watched.answer(watched.write("bad"), good := watched.write("good", b"others"))
-    file = watched.folder / "bad" / name
+    watched.answer(watched.write(name), good := watched.write("good", b"others"))
+    path = watched.folder / name / file
     if text in SPECIAL_FILES:
-        file.unlink()
-        SPECIAL_FILES[text](file)
-    else:
-        file.write_text(text)
+        path.unlink()
+        SPECIAL_FILES[text](path)
+    elif text:
+        path.write_text(text)
     for _ in range(3):
         assert watched.update() == [*BOTH, "good"]
     assert watched.models.get("good").adapter_key == good
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     (line,) = record.getMessage().splitlines()
-    assert line.startswith("the adapter bad is refused: ")
+    assert line.startswith(f"the adapter {name} is refused: ")
     assert reason in line
     assert not record.exc_info
 
@@ -197,42 +209,6 @@ def test_adapter_limit_of_the_settings(tmp_path: Path, caplog: pytest.LogCapture
     )
     assert watched.update() == [*BOTH, "small"]
     assert "has 1000001 bytes; at most 1000000 are allowed" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "base", "entry", "reason"),
-    [
-        (
-            "tuned",
-            "another",
-            "",
-            f"its base 'another' is not served; the served models are {FLORENCE_ID} (",
-        ),
-        ("tuned", FLORENCE_ID, "tasks: {reading: null}", "'reading' is not a task"),
-        ("tuned", FLORENCE_ID, "resolution: 224", "an adapter shares resolution with its base"),
-        ("tuned", FLORENCE_ID, "- list", "must be a mapping of names"),
-        ("tuned", FLORENCE_ID, "source: elsewhere", "source is not allowed"),
-        ("Tuned", FLORENCE_ID, "", "id: String should match pattern"),
-        (PALIGEMMA_ID, FLORENCE_ID, "", f"the catalog has a model '{PALIGEMMA_ID}'"),
-    ],
-)
-def test_bad_entry_is_refused_once(
-    watched: Watched,
-    caplog: pytest.LogCaptureFixture,
-    name: str,
-    base: str,
-    entry: str,
-    reason: str,
-) -> None:
-    watched.answer(
-        watched.write(name, base=base, entry=entry), good := watched.write("good", b"others")
-    )
-    for _ in range(3):
-        assert watched.update() == [*BOTH, "good"]
-    assert watched.models.get("good").adapter_key == good
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert line.startswith(f"the adapter {name} is refused: ")
-    assert reason in line
 
 
 def test_stale_calibration_of_an_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

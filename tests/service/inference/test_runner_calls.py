@@ -22,18 +22,15 @@ from service.inference.runner_calls import (
     WrittenAnswers,
 )
 from tests.support.catalog import FLORENCE
-from tests.support.core_calls import run, until
+from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
 from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
 from wire.runner_channel import (
-    CallTimedOut,
-    ChannelError,
     FeaturesMissing,
     RunnerCall,
     RunnerUnreachable,
 )
 from wire.runner_messages import (
-    Failed,
     FoundFeatures,
     SequenceEnd,
     SequenceSpec,
@@ -150,22 +147,6 @@ def test_image_key() -> None:
     assert with_encoder == run(key(build_key="a" * 64)) != base
 
 
-@pytest.mark.parametrize(
-    ("failure", "code"),
-    [
-        (RunnerUnreachable("gone"), "not_ready"),
-        (CallTimedOut("late"), "deadline_exceeded"),
-        (ChannelError("status 500"), "internal"),
-    ],
-    ids=repr,
-)
-def test_failed_call_is_a_service_error(failure: Exception, code: str) -> None:
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(failure=failure), writer()))
-    with pytest.raises(ServiceError, match="runner of florence-2-mini") as caught:
-        run(write(client))
-    assert caught.value.code == code
-
-
 class BreakingChannel(FakeChannel):
     """Breaks streams after the outcome of the first sequence, `num_broken` of them."""
 
@@ -221,27 +202,6 @@ def test_incomplete_stream_is_an_error(channel: FakeChannel, code: str) -> None:
     with pytest.raises(ServiceError) as caught:
         streamed_by(channel)
     assert caught.value.code == code
-
-
-async def test_failed_encoding_is_not_cached() -> None:
-    encoder = FakeEncoder(failed=Failed(code="internal", message="the vision encoder failed"))
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(encoder, writer()))
-    with pytest.raises(ServiceError, match="the vision encoder failed"):
-        await write(client)
-    encoder.failed = None
-    assert (await write(client)).features.outcome == "miss"
-
-
-async def test_cancelled_call_ends_at_the_runner() -> None:
-    decoder = writer()
-    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
-    decoder.released = asyncio.Event()
-    writing = asyncio.ensure_future(write(client))
-    await until(lambda: decoder.specs)
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writing
-    assert decoder.num_cancelled == 1
 
 
 BEGIN = CallBegun(FoundFeatures(outcome="hit"), 0.0)
