@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 from diptych_client.cli.options import (
@@ -169,7 +170,7 @@ class AnnotationRun:
     ) -> tuple[Path, list[str]]:
         dataset_format = self.options.dataset_format
         if not self.options.consensus:
-            accepted = [records[0] for records in answers]
+            accepted = list(map(itemgetter(0), answers))
             return write_dataset(dataset_format, outputs, folder, accepted, job), []
         agreements = []
         for records in answers:

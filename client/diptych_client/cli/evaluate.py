@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class EvaluationRun:
         return tuple(served[name] for name in dict.fromkeys(names))
 
     def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
-        names = [model.id for model in models]
+        names = list(map(attrgetter("id"), models))
         if self.options.without_tiles:
             if self.task_options.tiles in (None, "off"):
                 raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")

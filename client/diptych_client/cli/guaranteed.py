@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class GuaranteedRun:
         self._read_suggestions(options.reviewed)
         assert options.labelled is not None
         truths, store = read_truths(options.labelled, options.labelled_images, self.job)
-        pilot = self._pilot({path_of(store, image) for image in truths})
+        pilot = self._pilot(set(map(partial(path_of, store), truths)))
         try:
             guarantee = self._prove(truths, store, pilot)
         except RunError as error:
@@ -92,7 +93,7 @@ class GuaranteedRun:
         if options.thresholds is not None:
             self._write_thresholds(options.thresholds, guarantee, served_models())
         answers = self.answer(self.folder, self.images)
-        agreements = [self._accepted(records, guarantee) for records in answers]
+        agreements = list(map(partial(self._accepted, guarantee), answers))
         document = asdict(guarantee)
         del document["others"]
         self.outputs.write(self.outputs.folder / "guarantee.json", json.dumps(document, indent=1))
@@ -146,7 +147,7 @@ class GuaranteedRun:
         return pilot
 
     def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
-        used = {path_of(self.folder, image) for image in (*pilot, *self.reviewed)}
+        used = set(map(partial(path_of, self.folder), (*pilot, *self.reviewed)))
         labelled = [image for image in truths if path_of(store, image) not in used]
         drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
         judged = []
@@ -157,7 +158,7 @@ class GuaranteedRun:
                 judged.append((records, true_labels[records[0].image]))
                 appearances.append(self._appearance(place, records))
         pilot_answers = self.answer(self.folder, pilot)
-        others = [self._appearance(self.folder, records) for records in pilot_answers]
+        others = list(map(partial(self._appearance, self.folder), pilot_answers))
         if indices := differing_images(appearances, others):
             names = ", ".join(pilot_answers[index][0].image.name for index in indices)
             cause = "the images differ from the labelled ones: nothing is accepted"
@@ -173,7 +174,7 @@ class GuaranteedRun:
     def _appearance(self, store: ImageStore, records: Records) -> list[float]:
         return appearance(records, store.read(records[0].image), self.job.requested_labels())
 
-    def _accepted(self, records: Records, guarantee: Guarantee) -> Agreement:
+    def _accepted(self, guarantee: Guarantee, records: Records) -> Agreement:
         """Return a person's labels, or proved ones."""
         truth = self.reviewed.get(records[0].image)
         if truth is None:

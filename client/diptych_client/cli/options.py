@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -139,14 +140,16 @@ class TaskOptions:
     min_object_px: Annotated[int | None, "With auto: smallest size of interest, in pixels."] = None
 
     def parameters(self) -> TaskParameters:
-        values = {field.name: getattr(self, field.name) for field in fields(TaskParameters)}
         lists = {"labels": listed(self.labels), "phrases": listed(self.phrases)}
-        return TaskParameters(**(values | lists))
+        return TaskParameters(**(self._values(TaskParameters) | lists))
 
     def answer_options(self) -> AnswerOptions:
         """Return the options of the answer; masks are polygons."""
-        names = {field.name for field in fields(AnswerOptions)} - {"mask_format"}
-        return AnswerOptions(**{name: getattr(self, name) for name in names})
+        return AnswerOptions(**self._values(AnswerOptions))
+
+    def _values(self, kind: type[Any]) -> dict[str, Any]:
+        names = set(map(attrgetter("name"), fields(kind))) - {"mask_format"}
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

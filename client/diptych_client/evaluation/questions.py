@@ -12,7 +12,7 @@ memory. A killed process leaves at most one incomplete last line; only its reque
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -145,27 +145,24 @@ def read_prompts(path: Path) -> Prompts:
     return prompts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Questionnaire:
-    """A task over a dataset, whose labels complete the parameters of the command."""
+    """A task over a dataset, whose labels complete the parameters of the command.
+
+    The classes that count are the command's labels, else those of the dataset.
+    """
 
     task: str
     parameters: TaskParameters
     prompts: Prompts
     dataset_classes: tuple[str, ...]
+    names: ClassNames = field(init=False)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the classes of the command's labels, else those of the dataset."""
-        if self.task in _WITHOUT_LABELS:
-            return (ANY_OBJECT,)
+    def __post_init__(self) -> None:
         class_of = self._names(self.dataset_classes).class_of
         labels = [class_of.get(label.casefold(), label) for label in self.parameters.labels or ()]
-        return tuple(dict.fromkeys(labels)) or self.dataset_classes
-
-    @property
-    def names(self) -> ClassNames:
-        return self._names(self.classes)
+        classes = tuple(dict.fromkeys(labels)) or self.dataset_classes
+        self.names = self._names((ANY_OBJECT,) if self.task in _WITHOUT_LABELS else classes)
 
     def _names(self, classes: tuple[str, ...]) -> ClassNames:
         class_of = {}
@@ -175,7 +172,7 @@ class Questionnaire:
         return ClassNames(classes, class_of)
 
     def _class_prompts(self) -> tuple[str, ...]:
-        return tuple(self.prompts.get(label, (label,))[0] for label in self.classes)
+        return tuple(self.prompts.get(label, (label,))[0] for label in self.names.classes)
 
     def samples(self, dataset: Dataset) -> Iterator[Sample]:
         """Yield the samples of all images: one, or one for each question."""
@@ -200,7 +197,7 @@ class Questionnaire:
                 return self._varied("phrase", phrases), _phrases(labelled)
             case "instance_segmentation" if has_objects and parameters.phrase is None:
                 return self._varied("phrase", self._class_prompts()), self._objects(labelled)
-            case "open_vocabulary_detection" if self.classes:
+            case "open_vocabulary_detection" if self.names.classes:
                 chunks = _chunks(self._class_prompts())
                 return self._varied("labels", chunks), self._objects(labelled)
             case "object_detection" | "region_proposal":
@@ -214,11 +211,12 @@ class Questionnaire:
 
     def _varied(self, name: str, values: Iterable[object]) -> tuple[TaskParameters, ...]:
         """Return the parameters with each value of one of them."""
-        requests = []
-        for value in values:
+
+        def varied(value: object) -> TaskParameters:
             changes: dict[str, Any] = {name: value}
-            requests.append(replace(self.parameters, **changes))
-        return tuple(requests)
+            return replace(self.parameters, **changes)
+
+        return tuple(map(varied, values))
 
     def _objects(self, labelled: LabelledImage) -> ObjectsTruth | None:
         """Return the objects of the classes that count."""
@@ -228,7 +226,7 @@ class Questionnaire:
         for true in labelled.objects:
             if self.task in _WITHOUT_LABELS:
                 objects.append(replace(true, label=ANY_OBJECT))
-            elif true.label in self.classes:
+            elif true.label in self.names.classes:
                 objects.append(true)
         return ObjectsTruth(tuple(objects))
 

@@ -52,12 +52,11 @@ class Agreement:
 
     def record(self, labels: Sequence[Label]) -> Record:
         first = self.records[0]
-        match labels:
-            case [TextResult() | TextRegionsResult() as result]:
-                pass
-            case _:
-                kind: Any = type(first.answer.result)  # its labels are of one kind
-                result = kind(tuple(labels))
+        if len(labels) == 1 and isinstance(labels[0], TextResult | TextRegionsResult):
+            result = labels[0]
+        else:
+            kind: Any = type(first.answer.result)  # its labels are of one kind
+            result = kind(tuple(labels))
         return replace(first, answer=replace(first.answer, result=result))
 
 
@@ -80,11 +79,8 @@ def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
         if similarity >= min_score:
             return Agreement(records, (first.result,), (similarity,), ())
         return Agreement(records, (), (), ((first.model, first.result),))
-    labels: list[Label] = []
-    models: list[str] = []  # one per label
-    for record in records:
-        labels += record.items
-        models += [record.answer.model] * len(record.items)
+    by_model = [(record.answer.model, label) for record in records for label in record.items]
+    labels = list(map(itemgetter(1), by_model))
     if len(records) == 1:
         pairs = [(index, index) for index, label in enumerate(labels) if label.score >= min_score]
     else:
@@ -96,10 +92,8 @@ def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
         accepted.append(max(labels[i], labels[j], key=attrgetter("score")))
         confidences.append(min(labels[i].score, labels[j].score))
         agreeing |= {i, j}
-    differing = []
-    for index, difference in enumerate(zip(models, labels, strict=True)):
-        if index not in agreeing:
-            differing.append(difference)
+    others = sorted(set(range(len(labels))) - agreeing)
+    differing = map(by_model.__getitem__, others)
     return Agreement(records, tuple(accepted), tuple(confidences), tuple(differing))
 
 
