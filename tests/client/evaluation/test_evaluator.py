@@ -158,12 +158,12 @@ def test_mask_of_a_phrase_is_judged_by_pixels() -> None:
     assert values(measure) == {"mask mIoU": pytest.approx(0.25)}
 
 
-def test_run_is_written_as_typed() -> None:
-    settings = {"split": ["a", "b"], "sample": "", "temperature": 0.0, "constrained": False}
+def test_run_is_written_without_credentials() -> None:
+    settings = {"split": ["a", "b"], "sample": "", "temperature": 0.0}
     record = run_record("http://user:secret@host:1/", settings, [], {"x left out": 2, "y": 0})
     assert record.pop("date").startswith("20")
-    options = {"split": "a,b", "temperature": "0.0", "constrained": "False"}
-    assert record == {"service": "http://host:1", **options, "x left out": "2"}
+    options = {"split": "a,b", "temperature": "0.0", "x left out": "2"}
+    assert record == {"service": "http://host:1", **options}
 
 
 def num_decided(rate: float, num_pairs: int, num_images: int, num_looks: int) -> int:

@@ -26,7 +26,7 @@ from diptych_client.evaluation.objects import (
     min_object_share,
 )
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
-from diptych_client.geometry import BoxXyxy, ImageSize
+from diptych_client.geometry import BoxXyxy, ImageSize, corners
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats
 from diptych_client.results import Detection, Instance, Item
@@ -42,11 +42,6 @@ TASK = "object_detection"
 Sample = tuple[tuple[TrueObject, ...], tuple[Item, ...]]
 
 
-def corners(box: BoxXyxy) -> list[float]:
-    x1, y1, x2, y2 = box
-    return [x1, y1, x2, y1, x2, y2, x1, y2]
-
-
 def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
     """Return objects, one in eight a crowd, and shaken, lost, confused and invented answers."""
     rng = np.random.default_rng(seed)
@@ -58,9 +53,7 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
     def answer(box: BoxXyxy, label: str) -> Item:
         if not has_masks:
             return Detection(box, label, float(rng.random()))
-        points = corners(box)
-        ring = tuple(zip(points[::2], points[1::2], strict=True))
-        return Instance(box, label, float(rng.random()), (ring,))
+        return Instance(box, label, float(rng.random()), (corners(box),))
 
     samples = []
     for _ in range(NUM_IMAGES):
@@ -69,7 +62,7 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
         for _ in range(rng.integers(0, 5)):
             box = random_box()
             label = CLASSES[rng.integers(3)]
-            outline = [corners(box)] if has_masks else None
+            outline = [[edge for point in corners(box) for edge in point]] if has_masks else None
             is_crowd = bool(rng.random() < 0.125)
             truths.append(TrueObject(label, box, outline, is_crowd=is_crowd))
             if rng.random() < 0.8:
@@ -123,8 +116,8 @@ def reference(samples: Sequence[Sample], iou_type: str) -> Any:
 
 def coco_row(image_id: int, label: str, box: BoxXyxy) -> dict[str, Any]:
     x1, y1, x2, y2 = box
-    row = {"image_id": image_id, "category_id": CLASSES.index(label) + 1}
-    return row | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+    ids = {"image_id": image_id, "category_id": CLASSES.index(label) + 1}
+    return {**ids, "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
 def run_lengths(box: BoxXyxy) -> dict[str, Any]:

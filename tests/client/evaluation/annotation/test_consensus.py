@@ -13,6 +13,7 @@ from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParam
 from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.questions import Job, Record
+from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs
 from diptych_client.results import Result
 from tests.support.client_answers import SIZE, record
@@ -94,14 +95,10 @@ def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
 def test_review_list_has_the_rest(tmp_path: Path) -> None:
     both = answered("a", DetectionsResult((CAR_5,)))
     dog = Detection(FAR, "dog", 0.25)
-    pairs = [
-        (both, answered("b", DetectionsResult((CAR_5,)))),
-        (
-            replace(both, image=replace(both.image, name="b.png")),
-            answered("b", DetectionsResult((CAR_5, dog)), "b.png"),
-        ),
-        (answered("a", DetectionsResult(()), "c.png"), answered("b", DetectionsResult(()))),
-    ]
+    second = answered("b", DetectionsResult((CAR_5, dog)))
+    nothing = answered("a", DetectionsResult(()), "c.png")
+    pairs = [(both, both), (replace(both, image=ImageFile("b.png", 1, 1)), second)]
+    pairs.append((nothing, nothing))
     dataset = COCO(written(tmp_path, pairs))
     review = COCO(tmp_path / "review.json")
     assert [image["file_name"] for image in dataset.imgs.values()] == ["a.png", "b.png", "c.png"]

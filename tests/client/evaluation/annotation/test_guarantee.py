@@ -32,6 +32,7 @@ from diptych_client.evaluation.annotation.guarantee import (
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
 from diptych_client.evaluation.questions import Job, ObjectsTruth, Record, TextsTruth
+from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import RunError
 from tests.support.client_answers import INSTANCES, TEXT_REGIONS, record
@@ -42,44 +43,30 @@ HALF = (0.0, 0.0, 5.0, 10.0)
 FAR = (20.0, 0.0, 30.0, 10.0)
 CROWD = (0.0, 0.0, 30.0, 10.0)
 TRUE_CAR = TrueObject("car", CAR)
+CAR_9 = (CAR, "car", 0.9)
+SHIFTED_9 = (SHIFTED, "Car", 0.9)
+RIGHT_5 = ((2.0, 0.0, 12.0, 10.0), "car", 0.5)
+FAR_7 = (FAR, "car", 0.7)
 
 
 @pytest.mark.parametrize(
     ("boxes", "objects", "min_iou", "is_right", "object_scores"),
     [
-        (
-            [(SHIFTED, "Car", 0.9), (CAR, "dog", 0.8), (FAR, "car", 0.7)],
-            [TRUE_CAR],
-            0.5,
-            (True, False, False),
-            (0.9,),
-        ),
+        ([SHIFTED_9, (CAR, "dog", 0.8), FAR_7], [TRUE_CAR], 0.5, (True, False, False), (0.9,)),
         # a second box of an object is wrong, whatever its order
-        ([(CAR, "car", 0.5), (SHIFTED, "car", 0.9)], [TRUE_CAR], 0.5, (False, True), (0.9,)),
+        ([(CAR, "car", 0.5), SHIFTED_9], [TRUE_CAR], 0.5, (False, True), (0.9,)),
         # a box takes the object that it covers best
-        (
-            [(CAR, "car", 0.9), ((2.0, 0.0, 12.0, 10.0), "car", 0.5)],
-            [TrueObject("car", SHIFTED), TRUE_CAR],
-            0.7,
-            (True, True),
-            (0.9, 0.9),
-        ),
+        ([CAR_9, RIGHT_5], [TrueObject("car", SHIFTED), TRUE_CAR], 0.7, (True, True), (0.9, 0.9)),
         ([(HALF, "car", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),
-        ([(SHIFTED, "car", 0.9)], [TRUE_CAR], 0.9, (False,), (NOT_FOUND,)),
+        ([SHIFTED_9], [TRUE_CAR], 0.9, (False,), (NOT_FOUND,)),
         ([(CAR, "", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),  # a task without labels
         ([], [TRUE_CAR], 0.5, (), (NOT_FOUND,)),
         # any number of boxes of a crowd is right
-        (
-            [(CAR, "car", 0.9), (SHIFTED, "car", 0.8)],
-            [TrueObject("car", CROWD, is_crowd=True)],
-            0.5,
-            (True, True),
-            (),
-        ),
+        ([CAR_9, SHIFTED_9], [TrueObject("car", CROWD, is_crowd=True)], 0.5, (True, True), ()),
     ],
 )
 def test_box_is_right_at_an_object(
-    boxes: list[tuple[tuple[float, float, float, float], str, float]],
+    boxes: list[tuple[BoxXyxy, str, float]],
     objects: list[TrueObject],
     min_iou: float,
     is_right: tuple[bool, ...],
@@ -190,7 +177,6 @@ def test_truth_is_that_of_the_job(
 
 
 PROMISE = Promise(0.05, 0.95)
-BOX = (0.0, 0.0, 10.0, 10.0)
 
 
 def labels(*confidences: float, is_right: bool = True) -> JudgedImage:
@@ -277,12 +263,11 @@ def test_few_of_a_thousand_draws_prove_too_much(num_images: int) -> None:
 
 
 def answers(*scores: float) -> Records:
-    return (record(DetectionsResult(tuple(Detection(BOX, "car", score) for score in scores))),)
+    return (record(DetectionsResult(tuple(Detection(CAR, "car", score) for score in scores))),)
 
 
 def test_proof_accepts_and_reviews_from_its_scores() -> None:
-    """A label or a box with exactly the least score is in, whichever list it is."""
-    true, false = (ObjectsTruth((TrueObject(label, BOX),)) for label in ("car", "dog"))
+    true, false = (ObjectsTruth((TrueObject(label, CAR),)) for label in ("car", "dog"))
     labelled = [(answers(0.9), true)] * 300 + [(answers(0.4), true)] * 60 + [(answers(0.2), false)]
     promises = (Tolerance(), Promise(0.02, 0.9), Promise(0.3, 0.9))
     pilot = [answers(0.9)] * 80 + [answers(0.4)] * 15 + [answers(0.2)] * 5

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -56,6 +54,11 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    write_images(path.parent)
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
 def num_objects(dataset: Dataset) -> list[int]:
     return [len(labelled.objects or ()) for labelled in dataset.images]
 
@@ -92,11 +95,8 @@ def test_coco_has_captions(tmp_path: Path) -> None:
 
 def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     triangle = [[10, 10, 40, 10, 40, 30]]
-    edit(
-        write_coco(tmp_path) / "annotations.json",
-        '"area": 1.0',
-        f'"iscrowd": 1, "segmentation": {triangle}',
-    )
+    file = write_coco(tmp_path) / "annotations.json"
+    edit(file, '"area": 1.0', f'"iscrowd": 1, "segmentation": {triangle}')
     (first, _) = read_dataset(tmp_path).images[0].objects or ()
     assert (first.segmentation, first.is_crowd) == (triangle, True)
 
@@ -210,8 +210,7 @@ def test_json_lines_have_every_kind_of_label(tmp_path: Path) -> None:
         {"image": "a.png", "question": "how many?", "answers": [{"answer": "2"}, "two"]},
         {"image": "b.png", "phrases": [{"phrase": "left dog", "box": box}, {"phrase": "sky"}]},
     ]
-    write_images(tmp_path)
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_lines(tmp_path / "x.jsonl", rows)
     first, second, third = read_dataset(tmp_path / "x.jsonl").images
     assert (first.captions, first.text, first.region) == (("one", "two"), "EXIT", (0, 0, 5, 5))
     assert second.questions[0].answers == ("2", "two")
@@ -223,8 +222,7 @@ def test_image_folder_has_objects_and_captions(tmp_path: Path) -> None:
     objects = {"bbox": [[10.0, 20.0, 30.0, 40.0]], "categories": ["car"]}
     rows = [{"file_name": "a.png", "objects": objects}, {"file_name": "b.png", "text": "two cats"}]
     for split in ("train", "test"):
-        write_images(tmp_path / split)
-        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        write_lines(tmp_path / split / "metadata.jsonl", rows)
     several = r"several label files \(test/metadata.jsonl, train/metadata.jsonl\)"
     with pytest.raises(RunError, match=several):
         read_dataset(tmp_path)
@@ -280,13 +278,6 @@ def test_cached_and_hidden_files_are_not_read(tmp_path: Path) -> None:
         assert len(read_dataset(tmp_path / name).images) == len(OBJECTS)
 
 
-def test_row_with_an_empty_image_fails_alone(tmp_path: Path) -> None:
-    table = pyarrow.table({"image": [b""]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    dataset = read_dataset(tmp_path)
-    assert dataset.store.read(dataset.images[0].image) == b""  # the service refuses it
-
-
 def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
     write_images(tmp_path)
     problems = Problems()
@@ -339,41 +330,17 @@ YOLO_LINE = "1 0.1 0.125 0.2 0.25"
 @pytest.mark.parametrize(
     ("write", "old", "new", "line", "num_left"),
     [
-        (
-            write_coco,
-            '"category_id": 7',
-            '"category_id": 99',
-            "annotation id 1: category_id 99 is not in `categories`; annotation left out",
-            2,
-        ),
-        (
-            write_coco,
-            "[10.0, 10.0, 30.0, 20.0]",
-            "[10.0, 10.0, -30.0, 20.0]",
-            "annotation id 1: the box [10.0, 10.0, -20.0, 30.0] has no area; annotation left out",
-            2,
-        ),
+        (write_coco, '_id": 7', '_id": 99', "annotation id 1: category_id 99 is not in `categ", 2),
+        (write_coco, "10.0, 30.0", "10.0, -30.0", "[10.0, 10.0, -20.0, 30.0] has no area", 2),
         (write_coco, "10.0, 30.0", "NaN, 30.0", " is not finite; annotation left out", 2),
         (write_coco, '"image_id": 1', '"image_id": 8', "image_id 8 is not in `images`", 2),
-        (
-            write_coco,
-            '"area": 1.0',
-            '"segmentation": [[1, 2, 3, 4]]',
-            "a polygon needs 3 points, got 4 numbers; outline left out",
-            3,
-        ),
+        (write_coco, '"area": 1.0', '"segmentation": [[1, 2]]', "3 points, got 2 numbers", 3),
         (write_yolo, "0.125", "x", "line 1: could not convert string to float: 'x'", 2),
         (write_yolo, YOLO_LINE, f"9{YOLO_LINE[1:]}", "class 9 is not one of the 2 classes", 2),
         (write_yolo, " 0.25", " 0", " has no area; object left out", 2),
         (write_yolo, "0.1 ", "1.02 ", "must be parts of the image, 0 to 1", 2),
         (write_yolo, YOLO_LINE, "1 0.5 0.5", "expected a box or an outline after the class", 2),
-        (
-            write_voc,
-            "<xmax>20.0<",
-            "<xmax>-3<",
-            "b.xml, object 1: the box [0.0, 0.0, -3.0, 20.0]",
-            2,
-        ),
+        (write_voc, "<xmax>20.0<", "<xmax>-3<", "object 1: the box [0.0, 0.0, -3.0, 20.0]", 2),
         (write_voc, "</annotation>", "", "b.xml: is not readable as XML", 2),
         (write_cvat, 'xbr="40.0"', 'xbr="?"', "image 1 (a.png): could not convert", 2),
         (write_cvat, "<box", "<cuboid", "a cuboid is neither a box nor a polygon", 2),
