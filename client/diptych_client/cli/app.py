@@ -5,25 +5,28 @@ step's task.
 """
 
 import asyncio
+import io
 import json
+import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console, Group, RenderableType
 from typer import Argument, Option
 from typer.core import TyperGroup
 
 from diptych_client.cli.annotate import AnnotationRun
-from diptych_client.cli.doctor import examine
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
@@ -43,8 +46,10 @@ from diptych_client.cli.terminal import (
     models_view,
     note_problems,
     set_verbosity,
+    table_view,
     tasks_view,
 )
+from diptych_client.clients.client import Client
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.inputs import ImageInStore, open_images
@@ -89,6 +94,8 @@ ModelId = Annotated[
 ]
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _MAX_OPENED_PIXELS = 1_000_000_000
+_CONNECT_S = 5.0
+_PORTS = {"http": 80, "https": 443}
 _FAILURES = (
     DiptychError,
     RunError,
@@ -304,7 +311,57 @@ def evaluate(
 @app.command()
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """Find why a service cannot be used, or where the time of its answers goes."""
-    raise typer.Exit(0 if examine(context.obj, as_json) else 1)
+    rows: list[dict[str, Any]] = []
+    with context.obj.client() as client:
+        checks: dict[str, Callable[[], str]] = {
+            "connection": lambda: _connected(context.obj.url),
+            "models": lambda: ", ".join(model.id for model in client.models()),
+            "predict": lambda: _predicted(client),
+        }
+        for name, check in checks.items():
+            try:
+                rows.append({"name": name, "is_right": True, "found": check()})
+            except (DiptychError, OSError, ValueError, LookupError) as error:
+                rows.append({"name": name, "is_right": False, "found": str(error)})
+                break
+    lines = []
+    for row in rows:
+        lines.append((row["name"], "ok" if row["is_right"] else "failed", row["found"]))
+    _print(as_json, rows, table_view(("check", "result", "found"), lines))
+    raise typer.Exit(0 if rows[-1]["is_right"] else 1)
+
+
+def _connected(url: str) -> str:
+    parts = urlsplit(url)
+    address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0))
+    start_s = time.monotonic()
+    try:
+        socket.create_connection(address, timeout=_CONNECT_S).close()
+    except OSError as error:
+        hint = "is the service started (make serve), and is this its port?"
+        raise OSError(f"TCP to {address[0]} port {address[1]}: {error}; {hint}") from error
+    return f"{address[0]} port {address[1]} in {1000 * (time.monotonic() - start_s):.1f} ms"
+
+
+def _predicted(client: Client) -> str:
+    """Ask about a drawn image, preferably for a caption; return the time of each stage."""
+    tasks = []
+    for task in client.tasks():
+        if task.models and not task.parameters.get("required"):
+            tasks.append(task.id)
+    task_id = "captioning" if "captioning" in tasks else tasks[0]
+    image = Image.new("RGB", (320, 240), "white")
+    ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill="orange")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    start_s = time.monotonic()
+    answer = client.predict(file.getvalue(), task_id)
+    total_ms = 1000 * (time.monotonic() - start_s)
+    stages = asdict(answer.timings_ms)
+    network_ms = max(0.0, total_ms - stages.pop("total"))
+    times = ", ".join(f"{name} {value:.0f}" for name, value in stages.items())
+    text = f"{task_id} by {answer.model} in {total_ms:.0f} ms"
+    return f"{text}: network and client {network_ms:.0f}, {times}"
 
 
 @app.command("reports")

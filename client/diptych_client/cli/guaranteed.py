@@ -33,10 +33,11 @@ from diptych_client.evaluation.annotation.guarantee import (
     Promise,
     Tolerance,
     Truth,
+    appearance,
+    differing_images,
     prove,
     truth_of,
 )
-from diptych_client.evaluation.annotation.shift import appearance, differing_images
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.objects import run_lengths
@@ -156,9 +157,9 @@ class GuaranteedRun:
         for place, images, true_labels in known:
             for records in self.answer(place, images):
                 judged.append((records, true_labels[records[0].image]))
-                appearances.append(self._appearance(place, records))
+                appearances.append(appearance(records, self.job.requested_labels()))
         pilot_answers = self.answer(self.folder, pilot)
-        others = list(map(partial(self._appearance, self.folder), pilot_answers))
+        others = [appearance(records, self.job.requested_labels()) for records in pilot_answers]
         if indices := differing_images(appearances, others):
             names = ", ".join(pilot_answers[index][0].image.name for index in indices)
             cause = "the images differ from the labelled ones: nothing is accepted"
@@ -170,9 +171,6 @@ class GuaranteedRun:
             missed = Promise(options.max_missed, options.confidence)
         tolerance = Tolerance(self.min_iou, options.max_cer)
         return prove(judged, pilot_answers, tolerance, wrong, missed)
-
-    def _appearance(self, store: ImageStore, records: Records) -> list[float]:
-        return appearance(records, store.read(records[0].image), self.job.requested_labels())
 
     def _accepted(self, guarantee: Guarantee, records: Records) -> Agreement:
         """Return a person's labels, or proved ones."""

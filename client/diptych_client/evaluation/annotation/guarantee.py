@@ -18,6 +18,7 @@ to the next one, another one loses it (fallback: Wiens, 2003, Pharmaceutical Sta
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -44,7 +45,7 @@ from diptych_client.evaluation.texts import normalized, vqa_normalized
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Floats
-from diptych_client.results import Instance, text_of
+from diptych_client.results import Instance, TextResult, box_of, items_of, label_of, text_of
 
 Truth = ObjectsTruth | TextsTruth
 ByImage = Sequence[Sequence[float]]  # scores of the labels or objects of each image
@@ -57,6 +58,15 @@ _STARTS: Mapping[float, float] = {0.4: 0.2, 0.8: 0.3, 1.0: 0.5}  # error level, 
 _COMMON_COUNT = 0.99  # share of images with at most `max_labels`
 _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong labels, for the service
 _REVIEW_QUANTILES = np.arange(1, 20) / 20
+
+_SHIFT_LEVEL = 0.03
+_MIN_OTHERS = 8  # images that can be told apart
+_NUM_PERMUTATIONS = 1999
+_MAX_LABELLED = 1000
+_MAX_LABELS = 16
+_NUM_EXAMPLES = 5
+_DECIMALS = 9  # the order of a sum must not look like a difference
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +193,8 @@ def _overlaps(boxes: Sequence[Label], objects: Sequence[TrueObject], image: Imag
         answered = [encoded_mask(box.to_mask(image)) for box in boxes]
         expected = [run_lengths(true.segmentation, image) for true in objects]
     else:
-        box_of = attrgetter("box_xyxy")
-        answered = list(map(xywh, map(box_of, boxes)))
-        expected = list(map(xywh, map(box_of, objects)))
+        answered = list(map(xywh, map(attrgetter("box_xyxy"), boxes)))
+        expected = list(map(xywh, map(attrgetter("box_xyxy"), objects)))
     is_crowd = [int(true.is_crowd) for true in objects]
     iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
     return np.where((labels == names) | (labels == ""), iou, -1.0)
@@ -432,3 +441,58 @@ def prove(
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
+
+
+def appearance(records: Records, labels: Sequence[str]) -> list[float]:
+    """Return the image's size, and of each answer the objects or the length of its text.
+
+    What is proved holds for images whose numbers are like those of the labelled ones. Objects have
+    a number, a mean score, a mean size and the number of each label.
+    """
+    size = records[0].answer.image
+    numbers = [math.log(size.width), math.log(size.height)]
+    for record in records:
+        result = record.answer.result
+        if isinstance(result, TextResult):
+            numbers.append(float(len(result.text)))
+            continue
+        items = items_of(result)
+        names = [label_of(item).casefold() for item in items]
+        numbers += [float(names.count(label.casefold())) for label in labels[:_MAX_LABELS]]
+        boxes = np.array(list(map(box_of, items)), dtype=np.float64).reshape(-1, 4)
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        scores = sum(map(attrgetter("score"), items))
+        count = max(len(items), 1)
+        numbers += [float(len(items)), scores / count, float(np.sqrt(np.abs(areas)).sum()) / count]
+    return numbers
+
+
+def differing_images(
+    labelled: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
+) -> list[int]:
+    """Return the others that differ most from the labelled ones; none if they are not told apart.
+
+    The distance to the nearest of one half of the labelled images is compared with the distances of
+    the other half: while all are exchangeable, permutations test whether the others' are larger.
+    """
+    compared = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
+    half = len(compared) // 2
+    if not half or len(others) < _MIN_OTHERS:
+        return []
+    numbers = np.array([*compared, *others])
+    scales = numbers.std(axis=0)
+    vectors = numbers / np.where(scales > 0, scales, 1)
+    nearest = []
+    for vector in vectors[half:]:
+        nearest.append(np.square(vectors[:half] - vector).sum(axis=1).min())
+    distances = np.sqrt(nearest).round(_DECIMALS)
+    num_usual = len(compared) - half
+    ranks = np.searchsorted(np.sort(distances), distances)
+    rng = np.random.default_rng(_SEED)
+    permuted = rng.permuted(np.tile(ranks, (_NUM_PERMUTATIONS, 1)), axis=1)
+    sums = permuted[:, num_usual:].sum(axis=1)
+    num_as_high = int((sums >= ranks[num_usual:].sum()).sum())
+    if num_as_high + 1 > _SHIFT_LEVEL * (_NUM_PERMUTATIONS + 1):
+        return []
+    furthest: list[int] = np.argsort(-distances[num_usual:])[:_NUM_EXAMPLES].tolist()
+    return furthest

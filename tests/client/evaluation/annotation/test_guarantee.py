@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import pytest
@@ -23,18 +24,21 @@ from diptych_client.evaluation.annotation.guarantee import (
     Rule,
     Tolerance,
     Truth,
+    appearance,
     candidates,
     decide,
     decide_review,
+    differing_images,
     judge_labels,
     prove,
     truth_of,
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
 from diptych_client.evaluation.questions import Job, ObjectsTruth, Record, TextsTruth
-from diptych_client.geometry import BoxXyxy
+from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import RunError
+from diptych_client.results import Result
 from tests.support.client_answers import INSTANCES, TEXT_REGIONS, record
 
 CAR = (0.0, 0.0, 10.0, 10.0)
@@ -289,3 +293,43 @@ def test_proof_accepts_and_reviews_from_its_scores() -> None:
         prove([(answers(0.9), false)] * 99, pilot, *promises)
     with pytest.raises(RunError, match="objects are in neither list"):
         prove([*labelled, *[(answers(), true)] * 999], pilot, *promises)
+
+
+def measured(result: Result) -> list[float]:
+    return appearance((record(result, image=ImageSize(100, 50)),), ("cat", "dog"))
+
+
+def test_image_and_answer_are_numbers() -> None:
+    size = [log(100), log(50)]
+    boxes = (Detection(CAR, "dog", 0.5), Detection((0.0, 0.0, 20.0, 45.0), "Dog", 0.75))
+    assert measured(DetectionsResult(boxes)) == pytest.approx([*size, 0, 2, 2, 0.625, 20])
+    assert measured(DetectionsResult(())) == [*size, 0, 0, 0, 0, 0]
+    assert measured(TextResult("EXIT")) == [*size, 4]
+
+
+def images(seed: int, num: int, shift: float = 0.0) -> list[list[float]]:
+    """Return images with a constant, a shifted, a plain and a counted number."""
+    rng = np.random.default_rng(seed)
+    appearances = []
+    for _ in range(num):
+        appearances.append([1.0, rng.normal(shift), rng.normal(), float(rng.integers(0, 4))])
+    return appearances
+
+
+def test_equal_images_are_rarely_told_apart() -> None:
+    num_alarms = 0
+    for draw in range(200):
+        num_alarms += bool(differing_images(images(draw, 60), images(1000 + draw, 40)))
+    assert num_alarms <= 12  # 6 are expected
+
+
+def test_differing_images_are_named() -> None:
+    labelled = images(0, 90)
+    assert len(differing_images(labelled, images(1, 40, 4.0))) == 5
+    mixed = [*images(1, 60), *images(2, 20, 4.0)]
+    indices = differing_images(labelled, mixed)
+    assert (len(indices), min(indices) >= 60) == (5, True)
+    of_both = [*labelled, *images(3, 90, 4.0)]
+    assert differing_images(of_both, images(4, 40, 4.0)) == []
+    assert differing_images(labelled, images(2, 7, 4.0)) == []
+    assert differing_images([], mixed) == differing_images(labelled, []) == []
