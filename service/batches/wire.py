@@ -103,24 +103,24 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None = None
 
 
-class FileList(BaseModel):
+class _Page(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileList(_Page):
     """A page of files."""
 
-    object: Literal["list"] = "list"
     data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
-class BatchList(BaseModel):
+class BatchList(_Page):
     """A page of batches, the newest first."""
 
-    object: Literal["list"] = "list"
     data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class ExpiresAfter(StrictModel):

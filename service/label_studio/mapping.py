@@ -295,11 +295,9 @@ def _control_asks(control: Control) -> Iterator[Ask]:
     tag = _TAGS.get(control.tag)
     if tag is None:
         return
-    has_question = "model_question" in control.attributes
-    task = _QUESTION if has_question and _QUESTION in tag.tasks else tag.tasks[0]
-    if control.tag == "TextArea":
-        task = _chosen_task(control, tag.tasks, task)
-    if task == _QUESTION and not has_question:  # the user's prompt is the question
+    task = _chosen_task(control, tag.tasks) if control.tag == "TextArea" else tag.tasks[0]
+    # without one the user's prompt is the question
+    if task == _QUESTION and "model_question" not in control.attributes:
         return
     fields = _fields(control, task)
     if task == _QUESTION or not tag.phrases:
@@ -317,8 +315,9 @@ def _control_asks(control: Control) -> Iterator[Ask]:
                 yield Ask(control, {**fields, tag.phrases: phrase}, label)
 
 
-def _chosen_task(control: Control, allowed: Sequence[str], default: str = "") -> str:
-    task = control.attributes.get("model_task", default or allowed[0])
+def _chosen_task(control: Control, allowed: Sequence[str]) -> str:
+    is_question = _QUESTION in allowed and "model_question" in control.attributes
+    task = control.attributes.get("model_task", _QUESTION if is_question else allowed[0])
     if task not in allowed:
         problem = f"model_task of {control.tag} {control.name} is {shown(task)}"
         raise InvalidRequest(f"{problem}; it must be one of {', '.join(allowed)}", "label_config")
@@ -361,10 +360,8 @@ def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
             fields = {**_fields(control, tag.tasks[0]), tag.phrases: phrases}
             yield Ask(control, fields, control.label_of(prompt) or next(iter(control.labels)))
         elif control.tag == "TextArea" and tag is not None:
-            if control.is_prompt or control.is_set("perregion"):
-                continue
-            default = _QUESTION if "model_question" in control.attributes else ""
-            if _chosen_task(control, tag.tasks, default) == _QUESTION:
+            is_filled = not (control.is_prompt or control.is_set("perregion"))
+            if is_filled and _chosen_task(control, tag.tasks) == _QUESTION:
                 yield Ask(control, {"task": _QUESTION, "question": prompt})
 
 

@@ -90,23 +90,17 @@ def test_image_is_fetched() -> None:
     assert fetched({"/a.png?b=%20c": response(BODY)}, "/a.png?b=%20c#d") == BODY
 
 
-def test_request_carries_no_credentials() -> None:
-    async def scenario() -> tuple[str, int]:
-        async with listening(
-            ImageHost({"/": response(BODY, "200 OK", "Set-Cookie: a=b")}), OUTSIDE
-        ) as host:
-            image_fetcher = fetcher(f"*:{host.port}")
-            assert [
-                await get(image_fetcher, f"http://images.test:{host.port}") for _ in range(2)
-            ] == [BODY] * 2
-            return host.requests[-1], host.port
-
-    head, port = asyncio.run(scenario())
-    request, *headers = head.strip().split("\r\n")
+async def test_request_carries_no_credentials() -> None:
+    answers = {"/": response(BODY, "200 OK", "Set-Cookie: a=b")}
+    async with listening(ImageHost(answers), OUTSIDE) as host:
+        image_fetcher = fetcher(f"*:{host.port}")
+        for _ in range(2):
+            assert await get(image_fetcher, f"http://images.test:{host.port}") == BODY
+    request, *headers = host.requests[-1].strip().split("\r\n")
     assert request == "GET / HTTP/1.1"
     pairs = [line.split(": ") for line in headers]
     assert {name.lower(): value for name, value in pairs} == {
-        "host": f"images.test:{port}",
+        "host": f"images.test:{host.port}",
         "accept": "image/jpeg, image/png, image/webp, */*;q=0.1",
         "accept-encoding": "identity",
         "user-agent": "diptych",
@@ -114,26 +108,19 @@ def test_request_carries_no_credentials() -> None:
     }
 
 
-def test_attacks_reach_no_internal_host() -> None:
-    async def fetch_all(internal: ImageHost, urls: list[str]) -> None:
-        image_fetcher = fetcher("*", f"*:{internal.port}")
+async def test_attacks_reach_no_internal_host() -> None:
+    async with (
+        listening(ImageHost(), INTERNAL) as v4,
+        listening(ImageHost(), "::1", v4.port) as v6,
+    ):
+        urls = attacks(v4.port)
+        image_fetcher = fetcher("*", f"*:{v4.port}")
         for url in urls:
             error = await outcome(image_fetcher, url)
             assert isinstance(error, InvalidRequest), (url, error)
             assert error.param == "image"
-        assert internal.num_connections == 0
-
-    async def listen() -> int:
-        async with (
-            listening(ImageHost(), INTERNAL) as v4,
-            listening(ImageHost(), "::1", v4.port) as v6,
-        ):
-            urls = attacks(v4.port)
-            await fetch_all(v4, urls)
-            assert v6.num_connections == 0
-            return len(urls)
-
-    assert asyncio.run(listen()) >= 40
+        assert (v4.num_connections, v6.num_connections) == (0, 0)
+    assert len(urls) >= 40
 
 
 async def test_redirects_reach_no_internal_host() -> None:
@@ -257,24 +244,19 @@ def test_broken_response_is_reported(sent: bytes) -> None:
     assert "or does not answer" in refused(fetched({"/a.png": sent}))
 
 
-def test_certificate_is_verified() -> None:
+async def test_certificate_is_verified() -> None:
     names: list[str | None] = []
 
     def note_name(_socket: object, name: str | None, _context: object) -> None:
         names.append(name)
 
-    async def scenario() -> bytes | ServiceError:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("images.test").configure_cert(tls)
-        tls.sni_callback = note_name
-        server = await asyncio.start_server(ImageHost().serve, OUTSIDE, 0, ssl=tls)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("images.test").configure_cert(tls)
+    tls.sni_callback = note_name
+    async with await asyncio.start_server(ImageHost().serve, OUTSIDE, 0, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
-        try:
-            return await outcome(fetcher(f"*:{port}"), f"https://images.test:{port}")
-        finally:
-            server.close()
-
-    assert "no valid TLS certificate" in refused(asyncio.run(scenario()))
+        error = await outcome(fetcher(f"*:{port}"), f"https://images.test:{port}")
+    assert "no valid TLS certificate" in refused(error)
     assert names == ["images.test"]
 
 
@@ -306,18 +288,14 @@ def test_internet_addresses_are_public() -> None:
     assert not [address for address in ["", *SPECIAL.split()] if is_public(address)]
 
 
-def resolve(addresses: list[str]) -> list[ResolveResult]:
+async def resolve(addresses: list[str]) -> list[ResolveResult]:
     fetching = ImageFetcher([], 0, 0, look_up=Names({"a.test": addresses}))
-
-    async def scenario() -> list[ResolveResult]:
-        resolver = CheckedResolver(partial(fetching.addresses, "test"), is_public)
-        return await resolver.resolve("a.test", 80)
-
-    return asyncio.run(scenario())
+    resolver = CheckedResolver(partial(fetching.addresses, "test"), is_public)
+    return await resolver.resolve("a.test", 80)
 
 
-def test_allowed_addresses_are_numbers() -> None:
-    results = resolve([V4, V6])
+async def test_allowed_addresses_are_numbers() -> None:
+    results = await resolve([V4, V6])
     assert [(result["host"], result["family"]) for result in results] == [
         (V4, socket.AF_INET),
         (V6, socket.AF_INET6),
@@ -327,15 +305,15 @@ def test_allowed_addresses_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], [V4, "127.0.0.1"], ["::1", V6]])
-def test_forbidden_name_is_refused(addresses: list[str]) -> None:
+async def test_forbidden_name_is_refused(addresses: list[str]) -> None:
     with pytest.raises(socket.gaierror):
-        resolve(addresses)
+        await resolve(addresses)
 
 
-def test_system_resolver() -> None:
-    assert "127.0.0.1" in asyncio.run(ImageFetcher([], 0, 0).addresses("test", "localhost"))
+async def test_system_resolver() -> None:
+    assert "127.0.0.1" in await ImageFetcher([], 0, 0).addresses("test", "localhost")
     with pytest.raises(socket.gaierror):
-        asyncio.run(ImageFetcher([], 0, 0).addresses("test", "nothing.invalid"))
+        await ImageFetcher([], 0, 0).addresses("test", "nothing.invalid")
 
 
 async def test_hanging_names_leave_room() -> None:

@@ -169,12 +169,8 @@ def test_many_tasks_in_few_places() -> None:
 
 def test_call_ends_at_its_deadline() -> None:
     """A runner that never answers: the call fails as a whole, at its deadline."""
-
-    async def never() -> asyncio.Event:
-        return asyncio.Event()
-
     body = {"tasks": [{"data": {"image": data_url(PNG)}}] * 2, "label_config": RED_CIRCLE}
-    api = florence({}, released=asyncio.run(never()))
+    api = florence({}, released=asyncio.Event())
     response = post("predict", body, api, headers={"X-Deadline-Ms": "300"})
     assert error_of(response)["code"] == "deadline_exceeded"
 
@@ -445,27 +441,23 @@ PERSONAL = "e30.e30.c2ln"
 EXCHANGED = response(b'{"access": "short"}', "200 OK", "Content-Type: application/json")
 
 
-def read(
+async def read(
     source: str | None, answers: Mapping[str, bytes] = {}, token: str = LEGACY, prefix: str = ""
 ) -> tuple[bytes | ServiceError, list[str]]:
     """Return the image or the error, and the heads of the requests to Label Studio.
 
     PORT is its port in `source`.
     """
-
-    async def scenario() -> tuple[bytes | ServiceError, list[str]]:
-        async with listening(ImageHost(dict(answers))) as host:
-            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}{prefix}/")
-            core = make_core(fetcher=fetching(host))
-            images = TaskImages(core, LabelStudioHost.of(settings), token)
-            url = None if source is None else source.replace("PORT", str(host.port), 1)
-            try:
-                outcome: bytes | ServiceError = await images.read(url, context(timeout_s=10))
-            except ServiceError as error:
-                outcome = error
-            return outcome, host.requests
-
-    return asyncio.run(scenario())
+    async with listening(ImageHost(dict(answers))) as host:
+        settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}{prefix}/")
+        core = make_core(fetcher=fetching(host))
+        images = TaskImages(core, LabelStudioHost.of(settings), token)
+        url = None if source is None else source.replace("PORT", str(host.port), 1)
+        try:
+            outcome: bytes | ServiceError = await images.read(url, context(timeout_s=10))
+        except ServiceError as error:
+            outcome = error
+        return outcome, host.requests
 
 
 def headers_of(request: str) -> dict[str, str]:
@@ -490,17 +482,17 @@ def refusal(outcome: bytes | ServiceError) -> str:
         ("/data/local-files/?d=a b/è.png", "/data/local-files/?d=a%20b/%C3%A8.png"),
     ],
 )
-def test_file_of_label_studio_is_fetched(source: str, path: str) -> None:
-    outcome, (request,) = read(source, {path: response(PNG)})
+async def test_file_of_label_studio_is_fetched(source: str, path: str) -> None:
+    outcome, (request,) = await read(source, {path: response(PNG)})
     assert outcome == PNG
     assert headers_of(request)["authorization"] == f"Token {LEGACY}"
 
 
 @pytest.mark.parametrize("prefix", ["", "/ls"])
-def test_personal_token_is_exchanged(prefix: str) -> None:
+async def test_personal_token_is_exchanged(prefix: str) -> None:
     path = f"{prefix}/data/a.png"
     answers = {f"{prefix}/api/token/refresh/": EXCHANGED, path: response(PNG)}
-    outcome, (exchange, request) = read(path, answers, PERSONAL, prefix)
+    outcome, (exchange, request) = await read(path, answers, PERSONAL, prefix)
     assert outcome == PNG
     assert exchange.startswith("POST ")
     assert "authorization" not in headers_of(exchange)
@@ -535,22 +527,22 @@ async def test_token_is_exchanged_once_a_call() -> None:
 
 
 @pytest.mark.parametrize("access", [None, 5, "", "a\r\nX: y", "ä", "x" * 4097])
-def test_exchanged_token_must_fit_a_header(access: object) -> None:
+async def test_exchanged_token_must_fit_a_header(access: object) -> None:
     answer = json.dumps({"access": access}).encode()
     exchanged = response(answer, "200 OK", "Content-Type: application/json")
-    outcome, requests = read("/data/a.png", {"/api/token/refresh/": exchanged}, PERSONAL)
+    outcome, requests = await read("/data/a.png", {"/api/token/refresh/": exchanged}, PERSONAL)
     assert "does not accept the access token" in refusal(outcome)
     assert len(requests) == 1
 
 
-def test_other_hosts_get_no_token() -> None:
-    outcome, (request,) = read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
+async def test_other_hosts_get_no_token() -> None:
+    outcome, (request,) = await read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
     assert outcome == PNG
     assert "authorization" not in headers_of(request)
 
 
-def test_redirect_gets_no_token() -> None:
-    outcome, requests = read("/a.png", {"/a.png": redirect("http://images.test:1/b.png")})
+async def test_redirect_gets_no_token() -> None:
+    outcome, requests = await read("/a.png", {"/a.png": redirect("http://images.test:1/b.png")})
     assert "image is a URL at images.test" in refusal(outcome)
     assert len(requests) == 1
 
@@ -572,18 +564,19 @@ def test_redirect_gets_no_token() -> None:
         ("", LEGACY, "it must be a URL"),
     ],
 )
-def test_unreadable_source(source: str | None, token: str, reason: str) -> None:
-    assert reason in refusal(read(source, token=token)[0])
+async def test_unreadable_source(source: str | None, token: str, reason: str) -> None:
+    outcome, _ = await read(source, token=token)
+    assert reason in refusal(outcome)
 
 
-def test_files_of_label_studio_need_its_url() -> None:
+async def test_files_of_label_studio_need_its_url() -> None:
     images = TaskImages(make_core(), LabelStudioHost.of(Settings()), LEGACY)
     with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is not set"):
-        asyncio.run(images.read("/data/a.png", context()))
+        await images.read("/data/a.png", context())
 
 
-def test_unreachable_label_studio_is_an_error() -> None:
+async def test_unreachable_label_studio_is_an_error() -> None:
     host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
     images = TaskImages(make_core(), host, PERSONAL)
     with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL does not exchange"):
-        asyncio.run(images.read("/data/a.png", context()))
+        await images.read("/data/a.png", context())
