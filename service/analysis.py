@@ -42,7 +42,7 @@ from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
 from tasks.results import BoxXyxy, Result, TextRegionsResult, box_of, label_of, objects_of
-from tasks.table import TASKS, ResultKind, Task
+from tasks.table import TASKS, Task
 from tasks.tiles.merging import placed
 from wire.telemetry.tracing import span
 
@@ -50,13 +50,6 @@ MAX_ID_CHARS = 64
 MAX_EACH = 256
 _ID = rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$"
 _SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
-# the names that the objects of each kind of result can fill
-_NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
-    "text": frozenset(),
-    "detections": frozenset({"label"}),
-    "instances": frozenset({"label"}),
-    "text_regions": frozenset({"text"}),
-}
 _NAME = re.compile(r"\{(label|text)\}")
 _TEXT_FIELDS = frozenset(name for name, parameter in PARAMETERS.items() if parameter.is_text)
 
@@ -116,10 +109,10 @@ class Step:
         if source is None or source.task.result_kind == "text":
             message = f"each is {shown(self.options.each)}, which is not a step with boxes"
             raise InvalidRequest(message, "each")
-        allowed = _NAMES_OF[source.task.result_kind]
-        if unknown := names - allowed:
+        allowed = "text" if source.task.result_kind == "text_regions" else "label"
+        if unknown := names - {allowed}:
             message = f"{{{min(unknown)}}} is not a text of {source.options.id!r}"
-            raise InvalidRequest(f"{message}; its objects fill {{{min(allowed)}}}")
+            raise InvalidRequest(f"{message}; its objects fill {{{allowed}}}")
 
 
 class _PlanFields(StrictModel):
