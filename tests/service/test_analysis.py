@@ -42,7 +42,7 @@ from tasks.results import (
 from tests.service.inference.test_tiled_answers import COUNTED, TASK, picture
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
-from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
+from tests.support.fake_runners import FakeChannel, FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
@@ -81,14 +81,13 @@ MASK = {
 def core(
     florence: FakeDecoder | None = None,
     paligemma: FakeDecoder | None = None,
-    encoder: FakeEncoder | None = None,
     **options: Any,
 ) -> Core:
     decoders = {
         FLORENCE_ID: florence or FakeDecoder(FLORENCE_TEXTS),
         PALIGEMMA_ID: paligemma or FakeDecoder(PALIGEMMA_TEXTS),
     }
-    return make_core({FLORENCE_ID: encoder or FakeEncoder()}, decoders, **options)
+    return make_core(decoders=decoders, **options)
 
 
 async def answered(

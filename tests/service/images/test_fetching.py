@@ -91,13 +91,12 @@ def test_image_is_fetched() -> None:
 
 
 async def test_request_carries_no_credentials() -> None:
-    answers = {"/": response(BODY, "200 OK", "Set-Cookie: a=b")}
-    async with listening(ImageHost(answers), OUTSIDE) as host:
-        image_fetcher = fetcher(f"*:{host.port}")
-        for _ in range(2):
-            assert await get(image_fetcher, f"http://images.test:{host.port}") == BODY
+    moved = response(b"", "302 Found", "Location: /again", "Set-Cookie: a=b")
+    async with listening(ImageHost({"/": moved, "/again": response(BODY)}), OUTSIDE) as host:
+        url = f"http://images.test:{host.port}"
+        assert await get(fetcher(f"*:{host.port}"), url) == BODY
     request, *headers = host.requests[-1].strip().split("\r\n")
-    assert request == "GET / HTTP/1.1"
+    assert request == "GET /again HTTP/1.1"
     pairs = [line.split(": ") for line in headers]
     assert {name.lower(): value for name, value in pairs} == {
         "host": f"images.test:{host.port}",
