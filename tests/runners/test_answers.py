@@ -8,12 +8,7 @@ import torch
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.errors import SequenceError
-from runners.model_worker import (
-    DEFAULT_MAX_NEW_TOKENS,
-    AnswerText,
-    to_request,
-    to_written,
-)
+from runners.model_worker import DEFAULT_MAX_NEW_TOKENS, AnswerText, to_request, to_written
 from runners.tokens.text import GenerationRules
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
 from tests.support.token_choices import is_failure
@@ -33,13 +28,11 @@ def test_the_start_token_is_never_text() -> None:
 def test_an_adapter_that_is_not_loaded_is_refused() -> None:
     decoder = FakeDecoder()
     decoder.adapters.add("a" * 64, {})
-    features = torch.zeros(2, 4)
-    spec = SequenceSpec(segments=[("abc", False)], adapter="a" * 64, timeout_s=1)
-    assert to_request(decoder, features, spec).adapter == "a" * 64
+    assert request(decoder, adapter="a" * 64).adapter == "a" * 64
     with pytest.raises(
         SequenceError, check=is_failure("unknown_adapter"), match="no adapter of the build 'bbb"
     ):
-        to_request(decoder, features, spec.model_copy(update={"adapter": "b" * 64}))
+        request(decoder, adapter="b" * 64)
 
 
 def test_an_own_token_must_be_one_of_the_checkpoint() -> None:
@@ -52,29 +45,19 @@ def test_an_own_token_must_be_one_of_the_checkpoint() -> None:
 
 
 def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
-    return to_request(
-        decoder,
-        torch.zeros(2, 4),
-        SequenceSpec.model_validate({"segments": [], "timeout_s": 1} | spec),
-    )
+    values = {"segments": [], "timeout_s": 1} | spec
+    return to_request(decoder, torch.zeros(2, 4), SequenceSpec.model_validate(values))
 
 
 def test_a_request_has_every_option_of_its_message() -> None:
     decoder = FakeDecoder()
     heard: list[object] = []
-    options: dict[str, Any] = {
-        "max_new_tokens": 5,
-        "temperature": 0.5,
-        "top_p": 0.25,
-        "seed": 7,
-        "num_beams": 3,
-    }
+    options: Any = {"temperature": 0.5, "top_p": 0.25, "seed": 7, "num_beams": 3}
+    options["max_new_tokens"] = 5
     features = torch.zeros(2, 4)
     segments = [("ab", False)]
     grammar = 'start: "a"'
-    spec = SequenceSpec.model_validate(
-        {"segments": segments, "timeout_s": 9, "grammar": grammar, **options}
-    )
+    spec = SequenceSpec(segments=segments, timeout_s=9, grammar=grammar, **options)
     start_s = time.monotonic()
     built = to_request(decoder, features, spec, heard.append)
     assert start_s + 9 <= built.deadline_s <= time.monotonic() + 9
@@ -97,20 +80,16 @@ def test_a_request_has_every_option_of_its_message() -> None:
 
 def test_max_new_tokens_fit_the_positions() -> None:
     left = MAX_POSITIONS - 2  # after two image tokens and an empty prompt
-    short, long = (
-        FakeDecoder(replace(FAKE_RULES, max_new_tokens=number)) for number in (4, MAX_POSITIONS)
-    )
+    short = FakeDecoder(replace(FAKE_RULES, max_new_tokens=4))
+    long = FakeDecoder(replace(FAKE_RULES, max_new_tokens=MAX_POSITIONS))
     assert request(short).max_new_tokens == 4
     assert request(short, max_new_tokens=6).max_new_tokens == 6
     assert request(long).max_new_tokens == left
     assert left < DEFAULT_MAX_NEW_TOKENS == 1024  # Florence-2's model card
     assert request(FakeDecoder()).max_new_tokens == left
     assert request(FakeDecoder(), max_new_tokens=left).max_new_tokens == left
-    with pytest.raises(
-        SequenceError,
-        check=is_failure("sequence_too_long"),
-        match=f"max_new_tokens is {left + 1}; at most {left} are allowed",
-    ):
+    message = f"max_new_tokens is {left + 1}; at most {left} are allowed"
+    with pytest.raises(SequenceError, check=is_failure("sequence_too_long"), match=message):
         request(FakeDecoder(), max_new_tokens=left + 1)
 
 
@@ -125,11 +104,8 @@ def test_sampled_sequences_have_one_beam_by_default() -> None:
 def test_the_message_has_the_tokens_of_its_text() -> None:
     decoder = FakeDecoder()
     generated = GeneratedSequence((2, 4, EOS), (-0.5, -0.25, -0.125), "stop", 2)
-    written = to_written(
-        decoder,
-        request(decoder, segments=[("abc", False)]),
-        WrittenSequence(generated, 1.0, 2.0, 3.0),
-    )
+    sequence = request(decoder, segments=[("abc", False)])
+    written = to_written(decoder, sequence, WrittenSequence(generated, 1.0, 2.0, 3.0))
     assert written == Written(
         text="ac",
         token_ends=[1, 2],

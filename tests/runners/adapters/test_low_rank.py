@@ -113,22 +113,14 @@ def test_an_adapter_for_which_no_columns_are_free_has_no_place() -> None:
     assert pool.places(["d", "e"]) is not None
 
 
-def pair(rank: int, **widths: int) -> dict[str, Tensor]:
-    """Return the tensors of an adapter of layers with inputs of 6 and these outputs."""
-    tensors: dict[str, Tensor] = {}
-    for layer, width in widths.items():
-        tensors |= {f"{layer}.down": torch.ones(rank, 6), f"{layer}.up": torch.ones(width, rank)}
-    return tensors
-
-
 def test_an_adapter_without_room_changes_nothing() -> None:
     adapters = Adapters()
     joined = adapters.over(linear_layer(torch.zeros(9, 6), None, "float16"), ["q", "k"], [4, 5], 6)
     num_columns = 0
     for key, added, rank in [
-        ("a", pair(2, q=4), 2),
-        ("b", pair(1, q=4, k=5), 2),
-        ("c", pair(3, q=4, k=5), 6),
+        ("a", tensors(2, "q"), 2),
+        ("b", tensors(1, "q", "k"), 2),
+        ("c", tensors(3, "q", "k"), 6),
     ]:
         num_columns += rank
         needed_bytes = num_columns * (6 + 4 + 5) * 4
@@ -140,15 +132,16 @@ def test_an_adapter_without_room_changes_nothing() -> None:
         adapters.add(key, added, needed_bytes)
         products = joined.products.values()
         assert sum(one.down.nbytes + one.up.nbytes for one in products) == needed_bytes
-    adapters.add("elsewhere", pair(9, v=4), needed_bytes)
+    elsewhere = {"v.down": torch.ones(9, WIDTH), "v.up": torch.ones(4, 9)}
+    adapters.add("elsewhere", elsewhere, needed_bytes)
 
 
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
     adapters = Adapters()
     base = linear_layer(torch.zeros(4, 6), None, "float16")
-    layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
+    layers = [adapters.over(base, ["q"], [4], 6), adapters.over(base, ["k"], [6], 6)]
     with pytest.raises(RuntimeError):
-        adapters.add("a", pair(2, good=4, bad=4))
+        adapters.add("a", tensors(2, "q", "k"))  # the second has 5 outputs
     assert [layer.products for layer in layers] == [{}, {}]
     assert adapters.keys == frozenset()
 
@@ -157,19 +150,19 @@ def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() ->
 def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> None:
     """Its products, times a masked zero, would reach the rows of others."""
     adapters = Adapters()
-    adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
-    tensors = pair(2, layer=4)
-    tensors["layer.up"][1, 1] = value
-    with pytest.raises(ArtifactError, match=r"layer\.up has values that are not finite"):
-        adapters.add("a", tensors)
+    adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["q"], [4], 6)
+    poisoned = tensors(2, "q")
+    poisoned["q.up"][1, 1] = value
+    with pytest.raises(ArtifactError, match=r"q\.up has values that are not finite"):
+        adapters.add("a", poisoned)
     assert adapters.keys == frozenset()
 
 
 def test_a_removed_adapter_leaves_no_weights() -> None:
     adapters = Adapters()
-    linear = adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
+    linear = adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["q"], [4], 6)
     for key, rank in (("a", 2), ("b", 1), ("c", 3)):
-        adapters.add(key, pair(rank, layer=4))
+        adapters.add(key, tensors(rank, "q"))
     freed = weakref.ref(linear.products["b"].down)
     adapters.remove("b")
     assert freed() is None

@@ -93,22 +93,9 @@ def test_steps_of_beams_read_few_prefixes() -> None:
     shape = replace(FAKE_SHAPE, has_prefixes=True, num_positions=300, num_image_tokens=7)
     shapes = step_shapes(shape, 6, num_beams=3, has_adapters=True)
     rows = dict.fromkeys((shape.num_rows, shape.num_prefixes) for shape in shapes)
-    assert list(rows) == [
-        (1, 0),
-        (2, 0),
-        (4, 0),
-        (4, 2),
-        (6, 0),
-        (6, 2),
-        (6, 6),
-    ]
-    for num_rows, num_prefixes, expected in [
-        (6, 2, (6, 2)),
-        (4, 2, (4, 2)),
-        (4, 3, (6, 6)),
-        (6, 0, (6, 0)),
-        (3, 1, (4, 2)),
-    ]:
+    assert list(rows) == [(1, 0), (2, 0), (4, 0), (4, 2), (6, 0), (6, 2), (6, 6)]
+    cases = [(6, 2, (6, 2)), (4, 2, (4, 2)), (4, 3, (6, 6)), (6, 0, (6, 0)), (3, 1, (4, 2))]
+    for num_rows, num_prefixes, expected in cases:
         for prefix_length, has_adapters in [(0, False), (80, True), (81, True)]:
             step = StepShape(num_rows, 9, num_prefixes, prefix_length, has_adapters)
             captured = next(shape for shape in shapes if shape.holds(step))
@@ -162,9 +149,7 @@ def test_chosen_tokens_are_the_next_inputs() -> None:
     ],
     ids=["many banned", "many candidates", "wide nucleus"],
 )
-def test_conditions_without_room_are_chosen_eagerly(
-    conditions: RowConditions,
-) -> None:
+def test_conditions_without_room_are_chosen_eagerly(conditions: RowConditions) -> None:
     def flat(token_ids: Tensor, _shape: StepShape) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
@@ -244,12 +229,8 @@ class Computed:
 
 def test_shapes_are_limited_by_slots_and_positions() -> None:
     shapes = prefill_shapes(SHAPE, num_slots=5)
-    assert [(shape.num_sequences, shape.length) for shape in shapes[:3]] == [
-        (4, 80),
-        (4, 64),
-        (4, 48),
-    ]
-    assert len(shapes) == 15
+    largest = [(shape.num_sequences, shape.length) for shape in shapes[:3]]
+    assert (largest, len(shapes)) == ([(4, 80), (4, 64), (4, 48)], 15)
     wide = prefill_shapes(replace(SHAPE, num_positions=2000, num_image_tokens=1024), 64)
     assert {shape.num_sequences for shape in wide} == {1, 2, 4}
 
@@ -294,15 +275,10 @@ def test_after_a_failed_capture_prefills_are_eager(caplog: pytest.LogCaptureFixt
     assert [record.message for record in caplog.records] == ["no CUDA graph for a prefill"]
 
 
-def capture_computing(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Compute, as a capture's warm-up does."""
-    return CudaGraph(lambda: None, compute())
-
-
 def test_captures_leave_no_nan_in_slots(artifacts: Path) -> None:
     family = read_manifest(artifacts).family
     decoder = load_decoder(artifacts, family, "float32", "cpu", 400)
-    engine = GraphEngine(decoder, 1, capture_computing)
+    engine = GraphEngine(decoder, 1, lambda compute: CudaGraph(compute, compute()))
     memories = [engine.cache.self_attention]
     if engine.cache.prefixes is not None:
         memories.append(engine.cache.prefixes.memory)

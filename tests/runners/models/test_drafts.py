@@ -4,40 +4,35 @@ token, with labels, phrases and regions. Those without are transformers' (test_d
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from export.checks.asking import Question
 from export.scenes import render_scene
-from laboratory.questions import question_prompts, questions
+from laboratory.questions import questions
 from laboratory.scenes import evaluation_scene
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import load_encoder
 from runners.kv_cache import SlotCache, TokenPlaces
-from runners.model_worker import to_request
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from tasks.families import FAMILIES
-from tasks.table import TASKS, parse_parameters
+from tasks.errors import TaskError
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import EMBEDDED, ModelStore
 from wire.artifacts.manifest import read_manifest
-from wire.runner_messages import SequenceSpec
 
 NUM_ANSWERS = 20
 BESIDE = 3  # requests in flight, so that drafts of different lengths share a pass
 TIMEOUT_S = 3600.0
 
 
-class Model(NamedTuple):
-    """A decoder, and requests to it."""
-
-    decoder: Decoder
-    requests: list[SequenceRequest]
+Model = tuple[Decoder, list[SequenceRequest]]  # a decoder, and requests to it
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)
@@ -53,15 +48,10 @@ def model(request: pytest.FixtureRequest, exported: ModelStore) -> Model:
         features = encoder.encode(np.asarray(image)[None])[0]
         for question in questions(scene):
             scaled = question.scaled(size_wh)
-            parameters = parse_parameters(TASKS[scaled.task], scaled.parameters)
-            grammar = FAMILIES[entry.family].answer_grammar(entry, scaled.task, parameters)
-            for prompt in question_prompts(entry, scaled, size_wh):
-                segments = [(segment.text, segment.is_control) for segment in prompt.segments]
-                spec = SequenceSpec(
-                    segments=segments, num_beams=1, grammar=grammar, timeout_s=TIMEOUT_S
-                )
-                requests.append(to_request(decoder, features, spec))
-    return Model(decoder, requests[:NUM_ANSWERS])
+            with suppress(TaskError):  # not offered
+                for prompt in Question.of_task(entry, scaled.task, scaled.parameters, size_wh):
+                    requests.append(prompt.request(decoder, features, 128, num_beams=1))
+    return decoder, requests[:NUM_ANSWERS]
 
 
 def generate(
@@ -85,9 +75,9 @@ def generate(
 
 @pytest.mark.parametrize("num_clients", [1, BESIDE])
 def test_drafts_change_no_token_and_no_probability(model: Model, num_clients: int) -> None:
-    requests = model.requests
-    drafted = generate(model.decoder, requests, num_clients)
-    plain = generate(model.decoder, requests, num_clients, can_draft=False)
+    decoder, requests = model
+    drafted = generate(decoder, requests, num_clients)
+    plain = generate(decoder, requests, num_clients, can_draft=False)
     for one, other in zip(drafted, plain, strict=True):
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -113,9 +103,10 @@ class CountedDecoder:
 
 
 def test_drafts_save_passes(model: Model) -> None:
-    requests = [one for one in model.requests if one.constraint is not None]
-    drafted: Any = CountedDecoder(model.decoder)
-    plain: Any = CountedDecoder(model.decoder)
+    decoder, requests = model
+    requests = [one for one in requests if one.constraint is not None]
+    drafted: Any = CountedDecoder(decoder)
+    plain: Any = CountedDecoder(decoder)
     generate(drafted, requests, 1)
     generate(plain, requests, 1, can_draft=False)
     assert plain.num_drafted == 0 < drafted.num_drafted

@@ -36,8 +36,8 @@ from runners.tokens.choice import (
     unpack,
     with_wider_nucleus,
 )
-from runners.tokens.text import Constraints
-from tests.support.fake_decoder import FAKE_RULES, FAKE_TOKENIZER
+from runners.tokens.text import Constraints, GenerationRules
+from tests.support.fake_decoder import FAKE_TOKENIZER
 from tests.support.token_choices import advance
 
 SIZE = 40
@@ -163,10 +163,9 @@ def test_beams_are_searched_as_each_alone() -> None:
     rows = [(0, 2), (1,), (3, 5, 6), (4,)]
     together = choose_tokens(logits, conditions, rows)
     for sequence, choices in zip(rows, together, strict=True):
-        alone = choose_tokens(
-            logits[list(sequence)], [conditions[row] for row in sequence], [range(len(sequence))]
-        )
-        assert choices == alone[0]
+        of_sequence = [conditions[row] for row in sequence]
+        (alone,) = choose_tokens(logits[list(sequence)], of_sequence, [range(len(sequence))])
+        assert choices == alone
     assert [len(choices) for choices in together] == [6, 1, 6, 1]
     best = logits.log_softmax(-1)[[0, 2]].flatten().topk(6).values - 1.5
     assert [choice.score for choice in together[0]] == pytest.approx(best.tolist())
@@ -222,14 +221,7 @@ def test_rows_that_are_not_finite_change_no_other() -> None:
     logits[3, 9] = math.inf
     nothing = np.zeros(7, np.uint8)
     beam = RowConditions(beam_score=-1.0, num_candidates=4)
-    conditions = [
-        RowConditions(),
-        RowConditions(),
-        RowConditions(allowed=nothing),
-        beam,
-        beam,
-        RowConditions(),
-    ]
+    conditions = [GREEDY, GREEDY, RowConditions(allowed=nothing), beam, beam, GREEDY]
     rows = [[0], [1], [2], [3, 4], [5]]
     result = captured(logits, conditions, rows)
     expected = choose_tokens(logits, conditions, rows)
@@ -278,18 +270,10 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
     random = Random(len(end_token_ids))
     generator = torch.Generator().manual_seed(0)
     size = 24
-    rules = replace(
-        FAKE_RULES,
-        eos_token_ids=frozenset(end_token_ids),
-        forced_bos_token_id=7,
-        no_repeat_ngram_size=2,
-    )
-    grammars = Constraints(FAKE_TOKENIZER, end_token_ids)
-    constraints = [
-        None,
-        grammars.get("start: /[b-f]{1,9}/"),
-        grammars.get('start: "f" ("abcde" | "abdce")'),
-    ]
+    ends = frozenset(end_token_ids)
+    rules = GenerationRules(ends, forced_bos_token_id=7, no_repeat_ngram_size=2)
+    grammars = ("start: /[b-f]{1,9}/", 'start: "f" ("abcde" | "abdce")')
+    constraints = [None, *map(Constraints(FAKE_TOKENIZER, end_token_ids).get, grammars)]
     num_compared = 0
     num_with_copies = 0
     while num_compared < 400:
@@ -308,21 +292,15 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
                 inputs[slot] = row
             packed = PackedConditions(MAX_ROWS, size, DEVICE)
             kind = ChoiceKind.captured(conditions, NO_INPUTS)
-            packed.write(
-                conditions,
-                [[0], [1, 2, 3]],
-                kind,
-                NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots)),
-            )
-            ends = torch.tensor(sorted(end_token_ids))
+            next_inputs = NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots))
+            packed.write(conditions, [[0], [1, 2, 3]], kind, next_inputs)
+            ids = torch.tensor(sorted(ends))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
             parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
             if not sequence.has_ended:
-                assert (
-                    next_tokens(packed, results, kind, ends)[slots].tolist()
-                    == sequence.last_token_ids
-                )
-                moves = next_moves(packed, results, ends)[:, :3].tolist()
+                tokens = next_tokens(packed, results, kind, ids)[slots].tolist()
+                assert tokens == sequence.last_token_ids
+                moves = next_moves(packed, results, ids)[:, :3].tolist()
                 assert moves == [[slots[parent] for parent in parents], slots]
                 num_compared += 1
                 num_with_copies += sequence.beams[2].score < -1e8

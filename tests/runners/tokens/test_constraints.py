@@ -17,15 +17,7 @@ LOCATIONS = range(3, 7)
 CODES = range(7, 9)
 # Ã and ¤ are the two bytes of ä
 TEXT = {9: "a", 10: "ab", 11: "b", 12: "Ġ", 13: ";", 14: "Ã", 15: "¤"}
-BYTES = {
-    9: b"a",
-    10: b"ab",
-    11: b"b",
-    12: b" ",
-    13: b";",
-    14: "ä".encode()[:1],
-    15: "ä".encode()[1:],
-}
+BYTES = {number: text.replace("Ġ", " ").encode("latin-1") for number, text in TEXT.items()}
 STARTS_A_CHARACTER = {*TEXT} - {15}
 CONTROL = (
     {0: "<pad>", EOS: "<eos>", SEPARATOR: "<sep>"}
