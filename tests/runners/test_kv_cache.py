@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.decoder.slots import SlotTable
 from runners.errors import SequenceError
 from runners.kv_cache import (
     DecoderShape,
@@ -122,44 +123,40 @@ def add(prefixes: PrefixCache, *slots: int, name: int = 0) -> int:
 
 
 class Sequences:
-    """The owner of each slot as the batch keeps it."""
+    """Prefixes whose slots are those of a table, as in a batch."""
 
     def __init__(self) -> None:
         self.prefixes = PrefixCache(FAKE_SHAPE, NUM_SLOTS)
-        self.owners: list[int] = []
+        self.table = SlotTable[int](NUM_SLOTS)
         self.num_admitted = 0
 
     def admit(self, num_beams: int) -> None:
         self.num_admitted += 1
-        first = len(self.owners)
-        self.owners += [self.num_admitted] * num_beams
-        add(self.prefixes, *range(first, len(self.owners)), name=self.num_admitted)
+        slots = self.table.take(self.num_admitted, num_beams)
+        add(self.prefixes, *slots, name=self.num_admitted)
 
     def remove(self, name: int) -> None:
         """Free all slots of a sequence; the last slot moves into each."""
-        slots = [slot for slot, owner in enumerate(self.owners) if owner == name]
-        for slot in reversed(slots):
-            last = len(self.owners) - 1
-            self.prefixes.release(slot)
-            owner = self.owners.pop()
-            if slot != last:
-                self.prefixes.move(last, slot)
-                self.owners[slot] = owner
+        for freed in self.table.free(name):
+            self.prefixes.release(freed.slot)
+            if freed.moved is not None:
+                self.prefixes.move(freed.last, freed.slot)
 
     def check(self) -> None:
         """Compare what each row reads, on the host and on the device."""
         prefixes = self.prefixes
+        owners = self.table.slot_owners()
         stored = prefixes.memory._memory[0, 0, :, 0, 0, 0]
-        assert stored[prefixes.of_slot[: len(self.owners)]].tolist() == self.owners
-        counts = Counter(self.owners)
+        assert stored[prefixes.of_slot[: len(owners)]].tolist() == owners
+        counts = Counter(owners)
         assert prefixes.num_prefixes == len(counts)
         lengths = [1 + int(name) % 9 for name in stored[: len(counts)]]
         assert prefixes.lengths.on_host[: len(counts)] == lengths
         assert prefixes.lengths.on_device[: len(counts)].tolist() == lengths
-        reads = prefixes.reads(slice(0, len(self.owners)))
+        reads = prefixes.reads(slice(0, len(owners)))
         assert isinstance(reads.prefixes, slice)
         if reads.rows is None or reads.places is None:
-            assert stored[reads.prefixes].tolist() == self.owners
+            assert stored[reads.prefixes].tolist() == owners
             return
         assert reads.prefixes == slice(0, len(counts))
         width = reads.rows.shape[1]
@@ -167,7 +164,7 @@ class Sequences:
         by_place = stored[: len(counts)].repeat_interleave(width)
         for row, place in enumerate(reads.places.tolist()):
             assert reads.rows.flatten()[place] == row
-            assert by_place[place] == self.owners[row]
+            assert by_place[place] == owners[row]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -177,13 +174,13 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
     num_grouped = 0
     for _ in range(80):
         num_beams = random.choice([1, 1, 3, 4])
-        if random.random() < 0.6 and num_beams <= NUM_SLOTS - len(sequences.owners):
+        if random.random() < 0.6 and num_beams <= sequences.table.num_free:
             sequences.admit(num_beams)
-        elif sequences.owners:
-            sequences.remove(random.choice(sequences.owners))
-        if sequences.owners:
+        elif sequences.table.owners:
+            sequences.remove(random.choice(sequences.table.owners))
+        if sequences.table.owners:
             sequences.check()
-            reads = sequences.prefixes.reads(slice(0, len(sequences.owners)))
+            reads = sequences.prefixes.reads(slice(0, sequences.table.num_used))
             num_grouped += reads.rows is not None
     assert num_grouped > 10
 

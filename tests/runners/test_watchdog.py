@@ -5,8 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -75,25 +73,17 @@ def test_iterations_are_in_time_up_to_the_limit(caplog: pytest.LogCaptureFixture
     assert (record.levelno, record.getMessage()) == (logging.ERROR, late)
 
 
-@dataclass(slots=True)
-class StuckDecoder(FakeDecoder):
-    """Blocks in a prefill until it is released."""
-
-    released: threading.Event = field(default_factory=threading.Event)
-
-    def prefill(self, *arguments: Any) -> torch.Tensor:
-        assert self.released.wait(TIMEOUT_S)
-        return FakeDecoder.prefill(self, *arguments)
-
-
 def test_a_blocked_scheduler_is_detected_and_recovers() -> None:
-    decoder = StuckDecoder()
-    scheduler = Scheduler(decoder, "fake", SchedulerLimits(4, 8, 1000, stuck_after_s=0.01))
-    (future,) = scheduler.submit([SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=16)])
+    released = threading.Event()
+    scheduler = Scheduler(FakeDecoder(), "fake", SchedulerLimits(4, 8, 1000, stuck_after_s=0.01))
+    request = SequenceRequest(
+        torch.zeros(2, 4), (5, 6), max_new_tokens=16, on_tokens=lambda _: released.wait(TIMEOUT_S)
+    )
+    (future,) = scheduler.submit([request])
     assert scheduler.watchdog.is_in_time()
     scheduler.start()
     wait_until(lambda: not scheduler.watchdog.is_in_time())
-    decoder.released.set()
+    released.set()
     assert future.result(TIMEOUT_S).sequence.token_ids == (5, 6, EOS)
     wait_until(scheduler.watchdog.is_in_time)
     scheduler.stop()

@@ -127,6 +127,10 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "adapters", tmp_path / "base", served(FLORENCE).manifest)
 
 
+def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
 def test_a_removed_adapter_stays_for_its_calls(watched: Watched) -> None:
     key = watched.write("a")
     assert watched.update() == {key}
@@ -166,22 +170,17 @@ def test_an_adapter_changed_while_read_is_not_loaded(
     assert watched.update() == set(keys)
 
 
-def test_a_base_may_be_named_by_an_alias(watched: Watched) -> None:
-    key = watched.write("a", base_model_name_or_path="an/alias")
-    assert watched.update() == frozenset()
-    watched.aliases = ("an/alias",)
-    watched.__post_init__()
-    assert watched.update() == {key}
-
-
 def test_adapters_of_other_bases_are_ignored(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watched.write("a", base_model_name_or_path="another")
+    key = watched.write("a", base_model_name_or_path="an/alias")
     watched.write("b", base_model_name_or_path=None)
     assert watched.update() == frozenset()
     assert not watched.adapters.refused
     assert not caplog.records
+    watched.aliases = ("an/alias",)
+    watched.follow(TIMEOUT_S)
+    assert watched.update() == {key}
 
 
 def test_a_bad_adapter_is_refused_once(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
@@ -190,7 +189,7 @@ def test_a_bad_adapter_is_refused_once(watched: Watched, caplog: pytest.LogCaptu
     for _ in range(3):
         assert watched.update() == {good}
     assert watched.adapters.refused.keys() == {bad}
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    (line,) = errors_of(caplog)
     assert line.startswith(f"the adapter bad of {FLORENCE.id} is refused: ")
     assert line.endswith("a rank is 17; at most 16 is supported")
     repaired = watched.write("bad", 3.0)
@@ -214,15 +213,13 @@ def test_adapters_above_the_maximum_wait_for_a_place(
     for _ in range(3):
         assert watched.update() == frozenset(first)
     assert f"{MAX_ADAPTERS} adapters of {FLORENCE.id} are loaded" in watched.adapters.refused[last]
-    assert len([record for record in caplog.records if "refused" in record.getMessage()]) == 1
+    assert len(errors_of(caplog)) == 1
     shutil.rmtree(watched.folder / "adapter-000")
     watched.update()
     assert watched.update(CALL_TIMEOUT_S + 1) == frozenset([*first[1:], last])
 
 
-def test_adapters_of_the_store_are_left_alone(
-    watched: Watched,
-) -> None:
+def test_adapters_of_the_store_are_left_alone(watched: Watched) -> None:
     key = watched.write("a")
     watched.loaded.keys = frozenset({key})
     assert watched.update() == {key}
@@ -241,8 +238,7 @@ def test_unreadable_files_keep_no_other_adapter_out(
     good = watched.write("good", 2.0)
     for _ in range(3):
         assert watched.update() == {good}
-    # the gateway logs it
-    assert [record for record in caplog.records if record.levelno == logging.ERROR] == []
+    assert errors_of(caplog) == []  # the gateway logs it
 
 
 def test_hanging_files_are_refused(
@@ -262,7 +258,7 @@ def test_hanging_files_are_refused(
     for _ in range(3):
         assert watched.update() == {good}
     released.set()
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    (line,) = errors_of(caplog)
     assert line == "the adapter a is refused: its files could not be read within 2 s"
 
 

@@ -32,14 +32,14 @@ def test_applied_moves_keep_every_row_in_the_slot_that_the_table_names(seed: int
                     assert owner_and_row[0] == freed.moved != gone
                     content[freed.slot] = owner_and_row
                     num_moved += 1
-        used = {slot: each for slot, each in enumerate(content) if each is not None}
+        used = {slot: row for slot, row in enumerate(content) if row is not None}
         assert list(used) == list(range(table.num_used)) == list(range(NUM_SLOTS - table.num_free))
         assert used == {
             slot: (owner, row)
             for owner, slots in table.rows().items()
             for row, slot in enumerate(slots)
         }
-        assert table.slot_owners() == [each[0] for each in used.values()]
+        assert table.slot_owners() == [owner for owner, _ in used.values()]
     assert num_moved > 5
 
 

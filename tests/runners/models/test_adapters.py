@@ -23,7 +23,6 @@ from runners.options import SchedulerLimits
 from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import LAYERS, merged, unmerged, write_adapter
-from tests.support.passes import Passes
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
@@ -85,13 +84,10 @@ def adapted_decoder(
     artifacts: Path,
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     precision: Precision = "float32",
-    pool_rank: int = 0,
-    max_positions: int = 0,
 ) -> Decoder:
     adapters = Adapters()
     family = read_manifest(artifacts).family
-    decoder = load_decoder(artifacts, family, precision, "cpu", max_positions, adapters=adapters)
-    adapters.open_pool(pool_rank, 10**9)
+    decoder = load_decoder(artifacts, family, precision, "cpu", adapters=adapters)
     for key, adapter_tensors in tensors.items():
         adapters.add(key, adapter_tensors)
     return decoder
@@ -128,22 +124,10 @@ def test_adapters_change_the_answers_of_the_base(tuned: Tuned) -> None:
     assert sum(are_equal) <= 8  # two requests are of the base
 
 
-def test_captured_passes_give_the_tokens_of_eager_ones(tuned: Tuned) -> None:
-    decoder = adapted_decoder(tuned.artifacts, tuned.tensors, pool_rank=96, max_positions=512)
-    requests = [replace(request, max_new_tokens=12) for request in tuned.requests(7)]
-    passes = Passes(decoder, num_slots=7)
-    captured = generate_all(decoder, requests, lambda *_: passes)
-    expected = token_ids_of(tuned.case.decoder, requests)
-    assert [sequence.token_ids for sequence in captured] == expected
-    assert len(passes.num_slots_ahead) > 5
-
-
 def test_adapters_that_come_and_go_change_no_other_answer(tuned: Tuned) -> None:
     first, *others = tuned.tensors
-    adapters = Adapters()
-    family = read_manifest(tuned.artifacts).family
-    decoder = load_decoder(tuned.artifacts, family, "float32", "cpu", adapters=adapters)
-    adapters.add(first, tuned.tensors[first])
+    decoder = adapted_decoder(tuned.artifacts, {first: tuned.tensors[first]})
+    adapters: Adapters = decoder.adapters
     scheduler = Scheduler(decoder, "hot adapters", SchedulerLimits(4, 100, 800))
     scheduler.start()
     for names in ([None, first], [others[0]]):
