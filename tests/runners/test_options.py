@@ -40,10 +40,9 @@ GB = 10**9
 def test_slots_fill_what_the_reserve_leaves(
     free_gb: float, slot_mb: int, num_sharing: int, expected: int
 ) -> None:
-    assert (
-        slots_that_fit(int(free_gb * GB), CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing)
-        == expected
-    )
+    free_bytes = int(free_gb * GB)
+    num_slots = slots_that_fit(free_bytes, CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing)
+    assert num_slots == expected
 
 
 def test_defaults_of_a_device() -> None:
@@ -76,13 +75,8 @@ def worker(device: Device, num_sharing_gpu: int = 1, **adapters: Any) -> Any:
 def test_the_cache_of_features_is_reserved_too() -> None:
     assert worker("cuda").default_slots(free_bytes=8 * GB) == 50
     assert worker("cuda", num_sharing_gpu=2).default_slots(free_bytes=8 * GB) == 25
-
-
-def test_a_gpu_without_memory_for_a_slot_is_refused() -> None:
-    with pytest.raises(
-        RuntimeError,
-        match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER",
-    ):
+    message = r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER"
+    with pytest.raises(RuntimeError, match=message):
         worker("cuda").default_slots(free_bytes=3 * GB)
 
 

@@ -68,8 +68,11 @@ def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDe
 
 
 def test_failures_end_as_few_sequences_as_possible(
-    scheduler: Scheduler, decoder: FakeDecoder
+    scheduler: Scheduler, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    parts: list[str] = []  # whose device was tried
+    module = "runners.decoder.scheduler"
+    monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
     good, poisoned = scheduler.submit([request(5, 6, 7), request(5, POISON, 7)])
     scheduler.start()
     assert tokens_of(good) == (5, 6, 7, EOS)
@@ -84,6 +87,7 @@ def test_failures_end_as_few_sequences_as_possible(
             future.result(TIMEOUT_S)
     (wide,) = scheduler.submit([replace(request(6), num_beams=4)])  # needs every slot
     assert tokens_of(wide) == (6, EOS)
+    assert parts == ["the decoder of fake"] * 2  # after the prefill, and after the step
 
 
 class FailsAfterPrefill(SlotCache):
