@@ -60,25 +60,20 @@ async def encoded(
     return await asyncio.gather(*outcomes, return_exceptions=True)
 
 
-def test_waiting_images_are_batched_in_one_thread() -> None:
+async def test_waiting_images_are_batched_in_one_thread() -> None:
     encoder = BlockedEncoder()
-
-    async def main() -> list[EncodedImage | BaseException]:
-        batcher = EncoderBatcher(encoder.encode, 3)
-        outcomes = await encoded(batcher, encoder, 8)
-        outcomes.append(await batcher.encoded("8"))  # after a pause
-        return outcomes
-
-    outcomes = asyncio.run(main())
+    batcher = EncoderBatcher(encoder.encode, 3)
+    outcomes = await encoded(batcher, encoder, 8)
+    outcomes.append(await batcher.encoded("8"))  # after a pause
     assert encoder.batches == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"], ["8"]]
     assert len(encoder.threads) == 1
     assert outcomes == [EncodedImage(encode_s=index) for index in range(9)]
 
 
-def test_a_failed_batch_fails_its_images_only() -> None:
+async def test_a_failed_batch_fails_its_images_only() -> None:
     error = RuntimeError("the encoder failed")
     encoder = BlockedEncoder(error)
-    outcomes = asyncio.run(encoded(EncoderBatcher(encoder.encode, 3), encoder, 5))
+    outcomes = await encoded(EncoderBatcher(encoder.encode, 3), encoder, 5)
     assert outcomes == [error] * 3 + [EncodedImage(encode_s=index) for index in (3, 4)]
 
 

@@ -31,13 +31,7 @@ from wire.artifacts.manifest import ArtifactError
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 EMBEDDINGS = "model.language_model.embed_tokens"
-CONFIG = {
-    "peft_type": "LORA",
-    "r": 2,
-    "lora_alpha": 8,
-    "bias": "none",
-    "target_modules": ["q_proj"],
-}
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj"]}
 IN = 6
 OUT = 4
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
@@ -70,6 +64,9 @@ def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
     save_file(base, folder / "decoder.safetensors")
 
 
+BOTH_PATTERNS = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}}
+
+
 @pytest.mark.parametrize(
     ("config", "rank", "factor"),
     [
@@ -79,11 +76,7 @@ def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
         ({"rank_pattern": {"q_proj": 4}}, 4, 2.0),
         ({"rank_pattern": {"k_proj": 4}}, 2, 4.0),
         ({"alpha_pattern": {r"layers\.0\.self_attn\.q_proj": 1}}, 2, 0.5),
-        (
-            {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}, "use_rslora": True},
-            4,
-            3.0,
-        ),
+        (BOTH_PATTERNS | {"use_rslora": True}, 4, 3.0),
     ],
     ids=str,
 )
@@ -125,10 +118,8 @@ def test_weights_that_cannot_be_served_are_named(
 
 def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
     write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
-    with pytest.raises(
-        ArtifactError,
-        match=r"it changes model\.multi_modal_projector\.linear\.weight .* python -m export",
-    ):
+    message = r"it changes model\.multi_modal_projector\.linear\.weight .* python -m export"
+    with pytest.raises(ArtifactError, match=message):
         read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
 
 
@@ -297,9 +288,7 @@ def test_the_first_pattern_that_matches_counts() -> None:
 @pytest.mark.parametrize(
     "pattern", [r"(\w+\.?)+x", "(.*)*x", "(.|.|.)*x", "(a|a)*" * 80 + "x", ".*" * 240 + "x"]
 )
-def test_no_pattern_backtracks(
-    pattern: str,
-) -> None:
+def test_no_pattern_backtracks(pattern: str) -> None:
     patterns = compile_patterns("rank_pattern", {pattern: 4})
     assert {value_of(patterns, name, 2) for name in (*NAMES, "a" * 300)} == {2}
 

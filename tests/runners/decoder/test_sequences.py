@@ -84,9 +84,8 @@ def test_log_probabilities_are_those_of_the_model() -> None:
 def test_sampling_is_repeatable_by_seed() -> None:
     answers: list[tuple[int, ...]] = []
     for seed in (*range(20), *range(20)):
-        answers.append(
-            generate(FREE, request(temperature=1.0, seed=seed), torch.zeros(SIZE)).token_ids
-        )
+        sampled = request(temperature=1.0, seed=seed)
+        answers.append(generate(FREE, sampled, torch.zeros(SIZE)).token_ids)
     assert answers[:20] == answers[20:]
     assert len(set(answers)) > 10
 

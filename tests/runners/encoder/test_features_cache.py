@@ -59,14 +59,12 @@ async def begun(*calls: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
     return tasks
 
 
-def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
-    async def call() -> tuple[Any, Any, Any]:
-        cache = encoder.cached()
-        return await cache.get("1", None), await cache.get("1", PIXELS), await cache.get("1", None)
-
+async def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
     encoder = Encoder()
-    missing, first, second = asyncio.run(call())
-    assert missing is None
+    cache = encoder.cached()
+    assert await cache.get("1", None) is None
+    first: Any = await cache.get("1", PIXELS)
+    second: Any = await cache.get("1", None)
     assert (first.source.outcome, second.source.outcome) == ("miss", "hit")
     assert second.tensor is first.tensor
     assert torch.equal(first.tensor, FEATURES)
@@ -75,16 +73,13 @@ def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
 
 
 @pytest.mark.parametrize("encode_s", [0.005, 60.0], ids=["shorter", "longer than the call"])
-def test_concurrent_calls_join_one_encoding(encode_s: float) -> None:
-    async def call() -> list[Any]:
-        encoder.released = asyncio.Event()
-        cache = encoder.cached()
-        waiting = await begun(cache.get("1", PIXELS), *(cache.get("1", None) for _ in range(4)))
-        encoder.released.set()
-        return await asyncio.gather(*waiting)
-
-    encoder = Encoder(encode_s=encode_s)
-    miss, *joined = [cached.source for cached in asyncio.run(call())]
+async def test_concurrent_calls_join_one_encoding(encode_s: float) -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, encode_s=encode_s)
+    cache = encoder.cached()
+    waiting = await begun(cache.get("1", PIXELS), *(cache.get("1", None) for _ in range(4)))
+    released.set()
+    miss, *joined = [(await call).source for call in waiting]
     assert [miss.outcome, *(source.outcome for source in joined)] == ["miss", *["joined"] * 4]
     assert encoder.num_encoded == 1
     assert (miss.encode_s, joined[0].encode_s) == (encode_s, 0.0)
@@ -98,25 +93,21 @@ def test_concurrent_calls_join_one_encoding(encode_s: float) -> None:
     [{"failed": Failed(code="internal", message="broken")}, {"failure": ValueError("broken")}],
     ids=["of the image", "of the batcher"],
 )
-def test_a_failure_reaches_joined_calls_and_is_not_cached(failing: dict[str, Any]) -> None:
-    async def call() -> tuple[list[Any], str]:
-        encoder.released = asyncio.Event()
-        cache = encoder.cached()
-        waiting = await begun(*(cache.get("1", PIXELS) for _ in range(3)))
-        encoder.released.set()
-        failures = await asyncio.gather(*waiting)
-        encoder.failed = encoder.failure = None
-        return failures, await outcome(cache, "1")
-
-    encoder = Encoder(**failing)
-    failures, after = asyncio.run(call())
-    assert all(isinstance(failed, Failed) for failed in failures)
-    assert after == "miss"
+async def test_a_failure_reaches_joined_calls_and_is_not_cached(failing: dict[str, Any]) -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, **failing)
+    cache = encoder.cached()
+    waiting = await begun(*(cache.get("1", PIXELS) for _ in range(3)))
+    released.set()
+    for call in waiting:
+        assert isinstance(await call, Failed)
+    encoder.failed = encoder.failure = None
+    assert await outcome(cache, "1") == "miss"
 
 
 async def test_cancelled_calls_leave_their_encodings() -> None:
-    encoder = Encoder()
-    encoder.released = asyncio.Event()
+    released = asyncio.Event()
+    encoder = Encoder(released)
     cache = encoder.cached()
     for caller in await begun(*(cache.get(str(key), PIXELS) for key in range(MAX_ENCODING))):
         caller.cancel()
@@ -124,7 +115,7 @@ async def test_cancelled_calls_leave_their_encodings() -> None:
     message = "3 images are queued for encoding, the maximum; retry later"
     assert refused == Failed(code="overloaded", message=message)
     (joined,) = await begun(outcome(cache, "0"))
-    encoder.released.set()
+    released.set()
     assert await joined == "joined"
     assert await outcome(cache, "9") == "miss"
     assert encoder.num_encoded == 4
@@ -138,12 +129,10 @@ async def test_cancelled_calls_leave_their_encodings() -> None:
         (NUM_BYTES - 1, "11", "mm"),  # too large alone
     ],
 )
-def test_the_cache_is_bounded_in_bytes(max_bytes: int, keys: str, outcomes: str) -> None:
-    async def call() -> str:
-        cache = Encoder().cached(max_bytes)
-        return "".join([(await outcome(cache, key))[0] for key in keys])
-
-    assert asyncio.run(call()) == outcomes
+async def test_the_cache_is_bounded_in_bytes(max_bytes: int, keys: str, outcomes: str) -> None:
+    cache = Encoder().cached(max_bytes)
+    for key, expected in zip(keys, outcomes, strict=True):
+        assert (await outcome(cache, key))[0] == expected
 
 
 async def test_outcomes_and_bytes_are_counted() -> None:
