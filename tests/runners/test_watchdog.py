@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -75,10 +76,12 @@ def test_iterations_are_in_time_up_to_the_limit(caplog: pytest.LogCaptureFixture
 
 def test_a_blocked_scheduler_is_detected_and_recovers() -> None:
     released = threading.Event()
+
+    def wait(_token_ids: Sequence[int]) -> None:
+        assert released.wait(TIMEOUT_S)
+
     scheduler = Scheduler(FakeDecoder(), "fake", SchedulerLimits(4, 8, 1000, stuck_after_s=0.01))
-    request = SequenceRequest(
-        torch.zeros(2, 4), (5, 6), max_new_tokens=16, on_tokens=lambda _: released.wait(TIMEOUT_S)
-    )
+    request = SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=16, on_tokens=wait)
     (future,) = scheduler.submit([request])
     assert scheduler.watchdog.is_in_time()
     scheduler.start()

@@ -6,6 +6,7 @@ model (tests/runners/models, tests/export/test_adapters.py).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,8 @@ def untrained_head(tensor: Tensor) -> Tensor:
     return weights["model.language_model.shared.weight"].to(tensor.dtype)
 
 
-def with_microsofts_names(folder: Path) -> None:
-    rename_weights(folder, microsoft_name)
-
-
-def with_names_of_2024(folder: Path) -> None:
-    rename_weights(folder, name_of_2024)
+with_microsofts_names = partial(rename_weights, renamed=microsoft_name)
+with_names_of_2024 = partial(rename_weights, renamed=name_of_2024)
 
 
 def unchanged(_folder: Path) -> None: ...

@@ -1,5 +1,6 @@
 """The contract of decoders, for the fake and the real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,21 +26,8 @@ def load(artifacts: Path, max_positions: int = 0) -> Decoder:
     return load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions)
 
 
-def requests(decoder: Decoder) -> list[SequenceRequest]:
-    prompts = [decoder.text.prompt_ids([(text, False)]) for text in ("abc", "a")]
-    features = torch.zeros(16, hidden_size(decoder))
-    return [SequenceRequest(features, prompt, max_new_tokens=4) for prompt in prompts]
-
-
 def hidden_size(decoder: Decoder) -> int:
     return decoder.embed(torch.zeros(1, dtype=torch.long)).shape[-1]
-
-
-def num_bytes(engine: EagerEngine) -> int:
-    memories = [engine.cache.self_attention]
-    if engine.cache.prefixes is not None:
-        memories.append(engine.cache.prefixes.memory)
-    return sum(memory._memory.nbytes for memory in memories)
 
 
 def test_the_words_of_a_prompt_are_those_within_its_frame(decoder: Decoder) -> None:
@@ -57,18 +45,14 @@ def test_images_of_different_sizes_share_a_prefill(decoder: Decoder) -> None:
     generator = torch.Generator().manual_seed(0)
     width = hidden_size(decoder)
     images = [torch.randn(size, width, generator=generator) for size in (16, 24, 9)]
-    requests_ = [SequenceRequest(image, prompt, max_new_tokens=4) for image in images]
-    together = EagerEngine(decoder, 3).prefill(requests_, 0)
-    for row, request in zip(together, requests_, strict=True):
+    requests = [SequenceRequest(image, prompt, max_new_tokens=4) for image in images]
+    together = EagerEngine(decoder, 3).prefill(requests, 0)
+    for row, request in zip(together, requests, strict=True):
         (alone,) = EagerEngine(decoder, 1).prefill([request], 0)
         torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
 
 
-@torch.inference_mode()
-def test_fewer_positions_make_smaller_slots_and_the_same_logits(artifacts: Path) -> None:
-    engines = [EagerEngine(decoder, 2) for decoder in (load(artifacts), load(artifacts, 64))]
-    whole, limited = (engine.prefill(requests(load(artifacts)), 0) for engine in engines)
-    assert num_bytes(engines[1]) < num_bytes(engines[0]) / 4
-    assert torch.equal(whole, limited)
-    shape = load(artifacts, 1_000_000).shape
-    assert shape.num_positions == load(artifacts).shape.num_positions
+def test_positions_are_at_most_those_of_the_model(artifacts: Path) -> None:
+    whole = load(artifacts).shape
+    assert load(artifacts, 64).shape == replace(whole, num_positions=64)
+    assert load(artifacts, 1_000_000).shape == whole

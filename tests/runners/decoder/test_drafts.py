@@ -101,9 +101,6 @@ def test_shorter_drafts_are_padded_with_their_last_token_at_its_own_position() -
     assert places.token_ids.tolist() == [[4, 7, 8], [5, 5, 5], [6, 9, 9]]
     assert places.positions.tolist() == [[10, 11, 12], [20, 20, 20], [30, 31, 31]]
     assert places.length == 32
-
-
-def test_rows_skip_the_padding_of_shorter_drafts() -> None:
     assert rows_of([(7, 8), (), (9,)]) == [range(3), range(3, 4), range(6, 8)]
 
 

@@ -100,7 +100,7 @@ def token_ids_of(decoder: Decoder, requests: list[SequenceRequest]) -> list[tupl
 @pytest.mark.parametrize("num_prompts", [7, pytest.param(105, marks=pytest.mark.long)])
 @pytest.mark.parametrize("num_beams", [1, NUM_BEAMS])
 def test_mixed_adapters_give_the_tokens_of_peft(
-    tuned: Tuned, num_beams: int, num_prompts: int, capsys: pytest.CaptureFixture[str]
+    tuned: Tuned, num_beams: int, num_prompts: int
 ) -> None:
     requests = [tuned.request(index, num_beams) for index in range(num_prompts)]
     generated = generate_all(tuned.case.decoder, requests)
@@ -109,8 +109,6 @@ def test_mixed_adapters_give_the_tokens_of_peft(
         case = replace(tuned.case, reference=tuned.references[tuned.adapter(index)])
         score = sum(sequence.logprobs) / len(sequence.logprobs)
         num_near_ties += not case.equals_reference(index, request, sequence.token_ids, score)
-    with capsys.disabled():
-        print(f"\n{num_near_ties} near ties in {num_prompts} answers", end=" ")
     assert num_near_ties <= MAX_NEAR_TIES * num_prompts
 
 

@@ -59,9 +59,7 @@ def submitted(case: Case, requests: list[SequenceRequest]) -> "list[Future[Writt
 
 
 @pytest.mark.parametrize("num_requests", [24, pytest.param(200, marks=pytest.mark.long)])
-def test_requests_in_flight_get_their_tokens(
-    case: Case, num_requests: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_requests_in_flight_get_their_tokens(case: Case, num_requests: int) -> None:
     rng = random.Random(1)
     requests = [
         case.request(index, rng.randrange(2, 32), NUM_BEAMS if index % EVERY_WITH_BEAMS == 0 else 1)
@@ -69,16 +67,13 @@ def test_requests_in_flight_get_their_tokens(
     ]
     written: list[tuple[int, ...]] = []
     num_near_ties = 0
-    for index, (request, future) in enumerate(
-        zip(requests, submitted(case, requests), strict=True)
-    ):
+    futures = submitted(case, requests)
+    for index, (request, future) in enumerate(zip(requests, futures, strict=True)):
         if not future.cancelled():
             sequence = future.result().sequence
             score = sum(sequence.logprobs) / len(sequence.logprobs)
             written.append(sequence.token_ids)
             num_near_ties += not case.equals_reference(index, request, sequence.token_ids, score)
-    with capsys.disabled():
-        print(f"\n{num_near_ties} near ties in {len(written)} answers", end=" ")
     assert len(written) >= num_requests * 0.8
     assert sum(map(len, written)) > 4 * len(written)  # answers are not empty
     assert num_near_ties <= MAX_NEAR_TIES * len(written)

@@ -1,8 +1,5 @@
-"""The memory that loading a decoder takes, measured in a separate process, and its independence of
-the encoder.
-"""
+"""The memory that loading a decoder takes, measured in a separate process, and joined layers."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from laboratory.bench.random_weights import write_random_checkpoint
-from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 from tests.support.random_weights import SHAPES
-from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
+from wire.artifacts.manifest import DECODER_FILE, Precision
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
 # packing leaves in the heap (up to 90 MB here), and the interpreter's own objects.
@@ -88,15 +84,6 @@ def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> Non
     embeddings = 4 * load_file(large / DECODER_FILE)["model.language_model.shared.weight"].numel()
     # the embeddings, half of the weights, stay float32
     assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size
-
-
-def test_decoders_load_without_any_vision_weights(artifacts: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(artifacts, tmp_path / "copy"))
-    for file in folder.glob("*.onnx"):
-        file.unlink()
-    weights = load_file(folder / DECODER_FILE)
-    assert all(name.startswith("model.language_model.") for name in weights)
-    load_decoder(folder, read_manifest(folder).family, "int8", "cpu")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])  # packed, and not
