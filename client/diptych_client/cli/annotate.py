@@ -19,7 +19,7 @@ from diptych_client.cli.options import (
     offered_task,
     output_folder,
 )
-from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
+from diptych_client.cli.terminal import echo, note_problems, run_with_progress
 from diptych_client.evaluation.annotation.consensus import Records, agreement, write_consensus
 from diptych_client.evaluation.formats.writing import check_format, check_outputs, write_dataset
 from diptych_client.evaluation.questions import AnswerLog, Asker, Job, Record, Sample
@@ -34,12 +34,8 @@ def ask(
     samples: Sequence[Sample],
     model: str,
 ) -> None:
-    """Send the requests that have no answer yet; note how many have one."""
-    total = sum(len(sample.requests) for sample in samples)
+    """Send the requests that have no answer yet."""
     num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
-    if num_unanswered < total:
-        count = f"{total - num_unanswered} of {total}"
-        logger.info("%s: %s requests have an answer already", model, count)
     if not num_unanswered:
         return
 

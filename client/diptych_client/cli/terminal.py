@@ -91,11 +91,7 @@ def run_with_progress(
     is_hidden = not logger.isEnabledFor(logging.WARNING)
     with Progress(*columns, console=_ERRORS, disable=is_hidden) as progress:
         bar = progress.add_task(printable(description), total=total)
-        try:
-            asyncio.run(run(lambda: progress.advance(bar)))
-        except KeyboardInterrupt:
-            _ERRORS.print("interrupted; run the same command to resume")
-            raise
+        asyncio.run(run(lambda: progress.advance(bar)))
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:

@@ -133,8 +133,6 @@ def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
 
 def read_json(path: Path) -> Any:
     text = read_text(path, MAX_JSON_BYTES)
-    if not text.strip():
-        raise RunError(f"{path} is empty; expected JSON")
     with _readable_as("JSON", path):
         return json.loads(text)
 

@@ -5,26 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from diptych_client import Answer, DetectionsResult
 from tests.client.cli.conftest import Captured, Diptych, listings
-from tests.support.client_answers import DETECTIONS, SIZE, answer
+from tests.support.client_answers import DETECTIONS, answer
 from tests.support.scripted_services import Received, Script
 
 TASK = "object_detection"
 NAMES = ("first", "second")
 STAR = {"label": "star", "box": DETECTIONS.detections[0].box_xyxy}
-BOTH = [answer(DETECTIONS, model=name) for name in sorted(NAMES * 2)]  # to two images
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return two images in a folder."""
-    (tmp_path / "images").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "images" / name)
-    return tmp_path / "images"
+BOTH = [answer(DETECTIONS, model=name) for name in sorted(NAMES * 3)]  # to three images
 
 
 @pytest.fixture
@@ -60,7 +50,7 @@ def report_of(out: Path) -> dict[str, object]:
 
 def test_report_has_every_model(diptych: Diptych, folder: Path, out: Path) -> None:
     status, received = evaluate(diptych, folder, answers=BOTH)
-    assert (status, len(received)) == (0, 4)
+    assert (status, len(received)) == (0, 6)
     assert report_of(out)["models"] == list(NAMES)
     assert "a.png" in (out / "report.html").read_text()
     assert evaluate(diptych, folder) == (0, [])  # a finished run is not sent again
@@ -68,9 +58,9 @@ def test_report_has_every_model(diptych: Diptych, folder: Path, out: Path) -> No
 
 def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path) -> None:
     words = ("--without-tiles", "--tiles", "auto")
-    answers = [answer(DETECTIONS, model="first")] * 4
+    answers = [answer(DETECTIONS, model="first")] * 6
     _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
-    assert [b'name="tiles"' in one.body for one in received] == [True, True, False, False]
+    assert [b'name="tiles"' in one.body for one in received] == [True] * 3 + [False] * 3
     assert report_of(out)["models"] == ["first", "first without tiles"]
     assert evaluate(diptych, folder, "--without-tiles", models=["first"]) == (1, [])
 
@@ -98,8 +88,7 @@ def test_report_names_run_and_failures(
     diptych: Diptych, folder: Path, out: Path, capsys: Captured
 ) -> None:
     (folder / "a.png").write_text("no image")
-    answers = [answer(DETECTIONS, model=name) for name in NAMES]
-    assert evaluate(diptych, folder, answers=answers)[0] == 1
+    assert evaluate(diptych, folder, answers=BOTH[1:5])[0] == 1
     assert "; 2 requests failed, see " in capsys.readouterr().out
     run = report_of(out)["run"]
     assert isinstance(run, dict)
@@ -124,7 +113,7 @@ def test_index_has_a_row_for_each_report(
     index = folder.with_name("index.html")
     assert diptych(Script([]), "reports", out, "--out", index, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["task"], row["images"]) == (f"{TASK} on images", 2)
+    assert (row["task"], row["images"]) == (f"{TASK} on images", 3)
     assert row["conclusion"] == "first and second: agreement 100.0 [100.0, 100.0] %."
     page = index.read_text()
     assert 'href="out/report.html"' in page

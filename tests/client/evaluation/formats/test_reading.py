@@ -302,7 +302,7 @@ NO_IMAGE = json.dumps({"images": [{"id": 1, "file_name": "z.png"}]})
     [
         ("x.json", "[]", "it has no list `images`"),
         ("x.json", NO_IMAGE, "give its folder with --images"),
-        ("x.json", "", "x.json is empty; expected JSON"),
+        ("x.json", "", "x.json is not readable as JSON: Expecting value"),
         ("x.jsonl", '{"image": "a.png"}\n{"text": 1}\n', "line 2: expected an object with `image`"),
         ("x.yaml", "a: 1", "it has no `names`"),
         ("x.yaml", "names: [a]", "has no split val or valid or validation or test or train"),
