@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Result
 from tests.support.client_answers import INSTANCES, TEXT_REGIONS, answer
 from tests.support.evaluations import detection
-from tests.support.scripted_services import Refusal, scripted
+from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 
 IMAGE = ImageFile("a.png", 1, 1)
 BOX = (0.0, 0.0, 5.0, 5.0)
@@ -187,6 +188,21 @@ def test_no_request_is_sent_twice(folder: Path) -> None:
     changed = replace(samples[0], image=ImageFile("0.png", 1, 2))
     detailed = sample_of("0.png", TaskParameters(detail="detailed"))
     assert num_received(folder, [changed, detailed]) == 2
+
+
+class PairScript(Script):
+    """Answers requests in pairs."""
+
+    barrier = threading.Barrier(2, timeout=60)
+
+    def next_step(self, received: Received) -> Step:
+        self.barrier.wait()
+        return Script.next_step(self, received)
+
+
+def test_requests_are_concurrent(folder: Path) -> None:
+    with serving_rest(PairScript([])) as url:
+        assert num_failed(folder, [sample_of(f"{index}.png") for index in range(4)], url) == 0
 
 
 def test_failure_is_listed_and_sent_again(folder: Path) -> None:
