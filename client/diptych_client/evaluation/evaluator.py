@@ -87,30 +87,22 @@ class JudgedPhrase:
         return "right" if (iou or 0.0) >= SAME_OBJECT_IOU else "badly placed"
 
 
-def judge_phrases(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
-    judged = []
-    for phrase in truth.objects:
-        name = phrase.label.casefold()
-        answers = [item for item in prediction.items if label_of(item).casefold() == name]
-        item = max(answers, key=attrgetter("score"), default=None)
-        box_iou = None
-        if phrase.box_xyxy is not None:
-            boxes = [] if item is None else [box_of(item)]
-            box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
-        judged.append(JudgedPhrase(item, box_iou, _mask_iou(phrase, item, prediction)))
-    return judged
-
-
-def _mask_iou(phrase: TruePhrase, item: Item | None, prediction: Prediction) -> float | None:
-    if phrase.segmentation is None:
-        return None
-    if item is None:
-        return 0.0
-    if not isinstance(item, Instance):
-        return None
-    true_mask = run_lengths(phrase.segmentation, prediction.image)
-    mask = encoded_mask(item.to_mask(prediction.image))
-    return float(coco_mask.iou([mask], [true_mask], [0])[0, 0])
+def judge_phrase(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
+    name = phrase.label.casefold()
+    answers = [item for item in prediction.items if label_of(item).casefold() == name]
+    item = max(answers, key=attrgetter("score"), default=None)
+    box_iou = None
+    mask_iou = None
+    if phrase.box_xyxy is not None:
+        boxes = [] if item is None else [box_of(item)]
+        box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
+    if phrase.segmentation is not None and item is None:
+        mask_iou = 0.0
+    elif phrase.segmentation is not None and isinstance(item, Instance):
+        true_mask = run_lengths(phrase.segmentation, prediction.image)
+        mask = encoded_mask(item.to_mask(prediction.image))
+        mask_iou = float(coco_mask.iou([mask], [true_mask], [0])[0, 0])
+    return JudgedPhrase(item, box_iou, mask_iou)
 
 
 @dataclass(slots=True)
@@ -124,12 +116,11 @@ class PhrasesMeasure:
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, PhrasesTruth)
-        judged = judge_phrases(truth, prediction)
+        judged = [judge_phrase(phrase, prediction) for phrase in truth.objects]
+        kinds = Counter[str](map(attrgetter("kind"), judged))
         boxes = []
         masks = []
-        kinds = Counter[str]()
         for phrase in judged:
-            kinds[phrase.kind] += 1
             if phrase.box_iou is not None:
                 boxes.append(float(phrase.box_iou >= SAME_OBJECT_IOU))
             if phrase.mask_iou is not None:

@@ -20,7 +20,6 @@ from diptych_client.evaluation.evaluator import (
     decide,
     disagreement,
     drawn,
-    judge_phrases,
     run_record,
 )
 from diptych_client.evaluation.questions import (
@@ -150,8 +149,7 @@ def test_best_answer_to_a_phrase_counts() -> None:
 def test_mask_of_a_phrase_is_judged_by_pixels() -> None:
     truth = PhrasesTruth((TruePhrase("car", BOX, RING), TruePhrase("dog", BOX)))
     items = [Instance(BOX, "car", 0.9, (HALF,)), Instance(FAR, "dog", 0.9, (HALF,))]
-    kinds = [phrase.kind for phrase in judge_phrases(truth, prediction(items))]
-    assert kinds == ["right", "badly placed"]
+    assert PhrasesMeasure().add(truth, prediction(items)).true_kinds == ["right", "badly placed"]
     measure = PhrasesMeasure()
     for answers in (items[:1], []):
         measure.add(PhrasesTruth((TruePhrase("car", None, RING),)), prediction(answers))
