@@ -12,7 +12,8 @@ from typing import Any
 
 import typer
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -82,15 +83,9 @@ def run_with_progress(
     description: str = "images",
 ) -> None:
     """Run a coroutine that calls its argument once for each finished unit."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     is_hidden = not logger.isEnabledFor(logging.WARNING)
-    with Progress(*columns, console=_ERRORS, disable=is_hidden) as progress:
-        bar = progress.add_task(printable(description), total=total)
+    with Progress(console=_ERRORS, disable=is_hidden) as progress:
+        bar = progress.add_task(escape(printable(description)), total=total)
         asyncio.run(run(lambda: progress.advance(bar)))
 
 
