@@ -39,8 +39,6 @@ PALETTE: tuple[Color, ...] = (
     (240, 228, 66),
 )
 _MASK_OPACITY = 0.45
-_WHITE = (255, 255, 255)
-_BLACK = (0, 0, 0)
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -64,7 +62,7 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     panels = [_panel(image, answer, colors) for answer in comparison.answers]
     step = image.width + _line_width(image) * 4
     height = max(panel.height for panel in panels)
-    picture = Image.new("RGB", (step * (len(panels) - 1) + image.width, height), _WHITE)
+    picture = Image.new("RGB", (step * (len(panels) - 1) + image.width, height), "white")
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * step, 0))
     return picture
@@ -105,7 +103,7 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     font = _font(picture)
     background = draw.textbbox((x, max(y, font.size * 1.4)), tag, font=font, anchor="lb")
     draw.rectangle(background, fill=color)
-    draw.text(background[:2], tag, fill=_BLACK, font=font, anchor="lt")
+    draw.text(background[:2], tag, fill="black", font=font, anchor="lt")
 
 
 def _with_text(picture: Image.Image, text: str) -> Image.Image:
@@ -114,9 +112,9 @@ def _with_text(picture: Image.Image, text: str) -> Image.Image:
     num_columns = max(10, round(picture.width / (font.size * 0.55)))
     wrapped = "\n".join(fill(line, num_columns) for line in text.splitlines())
     _, _, _, text_height = ImageDraw.Draw(picture).multiline_textbbox((0, 0), wrapped, font=font)
-    panel = Image.new("RGB", (picture.width, picture.height + round(text_height) + 4), _WHITE)
+    panel = Image.new("RGB", (picture.width, picture.height + round(text_height) + 4), "white")
     panel.paste(picture)
-    ImageDraw.Draw(panel).multiline_text((4, picture.height), wrapped, fill=_BLACK, font=font)
+    ImageDraw.Draw(panel).multiline_text((4, picture.height), wrapped, fill="black", font=font)
     return panel
 
 

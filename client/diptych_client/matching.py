@@ -74,7 +74,9 @@ def greedy_pairs(iou: Floats, threshold: float) -> list[tuple[int, int]]:
 
 def coco_credit(iou: float) -> float:
     """Return the share of the thresholds 0.5, 0.55, …, 0.95 that an IoU reaches."""
-    return min(max(math.floor((iou - 0.5) / 0.05 + 1e-9) + 1, 0), 10) / 10
+    if iou < SAME_OBJECT_IOU:
+        return 0.0
+    return min(math.floor((iou - 0.5) / 0.05 + 1e-9) + 1, 10) / 10
 
 
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
@@ -82,25 +84,19 @@ def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list
     iou = pairwise_iou([box.box_xyxy for box in truths], [box.box_xyxy for box in answers])
     true_labels = np.array([box.label for box in truths], dtype=object)
     answered_labels = np.array([box.label for box in answers], dtype=object)
-    is_same = true_labels[:, None] == answered_labels
+    same_class_iou = iou * (true_labels[:, None] == answered_labels)
     rounds: tuple[tuple[Kind, Floats, float], ...] = (
-        ("right", iou * is_same, SAME_OBJECT_IOU),
-        ("wrong class", iou * ~is_same, SAME_OBJECT_IOU),
-        ("badly placed", iou * is_same, NEARBY_IOU),
+        ("right", same_class_iou, WELL_PLACED_IOU),
+        ("loosely placed", same_class_iou, SAME_OBJECT_IOU),
+        ("wrong class", iou - same_class_iou, SAME_OBJECT_IOU),
+        ("badly placed", same_class_iou, NEARBY_IOU),
     )
     pairs: list[Pair] = []
     is_missed = np.ones(len(truths), dtype=bool)
     is_extra = np.ones(len(answers), dtype=bool)
-    for round_kind, round_iou, threshold in rounds:
-        free_iou = round_iou * np.outer(is_missed, is_extra)
-        for row, column in greedy_pairs(free_iou, threshold):
-            kind = round_kind
-            credit = 0.0
-            if kind == "right":
-                credit = coco_credit(iou[row, column])
-                if iou[row, column] < WELL_PLACED_IOU:
-                    kind = "loosely placed"
-            pairs.append(Pair(kind, row, column, credit))
+    for kind, round_iou, threshold in rounds:
+        for row, column in greedy_pairs(round_iou * np.outer(is_missed, is_extra), threshold):
+            pairs.append(Pair(kind, row, column, coco_credit(same_class_iou[row, column])))
             is_missed[row] = False
             is_extra[column] = False
     pairs += [Pair("missed", row, None) for row in np.flatnonzero(is_missed).tolist()]

@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google.protobuf.message import Message
+from pydantic import BaseModel
 
 from diptych_client import (
     Analysis,
@@ -28,7 +30,6 @@ from diptych_client import (
     StepAnswers,
     Task,
     TaskParameters,
-    TextResult,
     Tiles,
     UnsupportedTask,
 )
@@ -46,18 +47,19 @@ from diptych_client.transports.messages import (
     PREDICT,
     TASKS,
     Call,
+    Operation,
     form_values,
     from_json,
     to_json,
 )
 from diptych_client.transports.rest_transports import check_status
-from service.schema.rendering import AnswerJson
-from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, SQUARE, answer
+from service.rpc.vision import message_of
+from service.schema.rendering import AnalysisJson, AnswerJson, ComparisonJson
+from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer
 
 CODE = grpc.StatusCode
 CALL = Call(PREDICT, Request(), "mine", 0.0)
 DETAIL = ErrorDetail("unsupported_task", "not offered", "task", "id-1")
-FAILURE = ModelFailure("other", DETAIL)
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
 OPTIONS = AnswerOptions(temperature=0.0, seed=0, constrained=False, tiles=6)
 FIELDS: dict[str, FieldValue] = {"task": "some_task", **non_null_fields(PARAMETERS, OPTIONS)}
@@ -95,18 +97,46 @@ def test_url_is_sent_over_rest_alone() -> None:
     assert caught.value.param == "image"
 
 
-def test_answer_is_read_back_and_conforms_to_the_api() -> None:
-    proof = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
-    tiled = replace(answer(DETECTIONS), tiles=Tiles(2, 3, 5, 1, 4), guarantee=proof)
-    for value in (*map(answer, RESULTS), replace(tiled, calibrated=True)):
-        body = json.dumps(to_json(value))
-        AnswerJson.model_validate_json(body)
-        assert from_json(Answer, json.loads(body) | {"of_a_newer_service": 1}) == value
-    body = to_json(tiled)
-    message = json_from_message(pb.Answer(tiles=body["tiles"], guarantee=body["guarantee"]))
-    assert {name: message[name] for name in ("tiles", "guarantee")}.items() <= body.items()
-    for unset in (to_json(answer(DETECTIONS)), json_from_message(pb.Answer())):
+FAILURE = ModelFailure("other", DETAIL)
+PLAIN = answer(DETECTIONS)
+TILED = replace(
+    PLAIN,
+    calibrated=True,
+    labels=("a", "b"),
+    tiles=Tiles(2, 3, 5, 1, 4),
+    guarantee=Guarantee(0.95, 0.9, 0.5, 4, 80, 2),
+)
+OUTCOMES = (
+    StepAnswer(PLAIN, 0, (1, 2, 3, 4)),
+    StepAnswer(ModelFailure("other", replace(DETAIL, param=None))),
+)
+ANALYSIS = Analysis("id-1", SIZE, (StepAnswers("a", "ocr", True, OUTCOMES),))
+
+
+@pytest.mark.parametrize(
+    ("operation", "schema", "message", "value"),
+    [
+        *((PREDICT, AnswerJson, pb.Answer, answer(result)) for result in RESULTS),
+        (PREDICT, AnswerJson, pb.Answer, TILED),
+        (COMPARE, ComparisonJson, pb.Comparison, Comparison("1", "t", SIZE, (TILED, FAILURE))),
+        (ANALYZE, AnalysisJson, pb.Analysis, ANALYSIS),
+    ],
+)
+def test_answer_conforms_to_the_api_and_is_read_back(
+    operation: Operation[Any], schema: type[BaseModel], message: type[Message], value: object
+) -> None:
+    body = json.dumps(to_json(value))
+    document = schema.model_validate_json(body).model_dump()
+    assert operation.parse(json.loads(body) | {"of_a_newer_service": 1}) == value
+    assert operation.parse(json_from_message(message_of(message, document))) == value
+
+
+def test_option_that_was_not_asked_for_is_unset() -> None:
+    for unset in (to_json(PLAIN), json_from_message(pb.Answer())):
         assert not {"tiles", "guarantee", "labels"} & unset.keys()
+    assert list(ANALYSIS.step("a").of(0)) == [PLAIN]
+    with pytest.raises(KeyError):
+        ANALYSIS.step("b")
 
 
 SHORT_BOX = {"box": [1, 2, 3], "label": "a", "score": 1}
@@ -122,45 +152,9 @@ SHORT_BOX = {"box": [1, 2, 3], "label": "a", "score": 1}
 )
 def test_unknown_result_is_an_error(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"no known kind|expected a text|is shorter"):
-        from_json(Answer, to_json(answer(DETECTIONS)) | fields)
+        from_json(Answer, to_json(PLAIN) | fields)
     with pytest.raises(ValueError, match="no known kind"):
         PREDICT.parse(json_from_message(pb.Answer(id="r")))
-
-
-def test_comparison_and_analysis_are_read_back() -> None:
-    comparison = Comparison("id-1", "object_detection", SIZE, (answer(DETECTIONS), FAILURE))
-    assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
-    failure = ModelFailure("other", replace(DETAIL, param=None))
-    answers = (StepAnswer(answer(DETECTIONS), 0, (1, 2, 3, 4)), StepAnswer(failure))
-    analysis = Analysis("id-1", SIZE, (StepAnswers("a", "ocr", True, answers),))
-    assert from_json(Analysis, json.loads(json.dumps(to_json(analysis)))) == analysis
-    assert list(analysis.step("a").of(0)) == [answer(DETECTIONS)]
-    with pytest.raises(KeyError):
-        analysis.step("b")
-
-
-def test_messages_are_the_json_of_rest() -> None:
-    points = [pb.Point(x=x, y=y) for x, y in SQUARE]
-    rings = pb.Polygons(rings=[pb.Ring(points=points)])
-    instance = pb.Instance(label="a", score=0.5, polygons=rings, box=pb.Box(x2=2))
-    message = json_from_message(pb.Answer(instances=pb.Instances(instances=[instance])))
-    (item,) = message["result"]["instances"]
-    assert (item["polygons"], item["box"]) == ([list(SQUARE)], (0, 0, 2, 0))
-    regions = pb.TextRegions(text_regions=[pb.TextRegion(quad=points, text="HI", score=0.5)])
-    message = json_from_message(pb.Answer(text_regions=regions))
-    assert message["result"]["text_regions"] == [{"quad": list(SQUARE), "text": "HI", "score": 0.5}]
-    error = pb.Error(code="overloaded", message="busy", request_id="1")
-    answers = [pb.StepAnswer(of=2, view=(1, 2, 3, 4), model="x", error=error)]
-    steps = [pb.StepAnswers(id="a", task="ocr", truncated=True, answers=answers)]
-    image = pb.Image(width=3, height=4)
-    analysis = ANALYZE.parse(json_from_message(pb.Analysis(id="1", image=image, steps=steps)))
-    failure = ModelFailure("x", ErrorDetail("overloaded", "busy", None, "1"))
-    assert analysis.step("a").answers == (StepAnswer(failure, 2, (1, 2, 3, 4)),)
-    assert (analysis.image.width, analysis.step("a").truncated) == (3, True)
-    message = pb.Comparison(image=image, answers=[pb.ModelAnswer(answer=pb.Answer(text="EXIT"))])
-    (outcome,) = COMPARE.parse(json_from_message(message)).answers
-    assert isinstance(outcome, Answer)
-    assert outcome.result == TextResult("EXIT")
 
 
 def test_listings_are_parsed() -> None:

@@ -136,10 +136,9 @@ def json_from_message(message: Any) -> Any:
         case pb.Detections() | pb.Instances() | pb.TextRegions() | pb.Polygons() | pb.Ring():
             (name,) = message.DESCRIPTOR.fields_by_name
             return json_from_message(getattr(message, name))
-        case pb.ListModelsResponse():
-            return {"data": json_from_message(message.models)}
-        case pb.ListTasksResponse():
-            return {"data": json_from_message(message.tasks)}
+        case pb.ListModelsResponse() | pb.ListTasksResponse():
+            (name,) = message.DESCRIPTOR.fields_by_name
+            return {"data": json_from_message(getattr(message, name))}
     if not isinstance(message, Message):
         return list(map(json_from_message, message))
     row: dict[str, Any] = {"param": None} if isinstance(message, pb.Error) else {}
