@@ -100,11 +100,9 @@ def _fields(message: Descriptor) -> Iterator[str]:
 
 
 def _client() -> Iterator[str]:
-    for name in sorted(diptych_client.__all__):
-        value = getattr(diptych_client, name)
+    for name, value in sorted(inspect.getmembers(diptych_client, inspect.isclass)):
         yield f"{name}{_signature(value)}"
-        if inspect.isclass(value):
-            yield from (f"{name}.{member}" for member in _members(value))
+        yield from (f"{name}.{member}" for member in _members(value))
 
 
 def _members(kind: type) -> Iterator[str]:

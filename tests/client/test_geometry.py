@@ -113,4 +113,5 @@ def test_pair_has_one_kind(
     pairs = match(truths, answers)
     assert sorted(pair.kind for pair in pairs) == kinds
     assert sorted(pair.truth for pair in pairs if pair.truth is not None) == [*range(len(truths))]
-    assert "right" not in kinds or 1.0 in [pair.credit for pair in pairs]
+    for pair in pairs:
+        assert (pair.credit > 0) == (pair.kind in ("right", "loosely placed"))

@@ -12,7 +12,7 @@ import pytest
 import supervision
 from pycocotools.coco import COCO
 
-from diptych_client import DetectionsResult, ImageSize, InstancesResult, TextRegionsResult
+from diptych_client import ImageSize
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT
 
@@ -33,6 +33,9 @@ def test_coco_has_boxes_masks_text_regions_and_captions() -> None:
     assert document["categories"] == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
     assert [row["category_id"] for row in document["annotations"]] == [1, 2, 1]
     assert document["annotations"][0]["bbox"] == [1, 2, 10, 10]
+    ring, pair = answer(INSTANCES).to_coco()["annotations"]
+    assert "counts" in ring["segmentation"]  # polygons have no holes
+    assert len(pair["segmentation"]) == 2
     (caption,) = answer(TEXT).to_coco()["annotations"]
     assert caption == {"id": 1, "image_id": 1, "caption": TEXT.text}
 
@@ -68,9 +71,9 @@ def test_detections_have_masks_quads_or_a_text() -> None:
 
 
 def test_empty_detections_are_merged() -> None:
-    empty = (DetectionsResult(()), InstancesResult(()), TextRegionsResult(()))
-    for nothing, result in zip(empty, (DETECTIONS, INSTANCES, TEXT_REGIONS), strict=True):
-        both = [answer(nothing).to_supervision(), answer(result).to_supervision()]
+    for result in (DETECTIONS, INSTANCES, TEXT_REGIONS):
+        empty: Any = type(result)(())
+        both = [answer(empty).to_supervision(), answer(result).to_supervision()]
         assert len(supervision.Detections.merge(both)) == len(both[1])
 
 
