@@ -7,8 +7,6 @@
 from dataclasses import dataclass
 
 _CLASSES: dict[str, "type[DiptychError]"] = {}  # keyed by code
-# errors of these fields depend on the image: a region may exceed a small one
-_IMAGE_FIELDS = ("image", "region")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ def new_error(
 def affects_every_image(error: DiptychError) -> bool:
     """Return True if the same request about another image would fail, too."""
     if isinstance(error, InvalidRequest):
-        return error.param not in _IMAGE_FIELDS
+        return error.param not in ("image", "region")  # which may exceed a small image
     return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)
 
 

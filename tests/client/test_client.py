@@ -323,18 +323,13 @@ def test_answers_are_in_order_and_few_images_are_read_ahead(
 
 
 @both_clients
-def test_failed_image_has_its_error_and_others_their_answers(kind: str) -> None:
-    images: list[str | bytes] = [b"a", "none.png", b"c"]
-    with scripted("rest", []) as (url, _):
-        first, error, last = call(kind, url, lambda client: client.predict_many(images, "ocr"))
-    assert isinstance(error, UnreadableFile)
-    assert first == last == ANSWER
-
-
-@both_clients
-def test_error_of_every_image_ends_the_run(kind: str) -> None:
-    with scripted("rest", [Refusal("invalid_request")]) as (url, script):
-        many = [b"a"] * 50
+def test_failed_image_has_its_error_unless_every_image_would(kind: str) -> None:
+    images = [b"a", "none.png", b"c", *[b"d"] * 50]
+    with scripted("rest", []) as (url, script):
+        first, error, last = call(kind, url, lambda client: client.predict_many(images[:3], "ocr"))
+        assert isinstance(error, UnreadableFile)
+        assert first == last == ANSWER
+        script.steps.append(Refusal("invalid_request"))
         with pytest.raises(InvalidRequest):
-            call(kind, url, lambda client: client.predict_many(many, "ocr", concurrency=1))
-        assert len(script.received) == 1
+            call(kind, url, lambda client: client.predict_many(images, "ocr", concurrency=1))
+    assert len(script.received) == 3

@@ -12,7 +12,16 @@ import pytest
 from mcp import Client
 from mcp_types import CallToolResult, TextContent
 
-from diptych_client import AsyncClient, Comparison, ErrorDetail, Guarantee, ModelFailure, Task
+from diptych_client import (
+    Answer,
+    AsyncClient,
+    Comparison,
+    DetectionsResult,
+    ErrorDetail,
+    Guarantee,
+    ModelFailure,
+    Task,
+)
 from diptych_client.integrations.mcp_server import answer_rows, read_image, tool_of, tool_server
 from diptych_client.transports.messages import to_json
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, answer
@@ -47,8 +56,14 @@ def call(script: Script, tool: str, **arguments: Any) -> CallToolResult:
         return asyncio.run(run(url))
 
 
-def body_of(reply: object) -> bytes:
-    return json.dumps(to_json(reply)).encode()
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def comparison(*answers: Answer | ModelFailure) -> Script:
+    return Script([json.dumps(to_json(Comparison("id", "ocr", SIZE, answers))).encode()])
 
 
 def test_tool_has_parameters_options_and_models() -> None:
@@ -73,13 +88,16 @@ def test_arguments_are_fields_of_the_request() -> None:
     (request,) = script.received
     for text in (URL, SEGMENT.id, "[1, 2, 3, 4]", "0.5"):
         assert f"\r\n\r\n{text}\r\n".encode() in request.body
-    script = Script([body_of(Comparison("id", "ocr", SIZE, (answer(TEXT), FAILURE)))])
+    script = comparison(answer(TEXT), FAILURE)
     result = call(script, "ocr", image=URL, models="m,n")
     assert b'["m", "n"]' in script.received[0].body
     assert not result.is_error
-    (content,) = result.content
-    assert isinstance(content, TextContent)
-    assert TEXT.text in content.text  # letters instead of escapes
+    assert TEXT.text in text_of(result)  # letters instead of escapes
+    result = call(comparison(FAILURE), "ocr", image=URL, models=["n"])
+    assert result.is_error
+    row = {"model": "n", "error": asdict(FAILURE.error)}
+    assert json.loads(text_of(result))["answers"] == [row]
+    assert result.structured_content == json.loads(text_of(result))
 
 
 @pytest.mark.parametrize(
@@ -95,18 +113,7 @@ def test_arguments_are_fields_of_the_request() -> None:
 def test_failed_call_says_why(arguments: dict[str, Any], message: str) -> None:
     result = call(Script([Refusal("overloaded")]), "ocr", **arguments)
     assert result.is_error
-    (content,) = result.content
-    assert isinstance(content, TextContent)
-    assert message in content.text
-
-
-def test_call_fails_if_all_models_fail() -> None:
-    failed = body_of(Comparison("id", "ocr", SIZE, (FAILURE,)))
-    result = call(Script([failed]), "ocr", image=URL, models=["n"])
-    assert result.is_error
-    assert result.structured_content is not None
-    (row,) = result.structured_content["answers"]
-    assert row == {"model": "n", "error": asdict(FAILURE.error)}
+    assert message in text_of(result)
 
 
 def test_only_image_files_leave_the_computer(tmp_path: Path) -> None:
@@ -126,14 +133,16 @@ def test_only_image_files_leave_the_computer(tmp_path: Path) -> None:
 
 
 def test_rows_are_rounded_and_simplified() -> None:
-    (star, *others) = DETECTIONS.detections
-    detections = (replace(star, box_xyxy=(1.26, 2, 3, 4), score=0.98765), *others)
+    star = replace(DETECTIONS.detections[0], box_xyxy=(1.26, 2, 3, 4), score=0.98765)
     proved = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
-    result = replace(DETECTIONS, detections=detections)
-    (row,) = answer_rows([replace(answer(result), guarantee=proved)])
-    assert row["detections"][0] == {"box": [1.3, 2, 3, 4], "label": "star", "score": 0.988}
-    assert list(row) == ["model", "detections", "finish_reason", "calibrated", "guarantee"]
-    assert row["guarantee"] == asdict(proved)
+    (row,) = answer_rows([replace(answer(DetectionsResult((star,))), guarantee=proved)])
+    assert row == {
+        "model": "some-model",
+        "detections": [{"box": [1.3, 2, 3, 4], "label": "star", "score": 0.988}],
+        "finish_reason": "stop",
+        "calibrated": False,
+        "guarantee": asdict(proved),
+    }
     edge = [(x / 10, 0.0) for x in range(100)]
     dense = (*edge, (9.9, 9.0), (0.0, 9.0))
     instance = replace(INSTANCES.instances[0], polygons_xy=(dense,))
