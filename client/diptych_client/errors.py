@@ -123,7 +123,7 @@ def new_error(
 def affects_every_image(error: DiptychError) -> bool:
     """Return True if the same request about another image would fail, too."""
     if isinstance(error, InvalidRequest):
-        return error.param not in ("image", "region")  # which may exceed a small image
+        return error.param not in ("image", "region")  # a region may exceed it
     return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)
 
 

@@ -43,7 +43,7 @@ def masks(*instances: RunLengthMask) -> Answer:
 
 def test_rectangles_are_one_request_with_key_and_model(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
-    key = {"api_key_file": str(tmp_path / "key")}
+    key: dict[str, Any] = {"api_key_file": str(tmp_path / "key")}
     shapes, script = detected([answer(DETECTIONS)], threshold=0.125, model="m-7", **key)
     assert [(shape.label_id, shape.score) for shape in shapes] == [(0, 0.9), (1, 0.5), (0, 0.25)]
     assert shapes[0].points == [1.0, 2.0, 11.0, 12.0]
