@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.support.connections import answer_to, is_closed
 from tests.support.haproxy import needs_haproxy, running_front
-from tests.support.served_app import serving_app
+from tests.support.http_servers import serving_app
+from tests.support.processes import answer_to, is_closed
 from tests.support.waiting import wait_until
 
 pytestmark = needs_haproxy

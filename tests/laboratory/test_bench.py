@@ -32,8 +32,8 @@ from laboratory.bench.material import make_scenes, write_catalog
 from laboratory.bench.peers import Generator, PromptedImage
 from loadtest.processes import running
 from tests.support.catalog import FLORENCE, ROOT
+from tests.support.http_servers import serving_app
 from tests.support.scene_images import scene_png
-from tests.support.served_app import serving_app
 
 PROMPTS = ("What does the image describe?", "Describe in detail what is shown in the image.")
 LENGTHS = (40, 3)  # the second answer is cut

@@ -1,17 +1,24 @@
-"""The export as a user runs it: `python -m export`, with its own model store."""
+"""The export as a user runs it, model stores, and disks that are full."""
 
+import hashlib
+import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.forked_python import run as run_forked
+from wire.artifacts.manifest import GENERATION_CONFIG_FILE, MANIFEST_FILE
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 EMBEDDED = ("florence-2-mini", "paligemma-mini")
+UNKNOWN_TOKEN_ID = 3  # <unk>
 _TIMEOUT_S = 600
 
 
@@ -68,3 +75,29 @@ def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
     as_root = ["--map-root-user"] if os.geteuid() else []
     return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))
+
+
+@contextmanager
+def full_disk(max_file_bytes: int) -> Iterator[None]:
+    """Fail writes beyond `max_file_bytes` as a full disk does; Python ignores SIGXFSZ."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def endless_models(exported: ModelStore, home: Path) -> ModelStore:
+    """Copy the models into another home, where every answer has the maximum length."""
+    shutil.copytree(exported.home, home, symlinks=True)
+    store = ModelStore(home)
+    for folder in map(store.newest, EMBEDDED):
+        config = json.loads((folder / GENERATION_CONFIG_FILE).read_text())
+        config.pop("forced_eos_token_id", None)
+        content = json.dumps(config | {"eos_token_id": UNKNOWN_TOKEN_ID}).encode()
+        (folder / GENERATION_CONFIG_FILE).write_bytes(content)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest["files"][GENERATION_CONFIG_FILE] = hashlib.sha256(content).hexdigest()
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return store

@@ -6,17 +6,29 @@ of its slot, its length and the position of the first logits in the values.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.kv_cache import DecoderShape, SlotCache, Slots, TokenPlaces
 from runners.tokens.text import CheckpointText, Constraints, GenerationRules, PromptTokenizer
-from tests.support.tiny_tokenizer import tiny_tokenizer
+
+
+def tiny_tokenizer(text: Mapping[int, str], control: Mapping[int, str]) -> dict[str, Any]:
+    """Return a byte-level `tokenizer.json` as BART's, with these tokens and no merges."""
+    vocabulary = {content: token_id for token_id, content in {**text, **control}.items()}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(control.values()))
+    values: dict[str, Any] = json.loads(tokenizer.to_str())
+    return values
+
 
 VOCABULARY_SIZE = 50
 # A prompt with POISON gives NaN logits for itself; one with CRASH fails its whole batch.

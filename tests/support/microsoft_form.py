@@ -29,8 +29,8 @@ from transformers.models.florence2.modeling_florence2 import (
 )
 
 from export.checkpoints.sources import in_transformers_form, resolve_source
+from tests.support.fake_decoder import tiny_tokenizer
 from tests.support.real_tokenizers import byte_characters
-from tests.support.tiny_tokenizer import tiny_tokenizer
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
 _Model: Any = Florence2ForConditionalGeneration

@@ -1,4 +1,4 @@
-"""Processes of a running service, and whether a port is open."""
+"""Processes of a running service, and connections to it."""
 
 import socket
 import subprocess
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.forked_python import ForkedProcess
+from tests.support.forked_python import ROOT, ForkedProcess
 
+# of programs that find nothing of Linux alone
+WITHOUT_LINUX = {"PYTHONPATH": str(ROOT / "tests/support/without_linux")}
 Process = subprocess.Popen[bytes] | ForkedProcess
 
 
@@ -41,3 +43,21 @@ def is_open(port: int, host: str = "127.0.0.1") -> bool:
 def run_folder_of(supervisor: int) -> Path:
     links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
     return next(link for link in links if link.name.startswith("diptych-"))
+
+
+def answer_to(connection: socket.socket, head: bytes) -> bytes:
+    """Return the answer's first line, empty if the connection closes while the head is sent."""
+    with suppress(ConnectionError):
+        connection.sendall(head)
+        return connection.recv(65536).partition(b"\r\n")[0]
+    return b""
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True

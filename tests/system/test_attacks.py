@@ -24,10 +24,9 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import write_keys
 from tests.support.attack_images import repeated_scans
-from tests.support.connections import is_closed
 from tests.support.export_cli import ModelStore
 from tests.support.haproxy import Front, needs_haproxy, running_front
-from tests.support.processes import image_decoders
+from tests.support.processes import image_decoders, is_closed
 from tests.support.running_service import (
     GATEWAY,
     Access,

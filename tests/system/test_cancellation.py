@@ -14,8 +14,7 @@ import httpx
 import pytest
 
 from service.rpc.proto import vision_pb2 as pb
-from tests.support.endless_models import endless_models
-from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.export_cli import EMBEDDED, ModelStore, endless_models
 from tests.support.running_service import (
     GATEWAY,
     RunningService,

@@ -18,8 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.endless_models import endless_models
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import ModelStore, endless_models
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png

@@ -12,8 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.endless_models import endless_models
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import ModelStore, endless_models
 from tests.support.running_service import RunningService, forked_service
 from tests.support.server_sent_events import parse_events
 from tests.support.waiting import repeating, wait_until

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 from tests.support.export_cli import ROOT
-from tests.support.portable import WITHOUT_LINUX
-from tests.support.processes import is_alive
+from tests.support.processes import WITHOUT_LINUX, is_alive
 from tests.support.waiting import wait_until
 from wire.host import process_environment
 

@@ -14,8 +14,7 @@ from runners.errors import SequenceError
 from runners.kv_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.text import Constraints, GenerationRules, PromptWords
-from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder
-from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder, tiny_tokenizer
 from tests.support.token_choices import is_failure
 
 # A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.

@@ -18,7 +18,7 @@ from runners.decoder.sequences import (
 )
 from runners.errors import SequenceError
 from runners.tokens.text import Constraints, GenerationRules
-from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.fake_decoder import tiny_tokenizer
 from tests.support.token_choices import advance, is_failure
 
 EOS = 1

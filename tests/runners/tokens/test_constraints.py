@@ -7,7 +7,7 @@ import torch
 from runners.errors import SequenceError
 from runners.tokens.text import Constraint, Constraints, ConstraintState
 from tests.support import token_choices
-from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.fake_decoder import tiny_tokenizer
 from tests.support.token_choices import is_failure, masked
 
 EOS = 1

@@ -14,7 +14,7 @@ from service.http.boundary import STATUSES
 from service.settings import Settings
 from tests.support.api_keys import hash_of
 from tests.support.batch_runs import CHAT, PREDICT, jsonl, line
-from tests.support.full_disk import full_disk
+from tests.support.export_cli import full_disk
 from tests.support.rest_client import Client, client, fits
 
 CONTENT = jsonl(line("a"))

@@ -38,9 +38,9 @@ from tests.support.batch_runs import (
     working,
 )
 from tests.support.core_calls import until
+from tests.support.export_cli import full_disk
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, context, make_core
-from tests.support.full_disk import full_disk
 from tests.support.rest_client import OCR, SMALL_PNG
 from wire.runner_channel import RunnerUnreachable
 

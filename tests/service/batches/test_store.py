@@ -12,7 +12,7 @@ from service.batches.wire import DAY_S, MAX_KEPT_S, Batch, BatchError
 from service.errors import InvalidRequest, Overloaded
 from service.settings import SettingsError
 from tests.support.batch_runs import add_file, create, line, now
-from tests.support.full_disk import full_disk
+from tests.support.export_cli import full_disk
 
 PLACES = [LinePlace(number, 10 * number, 9) for number in (1, 2, 3, 4)]
 

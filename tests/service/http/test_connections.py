@@ -16,8 +16,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from service.http.connections import ConnectionLimits, bounded_connection
-from tests.support.connections import answer_to, is_closed
-from tests.support.served_app import ServedApp, serving_app
+from tests.support.http_servers import ServedApp, serving_app
+from tests.support.processes import answer_to, is_closed
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 0.4

@@ -13,8 +13,8 @@ from tests.support.api_keys import api_keys
 from tests.support.browser import CHROMIUM, MISSING, TIMEOUT_MS, Playground, Witness, chromium
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
+from tests.support.http_servers import serving_app
 from tests.support.running_service import RunningService
-from tests.support.served_app import serving_app
 
 
 # Not for the whole session: while Playwright runs, no other test can start an event loop.
