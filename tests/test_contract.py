@@ -14,20 +14,17 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from google.protobuf.descriptor import Descriptor, FileDescriptor
-from prometheus_client.metrics import MetricWrapperBase
 
 import diptych_client
-import service.telemetry.metrics
-import wire.telemetry.runner_metrics
 from service.rpc.proto import inference_pb2, vision_pb2
 from service.settings import Settings, variable
 from service.web.openapi import openapi_document
 from tests.support.client_command import DIPTYCH
 from tests.support.export_cli import ROOT
 from tests.support.fake_service import served_models
+from tests.support.monitoring import own_metrics
 
 CONTRACT = ROOT / "tests" / "contract"
-_METRIC_MODULES = (service.telemetry.metrics, wire.telemetry.runner_metrics)
 _MODULE_COMMANDS = ("service", "export", "export golden", "export.tune", "export.bento", "offline")
 _SUBCOMMAND = re.compile(r"^. (\w[\w-]*)  ", re.MULTILINE)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*|\{[\w,.-]+\}")
@@ -141,10 +138,8 @@ def _settings() -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
-    for module in _METRIC_MODULES:
-        for metric in vars(module).values():
-            if isinstance(metric, MetricWrapperBase):
-                yield f"{metric._type} {metric._name} {','.join(metric._labelnames)}"
+    for metric in own_metrics():
+        yield f"{metric._type} {metric._name} {','.join(metric._labelnames)}"
 
 
 def _commands() -> Iterator[str]:

@@ -6,6 +6,7 @@ import tarfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -68,17 +69,13 @@ class Reader(NamedTuple):
     seeds: tuple[bytes, ...]
 
 
-def in_file(name: str, read: Callable[[Path], object]) -> Read:
-    """Return a reader of the bytes of a file of this name in a new folder."""
-
-    def read_file(data: bytes) -> None:
-        with TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-            read(path)
-
-    return read_file
+def in_file(name: str, read: Callable[[Path], object], data: bytes) -> None:
+    """Read a file of this name in a new folder."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        read(path)
 
 
 def file_of(write: Callable[[Path], Path], name: str) -> bytes:
@@ -91,14 +88,10 @@ def of_text(read: Callable[[str], object]) -> Read:
     return lambda data: read(data.decode("utf-8", "replace"))
 
 
-def of_two_parts(read: Callable[[bytes, str | None], object]) -> Read:
-    """Return a reader of a body and the header before it."""
-
-    def read_parts(data: bytes) -> None:
-        header, _, body = data.partition(SPLIT)
-        read(body, header.decode("latin-1") or None)
-
-    return read_parts
+def of_two_parts(read: Callable[[bytes, str | None], object], data: bytes) -> None:
+    """Read a body and the header before it."""
+    header, _, body = data.partition(SPLIT)
+    read(body, header.decode("latin-1") or None)
 
 
 def read_image(data: bytes) -> None:
@@ -156,7 +149,7 @@ def of_service(read: Read, *seeds: bytes) -> Reader:
 
 def of_labels(name: str, *seeds: bytes) -> Reader:
     # the command line prints these errors (client/diptych_client/cli/app.py)
-    return Reader(in_file(name, read_labels), (RunError, OSError, ValueError), seeds)
+    return Reader(partial(in_file, name, read_labels), (RunError, OSError, ValueError), seeds)
 
 
 def archive() -> bytes:
@@ -223,14 +216,15 @@ READERS = {
     ),
     "batch_line": of_service(parse_line, BATCH_LINE),
     "batch_upload": of_service(
-        in_file("body", read_upload_of),
+        partial(in_file, "body", read_upload_of),
         form(part("purpose", "batch"), part("file", BATCH_LINE, '; filename="a.jsonl"')),
     ),
     "open_inference": of_service(
-        of_two_parts(read_request), str(len(TENSORS)).encode() + SPLIT + TENSORS + b"\1\0\0\0a"
+        partial(of_two_parts, read_request),
+        str(len(TENSORS)).encode() + SPLIT + TENSORS + b"\1\0\0\0a",
     ),
     "runner_call": Reader(
-        of_two_parts(lambda body, header: read_call(body, header, (2, 2, 3))),
+        partial(of_two_parts, lambda body, header: read_call(body, header, (2, 2, 3))),
         (ValueError,),
         (SPLIT + CALL, str(len(CALL)).encode() + SPLIT + CALL + bytes(12)),
     ),
@@ -240,7 +234,9 @@ READERS = {
         (b"ab" * 32 + b" name=a requests_per_minute=5 max_concurrent=2\n",),
     ),
     "adapter": Reader(
-        in_file("parts", read_adapter), (ArtifactError,), (ADAPTER + SPLIT + save(PRODUCTS),)
+        partial(in_file, "parts", read_adapter),
+        (ArtifactError,),
+        (ADAPTER + SPLIT + save(PRODUCTS),),
     ),
     "coco": of_labels("a.json", file_of(write_coco, "annotations.json")),
     "json_lines": of_labels(
@@ -252,11 +248,11 @@ READERS = {
     "yolo": of_labels("data.yaml", b"path: .\ntrain: images\nnames:\n  0: cat\n"),
     "parquet": of_labels("a.parquet", file_of(write_parquet, "val-00000-of-00001.parquet")),
     "journal": Reader(
-        in_file("journal.jsonl", read_journal),
+        partial(in_file, "journal.jsonl", read_journal),
         (RunError,),
         (b'{"key": "a", "image": "a.png", "answer": {}}\n',),
     ),
-    "archive": Reader(in_file("shard.tar", read_archive), (OSError,), (archive(),)),
+    "archive": Reader(partial(in_file, "shard.tar", read_archive), (OSError,), (archive(),)),
 }
 
 

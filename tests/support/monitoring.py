@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -33,11 +34,13 @@ def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:
     return rules
 
 
-def declared_metrics() -> set[str]:
-    """Return the name of every metric of ours, without the `_total` of a counter."""
-    names = set()
-    for module in (wire.telemetry.runner_metrics, service.telemetry.metrics):
+def own_metrics() -> Iterator[MetricWrapperBase]:
+    for module in (service.telemetry.metrics, wire.telemetry.runner_metrics):
         for metric in vars(module).values():
             if isinstance(metric, MetricWrapperBase):
-                names.add(metric._name.removesuffix("_total"))
-    return names
+                yield metric
+
+
+def declared_metrics() -> set[str]:
+    """Return the name of every metric of ours, without the `_total` of a counter."""
+    return {metric._name.removesuffix("_total") for metric in own_metrics()}

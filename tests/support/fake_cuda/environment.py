@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -22,25 +21,12 @@ PYTHON = FOLDER / "bin/python"
 SITE = FOLDER / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 LIBRARIES = SITE / "nvidia/cu13/lib"  # where torch's libraries look first
 _HEADERS = ("nvidia-cuda-runtime==13.*", "nvidia-cuda-crt==13.*")  # read by runtime.c
-_PROVIDER = "libonnxruntime_providers_cuda.so"
 _DRIVER = "libcuda.so.1"
 _NEEDED = re.compile(r"\(NEEDED\).*\[(lib(?:cu|nccl|nvrtc|nvshmem)[^\]]*)\]")
 _DEFINED = re.compile(r"^(?:API )?[\w *]*?\b((?:__)?cu\w+)\(", re.MULTILINE)
 _BY_MACRO = re.compile(r"^(?:LAUNCHES|CREATES)\((\w+)\)", re.MULTILINE)
 _BY_NAME = re.compile(rb"\x00((?:cudnn|cufft)[A-Z]\w+)(?=\x00)")
 _SYMBOL = re.compile(r" U ((?:__cuda|cu[a-zA-Z]|nccl|nvrtc|nvshmem|nvJit)\w*)@*(\S*)")
-
-
-def make() -> None:
-    """Install missing packages and compile the libraries; it needs gcc and binutils."""
-    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
-    packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
-    packages += _HEADERS
-    installed = FOLDER / "installed"
-    if not installed.exists() or installed.read_text() != str(packages):
-        _install(packages)
-        installed.write_text(str(packages))
-    _compile()
 
 
 def variables() -> dict[str, str]:
@@ -51,59 +37,57 @@ def variables() -> dict[str, str]:
     }
 
 
-def _install(packages: Sequence[str]) -> None:
-    venv.create(FOLDER, clear=True, with_pip=False)
-    pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-cache-dir"]
-    subprocess.run([*pip, "--no-deps", *packages], check=True)
-    # after the environment's own packages: torch and onnxruntime are found there first
-    others = next(path for path in sys.path if path.endswith("site-packages"))
-    (SITE / "others.pth").write_text(f"{others}\n")
+def make() -> None:
+    """Install missing packages and compile the libraries; it needs gcc and binutils."""
+    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
+    packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
+    packages += _HEADERS
+    installed = FOLDER / "installed"
+    if not installed.exists() or installed.read_text() != str(packages):
+        venv.create(FOLDER, clear=True, with_pip=False)
+        pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-cache-dir"]
+        subprocess.run([*pip, "--no-deps", *packages], check=True)
+        # after the environment's own packages: torch and onnxruntime are found there first
+        others = next(path for path in sys.path if path.endswith("site-packages"))
+        (SITE / "others.pth").write_text(f"{others}\n")
+        installed.write_text(str(packages))
+    _compile()
 
 
 def _compile() -> None:
     """Compile the libraries: one file under all names, with the versions of the symbols."""
     clients = [*SITE.glob("torch/lib/*.so*"), *SITE.glob("onnxruntime/capi/*.so*")]
-    # the symbols of NVIDIA's libraries that the clients look up, with their versions
-    symbols = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}")
+    # the symbols of NVIDIA's libraries that the clients look up: by name, and with a version
+    provider = SITE / "onnxruntime/capi/libonnxruntime_providers_cuda.so"
+    with provider.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        symbols = {name.decode(): "" for name in _BY_NAME.findall(content)}
     symbols |= dict(_SYMBOL.findall(_read("nm", "-D", "--undefined-only", *clients)))
-    text = "".join((SOURCES / name).read_text() for name in ("runtime.c", "libraries.c"))
+    sources = [SOURCES / "runtime.c", SOURCES / "libraries.c"]
+    text = "".join(source.read_text() for source in sources)
     defined = {*_DEFINED.findall(text), *_BY_MACRO.findall(text)}
     stubs = FOLDER / "stubs.c"
     lines = [f"int {name}() {{ return 0; }}\n" for name in sorted(symbols.keys() - defined)]
     stubs.write_text("".join(lines))
+    nodes = ""
+    for version in sorted(set(symbols.values()) - {""}):
+        names = "".join(f" {name};" for name in sorted(symbols) if symbols[name] == version)
+        nodes += f"{version} {{ global:{names} }};\n"
     script = FOLDER / "versions.map"
-    script.write_text(_version_script(symbols))
+    script.write_text(nodes)
     LIBRARIES.mkdir(parents=True, exist_ok=True)
     library = LIBRARIES / "libfake_cuda.so"
     command = ["cc", "-shared", "-fPIC", "-O1", "-w", "-pthread", "-o", str(library)]
-    sources = [SOURCES / "runtime.c", SOURCES / "libraries.c", stubs]
     include = f"-I{SITE / 'nvidia/cu13/include'}"
     options = [include, f"-Wl,--version-script={script}", "-Wl,-soname,libfake_cuda.so", "-ldl"]
-    subprocess.run([*command, *map(str, sources), *options], check=True)
-    needed = _NEEDED.findall(_read("readelf", "-d", *clients))
-    for name in {_DRIVER, *needed}:
+    subprocess.run([*command, *map(str, [*sources, stubs]), *options], check=True)
+    for name in {_DRIVER, *_NEEDED.findall(_read("readelf", "-d", *clients))}:
         link = LIBRARIES / name
         link.unlink(missing_ok=True)
         link.symlink_to(library.name)
 
 
-def _looked_up(provider: Path) -> dict[str, str]:
-    """Return the symbols, without a version, that ONNX Runtime looks up by name."""
-    with provider.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        return {name.decode(): "" for name in _BY_NAME.findall(content)}
-
-
-def _version_script(symbols: dict[str, str]) -> str:
-    nodes = []
-    for version in sorted(set(symbols.values()) - {""}):
-        names = "".join(f" {name};" for name in sorted(symbols) if symbols[name] == version)
-        nodes.append(f"{version} {{ global:{names} }};\n")
-    return "".join(nodes)
-
-
 def _read(*command: object) -> str:
-    run = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    return run.stdout
+    return subprocess.check_output([*map(str, command)], text=True)
 
 
 if __name__ == "__main__":
