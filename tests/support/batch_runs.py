@@ -69,8 +69,8 @@ def ends(store: Store, *batches: Batch, owner: str = "me") -> Callable[[], bool]
     return lambda: all(now(store, batch, owner).status in ENDED for batch in batches)
 
 
-async def completed(store: Store, batch: Batch, core: Core | None = None) -> Batch:
-    async with working(store, core or make_core()):
+async def completed(store: Store, batch: Batch) -> Batch:
+    async with working(store, make_core()):
         await until(ends(store, batch))
     return now(store, batch)
 

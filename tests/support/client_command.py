@@ -5,6 +5,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
+from unittest import mock
 
 import pytest
 
@@ -21,12 +22,11 @@ def command(service: RunningService, *arguments: str | Path) -> list[str]:
 def run(service: RunningService, *arguments: str | Path) -> CompletedProcess[str]:
     """Call `main` with the service's URL; a process would import for half a second."""
     words = command(service, *arguments)
-    before = sys.argv
-    with redirect_stdout(StringIO()) as stdout, redirect_stderr(StringIO()) as stderr:
-        sys.argv = words
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            sys.argv = before
+    with (
+        mock.patch.object(sys, "argv", words),
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
     return CompletedProcess(words, int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())

@@ -4,18 +4,14 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from pathlib import Path
 
 
 def _bind(path: Path) -> None:
-    """Make a socket; its address may have 107 characters only, therefore the relative one."""
-    before = Path.cwd()
-    os.chdir(path.parent)
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path.name)
-    finally:
-        os.chdir(before)
+    # an address may have 107 characters only
+    with chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
 
 
 SPECIAL_FILES: Mapping[str, Callable[[Path], object]] = {

@@ -27,8 +27,9 @@ def only_control(*tags: str) -> Control:
     return control
 
 
-def basic_auth(password: str, user: str = "diptych") -> dict[str, str]:
-    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+def basic_auth(password: str) -> dict[str, str]:
+    credentials = base64.b64encode(f"diptych:{password}".encode()).decode()
+    return {"Authorization": f"Basic {credentials}"}
 
 
 def brush_pixels(rle: Sequence[int], shape_hw: tuple[int, int]) -> NDArray[Any]:

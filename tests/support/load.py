@@ -47,9 +47,9 @@ class Load:
     def failures(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.kind != "right"]
 
-    def wait_for_more(self, count: int, timeout_s: float = 60) -> None:
+    def wait_for_more(self, count: int) -> None:
         target = self.kinds()["right"] + count
-        wait_until(lambda: self.kinds()["right"] >= target, timeout_s, self.kinds)
+        wait_until(lambda: self.kinds()["right"] >= target, 60, self.kinds)
 
 
 @contextmanager
