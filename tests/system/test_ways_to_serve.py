@@ -10,8 +10,7 @@ import pytest
 
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hub import COMMIT, REPOSITORY, running_hub
-from tests.support.portable import WITHOUT_LINUX
-from tests.support.processes import descendants, is_alive
+from tests.support.processes import WITHOUT_LINUX, descendants, is_alive
 from tests.support.running_service import OPEN, RunningService, free_port, running_service
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
