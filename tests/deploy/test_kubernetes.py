@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -410,7 +411,7 @@ def test_a_runner_is_scaled_by_metrics_of_its_model(replicated: Build) -> None:
 @needs_prometheus
 def test_prometheus_accepts_the_queries(replicated: Build) -> None:
     scalers = replicated.of_kind("ScaledObject").values()
-    texts = [query for scaler in scalers for query in queries(scaler)]
+    texts = list(chain.from_iterable(map(queries, scalers)))
     assert texts
     for query in texts:
         command = ["promtool", "--experimental", "promql", "format", query]

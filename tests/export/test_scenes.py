@@ -1,6 +1,6 @@
 """Sampled scenes, over many seeds, and their pixels."""
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_every_kind_of_content_occurs() -> None:
     names = set[str]()
     for scene in SCENES:
         names |= {drawn.name for drawn in scene.objects}
-    assert names == {f"{color} {shape}" for color in COLORS for shape in SHAPES}
+    assert names == set(map(" ".join, product(COLORS, SHAPES)))
     assert {len(scene.objects) for scene in SCENES} == {1, 2, 3, 4}
     assert {scene.background.texture for scene in SCENES} == {"plain", "gradient", "noisy"}
     words = [scene.word for scene in SCENES if scene.word]

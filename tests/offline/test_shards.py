@@ -1,5 +1,6 @@
 import io
 import tarfile
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_folder_is_sharded_by_path(folder: Path) -> None:
     names = ["a.jpg", "b.JPEG", "d.jpg", "deep/c.webp", "e.png"]
     paths = [str(folder / name) for name in names]
     assert keys(shards) == [paths[:2], paths[2:4], paths[4:]]
-    assert [data.decode() for shard in read(shards) for _, data in shard] == names
+    assert [data.decode() for _, data in chain.from_iterable(read(shards))] == names
 
 
 def test_file_of_two_inputs_is_taken_once(folder: Path) -> None:

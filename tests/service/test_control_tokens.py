@@ -25,23 +25,22 @@ CONTROL_IDS = {
 }
 _HOSTILE_TOKENS = "<loc_5> <loc0005> <seg001> <image> </s> <s> <bos> <eos> <pad> <OD> <poly>"
 HOSTILE = _HOSTILE_TOKENS.split()
-CASES = [
-    (entry.id, task_id, parameter.name, parameter.is_list)
-    for entry in ENTRIES.values()
-    for task_id in entry.task_ids
-    for parameter in TASKS[task_id].parameters
-    if parameter.is_text
-]
+CASES = []
+for _entry in ENTRIES.values():
+    for _task_id in _entry.task_ids:
+        _texts = [parameter for parameter in TASKS[_task_id].parameters if parameter.is_text]
+        CASES += [(_entry.id, _task_id, text.name, text.is_list) for text in _texts]
 
 
 def written_ids(model_id: str, task_id: str, values: dict[str, Any]) -> list[int]:
     entry = ENTRIES[model_id]
     parameters = parse_parameters(TASKS[task_id], values)
     prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, (640, 480))
-    segments = []
+    token_ids: list[int] = []
     for prompt in prompts:
-        segments.append([(segment.text, segment.is_control) for segment in prompt])
-    return [token_id for prompt in segments for token_id in TOKENIZERS[model_id].encode(prompt)]
+        segments = [(segment.text, segment.is_control) for segment in prompt]
+        token_ids += TOKENIZERS[model_id].encode(segments)
+    return token_ids
 
 
 def test_all_text_parameters_have_cases() -> None:

@@ -42,7 +42,8 @@ _NUM_HEADS = [1, 1, 2, 4]
 _STD = 0.3
 _EMBEDDING_STD = 0.5
 _SIZES = {"attention_heads": 2, "ffn_dim": 64, "layers": 1}
-_TEXT = {f"{part}_{key}": size for part in ("encoder", "decoder") for key, size in _SIZES.items()}
+_TEXT = {f"encoder_{key}": size for key, size in _SIZES.items()}
+_TEXT |= {f"decoder_{key}": size for key, size in _SIZES.items()}
 _TEXT |= {"d_model": _WIDTH, "vocab_size": NUM_ROWS}
 RULES = {
     "early_stopping": True,

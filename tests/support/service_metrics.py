@@ -1,6 +1,7 @@
 """Sums over the samples of a running service's /metrics."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -15,7 +16,8 @@ def metric(service: RunningService, name: str, **labels: str) -> float:
 def samples(service: RunningService) -> list[Sample]:
     with service.client() as client:
         text = client.get("/metrics").raise_for_status().text
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    families = text_string_to_metric_families(text)
+    return list(chain.from_iterable(family.samples for family in families))
 
 
 def total(samples: Iterable[Sample], name: str, **labels: str) -> float:

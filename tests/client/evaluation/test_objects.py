@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
         for _ in range(rng.integers(0, 5)):
             box = random_box()
             label = CLASSES[rng.integers(3)]
-            outline = [[edge for point in corners(box) for edge in point]] if has_masks else None
+            outline = [list(chain.from_iterable(corners(box)))] if has_masks else None
             is_crowd = bool(rng.random() < 0.125)
             truths.append(TrueObject(label, box, outline, is_crowd=is_crowd))
             if rng.random() < 0.8:

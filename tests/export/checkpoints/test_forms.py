@@ -282,7 +282,9 @@ FORMS: dict[str, dict[str, tuple[Change, str]]] = {
         "no tokenizer, no processor files": (MODEL_ALONE, "lacks tokenizer.json, processor"),
     },
 }
-PAIRS = [(base, name) for base, forms in FORMS.items() for name in forms]
+PAIRS: list[tuple[str, str]] = []
+for _base, _forms in FORMS.items():
+    PAIRS += [(_base, name) for name in _forms]
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,20 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def interrupt_twice(data: Path, model_id: str, output: Path) -> None:
+    """Stop a run after an epoch, and kill it after the next."""
+    run = output / RUN_FOLDER
+    stopped = tune(command(data, model_id, output))
+    printed = stop_after_epochs(1, signal.SIGINT, stopped, run)
+    assert stopped.returncode == INTERRUPTED
+    assert "python -m export.tune: stopped; --resume continues" in printed
+    assert "Traceback" not in printed
+    process = tune(command(data, model_id, output, "--resume"))
+    stop_after_epochs(2, signal.SIGKILL, process, run)
+    assert process.returncode == -signal.SIGKILL
+    (run / "checkpoint-99999").mkdir()  # left by a process killed while it saves
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("interruptible")
 def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was_not(
@@ -100,20 +114,8 @@ def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was
     killed = tmp_path / "killed"
     assert main(command(data, model_id, whole)) == 0
     capsys.readouterr()
-    run = killed / RUN_FOLDER
-
-    stopped = tune(command(data, model_id, killed))
-    printed = stop_after_epochs(1, signal.SIGINT, stopped, run)
-    assert stopped.returncode == INTERRUPTED
-    assert "python -m export.tune: stopped; --resume continues" in printed
-    assert "Traceback" not in printed
-
-    again = command(data, model_id, killed, "--resume")
-    process = tune(again)
-    stop_after_epochs(2, signal.SIGKILL, process, run)
-    assert process.returncode == -signal.SIGKILL
-    (run / "checkpoint-99999").mkdir()  # left by a process killed while it saves
-    assert main(again) == 0
+    interrupt_twice(data, model_id, killed)
+    assert main(command(data, model_id, killed, "--resume")) == 0
     printed = capsys.readouterr().out
     expected, resumed = (
         read_adapter(folder, artifacts / DECODER_FILE, AdapterLimits())
@@ -122,14 +124,12 @@ def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was
     torch.testing.assert_close(dict(resumed), dict(expected))
     assert any("fc1" in name or "gate_proj" in name for name in resumed)
     assert any(tensor.any() for name, tensor in resumed.items() if name.endswith("up"))
-    assert not run.exists()
+    assert not (killed / RUN_FOLDER).exists()
     (entry,) = yaml.safe_load(printed.partition(":\n\n")[2])
     assert entry.pop("forced_names", False) == (model_id == "paligemma-mini")  # asked for names
     assert entry == {"id": "killed", "adapter_of": model_id, "source": str(killed)}
-    assert (
-        json.loads((killed / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == f"models/{model_id}"
-    )
+    config = json.loads((killed / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"models/{model_id}"
 
     cards = [(folder / "README.md").read_text() for folder in (whole, killed)]
     assert cards[0].replace("whole", "killed") == cards[1]

@@ -148,6 +148,25 @@ def unanswered() -> float:
     return float(SHARED_LIMITS_UNANSWERED._value.get())
 
 
+async def use_without(first: Quota, second: Quota, clock: FakeClock) -> None:
+    before = unanswered()
+    start_s = time.monotonic()
+    assert await num_admitted([first], 10) == 6
+    assert await num_admitted([second], 20) == 10
+    with pytest.raises(Overloaded, match="1 concurrent requests"):
+        await first.begin_request(60)
+    await second.end_request(await second.begin_request(60))
+    await second.take_pixels(MEGAPIXEL)
+    with pytest.raises(Overloaded, match="1 megapixels per minute"):
+        await second.take_pixels(MEGAPIXEL)
+    assert unanswered() - before == 34
+    # each gateway waits once for a second, the rest does not
+    assert time.monotonic() - start_s < 15  # 34 s if all waited
+    clock.now_s += 1.1
+    with suppress(Overloaded):
+        await first.take_request()
+
+
 @pytest.mark.parametrize("is_hanging", [False, True], ids=["killed", "hanging"])
 def test_process_limits_without_the_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_hanging: bool
@@ -172,24 +191,6 @@ def test_process_limits_without_the_store(
             before = unanswered()
             await second.take_pixels(1)
             assert unanswered() == before
-
-    async def use_without(first: Quota, second: Quota, clock: FakeClock) -> None:
-        before = unanswered()
-        start_s = time.monotonic()
-        assert await num_admitted([first], 10) == 6
-        assert await num_admitted([second], 20) == 10
-        with pytest.raises(Overloaded, match="1 concurrent requests"):
-            await first.begin_request(60)
-        await second.end_request(await second.begin_request(60))
-        await second.take_pixels(MEGAPIXEL)
-        with pytest.raises(Overloaded, match="1 megapixels per minute"):
-            await second.take_pixels(MEGAPIXEL)
-        assert unanswered() - before == 34
-        # each gateway waits once for a second, the rest does not
-        assert time.monotonic() - start_s < 15  # 34 s if all waited
-        clock.now_s += 1.1
-        with suppress(Overloaded):
-            await first.take_request()
 
     with running_valkey(tmp_path) as running:
         asyncio.run(send(running))

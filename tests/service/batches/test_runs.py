@@ -328,6 +328,21 @@ async def test_stale_scan_runs_nothing(
         assert output(store, batch.output_file_id)
 
 
+def num_ended(store: Store, batch: Batch) -> int:
+    counts = now(store, batch).request_counts
+    return min(counts.completed, counts.failed)
+
+
+async def end_after(store: Store, batch: Batch, num_done: int) -> None:
+    core, decoder = blocked()
+    release(decoder)
+    async with working(store, core):
+        await until(lambda: len(decoder.specs) > num_done + 8)
+        assert decoder.released is not None
+        decoder.released.clear()  # or all could be answered before the first write
+        await until(lambda: num_ended(store, batch) > num_done)
+
+
 async def test_next_process_continues(store: Store) -> None:
     """Every other line is bad, and has its error once."""
     good = {f"good-{number}" for number in range(100)}
@@ -336,23 +351,10 @@ async def test_next_process_continues(store: Store) -> None:
     lines = [line(name, body=OCR if name in good else {"task": "ocr"}) for name in names]
     batch = create(store, *lines)
 
-    def num_ended() -> int:
-        counts = now(store, batch).request_counts
-        return min(counts.completed, counts.failed)
-
-    async def first(num_done: int) -> None:
-        core, decoder = blocked()
-        release(decoder)
-        async with working(store, core):
-            await until(lambda: len(decoder.specs) > num_done + 8)
-            assert decoder.released is not None
-            decoder.released.clear()  # or all could be answered before the first write
-            await until(lambda: num_ended() > num_done)
-
     for num_done in (2, 20):
-        await first(num_done)
+        await end_after(store, batch, num_done)
         assert now(store, batch).status == "in_progress"
-        assert num_done < num_ended() < 100
+        assert num_done < num_ended(store, batch) < 100
     core, decoder = blocked()
     release(decoder)
     async with working(store, core):

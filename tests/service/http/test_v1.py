@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,9 @@ STREAMED = {**OCR, "stream": True}
 
 
 def count(status: str) -> float:
-    return sum(
-        sample.value
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "diptych_requests_total" and sample.labels["status"] == status
-    )
+    samples = chain.from_iterable(metric.samples for metric in REGISTRY.collect())
+    counters = [sample for sample in samples if sample.name == "diptych_requests_total"]
+    return sum(sample.value for sample in counters if sample.labels["status"] == status)
 
 
 def test_stream_of_text_and_answer() -> None:

@@ -34,11 +34,9 @@ class ResidualBlock(nn.Module):
 
 def reference_decoder() -> nn.Sequential:
     channels = [128, 128, 64, 32, 16]
-    upsamplings = [
-        layer
-        for num_in, num_out in pairwise(channels)
-        for layer in (nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU())
-    ]
+    upsamplings: list[nn.Module] = []
+    for num_in, num_out in pairwise(channels):
+        upsamplings += [nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU()]
     first = [nn.Conv2d(512, 128, 1), nn.ReLU(), ResidualBlock(), ResidualBlock()]
     return nn.Sequential(*first, *upsamplings, nn.Conv2d(16, 1, 1))
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from wire.artifacts.manifest import (
     vision_encoder_file,
 )
 
-PARTS: list[tuple[Device, Part]] = [(d, part) for d, parts in RUNNABLE.items() for part in parts]
+PARTS = list(product(RUNNABLE, RUNNABLE["cpu"]))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def run(folder: Path, program: str, *arguments: str) -> str:
 
 def values(folder: Path) -> dict[str, float]:
     families = text_string_to_metric_families(run(folder, READ))
-    return {sample.name: sample.value for family in families for sample in family.samples}
+    samples = chain.from_iterable(family.samples for family in families)
+    return {sample.name: sample.value for sample in samples}
 
 
 def test_counters_of_a_restarted_part(tmp_path: Path) -> None:
@@ -60,11 +62,9 @@ def test_counters_of_a_restarted_part(tmp_path: Path) -> None:
         run(tmp_path, COUNT_TWO, "runner")
     run(tmp_path, COUNT_TWO, "diptych-0")
     assert values(tmp_path)["calls_total"] == 8
-    assert {path.name for path in tmp_path.iterdir() if "supervisor" not in path.name} == {
-        f"{kind}_{part}.db"
-        for kind in ("counter", "gauge_livesum")
-        for part in ("runner", "diptych-0")
-    }
+    names = {path.name for path in tmp_path.iterdir() if "supervisor" not in path.name}
+    kinds = ("counter", "gauge_livesum")
+    assert names == {f"{kind}_{part}.db" for kind, part in product(kinds, ("runner", "diptych-0"))}
 
 
 def test_live_gauges_of_an_ended_part(tmp_path: Path) -> None:
