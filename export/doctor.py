@@ -9,17 +9,18 @@ is 1 after a failure.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from export.artifacts.store import exported_models
+from export.artifacts.store import exported_models, verified
 from export.resources import free_disk_bytes
 from tasks.catalog import model_id_of
 from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
-from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
-from wire.artifacts.model_store import artifact_folder, store_home
+from wire.artifacts.manifest import ArtifactError
+from wire.artifacts.model_store import store_home
 
 Verdict = Literal["ok", "warning", "failure"]
 
@@ -42,17 +43,10 @@ def main(names: Sequence[str]) -> int:
     configured = os.environ.get("DIPTYCH_MODELS", "").replace(",", " ").split()
     models = list(map(model_id_of, names or configured or exported_models()))
     has_failure = False
-    for finding in findings(models):
+    for finding in chain([devices(), disk(store_home())], map(artifacts, models)):
         print(finding, flush=True)
         has_failure |= finding.verdict == "failure"
     return int(has_failure)
-
-
-def findings(models: Sequence[str]) -> Iterator[Finding]:
-    yield devices()
-    yield disk(store_home())
-    for model_id in models:
-        yield artifacts(model_id)
 
 
 def devices() -> Finding:
@@ -74,9 +68,7 @@ def disk(folder: Path) -> Finding:
 
 def artifacts(model_id: str) -> Finding:
     try:
-        folder = artifact_folder(model_id)
-        manifest = read_manifest(folder)
-        verify_files(folder, manifest)
+        _, manifest = verified(model_id)
     except ArtifactError as error:
         text = f"{model_id}: {error}; export it again: python -m export {model_id}"
         return Finding("failure", text)

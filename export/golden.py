@@ -30,9 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from export.artifacts.store import verified
 from export.checkpoints.bases import CATALOG_FILE, ROOT
-from export.checkpoints.hub import fetch_file
 from export.checkpoints.jobs import find_entry
+from export.checkpoints.sources import fetch_file
 from export.checks.asking import Question, encode
 from export.checks.parity import first_difference
 from export.checks.reference import load_for_checks
@@ -56,10 +57,7 @@ from wire.artifacts.manifest import (
     Device,
     Manifest,
     Precision,
-    read_manifest,
-    verify_files,
 )
-from wire.artifacts.model_store import artifact_folder
 
 GOLDEN_FILE = ROOT / "models" / "golden.yaml"
 HUB_URL = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/resolve/main/([\w./-]+)")
@@ -295,9 +293,7 @@ def findings(model_id: str, file: Path, images: Path | None) -> Iterator[Finding
     answers = golden.answers.get(model_id)
     if answers is None:
         raise SourceError(f"{file} has no answers of {model_id}: {', '.join(golden.answers)}")
-    folder = artifact_folder(model_id)
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
+    folder, manifest = verified(model_id)
     stored = folder / ENTRY_FILE  # hf:owner/name has one
     if stored.exists():
         entry = parse_entry(json.loads(stored.read_text(encoding="utf-8")))

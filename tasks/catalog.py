@@ -69,14 +69,15 @@ def _checked_overrides(tasks: Mapping[str, TaskOverride]) -> Mapping[str, TaskOv
         template = override.template
         if template is None:
             continue
-        if task_id not in _TEMPLATE_FIELDS:
+        required = _TEMPLATE_FIELDS.get(task_id)
+        if required is None:
             allowed = ", ".join(_TEMPLATE_FIELDS)
             raise ValueError(f"{task_id} must be null; a template may have {allowed}")
-        required = _TEMPLATE_FIELDS[task_id]
-        has_field = not required or template.count(required) == 1
-        if not has_field or template.count("{language}") > 1:
-            fields = f"{required} once" if required else "{language} at most once"
-            raise ValueError(f"the template of {task_id} must contain {fields}; it is {template!r}")
+        if (required and template.count(required) != 1) or template.count("{language}") > 1:
+            field = required or "{language} at most"
+            raise ValueError(
+                f"the template of {task_id} must contain {field} once; it is {template!r}"
+            )
         if not override.labels and task_id != "instance_segmentation":
             raise ValueError(f"labels of {task_id} is not allowed, only of instance_segmentation")
         if override.separator is not None and task_id != "visual_question_answering":

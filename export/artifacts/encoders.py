@@ -20,7 +20,7 @@ from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.onnx_graphs import (
     export_vision_encoder,
     make_shapes_constant,
-    write_at_precision,
+    write_float16,
     write_int8,
 )
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
@@ -78,8 +78,8 @@ def _make(
         del module, model, fast_tower
         if "int8" in precisions:
             write_int8(source, folder / vision_encoder_file("int8"))
-    for precision in set(precisions) - {"int8"}:
-        write_at_precision(folder, precision)
+    if "float16" in precisions:
+        write_float16(folder)
 
 
 def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:

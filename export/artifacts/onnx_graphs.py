@@ -42,7 +42,7 @@ from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from export.artifacts.vision_module import VisionEncoderModule
-from wire.artifacts.manifest import Precision, vision_encoder_file
+from wire.artifacts.manifest import vision_encoder_file
 
 _OPSET = 18
 _NAMES = ["pixels", "image_features"]  # input and output
@@ -79,16 +79,12 @@ def export_vision_encoder(
         )
 
 
-def write_at_precision(folder: Path, precision: Precision) -> None:
-    """Convert the float32 graph in `folder` to `precision`, beside it."""
-    source = folder / vision_encoder_file("float32")
-    output = folder / vision_encoder_file(precision)
-    if precision == "int8":
-        write_int8(source, output)
-    elif precision == "float16":
-        model = onnx.load(source)
-        fuse(model)
-        onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
+def write_float16(folder: Path) -> None:
+    """Convert the float32 graph in `folder`, beside it."""
+    model = onnx.load(folder / vision_encoder_file("float32"))
+    fuse(model)
+    output = folder / vision_encoder_file("float16")
+    onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
 
 
 def write_int8(source: Path, output: Path) -> None:

@@ -23,15 +23,20 @@ def new_version(model_id: str) -> Iterator[Path]:
         yield Path(model.path)
 
 
+def verified(model_id: str) -> tuple[Path, Manifest]:
+    """Return the newest version, whose files match its manifest; raise `ArtifactError`."""
+    folder = artifact_folder(model_id)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return folder, manifest
+
+
 def verified_manifest(model_id: str) -> Manifest | None:
     """Return the newest version's manifest; None unless its files match it."""
     try:
-        folder = artifact_folder(model_id)
-        manifest = read_manifest(folder)
-        verify_files(folder, manifest)
+        return verified(model_id)[1]
     except ArtifactError:
         return None
-    return manifest
 
 
 def exported_models() -> list[str]:

@@ -2,21 +2,24 @@
 all brought into one: transformers', in safetensors.
 
 No code of a repository is fetched. Pickled weights are only fetched where there are no safetensors.
+What is in the hub's cache on the local disk needs no network. huggingface_hub is imported when
+something is fetched: it takes a second.
 """
 
 import json
+import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoints.hub import fetch_file, fetch_snapshot
 from export.checkpoints.pickled_weights import write_safetensors
-from export.errors import SourceError
+from export.errors import SourceError, one_line
 from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
@@ -187,13 +190,6 @@ def check_config(source: Source, config: Mapping[str, Any], family: Family) -> N
         )
 
 
-def is_microsoft_form(source: Source) -> bool:
-    config = read_config(source)
-    vision_type = config["vision_config"].get("model_type")
-    is_florence2: bool = config["model_type"] == "florence2"
-    return is_florence2 and vision_type != _TRANSFORMERS_VISION_TYPE
-
-
 @contextmanager
 def in_transformers_form(source: Source) -> Iterator[Source]:
     """Yield the checkpoint in transformers' form: itself, or a copy in the folder of temporary
@@ -202,7 +198,9 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
     Raise `SourceError`.
     """
     is_pickled = source.weights()[0].suffix == ".bin"
-    is_microsoft = is_microsoft_form(source)
+    config = read_config(source)
+    vision_type = config["vision_config"].get("model_type")
+    is_microsoft = config["model_type"] == "florence2" and vision_type != _TRANSFORMERS_VISION_TYPE
     with tempfile.TemporaryDirectory(prefix="diptych-checkpoint-") as scratch:
         if is_pickled:
             source = _unpickled(source, Path(scratch))
@@ -252,3 +250,41 @@ def resolve_file(name: str, source: Source) -> Path:
             f" it nevertheless: --mask-decoder {path}"
         )
     return path
+
+
+def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder of the files that match, at a commit, branch or tag.
+
+    Its name is the commit. Raise `SourceError`; files that were complete by then stay in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _source_errors(f"{repository} at {revision or 'its newest commit'}"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+
+
+def fetch_file(repository: str, file_name: str, repository_type: str) -> Path:
+    """Return one file of the newest commit; raise `SourceError`."""
+    from huggingface_hub import hf_hub_download
+
+    with _source_errors(f"{file_name} of {repository}"):
+        return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
+
+
+@contextmanager
+def _source_errors(subject: str) -> Iterator[None]:
+    """Turn any failure of huggingface_hub into a `SourceError` of one line.
+
+    Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    # it raises what it logs and warns of
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except Exception as error:
+        raise SourceError(f"cannot fetch {subject}: {one_line(error)}") from error

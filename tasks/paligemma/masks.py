@@ -38,7 +38,7 @@ _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.12": (1, 16, 1, 1),
 }
 for _block in _RESIDUAL_BLOCKS:
-    _WEIGHT_SHAPES |= {f"{_block}.0": (128, 128, 3, 3), f"{_block}.2": (128, 128, 3, 3)}
+    _WEIGHT_SHAPES |= dict.fromkeys((f"{_block}.0", f"{_block}.2"), (128, 128, 3, 3))
     _WEIGHT_SHAPES[f"{_block}.4"] = (128, 128, 1, 1)
 # taps through which an output of a transposed convolution sees its two inputs, by phase
 _TAPS = ([3, 1], [2, 0])

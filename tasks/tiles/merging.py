@@ -119,9 +119,8 @@ def _merged_objects(
 ) -> tuple[list[FoundObject], int, int]:
     """Return the objects of all views, each once, how many are merged, and how many too many."""
     view_boxes = [view.box for view in views]
-    tile_px = 0
-    for left, top, right, bottom in view_boxes[1:]:
-        tile_px = max(tile_px, right - left, bottom - top)
+    sides_px = np.ptp(np.reshape(view_boxes[1:], (-1, 2, 2)), axis=1)
+    tile_px = int(sides_px.max(initial=0))
     slack_px = _EDGE_SHARE * tile_px
     boxes: list[FoundBox] = []
     for index, view in enumerate(views):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from export.artifacts.onnx_graphs import write_at_precision
+from export.artifacts.onnx_graphs import write_int8
+from wire.artifacts.manifest import vision_encoder_file
 
 
 @pytest.fixture
@@ -12,5 +13,5 @@ def int8_artifacts(artifacts: Path, tmp_path: Path) -> Path:
     catalog.
     """
     folder = Path(shutil.copytree(artifacts, tmp_path / "with int8"))
-    write_at_precision(folder, "int8")
+    write_int8(folder / vision_encoder_file("float32"), folder / vision_encoder_file("int8"))
     return folder

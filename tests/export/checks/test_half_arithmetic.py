@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
+from export.artifacts.onnx_graphs import export_vision_encoder, write_float16
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checks.parity import extreme_images, measure_half_encoder
 from export.checks.reference import Reference
@@ -47,7 +47,7 @@ def test_eager_attention_overflows_where_onnx_runtime_on_the_cpu_does_not(
     # the products of queries and keys are summed, then scaled
     module = VisionEncoderModule(reference.model, image_input)
     export_vision_encoder(module, image_input.size_wh, tmp_path / "vision_encoder.onnx")
-    write_at_precision(tmp_path, "float16")
+    write_float16(tmp_path)
     with pytest.raises(ParityError, match=r"the float16 encoder on the white image differs .*nan"):
         measure_extremes(tmp_path)
     white = np.full((1, 192, 192, 3), 255, np.uint8)
