@@ -94,7 +94,7 @@ class Scorecard:
 
     def pooled(self, measure: Measure, names: Sequence[str]) -> float | None:
         """Return a measure of all questions of some tasks or variants; None without any."""
-        starts = tuple(f"{name} " for name in names)
+        starts = tuple(map("{} ".format, names))
         total = Tally()
         for (name, other), tally in self.tallies.items():
             if other == measure and f"{name} ".startswith(starts):

@@ -145,9 +145,11 @@ class Task:
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
     def __post_init__(self) -> None:
-        needed = [parameter.name for parameter in self.parameters if parameter.default is None]
-        required = tuple(name for name in needed if name not in self.exactly_one_of)
-        object.__setattr__(self, "required", required)
+        required: list[str] = []
+        for parameter in self.parameters:
+            if parameter.default is None and parameter.name not in self.exactly_one_of:
+                required.append(parameter.name)
+        object.__setattr__(self, "required", tuple(required))
 
     def json_schema(self) -> JsonSchema:
         schema: JsonSchema = {

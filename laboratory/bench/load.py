@@ -99,7 +99,10 @@ class Round:
 
 def read_scenes(folder: Path) -> Scenes:
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
-    return [[BenchQuestion(**row) for row in scene] for scene in rows]
+    scenes: Scenes = []
+    for scene in rows:
+        scenes.append([BenchQuestion(**row) for row in scene])
+    return scenes
 
 
 def requests_of(workload: Workload, scenes: Scenes, run: int) -> list[BenchQuestion]:

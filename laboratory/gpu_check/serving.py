@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice, product
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -41,17 +42,17 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
     torch.cuda.empty_cache()  # the other checks' memory
     port = free_port()
     runner = f"{models[0].id}-runner"
+    ids = list(map(attrgetter("id"), models))
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "DIPTYCH_HOST": "127.0.0.1",
             "DIPTYCH_PORT": str(port),
             "DIPTYCH_GRPC_PORT": "0",
-            "DIPTYCH_MODELS": ",".join(model.id for model in models),
+            "DIPTYCH_MODELS": ",".join(ids),
             "DIPTYCH_DEVICE": device,
             "DIPTYCH_ADAPTERS": folder,
             "DIPTYCH_REQUEST_TIMEOUT_S": str(_REQUEST_TIMEOUT_S),
         }
-        ids = [model.id for model in models]
         ids += [_write_adapter(model, Path(folder)) for model in models]
         launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
         images = []

@@ -177,8 +177,10 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
         line = np.clip(np.asarray(points), (x1, y1), (x2, y2))
         # each point once where neighbours are equal; the last one is the first again
         moves = np.any(line[1:] != line[:-1], axis=1)
-        rings.append(tuple((float(x), float(y)) for x, y in line[1:][moves]))
-    return tuple(ring for ring in rings if len(ring) > 2)
+        ring = tuple((float(x), float(y)) for x, y in line[1:][moves])
+        if len(ring) > 2:
+            rings.append(ring)
+    return tuple(rings)
 
 
 def _pixels_between(start_px: float, end_px: float, side_px: int) -> range:

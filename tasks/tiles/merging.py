@@ -95,7 +95,7 @@ class FoundBox:
 def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -> Merged:
     """Return the result of all views; the first one is the whole image, the others its tiles."""
     whole = views[0].result
-    is_parsed = all(view.result.is_parsed for view in views)
+    is_parsed = all(map(attrgetter("result.is_parsed"), views))
     if isinstance(whole, TextResult):
         rows: dict[int, dict[int, str]] = {}
         for view in views[1:]:
@@ -234,7 +234,7 @@ def parts_of_objects(boxes: Sequence[FoundBox], slack_px: float, is_text: bool) 
         pairs = np.concatenate([pairs, arrays.continuations(_Y, slack_px, may_overlap)])
     best_first = np.lexsort(pairs.T[::-1])[::-1]
     groups = {index: [index] for index in range(len(boxes))}  # key: the first part
-    views = [box.views for box in boxes]  # key: the first part, too
+    views = list(map(attrgetter("views"), boxes))  # key: the first part, too
     first_parts = list(groups)
     for one, other in pairs[best_first, 1:].astype(np.intp).tolist():
         first = first_parts[one]
@@ -252,8 +252,10 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     if len(parts) == 1:
         return parts[0]
     parts = sorted(parts, key=lambda part: part.box)
-    left, top = (min(parts, key=lambda part: part.box[side]) for side in (0, 1))
-    right, bottom = (max(parts, key=lambda part: part.box[side]) for side in (2, 3))
+    left = min(parts, key=lambda part: part.box[0])
+    top = min(parts, key=lambda part: part.box[1])
+    right = max(parts, key=lambda part: part.box[2])
+    bottom = max(parts, key=lambda part: part.box[3])
     box = (left.box[0], top.box[1], right.box[2], bottom.box[3])
     cut = (left.cut[0], top.cut[1], right.cut[2], bottom.cut[3])
     views = frozenset[int]().union(*map(attrgetter("views"), parts))
@@ -265,7 +267,7 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
     last = parts[-1]
-    score = min(part.score for part in parts)
+    score = min(map(attrgetter("score"), parts))
     if isinstance(first, TextRegion) and isinstance(last, TextRegion):
         top_left, _, _, bottom_left = first.quad
         _, top_right, bottom_right, _ = last.quad

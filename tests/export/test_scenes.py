@@ -120,3 +120,16 @@ def test_ink_fills_the_box_of_a_word(size_px: int) -> None:
         rows, columns = np.nonzero(pixels[:, :, 0] > 60)
         ink = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         assert np.abs(ink * CANVAS_PX / size_px - word.box_xyxy).max() <= 1.0
+
+
+def test_the_caller_may_choose_objects_and_word() -> None:
+    for num_objects, has_word in ((0, True), (4, False)):
+        scene = sample_scene(5, num_objects, has_word)
+        assert (len(scene.objects), scene.word is not None) == (num_objects, has_word)
+
+
+def test_a_gradient_runs_along_its_angle() -> None:
+    rising = Background("dark", "gradient", (20, 20, 20), (60, 60, 60), 0.0, 4, 0)
+    pixels = pixels_of(Scene(0, rising, (), None))
+    assert (pixels[0, 0, 0], pixels[100, -1, 0]) == (20, 60)
+    assert (np.diff(pixels[7, :, 0]) >= 0).all()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -103,6 +104,13 @@ def test_requests_are_sent_in_each_form(tmp_path: Path) -> None:
     phrases = {"task": "phrase_grounding", "phrases": '["a star"]', "constrained": "false"}
     prompt = {"prompt": "detect a star", "max_new_tokens": "7"}
     assert forms == [prompt] * 3 + [phrases | {"max_new_tokens": "7"}]
+
+
+def test_error_ends_a_round(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(scene_png(0))
+    question = BenchQuestion(str(tmp_path / "0.png"), {"task": "ocr"}, "", 7)
+    with serving_app(answering([], 500)) as served, pytest.raises(aiohttp.ClientResponseError):
+        drive(served.url, False, [question], 1)
 
 
 def test_batch_has_the_answers_of_single_requests() -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from export.checks.reference import Reference
 from export.errors import ExportError
 from export.tuning.examples import Example
 from export.tuning.training import NO_LABEL, Batches
-from imaging.files import read_image
+from imaging.files import read_image, resize
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
@@ -85,6 +86,15 @@ def test_the_vision_tower_runs_once_for_an_image(
     assert torch.equal(first[:1], first[2:])
     assert torch.equal(first[:2], second)
     assert not tower.training
+
+
+def test_images_are_resized_as_they_are_served(batches: Batches, examples: list[Example]) -> None:
+    first, second = (row.image for row in examples)
+    scene_image(0, (300, 200)).save(first)
+    resize(read_image(first), SIZE_WH, Image.Resampling.BICUBIC).save(second)
+    rows = batches.stack([batches.tokenized(replace(row, prompt=())) for row in examples])
+    num_image = batches._num_image_tokens
+    assert torch.equal(*rows["inputs_embeds"][:, :num_image])
 
 
 def test_what_cannot_be_learnt_is_named(batches: Batches, examples: list[Example]) -> None:
