@@ -6,7 +6,7 @@ of its slot, its length and the position of the first logits in the values.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,19 +127,16 @@ class FakeDecoder:
         """Return the logits (B * T, V) after the tokens at `positions` (B, T)."""
         prompts, lengths = cache.self_attention.read(0, slots, MAX_POSITIONS)
         rows = []
-        for prompt, (size, prefix), own in zip(
+        for prompt, (size, prefix), row_positions in zip(
             prompts[:, 0, :, 0].int().tolist(),
             lengths[:, 0, :2, 0].int().tolist(),
             positions.tolist(),
             strict=True,
         ):
-            rows += [_row([*prompt[:size], EOS], position - prefix) for position in own]
+            answer = [*prompt[:size], EOS]
+            for position in row_positions:
+                token_id = answer[min(position - prefix, size)]
+                logits = torch.zeros(VOCABULARY_SIZE)
+                logits[token_id] = 10.0
+                rows.append(logits if token_id != POISON else logits * torch.nan)
         return torch.stack(rows)
-
-
-def _row(answer: Sequence[int], place: int) -> Tensor:
-    """Return the logits (V,) of an answer's token."""
-    token_id = answer[min(place, len(answer) - 1)]
-    logits = torch.zeros(VOCABULARY_SIZE)
-    logits[token_id] = 10.0
-    return torch.full_like(logits, torch.nan) if token_id == POISON else logits

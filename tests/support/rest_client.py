@@ -1,15 +1,18 @@
-"""A client of the HTTP APIs over the real core, and checks of every response."""
+"""Clients of the APIs over the real core, and checks of every HTTP response."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import httpx
 from jsonschema import Draft202012Validator
 from PIL import Image
 
 from service.admission.api_keys import ApiKeys
+from service.grpc_server import GrpcServer
 from service.http.boundary import STATUSES, RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
@@ -17,6 +20,7 @@ from service.inference.core import Core
 from service.settings import Settings
 from service.web.openapi import openapi_document
 from tests.support.fake_service import data_url, encoded, make_core, served_models
+from tests.support.running_service import free_port
 
 MAX_BODY_BYTES = 50_000
 SETTINGS = Settings(max_body_bytes=MAX_BODY_BYTES, request_timeout_s=30)
@@ -88,3 +92,19 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert error["request_id"] == response.headers["x-request-id"]
     assert "Traceback" not in response.text
     return error
+
+
+async def _ready() -> bool:
+    return True
+
+
+@asynccontextmanager
+async def grpc_channel(core: Core, api_keys: ApiKeys) -> AsyncIterator[grpc.aio.Channel]:
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(core, api_keys, settings, _ready)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            yield channel
+    finally:
+        await server.stop(0)

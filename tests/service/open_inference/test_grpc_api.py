@@ -22,8 +22,7 @@ from tests.support.api_keys import api_keys
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, make_core
-from tests.support.grpc_channel import grpc_channel
-from tests.support.rest_client import OCR, SMALL_PNG, client
+from tests.support.rest_client import OCR, SMALL_PNG, client, grpc_channel
 
 Input = pb.ModelInferRequest.InferInputTensor
 Output = pb.ModelInferRequest.InferRequestedOutputTensor

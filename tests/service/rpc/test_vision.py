@@ -31,7 +31,7 @@ from tasks.tiles.merging import View
 from tests.service.schema.test_rendering import BOX, answer_of
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
-from tests.support.grpc_channel import grpc_channel
+from tests.support.rest_client import grpc_channel
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
 KEY = "secret"

@@ -11,8 +11,7 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.core_calls import florence_fails
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
-from tests.support.grpc_channel import grpc_channel
-from tests.support.rest_client import OCR, client
+from tests.support.rest_client import OCR, client, grpc_channel
 from tests.support.trace_collector import (
     CALLER_ID,
     TRACE_ID,
