@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from export.artifacts.store import new_version, verified_manifest
 from export.checkpoints.bases import ROOT, is_hub_entry
 from export.checkpoints.jobs import EXPORT_FORMAT, ExportOptions, find_entry, library_versions
-from export.checkpoints.sources import (
-    Source,
-    fetch_snapshot,
-    in_transformers_form,
-    resolve_source,
-)
+from export.checkpoints.sources import Source, fetch_snapshot, in_transformers_form, resolve_source
 from export.errors import SourceError
 from export.resources import needs_of
 from tasks.catalog import CatalogEntry, entry_row

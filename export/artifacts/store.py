@@ -4,7 +4,7 @@ The only module of the export that uses the store; needs no torch.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import bentoml
@@ -33,10 +33,9 @@ def verified(model_id: str) -> tuple[Path, Manifest]:
 
 def verified_manifest(model_id: str) -> Manifest | None:
     """Return the newest version's manifest; None unless its files match it."""
-    try:
+    with suppress(ArtifactError):
         return verified(model_id)[1]
-    except ArtifactError:
-        return None
+    return None
 
 
 def exported_models() -> list[str]:
