@@ -72,11 +72,7 @@ def fill_prompts(
     image_size_wh: tuple[int, int],
     box_tokens: Callable[[BoxXyxy, tuple[int, int]], str],
 ) -> tuple[Prompt, ...]:
-    """Return the template filled for each of `names`; raise `ParameterError` for a bad region.
-
-    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; a user's text
-    is a segment of its own and never is one.
-    """
+    """Return the template filled for each of `names`; raise `ParameterError` for a bad region."""
     values = {
         "{language}": PromptSegment(parameters.language or "en"),
         "{question}": PromptSegment(parameters.question or ""),
@@ -93,6 +89,7 @@ def fill_prompts(
         values["{phrase}"] = PromptSegment(name)
         segments: list[PromptSegment] = []
         for part in _PARTS.split(template):
+            # a tag may be a control token of the checkpoint, as `<DocVQA>`; a user's text never is
             is_tag = part.startswith("<") and part.endswith(">")
             segments.append(values.get(part) or PromptSegment(part, is_control=is_tag))
         prompts.append(join_segments(*segments))

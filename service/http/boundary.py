@@ -119,9 +119,9 @@ class RestBoundary:
             try:
                 if core is not None and core.places.is_closed:
                     raise shutting_down()
-                timeout_s: float = self.settings.request_timeout_s
-                if (header := request.headers.get("x-deadline-ms")) is not None:
-                    timeout_s = min(timeout_s, _deadline_s(header))
+                limit_s = self.settings.request_timeout_s
+                header = request.headers.get("x-deadline-ms")
+                timeout_s = limit_s if header is None else min(limit_s, _deadline_s(header))
                 deadline_s = time.monotonic() + timeout_s
                 quota = UNLIMITED if is_public else self._checked_quota(request, interface)
                 await quota.take_request()
@@ -140,9 +140,7 @@ class RestBoundary:
             response.headers["X-Request-Id"] = request.state.request_id
             if core is not None and core.places.is_closed:
                 response.headers["Connection"] = "close"
-            if interface.respond is None:
-                return response
-            return interface.respond(request, response)
+            return interface.respond(request, response) if interface.respond else response
 
         return Route(interface.prefix + path, answer, methods=[method])
 

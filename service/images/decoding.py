@@ -92,14 +92,11 @@ class DecodingProcess:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._lock = asyncio.Lock()
-        self._num_users = 1
-
-    def add_user(self) -> None:
-        self._num_users += 1
+        self.num_users = 1
 
     async def release(self) -> None:
-        self._num_users -= 1
-        if self._num_users == 0:
+        self.num_users -= 1
+        if self.num_users == 0:
             with suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
@@ -303,19 +300,15 @@ class LazyImage:
             with self.decoder.decoding(self, None if crop else (size_wh, resample)) as decoding:
                 decoded = await asyncio.shield(decoding.decoded)
                 if self.hold is not None and self.decoded is None:
-                    self._retain(decoded, self.hold)
+                    with suppress(Overloaded):  # no memory: a later part decodes the file again
+                        self.hold(_RGB_BYTES * math.prod(self.header.size_wh))
+                        self.decoded = decoded
+                        self.header = replace(self.header, is_light=True)
+                        if isinstance(decoded, DecodingProcess):
+                            decoded.num_users += 1
                 return await decoded.resized(size_wh, resample, crop)
         except ImageError as error:
             raise _refusal(error) from error
-
-    def _retain(self, decoded: DecodedImage | DecodingProcess, hold: Callable[[int], None]) -> None:
-        """Retain the decoded image for later parts, if there is memory."""
-        with suppress(Overloaded):  # no memory: a later part decodes the file again
-            hold(_RGB_BYTES * math.prod(self.header.size_wh))
-            self.decoded = decoded
-            self.header = replace(self.header, is_light=True)
-            if isinstance(decoded, DecodingProcess):
-                decoded.add_user()
 
     async def aclose(self) -> None:
         decoded = self.decoded

@@ -9,6 +9,7 @@ already sent is not sent again.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -142,7 +143,7 @@ class RunnerClient:
                 if text is not None:
                     text.receive(event)
         sequences: list[Written] = []
-        slowest_s = -1.0  # all of them run at the same time
+        slowest_s = -math.inf  # all of them run at the same time
         for _, outcome in sorted(outcomes.items()):
             if isinstance(outcome, Failed):
                 raise _outcome_error(outcome)

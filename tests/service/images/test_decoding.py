@@ -205,18 +205,6 @@ def test_heavy_images(
     assert read_header(data, LARGE_LIMITS).is_heavy is is_heavy
 
 
-async def test_process_decodes_as_a_thread() -> None:
-    async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
-        sizes = [(30, 50), (7, 9), (30, 50)]
-        resized = await asyncio.gather(
-            *(image.resized(size, Image.Resampling.BICUBIC) for size in sizes)
-        )
-    rgb = decode_image(QUICK, LARGE_LIMITS)
-    for size, pixels in zip(sizes, resized, strict=True):
-        assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
-    assert not image_decoders()
-
-
 async def test_cancelled_caller_leaves_no_pixels() -> None:
     async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
         first = asyncio.ensure_future(image.resized((500, 500), Image.Resampling.BICUBIC))

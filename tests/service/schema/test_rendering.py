@@ -8,10 +8,6 @@ from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import WrittenAnswers
 from service.schema.rendering import (
     RESULT,
-    DetectionJson,
-    InstanceJson,
-    TextRegionJson,
-    Wire,
     answer_json,
 )
 from tasks.results import (
@@ -142,9 +138,3 @@ def test_usage_is_summed() -> None:
     assert (body["raw_text"], body["finish_reason"]) == ("a\nb\nc", "length")
     sums = {"prompt_tokens": 15, "generated_tokens": 9, "constrained_tokens": 6}
     assert body["usage"] == {"image_tokens": NUM_IMAGE_TOKENS, **sums}
-
-
-@pytest.mark.parametrize("kind", [DetectionJson, InstanceJson, TextRegionJson])
-def test_scores_of_the_contract(kind: type[Wire]) -> None:
-    score = kind.model_json_schema()["properties"]["score"]
-    assert (score["minimum"], score["maximum"]) == (0, 1)
