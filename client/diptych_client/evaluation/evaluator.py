@@ -207,8 +207,8 @@ class RankedSample:
     kinds: frozenset[str]
 
     @property
-    def rank(self) -> tuple[float, float, int]:
-        return (self.difference, self.error + self.disagreement, -self.sample_index)
+    def rank(self) -> tuple[float, float]:
+        return (self.difference, self.error + self.disagreement)
 
 
 @dataclass(frozen=True, slots=True)

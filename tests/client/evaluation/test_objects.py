@@ -189,6 +189,9 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # 100 x 80 pixels
     assert scored.are_found.tolist() == [True]
     assert measure.details().kinds == {"right": 1, "extra": 3}
+    loosely = measured([((TrueObject("car", CAR),), (Detection((10, 10, 30, 30), "car", 1.0),))])
+    assert loosely.details().kinds == {"loosely placed": 1}
+    assert loosely.scored().are_found.tolist() == [True]
     columns = (scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist())
     rows = sorted(zip(*columns, strict=True), reverse=True)
     assert rows == [(0.9, True, 0), (0.8, False, 0), (0.7, False, 0), (0.6, False, 1)]

@@ -221,7 +221,7 @@ def predicted(folder: Path, sample: Sample, results: Sequence[Result]) -> Predic
     with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
         requests = log.requests([sample], "m")
         for (image, job), result in zip(requests, results, strict=False):
-            log.append(image, job, answer(result))
+            log.append(image, job, replace(answer(result), calibrated=True))
         return log.prediction(sample, "m")
 
 
@@ -232,7 +232,7 @@ def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     prediction = predicted(tmp_path, both, results)
     assert prediction is not None
     assert prediction.items == (*results[0].detections, *results[1].detections)
-    assert prediction.text is None
+    assert (prediction.text, prediction.is_calibrated) == (None, True)
 
 
 @pytest.mark.parametrize(

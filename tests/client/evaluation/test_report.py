@@ -27,7 +27,7 @@ from diptych_client.evaluation.report import (
     tables,
     write_report,
 )
-from diptych_client.evaluation.statistics import Interval
+from diptych_client.evaluation.statistics import Details, Interval
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs
@@ -105,11 +105,11 @@ def page(browser: Browser, evaluation: Evaluation, folder: Path) -> Iterator[Pag
 
 
 def test_tables_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
-    metrics, by_class, *_ = tables(evaluation)
+    metrics, *_ = tables(evaluation)
     samples = [Sample(ImageFile(name, 1, 1), (TaskParameters(),), None) for name in OBJECTS]
     document = json_document(evaluation, samples)
     assert metrics.rows[0][:2] == ("mAP", "100.0 [100.0, 100.0]")
-    assert by_class.rows[0] == ("car", "1", "100.0", "0.0", "100.0", "0.0")
+    assert [row["sample"] for row in document["gallery"]] == list(OBJECTS)
     assert document["sentences"][0].startswith("first-model is better by 100.0 mAP")
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
@@ -117,6 +117,10 @@ def test_tables_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
     assert document["details"]["second-model"]["kinds"] == kinds
     assert evaluation.measured is not None
     assert evaluation.measured.intervals["second-model"]["mAP"].value == 0
+    details = {"m": Details({"car": {"objects": 1.0, "AP": float("nan"), "AP50": 20.0}})}
+    undefined = replace(evaluation, details=details)
+    assert tables(undefined)[1].rows == (("car", "1", "–", "20.0"),)
+    assert json_document(undefined, samples)["details"]["m"]["by_class"]["car"]["AP"] is None
     difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
     unclear = replace(evaluation, measured=replace(evaluation.measured, differences=(difference,)))
     assert tables(unclear)[0].rows[0][-1] == "1.0 [−4.0, 6.0] (not told apart)"
