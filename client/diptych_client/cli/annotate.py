@@ -14,7 +14,6 @@ from diptych_client.cli.options import (
     GuaranteeOptions,
     InputOptions,
     TaskOptions,
-    check_folders,
     listed,
     offered_task,
     output_folder,
@@ -63,8 +62,6 @@ class AnnotationRun:
         out = output_folder(self.options.out, self.inputs, "annotations")
         opening = self.input_options.opening(out)
         opened = open_images(self.inputs, opening)
-        if Path(self.inputs[0]).is_dir():
-            check_folders(opened.path, out)
         store, images = opened.images()
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))

@@ -16,7 +16,6 @@ from diptych_client.cli.options import (
     EvaluateOptions,
     InputOptions,
     TaskOptions,
-    check_folders,
     listed,
     offered_task,
     output_folder,
@@ -56,8 +55,6 @@ class EvaluationRun:
         task = self.task_options.task
         seed = self.task_options.seed or 0
         out = output_folder(self.options.out, self.inputs, task)
-        if Path(self.inputs[0]).is_dir():
-            check_folders(Path(self.inputs[0]), out)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
             outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])

@@ -96,21 +96,21 @@ class InputOptions:
 
 
 def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
-    """Return `out`; by default a folder beside the first input, or here for a URL or a pattern."""
-    if out is not None:
-        return out
+    """Return `out`; by default a folder beside the first input, or here for a URL or a pattern.
+
+    Raise `RunError` if an image folder and `out` contain each other: output would mix with images.
+    """
     path = Path(inputs[0])
-    base = path.resolve() if path.exists() else Path.cwd() / "diptych"
-    return base.with_name(f"{base.stem}-{suffix}")
-
-
-def check_folders(images: Path, out: Path) -> None:
-    """Raise `RunError` if one folder contains the other: output would mix with images."""
-    source = images.resolve()
+    source = path.resolve()
+    if out is None:
+        base = source if path.exists() else Path.cwd() / "diptych"
+        return base.with_name(f"{base.stem}-{suffix}")
     target = out.resolve()
-    if source.is_relative_to(target) or target.is_relative_to(source):
-        rule = f"must be outside the image folder {images}, and must not contain it"
+    is_mixed = source.is_relative_to(target) or target.is_relative_to(source)
+    if path.is_dir() and is_mixed:
+        rule = f"must be outside the image folder {path}, and must not contain it"
         raise RunError(f"--out {out} {rule}")
+    return out
 
 
 @dataclass(frozen=True, slots=True)
