@@ -203,6 +203,7 @@ def test_doctor_predicts_and_prints_times(diptych: Diptych, capsys: Captured) ->
     output = " ".join(capsys.readouterr().out.split())
     for text in (" ok ", "ocr by", "network and client"):
         assert text in output
+    assert "total" not in output
 
 
 def test_version_and_help_are_printed(diptych: Diptych, capsys: Captured) -> None:

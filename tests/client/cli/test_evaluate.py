@@ -48,11 +48,14 @@ def report_of(out: Path) -> dict[str, object]:
     return document
 
 
-def test_report_has_every_model(diptych: Diptych, folder: Path, out: Path) -> None:
+def test_report_has_every_model(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
     status, received = evaluate(diptych, folder, answers=BOTH)
     assert (status, len(received)) == (0, 6)
     assert report_of(out)["models"] == list(NAMES)
     assert "a.png" in (out / "report.html").read_text()
+    assert capsys.readouterr().out.startswith("first and second: agreement 100.0 [")
     assert evaluate(diptych, folder) == (0, [])  # a finished run is not sent again
 
 
