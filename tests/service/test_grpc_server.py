@@ -80,7 +80,8 @@ async def test_calls_in_flight_end_before_a_stop() -> None:
         calls = [stub.Predict(request, timeout=LIMIT_S) for _ in range(2)]
         await until(lambda: decoder.num_waiting == len(calls))
         stopping = asyncio.create_task(server.stop(LIMIT_S))
-        await asyncio.sleep(0)  # it begins
+        done, _ = await asyncio.wait([stopping], timeout=0.2)
+        assert not done
         released.set()
         answers = [await call for call in calls]
         await stopping
