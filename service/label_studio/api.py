@@ -298,6 +298,7 @@ class LabelStudioHost:
     """The operator's Label Studio."""
 
     url: str  # has no slash at its end
+    origin: str
     fetcher: ImageFetcher
     timeout_s: float
 
@@ -311,12 +312,9 @@ class LabelStudioHost:
         fetcher = ImageFetcher(
             [allowed], settings.max_body_bytes, settings.url_timeout_s, lambda _address: True
         )
-        return cls(settings.label_studio_url.rstrip("/"), fetcher, settings.url_timeout_s)
-
-    @property
-    def origin(self) -> str:
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        url = settings.label_studio_url.rstrip("/")
+        origin = f"{parts.scheme}://{parts.netloc}"
+        return cls(url, origin, fetcher, settings.url_timeout_s)
 
     def path_of(self, source: str) -> str | None:
         """Return the path of a file of this Label Studio, or None for any other source."""

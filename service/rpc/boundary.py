@@ -113,11 +113,6 @@ SMALL_SLOTS_OF_ADDRESS = 2
 _SMALL_TIMEOUT_S = 10.0
 
 
-def address_of(peer: str) -> str:
-    """Return the address in a peer of grpc: ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-
-
 class Incoming:
     """The messages of one call, which comes from `peer`.
 
@@ -134,7 +129,8 @@ class Incoming:
         self._messages = messages
         self._message_class = message_class
         self._small = small
-        self.address = address_of(peer)
+        # grpc writes ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT
+        self.address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
     async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
         """Return the next message, of a call that has a place; `hold` counts its bytes."""
