@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from diptych_client.clients.client import Client
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
-from diptych_client.results import Instance, InstancesResult, Item, box_of, items_of, label_of
+from diptych_client.results import Instance, InstancesResult, box_of, items_of, label_of
 
 _SHAPES = ("rectangle", "polygon", "mask")
 _TOLERANCE_PX = 1.0  # simplifies masks: nobody can edit hundreds of points
@@ -50,11 +50,14 @@ class DiptychFunction:
         upright = ImageOps.exif_transpose(image)
         options = AnswerOptions(min_score=context.conf_threshold)
         predict = partial(self._client.predict, upright, model=self._model, options=options)
+        shapes: list[LabeledShapeRequest] = []
         if self._shape == "rectangle":
             labels = list(self._label_ids)
             answer = predict("open_vocabulary_detection", TaskParameters(labels=labels))
-            return list(map(self._rectangle, items_of(answer.result)))
-        shapes: list[LabeledShapeRequest] = []
+            for item in items_of(answer.result):
+                label_id = self._label_ids[label_of(item)]
+                shapes.append(cvataa.rectangle(label_id, list(box_of(item)), score=item.score))
+            return shapes
         for label, label_id in self._label_ids.items():
             answer = predict("instance_segmentation", TaskParameters(phrase=label))
             assert isinstance(answer.result, InstancesResult)
@@ -64,10 +67,6 @@ class DiptychFunction:
                 elif (mask := instance.to_mask(answer.image)).any():
                     shapes.append(cvataa.mask(label_id, encode_mask(mask), score=instance.score))
         return shapes
-
-    def _rectangle(self, item: Item) -> LabeledShapeRequest:
-        label_id = self._label_ids[label_of(item)]
-        return cvataa.rectangle(label_id, list(box_of(item)), score=item.score)
 
 
 def _polygons(instance: Instance, label_id: int) -> Iterator[LabeledShapeRequest]:
