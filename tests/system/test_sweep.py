@@ -268,7 +268,8 @@ def worst_documents(
             names.discard("image")
         valid = {name: GRPC_VALID[name] for name in names}
         for value in values:
-            yield field.name, valid | {field.name: value}
+            if isinstance(value, list | dict) == field.is_repeated:  # of a map, too
+                yield field.name, valid | {field.name: value}
         if field.message_type is not None and depth < MAX_DEPTH:
             for name, inner in worst_documents(field.message_type, values, depth + 1):
                 value = [inner] if field.is_repeated else inner
