@@ -95,7 +95,7 @@ class EvaluationRun:
             counts = {"requests failed": failures.num_failures, **opening.problems.counts}
             record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
-            gallery = Gallery(dataset.store, log, questionnaire.names, names, samples)
+            gallery = Gallery(dataset.store, evaluator, samples)
             document = write_report(outputs, evaluation, gallery)
             document |= {"report": str(report_files(out)[0]), "decided": verdict}
             if self.input_options.as_json:

@@ -192,8 +192,7 @@ class GuaranteedRun:
         }
         rows = [common | proof for proof in guarantee.proofs()]
         self.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
-        shares = ", ".join(f"{row['min_precision']:g}" for row in rows)
-        logger.info("%s has what is proved for the service: min_precision %s", path, shares)
+        logger.info("%s has what is proved for the service", path)
 
     def _suggest_random(self, number: int, pilot: Sequence[ImageFile]) -> str | None:
         """Suggest images drawn at random; return where they are, None if there are none."""

@@ -22,8 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image, ImageOps
 
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
-from diptych_client.evaluation.evaluator import Evaluation, RankedSample, measure_for
-from diptych_client.evaluation.questions import AnswerLog, ClassNames, Sample, TextsTruth, Truth
+from diptych_client.evaluation.evaluator import Evaluation, Evaluator, RankedSample, measure_for
+from diptych_client.evaluation.questions import Sample, TextsTruth, Truth
 from diptych_client.evaluation.statistics import Details, Estimates, Interval, Outcome
 from diptych_client.geometry import corners
 from diptych_client.inputs import MALFORMED, ImageStore
@@ -155,22 +155,21 @@ class Gallery:
     """The images and answers of the cards."""
 
     store: ImageStore
-    log: AnswerLog
-    names: ClassNames
-    models: Sequence[str]
+    evaluator: Evaluator
     samples: Sequence[Sample]
 
     def card(self, ranked: RankedSample) -> dict[str, Any]:
         sample = self.samples[ranked.sample_index]
         panels = []
         missed = set[int]()
-        for model in self.models:
-            prediction = self.log.prediction(sample, model)
+        task = self.evaluator.log.task
+        for model in self.evaluator.models:
+            prediction = self.evaluator.log.prediction(sample, model)
             assert prediction is not None  # a ranked sample has all answers
             size = prediction.image
             outcome = Outcome(0)
             if sample.truth is not None:
-                measure = measure_for(sample.truth, self.log.task, self.names)
+                measure = measure_for(sample.truth, task, self.evaluator.names)
                 outcome = measure.add(sample.truth, prediction)
             missed |= {i for i, kind in enumerate(outcome.true_kinds) if kind == "missed"}
             kinds = outcome.answer_kinds or ["answer"] * len(prediction.items)
@@ -200,7 +199,7 @@ class Gallery:
         for index, true in enumerate(objects):
             box = true.box_xyxy or (0.0, 0.0, 0.0, 0.0)
             item: Item = Detection(box, true.label, 1.0)
-            has_masks = self.log.task == "instance_segmentation"
+            has_masks = self.evaluator.log.task == "instance_segmentation"
             if has_masks and isinstance(true.segmentation, list):
                 rings: Any = [np.reshape(ring, (-1, 2)).tolist() for ring in true.segmentation]
                 item = Instance(box, true.label, 1.0, rings)

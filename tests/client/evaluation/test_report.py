@@ -63,7 +63,7 @@ def evaluated(
                 log.append(image, job, model_answer)
         evaluator = Evaluator(log, MODELS, questionnaire.names)
         evaluation = evaluator.evaluate(HOSTILE, samples, seed=0, gallery=10)
-        gallery = Gallery(dataset.store, log, questionnaire.names, MODELS, samples)
+        gallery = Gallery(dataset.store, evaluator, samples)
         with Outputs(out) as outputs:
             write_report(outputs, evaluation, gallery)
     return evaluation

@@ -233,14 +233,6 @@ class Shares:
         self.parts = parts * is_common
         self.wholes = wholes * is_common
 
-    def excess(self, max_share: float) -> Floats:
-        """Return W - s A of each image; its mean is negative if the share is below s."""
-        return (1 - max_share) * self.parts - max_share * (self.wholes - self.parts)
-
-    def highest(self, max_share: float) -> float:
-        """Return the largest possible excess of an image."""
-        return (1 - max_share) * self.rule.max_labels
-
     @property
     def share(self) -> float:
         return float(self.parts.sum() / max(self.wholes.sum(), 1))
@@ -287,11 +279,16 @@ def common_count(counts: Floats) -> int:
 
 def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
     """Return the last rule whose hypothesis "the share is exceeded" is rejected, by fallback."""
-    values = np.stack([shares.excess(promise.max_share) for shares in tested], axis=1)
-    highest = np.array([shares.highest(promise.max_share) for shares in tested])
+    s = promise.max_share
+    excesses = []  # W - s A of each image; its mean is negative if the share is below s
+    highest = []
+    for shares in tested:
+        excesses.append((1 - s) * shares.parts - s * (shares.wholes - shares.parts))
+        highest.append((1 - s) * shares.rule.max_labels)
+    wealths = log_wealth(np.stack(excesses, axis=1), np.array(highest)).tolist()
     level = 0.0
     proved = None
-    for shares, wealth in zip(tested, log_wealth(values, highest).tolist(), strict=True):
+    for shares, wealth in zip(tested, wealths, strict=True):
         level += shares.start * (1 - promise.confidence)
         if level and wealth >= -math.log(level):
             proved = shares
