@@ -66,15 +66,6 @@ def test_tokens_are_stored_at_their_positions(slots: slice | Tensor) -> None:
     assert torch.equal(torch.stack(read), expected[1, :, 1:3, :, :4])
 
 
-def test_a_prefix_is_stored_from_position_0() -> None:
-    cache = filled()
-    stored = torch.rand(2, 3, 2, 2, 3)
-    expected = cache._memory.clone()
-    expected[0, :, 2:4, :, :3] = stored.permute(2, 0, 3, 1, 4)
-    cache.write_prefix(0, slice(2, 4), stored)
-    assert torch.equal(cache._memory, expected)
-
-
 def test_slot_bytes_are_those_of_keys_and_values() -> None:
     assert 4 * SHAPE.slot_bytes == filled()._memory.nbytes
     assert 2 * replace(SHAPE, dtype=torch.bfloat16).slot_bytes == SHAPE.slot_bytes

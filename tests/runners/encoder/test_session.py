@@ -3,6 +3,7 @@ here in the CPU provider, that ignores CUDA graphs.
 """
 
 import logging
+import shutil
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 
+from export.artifacts.onnx_graphs import write_int8
 from runners.encoder import session
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
@@ -29,7 +31,7 @@ from runners.encoder.session import (
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore
-from wire.artifacts.manifest import VISION_ENCODER_FILE, read_manifest
+from wire.artifacts.manifest import VISION_ENCODER_FILE, read_manifest, vision_encoder_file
 from wire.pixels import Pixels
 from wire.runner_messages import Failed
 
@@ -83,8 +85,12 @@ def test_on_cuda_the_cpu_is_the_second_provider() -> None:
     assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
 
 
-def test_an_image_has_the_same_int8_features_in_every_batch(int8_artifacts: Path) -> None:
-    encoder = load_encoder(int8_artifacts, 1, "int8")
+def test_an_image_has_the_same_int8_features_in_every_batch(
+    artifacts: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(artifacts, tmp_path / "with int8"))
+    write_int8(folder / vision_encoder_file("float32"), folder / vision_encoder_file("int8"))
+    encoder = load_encoder(folder, 1, "int8")
     pixels = random_pixels(3)
     pixels[1] //= 64  # another range of values than its neighbours
     together = encoder.encode(pixels)
