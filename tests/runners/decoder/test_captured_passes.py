@@ -132,14 +132,6 @@ def test_everything_is_captured_before_the_first_step() -> None:
     assert len(captured) == graphs.num_captured
 
 
-def test_chosen_tokens_are_the_next_inputs() -> None:
-    graphs = graphs_of()
-    assert greedy(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
-    assert graphs.run(StepShape(2, 8)).argmax(-1).tolist() == [12, 16]
-    assert logits_of(graphs, [6, 5], 8).argmax(-1).tolist() == [12, 10]
-    assert graphs.run(StepShape(1, 8)).argmax(-1).tolist() == [12]
-
-
 @pytest.mark.parametrize(
     "conditions",
     [
@@ -162,13 +154,6 @@ def test_conditions_without_room_are_chosen_eagerly(conditions: RowConditions) -
     # only a wide nucleus is known after the choice: the next pass reads another token
     is_late = conditions.temperature > 0
     assert (result.ahead, list(result.redrawn)) == ((ahead, [0]) if is_late else (None, []))
-
-
-def test_tokens_of_eager_steps_are_chosen_too() -> None:
-    """A step with adapters in its batch is not captured; its choice is."""
-    graphs = graphs_of()
-    logits_of(graphs, [3, 4, 5], 8)
-    assert greedy(graphs, graphs.store(doubling(torch.tensor([7, 8]), StepShape(2, 9)))) == [14, 16]
 
 
 @pytest.mark.parametrize(
@@ -242,19 +227,6 @@ def test_sequences_run_in_parts_without_padded_rows() -> None:
     assert [len(inputs.rows) for inputs in computed.ran] == [8, 2, 1]
     assert torch.cat([inputs.rows for inputs in computed.ran]).tolist() == [*range(11)]
     assert {inputs.features.shape[1] for inputs in computed.ran} == {32}  # 18 tokens
-
-
-def test_inputs_have_features_tokens_and_slots() -> None:
-    computed = Computed()
-    claimed = [[(3, 0, 1, 0, 9), (4, 0, 1, 1, 9)], [(2, 0, 2, 0, 8)]]
-    computed.prefills.run([REQUEST, replace(REQUEST, prompt_ids=(9,))], claimed)
-    (inputs,) = computed.ran
-    assert inputs.token_ids[:, :10].tolist() == [[-1] * 7 + [5, 6, 0], [-1] * 7 + [9, 0, 0]]
-    assert inputs.num_prefix_tokens.tolist() == [9, 8]
-    # a single slot is repeated
-    assert inputs.claimed.tolist() == [[*map(list, claimed[0])], [[2, 0, 2, 0, 8]] * 2]
-    embeds = inputs.embeds(torch.full((2, 16, 2), 3.0))
-    assert embeds[:, :, 0].tolist() == [[1.0] * 7 + [3.0] * 9] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from runners.encoder.session import (
     FixedBatches,
     execution_providers,
     load_encoder,
-    split_batch,
 )
 from service.inference.served_models import runner_options
 from service.settings import Settings
@@ -129,35 +128,29 @@ class Session:
 Fault = Callable[[int, int], Exception | None]  # arguments: the numbers of a run and of its graph
 
 
+@dataclass
 class Sessions:
     """Opens sessions; those with graphs may be refused, have faults, or replay stale features."""
 
-    def __init__(
-        self,
-        file: str,
-        fault: Fault = lambda *_: None,
-        stale: bool = False,
-        refusal: Exception | None = None,
-    ) -> None:
-        self._file = file
-        self._fault = fault
-        self._stale = stale
-        self._refusal = refusal
-        # has graphs, and the number of sessions alive before
-        self.opened: list[tuple[bool, int]] = []
-        self._alive: weakref.WeakSet[Session] = weakref.WeakSet()
+    file: str
+    fault: Fault = lambda *_: None
+    stale: bool = False
+    refusal: Exception | None = None
+    # has graphs, and the number of sessions alive before
+    opened: list[tuple[bool, int]] = field(default_factory=list)
+    alive: weakref.WeakSet[Session] = field(default_factory=weakref.WeakSet)
 
     @property
     def session(self) -> Session:
-        (session,) = self._alive
+        (session,) = self.alive
         return session
 
     def open(self, with_graphs: bool) -> Any:
-        self.opened.append((with_graphs, len(self._alive)))
-        if with_graphs and self._refusal:
-            raise self._refusal
-        session = Session(self._file, self._fault, stale=self._stale and with_graphs)
-        self._alive.add(session)
+        self.opened.append((with_graphs, len(self.alive)))
+        if with_graphs and self.refusal:
+            raise self.refusal
+        session = Session(self.file, self.fault, stale=self.stale and with_graphs)
+        self.alive.add(session)
         return session
 
 
@@ -179,26 +172,6 @@ def check_features(batches: FixedBatches, encoder_file: str) -> None:
         pixels = random_pixels(num_images)
         features = batches.encode(pixels)
         torch.testing.assert_close(features, encoder.encode(pixels), atol=ROUNDING, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("num_images", "sizes", "expected"),
-    [
-        (13, [16, 8, 4, 2, 1], [8, 4, 1]),
-        (16, [16, 8, 4, 2, 1], [16]),
-        (16, [8, 4, 2, 1], [8, 8]),  # the largest exceeds the memory
-        (3, [1], [1, 1, 1]),
-    ],
-)
-def test_a_batch_is_split_without_padding(
-    num_images: int, sizes: list[int], expected: list[int]
-) -> None:
-    parts = list(split_batch(num_images, sizes))
-    assert [part.stop - part.start for part in parts] == expected
-    indices: list[int] = []
-    for part in parts:
-        indices += range(part.start, part.stop)
-    assert indices == list(range(num_images))
 
 
 def test_captures_follow_all_runs_and_checks_all_captures(artifacts: Path) -> None:
