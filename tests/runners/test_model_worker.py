@@ -129,7 +129,7 @@ SPEC = SequenceSpec(
 )
 
 
-def events_of(artifacts: Path, *specs: SequenceSpec) -> list[WritingEvent]:
+def events_of(artifacts: Path, specs: list[SequenceSpec]) -> list[WritingEvent]:
     """Return what a real worker streams, on a CPU and with the default limits."""
     manifest = read_manifest(artifacts)
     options = runner_options(manifest.model_id, Settings(device="cpu"), ())
@@ -146,23 +146,22 @@ def events_of(artifacts: Path, *specs: SequenceSpec) -> list[WritingEvent]:
 
 
 @pytest.mark.parametrize(("max_work", "num_prefills"), [(800_000, 1), (1, 3)])
-def test_prefills_of_more_work_go_one_by_one(
-    exported: ModelStore, monkeypatch: pytest.MonkeyPatch, max_work: int, num_prefills: int
+def test_streams_of_sequences_prefilled_together_or_one_by_one(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, max_work: int, num_prefills: int
 ) -> None:
     monkeypatch.setattr("runners.options._CPU_PREFILL", max_work)
-    streamed = events_of(exported.newest("florence-2-mini"), *[SPEC] * 3)
-    outcomes = [event.outcome for event in streamed if isinstance(event, SequenceEnd)]
-    queues_s = [one.queue_s for one in outcomes if isinstance(one, Written)]
-    assert len(queues_s) == 3
-    assert len(set(queues_s)) == num_prefills  # equal within a prefill
-
-
-def test_pieces_are_the_text(artifacts: Path) -> None:
-    streamed = events_of(artifacts, SPEC)
-    pieces = [event for event in streamed if isinstance(event, TextPiece)]
-    ends = {event.index: event.outcome for event in streamed if isinstance(event, SequenceEnd)}
-    texts = [outcome.text for outcome in ends.values() if isinstance(outcome, Written)]
-    assert texts == ["".join(piece.text for piece in pieces)]
+    pieces = [""] * 3
+    texts = [""] * 3
+    queues_s = set()  # equal within a prefill
+    for event in events_of(artifacts, [SPEC] * 3):
+        if isinstance(event, TextPiece):
+            pieces[event.index] += event.text
+        elif isinstance(event, SequenceEnd):
+            assert isinstance(event.outcome, Written)
+            texts[event.index] = event.outcome.text
+            queues_s.add(event.outcome.queue_s)
+    assert len(queues_s) == num_prefills
+    assert pieces == texts != [""] * 3
 
 
 # BentoML 1.4.40 uses what pathspec and pydantic have deprecated.
