@@ -406,7 +406,7 @@ class SlotCache:
     def clear(self, slot: int) -> None:
         """Zero a slot, so that its NaN cannot propagate into the next sequence."""
         self.self_attention.clear(slot)
-        if self.prefixes is not None:
+        if self.prefixes is not None and self.prefixes.of_slot[slot] != _NO_PREFIX:
             self.prefixes.memory.clear(self.prefixes.of_slot[slot])
 
     def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
