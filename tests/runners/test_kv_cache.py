@@ -146,6 +146,7 @@ class Sequences:
         assert prefixes.lengths.on_device[: len(counts)].tolist() == lengths
         reads = prefixes.reads(slice(0, len(owners)))
         assert isinstance(reads.prefixes, slice)
+        assert reads.length == max(lengths)
         if reads.rows is None or reads.places is None:
             assert stored[reads.prefixes].tolist() == owners
             return

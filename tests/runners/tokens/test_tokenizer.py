@@ -50,7 +50,7 @@ def test_plain_text_is_tokenized_as_by_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_tag_that_the_checkpoint_does_not_have_is_text_like_its_neighbours(name: str) -> None:
     whole = TOKENIZERS[name].encode([("<DocVQA>s circle <b>, red", False)])
-    parts = [("<DocVQA>", True), ("s circle ", False), ("<b>", True), (", red", False)]
+    parts = [("<DocVQA>s ci", True), ("rcle ", False), ("<b>", True), (", red", False)]
     assert TOKENIZERS[name].encode(parts) == whole
 
 
