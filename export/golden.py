@@ -40,7 +40,8 @@ from export.checks.reference import load_for_checks
 from export.doctor import Finding, Verdict
 from export.errors import ExportError, SourceError, one_line
 from export.resources import needs_of
-from imaging.files import ImageError, read_image, resize
+from imaging.containers import ImageError
+from imaging.files import read_image, resize
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.errors import SequenceError

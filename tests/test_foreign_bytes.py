@@ -19,7 +19,8 @@ from safetensors.torch import save, save_file
 
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.long_runs import AppendLog, RunError
-from imaging.files import ImageError, ImageLimits, decode_image, read_header
+from imaging.containers import ImageError
+from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, images_of
 from runners.adapters.peft import read_parts

@@ -30,7 +30,8 @@ from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
-from imaging.files import ImageError, read_image, resize
+from imaging.containers import ImageError
+from imaging.files import read_image, resize
 from runners.decoder.batch import generate_each
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence

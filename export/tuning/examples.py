@@ -28,7 +28,8 @@ from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
 from diptych_client.matching import LabelledBox
 from export.errors import ExportError
-from imaging.files import ImageError, read_image
+from imaging.containers import ImageError
+from imaging.files import read_image
 from tasks.catalog import CatalogEntry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES

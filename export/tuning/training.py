@@ -39,7 +39,8 @@ from export.checkpoints.tensors import load_checkpoint
 from export.checks.reference import load_processor
 from export.errors import ExportError
 from export.tuning.examples import Example
-from imaging.files import ImageError, read_image, resize
+from imaging.containers import ImageError
+from imaging.files import read_image, resize
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt

@@ -30,16 +30,8 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.files import (
-    ImageError,
-    ImageHeader,
-    ImageLimits,
-    OversizedImage,
-    PixelBox,
-    decode_image,
-    read_header,
-    resize,
-)
+from imaging.containers import ImageError, OversizedImage
+from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest

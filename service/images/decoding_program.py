@@ -16,7 +16,8 @@ The sandbox is entered before the image is opened. The program knows nothing of 
 import os
 import sys
 
-from imaging.files import ImageError, ImageLimits, decode_image, resize
+from imaging.containers import ImageError
+from imaging.files import ImageLimits, decode_image, resize
 from imaging.sandbox import confine
 from wire.host import end_with
 

@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imaging.files import (
-    ImageError,
-    ImageLimits,
-    OversizedImage,
-    decode_image,
-    exif_orientation,
-    read_container,
-    read_header,
-)
+from imaging.containers import ImageError, OversizedImage, exif_orientation, read_container
+from imaging.files import ImageLimits, decode_image, read_header
 from tests.support.attack_images import (
     NUM_MANY,
     floods,

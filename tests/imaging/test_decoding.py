@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from imaging.files import ImageError, ImageLimits, OversizedImage, decode_image, read_header, resize
+from imaging.containers import ImageError, OversizedImage
+from imaging.files import ImageLimits, decode_image, read_header, resize
 from tests.support.attack_images import (
     NUM_MANY,
     PARTS,
