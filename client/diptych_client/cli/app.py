@@ -84,9 +84,7 @@ app = typer.Typer(
 )
 
 ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
-Inputs = Annotated[
-    list[str], Argument(help="Images, a folder, a pattern, an archive, a video or URLs.")
-]
+Inputs = Annotated[list[str], Argument(help="Images, a folder, a pattern, an archive or a video.")]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 ModelId = Annotated[

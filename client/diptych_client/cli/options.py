@@ -87,7 +87,7 @@ class InputOptions:
     """How inputs are read, and whether files of others are replaced."""
 
     every: Annotated[float, "Seconds between two frames of a video.", _POSITIVE] = DEFAULT_EVERY_S
-    strict: Annotated[bool, "Stop at the first damaged label or unreadable URL."] = False
+    strict: Annotated[bool, "Stop at the first damaged label."] = False
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
     overwrite: Overwrite = False
 
@@ -96,7 +96,7 @@ class InputOptions:
 
 
 def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
-    """Return `out`; by default a folder beside the first input, or here for a URL or a pattern.
+    """Return `out`; by default a folder beside the first input, or here for a pattern.
 
     Raise `RunError` if an image folder and `out` contain each other: output would mix with images.
     """

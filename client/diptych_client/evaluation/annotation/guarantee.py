@@ -443,8 +443,8 @@ def _percent(share: float) -> str:
 def appearance(records: Records, labels: Sequence[str]) -> list[float]:
     """Return the image's size, and of each answer the objects or the length of its text.
 
-    What is proved holds for images whose numbers are like those of the labelled ones. Objects have
-    a number, a mean score, a mean size and the number of each label.
+    Images that differ in their look alone have equal numbers. Objects have a number, a mean score,
+    a mean size and the number of each label.
     """
     size = records[0].answer.image
     numbers = [math.log(size.width), math.log(size.height)]
