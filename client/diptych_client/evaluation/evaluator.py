@@ -285,8 +285,9 @@ class Evaluator:
         self.images.append(image)
         differences = []
         for (first, second), scores in self.agreements.items():
-            answers = (predictions[first], predictions[second])
-            outcome = disagreement((first, second), self.names, *answers)
+            outcome = disagreement(
+                (first, second), self.names, predictions[first], predictions[second]
+            )
             differences.append(outcome)
             scores.append(1 - outcome.error)
         outcomes: list[Outcome] = []
@@ -299,8 +300,9 @@ class Evaluator:
         disagreements = list(map(attrgetter("error"), differences)) or [0.0]
         kinds = frozenset().union(*map(attrgetter("kinds"), outcomes or differences))
         difference = max(errors) - min(errors)
-        sample_rank = (fmean(errors), fmean(disagreements), difference)
-        self.ranked.append(RankedSample(index, *sample_rank, kinds))
+        self.ranked.append(
+            RankedSample(index, fmean(errors), fmean(disagreements), difference, kinds)
+        )
 
     def _create_measures(self, truth: Truth) -> None:
         """Create the measures of the first truth; raise `RunError` for a truth of another kind."""
