@@ -109,8 +109,14 @@ def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Return the elements of a comma-separated list; quotes hold an element with a comma."""
-    (row,) = csv.reader([text.replace("\n", " ")], skipinitialspace=True)
+    """Return the elements of a comma-separated list; quotes hold an element with a comma.
+
+    Raise `InvalidRequest` for an element that is too long.
+    """
+    try:
+        (row,) = csv.reader([" ".join(text.splitlines())], skipinitialspace=True)
+    except csv.Error as error:
+        raise new_error("invalid_request", f"cannot split a list: {error}") from error
     return tuple(filter(None, map(str.strip, row)))
 
 

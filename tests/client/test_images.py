@@ -93,12 +93,14 @@ def test_other_image_is_an_error_of_the_client(image: Any, message: str) -> None
 
 def test_parameters_and_options_are_given_by_name() -> None:
     script = Script([])
-    labels = ' 5" pipe , "red car, parked",'
+    labels = ' 5" pipe ,\r\n"red car,\rparked",'
     parameters: Mapping[str, Any] = {"labels": labels, "phrases": ["5, 6"]}
     with serving_rest(script) as url, Client(url) as client:
         client.predict(b"image", "t", parameters, options={"seed": 3})
         with pytest.raises(InvalidRequest, match="unexpected keyword argument 'lables'"):
             client.predict(b"image", "t", {"lables": ["a"]})
+        with pytest.raises(InvalidRequest, match="cannot split a list: field larger than"):
+            client.predict(b"image", "t", {"labels": "a" * 200_000})
     (request,) = script.received
     for name, value in (
         ("labels", r'["5\" pipe", "red car, parked"]'),
