@@ -99,7 +99,7 @@ def tool_of(task: Task) -> Tool:
 
 
 def read_image(text: str) -> str | bytes:
-    """Return a URL unchanged, else the file; raise `OSError` or `ValueError`."""
+    """Return a URL unchanged, else the file; raise `OSError`, `ValueError` or `RuntimeError`."""
     if text.startswith(("http://", "https://")):
         return text
     if text.startswith("data:"):
@@ -142,7 +142,7 @@ def _rounded(value: Any, decimals: int) -> Any:
 async def call_tool(
     client: AsyncClient, tool: str, arguments: Mapping[str, Any]
 ) -> Answer | Comparison:
-    """Return the answers; raise `DiptychError`, `OSError`, `ValueError` or `TypeError`."""
+    """Return the answers; raise `DiptychError`, or what `read_image` does, or `TypeError`."""
     parameters = dict(arguments)
     image = await asyncio.to_thread(read_image, str(parameters.pop("image", "")))
     models = parameters.pop("models", None)
@@ -180,7 +180,7 @@ def tool_server(client: AsyncClient) -> Server[Any]:
     async def call(_context: _Context, params: CallToolRequestParams) -> CallToolResult:
         try:
             return tool_result(await call_tool(client, params.name, params.arguments or {}))
-        except (DiptychError, OSError, ValueError, TypeError) as error:
+        except (DiptychError, OSError, ValueError, RuntimeError, TypeError) as error:
             content = TextContent(type="text", text=str(error))
             return CallToolResult(content=[content], is_error=True)
 

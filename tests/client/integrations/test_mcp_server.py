@@ -105,6 +105,7 @@ def test_arguments_are_fields_of_the_request() -> None:
     [
         ({"image": URL, "x": 1}, "unexpected keyword argument 'x'"),
         ({"image": "/no/such/file.png"}, "there is no file /no/such/file.png"),
+        ({"image": "~nobody.at.all/file.png"}, "home directory"),
         ({"image": "data:image/png;base64,=x="}, "padding"),
         ({"image": URL}, "overloaded: no"),
         ({}, "there is no file ."),
