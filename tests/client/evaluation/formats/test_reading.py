@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -276,6 +278,12 @@ def test_cached_and_hidden_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "archive" / "__MACOSX").mkdir()
     for name in ("arrow", "archive"):
         assert len(read_dataset(tmp_path / name).images) == len(OBJECTS)
+
+
+def test_row_with_an_empty_image_fails_alone(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"image": [b""]}), tmp_path / "x.parquet")
+    dataset = read_dataset(tmp_path)
+    assert dataset.store.read(dataset.images[0].image) == b""  # the service refuses it
 
 
 def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
