@@ -348,8 +348,10 @@ def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> t
     regions = context.get("result")
     if not isinstance(regions, list) or not regions or regions[-1] is None:
         return ()
-    value = regions[-1].get("value") if isinstance(regions[-1], dict) else None
-    return tuple(_text_asks(controls, " ".join(validated(_Prompt, value).text)))
+    match regions[-1]:
+        case {"value": {"text": _} as value}:
+            return tuple(_text_asks(controls, " ".join(validated(_Prompt, value).text)))
+    raise InvalidRequest("a prompt must be a text, not a drawn box or points", "context.result")
 
 
 def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
