@@ -46,8 +46,8 @@ def body(value: str = "<OCR>", model: str = FLORENCE_ID, **fields: Any) -> dict[
     return {"model": model, "messages": messages, **fields}
 
 
-def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
-    return {**body(), "messages": [{"role": role, "content": list(parts)}]}
+def message(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {**body(), "messages": [{"role": "user", "content": list(parts)}]}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,11 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
+def conversation(*messages: tuple[str, object], **fields: Any) -> dict[str, Any]:
+    listed = [{"role": role, "content": content} for role, content in messages]
+    return {**body(**fields), "messages": listed}
+
+
 @pytest.mark.parametrize(
     ("request_body", "code", "param"),
     [
@@ -81,7 +86,7 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
         (message(text("<OCR>")), "invalid_request", "messages"),
         (message(text("<OCR>"), text("<OD>"), IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
-        (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
+        (conversation(("user", [IMAGE]), ("system", "<OCR>")), "invalid_request", "messages"),
         (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
         (body(model="gpt-4o"), "unknown_model", "model"),
@@ -104,11 +109,6 @@ def test_unknown_part_is_not_repeated() -> None:
     assert response.json()["error"]["param"] == "messages.0.content.0"
     assert "type must be image_url or text" in response.text
     assert len(response.content) < 1000
-
-
-def conversation(*messages: tuple[str, object], **fields: Any) -> dict[str, Any]:
-    listed = [{"role": role, "content": content} for role, content in messages]
-    return {**body(**fields), "messages": listed}
 
 
 def content_of(request_body: dict[str, Any]) -> str:
