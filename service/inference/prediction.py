@@ -352,8 +352,8 @@ async def _answers(
     whole: PixelBox = (0, 0, *size_wh)
 
     async def answer_view(box: PixelBox) -> Answer:
-        view = image if box is whole else ImageView.of(image, box)
-        async with in_flight:
+        async with in_flight:  # a view that waited finds the image decoded
+            view = image if box is whole else ImageView.of(image, box)
             answer = await queued.answer(request, view)
         if view is image:
             return answer
