@@ -121,7 +121,7 @@ class RestBoundary:
                     raise shutting_down()
                 limit_s = self.settings.request_timeout_s
                 header = request.headers.get("x-deadline-ms")
-                timeout_s = limit_s if header is None else min(limit_s, _deadline_s(header))
+                timeout_s = limit_s if header is None else min(limit_s, _timeout_s(header))
                 deadline_s = time.monotonic() + timeout_s
                 quota = UNLIMITED if is_public else self._checked_quota(request, interface)
                 await quota.take_request()
@@ -182,7 +182,7 @@ class RestBoundary:
         return self._api_keys.check(interface.authorization(request), host)
 
 
-def _deadline_s(header: str) -> float:
+def _timeout_s(header: str) -> float:
     if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) == 0:
         raise InvalidRequest(
             f"X-Deadline-Ms must be a whole number of milliseconds above 0, not {shown(header)}"

@@ -233,8 +233,8 @@ def _parse(
 ) -> Result:
     texts: list[GeneratedText] = []
     for sequence in written.sequences:
-        text = sequence.text, sequence.token_ends, sequence.logprobs, sequence.finish_reason
-        texts.append(GeneratedText(*text))
+        ends = sequence.token_ends
+        texts.append(GeneratedText(sequence.text, ends, sequence.logprobs, sequence.finish_reason))
     result = model.language.parse_answer(
         model.entry,
         request.task.id,

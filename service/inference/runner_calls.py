@@ -9,7 +9,6 @@ already sent is not sent again.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -66,7 +65,7 @@ class Usage:
     constrained_tokens: int  # chosen by the grammar against the model
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WrittenAnswers:
     """Written sequences of one request, and the seconds of each stage."""
 
@@ -91,11 +90,9 @@ class WrittenAnswers:
             prompt_tokens += written.num_prompt_tokens
             generated_tokens += written.num_generated_tokens
             constrained_tokens += written.num_constrained_tokens
-        tokens = (prompt_tokens, generated_tokens, constrained_tokens)
-        object.__setattr__(self, "usage", Usage(self.image_tokens, *tokens))
-        object.__setattr__(self, "finish_reason", "length" if is_cut else "stop")
-        text = "\n".join([written.text for written in self.sequences])
-        object.__setattr__(self, "text", text)
+        self.text = "\n".join([written.text for written in self.sequences])
+        self.finish_reason = "length" if is_cut else "stop"
+        self.usage = Usage(self.image_tokens, prompt_tokens, generated_tokens, constrained_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +140,12 @@ class RunnerClient:
                 if text is not None:
                     text.receive(event)
         sequences: list[Written] = []
-        slowest_s = -math.inf  # all of them run at the same time
         for _, outcome in sorted(outcomes.items()):
             if isinstance(outcome, Failed):
                 raise _outcome_error(outcome)
             sequences.append(outcome)
-            sequence_s = outcome.queue_s + outcome.prefill_s + outcome.decode_s
-            if sequence_s > slowest_s:
-                slowest = outcome
-                slowest_s = sequence_s
+        times_s = [end.queue_s + end.prefill_s + end.decode_s for end in sequences]
+        slowest = sequences[times_s.index(max(times_s))]  # all of them run at the same time
         features = begun.features
         known_s = begun.preprocess_s + features.encode_s + features.queue_s
         known_s += slowest.prefill_s + slowest.decode_s
