@@ -125,7 +125,7 @@ class EagerEngine:
         num_tokens = [request.num_prefix_tokens for request in requests]
         claimed = chain.from_iterable(self.cache.claim(slots_of, num_tokens, adapters))
         self.cache.write_claimed(to_device(list(claimed), decoder.shape.device))
-        if decoder.adapters.keys:
+        if decoder.adapters.keys or decoder.adapters.rows:  # those of one that is gone, too
             decoder.adapters.select(adapters)
         embeds, lengths = stack_requests(requests, decoder.embed, decoder.shape.device)
         first = None
@@ -144,7 +144,7 @@ class EagerEngine:
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Process the next token of each slot from 0 on, and its draft after it."""
         places = self.cache.places(tokens)
-        if self._decoder.adapters.keys:
+        if self._decoder.adapters.keys or self._decoder.adapters.rows:
             self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
         logits = self._decoder.decode_step(self.cache, places)
         self.cache.num_tokens.increment(range(len(tokens)))

@@ -2,13 +2,18 @@
 
 import math
 import weakref
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from runners.adapters.low_rank import AdaptedLinear, AdapterPool, Adapters
+from runners.decoder.engines import EagerEngine
+from runners.decoder.sequences import SequenceRequest
 from runners.models.layers import linear_layer
+from tests.support.fake_decoder import FakeDecoder
 from wire.artifacts.manifest import ArtifactError
 
 WIDTH = 6
@@ -96,6 +101,22 @@ def test_an_eager_pass_follows_a_captured_one() -> None:
     assert layer(states).equal(layer.base(states))
     adapters.select(["large"])
     assert not layer(states).equal(layer.base(states))
+
+
+def test_a_pass_has_no_rows_of_an_adapter_that_is_gone() -> None:
+    """It would get them again while it is added again."""
+    decoder = FakeDecoder()
+    engine = EagerEngine(decoder, 2)
+    base = SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=4)
+    passes = [partial(engine.decode, [[5]]), partial(engine.prefill, [base], 1)]
+    engine.prefill([base], 0)
+    for later in passes:
+        decoder.adapters.add("a", {})
+        engine.prefill([replace(base, adapter="a")], 1)
+        assert decoder.adapters.rows == {"a": slice(None)}
+        decoder.adapters.remove("a")
+        later()
+        assert decoder.adapters.rows == {}
 
 
 def test_an_adapter_for_which_no_columns_are_free_has_no_place() -> None:
