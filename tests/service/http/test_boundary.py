@@ -409,7 +409,11 @@ def test_wide_character_takes_memory() -> None:
         assert parsed_bytes(widened) == 4 * len(widened)
 
 
-def test_body_is_not_read_beyond_memory() -> None:
+@pytest.mark.parametrize(
+    ("content_type", "num_expected"),
+    [("application/json", 6), ("multipart/form-data; boundary=b", 2)],  # a form is held thrice
+)
+def test_body_is_not_read_beyond_memory(content_type: str, num_expected: int) -> None:
     num_read = 0
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -419,6 +423,7 @@ def test_body_is_not_read_beyond_memory() -> None:
             yield b"x" * 1000
 
     core = make_core(max_bytes=5_000)
-    response = client(core).send("POST", "/v1/predict", content=endless(), headers=JSON)
+    headers = {"Content-Type": content_type}
+    response = client(core).send("POST", "/v1/predict", content=endless(), headers=headers)
     assert error_of(response)["code"] == "overloaded"
-    assert num_read == 6
+    assert num_read == num_expected

@@ -12,6 +12,7 @@ from operator import sub
 from typing import Any, cast, get_args
 
 import pytest
+from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.admission.api_keys import Quota, QuotaLimits, SharedLimits
@@ -37,6 +38,7 @@ from tests.support.fake_service import (
     context,
     make_core,
 )
+from tests.support.processes import image_decoders
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.runner_channel import CallTimedOut, ChannelError, RunnerUnreachable
 from wire.runner_messages import Failed, FailureCode
@@ -509,6 +511,15 @@ def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
     assert lines[1].startswith(ok)
     assert lines[1].endswith(f" trace_id={TRACE_ID}")
     assert len(lines) == 2
+
+
+async def test_retained_image_ends_with_its_request() -> None:
+    async with make_core().opened(PNG, context()) as image:
+        image.hold = lambda _num_bytes: None
+        image.header = replace(image.header, is_heavy=True)
+        await image.resized((4, 4), Image.Resampling.BOX)
+        assert image_decoders()
+    await until(lambda: not image_decoders())
 
 
 def test_log_has_no_contents(caplog: pytest.LogCaptureFixture) -> None:
