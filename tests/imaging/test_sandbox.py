@@ -122,7 +122,7 @@ async def test_environment_of_the_decoder(
 
 @pytest.mark.parametrize("lack", ["unknown-architecture", "refusing-kernel"])
 def test_missing_filter_is_logged_once(lack: str) -> None:
-    command = [sys.executable, "-m", "tests.support.without_seccomp", lack]
+    command = [sys.executable, "-m", "tests.imaging.without_seccomp", lack]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == ["(9, 7, 3)"] * 2
     (line,) = ended.stderr.splitlines()

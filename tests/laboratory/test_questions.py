@@ -4,20 +4,8 @@ import pytest
 
 from diptych_client.geometry import BoxXyxy
 from diptych_client.results import Result, TextResult, box_of, items_of, label_of
-from export.scenes import (
-    Background,
-    Scene,
-    SceneObject,
-    Word,
-    box_xyxy,
-    sample_scene,
-)
-from laboratory.questions import (
-    Question,
-    detailed_caption,
-    questions,
-    short_caption,
-)
+from export.scenes import Background, Scene, SceneObject, Word, box_xyxy, sample_scene
+from laboratory.questions import Question, detailed_caption, questions, short_caption
 
 DARK = Background("dark", "plain", (40, 40, 40), (40, 40, 40), 0.0, 4, 0)
 CIRCLE = SceneObject("red", "circle", "small", (218, 38, 38), (30.0, 40.0), 12.0)

@@ -17,10 +17,7 @@ from tests.support.waiting import wait_until
 _COMMAND = shutil.which("valkey-server") or shutil.which("redis-server")
 needs_valkey = pytest.mark.skipif(
     _COMMAND is None,
-    reason=(
-        "no valkey-server here: limits shared between gateways are NOT tested (apt-get install"
-        " valkey-server)"
-    ),
+    reason="no valkey-server here (apt-get install it): limits of several gateways are NOT tested",
 )
 
 

@@ -35,8 +35,8 @@ from tests.support.running_service import (
     forked_service,
 )
 from tests.support.scene_images import scene_png
-from tests.support.unfinished_calls import PREFACE, UnfinishedCalls, unfinished_calls
 from tests.support.waiting import repeating, wait_until
+from tests.system.unfinished_calls import PREFACE, UnfinishedCalls, unfinished_calls
 
 POLITE = "key-of-a-polite-client"
 ATTACKER = "key-of-an-attacker"

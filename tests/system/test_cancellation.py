@@ -23,8 +23,8 @@ from tests.support.running_service import (
     post_form,
 )
 from tests.support.scene_images import scene_png
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.service_metrics import metric
 
 # Tokens of every complete answer: the positions of the embedded models allow it.
 NUM_TOKENS = 280

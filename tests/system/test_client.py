@@ -25,8 +25,8 @@ from tests.support.client_command import DIPTYCH, command, run
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image, scene_png
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.service_metrics import metric
 
 NUM_IMAGES = 60
 

@@ -14,7 +14,7 @@ from tasks.table import TASKS
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import GATEWAY, OPEN, SERVICE, RunningService, running_service
 from tests.support.scene_images import scene_png
-from tests.support.service_metrics import metric
+from tests.system.service_metrics import metric
 
 IN_NAMESPACE = ("unshare", "--mount", "sh", "-ec")
 # Each is called with the folder of the test and the command of the service.

@@ -23,8 +23,8 @@ from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
-from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
+from tests.system.service_metrics import samples, total
 
 MODEL = "florence-2-mini"
 RUNNER = f"{MODEL}-runner"

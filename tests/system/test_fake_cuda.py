@@ -1,4 +1,4 @@
-"""The code of a GPU on the fake card (tests/support/fake_cuda): structure, not numbers.
+"""The code of a GPU on the fake card (tests/system/fake_cuda): structure, not numbers.
 
 The two packages for CUDA are 0.8 GB, and a run takes minutes: too much for CI.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from runners.errors import EXIT_STATUS
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore, environment_with
-from tests.support.fake_cuda.environment import PYTHON, make, variables
+from tests.system.fake_cuda.environment import PYTHON, make, variables
 
 pytestmark = pytest.mark.long
 
@@ -32,7 +32,7 @@ def environment() -> None:
 def scenario(
     exported: ModelStore, *arguments: str, **settings: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = [str(PYTHON), "-m", "tests.support.fake_cuda.scenarios", *arguments]
+    command = [str(PYTHON), "-m", "tests.system.fake_cuda.scenarios", *arguments]
     environment = environment_with(exported.home, **(variables() | settings))
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900

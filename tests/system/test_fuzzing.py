@@ -16,7 +16,7 @@ import pytest
 from service.rpc.proto import vision_pb2 as pb
 from tests.support.request_bodies import file_part, form, part
 from tests.support.running_service import RunningService, default_scene
-from tests.support.service_metrics import metric
+from tests.system.service_metrics import metric
 
 NUMS = [2000, pytest.param(8000, marks=pytest.mark.long)]
 NUM_CLIENTS = 16

@@ -22,8 +22,8 @@ from tests.support.microsoft_form import update_json
 from tests.support.running_service import RunningService, forked_service, post_form
 from tests.support.scene_images import encoded, scene_image, scene_png
 from tests.support.server_sent_events import parse_events
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.service_metrics import metric
 from tests.system.test_starts import failure_of_start
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.load import Load, load
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import GATEWAY, RunningService, forked_service
 from tests.support.server_sent_events import parse_events
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.load import Load, load
+from tests.system.service_metrics import metric
 
 NUM_CLIENTS = 10
 MODEL = EMBEDDED[0]

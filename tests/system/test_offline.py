@@ -92,7 +92,7 @@ def test_actor_answers_as_the_service(
 ) -> None:
     fields: Any = {"model": FLORENCE, "task": "object_detection"}
     files = sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
-    command = ("-m", "tests.support.offline_answers", *fields.values(), *map(str, files))
+    command = ("-m", "tests.system.offline_answers", *fields.values(), *map(str, files))
     run = exported.forked(*command)
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]

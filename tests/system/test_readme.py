@@ -8,16 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
+from tests.system.test_answers import without_varying
 
 BLOCK = re.compile(
     r"^```(bash|python)\n(.*?)^```\n\n```(?:json|text)\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-VARYING = {"id", "request_id", "timings_ms", "vision_cache"}
 
 
 def output(*command: str) -> str:
@@ -42,12 +41,3 @@ def adapted(code: str, service: RunningService, folder: Path) -> str:
     code = code.replace("localhost:3001", service.grpc_address).replace("/tmp/", f"{folder}/")
     code = re.sub(r"\bClient\((?=\)|\w+=)", f'Client("{service.url}", ', code)
     return code.replace("localhost:3000", service.url.removeprefix("http://"))
-
-
-def without_varying(value: Any) -> Any:
-    """Return JSON without what differs from run to run, numbers to three places."""
-    if isinstance(value, dict):
-        return {name: without_varying(item) for name, item in value.items() if name not in VARYING}
-    if isinstance(value, list):
-        return [without_varying(item) for item in value]
-    return round(value, 3) if isinstance(value, float) else value

@@ -13,12 +13,12 @@ import pytest
 
 from tests.support.export_cli import ModelStore
 from tests.support.haproxy import haproxy, needs_haproxy
-from tests.support.load import load
 from tests.support.processes import is_open
-from tests.support.replicas import MODEL, kill_all, replicas
 from tests.support.running_service import RunningService, forked_service, free_port
-from tests.support.service_metrics import metric
 from tests.support.waiting import running_program, wait_until
+from tests.system.load import load
+from tests.system.replicas import MODEL, kill_all, replicas
+from tests.system.service_metrics import metric
 
 NUM_CLIENTS = 8
 STOP_S = 60

@@ -12,10 +12,10 @@ import httpx
 
 from tests.support.api_keys import write_keys
 from tests.support.export_cli import ModelStore
-from tests.support.replicas import kill_all, replicas
 from tests.support.running_service import RunningService, bearer
 from tests.support.valkey import needs_valkey, running_valkey
 from tests.support.waiting import wait_until
+from tests.system.replicas import kill_all, replicas
 
 REQUESTS = "key-a"
 PLACES = "key-b"

@@ -1,4 +1,4 @@
-"""Starts that must fail say why; test_adapters.py has another one."""
+"""Starts that must fail say why; test_hot_adapters.py has another one."""
 
 import os
 import shutil

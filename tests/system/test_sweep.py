@@ -33,16 +33,10 @@ from tests.support.export_cli import ModelStore
 from tests.support.fake_service import data_url
 from tests.support.label_studio_config import labelled, view
 from tests.support.request_bodies import FORM, form, part
-from tests.support.running_service import (
-    GATEWAY,
-    Access,
-    RunningService,
-    bearer,
-    forked_service,
-)
+from tests.support.running_service import GATEWAY, Access, RunningService, bearer, forked_service
 from tests.support.scene_images import scene_png
-from tests.support.service_metrics import metric, samples, total
 from tests.support.waiting import repeating
+from tests.system.service_metrics import metric, samples, total
 
 MODEL = "florence-2-mini"
 KEY = "sweeping"

@@ -18,12 +18,12 @@ import pytest
 from openai.types import Batch
 
 from tests.support.export_cli import ModelStore
-from tests.support.load import load
 from tests.support.processes import is_alive
 from tests.support.running_service import GATEWAY, RunningService, forked_service
 from tests.support.scene_images import scene_png
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.load import load
+from tests.system.service_metrics import metric
 from tests.system.test_answers import FLORENCE, PALIGEMMA
 
 ENDED = ("completed", "failed", "cancelled", "expired")

@@ -12,8 +12,8 @@ from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hub import COMMIT, REPOSITORY, running_hub
 from tests.support.processes import WITHOUT_LINUX, descendants, is_alive
 from tests.support.running_service import OPEN, RunningService, free_port, running_service
-from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from tests.system.service_metrics import metric
 from tests.system.test_answers import FLORENCE, REQUESTS, without_varying
 from wire.artifacts.manifest import read_manifest
 

@@ -19,7 +19,7 @@ Process = subprocess.Popen[str]
 
 @contextmanager
 def supervised(folder: Path) -> Iterator[Process]:
-    command = [sys.executable, "-m", "tests.support.supervised", str(folder)]
+    command = [sys.executable, "-m", "tests.service.supervision.supervised", str(folder)]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""`python -m tests.support.supervised FOLDER`: a supervisor over processes that wait instead.
+"""`python -m tests.service.supervision.supervised FOLDER`: a supervisor over waiting processes.
 
 Each writes a line when it starts and when it stops. The runner fails at its first start; the
 gateway takes a while to drain.

@@ -2,7 +2,7 @@
 
    It proves structure only. Calls that CUDA forbids during a capture are refused. A copy to the
    host brings zeros, since nothing has been computed, and ones if it is a single byte: a comparison
-   that the host reads is true. `fake_cuda_*` at the end are for tests (counts.py). */
+   that the host reads is true. `fake_cuda_*` at the end are for tests (scenarios.py). */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,7 +21,7 @@
 
 #define API __attribute__((visibility("default")))
 
-/* ---- counts; counts.py has the same order ---- */
+/* ---- counts; scenarios.py has the same order ---- */
 
 enum count {
     LAUNCHES,       /* kernels and memsets outside of graphs */
@@ -60,17 +60,6 @@ static int is_traced(void) {
 static atomic_int lost_code;
 static atomic_long num_succeeding, num_failing; /* allocations from now on: so many succeed, then so many fail */
 static __thread cudaError_t last_error;
-
-/* FAKE_CUDA_LOST names a file with a code: the process that takes the file loses its device. */
-static void read_lost_file(void) {
-    const char *path = getenv("FAKE_CUDA_LOST");
-    if (!path || access(path, F_OK)) return;
-    FILE *file = fopen(path, "r");
-    int code = 0;
-    if (!file) return;
-    if (fscanf(file, "%d", &code) == 1 && unlink(path) == 0) lost_code = code;
-    fclose(file);
-}
 
 static cudaError_t fail(cudaError_t code) {
     if (code) last_error = code;
@@ -373,7 +362,6 @@ API cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t e
 static cudaError_t wait(const char *name, int is_for_all) {
     counts[WAITS]++;
     counts[WAITS_FOR_ALL] += is_for_all;
-    read_lost_file();
     REFUSE_IN_CAPTURE(name);
     if (is_traced()) fprintf(stderr, "fake CUDA: wait %s\n", name);
     return cudaSuccess;

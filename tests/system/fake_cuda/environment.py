@@ -1,9 +1,10 @@
-"""The environment of the fake card: `python -m tests.support.fake_cuda.environment` makes it.
+"""The environment of the fake card: `python -m tests.system.fake_cuda.environment` makes it.
 
 torch and ONNX Runtime for CUDA are installed without the packages that they depend on: those of
 NVIDIA are replaced by one library under all of their names, and the others are read from this
 environment. The library has all symbols that the two look up: those of the C sources here, and for
-the rest a function that returns 0.
+the rest a function that returns 0. It proves structure, no numbers and no speed: captures,
+launches, copies, waits, allocations, recovery.
 """
 
 import os

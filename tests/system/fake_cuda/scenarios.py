@@ -1,4 +1,4 @@
-"""Runs on the fake card: `python -m tests.support.fake_cuda.scenarios NAME MODEL…` prints JSON.
+"""Runs on the fake card: `python -m tests.system.fake_cuda.scenarios NAME MODEL…` prints JSON.
 
 captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
              and the kernels of some

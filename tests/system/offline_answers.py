@@ -1,6 +1,6 @@
 """Prints the rows that the model of an actor answers, without Ray.
 
-    python -m tests.support.offline_answers MODEL TASK FILE…
+    python -m tests.system.offline_answers MODEL TASK FILE…
 
 One line of JSON for each file; DIPTYCH_MODELS is needed for an adapter, with its base. It is
 a separate process: a runner watches, and may end, the process that holds it.

@@ -1,6 +1,6 @@
 """Decodes an image twice in processes without a seccomp filter; writes the log to standard error.
 
-python -m tests.support.without_seccomp unknown-architecture | refusing-kernel
+python -m tests.imaging.without_seccomp unknown-architecture | refusing-kernel
 """
 
 import asyncio
