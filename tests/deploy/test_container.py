@@ -78,6 +78,8 @@ def test_image_runs_the_service_without_privileges() -> None:
     probe = json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
     assert probe == ["python", "-m", "service.supervision.health_check"]
     assert "CMD" not in dict(LAST_STAGE)
+    materials = "/opt/diptych/sbom.cdx.json"
+    assert ("COPY", f"--from=packages {materials} {materials}") in LAST_STAGE
 
 
 def test_settings_of_the_image_are_valid() -> None:

@@ -27,13 +27,7 @@ from tests.support.attack_images import repeated_scans
 from tests.support.export_cli import ModelStore
 from tests.support.haproxy import Front, needs_haproxy, running_front
 from tests.support.processes import image_decoders, is_closed
-from tests.support.running_service import (
-    GATEWAY,
-    Access,
-    RunningService,
-    bearer,
-    forked_service,
-)
+from tests.support.running_service import GATEWAY, Access, RunningService, bearer, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.waiting import repeating, wait_until
 from tests.system.unfinished_calls import PREFACE, UnfinishedCalls, unfinished_calls
@@ -112,22 +106,35 @@ def test_two_keys_are_refused(attacked: RunningService) -> None:
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_silent_connections_are_closed(attacked: RunningService) -> None:
-    gateway = psutil.Process(attacked.parts()[GATEWAY])
+@pytest.fixture
+def many_files() -> Iterator[ExitStack]:
+    """Let this process open as many files as it may; those on the stack are closed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as stack:
+        yield stack
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_silent_connections_are_closed(attacked: RunningService, many_files: ExitStack) -> None:
+    gateway = psutil.Process(attacked.parts()[GATEWAY])
+    with polite_rest(attacked):
+        for number in range(3000):
+            connection = many_files.enter_context(connect(attacked))
+            with suppress(OSError):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" if number % 2 else b"")
+        wait_until(lambda: gateway.num_fds() < 50)
+
+
+def test_grpc_connections_are_bounded(attacked: RunningService, many_files: ExitStack) -> None:
+    host, port = attacked.grpc_address.split(":")
     connections: list[socket.socket] = []
-    try:
-        with polite_rest(attacked):
-            for number in range(3000):
-                connections.append(connect(attacked))
-                with suppress(OSError):
-                    connections[-1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" if number % 2 else b"")
-            wait_until(lambda: gateway.num_fds() < 50)
-    finally:
-        for connection in connections:
-            connection.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for _ in range(1_100):
+        connection = socket.create_connection((host, int(port)))
+        connections.append(many_files.enter_context(connection))
+    max_concurrent_streams = b"\0\3" + (256).to_bytes(4)  # RFC 9113, 6.5.2
+    assert max_concurrent_streams in connections[0].recv(100)
+    wait_until(lambda: 100 <= sum(map(is_closed, connections)) < 200)
 
 
 def test_killed_decoder_fails_its_request_alone(attacked: RunningService) -> None:

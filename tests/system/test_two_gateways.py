@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from openai.types import Batch
 
 from tests.support.export_cli import ModelStore
@@ -76,6 +78,19 @@ def test_few_clients_spread_over_both_processes(service: RunningService) -> None
             return min(ports.count(port) for ports in connected) == NUM_CLIENTS // 2
 
         wait_until(are_spread)
+
+
+@pytest.mark.long
+def test_grpc_connection_is_replaced_after_a_minute(service: RunningService) -> None:
+    """Its calls in flight go on."""
+    states: list[grpc.ChannelConnectivity] = []
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        channel.subscribe(states.append)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        call = health.Watch(health_pb2.HealthCheckRequest())
+        next(call)
+        wait_until(lambda: states[-1] is grpc.ChannelConnectivity.IDLE, 75)
+        assert call.is_active()
 
 
 def test_each_process_has_the_metrics_of_both(service: RunningService) -> None:

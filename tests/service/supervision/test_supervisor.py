@@ -65,7 +65,7 @@ def test_runners_stop_last(tmp_path: Path) -> None:
             abandoned.parent.mkdir(exist_ok=True)
             abandoned.touch()
         os.kill(first, signal.SIGSTOP)  # it does not stop before it is killed
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         lines = lines_until(process, "draining", 1)
         process.send_signal(signal.SIGTERM)  # is ignored
         os.kill(first, signal.SIGKILL)
