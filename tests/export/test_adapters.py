@@ -146,10 +146,7 @@ def test_a_second_export_is_skipped(tuned: Tuned) -> None:
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        (
-            {"source": "/a/moved/folder"},
-            "/a/moved/folder is neither a folder nor a hub id",
-        ),
+        ({"source": "/a/moved/folder"}, "/a/moved/folder is neither a folder nor a hub id"),
         ({"checkpoint": "0" * 64}, "is another checkpoint than florence-2-mini was exported from"),
     ],
 )

@@ -110,9 +110,7 @@ async def test_images_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-async def test_environment_of_the_decoder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_environment_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIPTYCH_SHARED_LIMITS_URL", "rediss://:password@store")
     before = psutil.Process().children()  # other tests of this process start some
     async with decoded_in_process(IMAGES[0], LIMITS):

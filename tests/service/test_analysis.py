@@ -79,9 +79,7 @@ MASK = {
 
 
 def core(
-    florence: FakeDecoder | None = None,
-    paligemma: FakeDecoder | None = None,
-    **options: Any,
+    florence: FakeDecoder | None = None, paligemma: FakeDecoder | None = None, **options: Any
 ) -> Core:
     decoders = {
         FLORENCE_ID: florence or FakeDecoder(FLORENCE_TEXTS),

@@ -74,10 +74,7 @@ def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple
 
 @pytest.mark.parametrize(
     ("processes", "part"),
-    [
-        ("several", f"{PALIGEMMA}-runner"),
-        pytest.param("one", "diptych", marks=pytest.mark.long),
-    ],
+    [("several", f"{PALIGEMMA}-runner"), pytest.param("one", "diptych", marks=pytest.mark.long)],
 )
 def test_stuck_decoder_is_restarted(
     exported: ModelStore, tmp_path: Path, processes: str, part: str

@@ -34,11 +34,7 @@ class Language:
     constraints: Constraints
 
     def is_well_formed(
-        self,
-        task_id: str,
-        parameters: TaskParameters,
-        text: str,
-        entry: CatalogEntry | None = None,
+        self, task_id: str, parameters: TaskParameters, text: str, entry: CatalogEntry | None = None
     ) -> bool:
         """Return True if a decoder that follows the task's grammar can write `text` and end."""
         entry = entry or RELEASED[self.family]

@@ -160,8 +160,7 @@ def test_bad_calibration_is_refused(
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"calibrations": [{}]}', '{"calibrations": [1]}'],
+    "text", ["", "[]", "{}", '{"calibrations": [{}]}', '{"calibrations": [1]}']
 )
 def test_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)

@@ -19,14 +19,7 @@ from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
 from runners.adapters.peft import AdapterParts, read_parts
 from tests.support.export_cli import MODELS
-from tests.support.lora import (
-    LAYERS,
-    TOWER,
-    name_of_2024,
-    peft_model,
-    rename_weights,
-    save_adapter,
-)
+from tests.support.lora import LAYERS, TOWER, name_of_2024, peft_model, rename_weights, save_adapter
 from tests.support.microsoft_form import microsoft_name
 from wire.artifacts.adapter_folder import DOWN, UP, WEIGHTS_FILE, AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE

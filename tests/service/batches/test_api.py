@@ -66,8 +66,7 @@ def error(response: httpx.Response, code: str, param: str | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("size", "fields", "kept_s"),
-    [(10, None, 30 * 24 * 3600), (3_000_000, expiry("3600"), 3600)],
+    ("size", "fields", "kept_s"), [(10, None, 30 * 24 * 3600), (3_000_000, expiry("3600"), 3600)]
 )
 def test_file_comes_back_until_deleted(
     rest: Client, tmp_path: Path, size: int, fields: dict[str, str] | None, kept_s: int
@@ -214,10 +213,7 @@ def test_new_batch_is_validating_or_cancelled(rest: Client) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
-        ({"metadata": {"job": 7}}, "metadata.job"),
-    ],
+    [({"endpoint": "/v1/embeddings"}, "endpoint"), ({"metadata": {"job": 7}}, "metadata.job")],
 )
 def test_invalid_batch_field_is_named(rest: Client, fields: dict[str, Any], param: str) -> None:
     error(create(rest, file_id(rest), **fields), "invalid_request", param)

@@ -108,10 +108,7 @@ async def test_request_carries_no_credentials() -> None:
 
 
 async def test_attacks_reach_no_internal_host() -> None:
-    async with (
-        listening(ImageHost(), INTERNAL) as v4,
-        listening(ImageHost(), "::1", v4.port) as v6,
-    ):
+    async with listening(ImageHost(), INTERNAL) as v4, listening(ImageHost(), "::1", v4.port) as v6:
         urls = attacks(v4.port)
         image_fetcher = fetcher("*", f"*:{v4.port}")
         for url in urls:

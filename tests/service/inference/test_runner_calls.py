@@ -25,11 +25,7 @@ from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
 from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
-from wire.runner_channel import (
-    FeaturesMissing,
-    RunnerCall,
-    RunnerUnreachable,
-)
+from wire.runner_channel import FeaturesMissing, RunnerCall, RunnerUnreachable
 from wire.runner_messages import (
     FoundFeatures,
     SequenceEnd,

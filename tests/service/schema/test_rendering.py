@@ -6,10 +6,7 @@ import pytest
 from service.inference.prediction import Answer, Stage
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import WrittenAnswers
-from service.schema.rendering import (
-    RESULT,
-    answer_json,
-)
+from service.schema.rendering import RESULT, answer_json
 from tasks.results import (
     Detection,
     DetectionsResult,

@@ -7,12 +7,7 @@ import yaml
 from service.grpc_server import grpc_credentials
 from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
-from service.supervision.roles import (
-    Role,
-    check_positions,
-    check_runner_urls,
-    check_tls_files,
-)
+from service.supervision.roles import Role, check_positions, check_runner_urls, check_tls_files
 from service.supervision.supervisor import bentoml_tls_options
 from tests.support.catalog import ROOT
 from tests.support.fake_service import FLORENCE_ID, served_models

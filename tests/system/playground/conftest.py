@@ -65,9 +65,7 @@ def serve_fakes(context: BrowserContext) -> Iterator[Callable[..., Playground]]:
     with ExitStack() as stack:
 
         def serve(
-            decoder: FakeDecoder | None = None,
-            key: str | None = None,
-            core: Core | None = None,
+            decoder: FakeDecoder | None = None, key: str | None = None, core: Core | None = None
         ) -> Playground:
             boundary = RestBoundary(Settings())
             decoders = {FLORENCE_ID: decoder or FakeDecoder(FLORENCE_ANSWERS)}

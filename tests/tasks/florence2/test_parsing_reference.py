@@ -103,12 +103,7 @@ TRIANGLE_PX = [*BOX_PX, 3, 3]
     ("index", "text", "expected", "of_reference"),
     [
         (8, f"dog{BOX}", "dog", f"dog{BOX}"),
-        (
-            0,
-            f"a\nb{BOX}dog{BOX}",
-            [("a b", BOX_PX), ("dog", BOX_PX)],
-            [("dog", BOX_PX)],
-        ),
+        (0, f"a\nb{BOX}dog{BOX}", [("a b", BOX_PX), ("dog", BOX_PX)], [("dog", BOX_PX)]),
         (0, f"car<loc_5>dog{BOX}", [("dog", BOX_PX)], [("loc_5>dog", BOX_PX)]),
         (5, f"{TRIANGLE}<sep>{BOX}", [("", TRIANGLE_PX)], [("", TRIANGLE_PX), ("", BOX_PX)]),
         (7, f"dog{BOX}", "dog", f"dog{BOX}"),
