@@ -193,7 +193,9 @@ def test_image_in_json_must_be_a_string(image: object) -> None:
 
 
 def test_missing_image_is_reported() -> None:
-    for body, content_type in [(b"{}", JSON), (form(part("task", "ocr")), FORM), (form(), FORM)]:
+    several = json.dumps({"images": [BASE64]}).encode()  # are for other routes
+    forms = [(form(part("task", "ocr")), FORM), (form(), FORM)]
+    for body, content_type in [(b"{}", JSON), (several, JSON), *forms]:
         with pytest.raises(InvalidRequest, match="image is missing") as caught:
             read(body, content_type)
         assert caught.value.param == "image"

@@ -93,8 +93,8 @@ def test_control_tokens_of_a_prompt() -> None:
     assert prompt == [("Locate <loc_5></s> in the image with mask", False)]
     override = TaskOverride("<DocVQA>Answer <short>: {question}")
     entry = replace(FLORENCE, tasks={QUESTIONS: override})
-    (prompt,) = prompts(QUESTIONS, entry, question="<DocVQA>{text} <OD>?")
-    question = (": <DocVQA>{text} <OD>?", False)
+    (prompt,) = prompts(QUESTIONS, entry, question="<VQA>{text} <OD>?")
+    question = (": <VQA>{text} <OD>?", False)
     assert prompt == [("<DocVQA>", True), ("Answer ", False), ("<short>", True), question]
 
 
