@@ -30,7 +30,8 @@ from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest
 
 FLORENCE = "florence-2-mini"
-ADAPTERS = (None, "tuned", None)
+# adapters and lengths of answers; the last moves to the slot of the first
+ADAPTERS = ((None, 6), (None, 12), ("tuned", 9))
 TIMEOUT_S = 60
 
 
@@ -201,8 +202,8 @@ def test_adapters_without_a_place_wait_for_each_pass(
     make_endless(decoder)
     passes = Passes(decoder)
     requests = [
-        replace(case.request(index, 6 + 3 * index), adapter=name)
-        for index, name in enumerate(ADAPTERS)
+        replace(case.request(index, num_tokens), adapter=name)
+        for index, (name, num_tokens) in enumerate(ADAPTERS)
     ]
     generated = generate_each(decoder, requests, lambda *_: passes)
     together = [sequence.result().token_ids for sequence in generated]
