@@ -157,6 +157,12 @@ def test_without_an_allowed_token_it_is_minus_infinity() -> None:
         assert choice.logprob == -math.inf
 
 
+def test_banned_tokens_of_a_beam_are_no_candidates() -> None:
+    row = RowConditions(banned=(SIZE - 1, SIZE - 3), beam_score=0.0, num_candidates=3)
+    (choices,) = choose_tokens(torch.arange(float(SIZE))[None], [row], [[0]])
+    assert [choice.token_id for choice in choices] == [SIZE - 2, SIZE - 4, SIZE - 5]
+
+
 def test_beams_are_searched_as_each_alone() -> None:
     logits = logits_of(7)
     conditions = [BEAM, GREEDY, BEAM, BEAM, RULED, BEAM, BEAM]
