@@ -218,6 +218,20 @@ def test_each_event_of_a_stream_is_a_line(features: Failed | None) -> None:
     assert [message["more_body"] for message in bodies] == [True, True, True, False]
 
 
+async def test_a_caller_that_has_gone_is_no_error() -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/write", "headers": []}
+    await api_of(RecordingWorker())(scope, receive, send)
+    assert sent[0]["status"] == 499
+
+
 def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
     async def answer(_request: Request) -> Response:
         with span("work"):
