@@ -32,19 +32,57 @@ def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
     return decoded.astype(np.bool_)
 
 
+def encode_edges(edges: NDArray[np.intp], image_size_wh: tuple[int, int]) -> RunLengthMask:
+    """Return a mask by the starts and ends of its runs, in any order; equal ones cancel out.
+
+    They are positions in an image of that size, column by column.
+    """
+    width, height = image_size_wh
+    places, num_equal = np.unique(edges, return_counts=True)
+    is_edge = (num_equal % 2 == 1) & (places < width * height)
+    bounds = [0, *places[is_edge].tolist(), width * height]
+    counts = np.diff(bounds).tolist()
+    return _typed(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
 def place_mask(
     mask: RunLengthMask, left_top: tuple[int, int], image_size_wh: tuple[int, int]
 ) -> RunLengthMask:
-    """Return the mask of a part of an image as that of the image, without its pixels."""
-    width, height = image_size_wh
+    """Return the mask of a part of an image as that of the image, without pixels."""
     left, top = left_top
-    columns = np.pad(decode_mask(mask).T, ((0, 0), (1, 1)))  # (W, 1 + H + 1)
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
-    # A run that fills a column ends where the next begins: both are left out
-    edges, num_runs = np.unique((column + left) * height + row + top, return_counts=True)
-    starts_and_ends = [0, *edges[num_runs == 1].tolist(), width * height]
-    counts = np.diff(starts_and_ends).tolist()
-    return _typed(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    part_height, part_width = mask.size_hw
+    edges = _edges(mask)
+    columns = np.arange(1, part_width) * part_height
+    next_edges = np.searchsorted(edges, columns)
+    is_within = (next_edges % 2 == 1) & (np.append(edges, -1)[next_edges] != columns)
+    splits = columns[is_within]  # a run goes on in the next column
+
+    def placed(places: NDArray[np.intp]) -> NDArray[np.intp]:
+        column, row = np.divmod(places, part_height)
+        return (column + left) * image_size_wh[1] + row + top
+
+    starts = placed(np.append(edges[::2], splits))
+    ends = placed(np.append(edges[1::2], splits) - 1) + 1
+    return encode_edges(np.append(starts, ends), image_size_wh)
+
+
+def _edges(mask: RunLengthMask) -> NDArray[np.intp]:
+    """Return the starts and ends of the runs, alternately.
+
+    A character has five bits of a number, lowest first, and a bit that more follow; the fifth bit
+    of the last is its sign. From the fourth on, numbers are differences to the one before the last.
+    Source: pycocotools 2.0, common/maskApi.c (rleFrString).
+    """
+    codes = np.frombuffer(mask.counts.encode("ascii"), dtype=np.uint8).astype(np.intp) - 48
+    firsts = np.flatnonzero(np.append(True, codes[:-1] < 32))
+    lasts = np.append(firsts[1:], len(codes)) - 1
+    places = np.arange(len(codes)) - np.repeat(firsts, lasts - firsts + 1)
+    counts = np.add.reduceat((codes & 31) << 5 * places, firsts)
+    counts -= np.where(codes[lasts] & 16, 1 << 5 * (places[lasts] + 1), 0)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    edges = np.cumsum(counts)
+    return edges if len(edges) % 2 == 0 else edges[:-1]  # zeros reach the end
 
 
 def unite_masks(masks: Sequence[RunLengthMask]) -> RunLengthMask:

@@ -19,7 +19,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tasks.errors import CheckpointFileError
-from tasks.results import BoxXyxy, Ring
+from tasks.results import BoxXyxy, Ring, RunLengthMask
+from tasks.run_length import encode_edges
 
 NUM_CODES = 16
 FIELD_SIDE = 64
@@ -143,16 +144,27 @@ def _relu(x: Floats) -> Floats:
 
 def mask_in_image(
     field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Return the mask (H, W): pixels whose centre is in the box and has a field above 0."""
+) -> RunLengthMask:
+    """Return the mask of pixels whose centre is in the box and has a field above 0.
+
+    In a column of pixels the field is linear between two of its 64 samples: the ends of runs are
+    computed, no pixels, and time and memory are those of the columns of the box.
+    """
     x1, y1, x2, y2 = box_xyxy
     width, height = image_size_wh
     rows = _pixels_between(y1, y2, height)
     columns = _pixels_between(x1, x2, width)
-    mask = np.zeros((height, width), dtype=np.bool_)
-    values = _interpolation(rows, y1, y2) @ field @ _interpolation(columns, x1, x2).T
-    mask[rows.start : rows.stop, columns.start : columns.stop] = values > 0
-    return mask
+    samples = np.pad(_interpolation(columns, x1, x2) @ field.T, ((0, 0), (1, 1)))  # (columns, 66)
+    column, gap = np.nonzero((samples[:, 1:] > 0) != (samples[:, :-1] > 0))
+    before = samples[column, gap]
+    after = samples[column, gap + 1]
+    # Zeros beside the samples make a change there one at the border, or beyond it.
+    zero = gap - 0.5 + before / (before - after)  # in samples, from the first one's start
+    y = y1 + zero * (y2 - y1) / FIELD_SIDE - 0.5
+    row = np.where(after > 0, np.floor(y) + 1, np.ceil(y))
+    row = np.where(gap == 0, rows.start, np.where(gap == FIELD_SIDE, rows.stop, row))
+    places = (column + columns.start) * height + row.clip(rows.start, rows.stop)
+    return encode_edges(places.astype(np.intp), image_size_wh)
 
 
 def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:

@@ -26,7 +26,6 @@ from tasks.results import (
     TextResult,
     bounding_box,
 )
-from tasks.run_length import encode_mask
 from tasks.table import TASKS, TaskParameters
 
 
@@ -84,7 +83,7 @@ def _instances(
         label = resolve_label(entry.label, names)
         score = answer.score(entry.label_spans, [entry.locations])
         if mask_format == "rle":
-            mask = encode_mask(mask_in_image(field, box, image_size_wh))
+            mask = mask_in_image(field, box, image_size_wh)
             yield Instance(box, label, score, polygons=None, mask=mask)
         else:
             yield Instance(box, label, score, rings_in_box(field, box), mask=None)

@@ -13,6 +13,7 @@ from diptych_client.geometry import ImageSize, polygons_mask
 from tasks.errors import CheckpointFileError
 from tasks.paligemma.masks import MaskDecoder, mask_in_image, rings_in_box
 from tasks.results import BoxXyxy, Ring
+from tasks.run_length import decode_mask
 from tests.support.catalog import MASK_DECODER, MASK_DECODER_FILE
 
 
@@ -123,7 +124,7 @@ def signed_area(ring: Ring) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_polygons_agree_with_mask(cells: int, seed: int) -> None:
     field = blob(np.random.default_rng([cells, seed]), cells)
-    mask = mask_in_image(field, BOX, IMAGE_WH)
+    mask = decode_mask(mask_in_image(field, BOX, IMAGE_WH))
     polygons = polygons_mask(rings_in_box(field, BOX), ImageSize(*IMAGE_WH))
     assert (mask & polygons).sum() / (mask | polygons).sum() > 0.97
 
@@ -134,7 +135,7 @@ def test_full_field_is_its_box() -> None:
     x, y = np.array(ring).T
     assert (x.min(), y.min(), x.max(), y.max()) == pytest.approx(BOX)
     assert abs(signed_area(ring)) == pytest.approx((BOX[2] - BOX[0]) * (BOX[3] - BOX[1]))
-    mask = mask_in_image(field, BOX, IMAGE_WH)
+    mask = decode_mask(mask_in_image(field, BOX, IMAGE_WH))
     rows, columns = np.nonzero(mask)
     # pixel centres in the box
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (32, 335, 40, 269)
@@ -152,7 +153,7 @@ def test_empty_field() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     assert rings_in_box(field, BOX) == ()
     assert rings_in_box(-field, (5.0, 5.0, 5.0, 5.0)) == ()
-    assert not mask_in_image(field, BOX, IMAGE_WH).any()
+    assert not decode_mask(mask_in_image(field, BOX, IMAGE_WH)).any()
 
 
 def test_holes_run_anticlockwise() -> None:
@@ -168,17 +169,17 @@ def test_holes_run_anticlockwise() -> None:
 def test_field_is_placed_by_its_centres() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     field[:, :16] = 1
-    mask = mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (100, 100))
+    mask = decode_mask(mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (100, 100)))
     assert mask[:64, :16].all()
     assert mask.sum() == 64 * 16
-    enlarged = mask_in_image(field, (0.0, 0.0, 100.0, 100.0), (100, 100))
+    enlarged = decode_mask(mask_in_image(field, (0.0, 0.0, 100.0, 100.0), (100, 100)))
     assert enlarged.sum() == 100 * 25
 
 
 def test_pixels_at_the_border() -> None:
     field = np.full((64, 64), -1, dtype=np.float32)
     field[[0, -1], :] = field[:, [0, -1]] = 1
-    mask = mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (64, 64))
+    mask = decode_mask(mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (64, 64)))
     assert np.array_equal(mask, field > 0)
 
 
@@ -186,5 +187,5 @@ def test_box_smaller_than_a_pixel() -> None:
     field = np.ones((64, 64), dtype=np.float32)
     box = (10.1, 10.1, 10.4, 10.4)
     assert len(rings_in_box(field, box)) == 1
-    assert mask_in_image(field, box, IMAGE_WH).sum() == 0
-    assert mask_in_image(field, (10.1, 10.1, 10.6, 10.6), IMAGE_WH).sum() == 1
+    assert decode_mask(mask_in_image(field, box, IMAGE_WH)).sum() == 0
+    assert decode_mask(mask_in_image(field, (10.1, 10.1, 10.6, 10.6), IMAGE_WH)).sum() == 1
