@@ -84,7 +84,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        if not self._is_in_message:  # else a trailer: uvicorn would append it to the headers
+            super().on_header(name, value)
         self._count_head(len(name) + len(value))
 
     def _count_head(self, num_bytes: int) -> None:
