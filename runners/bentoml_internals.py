@@ -79,12 +79,16 @@ def run_worker(
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 
-def keep_loggers(formatter: object | None) -> None:
-    """Keep loggers when BentoML configures a worker's logging; format its lines by `formatter`."""
+def keep_loggers(formatter: object | None, line_filter: object) -> None:
+    """Keep loggers when BentoML configures a worker's logging, whose lines pass `line_filter` and
+    are formatted by `formatter`.
+    """
     from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
     # without a handler uvicorn composes no access log; each of its lines was dropped
     logging.getLogger("uvicorn.access").propagate = False
+    SERVER_LOGGING_CONFIG["filters"]["repeated"] = {"()": line_filter}
+    SERVER_LOGGING_CONFIG["handlers"]["tracehandler"]["filters"].append("repeated")
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

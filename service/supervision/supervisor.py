@@ -42,7 +42,7 @@ from typing import NoReturn
 from runners.bentoml_internals import keep_loggers, run_worker, worker_environment
 from service.settings import Settings, SettingsError, settings, variable
 from service.supervision.roles import GATEWAY, Role, check
-from service.telemetry.logs import JsonLines, configure_logging
+from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
 from tasks.catalog import CatalogError
 from wire.artifacts.manifest import ArtifactError
 from wire.host import end_with, is_portable, memory_folder, show_as
@@ -172,7 +172,7 @@ def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> Non
     with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
         show_as(f"diptych --service-name {part}")
     values = settings()
-    keep_loggers(JsonLines if values.log_format == "json" else None)
+    keep_loggers(JsonLines if values.log_format == "json" else None, RepeatedWarnings)
     protocol = None
     if part == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection

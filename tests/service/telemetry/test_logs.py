@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.telemetry import logs
-from service.telemetry.logs import JsonLines, configure_logging
+from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
 from tests.support.core_calls import predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
@@ -50,6 +50,22 @@ def test_json_line(written: io.StringIO) -> None:
     assert (failed["request_id"], failed["model"]) == ("a", None)
     assert failed["exception"].startswith("Traceback")
     assert failed["exception"].endswith("ValueError: broken")
+
+
+def test_repeated_warnings_are_counted() -> None:
+    """Attackers cannot fill the log by one kind of error."""
+    line_filter = RepeatedWarnings()
+
+    def passed(level: int, line: int, second: int) -> str | None:
+        record = logging.LogRecord("service.some", level, "some.py", line, "%s!", ("no",), None)
+        record.created = second + 0.5
+        return record.getMessage() if line_filter.filter(record) else None
+
+    assert [passed(logging.ERROR, 1, 7) for _ in range(15)] == ["no!"] * 10 + [None] * 5
+    assert [passed(logging.WARNING, 2, 7), passed(logging.INFO, 1, 7)] == ["no!", "no!"]
+    assert passed(logging.ERROR, 1, 8) == "no! (5 more were not written)"
+    assert [passed(logging.ERROR, 1, 8) for _ in range(10)] == ["no!"] * 9 + [None]
+    assert {passed(logging.INFO, 3, 8) for _ in range(20)} == {"no!"}
 
 
 def test_line_of_an_answer(written: io.StringIO) -> None:
