@@ -25,8 +25,9 @@ from pydantic import Field, JsonValue
 
 from imaging.files import PixelBox
 from service.admission.places import RequestContext
+from service.admission.threads import POSTPROCESSING
 from service.errors import InvalidRequest, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageView, LazyImage, in_thread
+from service.images.decoding import ImageView, LazyImage
 from service.images.inputs import ImageInput
 from service.inference.core import Core
 from service.inference.prediction import Answer, task_prompts
@@ -359,7 +360,7 @@ class _Run:
             image = self.image if view is None else self.views[view]
             outcome = await self.core.answer(model, step.request(about), image, self.context)
             if view is not None:
-                result = await in_thread(placed, outcome.result, view, size_wh)
+                result = await POSTPROCESSING.run(placed, outcome.result, view, size_wh)
                 outcome = replace(outcome, result=result, image_size_wh=size_wh)
         except UnsupportedImage:
             raise

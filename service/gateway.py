@@ -19,6 +19,7 @@ from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys, SharedLimits
 from service.admission.places import TrafficGaps
+from service.admission.threads import POSTPROCESSING
 from service.batches.worker import BatchWorker
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
@@ -119,7 +120,7 @@ class _Gateway:
         await asyncio.gather(*(runner.channel.close() for runner in self._runners.values()))
         if self._shared_limits is not None:
             await self._shared_limits.close()
-        await asyncio.to_thread(tracing.stop)
+        await POSTPROCESSING.run(tracing.stop)
 
     async def _greet(self, models: Iterable[ServedModel]) -> None:
         while not await self.__is_ready__():

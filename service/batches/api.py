@@ -21,12 +21,12 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
+from service.admission.threads import PARSING, STORING
 from service.batches.store import Store, new_id
 from service.batches.wire import Batch, BatchList, BatchRequest, FileFields, FileList, FileObject
 from service.errors import InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory, FormParser, Sink, read_json
 from service.http.boundary import Body, RestBoundary
-from service.images.decoding import in_thread
 from service.openai.api import OPENAI
 from service.settings import variable
 from service.validation import validated
@@ -108,12 +108,12 @@ async def read_upload(
                 raise ServiceError(problem, code="payload_too_large")
             waiting += chunk
             if len(waiting) >= _PIECE_BYTES:
-                await in_thread(parser.write, bytes(waiting))
+                await PARSING.run(parser.write, bytes(waiting))
                 waiting.clear()
-        await in_thread(parser.write, bytes(waiting))
+        await PARSING.run(parser.write, bytes(waiting))
         parser.finish()
         target.flush()
-        await in_thread(os.fsync, target.fileno())
+        await STORING.run(os.fsync, target.fileno())
     if form.filename is None:
         raise InvalidRequest("file is missing: send a JSON Lines file", "file")
     return form.filename, form.fields()
@@ -165,7 +165,7 @@ class BatchesApi:
 
     async def upload(self, store: Store, request: Request, context: RequestContext) -> Body:
         owner = context.quota.owner
-        await in_thread(store.check_room, owner)  # before the disk has the file
+        await STORING.run(store.check_room, owner)  # before the disk has the file
         file_id = new_id("file-")
         path = store.content(file_id)
 
@@ -177,7 +177,7 @@ class BatchesApi:
         try:
             filename, fields = await self._boundary.read(read, request, context)
             kept_s = fields.expires_after.seconds
-            return await in_thread(store.add_file, owner, file_id, filename, kept_s)
+            return await STORING.run(store.add_file, owner, file_id, filename, kept_s)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -185,7 +185,7 @@ class BatchesApi:
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
         order = _choice(request, "order", "desc", "asc")
         purpose = _choice(request, "purpose", None, "batch", "batch_output")
-        files = await in_thread(store.files, context.quota.owner)
+        files = await STORING.run(store.files, context.quota.owner)
         if purpose is not None:
             files = [file for file in files if file.purpose == purpose]
         if order == "asc":
@@ -193,17 +193,17 @@ class BatchesApi:
         return FileList.model_validate(_page(request, files, _MAX_FILES, _MAX_FILES))
 
     async def content(self, store: Store, request: Request, context: RequestContext) -> Body:
-        file = await in_thread(store.open, context.quota.owner, request.path_params["file_id"])
+        file = await STORING.run(store.open, context.quota.owner, request.path_params["file_id"])
         headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
         return StreamingResponse(_pieces(file), headers=headers, media_type="application/jsonl")
 
     async def create(self, store: Store, request: Request, context: RequestContext) -> Body:
         body = await self._boundary.read(read_json, request, context)
         batch_request = validated(BatchRequest, body)
-        return await in_thread(store.create_batch, context.quota.owner, batch_request)
+        return await STORING.run(store.create_batch, context.quota.owner, batch_request)
 
     async def list_batches(self, store: Store, request: Request, context: RequestContext) -> Body:
-        batches = await in_thread(store.batches, context.quota.owner)
+        batches = await STORING.run(store.batches, context.quota.owner)
         return BatchList.model_validate(_page(request, batches, _USUAL_BATCHES, _MAX_BATCHES))
 
 
@@ -212,7 +212,7 @@ def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
 
     async def answer(store: Store, request: Request, context: RequestContext) -> Body:
         (object_id,) = request.path_params.values()
-        return await in_thread(method, store, context.quota.owner, object_id)
+        return await STORING.run(method, store, context.quota.owner, object_id)
 
     return answer
 

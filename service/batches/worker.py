@@ -33,12 +33,12 @@ from pydantic_core import to_json
 
 from service.admission.api_keys import NO_LIMITS, Quota
 from service.admission.places import RequestContext, TrafficGaps
+from service.admission.threads import PARSING, STORING
 from service.batches import wire
 from service.batches.store import NO_ROOM, BatchState, LinePlace, NoRoom, OutputLine, Store
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from service.http.body import BodyMemory, json_object, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
-from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.recording import record_failure
 from service.openai.api import complete, error_body
@@ -201,7 +201,7 @@ class BatchWorker:
             while True:
                 self._changed.clear()
                 try:
-                    if lock is None and (lock := await in_thread(self.store.lock)) is not None:
+                    if lock is None and (lock := await STORING.run(self.store.lock)) is not None:
                         logger.info("running the batches in %s", self.store.path)
                     if lock is not None:
                         await self._scan()
@@ -221,10 +221,10 @@ class BatchWorker:
                 lock.close()
 
     async def _scan(self) -> None:
-        self._begin(await in_thread(self.store.open_batches))
+        self._begin(await STORING.run(self.store.open_batches))
         if time.monotonic() > self._next_clean_s:
             self._next_clean_s = time.monotonic() + _CLEAN_S
-            await in_thread(self.store.remove_expired, time.time())
+            await STORING.run(self.store.remove_expired, time.time())
 
     def _begin(self, states: Sequence[BatchState]) -> None:
         """Begin the batches whose turn it is; `states` has the oldest first."""
@@ -241,7 +241,7 @@ class BatchWorker:
         try:
             was_checked = state.batch.status != "validating"
             # the scan may be older than the batch's check, or its end
-            state.batch = await in_thread(self.store.batch, state.owner, state.id)
+            state.batch = await STORING.run(self.store.batch, state.owner, state.id)
             if state.batch.status == "validating":
                 await self._check(state)
             elif was_checked and state.batch.status not in wire.ENDED:
@@ -255,7 +255,7 @@ class BatchWorker:
         except Exception:
             logger.exception("batch %s failed", state.id)
             with suppress(OSError):  # else it begins again
-                await in_thread(self.store.end, state, [_DEFECT])
+                await STORING.run(self.store.end, state, [_DEFECT])
         finally:
             del self._tasks[state.id]
             self.release_lane(state)
@@ -269,14 +269,14 @@ class BatchWorker:
         check = InputCheck(state.batch.endpoint, self._max_line_bytes)
         async with self._checking:
             try:
-                await in_thread(check.run, self.store.content(state.batch.input_file_id))
+                await STORING.run(check.run, self.store.content(state.batch.input_file_id))
             except FileNotFoundError:
                 message = f"The file {state.batch.input_file_id} was deleted."
                 check.report(None, "file_not_found", message)
         if check.errors:
-            await in_thread(self.store.end, state, check.errors)
+            await STORING.run(self.store.end, state, check.errors)
         else:
-            await in_thread(self.store.begin, state, check.places)
+            await STORING.run(self.store.begin, state, check.places)
 
 
 class BatchRun:
@@ -295,7 +295,7 @@ class BatchRun:
 
     async def run(self) -> wire.Batch:
         """Answer the requests until the batch ends, and make its files; raise `OSError`."""
-        self._pending.extend(await in_thread(self._store.unanswered, self._state))
+        self._pending.extend(await STORING.run(self._store.unanswered, self._state))
         errors: list[wire.BatchError] = []
         feeding = asyncio.create_task(self._feed())
         try:
@@ -316,10 +316,10 @@ class BatchRun:
         is_late = time.time() >= self._state.batch.expires_at
         if is_late and self._state.batch.cancelling_at is None and not errors:
             try:
-                await in_thread(self._append_expired)
+                await STORING.run(self._append_expired)
             except NoRoom:
                 errors = [NO_ROOM]
-        return await in_thread(self._store.end, self._state, errors)
+        return await STORING.run(self._store.end, self._state, errors)
 
     async def _save_until_over(self, feeding: asyncio.Task[None]) -> None:
         while True:
@@ -334,7 +334,7 @@ class BatchRun:
 
     async def _save(self) -> wire.Batch:
         lines, self._output = self._output, []
-        return await in_thread(self._store.append, self._state, lines)
+        return await STORING.run(self._store.append, self._state, lines)
 
     async def _feed(self) -> None:
         """Start every request in a turn of its API key."""
@@ -418,7 +418,7 @@ class BatchRun:
         """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
         hold = partial(self._worker.core.places.hold, context)
         hold(place.num_bytes)
-        data = await in_thread(self._line, place)
+        data = await STORING.run(self._line, place)
         return await parsed(parse_line, data, BodyMemory(len(data), hold))
 
 
@@ -448,5 +448,5 @@ async def _answer_body(line: wire.BatchLine, core: Core, context: RequestContext
     if "image" not in line.body:
         raise missing_image()
     fields = {name: value for name, value in line.body.items() if name != "image"}
-    image = await in_thread(parse_image, line.body["image"])
+    image = await PARSING.run(parse_image, line.body["image"])
     return await _ANSWERINGS[line.url](core, fields, image, context)

@@ -20,8 +20,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from service.admission.threads import PARSING
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
-from service.images.decoding import in_thread
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
 from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
@@ -268,11 +268,11 @@ async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMem
     """Return `parse(body)`, computed in a thread if the body is large; hold what it takes."""
     num_bytes = await off_loop(parsed_bytes, body)
     memory.hold(num_bytes)
-    return await in_thread(parse, body) if num_bytes > _LARGE_PARSED_BYTES else parse(body)
+    return await PARSING.run(parse, body) if num_bytes > _LARGE_PARSED_BYTES else parse(body)
 
 
 async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT:
-    return await in_thread(function, body) if len(body) > LARGE_BYTES else function(body)
+    return await PARSING.run(function, body) if len(body) > LARGE_BYTES else function(body)
 
 
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:

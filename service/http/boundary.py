@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new, shutting_down
+from service.admission.threads import current_client
 from service.analysis import Analysis, StepAnswer
 from service.errors import (
     DeadlineExceeded,
@@ -125,6 +126,7 @@ class RestBoundary:
                 deadline_s = time.monotonic() + timeout_s
                 quota = UNLIMITED if is_public else self._checked_quota(request, interface)
                 await quota.take_request()
+                current_client.set(quota.name)
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = None
                 try:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
+from service.admission.threads import STORING
 from service.analysis import stream_analysis
 from service.errors import InvalidRequest
 from service.http.body import read_body, read_images_body
@@ -25,7 +26,6 @@ from service.http.boundary import (
     event_stream,
     server_sent_event,
 )
-from service.images.decoding import in_thread
 from service.images.handle_store import StoredImage, stored
 from service.images.inputs import ImageHandle, ImageInput
 from service.inference.core import Core
@@ -109,18 +109,18 @@ class RestApi:
             raise InvalidRequest(f"unknown field {shown(name)}; the only field is image", name[:80])
         async with core.opened(body.image, context) as image:
             size_wh = image.header.size_wh
-            stored_image = await in_thread(images.add, context.quota.owner, image.data, size_wh)
+            stored_image = await STORING.run(images.add, context.quota.owner, image.data, size_wh)
         return _stored_json(stored_image)
 
     async def show(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
-        return _stored_json(await in_thread(images.describe, context.quota.owner, handle))
+        return _stored_json(await STORING.run(images.describe, context.quota.owner, handle))
 
     async def delete(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
-        await in_thread(images.remove, context.quota.owner, handle)
+        await STORING.run(images.remove, context.quota.owner, handle)
         return rendering.DeletedImageJson(id=handle.text)
 
 

@@ -10,7 +10,6 @@ memory would be the gateway's. It does not get the gateway's environment, which 
 """
 
 import asyncio
-import contextvars
 import functools
 import logging
 import math
@@ -22,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 from blake3 import blake3
@@ -33,15 +31,13 @@ from PIL import Image
 from imaging.containers import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
+from service.admission.threads import DECODING
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from wire.host import anonymous_file
 from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
-
-ParamsT = ParamSpec("ParamsT")
-ResultT = TypeVar("ResultT")
 
 _PROGRAM = "service.images.decoding_program"
 _ROOT = Path(__file__).parents[2]  # where modules are imported from
@@ -75,7 +71,7 @@ class DecodedImage:
     ) -> Pixels:
         if crop is None and (size_wh, resample) in self.pixels:
             return self.pixels[size_wh, resample]
-        return await in_thread(_resized, self.rgb, size_wh, resample, crop)
+        return await DECODING.run(_resized, self.rgb, size_wh, resample, crop)
 
 
 class DecodingProcess:
@@ -123,7 +119,7 @@ class DecodingProcess:
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
     """Decode in a process, released at the end; raise `ImageError` or `NotReady`."""
     with open(anonymous_file("image"), "wb", buffering=0) as file:
-        await asyncio.to_thread(file.write, data)
+        await DECODING.run(file.write, data)
         file.seek(0)
         arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)
         process = await asyncio.create_subprocess_exec(
@@ -227,7 +223,7 @@ class ImageDecoder:
             try:
                 if not image.header.is_heavy:
                     decoded.set_result(
-                        await in_thread(DecodedImage.of, image.data, self.limits, first)
+                        await DECODING.run(DecodedImage.of, image.data, self.limits, first)
                     )
                     await asyncio.Event().wait()
                 async with decoded_in_process(image.data, self.limits) as process:
@@ -260,7 +256,7 @@ class LazyImage:
             else:
                 slot = self.decoder.header_slots.slot(self.client)
                 async with asyncio.timeout(deadline_s - start_s), slot:
-                    self.header = await in_thread(read_header, self.data, self.decoder.limits)
+                    self.header = await DECODING.run(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             message = "the header of the image was not read before the deadline"
             raise DeadlineExceeded(message) from error
@@ -349,16 +345,3 @@ def _resized(
     rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
 ) -> Pixels:
     return np.asarray(resize(rgb, size_wh, resample, crop), dtype=np.uint8)
-
-
-async def in_thread(
-    function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
-) -> ResultT:
-    """Run `function` in a thread, which cannot be stopped: if cancelled, wait for it first."""
-    work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    running = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.gather(running, return_exceptions=True)
-        raise

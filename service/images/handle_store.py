@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from service.admission.threads import STORING
 from service.errors import NotReady, ServiceError
-from service.images.decoding import in_thread
 from service.images.inputs import HandleIds, ImageHandle
 from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
 from tasks.errors import shown
@@ -125,7 +125,7 @@ class ImageStore(ABC):
         """Remove expired images, and files of killed writers, once a minute until cancelled."""
         while True:
             with suppress(NotReady):  # it has been logged
-                await in_thread(self.remove_expired)
+                await STORING.run(self.remove_expired)
             await asyncio.sleep(_REMOVE_EVERY_S)
 
     def remove_expired(self) -> None:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from imaging.files import ImageLimits
 from service.admission.fair_queue import ClientSlots, FairQueue
 from service.admission.places import Place, Places, RequestContext, TrafficGaps
+from service.admission.threads import STORING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageDecoder, LazyImage, in_thread
+from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
@@ -229,9 +230,9 @@ class Core:
     async def fetched(self, image: ImageUrl | ImageHandle, context: RequestContext) -> bytes:
         if isinstance(image, ImageHandle):
             images = stored(self.handles)
-            description = await in_thread(images.describe, context.quota.owner, image)
+            description = await STORING.run(images.describe, context.quota.owner, image)
             self.places.hold(context, description.num_bytes)
-            return await in_thread(images.read, context.quota.owner, image)
+            return await STORING.run(images.read, context.quota.owner, image)
         if self._fetcher is None:
             message = "image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")

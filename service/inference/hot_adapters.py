@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from service.admission.threads import STORING
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels, adapter_model
 from service.settings import BYTES_PER_MB, Settings, SettingsError
@@ -78,7 +79,7 @@ class HotAdapters:
 
     async def update(self) -> None:
         """Read new adapters, list those that are loaded, and remove those that are gone."""
-        self._versions = await asyncio.to_thread(self._read_all)
+        self._versions = await STORING.run(self._read_all)
         models = {name: version.model for name, version in self._versions.items() if version.model}
         states: dict[str, AdapterStates | None] = {}
         for name, model in models.items():

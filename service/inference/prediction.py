@@ -23,8 +23,9 @@ from PIL import Image
 from imaging.files import PixelBox
 from service.admission.api_keys import Quota
 from service.admission.fair_queue import FairQueue
+from service.admission.threads import POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
-from service.images.decoding import ImageView, LazyImage, in_thread
+from service.images.decoding import ImageView, LazyImage
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
@@ -146,11 +147,11 @@ class QueuedModel:
         calibration = None if is_sampled else model.calibrations.get((request.task.id, False))
         size_wh = image.header.size_wh
         parse = partial(_parse, model, request, written, size_wh, calibration)
-        # a thread takes longer to start than a short answer to parse; masks are drawn
+        # a thread takes longer to start than a short answer to parse; masks are decoded
         is_short = len(written.text) <= _MAX_SHORT_CHARS
-        is_drawn = request.task.result_kind == "instances"
+        has_masks = request.task.result_kind == "instances"
         with span("postprocess"):
-            result = parse() if is_short and not is_drawn else await in_thread(parse)
+            result = parse() if is_short and not has_masks else await POSTPROCESSING.run(parse)
         end_s = time.monotonic()
         times_s: dict[Stage, float] = {
             "preprocess": image.open_s + written.preprocess_s,
@@ -283,7 +284,7 @@ async def _tiled_answer(
     answers = await _answers(queued, request, image, boxes, on_piece)
     merge_start_s = time.monotonic()
     with span("merge"):
-        merged = await in_thread(_merged, request, answers, boxes)
+        merged = await POSTPROCESSING.run(_merged, request, answers, boxes)
     now_s = time.monotonic()
     times_s: dict[Stage, float] = {}  # the views were answered at the same time
     for stage in answers[0].times_s:
@@ -357,7 +358,7 @@ async def _answers(
             answer = await queued.answer(request, view)
         if view is image:
             return answer
-        return replace(answer, result=await in_thread(placed, answer.result, box, size_wh))
+        return replace(answer, result=await POSTPROCESSING.run(placed, answer.result, box, size_wh))
 
     answers: list[Answer] = []
     views = [whole, *boxes]
@@ -418,7 +419,7 @@ async def uneven_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[Pixe
     busy = image.decoder.busy_cells.get(image.header.digest)
     if busy is None:
         blocks = await image.resized(num_blocks_wh, Image.Resampling.BOX)
-        busy = await in_thread(busy_cells, blocks)
+        busy = await POSTPROCESSING.run(busy_cells, blocks)
         image.decoder.busy_cells[image.header.digest] = busy
     # blocks are smaller where a side is no multiple of 4 pixels
     cell_width = _CELL_BLOCKS * width / num_blocks_wh[0]

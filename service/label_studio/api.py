@@ -42,10 +42,10 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import Place, RequestContext
+from service.admission.threads import PARSING, POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.http.body import BodyMemory, json_object, parse_image, parsed, read_bytes
 from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
-from service.images.decoding import in_thread
 from service.images.fetching import ImageFetcher
 from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core
@@ -203,7 +203,7 @@ class LabelStudioApi:
         """
         models = _models(self._boundary.core(), request)
         setup = await self._read(_parser(SetupBody), request, context)
-        questions = await in_thread(questions_of, models, setup.label_config, None)
+        questions = await PARSING.run(questions_of, models, setup.label_config, None)
         return {"model_version": _version(models, questions)}
 
     async def predict(self, request: Request, context: RequestContext) -> Body:
@@ -211,7 +211,7 @@ class LabelStudioApi:
         body = await self._read(_parser(PredictBody), request, context)
         models = _models(core, request)
         prompt = body.params.context
-        questions = await in_thread(questions_of, models, body.label_config, prompt)
+        questions = await PARSING.run(questions_of, models, body.label_config, prompt)
         _, token = _credentials(request)
         batch = Batch(core, TaskImages(core, self._host, token), context)
         data = [task.get("data") for task in body.tasks]
@@ -372,7 +372,7 @@ class TaskImages:
             if source.startswith("/"):
                 problem = f"the image is a file of Label Studio, and {_SETTING} is not set"
                 raise InvalidRequest(problem, "image")
-            image = await in_thread(parse_image, source)
+            image = await PARSING.run(parse_image, source)
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
         if len(path) > MAX_URL_CHARS:
             raise InvalidRequest(f"the image's path exceeds {MAX_URL_CHARS} characters", "image")
@@ -421,7 +421,7 @@ class Batch:
         try:
             results_of = await self._results_of(data, questions)
             predictions = [prediction(version, results_of[version]) for version in results_of]
-            outcome = await in_thread(_encoded, predictions)
+            outcome = await POSTPROCESSING.run(_encoded, predictions)
             self._core.places.hold(self._context, len(outcome))
         except Exception as error:  # a defect at one task must not fail the others
             return record_failure(error, self._context.api, self._context.request_id)
@@ -430,7 +430,7 @@ class Batch:
     async def prompted(self, data: object, version: str, questions: Sequence[Question]) -> bytes:
         """Return the one prediction, of `version`, that answers a prompt, as JSON."""
         results = chain(*(await self._results_of(data, questions)).values())
-        return await in_thread(_encoded, prediction(version, results))
+        return await POSTPROCESSING.run(_encoded, prediction(version, results))
 
     async def _results_of(
         self, data: object, questions: Sequence[Question]
@@ -464,7 +464,7 @@ class Batch:
             if error.code != "unsupported_task":
                 raise
             return []
-        return await in_thread(list, ask.results(answer))
+        return await POSTPROCESSING.run(list, ask.results(answer))
 
     async def _answer(self, image: bytes, fields: Mapping[str, object]) -> Answer:
         """Return an answer; wait and try again while the service is busy and the call has time."""

@@ -24,10 +24,10 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
+from service.admission.threads import PARSING, POSTPROCESSING
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import parse_image, read_json
 from service.http.boundary import Body, Interface, RestBoundary, event_stream, server_sent_event
-from service.images.decoding import in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields
 from service.inference.prediction import Answer, Piece
@@ -95,7 +95,7 @@ async def complete(
     answer = await core.predict(image_of(chat), fields_of(chat, core), context)
     content = answer.written.text
     if chat.response_format.type != "text":
-        content = await in_thread(typed_content, answer, chat.response_format)
+        content = await POSTPROCESSING.run(typed_content, answer, chat.response_format)
     message = wire.AssistantMessage(content=content)
     return wire.ChatCompletion(
         id=context.request_id,
@@ -108,7 +108,7 @@ async def complete(
 
 async def _check_format(response_format: wire.ResponseFormat) -> None:
     if response_format.json_schema is not None:
-        await in_thread(check_schema, response_format.json_schema.schema_)
+        await PARSING.run(check_schema, response_format.json_schema.schema_)
 
 
 def _chunk_form(

@@ -33,6 +33,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new, shutting_down
+from service.admission.threads import current_client
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
@@ -237,6 +238,7 @@ class GrpcApi:
                 if self._core.places.is_closed:
                     raise shutting_down()
                 quota = await self._quota(name, metadata.get("authorization"), incoming.address)
+                current_client.set(quota.name)
                 limit_s = self._settings.request_timeout_s
                 remaining_s = context.time_remaining()
                 timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from service.admission.places import RequestContext
+from service.admission.threads import PARSING
 from service.http.boundary import Body, RestBoundary
 from service.http.middleware import with_page_policy
-from service.images.decoding import in_thread
 from service.web.openapi import openapi_document
 
 _FOLDER = Path(__file__).parent
@@ -49,7 +49,7 @@ class Pages:
         models = self._boundary.core().models
         described = tuple((model.id, frozenset(model.entry.task_ids)) for model in models)
         if described != self._described:  # it takes 70 ms, and callers need no key
-            document = await in_thread(openapi_document, models)
+            document = await PARSING.run(openapi_document, models)
             self._document = bytes(JSONResponse(document).body)
             self._described = described
         return Response(self._document, media_type="application/json")

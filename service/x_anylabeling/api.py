@@ -29,9 +29,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
+from service.admission.threads import POSTPROCESSING
 from service.http.body import MAX_JSON_VALUES, read_body
 from service.http.boundary import Body, Interface, RestBoundary
-from service.images.decoding import in_thread
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.schema.outlines import corners, outlines, simplified
@@ -148,7 +148,9 @@ class XAnyLabelingApi:
         fields = request_fields(call, core.models.get(call.model).entry.task_ids)
         answer = await while_connected(request.receive, core.predict(body.image, fields, context))
         region = answer.request.parameters.region
-        return _succeeded(await in_thread(shapes_json, answer, call.params.epsilon_factor, region))
+        return _succeeded(
+            await POSTPROCESSING.run(shapes_json, answer, call.params.epsilon_factor, region)
+        )
 
 
 def _succeeded(data: object) -> JsonObject:

@@ -11,6 +11,7 @@ import errno
 import logging
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from prometheus_client import (
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _INITIAL_BYTES = 1 << 16  # prometheus_client's number
 _MAX_ENTRY_BYTES = 40  # an entry without its key: length, padding, value, timestamp
+_THREAD = ThreadPoolExecutor(1, "metrics")
 _PROCESS = ["supervisor"]  # the part that this process is
 
 
@@ -78,7 +80,8 @@ def remove_live_gauges(folder: Path, part: str) -> None:
 
 async def metrics(_request: Request) -> Response:
     """Return the metrics of all processes that write to `FOLDER_VARIABLE`, else this one's."""
-    return Response(await asyncio.to_thread(_text), media_type=CONTENT_TYPE_LATEST)
+    text = await asyncio.get_running_loop().run_in_executor(_THREAD, _text)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _text() -> bytes:

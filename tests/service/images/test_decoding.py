@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import signal
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from service.images.decoding import (
     ImageView,
     LazyImage,
     decoded_in_process,
-    in_thread,
 )
 from tests.support.attack_images import repeated_scans
 from tests.support.catalog import FLORENCE, PALIGEMMA
@@ -323,26 +321,6 @@ def test_a_decoder_ends_with_its_parent() -> None:
 def is_running(process: psutil.Process) -> bool:
     """Return False also for a zombie: an orphan may have no parent that waits for it."""
     return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-
-
-@pytest.mark.parametrize("failure", [None, ValueError("broken")])
-async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
-    def work() -> None:
-        started.set()
-        released.wait(60)
-        if failure is not None:
-            raise failure
-
-    started = threading.Event()
-    released = threading.Event()
-    waiting = asyncio.ensure_future(in_thread(work))
-    await asyncio.to_thread(started.wait, 60)
-    waiting.cancel()
-    await asyncio.sleep(0.01)
-    assert not waiting.done()
-    released.set()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
 
 
 BOX = (100, 50, 300, 250)

@@ -1,0 +1,128 @@
+"""Threads that clients share, with work that the test ends."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from service.admission.threads import FairThreads, current_client
+from tests.support.catalog import ROOT
+
+
+class Work:
+    """Items of work in threads, each of which ends when it is told to."""
+
+    def __init__(self, threads: FairThreads) -> None:
+        self._threads = threads
+        self._ends: dict[str, threading.Event] = {}
+        self.begun: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        # by the work after which they are cancelled, before they know that its thread is theirs
+        self.cancelled_at_end: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, client: str, name: str) -> None:
+        self._ends[name] = threading.Event()
+
+        async def run() -> None:
+            current_client.set(client)
+            await self._threads.run(self._work, name)
+            if name in self.cancelled_at_end:
+                self.cancelled_at_end[name].cancel()
+
+        self.tasks[name] = asyncio.create_task(run())
+        await asyncio.sleep(0)
+
+    def _work(self, name: str) -> None:
+        self.begun.append(name)
+        self._ends[name].wait(60)
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await self.tasks[name]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+async def test_one_client_gets_all_threads_but_one() -> None:
+    work = Work(FairThreads("test", 3))
+    for name in ("a1", "a2", "a3", "a4"):
+        await work.start("a", name)
+    await work.until(lambda: work.begun == ["a1", "a2"])
+    await work.start("b", "b1")
+    await work.until(lambda: work.begun[2:] == ["b1"])
+    for name in ("b1", "a1", "a2", "a3", "a4"):
+        await work.end(name)
+
+
+async def test_client_with_least_time_is_next() -> None:
+    work = Work(FairThreads("test", 2))
+    await work.start("a", "a1")
+    await work.until(lambda: work.begun == ["a1"])
+    await work.start("b", "b1")
+    await work.until(lambda: work.begun[1:] == ["b1"])
+    await work.start("a", "a2")
+    await work.start("a", "a3")
+    await work.start("c", "c1")
+    await asyncio.sleep(0.05)  # a and b use time, c none
+    await work.end("b1")
+    await work.until(lambda: work.begun[2:] == ["c1"])
+    await work.end("a1")
+    await work.until(lambda: work.begun[3:] == ["a2"])
+    for name in ("c1", "a2", "a3"):
+        await work.end(name)
+
+
+async def test_cancelled_turn_is_passed_on() -> None:
+    work = Work(FairThreads("test", 1))
+    for name in ("a1", "a2", "a3"):
+        await work.start("a", name)
+    work.tasks["a2"].cancel()
+    await work.end("a1")
+    await work.until(lambda: work.begun == ["a1", "a3"])
+    await work.end("a3")
+
+
+async def test_turn_cancelled_when_given_frees_its_thread() -> None:
+    work = Work(FairThreads("test", 1))
+    await work.start("a", "a1")
+    await work.start("b", "b1")
+    await work.until(lambda: work.begun == ["a1"])
+    work.cancelled_at_end["a1"] = work.tasks["b1"]
+    await work.end("a1")
+    await work.start("c", "c1")
+    await work.until(lambda: work.begun == ["a1", "c1"])
+    await work.end("c1")
+
+
+@pytest.mark.parametrize("failure", [None, ValueError("broken")])
+async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
+    def work() -> None:
+        started.set()
+        released.wait(60)
+        if failure is not None:
+            raise failure
+
+    started = threading.Event()
+    released = threading.Event()
+    waiting = asyncio.ensure_future(FairThreads("test", 1).run(work))
+    await asyncio.to_thread(started.wait, 60)
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+def test_default_executor_is_not_used() -> None:
+    """Its threads are shared by all work, first come, first served."""
+    paths = [*(ROOT / "service").rglob("*.py"), *(ROOT / "wire").rglob("*.py")]
+    assert len(paths) > 50
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert "to_thread" not in text, path
+        assert "run_in_executor(None" not in text, path
