@@ -258,13 +258,15 @@ class Settings(BaseModel):
     ones."""
     images_folder: ImagesPlace | None = None
     """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
-    several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled."""
+    several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
     images_mb: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
     """Maximum size of stored images, MB; 0: disabled."""
     images_mb_per_key: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Maximum size of the stored images of one API key, MB; 0: all, while no other key needs it."""
     max_images: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """Maximum number of stored images."""
+    max_images_per_key: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Maximum number of stored images of one API key; 0: all, while no other key needs it."""
     images_kept_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     """Time for which an image is stored, seconds."""
 

@@ -1,35 +1,31 @@
-"""Stored images of API keys, by their ids: in a folder, or in a Redis or Valkey.
+"""Stored images of API keys, by their ids: in a database of a folder, or in a Redis or Valkey.
 
-The folder, which any number of gateways of one host may share:
+Any number of gateways of one host share the folder's `images.sqlite3`, those of several hosts a
+Valkey, where all names begin with `diptych:images:`:
 
-    secret         the key of the ids
-    lock           held while images are added and evicted
-    OWNER/NAME     width and height, 4 bytes each, and the file of an image; its time of change is
-                   when it was sent
-    OWNER/NAME.N   an image that is being written
-
-An image is written beside its place and renamed: a process that is killed leaves a whole image or
-none. In a store of several hosts all names begin with `diptych:images:`:
-
-    image:OWNER/NAME    as the file above; expires by itself
+    image:OWNER/NAME    width and height, 4 bytes each, and the file; expires by itself
     secret              the key of the ids; a store that has lost its data gets another
-    facts               hash of OWNER/NAME to its number of bytes, and when it expires (ms)
+    expires             sorted set of OWNER/NAME by the time at which it expires, seconds
+    bytes               hash of OWNER/NAME to its number of bytes
+    sent:OWNER          as `expires`, of one owner, by the order in which they were sent
+    owners:images       sorted set of OWNER by its number of images
+    owners:bytes        sorted set of OWNER by its number of bytes
+    totals              hash of `images` and `bytes` to those of all owners
 
-OWNER identifies an API key by its hash. Above a limit the key that holds the most bytes loses the
-image that it sent first. All calls block.
+OWNER identifies an API key by its hash. Above the limits of one key it loses its oldest image.
+Above the limit of bytes the key that holds the most bytes does, above that of images the key that
+holds the most images. Adding takes the same time however many there are. All calls block.
 """
 
 import asyncio
-import fcntl
 import logging
-import os
 import secrets
+import sqlite3
 import struct
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +35,7 @@ from service.errors import NotReady, ServiceError
 from service.images.inputs import HandleIds, ImageHandle
 from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
 from tasks.errors import shown
+from wire.artifacts.model_store import store_home
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +44,96 @@ StoredFile = tuple[bytes, int, int]  # its content or start, number of bytes, wh
 _SIZE = struct.Struct(">II")  # width, height
 _SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
-_ABANDONED_S = 600  # a write ends long before
 _TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
 _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
+_DATABASE = "images.sqlite3"
+_BUSY_S = 10.0  # wait for another process's transaction
+_SCHEMA = """
+    PRAGMA auto_vacuum = FULL;  -- the room of evicted images is given back
+    PRAGMA journal_mode = WAL;
+    PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
+    CREATE TABLE IF NOT EXISTS secret (id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS images (
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        sent_s REAL NOT NULL,
+        num_bytes INTEGER NOT NULL,
+        file BLOB NOT NULL,
+        PRIMARY KEY (owner, name)
+    );
+    CREATE INDEX IF NOT EXISTS sent ON images (sent_s);
+    CREATE INDEX IF NOT EXISTS sent_of_owner ON images (owner, sent_s);
+    CREATE TABLE IF NOT EXISTS owners (
+        owner TEXT PRIMARY KEY, num_images INTEGER NOT NULL, num_bytes INTEGER NOT NULL
+    );
+    CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON images BEGIN
+        INSERT INTO owners VALUES (new.owner, 1, new.num_bytes) ON CONFLICT (owner) DO UPDATE
+            SET num_images = num_images + 1, num_bytes = num_bytes + new.num_bytes;
+    END;
+    CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON images BEGIN
+        UPDATE owners SET num_images = num_images - 1, num_bytes = num_bytes - old.num_bytes
+            WHERE owner = old.owner;
+        DELETE FROM owners WHERE owner = old.owner AND num_images = 0;
+    END;
+"""
+# Removes expired images, and of a named one removes it (bytes -1) or adds it and evicts until all
+# limits hold. KEYS: the prefix. ARGV: owner, name, bytes, now, seconds until it expires, four
+# limits, file
+_CHANGE = """
+local prefix, owner, name, size = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local now, kept_s = tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_bytes, max_bytes_of_key = tonumber(ARGV[6]), tonumber(ARGV[7])
+local max_images, max_images_of_key = tonumber(ARGV[8]), tonumber(ARGV[9])
+local function count(of, images, bytes)
+    redis.call('HINCRBY', prefix .. 'totals', 'images', images)
+    redis.call('HINCRBY', prefix .. 'totals', 'bytes', bytes)
+    redis.call('ZINCRBY', prefix .. 'owners:bytes', bytes, of)
+    if tonumber(redis.call('ZINCRBY', prefix .. 'owners:images', images, of)) <= 0 then
+        redis.call('ZREM', prefix .. 'owners:images', of)
+        redis.call('ZREM', prefix .. 'owners:bytes', of)
+    end
+end
+local function remove(member)
+    redis.call('ZREM', prefix .. 'expires', member)
+    local bytes = redis.call('HGET', prefix .. 'bytes', member)
+    if not bytes then return end
+    local of, name_of = string.match(member, '(.*)/(.*)')
+    redis.call('DEL', prefix .. 'image:' .. member)
+    redis.call('HDEL', prefix .. 'bytes', member)
+    redis.call('ZREM', prefix .. 'sent:' .. of, name_of)
+    count(of, -1, -tonumber(bytes))
+end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'expires', '-inf', now)) do
+    remove(member)
+end
+if name == '' then return end
+if size < 0 then return remove(owner .. '/' .. name) end
+local member = owner .. '/' .. name
+remove(member)
+redis.call('SET', prefix .. 'image:' .. member, ARGV[10], 'EX', kept_s)
+redis.call('HSET', prefix .. 'bytes', member, size)
+redis.call('ZADD', prefix .. 'expires', now + kept_s, member)
+redis.call('ZADD', prefix .. 'sent:' .. owner, now, name)
+count(owner, 1, size)
+local function oldest(of)
+    return of .. '/' .. redis.call('ZRANGE', prefix .. 'sent:' .. of, 0, 0)[1]
+end
+local function most(unit)
+    return redis.call('ZREVRANGE', prefix .. 'owners:' .. unit, 0, 0)[1]
+end
+local function held(unit)
+    return tonumber(redis.call('ZSCORE', prefix .. 'owners:' .. unit, owner) or 0)
+end
+local function total(unit)
+    return tonumber(redis.call('HGET', prefix .. 'totals', unit))
+end
+while held('bytes') > max_bytes_of_key or held('images') > max_images_of_key do
+    remove(oldest(owner))
+end
+while total('bytes') > max_bytes do remove(oldest(most('bytes'))) end
+while total('images') > max_images do remove(oldest(most('images'))) end
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +143,7 @@ class StoreLimits:
     max_bytes: int
     max_bytes_of_key: int
     max_images: int
+    max_images_of_key: int
     kept_s: int
 
 
@@ -73,16 +157,6 @@ class StoredImage:
     expires_at: int  # seconds of the epoch
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A stored image, as eviction sees it."""
-
-    owner: str
-    name: str
-    num_bytes: int
-    order: float  # by the time at which it was sent
-
-
 class ImageStore(ABC):
     """Images of API keys, by their ids.
 
@@ -91,7 +165,7 @@ class ImageStore(ABC):
     """
 
     failure: ClassVar[str]
-    failures: tuple[type[Exception], ...] = (OSError,)
+    failures: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 
     def __init__(self, limits: StoreLimits) -> None:
         self.limits = limits
@@ -122,7 +196,7 @@ class ImageStore(ABC):
             self._delete(owner, self._name(owner, handle))
 
     async def remove_regularly(self) -> None:
-        """Remove expired images, and files of killed writers, once a minute until cancelled."""
+        """Remove expired images once a minute until cancelled."""
         while True:
             with suppress(NotReady):  # it has been logged
                 await STORING.run(self.remove_expired)
@@ -130,26 +204,7 @@ class ImageStore(ABC):
 
     def remove_expired(self) -> None:
         with self._errors():
-            list(self._entries())
-
-    def make_room(self) -> None:
-        """Remove images until all limits hold."""
-        entries = sorted(self._entries(), key=lambda entry: entry.order)
-        num_bytes = Counter[str]()
-        for entry in entries:
-            num_bytes[entry.owner] += entry.num_bytes
-        while entries:
-            ((largest, most_bytes),) = num_bytes.most_common(1)
-            if (
-                most_bytes <= self.limits.max_bytes_of_key
-                and num_bytes.total() <= self.limits.max_bytes
-                and len(entries) <= self.limits.max_images
-            ):
-                return
-            evicted = next(entry for entry in entries if entry.owner == largest)
-            entries.remove(evicted)
-            num_bytes[largest] -= evicted.num_bytes
-            self._delete(largest, evicted.name)
+            self._remove_expired()
 
     def _existing(self, owner: str, handle: ImageHandle, max_bytes: int = -1) -> StoredFile:
         with self._errors():
@@ -191,8 +246,7 @@ class ImageStore(ABC):
         """Remove a file, if there is one."""
 
     @abstractmethod
-    def _entries(self) -> Iterable[Entry]:
-        """Return all images; remove expired ones."""
+    def _remove_expired(self) -> None: ...
 
 
 class HandleStore(ImageStore):
@@ -203,73 +257,88 @@ class HandleStore(ImageStore):
     def __init__(
         self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
     ) -> None:
-        """Make the folder and its secret, readable for this user alone; raise `SettingsError`."""
+        """Make folder and database, readable for this user alone; raise `SettingsError`."""
         super().__init__(limits)
-        self._folder = folder
+        self._path = folder / _DATABASE
         self._now = now
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = folder / "secret"
-            new_secret = _written(path, secrets.token_bytes(_SECRET_BYTES))
-            with suppress(FileExistsError):  # another gateway was first
-                os.link(new_secret, path)
-            new_secret.unlink()
-            self._handle_ids = HandleIds(path.read_bytes())
-        except OSError as error:
+            with self._connected() as db:
+                db.executescript(_SCHEMA)
+                secret = secrets.token_bytes(_SECRET_BYTES)
+                db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secret,))
+                self._handle_ids = HandleIds(*db.execute("SELECT value FROM secret").fetchone())
+        except self.failures as error:
             raise SettingsError(
                 f"{variable('images_folder')}={str(folder)!r} cannot be written: {error}"
             ) from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        # transactions are explicit
+        with closing(sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")  # an image may be lost with its host
+            yield db
 
     def _ids(self) -> HandleIds:
         return self._handle_ids
 
     def _put(self, owner: str, name: str, file: bytes) -> None:
-        path = self._folder / owner / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = _written(path, file)
-        os.utime(part, (self._now(), self._now()))
-        with (self._folder / "lock").open("a") as lock:  # closing it unlocks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            part.rename(path)
-            self.make_room()
+        with self._connected() as db:
+            db.execute("BEGIN IMMEDIATE")
+            self._delete_expired(db)
+            db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
+            row = (owner, name, self._now(), len(file), file)
+            db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
+            while (largest := self._largest(db, owner)) is not None:
+                db.execute(
+                    "DELETE FROM images WHERE rowid ="
+                    " (SELECT rowid FROM images WHERE owner = ? ORDER BY sent_s, rowid LIMIT 1)",
+                    (largest,),
+                )
+            db.execute("COMMIT")
+
+    def _largest(self, db: sqlite3.Connection, owner: str) -> str | None:
+        """Return the key that must lose an image, None if all limits hold."""
+        limits = self.limits
+        usage = "SELECT num_images, num_bytes FROM owners WHERE owner = ?"
+        num_images, num_bytes = db.execute(usage, (owner,)).fetchone()
+        if num_images > limits.max_images_of_key or num_bytes > limits.max_bytes_of_key:
+            return owner
+        total = "SELECT sum(num_images), sum(num_bytes) FROM owners"
+        num_images, num_bytes = db.execute(total).fetchone()
+        if num_images > limits.max_images:
+            order = "num_images"
+        elif num_bytes > limits.max_bytes:
+            order = "num_bytes"
+        else:
+            return None
+        largest: str
+        (largest,) = db.execute(
+            f"SELECT owner FROM owners ORDER BY {order} DESC LIMIT 1"
+        ).fetchone()
+        return largest
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
-        with suppress(FileNotFoundError), (self._folder / owner / name).open("rb") as file:
-            stat = os.fstat(file.fileno())
-            expires_s = stat.st_mtime + self.limits.kept_s
-            if expires_s > self._now():
-                return file.read(max_bytes), stat.st_size, int(expires_s)
-        return None
+        content = "file" if max_bytes < 0 else f"substr(file, 1, {max_bytes})"
+        query = f"SELECT {content}, num_bytes, sent_s FROM images WHERE owner = ? AND name = ?"
+        with self._connected() as db:
+            row = db.execute(query, (owner, name)).fetchone()
+        if row is None or row[2] + self.limits.kept_s <= self._now():
+            return None
+        file, num_bytes, sent_s = row
+        return file, num_bytes, int(sent_s + self.limits.kept_s)
 
     def _delete(self, owner: str, name: str) -> None:
-        (self._folder / owner / name).unlink(missing_ok=True)
+        with self._connected() as db:
+            db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
 
-    def _entries(self) -> Iterator[Entry]:
-        """Yield the images; remove expired ones and those of killed writers."""
-        for owner in filter(os.DirEntry[str].is_dir, os.scandir(self._folder)):
-            for file in os.scandir(owner.path):
-                with suppress(FileNotFoundError):  # just removed
-                    stat = file.stat()
-                    is_part = "." in file.name
-                    kept_s = _ABANDONED_S if is_part else self.limits.kept_s
-                    if stat.st_mtime + kept_s <= self._now():
-                        os.unlink(file.path)
-                    elif not is_part:
-                        yield Entry(owner.name, file.name, stat.st_size, stat.st_mtime)
+    def _remove_expired(self) -> None:
+        with self._connected() as db:
+            self._delete_expired(db)
 
-
-def _written(path: Path, data: bytes) -> Path:
-    """Write a file beside the place of `path`, durably."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return part
+    def _delete_expired(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM images WHERE sent_s <= ?", (self._now() - self.limits.kept_s,))
 
 
 class ValkeyImages(ImageStore):
@@ -295,6 +364,7 @@ class ValkeyImages(ImageStore):
             retry=Retry(NoBackoff(), 1),  # for connections that the store has closed
         )
         self._store: Any = Redis.from_pool(pool)  # its types join those of two clients
+        self._script = self._store.register_script(_CHANGE)
 
     def _ids(self) -> HandleIds:
         with self._store.pipeline() as calls:
@@ -303,54 +373,56 @@ class ValkeyImages(ImageStore):
             return HandleIds(calls.execute()[1])
 
     def _put(self, owner: str, name: str, file: bytes) -> None:
-        member = f"{owner}/{name}"
-        expires_ms = int(1000 * (time.time() + self.limits.kept_s))
-        with self._store.pipeline() as calls:
-            calls.set(f"{_PREFIX}image:{member}", file, ex=self.limits.kept_s)
-            calls.hset(f"{_PREFIX}facts", member, f"{len(file)} {expires_ms}")
-            calls.execute()
-        self.make_room()
+        self._change(owner, name, len(file), file)
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         member = f"{owner}/{name}"
         last_byte = max_bytes - 1 if max_bytes > 0 else -1
         with self._store.pipeline() as calls:
             calls.getrange(f"{_PREFIX}image:{member}", 0, last_byte)
-            calls.hget(f"{_PREFIX}facts", member)
-            file, facts = calls.execute()
-        if not file or facts is None:
+            calls.hget(f"{_PREFIX}bytes", member)
+            calls.zscore(f"{_PREFIX}expires", member)
+            file, num_bytes, expires_at = calls.execute()
+        if not file or num_bytes is None or expires_at is None:
             return None
-        num_bytes, expires_ms = map(int, facts.split())
-        return file, num_bytes, expires_ms // 1000
+        return file, int(num_bytes), int(expires_at)
 
     def _delete(self, owner: str, name: str) -> None:
-        member = f"{owner}/{name}"
-        with self._store.pipeline() as calls:
-            calls.delete(f"{_PREFIX}image:{member}")
-            calls.hdel(f"{_PREFIX}facts", member)
-            calls.execute()
+        self._change(owner, name, -1)
 
-    def _entries(self) -> Iterator[Entry]:
-        for member, facts in self._store.hgetall(f"{_PREFIX}facts").items():
-            owner, name = member.decode().split("/")
-            num_bytes, expires_ms = map(int, facts.split())
-            if expires_ms > 1000 * time.time():
-                yield Entry(owner, name, num_bytes, expires_ms)
-            else:
-                self._delete(owner, name)
+    def _remove_expired(self) -> None:
+        self._change("", "", -1)
+
+    def _change(self, owner: str, name: str, num_bytes: int, file: bytes = b"") -> None:
+        limits = self.limits
+        bounds = (limits.max_bytes, limits.max_bytes_of_key)
+        numbers = (*bounds, limits.max_images, limits.max_images_of_key)
+        times = (time.time(), limits.kept_s)
+        self._script(keys=[_PREFIX], args=[owner, name, num_bytes, *times, *numbers, file])
 
 
 def image_store(values: Settings) -> ImageStore | None:
     """Return the store of images, or None if it is disabled; raise `SettingsError`."""
-    place = values.images_folder
-    if place is None or not values.images_mb:
+    if not values.images_mb:
         return None
     max_bytes = values.images_mb * BYTES_PER_MB
-    max_bytes_of_key = values.images_mb_per_key * BYTES_PER_MB or max_bytes
-    limits = StoreLimits(max_bytes, max_bytes_of_key, values.max_images, values.images_kept_s)
-    if is_store_url(place):
+    limits = StoreLimits(
+        max_bytes,
+        values.images_mb_per_key * BYTES_PER_MB or max_bytes,
+        values.max_images,
+        values.max_images_per_key or values.max_images,
+        values.images_kept_s,
+    )
+    place = values.images_folder
+    if place is not None and is_store_url(place):
         return ValkeyImages(place, limits)
-    return HandleStore(Path(place), limits)
+    if place is not None:
+        return HandleStore(Path(place), limits)
+    try:
+        return HandleStore(store_home() / "images", limits)
+    except SettingsError as error:
+        logger.warning("no images are stored: %s", error)
+        return None
 
 
 def stored(images: ImageStore | None) -> ImageStore:

@@ -7,7 +7,6 @@ import signal
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
@@ -18,7 +17,9 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits, PixelBox, decode_image, read_header, resize
+from service.admission.threads import FairThreads
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
+from service.images import decoding
 from service.images.decoding import (
     ImageDecoder,
     ImageView,
@@ -110,16 +111,16 @@ def test_decoded_image_is_freed() -> None:
         gc.enable()
 
 
-async def test_small_image_takes_one_thread() -> None:
-    class CountedThreads(ThreadPoolExecutor):
+async def test_small_image_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountedThreads(FairThreads):
         num_calls = 0
 
-        def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             self.num_calls += 1
-            return super().submit(work, *args, **kwargs)
+            return await super().run(function, *args, **kwargs)
 
-    threads = CountedThreads(1)
-    asyncio.get_running_loop().set_default_executor(threads)
+    threads = CountedThreads("test", 1)
+    monkeypatch.setattr(decoding, "DECODING", threads)
     await pixels_of(encoded(colour_steps()), LIMITS)
     assert threads.num_calls == 1
 
@@ -306,6 +307,7 @@ def test_a_decoder_ends_with_its_parent() -> None:
 
     if (parent := os.fork()) == 0:
         with suppress(BaseException):
+            decoding.DECODING = FairThreads("fork", 1)  # it has not the threads of this process
             asyncio.run(scenario())
         os._exit(1)
     try:

@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ KEPT_S = 100
 SIZE_WH = (640, 480)
 
 
-LIMITS = StoreLimits(10_000, 10_000, 100, KEPT_S)
+LIMITS = StoreLimits(10_000, 10_000, 100, 100, KEPT_S)
 PREFIX = "diptych:images:"
 
 
@@ -115,14 +117,33 @@ def test_small_key_loses_nothing(open_store: Open, limit: dict[str, int]) -> Non
     assert stored_of(images, "many", *many) == [False] * 7 + [True] * 3
 
 
+def test_many_small_images_evict_no_large_one(open_store: Open) -> None:
+    images = open_store(max_images=5)
+    large = added(images, "one", bytes(5_000))
+    small = [added(images, "two", bytes([number])) for number in range(8)]
+    assert stored_of(images, "one", large) == [True]
+    assert stored_of(images, "two", *small) == [False] * 4 + [True] * 4
+
+
+def test_images_of_a_key_are_bounded(open_store: Open) -> None:
+    images = open_store(max_images_of_key=2)
+    handles = [added(images, "one", bytes([number])) for number in range(3)]
+    other = added(images, "two", b"other")
+    assert stored_of(images, "one", *handles) == [False, True, True]
+    images.remove("one", handles[1])
+    handles.append(added(images, "one", b"last"))
+    assert stored_of(images, "one", *handles) == [False, False, True, True]
+    assert stored_of(images, "two", other) == [True]
+
+
 def test_image_of_a_folder_expires(tmp_path: Path) -> None:
     clock = FakeClock()
-    images = HandleStore(tmp_path, LIMITS, clock)
+    images = HandleStore(tmp_path / "images", LIMITS, clock)
     first = images.add("one", b"image", SIZE_WH)
     clock.now_s += 10
     again = images.add("one", b"image", SIZE_WH)
     assert (again.id, again.expires_at) == (first.id, first.expires_at + 10)
-    assert len(list((tmp_path / "one").iterdir())) == 1
+    assert rows(tmp_path / "images") == [13]
     handle = ImageHandle(first.id)
     clock.now_s += KEPT_S - 1
     assert images.read("one", handle) == b"image"
@@ -131,37 +152,49 @@ def test_image_of_a_folder_expires(tmp_path: Path) -> None:
         with pytest.raises(ServiceError, match="send it again"):
             call("one", handle)
     images.remove_expired()
-    assert not list((tmp_path / "one").iterdir())
-    assert os.stat(tmp_path / "one").st_mode & 0o777 == 0o700
+    assert rows(tmp_path / "images") == []
+    assert os.stat(tmp_path / "images").st_mode & 0o777 == 0o700
 
 
-def test_killed_writer_leaves_nothing(tmp_path: Path) -> None:
-    clock = FakeClock()
-    images = HandleStore(tmp_path, LIMITS, clock)
-    added(images, "one", b"image")
-    part = tmp_path / "one" / "0123.4567"
-    part.write_bytes(b"ima")
-    os.utime(part, (clock.now_s, clock.now_s))
-    clock.now_s += 500  # its writer may be slow
-    added(images, "two", b"other")
-    assert part.exists()
-    clock.now_s += 3600
-    added(images, "two", b"another")
-    assert not part.exists()
+def rows(folder: Path) -> list[int]:
+    """Return the numbers of bytes of the images; check the counts."""
+    with closing(sqlite3.connect(folder / "images.sqlite3")) as db:
+        sizes = [size for (size,) in db.execute("SELECT num_bytes FROM images")]
+        counts = db.execute("SELECT sum(num_images), sum(num_bytes) FROM owners").fetchone()
+    assert counts == ((len(sizes), sum(sizes)) if sizes else (None, None))
+    return sizes
 
 
 def test_disk_error_is_temporary(tmp_path: Path) -> None:
-    images = HandleStore(tmp_path, LIMITS)
-    (tmp_path / "one").touch()
+    images = HandleStore(tmp_path / "images", LIMITS)
+    (tmp_path / "images" / "images.sqlite3").write_bytes(b"damaged" * 1000)
     with pytest.raises(NotReady, match="the disk of stored images fails"):
         images.add("one", b"image", SIZE_WH)
+    (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="DIPTYCH_IMAGES_FOLDER"):
-        HandleStore(tmp_path / "one" / "images", LIMITS)
+        HandleStore(tmp_path / "file", LIMITS)
+
+
+def test_default_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    images = image_store(Settings())
+    assert isinstance(images, HandleStore)
+    assert rows(tmp_path / "images") == []
+    assert image_store(Settings(images_mb=0)) is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "file"))
+    assert image_store(Settings()) is None  # a read-only container serves without
+    assert "no images are stored" in caplog.text
+
+
+SHARED_LIMITS = StoreLimits(5_000, 5_000, 40, 40, 3600)
 
 
 def fill(folder: Path, seed: int) -> list[str]:
     """Store images until killed, or a hundred; return the ids."""
-    images = HandleStore(folder, StoreLimits(5_000, 5_000, 40, 3600))
+    images = HandleStore(folder, SHARED_LIMITS)
     return [images.add("one", bytes([seed, number]) * 46, SIZE_WH).id for number in range(100)]
 
 
@@ -169,26 +202,23 @@ def test_processes_share_the_limits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context) as pool:
         runs = list(pool.map(fill, [tmp_path] * 2, range(2)))
-    images = HandleStore(tmp_path, StoreLimits(5_000, 5_000, 40, 3600))
-    left = [path for path in (tmp_path / "one").iterdir() if "." not in path.name]
-    assert 0 < len(left) <= 40
-    assert sum(path.stat().st_size for path in left) <= 5_000
+    images = HandleStore(tmp_path, SHARED_LIMITS)
+    assert len(rows(tmp_path)) == 40
     known = [stored_of(images, "one", *map(ImageHandle, run)) for run in runs]
-    assert sum(map(sum, known)) == len(left)  # the ids of both processes are of one secret
+    assert sum(map(sum, known)) == 40  # the ids of both processes are of one secret
 
 
 def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=fill, args=(tmp_path, 0))
     process.start()
-    owner = tmp_path / "one"
-    while not owner.is_dir() or len(list(owner.iterdir())) < 5:
+    HandleStore(tmp_path, SHARED_LIMITS)
+    while len(rows(tmp_path)) < 5:
         process.join(0.01)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    left = [path for path in owner.iterdir() if "." not in path.name]
-    assert all(path.stat().st_size == 100 for path in left)
+    assert set(rows(tmp_path)) == {100}
     fill(tmp_path, 1)  # the lock is free
 
 
@@ -200,12 +230,16 @@ def test_valkey_image_expires(valkey: Valkey) -> None:
     assert 0 < valkey.client.ttl(image) <= LIMITS.kept_s
     valkey.client.delete(image)
     assert stored_of(images, "one", handle) == [False]
-    expired = f"13 {int(1000 * time.time())}"
-    valkey.client.hset(f"{PREFIX}facts", f"one/{handle.text[4:36]}", expired)
+    member = f"one/{handle.text[4:36]}"
+    valkey.client.zadd(f"{PREFIX}expires", {member: time.time()})
     last = added(images, "two", b"image")
-    assert valkey.client.hlen(f"{PREFIX}facts") == 1
+    assert valkey.client.hgetall(f"{PREFIX}totals") == {b"images": b"1", b"bytes": b"13"}
     images.remove("two", last)
-    assert valkey.client.keys() == [f"{PREFIX}secret".encode()]
+    keys = {f"{PREFIX}secret".encode(), f"{PREFIX}totals".encode()}
+    assert set(valkey.client.keys()) == keys
+    valkey.client.zadd(f"{PREFIX}expires", {"gone": 0})
+    images.remove_expired()
+    assert set(valkey.client.keys()) == keys
 
 
 @needs_valkey
