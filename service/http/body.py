@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # python_multipart 0.0.34 declares it for type checkers alone
 LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
 PIECE_BYTES = 500_000  # a multiple of 4, for base64
 MAX_JSON_VALUES = 10_000  # elements of lists and objects; no task takes over 32 labels
+_NESTED_MARKS = (b"[", b"{", b":")
 _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
 _VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
@@ -57,9 +58,12 @@ ParsedT = TypeVar("ParsedT")
 def json_object(
     body: bytes, max_values: int = MAX_JSON_VALUES, max_nested: int | None = None
 ) -> dict[str, object]:
-    """Return a JSON object of so many values, `max_nested` of them lists and objects."""
-    if max_nested is not None and _num_occurrences(body, (b"[", b"{"), max_nested) > max_nested:
-        raise InvalidRequest(f"the body has more than {max_nested} lists and objects")
+    """Return a JSON object of so many values, with up to `max_nested` lists, objects and names.
+
+    These take ten times as long as the numbers of a mask.
+    """
+    if max_nested is not None and _num_occurrences(body, _NESTED_MARKS, max_nested) > max_nested:
+        raise InvalidRequest(f"the body has more than {max_nested} lists, objects and names")
     document = _json_value(body, "the body", max_values)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(document).__name__}")
