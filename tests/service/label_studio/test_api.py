@@ -290,7 +290,7 @@ def test_invalid_body_is_refused_by_name(changes: dict[str, Any], param: str) ->
 
 def test_values_of_a_body_are_bounded() -> None:
     api = client(values=Settings(max_body_bytes=4_000_000))
-    nested = [[]] * 100_000
+    nested: list[list[int]] = [[]] * 100_000
     names = dict.fromkeys(range(100_000))
     for value, num in ((nested, 100_000), (names, 100_000), ([0] * 1_000_000, 1_000_000)):
         body = {"tasks": [{"data": {"a": value}}], "label_config": RED_CIRCLE}
