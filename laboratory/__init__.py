@@ -9,6 +9,7 @@ Commands, each with `--help`:
     python -m laboratory.tuning          write the scenes of the example of docs/fine-tuning.md
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)
+    python -m laboratory.fairness        measure what one client's heavy work costs another
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
     training/      the embedded checkpoints from scratch
