@@ -25,10 +25,7 @@ from wire.artifacts.manifest import ArtifactError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the requested models in turn, or run another command.
-
-    Return the exit status, 1 at the first failure.
-    """
+    """Export models in turn, or run another command; return the exit status, 1 if one failed."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["doctor"]:
         return doctor.main(words[1:])
