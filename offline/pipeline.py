@@ -30,9 +30,9 @@ from offline.output import Attempt, Job, Output, Row, RowError, build_of, differ
 from offline.shards import InputImage, Shard, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.places import RequestContext
+from service.admission.threads import FairThreads
 from service.analysis import analyze
 from service.errors import ServiceError
-from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.runner_calls import RunnerClient
@@ -61,6 +61,7 @@ _UNLIMITED = 1 << 60  # tokens and bytes: the places of the run bound what is in
 _IMAGES_PER_SLOT = 2
 # Ids and times differ from run to run, the rest is in the row.
 _RUN_FIELDS = {"id", "task", "image", "usage", "vision_cache", "timings_ms", "labels"}
+_READING = FairThreads("reading", 8)  # of images, whose files may be remote
 _MAX_DEATHS = 2  # workers that died at the same image
 
 
@@ -120,7 +121,7 @@ class Answerer:
         images = images_of(shard)
         rows = []
         await self._places.acquire()
-        while (image := await in_thread(next, images, None)) is not None:
+        while (image := await _READING.run(next, images, None)) is not None:
             row = asyncio.create_task(self._answered(image))
             row.add_done_callback(lambda _: self._places.release())
             rows.append(row)
@@ -142,8 +143,8 @@ class Answerer:
                 # reading the image from its file kills the worker, not the answer
                 if deaths == _MAX_DEATHS:
                     return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
-                await in_thread(attempt.record, position)
-                image = await in_thread(next, images, None)
+                await _READING.run(attempt.record, position)
+                image = await _READING.run(next, images, None)
                 if image is None:
                     return rows
                 rows.append(self._lost(image.key) if deaths else await self._answered(image))
@@ -162,7 +163,7 @@ class Answerer:
         """Return the row of an image, also for an error of the image or the model."""
         row = Row(image.key, self._model.id, self._task)
         try:
-            data = await in_thread(image.read)
+            data = await _READING.run(image.read)
             context = RequestContext(image.key, "offline", math.inf, needs_place=False)
             if self._request is None:
                 return await self._analyzed(row, data, context)
