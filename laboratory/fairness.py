@@ -41,14 +41,8 @@ _JSON = {"Content-Type": "application/json"}
 _BASELINE_S = 5.0
 _ATTACK_S = 15.0
 _COLUMNS = (
-    "attack",
-    "polite, ms",
-    "worst",
-    "meanwhile, ms",
-    "worst",
-    "/livez worst, ms",
-    "memory",
-    "answers",
+    *("attack", "before: p50, ms", "p95", "worst", "meanwhile: p50, ms", "p95", "worst"),
+    *("/livez: worst, ms", "memory", "answers"),
 )
 
 Attack = Callable[[httpx.AsyncClient, int], Awaitable[httpx.Response]]
