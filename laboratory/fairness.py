@@ -33,8 +33,8 @@ from export.scenes import render_scene
 from laboratory.scenes import evaluation_scene, png
 from loadtest.figures import processor_name, table
 from loadtest.processes import Launch, free_port, part_ids, running
-from service.supervision.roles import GATEWAY
 
+_GATEWAY = "diptych"  # its name among the processes
 _POLITE = "polite-key"
 _HOSTILE = "hostile-key"
 _JSON = {"Content-Type": "application/json"}
@@ -204,7 +204,7 @@ def row(index: int, folder: Path) -> list[str]:
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
         running(launch, folder / f"service-{index}.log") as process_id,
     ):
-        gateway = psutil.Process(part_ids(process_id)[GATEWAY])
+        gateway = psutil.Process(part_ids(process_id)[_GATEWAY])
         asyncio.run(measured(launch.url, asyncio.sleep(2)))  # warms up
         before_bytes = gateway.memory_info().rss
         captions, _ = asyncio.run(measured(launch.url, asyncio.sleep(_BASELINE_S)))

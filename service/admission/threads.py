@@ -41,13 +41,22 @@ class FairThreads:
         self._num_free = num_threads
         self._max_of_client = max(1, num_threads - 1)
         self._clients: dict[str, _Client] = {}  # those with work
+        self._num_waiting = 0
 
     async def run(
         self, function: Callable[ParamsT, ResultT], *args: ParamsT.args, **kwargs: ParamsT.kwargs
     ) -> ResultT:
         """Run `function` in a thread, which cannot be stopped: if cancelled, wait for it first."""
         name = current_client.get()
-        await self._turn(name)
+        if name not in self._clients:  # it begins behind none, and ahead of none
+            least_s = min((client.used_s for client in self._clients.values()), default=0.0)
+            self._clients[name] = _Client(least_s)
+        client = self._clients[name]
+        if self._num_free and client.num_running < self._max_of_client:
+            client.num_running += 1
+            self._num_free -= 1
+        else:
+            await self._turn(name, client)
         start_s = time.monotonic()
         try:
             work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -58,54 +67,50 @@ class FairThreads:
                 await asyncio.gather(running, return_exceptions=True)
                 raise
         finally:
-            self._end(name, time.monotonic() - start_s)
+            self._end(name, client, time.monotonic() - start_s)
 
-    async def _turn(self, name: str) -> None:
-        """Wait for a thread, and count it as one of the client's."""
-        if name not in self._clients:  # it begins behind none, and ahead of none
-            least_s = min((client.used_s for client in self._clients.values()), default=0.0)
-            self._clients[name] = _Client(least_s)
-        client = self._clients[name]
+    async def _turn(self, name: str, client: _Client) -> None:
+        """Wait for a thread, which then counts as one of the client's."""
         turn = asyncio.Future[None]()
         client.waiting.append(turn)
-        self._start_next()
+        self._num_waiting += 1
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._end(name, 0.0)
-            elif turn in client.waiting:
+            if turn in client.waiting:
                 client.waiting.remove(turn)
-                self._forget(name)
+                self._num_waiting -= 1
+            if not turn.cancelled():  # its thread has just become free
+                self._end(name, client, 0.0)
+            elif not client.num_running and not client.waiting:
+                self._clients.pop(name, None)
             raise
 
-    def _start_next(self) -> None:
-        while self._num_free:
-            ready: list[_Client] = []
-            for client in self._clients.values():
-                if client.waiting and client.num_running < self._max_of_client:
-                    ready.append(client)
-            if not ready:
-                return
-            client = min(ready, key=lambda client: client.used_s)
-            turn = client.waiting.popleft()
-            if not turn.cancelled():
-                turn.set_result(None)
-                client.num_running += 1
-                self._num_free -= 1
-
-    def _end(self, name: str, duration_s: float) -> None:
-        client = self._clients[name]
+    def _end(self, name: str, client: _Client, duration_s: float) -> None:
         client.used_s += duration_s
         client.num_running -= 1
         self._num_free += 1
-        self._forget(name)
-        self._start_next()
-
-    def _forget(self, name: str) -> None:
-        client = self._clients.get(name)
-        if client is not None and not client.num_running and not client.waiting:
+        while self._num_waiting and self._start_next():
+            pass
+        if not client.num_running and not client.waiting:
             del self._clients[name]
+
+    def _start_next(self) -> bool:
+        """Give a free thread to a waiting client; return False if there is none for any."""
+        ready: list[_Client] = []
+        for client in self._clients.values():
+            if client.waiting and client.num_running < self._max_of_client:
+                ready.append(client)
+        if not self._num_free or not ready:
+            return False
+        client = min(ready, key=lambda client: client.used_s)
+        turn = client.waiting.popleft()
+        self._num_waiting -= 1
+        if not turn.cancelled():
+            turn.set_result(None)
+            client.num_running += 1
+            self._num_free -= 1
+        return True
 
 
 _NUM_THREADS = min(max(2, num_cores()), 8) + 1
