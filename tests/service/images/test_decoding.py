@@ -307,7 +307,8 @@ def test_a_decoder_ends_with_its_parent() -> None:
 
     if (parent := os.fork()) == 0:
         with suppress(BaseException):
-            decoding.DECODING = FairThreads("fork", 1)  # it has not the threads of this process
+            # it has not the threads of this process
+            vars(decoding).update(DECODING=FairThreads("fork", 1))
             asyncio.run(scenario())
         os._exit(1)
     try:

@@ -519,7 +519,7 @@ async def test_retained_image_ends_with_its_request() -> None:
         image.header = replace(image.header, is_heavy=True)
         await image.resized((4, 4), Image.Resampling.BOX)
         assert image_decoders()
-    await until(lambda: not image_decoders())
+    await until(lambda: not image_decoders() and len(asyncio.all_tasks()) == 1)
 
 
 def test_log_has_no_contents(caplog: pytest.LogCaptureFixture) -> None:
