@@ -82,8 +82,8 @@ class FairThreads:
                 self._num_waiting -= 1
             if not turn.cancelled():  # its thread has just become free
                 self._end(name, client, 0.0)
-            elif not client.num_running and not client.waiting:
-                self._clients.pop(name, None)
+            elif self._clients.get(name) is client and not (client.num_running or client.waiting):
+                del self._clients[name]
             raise
 
     def _end(self, name: str, client: _Client, duration_s: float) -> None:

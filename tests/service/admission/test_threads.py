@@ -98,6 +98,23 @@ async def test_turn_cancelled_when_given_frees_its_thread() -> None:
     await work.end("c1")
 
 
+async def test_late_cancellation_forgets_no_newer_work() -> None:
+    threads = FairThreads("test", 1)
+    first_end, newer_end = threading.Event(), threading.Event()
+    first = asyncio.create_task(threads.run(first_end.wait, 60))
+    await asyncio.sleep(0)
+    late = threads.run(first_end.wait, 60)
+    late.send(None).cancel()  # its turn, of which it is told later
+    first_end.set()
+    await first
+    newer = asyncio.create_task(threads.run(newer_end.wait, 60))
+    await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        late.throw(asyncio.CancelledError())
+    newer_end.set()
+    assert await newer
+
+
 @pytest.mark.parametrize("failure", [None, ValueError("broken")])
 async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
     def work() -> None:
