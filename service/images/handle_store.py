@@ -95,14 +95,14 @@ local function count(of, images, bytes)
     end
 end
 local function remove(member)
-    redis.call('ZREM', prefix .. 'expires', member)
-    local bytes = redis.call('HGET', prefix .. 'bytes', member)
-    if not bytes then return end
     local of, name_of = string.match(member, '(.*)/(.*)')
+    redis.call('ZREM', prefix .. 'expires', member)
     redis.call('DEL', prefix .. 'image:' .. member)
+    local bytes = redis.call('HGET', prefix .. 'bytes', member)
     redis.call('HDEL', prefix .. 'bytes', member)
-    redis.call('ZREM', prefix .. 'sent:' .. of, name_of)
-    count(of, -1, -tonumber(bytes))
+    -- a store that evicts keys may have lost one of them
+    local is_counted = redis.call('ZREM', prefix .. 'sent:' .. of, name_of) == 1 or bytes
+    if is_counted then count(of, -1, -tonumber(bytes or 0)) end
 end
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'expires', '-inf', now)) do
     remove(member)
@@ -263,6 +263,7 @@ class HandleStore(ImageStore):
         self._now = now
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)  # the folder may be readable for others
             with self._connected() as db:
                 db.executescript(_SCHEMA)
                 secret = secrets.token_bytes(_SECRET_BYTES)
@@ -302,7 +303,8 @@ class HandleStore(ImageStore):
         """Return the key that must lose an image, None if all limits hold."""
         limits = self.limits
         usage = "SELECT num_images, num_bytes FROM owners WHERE owner = ?"
-        num_images, num_bytes = db.execute(usage, (owner,)).fetchone()
+        # without a row the new image has been evicted
+        num_images, num_bytes = db.execute(usage, (owner,)).fetchone() or (0, 0)
         if num_images > limits.max_images_of_key or num_bytes > limits.max_bytes_of_key:
             return owner
         total = "SELECT sum(num_images), sum(num_bytes) FROM owners"

@@ -125,6 +125,14 @@ def test_many_small_images_evict_no_large_one(open_store: Open) -> None:
     assert stored_of(images, "two", *small) == [False] * 4 + [True] * 4
 
 
+def test_image_of_the_largest_key_is_evicted(open_store: Open) -> None:
+    images = open_store(max_bytes=300)
+    handles = {owner: added(images, owner, bytes(92)) for owner in ("one", "two")}
+    with pytest.raises(ServiceError, match="was evicted"):
+        images.add("three", bytes(192), SIZE_WH)  # its only one
+    assert [stored_of(images, *item) for item in handles.items()] == [[True], [True]]
+
+
 def test_images_of_a_key_are_bounded(open_store: Open) -> None:
     images = open_store(max_images_of_key=2)
     handles = [added(images, "one", bytes([number])) for number in range(3)]
@@ -154,6 +162,7 @@ def test_image_of_a_folder_expires(tmp_path: Path) -> None:
     images.remove_expired()
     assert rows(tmp_path / "images") == []
     assert os.stat(tmp_path / "images").st_mode & 0o777 == 0o700
+    assert os.stat(tmp_path / "images" / "images.sqlite3").st_mode & 0o777 == 0o600
 
 
 def rows(folder: Path) -> list[int]:
@@ -237,9 +246,17 @@ def test_valkey_image_expires(valkey: Valkey) -> None:
     images.remove("two", last)
     keys = {f"{PREFIX}secret".encode(), f"{PREFIX}totals".encode()}
     assert set(valkey.client.keys()) == keys
-    valkey.client.zadd(f"{PREFIX}expires", {"gone": 0})
+    valkey.client.zadd(f"{PREFIX}expires", {"one/gone": 0})
     images.remove_expired()
     assert set(valkey.client.keys()) == keys
+
+
+@needs_valkey
+def test_valkey_that_loses_keys_is_not_held_up(valkey: Valkey) -> None:
+    images = ValkeyImages(valkey.url, replace(LIMITS, max_images_of_key=1))
+    added(images, "one", b"first")
+    valkey.client.delete(f"{PREFIX}bytes")
+    assert stored_of(images, "one", added(images, "one", b"second")) == [True]
 
 
 @needs_valkey
