@@ -3,11 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from service.admission.threads import FairThreads, current_client
+from service.rpc.proto.vision_pb2 import PredictRequest
+from service.rpc.proto.vision_pb2_grpc import VisionStub
+from tests.support.api_keys import api_keys
 from tests.support.catalog import ROOT
+from tests.support.fake_service import make_core
+from tests.support.rest_client import OCR, SMALL_PNG, client, grpc_channel
 
 
 class Work:
@@ -133,6 +139,28 @@ async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
     released.set()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.parametrize("interface", ["REST", "gRPC"])
+async def test_work_counts_for_its_key(interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(_threads: FairThreads, function: Callable[..., object], *args: object) -> object:
+        clients.add(current_client.get())
+        return function(*args)
+
+    clients: set[str] = set()
+    monkeypatch.setattr(FairThreads, "run", run)
+    keys = api_keys("my-key", "name=mine")
+    authorization = "Bearer my-key"
+    if interface == "REST":
+        headers = {"Authorization": authorization}
+        async with client(keys=keys).http(headers) as http:
+            (await http.post("/v1/predict", json=OCR)).raise_for_status()
+    else:
+        async with grpc_channel(make_core(), keys) as channel:
+            stub: Any = VisionStub(channel)
+            request = PredictRequest(image=SMALL_PNG, task="ocr")
+            await stub.Predict(request, metadata=[("authorization", authorization)])
+    assert clients == {"mine"}
 
 
 def test_default_executor_is_not_used() -> None:
