@@ -260,7 +260,8 @@ def check_prompts(steps: Sequence[Step], size_wh: tuple[int, int]) -> None:
 
 def needs_pixels_again(steps: Sequence[Step]) -> bool:
     """Return True for crops, and for a further runner, which has other pixels."""
-    runners = {model.runner_id for step in steps for model in step.models}
+    models = chain.from_iterable(step.models for step in steps)
+    runners = {model.runner_id for model in models}
     return len(runners) > 1 or any(step.options.view == "crop" for step in steps)
 
 

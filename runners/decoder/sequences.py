@@ -63,7 +63,7 @@ class GeneratedSequence:
 
 @dataclass(slots=True, eq=False)
 class _Generation(ABC):
-    """What the two kinds of sequences share."""
+    """Base of the two kinds of sequences: their request, state and end."""
 
     request: SequenceRequest
     rules: GenerationRules

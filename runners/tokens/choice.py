@@ -493,7 +493,11 @@ def _continued(
 def with_wider_nucleus(results: Results, sequences: Sequence[Sequence[int]]) -> list[int]:
     """Return the places of the sequences with a row that was drawn from too few tokens."""
     is_wider = results[:, -1].tolist()
-    return [place for place, rows in enumerate(sequences) if any(is_wider[row] for row in rows)]
+    places: list[int] = []
+    for place, rows in enumerate(sequences):
+        if any(is_wider[row] for row in rows):
+            places.append(place)
+    return places
 
 
 def unpack(

@@ -40,7 +40,7 @@ class FairThreads:
         self._executor = ThreadPoolExecutor(num_threads, name)
         self._num_free = num_threads
         self._max_of_client = max(1, num_threads - 1)
-        self._clients: dict[str, _Client] = {}  # those with work
+        self._clients: dict[str, _Client] = {}  # only clients that have work
         self._num_waiting = 0
 
     async def run(
@@ -114,7 +114,7 @@ class FairThreads:
 
 
 _NUM_THREADS = min(max(2, num_cores()), 8) + 1
-PARSING = FairThreads("parsing", _NUM_THREADS)  # of bodies and configurations
-DECODING = FairThreads("decoding", _NUM_THREADS)  # of images, with their resizing
-POSTPROCESSING = FairThreads("postprocessing", _NUM_THREADS)  # of answers
-STORING = FairThreads("storing", _NUM_THREADS)  # of images, files and batches
+PARSING = FairThreads("parsing", _NUM_THREADS)  # request bodies, configurations
+DECODING = FairThreads("decoding", _NUM_THREADS)  # headers, pixels, resizing
+POSTPROCESSING = FairThreads("postprocessing", _NUM_THREADS)  # answers
+STORING = FairThreads("storing", _NUM_THREADS)  # stored images, files, batches

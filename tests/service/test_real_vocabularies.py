@@ -123,7 +123,7 @@ def vocabulary(
 
 
 def test_prompts_of_the_processor(vocabulary: RealVocabulary) -> None:
-    """What the texts are is compared in tests/tasks."""
+    """The tokens alone: tests/tasks compares the texts."""
     entry = ENTRIES[vocabulary.family]
     processor = _Processor.from_pretrained(vocabulary.folder)
     num_image_tokens = processor.image_processor.image_seq_length

@@ -96,7 +96,9 @@ def models(service: RunningService) -> set[str]:
 
 def log_lines(service: RunningService, *words: str) -> list[str]:
     lines = service.log.read_text().splitlines()
-    return [line for line in lines if all(word in line for word in words)]
+    for word in words:
+        lines = [line for line in lines if word in line]
+    return lines
 
 
 def until(condition: Callable[[], object]) -> None:

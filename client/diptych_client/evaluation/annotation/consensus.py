@@ -29,7 +29,7 @@ from diptych_client.evaluation.formats.writing import DatasetFormat, class_indic
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import TextRegionsResult, TextResult, text_of
+from diptych_client.results import Item, TextRegionsResult, TextResult, text_of
 from diptych_client.transports.messages import to_json
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
@@ -79,7 +79,9 @@ def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
         if similarity >= min_score:
             return Agreement(records, (first.result,), (similarity,), ())
         return Agreement(records, (), (), ((first.model, first.result),))
-    by_model = [(record.answer.model, label) for record in records for label in record.items]
+    by_model: list[tuple[str, Item]] = []
+    for record in records:
+        by_model += [(record.answer.model, label) for label in record.items]
     labels = list(map(itemgetter(1), by_model))
     if len(records) == 1:
         pairs = [(index, index) for index, label in enumerate(labels) if label.score >= min_score]
