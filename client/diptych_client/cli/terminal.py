@@ -72,8 +72,9 @@ def note_problems(problems: Problems, outputs: Outputs | None) -> None:
         path = outputs.folder / "problems.txt"
         if problems.lines or path.exists():
             outputs.write(path, "\n".join([*problems.lines, ""]))
+        if problems.lines:
             place = f"; all are in {path}"
-    if problems.lines:
+    if problems.counts:
         logger.warning("%s%s", problems.summary(), place)
 
 

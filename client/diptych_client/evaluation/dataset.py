@@ -7,9 +7,10 @@ has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,21 @@ class LabelledImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Inventory:
+    """The format of a dataset, its splits, and the numbers of its labels and of what is ignored.
+
+    `labels` are counted by kind: objects, captions, texts, questions, phrases. `ignored` are files,
+    labels and fields by consequence, such as "object left out" or ".heic file left out".
+    """
+
+    format: str = ""
+    split: str = ""  # empty if all images are read
+    splits: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Images with labels; `classes` are those of the objects, in the dataset's order."""
 
@@ -83,6 +99,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     name: str = ""
     note: str = ""  # about the labels, for the reader of a report
+    inventory: Inventory = Inventory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +146,18 @@ def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
     for labelled in labelled_images:
         labels.update(map(attrgetter("label"), labelled.objects or ()))
     return tuple(sorted(labels))
+
+
+def label_counts(labelled_images: Iterable[LabelledImage]) -> dict[str, int]:
+    """Return the number of labels of each kind that there are."""
+    counts = Counter[str]()
+    for labelled in labelled_images:
+        counts["objects"] += len(labelled.objects or ())
+        counts["captions"] += len(labelled.captions or ())
+        counts["texts"] += labelled.text is not None
+        counts["questions"] += len(labelled.questions)
+        counts["phrases"] += len(labelled.phrases)
+    return dict(+counts)
 
 
 def read_json(path: Path) -> Any:

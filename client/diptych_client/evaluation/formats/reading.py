@@ -5,13 +5,16 @@ A reader returns None for files of another format; the first that knows them rea
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from diptych_client.evaluation.dataset import (
     Dataset,
+    Inventory,
     LabelledImage,
     NoSuchSplit,
     Selection,
+    label_counts,
     read_json,
 )
 from diptych_client.evaluation.formats.annotations import (
@@ -104,7 +107,9 @@ def read_dataset(
     if images is not None and dataset.store != Folder(images):
         known = f"the labels in {path} say where their images are"
         raise RunError(f"--images is for COCO, JSON lines, CVAT and Label Studio; {known}")
-    return dataset
+    labels = label_counts(dataset.images)
+    ignored = dict(selection.problems.counts)
+    return replace(dataset, inventory=Inventory(split=split or "", labels=labels, ignored=ignored))
 
 
 def _read_folder(path: Path, selection: Selection) -> Dataset:
