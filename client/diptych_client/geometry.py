@@ -5,7 +5,7 @@ is inside if a ray from its centre crosses an odd number of edges of all rings (
 a ring within a ring is a hole.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,6 +46,16 @@ def bounding_box(points_xy: Ring) -> BoxXyxy:
 def corners(box_xyxy: BoxXyxy) -> QuadXy:
     x1, y1, x2, y2 = box_xyxy
     return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+
+
+def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
+    """Return one ring around several, joined by lines that are traversed both ways."""
+    first, *others = rings
+    start = first[0]
+    joined = list(first)
+    for ring in others:
+        joined += [start, *ring, ring[0]]
+    return [*joined, start] if others else joined
 
 
 def polygons_mask(rings: Iterable[Ring], image: ImageSize) -> Mask:

@@ -3,6 +3,7 @@
     a folder                  a dataset, or images
     'photos/**/*.jpg', files  images
     data.zip, data.tar.gz     a folder, unpacked: no bomb, no path outside, only data files
+                              that are not hidden
     clip.mp4                  images, one every so many seconds; needs the extra `video`
     any other file            labels, for the readers of datasets
 
@@ -10,7 +11,9 @@ A name that a stranger wrote cannot lead out of its folder. Input that is left o
 line of `Problems`.
 """
 
-import os.path
+import json
+import os
+import re
 import shutil
 import tarfile
 import time
@@ -22,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from PIL import Image
@@ -33,7 +36,7 @@ from diptych_client.requests import read_image_file
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_LABELS = {".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
+_LABELS = {".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
 _UNPACKED = SUFFIXES | _LABELS | {".names", ".data", ".labels"}
 
 DEFAULT_EVERY_S = 1.0
@@ -46,6 +49,10 @@ _JPEG_QUALITY = 92
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
 _MAX_CHARS = 500
+_MAX_KINDS = 30
+_MAX_SUFFIX = 8
+_HIDDEN = (".", "__MACOSX")
+_FOREIGN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/")
 
 
 @dataclass(slots=True)
@@ -65,8 +72,9 @@ class Problems:
         self.lines.append(f"{line}; {consequence}")
 
     def count(self, consequence: str, number: int = 1) -> None:
-        """Count what is left out as intended, which ends no strict run."""
-        self.counts[consequence] += number
+        """Count what is left out as intended, which ends no strict run; many kinds are one."""
+        is_kind = consequence in self.counts or len(self.counts) < _MAX_KINDS
+        self.counts[consequence if is_kind else "other left out"] += number
 
     @contextmanager
     def leaving_out(self, kind: str, place: object) -> Iterator[None]:
@@ -114,25 +122,80 @@ class Folder:
     """Images as files of a folder."""
 
     path: Path
+    origins: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, image: ImageFile) -> bytes:
         return read_image_file(self.path / image.name)
 
     def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder; a missing one fails when it is read."""
+        """Return an image by its path in the folder; a missing one fails when it is read.
+
+        Raise `RunError` if it leaves the folder, or if two foreign paths are one file.
+        """
+        origin = name
+        name = self.find(origin) or origin
+        if name != origin and self.origins.setdefault(name, origin) != origin:
+            others = f"{self.origins[name]!r:.200} and {origin!r:.200}"
+            raise RunError(f"{self.path}: {others} would both be {name}")
         path = path_within(self.path, name)
         if not path.exists():
             return ImageFile(name, 0, 0)
         stat = path.stat()
         return ImageFile(name, stat.st_size, stat.st_mtime_ns)
 
+    def find(self, name: str) -> str | None:
+        """Return the path of a file in the folder: this one, or the longest end of a foreign one.
 
-def find_images(folder: Path) -> list[ImageFile]:
+        Foreign are a URL, an absolute path, and one with backslashes.
+        """
+        if not isinstance(name, str) or "\0" in name:
+            return None
+        path = Path(os.path.abspath(self.path / name))
+        if path.is_relative_to(os.path.abspath(self.path)) and path.is_file():
+            return name
+        text = name.replace("\\", "/")
+        parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+        num_ends = len(parts) if _FOREIGN.match(text) else int(text != name)
+        for start in range(num_ends):
+            end = "/".join(parts[start:])
+            if (self.path / end).is_file():
+                return end
+        return None
+
+
+def files_below(folder: Path, *suffixes: str) -> list[str]:
+    """Return the paths of files below a folder, sorted; hidden ones are left out.
+
+    macOS writes a hidden `._a.jpg`, or one below `__MACOSX`, for every `a.jpg`.
+    """
     names = []
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            names.append(path.relative_to(folder).as_posix())
-    return list(map(Folder(folder).image, sorted(names)))
+    for place, folders, files in os.walk(folder):
+        folders[:] = filter(is_shown, folders)
+        for path in map(Path(place).joinpath, filter(is_shown, files)):
+            if (not suffixes or path.suffix.lower() in suffixes) and path.is_file():
+                names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
+
+
+def is_shown(name: str) -> bool:
+    return not name.startswith(_HIDDEN)
+
+
+def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFile]:
+    """Return the images below a folder; other files than labels are counted as left out."""
+    store = Folder(folder)
+    problems = problems or Problems()
+    images = []
+    for name in files_below(folder):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in SUFFIXES:
+            if suffix not in _UNPACKED:
+                problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
+        elif (image := store.image(name)).size_bytes:
+            images.append(image)
+        else:
+            problems.count("empty image left out")
+    return images
 
 
 def path_within(folder: Path, name: object) -> Path:
@@ -164,10 +227,11 @@ class Opened:
     path: Path
     files: tuple[ImageFile, ...] | None = None
 
-    def images(self) -> tuple[Folder, list[ImageFile]]:
+    def images(self, problems: Problems | None = None) -> tuple[Folder, list[ImageFile]]:
+        """Return the images and their folder; `problems` counts the files that are left out."""
         images = list(self.files or ())
         if self.files is None and self.path.is_dir():
-            images = find_images(self.path)
+            images = find_images(self.path, problems)
         if not images:
             raise RunError(f"{self.path} contains no JPEG, PNG or WebP file")
         return Folder(self.path), images
@@ -203,29 +267,34 @@ def _image_files(paths: Sequence[Path]) -> Opened:
     return Opened(folder.path, tuple(map(folder.image, names)))
 
 
-def _made(opening: Opening, source: Path, make: Callable[[Path, Path], None]) -> Path:
+def _made(opening: Opening, source: Path, make: Callable[[Path, Path, Problems], None]) -> Path:
     """Return the folder of the opening with what `make` writes, once for each state of the source.
 
-    Raise `RunError` for a folder that this command did not make.
+    What it left out is remembered beside the folder. Raise `RunError` for a folder that this
+    command did not make.
     """
     work = opening.work
     stat = source.stat()
     state = f"every {opening.every_s} s {source.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     mark = work.with_name(f"{work.name}.source")
     if mark.is_file():
-        if work.is_dir() and mark.read_text(encoding="utf-8") == state:
+        known, _, counts = mark.read_text(encoding="utf-8").rpartition("\n")
+        if work.is_dir() and known == state:
+            opening.problems.counts.update(json.loads(counts))
             return work
         shutil.rmtree(work, ignore_errors=True)
     elif work.exists():
         raise RunError(f"{work} is not of this command: move it, or choose another output folder")
     work.mkdir(parents=True)
     mark.write_text("", encoding="utf-8")  # incomplete
-    make(source, work)
-    mark.write_text(state, encoding="utf-8")
+    left_out = Problems()
+    make(source, work, left_out)
+    mark.write_text(f"{state}\n{json.dumps(left_out.counts)}", encoding="utf-8")
+    opening.problems.counts.update(left_out.counts)
     return work
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, left_out: Problems) -> None:
     limit = max(MIN_ARCHIVE_LIMIT_BYTES, MAX_ARCHIVE_RATIO * archive.stat().st_size)
     num_bytes = 0
     try:
@@ -235,7 +304,10 @@ def _unpack(archive: Path, folder: Path) -> None:
                 allowed = f"{limit:,} bytes or {MAX_ARCHIVE_FILES:,} files"
                 raise RunError(f"{archive} holds more than {allowed}: unpack it yourself")
             path = path_within(folder, name.replace("\\", "/"))
-            if path.suffix.lower() not in _UNPACKED or "__MACOSX" in path.parts:
+            if not all(map(is_shown, os.path.relpath(path, folder).split(os.sep))):
+                continue
+            if path.suffix.lower() not in _UNPACKED:
+                left_out.count(f"{path.suffix.lower()[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -264,7 +336,7 @@ def _members(archive: Path) -> Iterator[tuple[str, float, int, IO[bytes]]]:
                 yield member.name, member.mtime, member.size, content
 
 
-def _extract_frames(video: Path, folder: Path, every_s: float) -> None:
+def _extract_frames(video: Path, folder: Path, _left_out: Problems, every_s: float) -> None:
     """Write the frames as STEM-SECONDS.jpg; raise `RunError`."""
     import av
 

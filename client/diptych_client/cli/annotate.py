@@ -20,7 +20,12 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, note_problems, run_with_progress
 from diptych_client.evaluation.annotation.consensus import Records, agreement, write_consensus
-from diptych_client.evaluation.formats.writing import check_format, check_outputs, write_dataset
+from diptych_client.evaluation.formats.writing import (
+    Target,
+    check_format,
+    check_outputs,
+    write_dataset,
+)
 from diptych_client.evaluation.questions import AnswerLog, Asker, Job, Record, Sample
 from diptych_client.inputs import ImageFile, ImageStore, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
@@ -62,13 +67,16 @@ class AnnotationRun:
         out = output_folder(self.options.out, self.inputs, "annotations")
         opening = self.input_options.opening(out)
         opened = open_images(self.inputs, opening)
-        store, images = opened.images()
+        store, images = opened.images(opening.problems)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
-            check_outputs(outputs, store.path, images)
+            dataset_format = self.options.dataset_format
+            check_outputs(dataset_format, outputs, store.path, images)
             outputs.check(filter(None, [self.guarantee.thresholds]))
-            note_problems(opening.problems, outputs)
+            if self.guarantee.labelled is None:
+                note_problems(opening.problems, outputs)
             jobs = self._jobs(images)
+            target = Target(dataset_format, outputs, store.path, jobs[0], self.options.val_share)
             out.mkdir(parents=True, exist_ok=True)
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
 
@@ -81,19 +89,18 @@ class AnnotationRun:
 
             if self.guarantee.labelled is None:
                 answers = answer(store, images)
-                dataset, notes = self._write(outputs, store.path, answers, jobs[0])
+                dataset, notes = self._write(target, answers)
             else:
                 from diptych_client.cli.guaranteed import GuaranteedRun
 
                 run = GuaranteedRun(
                     answer,
-                    outputs,
+                    target,
                     store,
                     images,
-                    jobs[0],
                     self.guarantee,
                     self.options.iou,
-                    self.options.dataset_format,
+                    opening.problems,
                 )
                 answers, dataset = run.label(self.connection.models)
                 notes = run.sentences
@@ -113,7 +120,7 @@ class AnnotationRun:
     def _check_options(self) -> None:
         if self.guarantee.labelled is None:
             if replace(self.guarantee, confidence=NO_GUARANTEE.confidence) != NO_GUARANTEE:
-                names = "--max-wrong, --max-missed, --thresholds, --suggest and --reviewed"
+                names = "--max-wrong, --max-missed, --thresholds, --split, --suggest and --reviewed"
                 raise RunError(f"{names} need --labelled: images with true labels")
             return
         if self.options.accept_score or self.task_options.min_precision:
@@ -158,16 +165,12 @@ class AnnotationRun:
                 complete.append(tuple(records))
         return complete
 
-    def _write(
-        self, outputs: Outputs, folder: Path, answers: Sequence[Records], job: Job
-    ) -> tuple[Path, list[str]]:
-        dataset_format = self.options.dataset_format
+    def _write(self, target: Target, answers: Sequence[Records]) -> tuple[Path, list[str]]:
         if not self.options.consensus:
-            accepted = list(map(itemgetter(0), answers))
-            return write_dataset(dataset_format, outputs, folder, accepted, job), []
+            return write_dataset(target, list(map(itemgetter(0), answers))), []
         agreements = []
         for records in answers:
             agreements.append(agreement(records, self.options.iou, self.options.accept_score))
         num_differing = sum(bool(image.differing) for image in agreements)
-        dataset, review = write_consensus(dataset_format, outputs, folder, agreements, job)
+        dataset, review = write_consensus(target, agreements)
         return dataset, [f"{num_differing} images have boxes to review, see {review}"]

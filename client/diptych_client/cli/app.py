@@ -153,8 +153,8 @@ def predict(
     with TemporaryDirectory(prefix="diptych-") as work, context.obj.client() as client:
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
+        store, images = opened.images(opening.problems)
         note_problems(opening.problems, None)
-        store, images = opened.images()
         is_one = len(images) == 1 and opened.files is not None
         drawings: list[Path | None] = [draw] * len(images)
         if draw is not None and not is_one:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from diptych_client.cli.options import GuaranteeOptions
-from diptych_client.cli.terminal import logger
+from diptych_client.cli.terminal import logger, note_problems
 from diptych_client.evaluation.annotation.consensus import (
     NEVER,
     Agreement,
@@ -38,12 +38,20 @@ from diptych_client.evaluation.annotation.guarantee import (
     prove,
     truth_of,
 )
+from diptych_client.evaluation.dataset import Selection
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.formats.writing import DatasetFormat
+from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.objects import run_lengths
 from diptych_client.evaluation.questions import Job, ObjectsTruth, TextsTruth
 from diptych_client.geometry import RunLengthMask, corners
-from diptych_client.inputs import Folder, ImageFile, ImageStore
+from diptych_client.inputs import (
+    Folder,
+    ImageFile,
+    ImageStore,
+    Opening,
+    Problems,
+    open_images,
+)
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
 
@@ -60,16 +68,21 @@ class GuaranteedRun:
     """The labelling of a folder by what labelled images prove."""
 
     answer: AnswerImages
-    outputs: Outputs
+    target: Target
     folder: Folder
     images: Sequence[ImageFile]
-    job: Job
     options: GuaranteeOptions
     min_iou: float
-    dataset_format: DatasetFormat
+    problems: Problems
     is_random: dict[str, bool] = field(default_factory=dict)  # suggested images
     reviewed: Truths = field(default_factory=dict)  # a person's labels of suggested images
     sentences: list[str] = field(default_factory=list)  # for the user
+    outputs: Outputs = field(init=False)
+    job: Job = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = self.target.outputs
+        self.job = self.target.job
 
     def label(self, served_models: Callable[[], Iterable[Model]]) -> tuple[list[Records], Path]:
         """Write the accepted labels; return the answers and the path of the dataset.
@@ -79,7 +92,10 @@ class GuaranteedRun:
         options = self.options
         self._read_suggestions(options.reviewed)
         assert options.labelled is not None
-        truths, store = read_truths(options.labelled, options.labelled_images, self.job)
+        selection = Selection(options.labelled_images, options.split, self.problems)
+        work = self.outputs.folder / "labelled" / "input"
+        truths, store = read_truths(options.labelled, selection, self.job, work)
+        note_problems(self.problems, self.outputs)
         pilot = self._pilot(set(map(partial(path_of, store), truths)))
         try:
             guarantee = self._prove(truths, store, pilot)
@@ -98,9 +114,7 @@ class GuaranteedRun:
         document = asdict(guarantee)
         del document["others"]
         self.outputs.write(self.outputs.folder / "guarantee.json", json.dumps(document, indent=1))
-        dataset, review = write_consensus(
-            self.dataset_format, self.outputs, self.folder.path, agreements, self.job
-        )
+        dataset, review = write_consensus(self.target, agreements)
         num_left = sum(bool(image.differing) for image in agreements)
         self.sentences.append(f"{num_left} images are to be reviewed, see {review}")
         if options.suggest is not None:
@@ -119,7 +133,9 @@ class GuaranteedRun:
             self.is_random[row["image"]] = row["is_random"]
         if reviewed_path is None:
             return
-        truths, _ = read_truths(reviewed_path, self.folder.path, self.job)
+        selection = Selection(self.folder.path, None, self.problems)
+        work = self.outputs.folder / "reviewed" / "input"
+        truths, _ = read_truths(reviewed_path, selection, self.job, work)
         for image in self.images:
             if image in truths:
                 self.reviewed[image] = truths[image]
@@ -219,16 +235,20 @@ class GuaranteedRun:
         rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
         self.outputs.write_lines(self.outputs.folder / "suggestions.jsonl", rows)
         review = [agreement(records, self.min_iou, NEVER) for records in answers]
-        path = write_review(self.outputs, "suggested", review, self.job, self.dataset_format)
+        path = write_review(self.target, "suggested", review)
         return f"{len(answers)} images to label next are in {path}"
 
 
-def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, ImageStore]:
+def read_truths(
+    path: Path, selection: Selection, job: Job, work: Path
+) -> tuple[Truths, ImageStore]:
     """Read the true labels for a job; raise `RunError` if there are none.
 
-    An image may have several lines in its file.
+    An archive is unpacked to `work`. An image may have several lines in its file.
     """
-    dataset = read_dataset(path, images)
+    problems = selection.problems
+    opened = open_images([str(path)], Opening(work, problems))
+    dataset = read_dataset(opened.path, selection.images, selection.split, problems)
     truths: Truths = {}
     for labelled in dataset.images:
         truth = truth_of(labelled, job)
@@ -240,7 +260,10 @@ def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, Imag
         if truth is not None:
             truths[labelled.image] = truth
     if not truths:
-        raise RunError(f"{path} has no true labels for {job.task}; {dataset.note}")
+        counts = dataset.inventory.labels
+        labels = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        cause = f"it has {labels}" if labels else dataset.note or problems.summary()
+        raise RunError(f"{path} has no true labels for {job.task}; {cause}")
     return truths, dataset.store
 
 

@@ -165,6 +165,7 @@ class AnnotateOptions:
     dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
         DatasetFormat.coco
     )
+    val_share: Annotated[float, "Share of the images in the split val.", _SHARE] = 0.0
     out: Annotated[Path | None, "Output folder; default: INPUT-annotations.", _FOLDER] = None
     concurrency: Concurrency = 8
 
@@ -175,6 +176,7 @@ class GuaranteeOptions:
 
     labelled: Annotated[Path | None, "Images with true labels: accept only what they prove."] = None
     labelled_images: Annotated[Path | None, "Image folder of the file of --labelled."] = None
+    split: Annotated[str | None, "Split of the dataset of --labelled."] = None
     max_wrong: Annotated[
         float | None, "Largest share of wrong labels among the accepted; default: 0.05.", _OPEN
     ] = None

@@ -1,34 +1,40 @@
 """A dataset as values: images with the labels that their owner knows; and its files, bounded.
 
-Knows no task, no model, no format. Boxes are [x1, y1, x2, y2] in pixels of the upright image; a
-segmentation is COCO's: polygons, or run lengths. Strangers write label files: LVIS' largest JSON
-has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
+Knows no task, no model, no format. A split is a word of the paths of its files. Boxes are [x1, y1,
+x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or run lengths.
+Strangers write label files: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000
+classes below 5 MB.
 """
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from diptych_client.geometry import BoxXyxy, PointXy
-from diptych_client.inputs import MALFORMED, ImageFile, ImageStore, Problems
+from diptych_client.inputs import MALFORMED, Folder, ImageFile, ImageStore, Problems
 from diptych_client.long_runs import RunError
 
+T = TypeVar("T")
 MAX_JSON_BYTES = 4_000_000_000
 MAX_LINE_BYTES = 50_000_000
 MAX_TEXT_BYTES = 200_000_000  # a list of paths, or the labels of one image
 MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32
+_TRANSPOSED = range(5, 9)  # EXIF orientations that swap width and height
+_SPLITS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 
 
 class NoSuchSplit(RunError):
@@ -109,6 +115,57 @@ class Selection:
     images: Path | None
     split: str | None
     problems: Problems
+    documents: dict[Path, Any] = field(default_factory=dict)
+
+    def store(self, *folders: Path) -> Folder:
+        """Return the folder of the selection, else the first that exists."""
+        return Folder(self.images or next(filter(Path.is_dir, folders)))
+
+    def includes(self, path: str) -> bool:
+        """Return True for a path with a word of the split: val is valid, but not interval."""
+        words: tuple[str, ...] = ((self.split or "").lower(),)
+        for names in _SPLITS:
+            if words[0] in names:
+                words = names
+        return self.split is None or _has_word(path, words)
+
+    def json(self, path: Path) -> Any:
+        """Return a document that several readers look at."""
+        if path not in self.documents:
+            self.documents[path] = read_json(path)
+        return self.documents[path]
+
+    def labelled_images(
+        self, path: Path, entries: Iterable[T], read: Callable[[T, str], LabelledImage]
+    ) -> list[LabelledImage]:
+        """Return the entries of a label file as images; damaged ones are left out."""
+        labelled_images = []
+        for number, entry in enumerate(entries, 1):
+            place = f"{path}, image {number}"
+            with self.problems.leaving_out("image", place):
+                labelled_images.append(read(entry, place))
+        return labelled_images
+
+    def objects(
+        self, place: object, elements: Iterable[T], read: Callable[[T], TrueObject]
+    ) -> tuple[TrueObject, ...]:
+        """Return the objects of an image; damaged ones are left out."""
+        objects = []
+        for number, element in enumerate(elements, 1):
+            with self.problems.leaving_out("object", f"{place}, object {number}"):
+                objects.append(read(element))
+        return tuple(objects)
+
+
+def splits_in(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the known splits of which the paths have a word."""
+    text = "\n".join(paths)
+    return tuple(names[0] for names in _SPLITS if _has_word(text, names))
+
+
+def _has_word(path: str, words: Iterable[str]) -> bool:
+    pattern = rf"(?<![a-z])({'|'.join(map(re.escape, words))})(?![a-z])"
+    return re.search(pattern, path.lower()) is not None
 
 
 def true_box(edges: Iterable[Any]) -> BoxXyxy:
@@ -160,8 +217,41 @@ def label_counts(labelled_images: Iterable[LabelledImage]) -> dict[str, int]:
     return dict(+counts)
 
 
-def read_json(path: Path) -> Any:
-    text = read_text(path, MAX_JSON_BYTES)
+def merged(rows: Iterable[LabelledImage]) -> list[LabelledImage]:
+    """Return one image for all rows with its name and text."""
+    joined: dict[object, LabelledImage] = {}
+    for row in rows:
+        key = (row.image.name, row.text, row.region)
+        if key in joined:
+            first = joined[key]
+            row = replace(
+                row,
+                objects=_joined(first.objects, row.objects),
+                captions=_joined(first.captions, row.captions),
+                questions=first.questions + row.questions,
+                phrases=first.phrases + row.phrases,
+            )
+        joined[key] = row
+    return list(joined.values())
+
+
+def _joined(first: tuple[T, ...] | None, second: tuple[T, ...] | None) -> tuple[T, ...] | None:
+    return second if first is None else first + (second or ())
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return width and height as an image is shown; raise `ValueError` for another file."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            is_transposed = image.getexif().get(0x0112) in _TRANSPOSED
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its image cannot be opened ({error})") from error
+    return (height, width) if is_transposed else (width, height)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    text = read_text(path, max_bytes)
     with _readable_as("JSON", path):
         return json.loads(text)
 
@@ -206,7 +296,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 def _decoded(path: Path, data: bytes) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # Windows' editors write a byte order mark
     except UnicodeDecodeError as error:
         cause = f"{error.reason} at byte {error.start}"
         raise RunError(f"{path} is not text in UTF-8: {cause}") from error

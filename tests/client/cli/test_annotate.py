@@ -72,7 +72,7 @@ def test_missing_extra_is_named(
 @pytest.mark.parametrize(
     ("words", "result", "message"),
     [
-        ((), "text", "coco holds boxes and masks, but the task's result is text: use --format"),
+        ((), "text", "but the task's result is text: use --format csv or"),
         (("--consensus",), BOXES, "--model must name two models with --consensus, else one"),
         (("--max-wrong", ".1"), BOXES, "--suggest and --reviewed need --labelled"),
         ((*LABELLED, "--accept-score", ".1"), BOXES, "omit --accept-score and"),

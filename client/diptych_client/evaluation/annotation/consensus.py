@@ -24,10 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.evaluation.formats.annotations import coco_of_records, label_studio_task
-from diptych_client.evaluation.formats.writing import DatasetFormat, class_indices, write_dataset
-from diptych_client.evaluation.questions import Job, Record
-from diptych_client.long_runs import Outputs
+from diptych_client.evaluation.formats.coco import coco_of_records
+from diptych_client.evaluation.formats.label_studio import label_studio_task
+from diptych_client.evaluation.formats.writing import (
+    DatasetFormat,
+    Target,
+    class_indices,
+    write_dataset,
+)
+from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
 from diptych_client.results import Item, TextRegionsResult, TextResult, text_of
 from diptych_client.transports.messages import to_json
@@ -129,32 +134,23 @@ def _agreeing_pairs(
     return agreeing
 
 
-def write_consensus(
-    dataset_format: DatasetFormat,
-    outputs: Outputs,
-    folder: Path,
-    agreements: Sequence[Agreement],
-    job: Job,
-) -> tuple[Path, Path]:
+def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Path, Path]:
     """Write the accepted labels and the review list; return the paths of both."""
     accepted = []
     for image in agreements:
         if image.accepted or not is_whole(image.records):
             accepted.append(image.record(image.accepted))
-    dataset = write_dataset(dataset_format, outputs, folder, accepted, job)
+    dataset = write_dataset(target, accepted)
     left = list(filter(attrgetter("differing"), agreements))
-    return dataset, write_review(outputs, "review", left, job, dataset_format)
+    return dataset, write_review(target, "review", left)
 
 
-def write_review(
-    outputs: Outputs,
-    name: str,
-    agreements: Sequence[Agreement],
-    job: Job,
-    dataset_format: DatasetFormat,
-) -> Path:
+def write_review(target: Target, name: str, agreements: Sequence[Agreement]) -> Path:
     """Write the labels that are left to a person; return the path of their list."""
-    if dataset_format is DatasetFormat.jsonl:
+    outputs = target.outputs
+    results = [record.answer.result for image in agreements for record in image.records]
+    is_text = any(isinstance(result, TextResult | TextRegionsResult) for result in results)
+    if is_text or target.dataset_format is DatasetFormat.jsonl:
         rows = []
         for image in agreements:
             answers = to_json(list(map(attrgetter("answer"), image.records)))
@@ -165,7 +161,7 @@ def write_review(
     for image in agreements:
         models += map(itemgetter(0), image.differing)
         records.append(image.record(list(map(itemgetter(1), image.differing))))
-    document = coco_of_records(records, class_indices(records, job.requested_labels()))
+    document = coco_of_records(records, class_indices(records, target.job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
     prefix = "" if name == "review" else f"{name}_"

@@ -1,1 +1,1 @@
-"""Formats of datasets: reading.py lists them, writing.py those that `annotate` writes."""
+"""Formats of datasets: a module reads and writes one; reading.py and writing.py list them."""

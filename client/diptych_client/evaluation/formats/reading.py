@@ -1,80 +1,86 @@
-"""The format of a dataset by its files. A folder of none is one of images without labels.
+"""The formats of datasets, one a line; a folder of none is one of images without labels.
 
 A reader returns None for files of another format; the first that knows them reads them.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Inventory,
     LabelledImage,
     NoSuchSplit,
     Selection,
+    classes_of,
     label_counts,
-    read_json,
+    splits_in,
 )
-from diptych_client.evaluation.formats.annotations import (
-    read_coco,
-    read_cvat,
-    read_label_studio,
-    read_voc,
-)
-from diptych_client.evaluation.formats.rows import read_hugging_face, read_json_lines
-from diptych_client.evaluation.formats.yolo import YOLO_FILES, read_yolo, read_yolo_folder
-from diptych_client.inputs import Folder, Problems, find_images
+from diptych_client.evaluation.formats.coco import read_coco
+from diptych_client.evaluation.formats.createml import read_createml
+from diptych_client.evaluation.formats.csv_tables import is_csv_labels, read_csv
+from diptych_client.evaluation.formats.cvat import read_cvat
+from diptych_client.evaluation.formats.fiftyone_export import read_fiftyone
+from diptych_client.evaluation.formats.hugging_face import read_hugging_face
+from diptych_client.evaluation.formats.json_lines import read_json_lines
+from diptych_client.evaluation.formats.label_studio import read_label_studio
+from diptych_client.evaluation.formats.labelme import read_labelme
+from diptych_client.evaluation.formats.voc import read_voc
+from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
+from diptych_client.inputs import Folder, Problems, files_below, find_images, is_shown
 from diptych_client.long_runs import RunError
 
 
-def read_json_file(path: Path, selection: Selection) -> Dataset:
-    document = read_json(path)
-    return read_label_studio(path, document, selection) or read_coco(path, document, selection)
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A reader, the suffixes of its files, and where its file is in a folder.
+
+    Without patterns, it reads the folder.
+    """
+
+    name: str
+    read: Callable[[Path, Selection], Dataset | None]
+    suffixes: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    is_labels: Callable[[Path], bool] | None = None  # if other files have such names, too
 
 
-def read_voc_annotations(path: Path, selection: Selection) -> Dataset | None:
-    return read_voc(path, selection) if (path / "Annotations").is_dir() else None
-
-
-Read = Callable[[Path, Selection], Dataset | None]
-# the files of a folder, and their reader; without a pattern it reads the folder
-FOLDERS: tuple[tuple[tuple[str, ...], Read], ...] = (
-    (YOLO_FILES, read_yolo),
-    ((), read_voc_annotations),
-    ((), read_hugging_face),
-    (("*.jsonl", "*/metadata.jsonl"), read_json_lines),
-    (("annotations.xml", "*/annotations.xml"), read_cvat),
-    ((), read_yolo_folder),
-    (
-        (
-            "annotations.json",
-            "_annotations.coco.json",
-            "*/_annotations.coco.json",
-            "annotations/instances_*.json",
-            "*.json",
-        ),
-        read_json_file,
-    ),
-    ((), read_voc),
+_JSON = (".json",)
+_JSON_NAMES = ("annotations.json", "labels.json", "samples.json", "_annotations.*.json")
+_JSON_PATTERNS = (
+    *_JSON_NAMES,
+    *map("*/{}".format, _JSON_NAMES),
+    "annotations/instances_*.json",
+    "*.json",
 )
-FILES: Mapping[str, Read] = {
-    ".json": read_json_file,
-    ".jsonl": read_json_lines,
-    ".xml": read_cvat,
-    ".yaml": read_yolo,
-    ".yml": read_yolo,
-    ".parquet": read_hugging_face,
-    ".arrow": read_hugging_face,
-}
-_WITHOUT_SPLITS = (".json", ".jsonl", ".xml")
+_YAML = ("data.yaml", "dataset.yaml", "data.yml", "*.yaml", "*.yml")
+_XML = ("annotations.xml", "*/annotations.xml", "labels.xml")
+FORMATS = (
+    Format("YOLO", read_yolo, (".yaml", ".yml"), _YAML, is_yolo),
+    Format("Pascal VOC", read_voc),
+    Format("Hugging Face", read_hugging_face, (".parquet", ".arrow")),
+    Format("JSON lines", read_json_lines, (".jsonl",), ("*.jsonl", "*/*.jsonl")),
+    Format("CVAT", read_cvat, (".xml",), _XML),
+    Format("YOLO", read_yolo_folder),
+    Format("LabelMe", read_labelme, _JSON),
+    Format("CreateML", read_createml, _JSON, _JSON_PATTERNS),
+    Format("FiftyOne", read_fiftyone, _JSON, _JSON_PATTERNS),
+    Format("Label Studio", read_label_studio, _JSON, _JSON_PATTERNS),
+    Format("COCO", read_coco, _JSON, _JSON_PATTERNS),
+    Format("CSV", read_csv, (".csv",), ("*.csv", "*/*.csv"), is_csv_labels),
+)
+_WITH_SPLITS = (".yaml", ".yml", ".parquet", ".arrow")
+_NAMES = ", ".join(dict.fromkeys(form.name for form in FORMATS))
 LABEL_FILES = (
-    "data.yaml or labels/*.txt (YOLO), *.xml (Pascal VOC, CVAT), *.json (COCO, Label Studio),"
-    " *.jsonl, *.parquet or *.arrow"
+    "data.yaml or labels/*.txt (YOLO), *.xml (Pascal VOC, CVAT), *.json (COCO, Label Studio,"
+    " LabelMe, CreateML, FiftyOne), *.jsonl, *.csv, *.parquet or *.arrow"
 )
-# Label Studio's notes beside its exports of COCO and YOLO; logs beside what `annotate` writes
-_NOT_LABELS = re.compile(r"notes\.json|(journal|failures|suggestions|written)\.jsonl")
+# Label Studio's notes beside its exports of COCO and YOLO; logs and lists that `annotate` writes
+_NOT_LABELS = re.compile(
+    r"(notes|guarantee|pilot|(suggested_)?(review|label_studio))\.json"
+    r"|(journal|failures|suggestions|written|suggested|review)\.jsonl"
+)
 _MAX_LISTED_FILES = 10
 
 
@@ -89,37 +95,61 @@ def read_dataset(
     Labels that are damaged are left out, and added to `problems`.
     """
     selection = Selection(images, split, problems or Problems())
-    inner = path
-    while inner.is_dir():  # an unpacked archive often has one folder
-        inside = []
-        for entry in inner.iterdir():
-            if not entry.name.startswith((".", "__MACOSX")):
-                inside.append(entry)
-        is_folder = len(inside) == 1 and inside[0].is_dir()
-        if not is_folder or inside[0].name in ("Annotations", split):
-            break
-        inner = inside[0]
-    read = _read_file if inner.is_file() else _read_folder
-    dataset = read(inner, selection)
+    problems = selection.problems
+    inner = _inner_folder(path, selection)
+    dataset = _read_file(inner, selection) if inner.is_file() else _read_folder(inner, selection)
     if not dataset.images:
-        lines = selection.problems.lines
-        raise RunError(f"no image is left: {lines[0] if lines else f'{path} has no image'}")
+        cause = problems.lines[0] if problems.lines else f"{path} has no image"
+        raise RunError(f"no image is left: {cause}")
     if images is not None and dataset.store != Folder(images):
         known = f"the labels in {path} say where their images are"
-        raise RunError(f"--images is for COCO, JSON lines, CVAT and Label Studio; {known}")
-    labels = label_counts(dataset.images)
-    ignored = dict(selection.problems.counts)
-    return replace(dataset, inventory=Inventory(split=split or "", labels=labels, ignored=ignored))
+        raise RunError(f"--images is not for YOLO, Parquet and Arrow files; {known}")
+    if isinstance(dataset.store, Folder):
+        dataset = _without_empty_images(dataset, dataset.store.path, problems)
+    inventory = replace(
+        dataset.inventory,
+        split=split or dataset.inventory.split,
+        labels=label_counts(dataset.images),
+        ignored=dict(problems.counts),
+    )
+    classes = dataset.classes or classes_of(dataset.images)
+    return replace(dataset, classes=classes, inventory=inventory)
+
+
+def _inner_folder(path: Path, selection: Selection) -> Path:
+    """Return the only folder in a folder: an unpacked archive often has one."""
+    while path.is_dir():
+        entries = [entry for entry in path.iterdir() if is_shown(entry.name)]
+        is_folder = len(entries) == 1 and entries[0].is_dir()
+        is_split = selection.split is not None and selection.includes(entries[0].name)
+        if not is_folder or entries[0].name == "Annotations" or is_split:
+            break
+        path = entries[0]
+    return path
+
+
+def _without_empty_images(dataset: Dataset, folder: Path, problems: Problems) -> Dataset:
+    """Count the files of other kinds; leave out images without a byte, which are files."""
+    find_images(folder, problems)
+    labelled_images = []
+    for labelled in dataset.images:
+        if labelled.image.size_bytes or not labelled.image.mtime_ns:
+            labelled_images.append(labelled)
+    return replace(dataset, images=labelled_images)
 
 
 def _read_folder(path: Path, selection: Selection) -> Dataset:
-    for patterns, read in FOLDERS:
-        file = _first(path, selection.split, *patterns) if patterns else path
-        dataset = None if file is None else read(file, selection)
+    for form in FORMATS:
+        file = _file_of(form, path, selection) if form.patterns else path
+        dataset = None if file is None else form.read(file, selection)
         if dataset is not None:
-            return dataset
+            splits = dataset.inventory.splits or splits_in(files_below(path))
+            inventory = replace(dataset.inventory, format=form.name, splits=splits)
+            return replace(dataset, inventory=inventory)
     if selection.split is not None:
-        raise NoSuchSplit(f"{path} has no label file of the split {selection.split}")
+        known = ", ".join(splits_in(files_below(path))) or "none"
+        missing = f"has no label file of the split {selection.split}"
+        raise NoSuchSplit(f"{path} {missing}; its splits: {known}")
     unlabelled = list(map(LabelledImage, find_images(path)))
     if not unlabelled:
         missing = "contains neither labels nor a JPEG, PNG or WebP file"
@@ -129,24 +159,25 @@ def _read_folder(path: Path, selection: Selection) -> Dataset:
 
 def _read_file(path: Path, selection: Selection) -> Dataset:
     suffix = path.suffix.lower()
-    if selection.split is not None and suffix in _WITHOUT_SPLITS:
+    if selection.split is not None and suffix not in _WITH_SPLITS:
         hint = "omit --split, or give the folder with the files of all splits"
         raise NoSuchSplit(f"{path} is one file: {hint}")
-    dataset = FILES[suffix](path, selection) if suffix in FILES else None
-    if dataset is None:
-        known = ".json (COCO, Label Studio), .jsonl, .yaml (YOLO), .xml (CVAT) or .parquet file"
-        raise RunError(f"{path}: expected a {known}, or a folder")
-    return dataset
+    for form in FORMATS:
+        dataset = form.read(path, selection) if suffix in form.suffixes else None
+        if dataset is not None:
+            return replace(dataset, inventory=replace(dataset.inventory, format=form.name))
+    raise RunError(f"{path}: expected a file of {_NAMES}, or a folder")
 
 
-def _first(folder: Path, split: str | None, *patterns: str) -> Path | None:
+def _file_of(form: Format, folder: Path, selection: Selection) -> Path | None:
     """Return the only match of the first pattern with one; raise `RunError` for several."""
-    for pattern in patterns:
+    for pattern in form.patterns:
         names = []
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
-            is_selected = split is None or split in name or pattern in YOLO_FILES
-            if not _NOT_LABELS.fullmatch(path.name) and is_selected:
+            is_hidden = _NOT_LABELS.fullmatch(path.name) or "/." in f"/{name}"
+            is_selected = path.suffix in _WITH_SPLITS or selection.includes(name)
+            if not is_hidden and is_selected and (not form.is_labels or form.is_labels(path)):
                 names.append(name)
         if len(names) > 1:
             several = f"several label files ({', '.join(names[:_MAX_LISTED_FILES])})"

@@ -1,22 +1,26 @@
-"""The datasets that `annotate` writes: COCO, YOLO, or JSON lines, and lists for review.
+"""The formats that `annotate` writes, one a line, and lists for review."""
 
-JSON lines, answers.jsonl: {"image": name, "answer": the JSON of REST}.
-"""
-
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
 
-from diptych_client.evaluation.formats.annotations import coco_of_records
-from diptych_client.evaluation.formats.yolo import check_yolo_names, write_yolo
+from diptych_client.evaluation.formats.coco import write_coco
+from diptych_client.evaluation.formats.csv_tables import write_csv
+from diptych_client.evaluation.formats.export import SPLITS, Export
+from diptych_client.evaluation.formats.json_lines import write_json_lines
+from diptych_client.evaluation.formats.labelme import write_labelme
+from diptych_client.evaluation.formats.prefix_suffix import write_florence2, write_paligemma
+from diptych_client.evaluation.formats.voc import write_voc
+from diptych_client.evaluation.formats.yolo import write_yolo
 from diptych_client.evaluation.questions import Job, Record
-from diptych_client.inputs import ImageFile
+from diptych_client.inputs import ImageFile, files_below
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import category_of
-from diptych_client.transports.messages import to_json
 
-_RESULTS_WITH_BOXES = ("detections", "instances")
+_BOXES = ("detections", "instances")
 _FILES = (
     "annotations.json",
     "answers.jsonl",
@@ -29,6 +33,8 @@ _FILES = (
     "suggested_label_studio.json",
     "suggested_review.json",
 )
+_FOLDERS = ("labels", "Annotations", "ImageSets", *SPLITS)
+_LABEL_SUFFIXES = (".csv", ".json", ".jsonl", ".txt", ".xml")
 
 
 class DatasetFormat(Enum):
@@ -36,7 +42,45 @@ class DatasetFormat(Enum):
 
     coco = "coco"
     yolo = "yolo"
+    voc = "voc"
+    labelme = "labelme"
+    csv = "csv"
+    paligemma = "paligemma"
+    florence2 = "florence2"
     jsonl = "jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A writer, the results that it can hold, and the folder of its images."""
+
+    write: Callable[[Export], Path]
+    results: tuple[str, ...]
+    images: str = ""
+    has_label_files: bool = False  # one for each image
+
+
+WRITERS = {
+    DatasetFormat.coco: Writer(write_coco, _BOXES),
+    DatasetFormat.yolo: Writer(write_yolo, _BOXES, "images/{split}", True),
+    DatasetFormat.voc: Writer(write_voc, _BOXES, "JPEGImages", True),
+    DatasetFormat.labelme: Writer(write_labelme, _BOXES, "{split}", True),
+    DatasetFormat.csv: Writer(write_csv, (*_BOXES, "text"), "{split}"),
+    DatasetFormat.paligemma: Writer(write_paligemma, ("detections", "text"), "{split}"),
+    DatasetFormat.florence2: Writer(write_florence2, ("detections", "text"), "{split}"),
+    DatasetFormat.jsonl: Writer(write_json_lines, (*_BOXES, "text", "text_regions")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and how a dataset is written; `folder` is that of the images."""
+
+    dataset_format: DatasetFormat
+    outputs: Outputs
+    folder: Path
+    job: Job
+    val_share: float = 0.0
 
 
 def check_format(
@@ -47,46 +91,64 @@ def check_format(
     is_proved: bool = False,
 ) -> None:
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
+    writer = WRITERS[dataset_format]
     is_jsonl = dataset_format is DatasetFormat.jsonl
-    has_boxes = result in _RESULTS_WITH_BOXES
-    if not is_jsonl and not has_boxes:
-        holds = f"{dataset_format.value} holds boxes and masks"
-        raise RunError(f"{holds}, but the task's result is {result}: use --format jsonl")
+    has_boxes = result in _BOXES
+    if result not in writer.results:
+        holds = f"{dataset_format.value} holds {', '.join(writer.results)}"
+        names = [form.value for form, other in WRITERS.items() if result in other.results]
+        rule = f"use --format {' or '.join(names)}"
+        raise RunError(f"{holds}, but the task's result is {result}: {rule}")
     if is_proved and is_jsonl and has_boxes:
         raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
-    if is_consensus and not is_proved and is_jsonl:
+    if is_consensus and not is_proved and (is_jsonl or not has_boxes):
         rule = "--consensus compares boxes and masks and writes coco or yolo"
-        raise RunError(f"{rule}, but the task's result is {result} and --format is jsonl")
+        chosen = f"--format is {dataset_format.value}"
+        raise RunError(f"{rule}, but the task's result is {result} and {chosen}")
     if dataset_format is DatasetFormat.yolo:
-        check_yolo_names(images)
+        for image in images:  # trainers replace the last `images` of a path
+            if "images" in PurePosixPath(image.name).parent.parts:
+                rule = "a subfolder must not be named images in a YOLO dataset: rename it"
+                raise RunError(f"{image.name}: {rule}")
+    stems = Counter(PurePosixPath(image.name).with_suffix("") for image in images)
+    for stem, count in stems.items() if writer.has_label_files else ():
+        if count > 1:
+            raise RunError(f"{count} images would share the labels of {stem}: rename all but one")
 
 
-def check_outputs(outputs: Outputs, folder: Path, images: Sequence[ImageFile]) -> None:
+def check_outputs(
+    dataset_format: DatasetFormat, outputs: Outputs, folder: Path, images: Sequence[ImageFile]
+) -> None:
     """Raise `RunError` if the output has labels or images that this command did not write."""
-    out = outputs.folder
-    outputs.check(out / name for name in _FILES)
-    outputs.check(sorted((out / "labels").rglob("*.txt")))
-    for image in images:
-        outputs.has_link(folder / image.name, out / "images" / "train" / image.name)
+    outputs.check(outputs.folder / name for name in _FILES)
+    for name in _FOLDERS:
+        path = outputs.folder / name
+        outputs.check(map(path.joinpath, files_below(path, *_LABEL_SUFFIXES)))
+    place = WRITERS[dataset_format].images
+    for split in SPLITS if place else ():
+        for image in images:
+            link = outputs.folder / place.replace("{split}", split) / image.name
+            outputs.has_link(folder / image.name, link)
 
 
-def write_dataset(
-    dataset_format: DatasetFormat,
-    outputs: Outputs,
-    folder: Path,
-    records: Sequence[Record],
-    job: Job,
-) -> Path:
-    if dataset_format is DatasetFormat.jsonl:
-        rows = []
-        for record in records:
-            rows.append({"image": record.image.name, "answer": to_json(record.answer)})
-        return outputs.write_lines(outputs.folder / "answers.jsonl", rows)
-    classes = class_indices(records, job.requested_labels())
-    if dataset_format is DatasetFormat.yolo:
-        return write_yolo(outputs, folder, records, classes)
-    document = json.dumps(coco_of_records(records, classes))
-    return outputs.write(outputs.folder / "annotations.json", document)
+def write_dataset(target: Target, records: Sequence[Record]) -> Path:
+    """Write the records, a share of them as the split val; return the path of the dataset."""
+    num_val = round(target.val_share * len(records))
+    splits = {"train": list(records)}
+    if num_val:  # the same images in every run, and most of them when others are added
+        names = sorted(map(_name_of, records), key=lambda name: blake2b(name.encode()).digest())
+        val = set(names[:num_val])
+        splits["train"] = [record for record in records if _name_of(record) not in val]
+        splits["val"] = [record for record in records if _name_of(record) in val]
+    classes = class_indices(records, target.job.requested_labels())
+    export = Export(target.outputs, target.folder, target.job, splits, classes)
+    path = WRITERS[target.dataset_format].write(export)
+    export.discard_moved()
+    return path
+
+
+def _name_of(record: Record) -> str:
+    return record.image.name
 
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:

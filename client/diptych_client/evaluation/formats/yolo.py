@@ -1,31 +1,31 @@
-"""Ultralytics' YOLO layout (docs.ultralytics.com), with or without its data.yaml.
+"""Ultralytics' YOLO layout (docs.ultralytics.com), with or without its YAML file.
 
 A split of data.yaml is a folder of images, a list of folders, or a text file of paths. The labels
 of …/images/….jpg are in …/labels/….txt, or beside it: `class x_center y_center width height`, or
-`class x1 y1 x2 y2 …`, as parts of the width and the height. All of them are in the folder of
-data.yaml: its `path` is followed within it, and is often that of another machine. Without data.yaml
-the classes are in classes.txt (Label Studio, labelImg), obj.names (CVAT) or _darknet.labels
-(Roboflow).
+`class x1 y1 x2 y2 …`, as parts of the width and the height; a confidence after a box is not read.
+All of them are in the folder of data.yaml: its `path` is followed within it, and is often that of
+another machine. Without data.yaml the classes are in classes.txt (Label Studio, labelImg),
+obj.names (CVAT) or _darknet.labels (Roboflow).
 
 A written dataset has dataset.yaml, images/train (hard links, or copies on another file system) and
-labels/train; `val` equals `train`, the split is the user's.
+labels/train; without a split, `val` equals `train`.
 """
 
 import os.path
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from diptych_client.evaluation.dataset import (
     Dataset,
+    Inventory,
     LabelledImage,
     Selection,
     TrueObject,
@@ -34,70 +34,86 @@ from diptych_client.evaluation.dataset import (
     read_text,
     read_yaml,
     true_box,
+    upright_size,
 )
+from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
-from diptych_client.geometry import PointXy, Ring
-from diptych_client.inputs import MALFORMED, Folder, ImageFile, Problems, find_images, path_within
-from diptych_client.long_runs import Outputs, RunError
+from diptych_client.geometry import joined_rings
+from diptych_client.inputs import (
+    MALFORMED,
+    Folder,
+    Problems,
+    files_below,
+    find_images,
+    path_within,
+)
+from diptych_client.long_runs import RunError
 from diptych_client.results import Instance, box_of, category_of
 
-YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml")
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SPLITS = ("val", "valid", "validation", "test", "train")  # tried in this order
-_TRANSPOSED = range(5, 9)  # EXIF orientations that swap width and height
 _ROW = re.compile(r"\s*\d+(?:\.0*)?(?:\s+[-+.\deE]+){4}")  # the first line of labels
 _MAX_SHARE = 1.01  # a box of a rounded file may reach beyond the image
 
 Names = Mapping[int, str]
 
 
+def is_yolo(path: Path) -> bool:
+    """Return True if a YAML file has `names` and a split."""
+    try:
+        document = read_yaml(path)
+    except RunError:
+        return path.stem in ("data", "dataset")  # to name what is wrong in it
+    return isinstance(document, dict) and "names" in document
+
+
 def read_yolo(path: Path, selection: Selection) -> Dataset:
     """Read one split, by default val."""
-    split = selection.split
     document = read_yaml(path)
     if not isinstance(document, dict) or "names" not in document:
         raise RunError(f"{path} is not a YOLO dataset: it has no `names`")
     try:
         splits = [name for name in _SPLITS if document.get(name)]
-        selected = split or next(iter(splits), None)
-        if selected is None or not document.get(selected):
-            raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
+        own_names = [name for name in document if name == selection.split and document[name]]
+        selected = next(filter(selection.includes, own_names + splits), "")
         folder = Path(os.path.abspath(path.parent))
-        sources = document[selected]
-        if not isinstance(sources, list):
-            sources = [sources]
         root = folder
         with suppress(RunError):  # it is often the path on another machine
-            root = path_within(folder, document.get("path") or ".")
-        root = root if root.is_dir() else folder
-        images: list[Path] = []
-        for source in sources:
-            images += _images(folder, root, source)
-        dataset = _labelled_images(folder, images, _names(document["names"]), selection.problems)
+            root = path_within(folder, str(document.get("path") or ".").replace("\\", "/"))
+        sources = document[selected] if selected else []
+        images = [] if splits else _included(folder, selection)  # supervision names no split
+        for source in sources if isinstance(sources, list) else [sources]:
+            images += _images(folder, root if root.is_dir() else folder, source)
+        if not images and not selected:
+            missing = selection.split or " or ".join(_SPLITS)
+            known = ", ".join(splits) or "none"
+            raise RunError(f"{path} has no split {missing}; its splits: {known}")
+        dataset = _labelled_images(folder, images, _names(document["names"]), selection)
     except MALFORMED as error:
         raise RunError(f"{path} is not a YOLO dataset: {error!r:.200}") from error
+    note = ""
     others = [name for name in splits if name != selected]
-    if split is not None or not others:
-        return dataset
-    note = f"the split {selected} is read; --split reads {' or '.join(others)}"
-    return replace(dataset, note=note)
+    if selection.split is None and others:
+        note = f"the split {selected} is read; --split reads {' or '.join(others)}"
+    inventory = Inventory(split=selected, splits=tuple(splits))
+    return replace(dataset, note=note, inventory=inventory)
+
+
+def _included(folder: Path, selection: Selection) -> list[Path]:
+    names = map(attrgetter("name"), find_images(folder))
+    return list(map(folder.joinpath, filter(selection.includes, names)))
 
 
 def read_yolo_folder(path: Path, selection: Selection) -> Dataset | None:
     """Read images with label files but no data.yaml; return None if no image has one."""
     folder = Path(os.path.abspath(path))
-    images = []
-    is_labelled = False
-    for image in find_images(folder):
-        if selection.split in (None, *PurePosixPath(image.name).parts):
-            images.append(folder / image.name)
-            file = _label_file(folder, folder / image.name)
-            if not is_labelled and file.is_file():
-                is_labelled = _ROW.match(read_text(file)) is not None
-    if not is_labelled:
-        return None
-    names = _folder_names(folder, selection.problems)
-    return _labelled_images(folder, images, names, selection.problems)
+    images = _included(folder, selection)
+    for image in images:
+        file = _label_file(folder, image)
+        if file.is_file() and _ROW.match(read_text(file)):
+            class_names = _folder_names(folder, selection.problems)
+            return _labelled_images(folder, images, class_names, selection)
+    return None
 
 
 def _names(value: Any) -> Names:
@@ -108,15 +124,17 @@ def _names(value: Any) -> Names:
 def _folder_names(folder: Path, problems: Problems) -> Names | None:
     """Return the classes of a folder without data.yaml, or None if no file names them."""
     for name in _CLASS_FILES:
-        for file in sorted(folder.rglob(name))[:1]:
-            lines = read_text(file).splitlines()
-            return _names(line.strip() for line in lines if line.strip())
+        for file in files_below(folder, Path(name).suffix):
+            if Path(file).name == name:
+                lines = map(str.strip, read_text(folder / file).splitlines())
+                return _names(filter(None, lines))
     problems.add(folder, f"none of {', '.join(_CLASS_FILES)}", "classes named by their numbers")
     return None
 
 
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
+    source = source.replace("\\", "/")
     path = Path(os.path.abspath(root / source))
     below = source.removeprefix("../")
     if below and below != source and not path.is_relative_to(folder):
@@ -125,8 +143,9 @@ def _images(folder: Path, root: Path, source: str) -> list[Path]:
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
-        lines = map(str.strip, read_text(path).splitlines())
-        return [path_within(folder, str(path.parent / line)) for line in lines if line]
+        lines = read_text(path).replace("\\", "/").splitlines()
+        names = filter(None, map(str.strip, lines))
+        return [path_within(folder, str(path.parent / name)) for name in names]
     rule = "the images of a YOLO dataset must be in the folder of its data.yaml"
     raise RunError(f"{path} does not exist; {rule}")
 
@@ -140,8 +159,9 @@ def _label_file(folder: Path, image: Path) -> Path:
 
 
 def _labelled_images(
-    folder: Path, images: Iterable[Path], names: Names | None, problems: Problems
+    folder: Path, images: Iterable[Path], names: Names | None, selection: Selection
 ) -> Dataset:
+    problems = selection.problems
     store = Folder(folder)
     labelled_images = []
     indices = set[int]()
@@ -149,15 +169,19 @@ def _labelled_images(
         file = _label_file(folder, image)
         rows = list(read_lines(file)) if file.is_file() else []
         try:
-            size_wh = _upright_size(image) if rows else (0, 0)
-        except (OSError, *MALFORMED) as error:
-            problems.add(image, f"it has labels and cannot be opened ({error})", "image left out")
+            size_wh = upright_size(image) if rows else (0, 0)
+        except ValueError as error:
+            problems.add(image, f"it has labels, and {error}", "image left out")
             continue
         objects = []
         for number, text in rows:
             with problems.leaving_out("object", f"{file}, line {number}"):
                 index = int(float(text.split()[0]))
-                objects.append(_object(names, index, text, size_wh))
+                numbers = list(map(float, text.split()[1:]))
+                if len(numbers) == 5:  # a box and the confidence of a model
+                    numbers.pop()
+                    problems.count("confidence of an object not read")
+                objects.append(_object(names, index, numbers, size_wh))
                 indices.add(index)
         image_file = store.image(image.relative_to(folder).as_posix())
         labelled_images.append(LabelledImage(image_file, tuple(objects)))
@@ -165,21 +189,16 @@ def _labelled_images(
     return Dataset(labelled_images, store, tuple(classes))
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        width, height = image.size
-        is_transposed = image.getexif().get(0x0112) in _TRANSPOSED
-    return (height, width) if is_transposed else (width, height)
-
-
-def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]) -> TrueObject:
-    numbers = list(map(float, text.split()[1:]))
+def _object(
+    names: Names | None, index: int, numbers: list[float], size_wh: tuple[int, int]
+) -> TrueObject:
     if names is not None and index not in names:
         raise ValueError(f"class {index} is not one of the {len(names)} classes")
     if len(numbers) < 4 or len(numbers) % 2:
-        raise ValueError(f"expected a box or an outline after the class, got {text[:80]!r}")
+        rule = "expected a box or an outline after the class"
+        raise ValueError(f"{rule}, got {len(numbers)} numbers")
     if max(map(abs, numbers)) > _MAX_SHARE:
-        raise ValueError(f"coordinates must be parts of the image, 0 to 1, got {text[:80]!r}")
+        raise ValueError(f"coordinates must be parts of the image, 0 to 1, got {numbers[:8]}")
     label = str(index) if names is None else names[index]
     points = np.reshape(numbers, (-1, 2)) * size_wh
     if len(points) > 2:
@@ -188,34 +207,22 @@ def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]
     return TrueObject(label, true_box((*(center - size / 2), *(center + size / 2))))
 
 
-def check_yolo_names(images: Sequence[ImageFile]) -> None:
-    for image in images:  # trainers replace the last `images` of a path
-        if "images" in PurePosixPath(image.name).parent.parts:
-            rule = "a subfolder must not be named images in a YOLO dataset: rename it"
-            raise RunError(f"{image.name}: {rule}")
-    for name, count in Counter(map(_label_name, images)).items():
-        if count > 1:
-            raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
-
-
-def write_yolo(
-    outputs: Outputs, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
-) -> Path:
+def write_yolo(export: Export) -> Path:
     """Write images, labels and dataset.yaml, and return its path."""
-    out = outputs.folder
-    for record in records:
-        name = record.image.name
-        outputs.link(folder / name, out / "images" / "train" / name)
-        labels = out / "labels" / "train" / _label_name(record.image)
-        outputs.write(labels, yolo_lines(record, classes))
+    out = export.outputs.folder
+    for split, records in export.splits.items():
+        for record in records:
+            name = PurePosixPath(record.image.name).with_suffix(".txt").as_posix()
+            export.link("images/{split}", record, split)
+            export.write("labels/{split}", name, split, yolo_lines(record, export.classes))
     document = {
         "path": str(out.resolve()),
         "train": "images/train",
-        "val": "images/train",
-        "names": dict(enumerate(classes)),
+        "val": "images/val" if "val" in export.splits else "images/train",
+        "names": dict(enumerate(export.classes)),
     }
     text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
-    return outputs.write(out / "dataset.yaml", text)
+    return export.outputs.write(out / "dataset.yaml", text)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
@@ -232,17 +239,3 @@ def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
         numbers = [classes[category_of(box)], *shares.reshape(-1)]
         text += " ".join(f"{number:.6g}" for number in numbers) + "\n"
     return text
-
-
-def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
-    """Return one ring around several, joined by lines that are traversed both ways."""
-    first, *others = rings
-    start = first[0]
-    joined = list(first)
-    for ring in others:
-        joined += [start, *ring, ring[0]]
-    return [*joined, start] if others else joined
-
-
-def _label_name(image: ImageFile) -> str:
-    return PurePosixPath(image.name).with_suffix(".txt").as_posix()

@@ -266,7 +266,7 @@ def test_images_may_be_in_another_folder(tmp_path: Path) -> None:
     write_images(pictures)
     for write in (write_coco, write_json_lines):
         assert read_dataset(write(tmp_path / write.__name__), pictures).store == Folder(pictures)
-    with pytest.raises(RunError, match="--images is for COCO, JSON lines, CVAT and Label Studio"):
+    with pytest.raises(RunError, match="--images is not for YOLO, Parquet and Arrow"):
         read_dataset(write_yolo(tmp_path / "yolo"), pictures)
 
 
@@ -314,8 +314,8 @@ NO_IMAGE = json.dumps({"images": [{"id": 1, "file_name": "z.png"}]})
         ("x.jsonl", '{"image": "a.png"}\n{"text": 1}\n', "line 2: expected an object with `image`"),
         ("x.yaml", "a: 1", "it has no `names`"),
         ("x.yaml", "names: [a]", "has no split val or valid or validation or test or train"),
-        ("x.xml", "<a/>", r"expected a .json \(COCO, Label Studio\)"),
-        ("x.txt", "", "expected a .json"),
+        ("x.xml", "<a/>", "expected a file of YOLO, Pascal VOC"),
+        ("x.txt", "", "expected a file of"),
     ],
 )
 def test_error_names_what_is_wrong(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -350,9 +350,9 @@ YOLO_LINE = "1 0.1 0.125 0.2 0.25"
         (write_yolo, YOLO_LINE, "1 0.5 0.5", "expected a box or an outline after the class", 2),
         (write_voc, "<xmax>20.0<", "<xmax>-3<", "object 1: the box [0.0, 0.0, -3.0, 20.0]", 2),
         (write_voc, "</annotation>", "", "b.xml: is not readable as XML", 2),
-        (write_cvat, 'xbr="40.0"', 'xbr="?"', "image 1 (a.png): could not convert", 2),
+        (write_cvat, 'xbr="40.0"', 'xbr="?"', "image 1 (a.png), object 1: could not", 2),
         (write_cvat, "<box", "<cuboid", "a cuboid is neither a box nor a polygon", 2),
-        (write_label_studio, '"x": 10.0', '"x": "?"', "task 1: could not convert", 2),
+        (write_label_studio, '"x": 10.0', '"x": "?"', "image 1, object 1: could not convert", 2),
         (write_json_lines, "[10.0, 10.0, 40.0, 30.0]", "[4]", "line 1: expected an", 1),
     ],
 )

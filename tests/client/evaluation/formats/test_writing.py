@@ -21,17 +21,19 @@ from diptych_client import (
     InstancesResult,
     TaskParameters,
 )
-from diptych_client.evaluation.formats.annotations import coco_of_records, label_studio_task
+from diptych_client.evaluation.formats.coco import coco_of_records
+from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
+    Target,
     check_format,
     class_indices,
     write_dataset,
 )
-from diptych_client.evaluation.formats.yolo import joined_rings, yolo_lines
+from diptych_client.evaluation.formats.yolo import yolo_lines
 from diptych_client.evaluation.questions import Job, Record
-from diptych_client.geometry import polygons_mask
+from diptych_client.geometry import joined_rings, polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Result, box_of, items_of, label_of
@@ -61,7 +63,7 @@ def write(
     """Write a dataset into a folder `out` beside the images."""
     job = Job("object_detection", "some-model", TaskParameters(labels=labels), AnswerOptions())
     with Outputs(folder / "out") as outputs:
-        return write_dataset(dataset_format, outputs, folder, records, job)
+        return write_dataset(Target(dataset_format, outputs, folder, job), records)
 
 
 def coco_of(folder: Path, *records: Record) -> Any:
@@ -180,9 +182,9 @@ def test_requested_labels_come_first() -> None:
 
 
 FORMATS: tuple[tuple[DatasetFormat, str, list[str], tuple[bool, ...], str], ...] = (
-    (COCO_FORMAT, "text", [], (), "use --format jsonl"),
+    (COCO_FORMAT, "text", [], (), "use --format csv or paligemma or florence2 or jsonl"),
     (YOLO_FORMAT, "text_regions", [], (True,), "use --format jsonl"),
-    (YOLO_FORMAT, BOXES, ["a.png", "a.jpg"], (), "2 images would share labels/train/a.txt"),
+    (YOLO_FORMAT, BOXES, ["a.png", "a.jpg"], (), "2 images would share the labels of a"),
     (YOLO_FORMAT, BOXES, ["x/images/a.png"], (), "must not be named images"),
     (JSON_LINES, "text", [], (True,), "--consensus compares boxes and masks and writes coco"),
     (JSON_LINES, BOXES, [], (True, True), "--labelled accepts single boxes of detections"),

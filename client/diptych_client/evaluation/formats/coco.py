@@ -1,0 +1,130 @@
+"""COCO's JSON (cocodataset.org, data format), with the variants of Roboflow, FiftyOne and LVIS.
+
+It has objects with boxes [x, y, width, height] and segmentations, or captions. A segmentation is a
+list of polygons, which COCO joins, or run lengths. A written document has run lengths where the
+union of the polygons differs from the mask. FiftyOne has labels.json and its images in data/.
+LVIS (lvisdataset.org) names images by their URL.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    Selection,
+    TrueObject,
+    true_box,
+)
+from diptych_client.evaluation.formats.export import Export
+from diptych_client.evaluation.questions import Record
+from diptych_client.inputs import MALFORMED, Folder
+from diptych_client.long_runs import RunError
+from diptych_client.results import coco_document
+
+_LVIS_NOTE = "LVIS labels some classes of each image only: the precision is too low"
+
+
+def read_coco(path: Path, selection: Selection) -> Dataset:
+    """Read an annotation file; its images are in `images`, or beside it as in COCO or Roboflow."""
+    document = selection.json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+        raise RunError(f"{path} is not COCO: it has no list `images`")
+    try:
+        return _dataset(path, document, selection)
+    except MALFORMED as error:
+        raise RunError(f"{path} is not COCO: {error!r:.200}") from error
+
+
+def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> Dataset:
+    problems = selection.problems
+    categories = {}
+    for number, category in enumerate(document.get("categories", ()), 1):
+        with problems.leaving_out("category", f"{path}, category {number}"):
+            categories[category["id"]] = str(category["name"])
+    file_names = {}
+    for number, image in enumerate(document["images"], 1):
+        with problems.leaving_out("image", f"{path}, image {number}"):
+            file_names[image["id"]] = image.get("file_name") or image["coco_url"]
+    objects: defaultdict[Any, list[TrueObject]] = defaultdict(list)
+    captions: defaultdict[Any, list[str]] = defaultdict(list)
+    for number, annotation in enumerate(document.get("annotations", ()), 1):
+        place = f"{path}, annotation {number}"
+        if isinstance(annotation, Mapping) and annotation.get("id") is not None:
+            place = f"{path}, annotation id {annotation['id']}"
+        with problems.leaving_out("annotation", place):
+            image_id = annotation["image_id"]
+            if image_id not in file_names:
+                raise ValueError(f"image_id {image_id!r} is not in `images`")
+            if "caption" in annotation:
+                captions[image_id].append(str(annotation["caption"]))
+                continue
+            true = _object(annotation, categories)
+            with problems.leaving_out("outline", place):
+                true = replace(true, segmentation=_segmentation(annotation))
+            objects[image_id].append(true)
+    folder = Folder(selection.images or _folder(path, list(file_names.values())))
+    labelled_images = []
+    for image_id, name in file_names.items():  # one without annotations has no object
+        true_objects = tuple(objects[image_id]) if categories else None
+        texts = tuple(captions[image_id]) or None
+        labelled_images.append(LabelledImage(folder.image(name), true_objects, texts))
+    is_lvis = any("neg_category_ids" in image for image in document["images"][:1])
+    note = _LVIS_NOTE if is_lvis else ""
+    return Dataset(labelled_images, folder, tuple(categories.values()), note=note)
+
+
+def _folder(path: Path, names: list[str]) -> Path:
+    """Return the folder of the first image: of annotations/instances_val2017.json val2017/."""
+    parent = path.parent
+    beside = parent.parent
+    split = path.stem.rpartition("_")[2]
+    candidates = [parent, parent / "images", parent / "data", beside / "images"]
+    candidates += [beside / "images" / split, beside / split, beside]
+    for candidate in candidates:
+        if not names or Folder(candidate).find(names[0]):
+            return candidate
+    folders = ", ".join(map(str, candidates))
+    hint = "give its folder with --images"
+    raise RunError(f"{path}: the image {names[0]} is in none of {folders}: {hint}")
+
+
+def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> TrueObject:
+    category = annotation["category_id"]
+    if category not in categories:
+        raise ValueError(f"category_id {category!r} is not in `categories`")
+    x, y, width, height = map(float, annotation["bbox"])
+    box = true_box((x, y, x + width, y + height))
+    return TrueObject(categories[category], box, is_crowd=bool(annotation.get("iscrowd")))
+
+
+def _segmentation(annotation: Mapping[str, Any]) -> Any:
+    """Return polygons or run lengths; raise `ValueError` or `KeyError` for another form."""
+    value = annotation.get("segmentation") or None
+    if isinstance(value, list):
+        for ring in value:
+            if len(list(map(float, ring))) < 6 or len(ring) % 2:
+                raise ValueError(f"a polygon needs 3 points, got {len(ring)} numbers")
+    elif value is not None and (len(value["size"]) != 2 or not value["counts"]):
+        raise ValueError("run lengths need the `size` [height, width]")
+    return value
+
+
+def coco_of_records(records: Iterable[Record], classes: Iterable[str]) -> dict[str, Any]:
+    """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
+    images = []
+    for number, record in enumerate(records, 1):
+        images.append((number, record.image.name, record.answer))
+    return coco_document(images, classes)
+
+
+def write_coco(export: Export) -> Path:
+    is_whole = len(export.splits) == 1
+    for split, records in export.splits.items():
+        text = json.dumps(coco_of_records(records, export.classes))
+        path = export.write("" if is_whole else "{split}", "annotations.json", split, text)
+    return path if is_whole else export.outputs.folder

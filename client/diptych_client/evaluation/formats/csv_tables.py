@@ -1,0 +1,123 @@
+"""CSV: boxes in pixels, one a row, as TensorFlow's and supervision's tables have them; or texts.
+
+    filename,width,height,class,xmin,ymin,xmax,ymax    without class and box: an image of no object
+    file_name,text                                     metadata.csv: the caption of an ImageFolder
+    image,question,answer                              and every text field of JSON lines
+
+A spreadsheet runs a cell that begins with = + - @ as a formula: such a cell, and one that has
+apostrophes before it, is written after an apostrophe, which is not read.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection, merged, read_text
+from diptych_client.evaluation.formats.export import Export
+from diptych_client.evaluation.formats.json_lines import labelled_image, metadata_row
+from diptych_client.evaluation.questions import QUESTIONS
+from diptych_client.long_runs import RunError
+from diptych_client.results import TextResult, box_of, category_of
+
+_COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_IMAGES = ("image", "file_name", "filename", "image_path", "image_name", "path", "file")
+_LABELS = ("class", "label", "class_name", "label_name", "category", "name")
+_EDGES = (_COLUMNS[4:], ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
+_NOT_LABELS = {"width", "height", "class_id", ""}
+_MAX_COLUMNS = 1000
+_FORMULA = re.compile("'*[=+\\-@\t\r]")
+
+
+def is_csv_labels(path: Path) -> bool:
+    """Return True if the first line has a column of images and another one."""
+    with path.open("rb") as file:
+        line = file.readline(100_000).decode("utf-8-sig", "replace")
+    header, _ = _header(line)
+    return len(header) > 1 and not set(_IMAGES).isdisjoint(header)
+
+
+def read_csv(path: Path, selection: Selection) -> Dataset:
+    text = read_text(path)
+    header, delimiter = _header(text.partition("\n")[0])
+    images = [name for name in _IMAGES if name in header]
+    if not images or len(header) > _MAX_COLUMNS:
+        rule = f"must have a column {', '.join(_IMAGES)} and at most {_MAX_COLUMNS} columns"
+        raise RunError(f"{path} {rule}, got {', '.join(header)[:200]}")
+    store = selection.store(path.parent)
+    rows: list[LabelledImage] = []
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for number, cells in enumerate(islice(filter(None, lines), 1, None), 2):
+            with selection.problems.leaving_out("row", f"{path}, row {number}"):
+                row = dict(zip(header, map(_unescaped, cells), strict=True))
+                image = store.image(row.pop(images[0]))
+                rows.append(labelled_image(image, _fields(row), selection))
+    except csv.Error as error:
+        raise RunError(f"{path} is not readable as CSV: {error}") from error
+    return Dataset(merged(rows), store)
+
+
+def _header(line: str) -> tuple[list[str], str]:
+    delimiter = max(",;\t", key=line.count)
+    names = next(csv.reader([line.lower()], delimiter=delimiter), [])
+    return list(map(str.strip, names)), delimiter
+
+
+def _fields(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row as fields of JSON lines; empty cells are none."""
+    fields: dict[str, Any] = {}
+    for name, value in row.items():
+        if value and name not in _NOT_LABELS:
+            fields[name] = value.split() if name == "region" else value
+    for edges in _EDGES:
+        if set(edges) <= row.keys():
+            labels = [fields.pop(name) for name in _LABELS if name in fields]
+            box = [fields.pop(name) for name in edges if name in fields]
+            if box and not labels:
+                raise ValueError(f"a box needs a column {' or '.join(_LABELS)}")
+            return fields | {"objects": [{"label": labels[0], "box": box}] if labels else []}
+    return metadata_row(fields)
+
+
+def _unescaped(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _escaped(cell: object) -> str:
+    return f"'{cell}" if _FORMULA.match(str(cell)) else str(cell)
+
+
+def write_csv(export: Export) -> Path:
+    for split, records in export.splits.items():
+        file = io.StringIO(newline="")
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("file_name", *_text_fields(export, "")) if export.is_text else _COLUMNS)
+        for record in records:
+            export.link("{split}", record, split)
+            image = record.answer.image
+            result = record.answer.result
+            start = (record.image.name, image.width, image.height)
+            rows: list[tuple[object, ...]] = []
+            if isinstance(result, TextResult):
+                rows.append((record.image.name, *_text_fields(export, result.text).values()))
+            for item in record.items:
+                box = (round(max(edge, 0.0), 2) for edge in box_of(item))
+                rows.append((*start, category_of(item), *box))
+            for row in rows or [(*start, *[""] * 5)]:
+                table.writerow(map(_escaped, row))
+        export.write("{split}", "labels.csv", split, file.getvalue())
+    return export.outputs.folder
+
+
+def _text_fields(export: Export, text: str) -> dict[str, object]:
+    parameters = export.job.parameters
+    if export.job.task == QUESTIONS:
+        return {"question": parameters.question, "answer": text}
+    if export.job.task == "captioning":
+        return {"caption": text}
+    region = " ".join(map(str, parameters.region or ()))
+    return {"text": text, "region": region}
