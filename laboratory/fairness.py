@@ -73,9 +73,7 @@ async def many_members(client: httpx.AsyncClient, _number: int) -> httpx.Respons
 
 async def large_base64(client: httpx.AsyncClient, _number: int) -> httpx.Response:
     body = b'{"task":"captioning","image":"' + _base64() + b'"}'
-    return await client.post(
-        "/v1/predict", content=body, headers={"Content-Type": "application/json"}
-    )
+    return await client.post("/v1/predict", content=body, headers=_JSON)
 
 
 async def many_tiles(client: httpx.AsyncClient, number: int) -> httpx.Response:

@@ -10,7 +10,6 @@ Valkey, where all names begin with `diptych:images:`:
     sent:OWNER          as `expires`, of one owner, by the order in which they were sent
     owners:images       sorted set of OWNER by its number of images
     owners:bytes        sorted set of OWNER by its number of bytes
-    totals              hash of `images` and `bytes` to those of all owners
 
 OWNER identifies an API key by its hash. Above the limits of one key it loses its oldest image.
 Above the limit of bytes the key that holds the most bytes does, above that of images the key that
@@ -19,16 +18,18 @@ holds the most images. Adding takes the same time however many there are. All ca
 
 import asyncio
 import logging
+import os
 import secrets
 import sqlite3
 import struct
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from service.admission.threads import STORING
 from service.errors import NotReady, ServiceError
@@ -39,6 +40,7 @@ from wire.artifacts.model_store import store_home
 
 logger = logging.getLogger(__name__)
 
+ResultT = TypeVar("ResultT")
 StoredFile = tuple[bytes, int, int]  # its content or start, number of bytes, when it expires
 
 _SIZE = struct.Struct(">II")  # width, height
@@ -49,9 +51,12 @@ _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
 _DATABASE = "images.sqlite3"
 _BUSY_S = 10.0  # wait for another process's transaction
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
+    PRAGMA page_size = 16384;  -- half the time of the default for an image of 2 MB
     PRAGMA auto_vacuum = FULL;  -- the room of evicted images is given back
     PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = NORMAL;  -- an image may be lost with its host
     PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
     CREATE TABLE IF NOT EXISTS secret (id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS images (
@@ -77,62 +82,78 @@ _SCHEMA = """
         DELETE FROM owners WHERE owner = old.owner AND num_images = 0;
     END;
 """
-# Removes expired images, and of a named one removes it (bytes -1) or adds it and evicts until all
-# limits hold. KEYS: the prefix. ARGV: owner, name, bytes, now, seconds until it expires, four
-# limits, file
+# a hundred of them at a time: other writers wait
+_REMOVE_EXPIRED = """
+    DELETE FROM images WHERE rowid IN
+        (SELECT rowid FROM images WHERE sent_s <= ? ORDER BY sent_s LIMIT 100)
+"""
+# removes an image while a limit is exceeded: that of the key, of all images, of all bytes
+_EVICT = """
+    DELETE FROM images WHERE rowid = (
+        SELECT rowid FROM images WHERE owner = (
+            SELECT owner FROM owners WHERE owner = :owner
+                AND (num_images > :max_images_of_key OR num_bytes > :max_bytes_of_key)
+            UNION ALL SELECT * FROM (
+                SELECT owner FROM owners WHERE :max_images < (SELECT sum(num_images) FROM owners)
+                ORDER BY num_images DESC LIMIT 1)
+            UNION ALL SELECT * FROM (
+                SELECT owner FROM owners WHERE :max_bytes < (SELECT sum(num_bytes) FROM owners)
+                ORDER BY num_bytes DESC LIMIT 1)
+            LIMIT 1
+        ) ORDER BY sent_s, rowid LIMIT 1
+    )
+"""
+# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, now, the limits in order
 _CHANGE = """
-local prefix, owner, name, size = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-local now, kept_s = tonumber(ARGV[4]), tonumber(ARGV[5])
-local max_bytes, max_bytes_of_key = tonumber(ARGV[6]), tonumber(ARGV[7])
-local max_images, max_images_of_key = tonumber(ARGV[8]), tonumber(ARGV[9])
-local function count(of, images, bytes)
-    redis.call('HINCRBY', prefix .. 'totals', 'images', images)
-    redis.call('HINCRBY', prefix .. 'totals', 'bytes', bytes)
+local prefix, owner, name, file = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local now, max_bytes, max_bytes_of_key = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_images, max_images_of_key = tonumber(ARGV[7]), tonumber(ARGV[8])
+local kept_s = tonumber(ARGV[9])
+local function count(of, bytes)  -- of a store that evicts keys, any of these may be lost
+    local num_images = redis.call('ZCARD', prefix .. 'sent:' .. of)
+    redis.call('ZADD', prefix .. 'owners:images', num_images, of)
     redis.call('ZINCRBY', prefix .. 'owners:bytes', bytes, of)
-    if tonumber(redis.call('ZINCRBY', prefix .. 'owners:images', images, of)) <= 0 then
+    if num_images == 0 then
         redis.call('ZREM', prefix .. 'owners:images', of)
         redis.call('ZREM', prefix .. 'owners:bytes', of)
     end
 end
 local function remove(member)
     local of, name_of = string.match(member, '(.*)/(.*)')
+    local bytes = redis.call('HGET', prefix .. 'bytes', member) or 0
     redis.call('ZREM', prefix .. 'expires', member)
     redis.call('DEL', prefix .. 'image:' .. member)
-    local bytes = redis.call('HGET', prefix .. 'bytes', member)
     redis.call('HDEL', prefix .. 'bytes', member)
-    -- a store that evicts keys may have lost one of them
-    local is_counted = redis.call('ZREM', prefix .. 'sent:' .. of, name_of) == 1 or bytes
-    if is_counted then count(of, -1, -tonumber(bytes or 0)) end
+    if redis.call('ZREM', prefix .. 'sent:' .. of, name_of) == 1 then count(of, -bytes) end
 end
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'expires', '-inf', now)) do
-    remove(member)
+local function evict(of)
+    local name_of = redis.call('ZRANGE', prefix .. 'sent:' .. of, 0, 0)[1]
+    if name_of then remove(of .. '/' .. name_of) else count(of, 0) end
 end
-if name == '' then return end
-if size < 0 then return remove(owner .. '/' .. name) end
+local expired = redis.call('ZRANGEBYSCORE', prefix .. 'expires', '-inf', now, 'LIMIT', 0, 100)
+for _, member in ipairs(expired) do remove(member) end
 local member = owner .. '/' .. name
-remove(member)
-redis.call('SET', prefix .. 'image:' .. member, ARGV[10], 'EX', kept_s)
-redis.call('HSET', prefix .. 'bytes', member, size)
+if name ~= '' then remove(member) end
+if file == '' then return #expired end
+redis.call('SET', prefix .. 'image:' .. member, file, 'EX', kept_s)
+redis.call('HSET', prefix .. 'bytes', member, #file)
 redis.call('ZADD', prefix .. 'expires', now + kept_s, member)
 redis.call('ZADD', prefix .. 'sent:' .. owner, now, name)
-count(owner, 1, size)
-local function oldest(of)
-    return of .. '/' .. redis.call('ZRANGE', prefix .. 'sent:' .. of, 0, 0)[1]
+count(owner, #file)
+local function is_over(unit, max)
+    return tonumber(redis.call('ZSCORE', prefix .. 'owners:' .. unit, owner) or 0) > max
 end
-local function most(unit)
-    return redis.call('ZREVRANGE', prefix .. 'owners:' .. unit, 0, 0)[1]
+while is_over('bytes', max_bytes_of_key) or is_over('images', max_images_of_key) do evict(owner) end
+for unit, max in pairs({bytes = max_bytes, images = max_images}) do
+    local owners = prefix .. 'owners:' .. unit
+    repeat
+        local total, scores = 0, redis.call('ZRANGE', owners, 0, -1, 'WITHSCORES')
+        for index = 2, #scores, 2 do total = total + scores[index] end
+        local is_full = total > max
+        if is_full then evict(scores[#scores - 1]) end
+    until not is_full
 end
-local function held(unit)
-    return tonumber(redis.call('ZSCORE', prefix .. 'owners:' .. unit, owner) or 0)
-end
-local function total(unit)
-    return tonumber(redis.call('HGET', prefix .. 'totals', unit))
-end
-while held('bytes') > max_bytes_of_key or held('images') > max_images_of_key do
-    remove(oldest(owner))
-end
-while total('bytes') > max_bytes do remove(oldest(most('bytes'))) end
-while total('images') > max_images do remove(oldest(most('images'))) end
+return #expired
 """
 
 
@@ -178,7 +199,7 @@ class ImageStore(ABC):
             raise ServiceError(message, "image", "payload_too_large")
         with self._errors():
             handle = ImageHandle(self._ids().make(owner, data))
-            self._put(owner, self._name(owner, handle), _SIZE.pack(*size_wh) + data)
+            self._change(owner, self._name(owner, handle), _SIZE.pack(*size_wh) + data)
         return self.describe(owner, handle)
 
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
@@ -193,7 +214,7 @@ class ImageStore(ABC):
     def remove(self, owner: str, handle: ImageHandle) -> None:
         self._existing(owner, handle, _SIZE.size)
         with self._errors():
-            self._delete(owner, self._name(owner, handle))
+            self._change(owner, self._name(owner, handle))
 
     async def remove_regularly(self) -> None:
         """Remove expired images once a minute until cancelled."""
@@ -204,7 +225,8 @@ class ImageStore(ABC):
 
     def remove_expired(self) -> None:
         with self._errors():
-            self._remove_expired()
+            while self._change():
+                pass
 
     def _existing(self, owner: str, handle: ImageHandle, max_bytes: int = -1) -> StoredFile:
         with self._errors():
@@ -234,23 +256,23 @@ class ImageStore(ABC):
     def _ids(self) -> HandleIds: ...
 
     @abstractmethod
-    def _put(self, owner: str, name: str, file: bytes) -> None:
-        """Store a file, and evict others until all limits hold."""
+    def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
+        """Remove a file, or store another in its place and evict until all limits hold.
+
+        Before, remove a hundred of the expired ones, and return their number.
+        """
 
     @abstractmethod
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         """Return a file, or its first bytes; None if it has expired."""
 
-    @abstractmethod
-    def _delete(self, owner: str, name: str) -> None:
-        """Remove a file, if there is one."""
-
-    @abstractmethod
-    def _remove_expired(self) -> None: ...
-
 
 class HandleStore(ImageStore):
-    """Images in a folder."""
+    """Images in a folder.
+
+    One connection stays open: SQLite copies its log into the database when the last one closes. Its
+    waiters poll, so that of many threads any may be the next: ours have a lock of their own.
+    """
 
     failure = "the disk of stored images fails"
 
@@ -261,86 +283,81 @@ class HandleStore(ImageStore):
         super().__init__(limits)
         self._path = folder / _DATABASE
         self._now = now
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.touch(mode=0o600)  # the folder may be readable for others
-            with self._connected() as db:
-                db.executescript(_SCHEMA)
-                secret = secrets.token_bytes(_SECRET_BYTES)
-                db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secret,))
-                self._handle_ids = HandleIds(*db.execute("SELECT value FROM secret").fetchone())
+            self._change()
         except self.failures as error:
-            raise SettingsError(
-                f"{variable('images_folder')}={str(folder)!r} cannot be written: {error}"
-            ) from error
+            setting = f"{variable('images_folder')}={str(folder)!r}"
+            raise SettingsError(f"{setting} cannot be written: {error}") from error
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        # transactions are explicit
-        with closing(sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)) as db:
-            db.execute("PRAGMA synchronous = NORMAL")  # an image may be lost with its host
-            yield db
+    def _run(self, work: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
+        """Return what `work` returns, after another try if the database is damaged."""
+        with self._lock:
+            try:
+                return work(self._opened())
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+                    raise
+                logger.warning("stored images are lost: %s is damaged: %s", self._path, error)
+            if self._is_in_place():  # no other gateway has replaced it
+                for suffix in ("-wal", "-shm", ""):  # last the file that others look for
+                    self._path.with_name(_DATABASE + suffix).unlink(missing_ok=True)
+            self._db = None
+            return work(self._opened())
+
+    def _opened(self) -> sqlite3.Connection:
+        """Return the database, opened again or made again if its file has gone."""
+        if self._db is not None:
+            if self._is_in_place():
+                return self._db
+            logger.warning("stored images are lost: %s was removed or replaced", self._path)
+            self._db = None
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)  # the folder may be readable for others
+        self._stat = self._path.stat()
+        db = sqlite3.connect(self._path, _BUSY_S, isolation_level=None, check_same_thread=False)
+        db.executescript(_SCHEMA)
+        db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (self._secret,))
+        (self._secret,) = db.execute("SELECT value FROM secret").fetchone()
+        self._db = db
+        return db
+
+    def _is_in_place(self) -> bool:
+        return self._path.exists() and os.path.samestat(self._stat, self._path.stat())
 
     def _ids(self) -> HandleIds:
-        return self._handle_ids
+        if not self._is_in_place():  # another gateway's database may have another secret
+            self._run(lambda _: None)
+        return HandleIds(self._secret)
 
-    def _put(self, owner: str, name: str, file: bytes) -> None:
-        with self._connected() as db:
-            db.execute("BEGIN IMMEDIATE")
-            self._delete_expired(db)
-            db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
-            row = (owner, name, self._now(), len(file), file)
-            db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
-            while (largest := self._largest(db, owner)) is not None:
-                db.execute(
-                    "DELETE FROM images WHERE rowid ="
-                    " (SELECT rowid FROM images WHERE owner = ? ORDER BY sent_s, rowid LIMIT 1)",
-                    (largest,),
-                )
-            db.execute("COMMIT")
+    def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
+        now_s = self._now()
 
-    def _largest(self, db: sqlite3.Connection, owner: str) -> str | None:
-        """Return the key that must lose an image, None if all limits hold."""
-        limits = self.limits
-        usage = "SELECT num_images, num_bytes FROM owners WHERE owner = ?"
-        # without a row the new image has been evicted
-        num_images, num_bytes = db.execute(usage, (owner,)).fetchone() or (0, 0)
-        if num_images > limits.max_images_of_key or num_bytes > limits.max_bytes_of_key:
-            return owner
-        total = "SELECT sum(num_images), sum(num_bytes) FROM owners"
-        num_images, num_bytes = db.execute(total).fetchone()
-        if num_images > limits.max_images:
-            order = "num_images"
-        elif num_bytes > limits.max_bytes:
-            order = "num_bytes"
-        else:
-            return None
-        largest: str
-        (largest,) = db.execute(
-            f"SELECT owner FROM owners ORDER BY {order} DESC LIMIT 1"
-        ).fetchone()
-        return largest
+        def change(db: sqlite3.Connection) -> int:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                num_expired = db.execute(_REMOVE_EXPIRED, (now_s - self.limits.kept_s,)).rowcount
+                db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
+                if file:
+                    row = (owner, name, now_s, len(file), file)
+                    db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
+                    while db.execute(_EVICT, {"owner": owner, **asdict(self.limits)}).rowcount:
+                        pass
+            return num_expired
+
+        return self._run(change)
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         content = "file" if max_bytes < 0 else f"substr(file, 1, {max_bytes})"
-        query = f"SELECT {content}, num_bytes, sent_s FROM images WHERE owner = ? AND name = ?"
-        with self._connected() as db:
-            row = db.execute(query, (owner, name)).fetchone()
-        if row is None or row[2] + self.limits.kept_s <= self._now():
-            return None
-        file, num_bytes, sent_s = row
-        return file, num_bytes, int(sent_s + self.limits.kept_s)
-
-    def _delete(self, owner: str, name: str) -> None:
-        with self._connected() as db:
-            db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
-
-    def _remove_expired(self) -> None:
-        with self._connected() as db:
-            self._delete_expired(db)
-
-    def _delete_expired(self, db: sqlite3.Connection) -> None:
-        db.execute("DELETE FROM images WHERE sent_s <= ?", (self._now() - self.limits.kept_s,))
+        query = f"""
+            SELECT {content}, num_bytes, CAST(sent_s + ? AS INTEGER) FROM images
+            WHERE owner = ? AND name = ? AND sent_s > ?
+        """
+        values = (self.limits.kept_s, owner, name, self._now() - self.limits.kept_s)
+        file: StoredFile | None = self._run(lambda db: db.execute(query, values).fetchone())
+        return file
 
 
 class ValkeyImages(ImageStore):
@@ -374,8 +391,9 @@ class ValkeyImages(ImageStore):
             calls.get(f"{_PREFIX}secret")
             return HandleIds(calls.execute()[1])
 
-    def _put(self, owner: str, name: str, file: bytes) -> None:
-        self._change(owner, name, len(file), file)
+    def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
+        arguments = (owner, name, file, time.time(), *astuple(self.limits))
+        return int(self._script(keys=[_PREFIX], args=arguments))
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         member = f"{owner}/{name}"
@@ -388,19 +406,6 @@ class ValkeyImages(ImageStore):
         if not file or num_bytes is None or expires_at is None:
             return None
         return file, int(num_bytes), int(expires_at)
-
-    def _delete(self, owner: str, name: str) -> None:
-        self._change(owner, name, -1)
-
-    def _remove_expired(self) -> None:
-        self._change("", "", -1)
-
-    def _change(self, owner: str, name: str, num_bytes: int, file: bytes = b"") -> None:
-        limits = self.limits
-        bounds = (limits.max_bytes, limits.max_bytes_of_key)
-        numbers = (*bounds, limits.max_images, limits.max_images_of_key)
-        times = (time.time(), limits.kept_s)
-        self._script(keys=[_PREFIX], args=[owner, name, num_bytes, *times, *numbers, file])
 
 
 def image_store(values: Settings) -> ImageStore | None:
@@ -416,10 +421,9 @@ def image_store(values: Settings) -> ImageStore | None:
         values.images_kept_s,
     )
     place = values.images_folder
-    if place is not None and is_store_url(place):
-        return ValkeyImages(place, limits)
     if place is not None:
-        return HandleStore(Path(place), limits)
+        is_url = is_store_url(place)
+        return ValkeyImages(place, limits) if is_url else HandleStore(Path(place), limits)
     try:
         return HandleStore(store_home() / "images", limits)
     except SettingsError as error:

@@ -282,14 +282,16 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         request: Request,
         send: Callable[[Call[ResultT]], Awaitable[SentT]],
     ) -> SentT:
-        """Do as `_call`; store an image again that has expired."""
+        """Do as `_call`; send the file of an image that is not stored, and store it again."""
         try:
             return await self._call(operation, request, send)
-        except ImageExpired:
-            if request.stored is None:
+        except (ImageExpired, NotFound):
+            if request.stored is None or isinstance(request.image, bytes):
                 raise
-            await self._store(request.stored)
-        return await self._call(operation, replace(request, image=request.stored.sent), send)
+            await self._store(
+                request.stored
+            )  # perhaps at another gateway than the one that answers
+        return await self._call(operation, replace(request, image=request.stored.data), send)
 
     async def _store(self, image: StoredImage) -> None:
         image.id = None

@@ -276,14 +276,14 @@ class Client(Caller[RestTransport | GrpcTransport]):
         request: Request,
         send: Callable[[Call[ResultT]], SentT],
     ) -> SentT:
-        """Do as `_call`; store an image again that has expired."""
+        """Do as `_call`; send the file of an image that is not stored, and store it again."""
         try:
             return self._call(operation, request, send)
-        except ImageExpired:
-            if request.stored is None:
+        except (ImageExpired, NotFound):
+            if request.stored is None or isinstance(request.image, bytes):
                 raise
-            self._store(request.stored)
-        return self._call(operation, replace(request, image=request.stored.sent), send)
+            self._store(request.stored)  # perhaps at another gateway than the one that answers
+        return self._call(operation, replace(request, image=request.stored.data), send)
 
     def _store(self, image: StoredImage) -> None:
         image.id = None

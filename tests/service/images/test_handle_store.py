@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,14 +175,50 @@ def rows(folder: Path) -> list[int]:
     return sizes
 
 
+def remove_folder(database: Path) -> None:
+    shutil.rmtree(database.parent)
+
+
+def overwrite(database: Path) -> None:
+    database.write_bytes(b"damaged" * 10_000)
+
+
+def zero_pages(database: Path) -> None:
+    with database.open("r+b") as file:
+        file.write(bytes(database.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, remove_folder, overwrite, zero_pages])
+def test_lost_database_is_made_again(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    first = HandleStore(folder, LIMITS)
+    second = HandleStore(folder, LIMITS)
+    lost = added(first, "one", b"lost")
+    with closing(sqlite3.connect(folder / "images.sqlite3")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(folder / "images.sqlite3")
+    handle = added(first, "one", b"image")
+    for images in (second, first, HandleStore(folder, LIMITS)):
+        assert stored_of(images, "one", lost, handle) == [False, True]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2  # of two gateways
+    assert rows(folder) == [13]
+    damage(folder / "images.sqlite3")
+    HandleStore(folder, LIMITS)  # starts, with a secret of its own
+    assert stored_of(first, "one", added(first, "one", b"image")) == [True]
+
+
 def test_disk_error_is_temporary(tmp_path: Path) -> None:
     images = HandleStore(tmp_path / "images", LIMITS)
-    (tmp_path / "images" / "images.sqlite3").write_bytes(b"damaged" * 1000)
+    (tmp_path / "images").rename(tmp_path / "away")
+    (tmp_path / "images").touch()
     with pytest.raises(NotReady, match="the disk of stored images fails"):
         images.add("one", b"image", SIZE_WH)
-    (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="DIPTYCH_IMAGES_FOLDER"):
-        HandleStore(tmp_path / "file", LIMITS)
+        HandleStore(tmp_path / "images", LIMITS)
+    (tmp_path / "images").unlink()
+    assert stored_of(images, "one", added(images, "one", b"image")) == [True]
 
 
 def test_default_place(
@@ -242,21 +279,27 @@ def test_valkey_image_expires(valkey: Valkey) -> None:
     member = f"one/{handle.text[4:36]}"
     valkey.client.zadd(f"{PREFIX}expires", {member: time.time()})
     last = added(images, "two", b"image")
-    assert valkey.client.hgetall(f"{PREFIX}totals") == {b"images": b"1", b"bytes": b"13"}
+    assert valkey.client.zrange(f"{PREFIX}owners:bytes", 0, -1, withscores=True) == [(b"two", 13)]
     images.remove("two", last)
-    keys = {f"{PREFIX}secret".encode(), f"{PREFIX}totals".encode()}
-    assert set(valkey.client.keys()) == keys
+    keys = [f"{PREFIX}secret".encode()]
+    assert valkey.client.keys() == keys
     valkey.client.zadd(f"{PREFIX}expires", {"one/gone": 0})
     images.remove_expired()
-    assert set(valkey.client.keys()) == keys
+    assert valkey.client.keys() == keys
 
 
 @needs_valkey
-def test_valkey_that_loses_keys_is_not_held_up(valkey: Valkey) -> None:
-    images = ValkeyImages(valkey.url, replace(LIMITS, max_images_of_key=1))
+@pytest.mark.parametrize("limit", ["max_images", "max_images_of_key", "max_bytes"])
+@pytest.mark.parametrize("lost", ["bytes", "expires", "sent:one", "owners:images", "owners:bytes"])
+def test_valkey_that_loses_keys_is_not_held_up(valkey: Valkey, lost: str, limit: str) -> None:
+    images = ValkeyImages(valkey.url, replace(LIMITS, **{limit: 20 if limit == "max_bytes" else 1}))
     added(images, "one", b"first")
-    valkey.client.delete(f"{PREFIX}bytes")
-    assert stored_of(images, "one", added(images, "one", b"second")) == [True]
+    valkey.client.delete(f"{PREFIX}{lost}")
+    for image in (b"second", b"third"):
+        with suppress(ServiceError):  # evicted in the place of a lost one
+            images.add("one", image, SIZE_WH)
+    other = "a" if limit != "max_images_of_key" else "one"
+    assert stored_of(images, other, added(images, other, b"last")) == [True]
 
 
 @needs_valkey
