@@ -3,7 +3,8 @@
 Each attack runs against a service of its own on this machine, from processes of its own, with one
 API key. A polite client with another key asks for captions meanwhile, one after the other, and
 `/livez` is asked every 20 ms: the event loop answers it alone. The polite client's baseline is
-measured just before each attack. Run it on a machine that is otherwise idle.
+measured just before each attack. Attackers would have machines of their own: here they get the
+processor's time that nobody else wants. Run it on a machine that is otherwise idle.
 """
 
 import argparse
@@ -119,6 +120,7 @@ def client_of(url: str, key: str) -> httpx.AsyncClient:
 
 def statuses_of(index: int, url: str) -> Counter[str]:
     """Attack for `_ATTACK_S`; return the numbers of answers by their status."""
+    os.nice(19)
     attack, _, num_connections, num_requests = _ATTACKS[index]
     end_s = time.monotonic() + _ATTACK_S
     statuses = Counter[str]()

@@ -41,6 +41,7 @@ from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.disconnection import while_connected
 from wire.drain import drain_before_stop
+from wire.host import return_freed_memory_regularly
 from wire.pixels import (
     BUILD_HEADER,
     BYTES,
@@ -261,6 +262,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
                 self._worker = ModelWorker(model_id, options, self._batched)
                 self._worker.load()
+            return_freed_memory_regularly()
             end_process_when_stuck(self._worker.watchdogs, options.limits.stuck_after_s)
             api.start(self._worker)
             drain_before_stop(api.drain)

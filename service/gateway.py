@@ -8,6 +8,7 @@ unless DIPTYCH_PROCESSES=one has the gateway load them.
 import asyncio
 import ctypes
 import logging
+import os
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,7 @@ from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import MODEL_INFO, measure_loop_lag
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.drain import drain_before_stop
+from wire.host import return_freed_memory_regularly
 from wire.http_channel import HttpChannel
 from wire.runner_channel import RunnerChannel
 from wire.telemetry import tracing
@@ -70,6 +72,7 @@ class _Gateway:
     async def start(self) -> None:
         configure_logging(_SETTINGS.log_format)
         _return_large_blocks()
+        return_freed_memory_regularly()
         tracing.start(_SETTINGS.trace_options, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         self._shared_limits = None
@@ -150,6 +153,8 @@ def _return_large_blocks() -> None:
     where a small one behind them keeps gigabytes resident. Runners keep glibc's default: their
     tensors are made again at once.
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # an operator's
+        return
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT_EVERY_S = 1.0
+_RETURN_EVERY_S = 3.0
 # arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
 _is_portable = [sys.platform != "linux"]
@@ -111,6 +112,20 @@ def return_freed_memory() -> None:
     """Return memory that was freed, as after loading weights, to the system, where glibc can."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_freed_memory_regularly() -> None:
+    """Do so in a thread while this process runs: glibc alone returns only the end of a heap.
+
+    A call takes 0.3 ms, and up to 10 ms when large bodies were freed.
+    """
+
+    def run() -> None:
+        while True:
+            return_freed_memory()
+            time.sleep(_RETURN_EVERY_S)
+
+    threading.Thread(target=run, name="memory", daemon=True).start()
 
 
 def show_as(title: str) -> None:

@@ -66,6 +66,9 @@ class FairThreads:
             except asyncio.CancelledError:
                 await asyncio.gather(running, return_exceptions=True)
                 raise
+            finally:
+                # else its exception's frame would refer to it: a cycle that keeps the arguments
+                del running
         finally:
             self._end(name, client, time.monotonic() - start_s)
 

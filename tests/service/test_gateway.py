@@ -8,7 +8,7 @@ from tests.support.export_cli import ROOT
 # Prints whether BentoML keeps metrics, then how many of sixteen blocks are returned to the system
 # when they are freed. glibc keeps blocks of a size that was freed before; mallinfo2 is of 2.33.
 BLOCKS = """
-import ctypes
+import ctypes, os
 from service.gateway import Gateway, _return_large_blocks
 
 print(Gateway.config["metrics"]["enabled"])
@@ -31,7 +31,10 @@ def num_mapped():
     return num_mapped
 
 num_mapped()
+os.environ["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # an operator's
+_return_large_blocks()
 print(num_mapped())
+del os.environ["MALLOC_MMAP_THRESHOLD_"]
 _return_large_blocks()
 print(num_mapped())
 """

@@ -69,6 +69,35 @@ def test_child_of_an_ended_parent() -> None:
     assert (child.returncode, child.stdout) == (1, b"")
 
 
+# The last of the blocks keeps 200 MB in the heap.
+HEAP = """
+import ctypes, time
+from pathlib import Path
+from wire import host
+
+def resident_bytes():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+host._RETURN_EVERY_S = 0.01
+host.return_freed_memory_regularly()
+blocks = [libc.malloc(100_000) for _ in range(2_000)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+before = resident_bytes()
+for block in blocks[:-1]:
+    libc.free(block)
+while resident_bytes() > before - 180_000_000:
+    time.sleep(0.01)
+"""
+
+
+def test_freed_memory_is_returned() -> None:
+    subprocess.run([sys.executable, "-c", HEAP], cwd=ROOT, check=True, timeout=60)
+
+
 # Runs in another process: pytest-xdist shows its own name for a worker's.
 SHOWN = """
 from pathlib import Path

@@ -1,8 +1,11 @@
 """Threads that clients share, with work that the test ends."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -139,6 +142,28 @@ async def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
     released.set()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_failed_work_is_freed_at_once() -> None:
+    """Without the garbage collector, which may run minutes later."""
+
+    def fail(body: set[int]) -> None:
+        raise ValueError(len(body))
+
+    async def freed() -> "weakref.ref[set[int]]":
+        body = set[int]()
+        with suppress(ValueError):
+            await FairThreads("test", 1).run(fail, body)
+        return weakref.ref(body)
+
+    gc.disable()
+    try:
+        reference = await freed()
+        async with asyncio.timeout(60):
+            while reference() is not None:  # its thread has it for a moment
+                await asyncio.sleep(0.001)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("interface", ["REST", "gRPC"])

@@ -17,7 +17,7 @@ from starlette.types import Message
 from service.admission.threads import FairThreads
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.http import body as http_body
-from service.http.body import RequestBody, json_object, read_body
+from service.http.body import RequestBody, json_object, parsed_bytes, read_body
 from service.images.inputs import ImageUrl
 from tests.support.request_bodies import (
     BASE64,
@@ -321,6 +321,14 @@ def test_large_base64_is_decoded(num_bytes: int) -> None:
     image = bytes(range(256)) * (num_bytes // 256 + 1)
     body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
     assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == image
+
+
+@pytest.mark.parametrize("num_before", [0, 499_998, 499_999, 500_000, 999_998])
+def test_escapes_take_memory(num_before: int) -> None:
+    text = "A" * num_before + "/u" + "A" * 400_000
+    body = text.encode()
+    assert parsed_bytes(body) == 2 * len(body)
+    assert parsed_bytes(body.replace(b"/", b"\\")) == 4 * len(body)
 
 
 @pytest.mark.parametrize(
