@@ -83,7 +83,8 @@ def read_container(data: bytes) -> Container:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
     allowed = f"a file in one of the formats {', '.join(FORMATS)}"
-    raise ImageError(f"the image cannot be read; it must be {allowed}")
+    converts = "the Python client converts HEIC, AVIF, TIFF, GIF, BMP and PDF"
+    raise ImageError(f"the image cannot be read; it must be {allowed}; {converts}")
 
 
 def _jpeg(data: bytes) -> Container:

@@ -3,6 +3,7 @@
 Within a picture each label has one colour, also across the panels of a comparison.
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +12,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from diptych_client.conversion import read_image_file
 from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
@@ -43,7 +45,7 @@ _MASK_OPACITY = 0.45
 
 def open_upright(path: Path) -> Image.Image:
     """Open an image upright, by its EXIF orientation: the frame of an answer's coordinates."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(read_image_file(Path(path)))) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 

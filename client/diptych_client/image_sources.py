@@ -1,8 +1,8 @@
 """Images as callers hold them become files; large ones are sent smaller, and answers scaled back.
 
-An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a tensor may have its channels first; `uint8`
-or floats from 0 to 1; RGB, or BGR as OpenCV has it. To make one smaller, only JPEG, PNG and WebP
-files are opened; the service refuses any other. Knows no connection.
+An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a tensor may have its channels first; RGB, or
+BGR as OpenCV has it; tones are floats from 0 to 1, integers from 0 to 255, of `uint16` to 65535.
+Knows no connection.
 """
 
 import io
@@ -22,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from diptych_client.conversion import converted, encoded, split_page
 from diptych_client.errors import DiptychError, new_error
 from diptych_client.geometry import ImageSize
 from diptych_client.requests import StoredImage
@@ -50,7 +51,6 @@ _READERS: dict[bytes, Callable[[io.BytesIO], OpenedImage]] = {
 logger = logging.getLogger("diptych_client")
 ResultT = TypeVar("ResultT")
 _URL_SCHEMES = ("http://", "https://")
-_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 _CHANNELS = (1, 3, 4)
 
 
@@ -92,56 +92,73 @@ def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
 
 
 def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
-    """Return the bytes of a file, or pixels, without EXIF data, as PNG; raise `DiptychError`."""
+    """Return a file, converted if need be, or pixels, without EXIF data, as PNG.
+
+    Raise `DiptychError`.
+    """
     match image:
-        case bytes() | bytearray() | memoryview():
-            return bytes(image)
         case StoredImage():
             return image.data
         case Image.Image():
-            return _png(image)
-        case str() | os.PathLike() | ReadableFile():
-            is_open = isinstance(image, ReadableFile)
-            try:
-                data = image.read() if is_open else Path(image).read_bytes()  # type: ignore[union-attr,arg-type]
-            except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
-                message = f"cannot read the image: {error}"
-                raise new_error("unreadable_file", message, "image") from error
-            if isinstance(data, bytes):
-                return data
+            return encoded(image)
         case np.ndarray():
-            return _png(_from_array(image, bgr))
-        case Tensor():
+            return encoded(_from_array(image, bgr))
+        case Tensor() if not isinstance(image, ReadableFile):
             plain = image.detach().cpu()
             array = (plain.float() if plain.is_floating_point() else plain).numpy()
             is_first = array.ndim == 3 and array.shape[0] in _CHANNELS
             if is_first and array.shape[2] not in _CHANNELS:
                 array = array.transpose(1, 2, 0)
-            return _png(_from_array(array, bgr))
+            return encoded(_from_array(array, bgr))
+    try:
+        data, page = _read(image)
+        if isinstance(data, bytes):
+            return converted(data, page)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
+        message = f"cannot read the image: {error}"
+        raise new_error("unreadable_file", message, "image") from error
     kinds = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
     raise _refusal(f"an image must be {kinds}, got {type(image).__name__}")
+
+
+def _read(source: object) -> tuple[object, int | None]:
+    """Return a file and the page that its path names, or nothing."""
+    match source:
+        case bytes() | bytearray() | memoryview():
+            return bytes(source), None
+        case str() | os.PathLike():
+            path, page = split_page(Path(source))
+            return path.read_bytes(), page
+        case ReadableFile():
+            return source.read(), None
+    return None, None
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
     has_channels = array.ndim == 3 and array.shape[2] in _CHANNELS
     is_image = array.size > 0 and (array.ndim == 2 or has_channels)
-    is_float = np.issubdtype(array.dtype, np.floating)
-    if is_image and is_float and array.min() >= 0 and array.max() <= 1:
-        array = np.round(array * 255).astype(np.uint8)
-    if not is_image or array.dtype != np.uint8:
-        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floats from 0 to 1"
-        raise _refusal(f"an array must be {expected}, got {array.dtype} {array.shape}")
+    pixels = _eight_bits(array) if is_image else array
+    if not is_image or pixels.dtype != np.uint8:
+        shapes = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        values = "floats from 0 to 1, integers from 0 to 255, uint16 to 65535, or bool"
+        raise _refusal(f"an array must be {shapes}, {values}; got {array.dtype} {array.shape}")
     if has_channels and array.shape[2] == 1:
-        array = array[:, :, 0]
+        pixels = pixels[:, :, 0]
     elif has_channels and bgr:
-        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
-    return Image.fromarray(np.ascontiguousarray(array))
+        pixels = pixels[:, :, [2, 1, 0, 3][: array.shape[2]]]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG")
-    return file.getvalue()
+def _eight_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Return tones from 0 to 255, or the array if its values have no such meaning."""
+    if array.dtype.kind == "b":
+        return array * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return (array >> 8).astype(np.uint8)
+    is_float = array.dtype.kind == "f"
+    if array.dtype.kind in "iuf" and array.min() >= 0 and array.max() <= (1 if is_float else 255):
+        return (np.round(array * 255) if is_float else array).astype(np.uint8)
+    return array
 
 
 def _refusal(message: str) -> DiptychError:

@@ -30,10 +30,9 @@ from typing import IO, Protocol
 
 from PIL import Image
 
+from diptych_client.conversion import SUFFIXES, pages_of, read_image_file, split_page
 from diptych_client.long_runs import RunError
-from diptych_client.requests import read_image_file
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _LABELS = {".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
@@ -137,7 +136,7 @@ class Folder:
         if name != origin and self.origins.setdefault(name, origin) != origin:
             others = f"{self.origins[name]!r:.200} and {origin!r:.200}"
             raise RunError(f"{self.path}: {others} would both be {name}")
-        path = path_within(self.path, name)
+        path, _ = split_page(path_within(self.path, name))
         if not path.exists():
             return ImageFile(name, 0, 0)
         stat = path.stat()
@@ -182,7 +181,7 @@ def is_shown(name: str) -> bool:
 
 
 def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFile]:
-    """Return the images below a folder; other files than labels are counted as left out."""
+    """Return the images below a folder, each page; other files than labels are counted."""
     store = Folder(folder)
     problems = problems or Problems()
     images = []
@@ -191,8 +190,8 @@ def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFil
         if suffix not in SUFFIXES:
             if suffix not in _UNPACKED:
                 problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
-        elif (image := store.image(name)).size_bytes:
-            images.append(image)
+        elif store.image(name).size_bytes:
+            images += map(store.image, pages_of(folder, name))
         else:
             problems.count("empty image left out")
     return images
@@ -233,21 +232,21 @@ class Opened:
         if self.files is None and self.path.is_dir():
             images = find_images(self.path, problems)
         if not images:
-            raise RunError(f"{self.path} contains no JPEG, PNG or WebP file")
+            raise RunError(f"{self.path} contains no image")
         return Folder(self.path), images
 
 
 def open_images(names: Sequence[str], opening: Opening) -> Opened:
     """Return the files of one input, or of several image files; raise `RunError`."""
-    if len(names) == 1 and not Path(names[0]).exists():
+    path, _ = split_page(Path(names[0]))
+    if len(names) == 1 and not path.exists():
         matches = sorted(glob(names[0], recursive=True))
         if not any(map(os.path.exists, matches)):  # a link may be broken
             raise RunError(f"{names[0]} does not exist, and no file matches it as a pattern")
         return open_images(matches, opening)
-    path = Path(names[0])
     suffix = path.suffix.lower()
     if len(names) > 1 or (suffix in SUFFIXES and not path.is_dir()):
-        return _image_files([Path(name) for name in names])
+        return _image_files(names)
     if path.is_dir():
         return Opened(path)
     if path.name.lower().endswith(_ARCHIVES):
@@ -257,14 +256,16 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
     return Opened(path)
 
 
-def _image_files(paths: Sequence[Path]) -> Opened:
-    for path in paths:
+def _image_files(names: Sequence[str]) -> Opened:
+    absolute: list[Path] = []
+    for name in names:
+        path, _ = split_page(Path(name))
         if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-            raise RunError(f"{path}: several inputs must be JPEG, PNG or WebP files")
-    absolute = [path.absolute() for path in paths]
+            raise RunError(f"{path}: several inputs must be images")
+        absolute += map(path.absolute().with_name, pages_of(path.parent, Path(name).name))
     folder = Folder(Path(os.path.commonpath([path.parent for path in absolute])))
-    names = dict.fromkeys(path.relative_to(folder.path).as_posix() for path in absolute)
-    return Opened(folder.path, tuple(map(folder.image, names)))
+    images = dict.fromkeys(path.relative_to(folder.path).as_posix() for path in absolute)
+    return Opened(folder.path, tuple(map(folder.image, images)))
 
 
 def _made(opening: Opening, source: Path, make: Callable[[Path, Path, Problems], None]) -> Path:

@@ -198,12 +198,12 @@ class Outputs:
         self._add(path, _ANY_STATE)
         return path
 
-    def write(self, path: Path, text: str) -> Path:
+    def write(self, path: Path, content: str | bytes) -> Path:
         """Write a file completely or not at all; raise `RunError` as `check` does."""
         self.check([path])
         path.parent.mkdir(parents=True, exist_ok=True)
         incomplete = path.with_name(path.name + ".incomplete")
-        incomplete.write_bytes(text.encode())
+        incomplete.write_bytes(content.encode() if isinstance(content, str) else content)
         self._add(path, _state(incomplete))
         os.replace(incomplete, path)
         return path

@@ -15,7 +15,6 @@ from diptych_client.geometry import ImageSize
 Step = Mapping[str, Any]  # the fields of docs/analyze.md
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...] | tuple[Step, ...]
 KindT = TypeVar("KindT")
-_JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
 @dataclass(slots=True)
@@ -122,20 +121,3 @@ def split_list(text: str) -> tuple[str, ...]:
 
 def read_api_key(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
-
-
-def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image file.
-
-    Raise `OSError` for any other, which must not be sent to a service.
-
-    A name in a foreign dataset may be a link to a private file; a device or a pipe might never end.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    with path.open("rb") as file:
-        magic = file.read(12)
-        is_webp = magic.startswith(b"RIFF") and magic[8:12] == b"WEBP"
-        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
-            raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
-        return magic + file.read()

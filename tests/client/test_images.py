@@ -44,6 +44,8 @@ def test_arrays_and_tensors_are_rgb_or_bgr() -> None:
     assert (pixels(rgba[:, :, [2, 1, 0, 3]], bgr=True) == rgba).all()
     assert (pixels(RGB[:, :, 0]) == pixels(RGB[:, :, :1])).all()
     assert (pixels((RGB / 255).astype(np.float16)) == RGB).all()
+    assert (pixels(RGB.astype(np.int64)) == pixels(RGB.astype(np.uint16) * 257)).all()
+    assert (pixels(RGB > 220) == (RGB > 220) * 255).all()
     tensor = torch.from_numpy(RGB)
     assert (pixels(tensor) == RGB).all()
     assert (pixels((tensor.permute(2, 0, 1) / 255).bfloat16()) - RGB.astype(int) <= 1).all()
@@ -74,7 +76,9 @@ def encoded(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (RGB.astype(np.int64), r"uint8 or floats from 0 to 1, got int64 \(4, 5, 3\)"),
+        (RGB + np.int64(1), r"floats from 0 to 1, integers from 0 to 255, .* int64 \(4, 5, 3\)"),
+        (RGB - np.int64(200), "got int64"),
+        (RGB * 1j, "got complex128"),
         (RGB * 1.5, "got float64"),
         (RGB / -255, "got float64"),
         (np.full((2, 2), np.nan), "got float64"),

@@ -50,6 +50,7 @@ from diptych_client.cli.terminal import (
     tasks_view,
 )
 from diptych_client.clients.client import Client
+from diptych_client.conversion import converted_name
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.inputs import ImageInStore, open_images
@@ -83,7 +84,7 @@ app = typer.Typer(
     cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 
-ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
+ImagePath = Annotated[Path, Argument(help="An image, or a page as `scan.pdf#page=2`.")]
 Inputs = Annotated[list[str], Argument(help="Images, a folder, a pattern, an archive or a video.")]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
@@ -158,7 +159,7 @@ def predict(
         is_one = len(images) == 1 and opened.files is not None
         drawings: list[Path | None] = [draw] * len(images)
         if draw is not None and not is_one:
-            drawings = [draw / image.name for image in images]
+            drawings = [draw / converted_name(image.name) for image in images]
         check_drawings(drawings, input_options.overwrite)
         answers = client.predict_many(
             [ImageInStore(store, image) for image in images],

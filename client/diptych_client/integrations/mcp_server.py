@@ -35,9 +35,10 @@ from mcp_types import (
 )
 
 from diptych_client.clients.async_client import AsyncClient
+from diptych_client.conversion import ALLOWED, read_image_file
 from diptych_client.errors import DiptychError
 from diptych_client.integrations.outlines import simplified_ring
-from diptych_client.requests import read_image_file, split_list
+from diptych_client.requests import split_list
 from diptych_client.results import Answer, Comparison, ModelFailure, Task
 from diptych_client.transports.messages import to_json
 
@@ -56,7 +57,7 @@ _ANSWER_FIELDS = (
     *("finish_reason", "calibrated", "guarantee", "error"),
 )
 
-_FORMS = "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
+_FORMS = f"Absolute path of {ALLOWED}, or data:image/…;base64,…, or an http(s) URL."
 _TEXT = {"type": "string"}
 _IMAGE = {**_TEXT, "description": _FORMS}
 _READS_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)

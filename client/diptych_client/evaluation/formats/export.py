@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.results import TextResult
@@ -38,7 +39,12 @@ class Export:
     def link(self, place: str, record: Record, split: str) -> None:
         name = record.image.name
         self.files.add((place, name, split))
-        self.outputs.link(self.folder / name, self.path(place, name, split))
+        source = self.folder / name
+        path = self.path(place, name, split)
+        if source.exists():
+            self.outputs.link(source, path)
+        else:  # the converted name of a page, or of a file of another format
+            self.outputs.write(path, read_image_file(source.with_suffix("")))
 
     def discard_moved(self) -> None:
         """Remove what an earlier run wrote to another split: it would be in both."""

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.dataset import (
     Dataset,
     Inventory,
@@ -25,7 +26,6 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.evaluation.formats.json_lines import labelled_image, metadata_row
 from diptych_client.inputs import MALFORMED, ImageFile, files_below, path_within
 from diptych_client.long_runs import RunError
-from diptych_client.requests import read_image_file
 
 _MAX_BLOCKS = 4  # record batches whose images are in memory
 

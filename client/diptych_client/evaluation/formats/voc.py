@@ -10,6 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from diptych_client.conversion import SUFFIXES
 from diptych_client.evaluation.dataset import (
     Dataset,
     Inventory,
@@ -22,7 +23,7 @@ from diptych_client.evaluation.dataset import (
 )
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
-from diptych_client.inputs import SUFFIXES, Folder, ImageFile, files_below, path_within
+from diptych_client.inputs import Folder, ImageFile, files_below, path_within
 from diptych_client.long_runs import RunError
 from diptych_client.results import box_of, category_of
 

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
+from diptych_client.conversion import converted_name
 from diptych_client.evaluation.formats.coco import write_coco
 from diptych_client.evaluation.formats.csv_tables import write_csv
 from diptych_client.evaluation.formats.export import SPLITS, Export
@@ -96,8 +98,8 @@ def check_format(
     has_boxes = result in _BOXES
     if result not in writer.results:
         holds = f"{dataset_format.value} holds {', '.join(writer.results)}"
-        names = [form.value for form, other in WRITERS.items() if result in other.results]
-        rule = f"use --format {' or '.join(names)}"
+        forms = [form.value for form, other in WRITERS.items() if result in other.results]
+        rule = f"use --format {' or '.join(forms)}"
         raise RunError(f"{holds}, but the task's result is {result}: {rule}")
     if is_proved and is_jsonl and has_boxes:
         raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
@@ -110,7 +112,8 @@ def check_format(
             if "images" in PurePosixPath(image.name).parent.parts:
                 rule = "a subfolder must not be named images in a YOLO dataset: rename it"
                 raise RunError(f"{image.name}: {rule}")
-    stems = Counter(PurePosixPath(image.name).with_suffix("") for image in images)
+    names = map(converted_name, map(attrgetter("name"), images))
+    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
     for stem, count in stems.items() if writer.has_label_files else ():
         if count > 1:
             raise RunError(f"{count} images would share the labels of {stem}: rename all but one")
@@ -127,12 +130,15 @@ def check_outputs(
     place = WRITERS[dataset_format].images
     for split in SPLITS if place else ():
         for image in images:
-            link = outputs.folder / place.replace("{split}", split) / image.name
+            link = outputs.folder / place.replace("{split}", split) / converted_name(image.name)
             outputs.has_link(folder / image.name, link)
 
 
 def write_dataset(target: Target, records: Sequence[Record]) -> Path:
     """Write the records, a share of them as the split val; return the path of the dataset."""
+    writer = WRITERS[target.dataset_format]
+    if writer.images:
+        records = list(map(_with_converted_name, records))
     num_val = round(target.val_share * len(records))
     splits = {"train": list(records)}
     if num_val:  # the same images in every run, and most of them when others are added
@@ -142,9 +148,14 @@ def write_dataset(target: Target, records: Sequence[Record]) -> Path:
         splits["val"] = [record for record in records if _name_of(record) in val]
     classes = class_indices(records, target.job.requested_labels())
     export = Export(target.outputs, target.folder, target.job, splits, classes)
-    path = WRITERS[target.dataset_format].write(export)
+    path = writer.write(export)
     export.discard_moved()
     return path
+
+
+def _with_converted_name(record: Record) -> Record:
+    image = replace(record.image, name=converted_name(record.image.name))
+    return replace(record, image=image)
 
 
 def _name_of(record: Record) -> str:
