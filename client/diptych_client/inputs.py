@@ -184,7 +184,7 @@ def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFil
     """Return the images below a folder, each page; other files than labels are counted."""
     store = Folder(folder)
     problems = problems or Problems()
-    images = []
+    images = list[ImageFile]()
     for name in files_below(folder):
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in SUFFIXES:

@@ -52,7 +52,7 @@ _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
 _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
-_BOOLEANS = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "True": True, "false": False, "False": False}  # generated clients
 
 ParsedT = TypeVar("ParsedT")
 

@@ -141,7 +141,9 @@ class SetupBody(_Body):
     label_config: str = Field(alias="schema", json_schema_extra=_CONFIG)
 
 
-class _Params(_Body):
+class PredictParams(_Body):
+    """Parameters of a prediction."""
+
     context: Annotated[dict[str, Any], _BOUNDED] | None = None
 
 
@@ -150,7 +152,7 @@ class PredictBody(_Body):
 
     tasks: list[Annotated[dict[str, Any], _BOUNDED]] = Field(min_length=1, max_length=_MAX_TASKS)
     label_config: str = Field(json_schema_extra=_CONFIG)
-    params: _Params = _Params()
+    params: PredictParams = PredictParams()
 
 
 class LabelStudioApi:

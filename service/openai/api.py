@@ -11,8 +11,9 @@ is followed within the schema only, and alternatives are tried for a bounded num
 """
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -47,6 +48,12 @@ _TYPES: dict[ErrorCode, wire.ErrorType] = {
     "deadline_exceeded": "server_error",
 }
 
+_QUESTION = "visual_question_answering"
+_CAPTION = re.compile(
+    r"(please |can you |could you )?"
+    r"(describe|caption|write a caption for|what('s| s| is| do you see) in)"
+    r" (this|the) (image|picture|photo)( in detail)?( please)?"
+)
 _PARAM = "response_format.json_schema.schema"
 _REFUSED = ("pattern", "patternProperties", "format", "$dynamicRef")
 _MAX_STEPS = 20_000
@@ -93,9 +100,10 @@ async def complete(
 ) -> wire.ChatCompletion:
     await _check_format(chat.response_format)
     answer = await core.predict(image_of(chat), fields_of(chat, core), context)
-    content = answer.written.text
-    if chat.response_format.type != "text":
-        content = await POSTPROCESSING.run(typed_content, answer, chat.response_format)
+    if chat.response_format.type == "text":
+        content = content_of(answer, chat)
+    else:
+        content = await POSTPROCESSING.run(content_of, answer, chat)
     message = wire.AssistantMessage(content=content)
     return wire.ChatCompletion(
         id=context.request_id,
@@ -114,9 +122,12 @@ async def _check_format(response_format: wire.ResponseFormat) -> None:
 def _chunk_form(
     chat: wire.ChatRequest, request_id: str
 ) -> Callable[[Piece | Answer], Iterator[str]]:
-    """Return what renders the events of one stream; typed content is one piece at the end."""
+    """Return what renders the events of one stream.
+
+    Typed content, and text that `stop` may cut, is one piece at the end.
+    """
     head = {"id": request_id, "object": "chat.completion.chunk", "created": int(time.time())}
-    is_typed = chat.response_format.type != "text"
+    is_one_piece = chat.response_format.type != "text" or bool(chat.stop)
     has_begun = False
 
     def chunk(choices: list[dict[str, Any]], usage: wire.ChatUsage | None = None) -> str:
@@ -134,11 +145,11 @@ def _chunk_form(
             has_begun = True
             yield choice(role="assistant", content="")
         if isinstance(event, Piece):
-            if not is_typed:
+            if not is_one_piece:
                 yield choice(content=event.text)
             return
-        if is_typed:
-            yield choice(content=typed_content(event, chat.response_format))
+        if is_one_piece:
+            yield choice(content=content_of(event, chat))
         yield choice(event.written.finish_reason)
         if chat.stream_options is not None and chat.stream_options.include_usage:
             yield chunk([], _usage(event))
@@ -183,8 +194,7 @@ def fields_of(chat: wire.ChatRequest, core: Core) -> Fields:
         prompt = FAMILIES[entry.family].read_prompt(entry, texts[0])
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    # a text that is not a prompt of the model is a question
-    prompt = prompt or AskedTask("visual_question_answering", {"question": texts[0]})
+    prompt = prompt or _asked_in_words(texts[0], entry.task_ids)
     fields = {
         "task": prompt.task_id,
         **prompt.values,
@@ -203,6 +213,14 @@ def fields_of(chat: wire.ChatRequest, core: Core) -> Fields:
         return fields | {"region": region}
 
     return with_region
+
+
+def _asked_in_words(text: str, task_ids: Collection[str]) -> AskedTask:
+    """Return a question, or a caption where the model has no questions and the text means one."""
+    words = " ".join(re.findall(r"[\w']+", text.casefold()))
+    if _QUESTION not in task_ids and _CAPTION.fullmatch(words):
+        return AskedTask("captioning")
+    return AskedTask(_QUESTION, {"question": text})
 
 
 def _counted(check: Any) -> Any:
@@ -233,6 +251,16 @@ def check_schema(schema: dict[str, Any]) -> None:
     except SchemaError as error:
         problem = f"{_PARAM} is not a JSON Schema: {error.json_path} breaks {error.validator!r}"
         raise InvalidRequest(problem, _PARAM) from error
+
+
+def content_of(answer: Answer, chat: wire.ChatRequest) -> str:
+    """Return the text up to the first of `stop`, or the typed result as JSON."""
+    if chat.response_format.type != "text":
+        return typed_content(answer, chat.response_format)
+    content = answer.written.text
+    for stop in chat.stop or ():
+        content = content.partition(stop)[0]
+    return content
 
 
 def typed_content(answer: Answer, response_format: wire.ResponseFormat) -> str:

@@ -22,7 +22,10 @@ _MAX_SCHEMA_NODES = 2_000
 _MAX_SCHEMA_CHARS = 20_000
 _MAX_SCHEMA_LEVELS = 32
 _MAX_USER_CHARS = 1000
-_MAX_TOOLS = 128  # OpenAI's own limit
+_MAX_TOOLS = 128  # OpenAI's own limits, as the following
+_MAX_STOPS = 4
+_MAX_METADATA = 16
+_MAX_BIASES = 1000
 
 _Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
 
@@ -139,12 +142,20 @@ class ResponseFormat(StrictModel):
         return self
 
 
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
 class StreamOptions(StrictModel):
     """Options of a stream."""
 
     include_usage: bool = False
 
 
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+_Stops = Annotated[list[_Stop], Field(max_length=_MAX_STOPS)]
+_StopTexts = Annotated[_Stops, BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Tool = Annotated[dict[str, Any], Field(json_schema_extra=BOUNDED_BY_BODY)]
 
 
@@ -166,11 +177,21 @@ class ChatRequest(StrictModel):
     )
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=1)
+    stop: _StopTexts | None = Field(
+        None, description="Texts that cut the generated text, which then streams as one piece."
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat = ResponseFormat(type="text")
     user: str | None = Field(None, max_length=_MAX_USER_CHARS, description=_IGNORED)
+    presence_penalty: _Penalty | None = Field(None, description=_IGNORED)
+    frequency_penalty: _Penalty | None = Field(None, description=_IGNORED)
+    logprobs: bool | None = Field(None, description=_IGNORED)
+    top_logprobs: int | None = Field(None, ge=0, le=20, description=_IGNORED)
+    logit_bias: dict[str, float] | None = Field(None, max_length=_MAX_BIASES, description=_IGNORED)
+    metadata: dict[str, str] | None = Field(None, max_length=_MAX_METADATA, description=_IGNORED)
+    store: bool | None = Field(None, description=_IGNORED)
     tools: list[_Tool] = Field(
         [], max_length=_MAX_TOOLS, description=f"{_IGNORED} The models call none."
     )
@@ -197,7 +218,7 @@ class AssistantMessage(BaseModel):
 class ChatChoice(BaseModel):
     """The only choice."""
 
-    index: Literal[0] = 0
+    index: int = Field(0, ge=0, le=0)
     message: AssistantMessage
     logprobs: None = None
     finish_reason: Literal["stop", "length"]

@@ -4,6 +4,7 @@ The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by
 documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -59,6 +60,7 @@ _JSON = "application/json"
 _FORM = "multipart/form-data"
 _WEBHOOK = "LabelStudioEvent"
 _CALL = "XAnyLabelingCall"
+_STEP = "AnalysisStep"
 _INFER = "Answer with one model: inputs are the fields of /v1/predict, `result` is its body."
 _OPEN_INFERENCE = (
     "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
@@ -134,18 +136,20 @@ _ANSWERED = (
     *(FileObject, FileList, FileDeleted, Batch, BatchList),
 )
 _ANSWERED_ABOUT_IMAGES = (AnalysisJson, SeveralJson, StoredImageJson, DeletedImageJson)
-_IMAGE: JsonObject = {
+_TEXT_IMAGE: JsonObject = {
     "type": "string",
-    "description": "in a form: a file; in JSON: a data: URL, base64, an allowed http(s) URL, or the"
-    " id of a stored image",
+    "description": "a data: URL, base64, an allowed http(s) URL, or the id of a stored image",
     **BOUNDED_BY_BODY,
 }
-_IMAGES: JsonObject = {
-    "type": "array",
-    "description": "several images, each as `image`; in a form: repeated files",
-    "items": _IMAGE,
-    "minItems": 1,
-    "maxItems": MAX_IMAGES,
+_FILE_IMAGE: JsonObject = {
+    "type": "string",
+    "format": "binary",
+    "description": "a file, or what JSON has",
+    **BOUNDED_BY_BODY,
+}
+# one image, or several, whose answers are not streamed
+_IMAGE_OR_IMAGES: JsonObject = {
+    "oneOf": [{"required": ["image"]}, {"required": ["images"], "properties": {"stream": False}}]
 }
 _CATALOG = {
     "name": "catalog",
@@ -153,6 +157,20 @@ _CATALOG = {
     "description": "true: also the catalog's models not served, each with its `serve_command`.",
     "schema": {"type": "boolean", "default": False},
 }
+_HEADERS: list[JsonObject] = [
+    {
+        "name": "X-Deadline-Ms",
+        "in": "header",
+        "description": "Deadline of the request; at most the service's own.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    {
+        "name": "X-Request-Id",
+        "in": "header",
+        "description": "Id of the request; by default the service generates one.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    },
+]
 _ANY_ANSWER: JsonObject = {
     "description": "the answer",
     "content": {_JSON: {"schema": {"type": "object"}}},
@@ -197,8 +215,9 @@ def _own_operations() -> Iterator[Operation]:
         ("images", "storeImage", "Store an image, which requests then name.", StoredImageJson),
     ):
         answers = (answer,) if path == "images" else (answer, SeveralJson)
-        body = {_FORM: _reference(name), _JSON: _reference(name)}
-        yield "post", f"/v1/{path}", _operation(name, summary, _answer(*answers), body)
+        body = {_FORM: _reference(f"{name}Form"), _JSON: _reference(f"{name}Request")}
+        operation = _operation(name, summary, _answer(*answers), body)
+        yield "post", f"/v1/{path}", operation | {"parameters": _HEADERS}
     image_path = "/v1/images/{image_id}"
     of_image = {
         "parameters": _path_parameters(image_path),
@@ -215,7 +234,10 @@ def _own_operations() -> Iterator[Operation]:
     completed = _answer(ChatCompletion)
     chat = _operation("createChatCompletion", summary, completed, body, error=ChatError)
     yield "post", "/v1/chat/completions", chat
-    properties = {"object": {"const": "list"}, "data": {"type": "array"}}
+    properties = {
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": {"type": "object"}},
+    }
     listing = _response("the list", {"type": "object", "properties": properties})
     summary = "The served models and their comparison table."
     listed = _operation("listModels", summary, listing, statuses=_LISTING_ERRORS)
@@ -299,19 +321,23 @@ def _path_parameters(path: str) -> list[JsonObject]:
 
 def _schemas(models: ServedModels) -> JsonObject:
     read = _schemas_of(_READ, "validation")
-    fields = PredictFields.model_json_schema()["properties"]
-    steps = {"type": "array", "items": _step_schema(models), "minItems": 1, "maxItems": MAX_STEPS}
-    analysis = _object({"steps": steps, "stream": fields["stream"]}, ["steps"])
+    call = read.pop(Call.__name__)
+    call["properties"]["image"] = _TEXT_IMAGE
+    step = _fields(models, StepFields, CompareFields, PredictFields)
+    steps = {"type": "array", "items": _reference(_STEP), "minItems": 1, "maxItems": MAX_STEPS}
+    analysis = {"steps": steps, "stream": step.pop("stream")}
     return {
         **_schemas_of(_ANSWERED, "serialization"),
         **read,
         **_schemas_of(_ANSWERED_ABOUT_IMAGES, "serialization"),
-        "analyze": {"oneOf": [_with_image(analysis), _with_images(analysis)]},
-        "storeImage": _with_image(_object({}, [])),
         _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
-        _CALL: _with_image(read[Call.__name__]),
-        "predict": _request_schema(PredictFields, models),
-        "compare": _request_schema(CompareFields, models),
+        _CALL: call | {"title": _CALL, "required": ["image", *call["required"]]},
+        _STEP: _object(step, ["id", "task"]),
+        **_bodies("analyze", analysis, "steps"),
+        **_task_bodies("predict", models, PredictFields),
+        **_task_bodies("compare", models, CompareFields),
+        "storeImageRequest": _object({"image": _TEXT_IMAGE}, ["image"]),
+        "storeImageForm": _object({"image": _FILE_IMAGE}, ["image"]),
     }
 
 
@@ -322,40 +348,56 @@ def _schemas_of(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> Js
     return schemas
 
 
-def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
-    """Return two alternatives for each offered task: about one image, and about several."""
-    common = fields_class.model_json_schema()["properties"]
-    alternatives: list[JsonObject] = []
+def _task_bodies(
+    name: str, models: ServedModels, fields_class: type[GenerationFields]
+) -> JsonObject:
+    """Return the schemas of a body with a task, which decides on its parameters."""
+    common = dict.fromkeys(["image", "images", *fields_class.model_fields], True)
+    rules: list[JsonObject] = []
     for task_id in _offered(models):
-        task = TASKS[task_id]
-        parameters: JsonObject = task.json_schema()
-        fields = {
-            **parameters,
-            "title": task.id,
-            "description": task.description,
-            "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
-            "required": ["task", *parameters["required"]],
-        }
-        alternatives += [_with_image(fields), _with_images(fields)]
-    return {"oneOf": alternatives}
+        task: JsonObject = TASKS[task_id].json_schema()
+        properties = {**common, **task["properties"], "task": {"const": task_id}}
+        rules.append({**task, "title": task_id, "properties": properties})
+    return _bodies(name, _fields(models, fields_class), "task", {"oneOf": rules})
 
 
-def _step_schema(models: ServedModels) -> JsonObject:
-    """Return the fields of a step of any task; those of its task are in `predict`."""
-    properties: JsonObject = {
-        **StepFields.model_json_schema()["properties"],
-        **CompareFields.model_json_schema()["properties"],
-        **PredictFields.model_json_schema()["properties"],
-        "task": {"enum": _offered(models)},
-    }
-    del properties["stream"]
+def _bodies(name: str, fields: JsonObject, required: str, *rules: JsonObject) -> JsonObject:
+    """Return the schemas of a JSON body and of a form, about one image or several.
+
+    Rules depend on the required field: of a `oneOf` of the whole body, generators of clients write
+    a class for each alternative, or none at all.
+    """
+    schemas: JsonObject = {}
+    for suffix, image in (("Request", _TEXT_IMAGE), ("Form", _FILE_IMAGE)):
+        images = {"type": "array", "items": image, "minItems": 1, "maxItems": MAX_IMAGES}
+        schema = _object({"image": image, "images": images, **fields}, [required])
+        schema["dependentSchemas"] = {required: {"allOf": [_IMAGE_OR_IMAGES, *rules]}}
+        schemas[name + suffix] = schema
+    return schemas
+
+
+def _fields(models: ServedModels, *classes: type[BaseModel]) -> JsonObject:
+    """Return the fields of classes and of all tasks, with defaults in their descriptions.
+
+    A generated client would send a default, also to a task that does not have the field.
+    """
+    properties: JsonObject = {}
+    for fields_class in classes:
+        properties |= fields_class.model_json_schema()["properties"]
+    properties["task"] = {"type": "string", "enum": _offered(models)}
     for parameter in chain(*(task.parameters for task in TASKS.values())):
         schema: JsonObject = dict(parameter.json_schema())
-        known = properties.get(parameter.name, {}).get("enum")
-        if known is not None:  # `detail` has other values for each task
-            schema = {"type": "string", "enum": list(dict.fromkeys([*known, *schema["enum"]]))}
+        known = properties.get(parameter.name, {})
+        if known.get("enum", schema.get("enum")) != schema.get("enum"):  # `detail` of two tasks
+            schema["enum"] = [*known["enum"], *schema["enum"]]
+            schema["description"] = f"{known['description']} {schema['description']}"
+            del schema["default"]
         properties[parameter.name] = schema
-    return _object(properties, ["id", "task"])
+    for schema in properties.values():
+        default = schema.pop("default", None)
+        if default is not None:
+            schema["description"] += f" Default: {json.dumps(default)}."
+    return properties
 
 
 def _offered(models: ServedModels) -> list[str]:
@@ -370,15 +412,3 @@ def _object(properties: JsonObject, required: list[str]) -> JsonObject:
         "required": required,
         "additionalProperties": False,
     }
-
-
-def _with_image(fields: JsonObject) -> JsonObject:
-    properties = {"image": _IMAGE, **fields["properties"]}
-    return {**fields, "properties": properties, "required": ["image", *fields["required"]]}
-
-
-def _with_images(fields: JsonObject) -> JsonObject:
-    """Return the schema of a body of several images and `fields`, which is not streamed."""
-    properties = {"images": _IMAGES, **fields["properties"]}
-    properties.pop("stream", None)
-    return {**fields, "properties": properties, "required": ["images", *fields["required"]]}

@@ -10,7 +10,8 @@ from PIL import Image
 
 from service.http.boundary import STATUSES
 from tests.service.http.test_boundary import leave, num_gone
-from tests.support.fake_runners import FakeDecoder
+from tests.support.catalog import RELEASED
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
@@ -90,6 +91,10 @@ def conversation(*messages: tuple[str, object], **fields: Any) -> dict[str, Any]
         (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
         (body(model="gpt-4o"), "unknown_model", "model"),
+        (body(n=2), "invalid_request", "n"),
+        (body(stop=["a"] * 5), "invalid_request", "stop"),
+        (body(stop=""), "invalid_request", "stop.0"),
+        (body(metadata={str(i): "" for i in range(17)}), "invalid_request", "metadata"),
         (message(text("<OCR>"), image("https://a/b")), "invalid_request", "image"),
         (message(text("<OCR>"), image("data:,x")), "invalid_request", "image"),
     ],
@@ -163,6 +168,52 @@ def test_region_is_of_width_and_height() -> None:
     prompt = f"What is the region {region}?"
     spec = spec_of(body() | {"messages": [{"role": "user", "content": chat}]}, {prompt: "a circle"})
     assert "".join(segment for segment, _ in spec.segments) == prompt
+
+
+IGNORED: dict[str, Any] = {
+    "n": 1,
+    "user": "u",
+    "presence_penalty": 1,
+    "frequency_penalty": -0.5,
+    "logprobs": True,
+    "top_logprobs": 3,
+    "logit_bias": {"50256": -100},
+    "metadata": {"a": "b"},
+    "store": False,
+}
+
+
+def test_fields_without_a_meaning_are_ignored() -> None:
+    assert content_of(body("<CAPTION>", **IGNORED)) == content_of(body("<CAPTION>"))
+
+
+def test_stop_cuts_the_text_alone_and_streamed() -> None:
+    for stop, content in (("circle", "a red "), (["circle", "red"], "a "), (["x"], "a red circle")):
+        assert content_of(body("<CAPTION>", stop=stop)) == content
+        pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks_of(stop=stop)]
+        assert [piece for piece in pieces if piece] == [content]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("Describe this image.", 200),
+        ("  please DESCRIBE the\nphoto in detail ", 200),
+        ("What’s in this picture?", 200),
+        ("Write a caption for this image", 200),
+        ("Describe this image as a poem", 422),
+        ("What is in this image's corner?", 422),
+    ],
+)
+def test_wish_for_a_caption_is_met_by_a_model_without_questions(words: str, status: int) -> None:
+    entry = RELEASED["florence2"]
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core({entry.id: FakeEncoder()}, {entry.id: decoder}, entries=[entry])
+    response = client(core).send("POST", PATH, json=body(words, entry.id))
+    assert response.status_code == status, response.text
+    assert status == 422 or "a red circle" in response.text
+    question = " ".join(words.split())
+    assert spec_of(body(words), {question: "a poem"}).segments  # of a model with questions
 
 
 END = "data: [DONE]\n\n"

@@ -9,6 +9,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from service.errors import InvalidRequest
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
+from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import (
     CompareFields,
     GenerationFields,
@@ -24,6 +25,7 @@ from tests.support.fake_service import PNG, data_url, served_models
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(openapi_document(served_models())))
 IMAGE = data_url(PNG)
 REGION = [1, 2, 3, 4]
+STEP = {"id": "a", "task": "ocr"}
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "captioning": [{}, {"detail": "paragraph"}, {"detail": "short", "language": "fil"}],
     "open_vocabulary_detection": [{"labels": ["dog"]}, {"labels": ["dog", "Käfer"]}],
@@ -82,21 +84,40 @@ def test_examples_pass_schema_and_service(
 ) -> None:
     for parameters in EXAMPLES.get(task, [{}]):
         for fields in ({"task": task, **parameters}, {"task": task, **parameters, **extra}):
-            schema(name).validate({"image": IMAGE, **fields})
+            schema(f"{name}Request").validate({"image": IMAGE, **fields})
             assert parse_fields(fields_class, fields)[1].task.id == task
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=json.dumps)
 def test_invalid_fields_fail_schema_and_service(fields: dict[str, Any]) -> None:
-    assert not schema("predict").is_valid({"image": IMAGE, **fields})
+    assert not schema("predictRequest").is_valid({"image": IMAGE, **fields})
     with pytest.raises(InvalidRequest):
         parse_fields(PredictFields, fields)
 
 
 def test_task_without_a_model_is_left_out() -> None:
     schemas = openapi_document(served_models(PALIGEMMA))["components"]["schemas"]
-    titles = [alternative["title"] for alternative in schemas["predict"]["oneOf"]]
-    assert list(dict.fromkeys(titles)) == list(PALIGEMMA.task_ids)
-    (step, _) = schemas["analyze"]["oneOf"]
-    steps = step["properties"]["steps"]
-    assert steps["items"]["properties"]["task"]["enum"] == list(PALIGEMMA.task_ids)
+    for name in ("predictRequest", "compareForm", "AnalysisStep"):
+        assert schemas[name]["properties"]["task"]["enum"] == list(PALIGEMMA.task_ids)
+    assert not Draft202012Validator(
+        {"$ref": "#/components/schemas/predictRequest", "components": {"schemas": schemas}}
+    ).is_valid({"image": IMAGE, "task": "object_detection"})
+
+
+def test_body_has_one_image_or_several_without_a_stream() -> None:
+    for name, fields in (("predict", {"task": "ocr"}), ("analyze", {"steps": [STEP]})):
+        body = schema(f"{name}Request")
+        assert body.is_valid({"image": IMAGE, "stream": True, **fields})
+        assert body.is_valid({"images": [IMAGE] * MAX_IMAGES, **fields})
+        both: dict[str, object] = {"image": IMAGE, "images": [IMAGE]}
+        for image in (both, {"images": []}):
+            assert not body.is_valid({**image, **fields})
+        assert not body.is_valid(fields)
+        assert not body.is_valid({"images": [IMAGE], "stream": True, **fields})
+
+
+def test_request_has_no_default_that_a_generated_client_would_send() -> None:
+    for name in ("predictRequest", "compareForm", "AnalysisStep", "analyzeForm"):
+        properties = DOCUMENT["components"]["schemas"][name]["properties"]
+        assert not [field for field in properties if "default" in properties[field]]
+    assert properties["stream"]["description"].endswith("Default: false.")

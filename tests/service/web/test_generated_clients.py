@@ -1,0 +1,92 @@
+"""Clients that generators write from the OpenAPI document predict and compare."""
+
+import asyncio
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.http.middleware import Middleware
+from service.http_app import rest_app
+from service.web.openapi import openapi_document
+from tests.support.export_cli import ROOT
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, served_models
+from tests.support.rest_client import OCR, SMALL_PNG, client
+
+LABELS = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generated") / "openapi.json"
+    path.write_text(json.dumps(openapi_document(served_models())), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def generated(document: Path) -> Iterator[Any]:
+    """Return what imports a module of the client that openapi-python-client writes."""
+    packages = ROOT / "build" / "generator"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (pin,) = project["dependency-groups"]["generator"]
+    if not (packages / f"{pin.replace('-', '_').replace('==', '-')}.dist-info").exists():
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--upgrade")
+        subprocess.run([*pip, "--target", packages, pin], check=True)
+    options = document.with_name("options.yaml")
+    options.write_text("post_hooks: []\nproject_name_override: generated\n", encoding="utf-8")
+    command = (sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none")
+    arguments = ("--path", document, "--config", options, "--output-path", "generated")
+    run = subprocess.run(
+        [*command, *arguments],
+        cwd=document.parent,
+        env=os.environ | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (run.stdout.strip(), run.stderr) == ("Generating generated", "")  # no warning
+    sys.path.insert(0, str(document.parent))
+    yield importlib.import_module
+    sys.path.remove(str(document.parent))
+
+
+def test_python_client_predicts_and_compares(generated: Any) -> None:
+    api = generated("generated.api.default.predict")
+    models = generated("generated.models")
+    types = generated("generated.types")
+    boundary = client().boundary
+    transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
+    http = generated("generated").Client("http://diptych", httpx_args={"transport": transport})
+    file = types.File(io.BytesIO(SMALL_PNG), "a.png")
+    detect = models.PredictRequestTask(LABELS["task"])
+    forms: list[Any] = [
+        models.PredictRequest(task=models.PredictRequestTask.OCR, image=OCR["image"]),
+        models.PredictForm(task=models.PredictFormTask.OCR, image=file, constrained=False),
+    ]
+    detection = models.PredictRequest(task=detect, image=OCR["image"], labels=LABELS["labels"])
+
+    async def predict() -> None:
+        for body in forms:
+            answer = await api.asyncio(client=http, body=body)
+            assert isinstance(answer, models.AnswerJson)
+            assert answer.result.text == FLORENCE_ANSWERS["What is the text in the image?"]
+        (found, *_) = (await api.asyncio(client=http, body=detection)).result.detections
+        assert found.label == "red circle"
+        compare = generated("generated.api.default.compare")
+        body = models.CompareRequest(task=models.CompareRequestTask.OCR, image=OCR["image"])
+        comparison = await compare.asyncio(client=http, body=body)
+        assert [a.model for a in comparison.answers] == [FLORENCE_ID, PALIGEMMA_ID]
+        refused = models.PredictRequest(task=models.PredictRequestTask.OCR)
+        error = await api.asyncio(client=http, body=refused)
+        assert error.error.param == "image"
+
+    asyncio.run(predict())
