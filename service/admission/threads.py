@@ -117,7 +117,8 @@ class FairThreads:
 
 
 _NUM_THREADS = min(max(2, num_cores()), 8) + 1
-PARSING = FairThreads("parsing", _NUM_THREADS)  # request bodies, configurations
+# request bodies, configurations; parsers keep the interpreter's lock: more threads delay the loop
+PARSING = FairThreads("parsing", 2)
 DECODING = FairThreads("decoding", _NUM_THREADS)  # headers, pixels, resizing
 POSTPROCESSING = FairThreads("postprocessing", _NUM_THREADS)  # answers
 STORING = FairThreads("storing", _NUM_THREADS)  # stored images, files, batches

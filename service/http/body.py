@@ -5,6 +5,7 @@ reading a large body holds the interpreter's lock, or the event loop, for long: 
 4,300 digits take 0.15 s, 10 million escapes 0.07 s.
 """
 
+import asyncio
 import binascii
 import codecs
 import io
@@ -14,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from pydantic_core import from_json
@@ -22,7 +24,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.admission.threads import PARSING
+from service.admission.threads import PARSING, current_client
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
 from service.inference.core import MAX_IMAGES
@@ -55,6 +57,8 @@ _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}  # generated clients
 
 ParsedT = TypeVar("ParsedT")
+# by client: in each step of the event loop it receives one piece of one large body
+_TURNS: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 def json_object(
@@ -294,6 +298,7 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
     declared = request.headers.get("content-length", "0")
     num_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
     body = io.BytesIO()  # returns its bytes without a copy
+    turn = _TURNS.setdefault(current_client.get(), asyncio.Lock())
     async with aclosing(request.stream()) as chunks:
         while num_bytes <= memory.max_bytes:
             chunk = await anext(chunks, None)
@@ -303,6 +308,9 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
                 memory.hold(copies * len(chunk))
                 body.write(chunk)
                 num_bytes = body.tell()
+                if num_bytes > LARGE_BYTES:
+                    async with turn:
+                        await asyncio.sleep(0)
     problem = f"the request body exceeds the limit of {memory.max_bytes} bytes"
     raise ServiceError(problem, code="payload_too_large")
 
