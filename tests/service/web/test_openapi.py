@@ -109,9 +109,8 @@ def test_body_has_one_image_or_several_without_a_stream() -> None:
         body = schema(f"{name}Request")
         assert body.is_valid({"image": IMAGE, "stream": True, **fields})
         assert body.is_valid({"images": [IMAGE] * MAX_IMAGES, **fields})
-        both: dict[str, object] = {"image": IMAGE, "images": [IMAGE]}
-        for image in (both, {"images": []}):
-            assert not body.is_valid({**image, **fields})
+        assert not body.is_valid({"image": IMAGE, "images": [IMAGE], **fields})
+        assert not body.is_valid({"images": [], **fields})
         assert not body.is_valid(fields)
         assert not body.is_valid({"images": [IMAGE], "stream": True, **fields})
 
