@@ -30,6 +30,7 @@ from diptych_client.cli.annotate import AnnotationRun
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
+    DatasetOptions,
     EvaluateOptions,
     GuaranteeOptions,
     InputOptions,
@@ -53,8 +54,9 @@ from diptych_client.clients.client import Client
 from diptych_client.conversion import converted_name
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
-from diptych_client.inputs import ImageInStore, open_images
+from diptych_client.inputs import ImageInStore, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
+from diptych_client.requests import TaskParameters
 from diptych_client.results import Answer, Task
 from diptych_client.transports.messages import to_json
 
@@ -86,6 +88,9 @@ app = typer.Typer(
 
 ImagePath = Annotated[Path, Argument(help="An image, or a page as `scan.pdf#page=2`.")]
 Inputs = Annotated[list[str], Argument(help="Images, a folder, a pattern, an archive or a video.")]
+DatasetPath = Annotated[
+    list[str], Argument(help="A folder, file or archive with labels; or images.")
+]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 ModelId = Annotated[
@@ -289,10 +294,9 @@ def annotate(
 @with_options
 def evaluate(
     context: typer.Context,
-    dataset: Annotated[
-        list[str], Argument(help="A folder, file or archive with labels; or images.")
-    ],
+    dataset: DatasetPath,
     options: EvaluateOptions,
+    dataset_options: DatasetOptions,
     input_options: InputOptions,
     task_options: TaskOptions,
 ) -> None:
@@ -303,8 +307,30 @@ def evaluate(
     """
     from diptych_client.cli.evaluate import EvaluationRun
 
-    run = EvaluationRun(context.obj, dataset, options, input_options, task_options)
+    run = EvaluationRun(context.obj, dataset, options, dataset_options, input_options, task_options)
     raise typer.Exit(1 if run.run() else 0)
+
+
+@app.command()
+@with_options
+def check(
+    dataset: DatasetPath,
+    dataset_options: DatasetOptions,
+    task: Annotated[str, Option(help="Task id: show the requests, too.")] = "",
+    strict: Annotated[bool, Option("--strict", help="Stop at the first damaged label.")] = False,
+) -> None:
+    """Print what `evaluate` reads of a dataset, ignores and asks; needs no service."""
+    from diptych_client.cli.evaluate import plan_lines, read_input
+    from diptych_client.evaluation.questions import Questionnaire, read_prompts
+
+    with TemporaryDirectory(prefix="diptych-") as work:
+        opening = Opening(Path(work) / "input", Problems(strict))
+        labelled = read_input(dataset, dataset_options, opening)
+        note_problems(opening.problems, None)
+        prompts = read_prompts(dataset_options.prompts)
+        questionnaire = Questionnaire(task, TaskParameters(), prompts, labelled.classes)
+        samples = list(questionnaire.samples(labelled))
+        echo("\n".join(plan_lines(labelled, questionnaire, samples)))
 
 
 @app.command()

@@ -1,18 +1,25 @@
-"""The command `evaluate`: asks the models, writes the report and prints its conclusions."""
+"""The commands `evaluate`, which asks the models and writes a report, and `check`: its plan alone.
+
+prompts-MODEL.yaml has the names by which a model was asked, for --prompts, if not as written.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from diptych_client.cli.annotate import ask
 from diptych_client.cli.options import (
     ConnectionOptions,
+    DatasetOptions,
     EvaluateOptions,
     InputOptions,
     TaskOptions,
@@ -22,13 +29,23 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
-from diptych_client.evaluation.evaluator import Evaluation, Evaluator, Race, drawn, run_record
+from diptych_client.evaluation.evaluator import (
+    Evaluation,
+    Evaluator,
+    Race,
+    are_numbers,
+    best_form,
+    drawn,
+    run_record,
+    trial_of,
+)
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.objects import ObjectsMeasure, fit_calibration
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
     Asker,
+    Form,
     Questionnaire,
     Sample,
     read_prompts,
@@ -36,8 +53,68 @@ from diptych_client.evaluation.questions import (
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
 from diptych_client.inputs import Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
-from diptych_client.requests import non_null_fields
+from diptych_client.requests import DEFAULT_OPTIONS, non_null_fields
 from diptych_client.results import Model
+
+_MAX_LISTED = 40  # classes of a plan
+_MAX_NAMES = 5  # of a form
+
+
+def read_input(inputs: Sequence[str], options: DatasetOptions, opening: Opening) -> Dataset:
+    opened = open_images(inputs, opening)
+    if opened.files is None:
+        dataset = read_dataset(opened.path, options.images, options.split, opening.problems)
+    else:
+        store, files = opened.images()
+        dataset = Dataset(list(map(LabelledImage, files)), store)
+    parts = (Path(inputs[0]).resolve().name, options.split)
+    return replace(dataset, name=" ".join(filter(None, parts)))
+
+
+def plan_lines(
+    dataset: Dataset, questionnaire: Questionnaire, samples: Sequence[Sample]
+) -> Iterator[str]:
+    """Yield what is read of a dataset and, with a task, what each model is asked about it."""
+    inventory = dataset.inventory
+    title = f"{dataset.name}: {inventory.format or 'images'}, {len(dataset.images)} images"
+    if inventory.splits:
+        title += f", split {inventory.split or 'all'} of {', '.join(inventory.splits)}"
+    yield title
+    classes = Counter(dict.fromkeys(dataset.classes, 0))
+    for labelled in dataset.images:
+        classes.update(map(attrgetter("label"), labelled.objects or ()))
+    yield f"labels: {_counts(inventory.labels)}"
+    yield f"classes: {_counts(classes)}"
+    yield f"ignored: {_counts(inventory.ignored)}"
+    yield from filter(None, [dataset.note])
+    if questionnaire.task:
+        yield f"{questionnaire.task}: {_num_requests(samples)} requests to each model"
+        first = non_null_fields(samples[0].requests[0], DEFAULT_OPTIONS)
+        for name, value in first.items():
+            text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            yield f"asked with {name}: {text}"
+    forms = questionnaire.forms()[1:]
+    if num_trials := len(forms) * _num_requests(trial_of(samples)):
+        yield from map("or: {}".format, map(_names, forms))
+        yield f"up to {num_trials} requests more to each model choose its names"
+    if are_numbers(questionnaire.names):
+        yield "the classes are numbers: --prompts names them, else there is no verdict"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    texts = [f"{name} {count}" for name, count in Counter(counts).most_common(_MAX_LISTED)]
+    if len(counts) > _MAX_LISTED:
+        texts.append(f"{len(counts) - _MAX_LISTED} others")
+    return ", ".join(texts) or "none"
+
+
+def _num_requests(samples: Iterable[Sample]) -> int:
+    return sum(map(len, map(attrgetter("requests"), samples)))
+
+
+def _names(form: Form) -> str:
+    names = [f"{label} as {name}" for label, name in form.items()]
+    return ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +124,7 @@ class EvaluationRun:
     connection: ConnectionOptions
     inputs: Sequence[str]
     options: EvaluateOptions
+    dataset_options: DatasetOptions
     input_options: InputOptions
     task_options: TaskOptions
 
@@ -61,34 +139,54 @@ class EvaluationRun:
             models = self._models()
             names = self._names(models)
             opening = self.input_options.opening(out)
-            dataset = self._dataset(opening, seed)
+            dataset = read_input(self.inputs, self.dataset_options, opening)
+            is_ordered = not self.options.until_decided
+            images = drawn(dataset.images, self.options.sample, seed, is_ordered)
+            dataset = replace(dataset, images=images)
             note_problems(opening.problems, outputs)
-            if dataset.note:
-                logger.warning(dataset.note)
-            path = self.options.prompts
-            prompts = {} if path is None else read_prompts(path)
             parameters = self.task_options.parameters()
+            prompts = read_prompts(self.dataset_options.prompts)
             questionnaire = Questionnaire(task, parameters, prompts, dataset.classes)
             samples = list(questionnaire.samples(dataset))
+            for line in plan_lines(dataset, questionnaire, samples):
+                logger.info(line)
             options = self.task_options.answer_options()
             log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
             asker = Asker(log, failures, self.options.concurrency)
+            forms = questionnaire.forms()
+            trial = trial_of(samples) if len(forms) > 1 else []
+            choices = {}
+            for name in names if trial else ():
+                for form in forms:
+                    log.forms[name] = form
+                    ask(self.connection, asker, dataset.store, trial, name)
+                log.forms[name] = best_form(log, trial, name, questionnaire.names, forms)
+                choices[f"{name} is asked"] = _names(log.forms[name]) or "names as written"
+                prompt_lists = questionnaire.in_form(log.forms[name])
+                path = out / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
+                outputs.write(path, yaml.safe_dump(prompt_lists))
+                logger.info("%s is asked %s; see %s", name, choices[f"{name} is asked"], path)
             verdict = ""
             if self.options.until_decided:
                 race = Race(
                     asker, dataset.store, names, questionnaire.names, self.options.equal_within
                 )
-                samples, verdict = self._race(race, samples)
+                used = set(map(attrgetter("image"), trial))  # they prove nothing any more
+                others = [sample for sample in samples if sample.image not in used]
+                samples, verdict = self._race(race, others)
             else:
                 for name in names:
                     ask(self.connection, asker, dataset.store, samples, name)
             evaluator = Evaluator(log, names, questionnaire.names)
             evaluation = evaluator.evaluate(dataset.name, samples, seed, self.options.gallery)
+            if evaluation.doubts:
+                verdict = ""
             settings = {
                 **non_null_fields(parameters, options),
-                "prompts": str(path or ""),
-                "split": self.options.split or "",
+                "prompts": str(self.dataset_options.prompts or ""),
+                **choices,
+                "split": self.dataset_options.split or "",
                 "sample": self.options.sample or "",
                 "decided": verdict,
             }
@@ -125,20 +223,6 @@ class EvaluationRun:
         if self.options.until_decided and len(names) != 2:
             raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")
         return tuple(names)
-
-    def _dataset(self, opening: Opening, seed: int) -> Dataset:
-        opened = open_images(self.inputs, opening)
-        if opened.files is None:
-            split = self.options.split
-            dataset = read_dataset(opened.path, self.options.images, split, opening.problems)
-        else:
-            store, files = opened.images()
-            dataset = Dataset(list(map(LabelledImage, files)), store)
-        parts = (Path(self.inputs[0]).resolve().name, self.options.split)
-        dataset = replace(dataset, name=" ".join(filter(None, parts)))
-        is_ordered = not self.options.until_decided
-        images = drawn(dataset.images, self.options.sample, seed, is_ordered)
-        return replace(dataset, images=images)
 
     def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
         sent: list[Sample] = []

@@ -194,16 +194,22 @@ NO_GUARANTEE = GuaranteeOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """Options of `evaluate` besides those of the task."""
+class DatasetOptions:
+    """The part of a labelled dataset that is read, and the names of its classes."""
 
-    models: ModelIds = None
-    out: Annotated[Path | None, "Output folder; default: DATASET-TASK.", _FOLDER] = None
     images: Annotated[Path | None, "Image folder of a label file.", _FOLDER | _EXISTS] = None
     split: Annotated[str | None, "Split of the dataset, such as val."] = None
     prompts: Annotated[
         Path | None, 'YAML file of prompts: `car: "car, automobile"`.', _FILE | _EXISTS
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """Options of `evaluate` besides those of the task."""
+
+    models: ModelIds = None
+    out: Annotated[Path | None, "Output folder; default: DATASET-TASK.", _FOLDER] = None
     sample: Annotated[int | None, "Number of images, drawn by --seed.", _COUNT] = None
     until_decided: Annotated[bool, "Stop when one of two models is known to be better."] = False
     equal_within: Annotated[

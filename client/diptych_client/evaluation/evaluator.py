@@ -37,6 +37,7 @@ from diptych_client.evaluation.questions import (
     AnswerLog,
     Asker,
     ClassNames,
+    Form,
     ObjectsTruth,
     PhrasesTruth,
     Prediction,
@@ -62,6 +63,7 @@ from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
 from diptych_client.results import Instance, Item, Model, box_of, label_of
 
+NUM_TRIAL_IMAGES = 20  # labelled images that decide in which form a model is asked for classes
 _GROWTH = 10  # a tenth more images between two looks of a race
 _KIND_OF_BOTH: Mapping[Kind, str] = {
     "right": "found by both",
@@ -225,6 +227,7 @@ class Evaluation:
     seed: int
     measured: Estimates | None  # None without labels
     details: Mapping[str, Details]
+    doubts: tuple[str, ...]  # reasons to give no verdict
     agreed: Estimates | None  # keyed by the title of two models; one model has none
     gallery: tuple[RankedSample, ...]
     run: Mapping[str, str] = field(default_factory=dict)
@@ -255,6 +258,7 @@ class Evaluator:
         for index, sample in enumerate(samples):
             self._add(index, sample)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
+        details = {model: measure.details() for model, measure in self.measures.items()}
         agreed = {}
         for (first, second), scores in self.agreements.items():
             agreed[f"{first} and {second}"] = [Metric("agreement", mean(scores))]
@@ -268,10 +272,21 @@ class Evaluator:
             num_labelled=len(self.labelled_images),
             seed=seed,
             measured=estimates(metrics, self.labelled_images, seed) if metrics else None,
-            details={model: measure.details() for model, measure in self.measures.items()},
+            details=details,
+            doubts=self._doubts(details),
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
             gallery=tuple(heapq.nlargest(gallery, self.ranked, key=attrgetter("rank"))),
         )
+
+    def _doubts(self, all_details: Mapping[str, Details]) -> tuple[str, ...]:
+        doubts = []
+        if all_details and are_numbers(self.names):
+            doubts.append("the names of the classes are numbers, which --prompts can name")
+        for model, details in all_details.items():
+            kinds = Counter(details.kinds)
+            if kinds and not kinds["right"] + kinds["loosely placed"]:
+                doubts.append(f"{model} found none of the labelled objects")
+        return tuple(doubts)
 
     def _add(self, index: int, sample: Sample) -> None:
         predictions = {}
@@ -311,6 +326,50 @@ class Evaluator:
             raise RunError(f"{self.log.task} cannot measure phrases and objects in one run")
         for model in self.models if not self.measures else ():
             self.measures[model] = measure_for(truth, self.log.task, self.names)
+
+
+def are_numbers(names: ClassNames) -> bool:
+    return bool(names.class_of) and all(map(str.isdecimal, names.class_of))
+
+
+def error_of(
+    log: AnswerLog, samples: Iterable[Sample], model: str, names: ClassNames
+) -> float | None:
+    """Return the mean error of a model; None without an answer or a label."""
+    errors = []
+    for sample in samples:
+        prediction = log.prediction(sample, model)
+        if prediction is None:
+            return None
+        if sample.truth is not None:
+            measure = measure_for(sample.truth, log.task, names)
+            errors.append(measure.add(sample.truth, prediction).error)
+    return float(np.mean(errors)) if errors else None
+
+
+def trial_of(samples: Iterable[Sample]) -> list[Sample]:
+    """Return the first samples with objects of the classes."""
+    trial = []
+    for sample in samples:
+        if isinstance(sample.truth, ObjectsTruth) and sample.truth.objects:
+            trial.append(sample)
+    return trial[:NUM_TRIAL_IMAGES]
+
+
+def best_form(
+    log: AnswerLog, trial: Sequence[Sample], model: str, names: ClassNames, forms: Sequence[Form]
+) -> Form:
+    """Return the form with the least error, of equal ones the first.
+
+    Only samples count that have answers in all forms.
+    """
+    rows = []
+    for form in forms:
+        log.forms[model] = form
+        rows.append([error_of(log, [sample], model, names) for sample in trial])
+    errors = np.array(rows, dtype=np.float64)  # (forms, samples), NaN without an answer
+    totals = errors[:, np.isfinite(errors).all(axis=0)].sum(axis=1)
+    return forms[int(totals.argmin())]
 
 
 def decide(
@@ -376,27 +435,19 @@ class Race:
             for model in self.models:
                 await self.asker.ask(client, self.store, chain(*batch), model, advance)
             for image_samples in batch:
-                first, second = (self._error(image_samples, model) for model in self.models)
+                first, second = (
+                    error_of(self.asker.log, image_samples, model, self.names)
+                    for model in self.models
+                )
                 if first is not None and second is not None:
                     self.errors.append((first, second))
             num_sent += len(batch)
             self.decision = decide(self.models, self.errors, margin)
         if not self.errors:
-            raise RunError("--until-decided needs labels: no answered image has any")
+            rule = "--until-decided needs labels: no answered image has any"
+            raise RunError(f"{rule}, or all of them choose the names; --prompts gives these")
         return list(chain(*by_image[:num_sent]))
 
     def sentence(self) -> str:
         unclear = f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
         return self.decision or unclear
-
-    def _error(self, samples: Sequence[Sample], model: str) -> float | None:
-        """Return the mean error of a model about an image; None without an answer or a label."""
-        errors = []
-        for sample in samples:
-            prediction = self.asker.log.prediction(sample, model)
-            if prediction is None:
-                return None
-            if sample.truth is not None:
-                measure = measure_for(sample.truth, self.asker.log.task, self.names)
-                errors.append(measure.add(sample.truth, prediction).error)
-        return float(np.mean(errors)) if errors else None

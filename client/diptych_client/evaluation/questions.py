@@ -1,7 +1,10 @@
 r"""The requests about each image of a dataset, and their answers in a log.
 
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
-automobile as one. The log has a line for each answer:
+automobile as one. Names as label files have them (`Traffic_Lights`) are also asked in the forms of
+ordinary English, and each model is asked in the form that it understands best.
+
+The log has a line for each answer:
 
     {"key": …, "image": …, "model": …, "parameters": {…}, "answer": {…}}
 
@@ -10,9 +13,11 @@ memory. A killed process leaves at most one incomplete last line; only its reque
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -38,6 +43,7 @@ ANY_OBJECT = "object"  # the only class of a task without labels
 QUESTIONS = "visual_question_answering"
 TEXTS = ("ocr", "ocr_with_regions", "region_description")
 _WITHOUT_LABELS = ("region_proposal",)
+_PLURAL = re.compile(r"(?<=ch|sh|ss)es$|(?<=x)es$|(?<=[^isu])s$")
 _KEY_BYTES = 8
 # A model by this name is asked without the tiles of the options
 WITHOUT_TILES = " without tiles"
@@ -129,16 +135,28 @@ class ClassNames:
 
 
 Prompts = Mapping[str, tuple[str, ...]]  # of each label; the first one is sent
+Form = Mapping[str, str]  # what is asked instead of a prompt
 
 
-def read_prompts(path: Path) -> Prompts:
-    """Read a YAML file `label: "prompt, synonym, …"`."""
+def forms_of(name: str) -> tuple[str, str, str]:
+    """Return the name in lower case, then with spaces, too, then in the singular, too."""
+    lower = name.lower()
+    spaced = " ".join(lower.replace("_", " ").split())
+    singular = re.sub(r"(?<=\w\w)ies$", "y", spaced)
+    return lower, spaced or lower, _PLURAL.sub("", singular) or lower
+
+
+def read_prompts(path: Path | None) -> Prompts:
+    """Read a YAML file `label: "prompt, synonym, …"`; the value may also be a list."""
+    if path is None:
+        return {}
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
     prompts = {}
     for label, value in document.items():
-        names = tuple(filter(None, map(str.strip, str(value).split(","))))
+        texts = value if isinstance(value, list) else str(value).split(",")
+        names = tuple(filter(None, map(str.strip, map(str, texts))))
         if not names:
             raise RunError(f"{path}: no prompt for {label}")
         prompts[str(label)] = names
@@ -166,10 +184,39 @@ class Questionnaire:
 
     def _names(self, classes: tuple[str, ...]) -> ClassNames:
         class_of = {}
+        for label in reversed(classes):  # of two classes with the same form it is the first one's
+            class_of.update(dict.fromkeys(map(str.casefold, forms_of(label)), label))
         for label in classes:
             for name in (label, *self.prompts.get(label, ())):
                 class_of[name.casefold()] = label
         return ClassNames(classes, class_of)
+
+    def forms(self) -> list[Form]:
+        """Return the forms in which the classes can be asked: first as written, then up to three.
+
+        A form in which two classes would be one is left out. A label of the prompts has one form.
+        """
+        forms: list[Form] = [{}]
+        if self.task not in ("open_vocabulary_detection", "instance_segmentation"):
+            return forms
+        labels = [label for label in self.names.classes if label not in self.prompts]
+        prompts = {names[0] for names in self.prompts.values()}
+        for names in zip(*map(forms_of, labels), strict=True):
+            form = {}
+            for label, name in zip(labels, names, strict=True):
+                if name != label:
+                    form[label] = name
+            is_distinct = len(set(names) - prompts) == len(labels)
+            if is_distinct and form not in forms:
+                forms.append(form)
+        return forms
+
+    def in_form(self, form: Form) -> dict[str, list[str]]:
+        """Return the prompts of all classes, as a file for `read_prompts`."""
+        prompts = {}
+        for label in self.names.classes:
+            prompts[label] = list(self.prompts.get(label, [form.get(label, label)]))
+        return prompts
 
     def _class_prompts(self) -> tuple[str, ...]:
         return tuple(self.prompts.get(label, (label,))[0] for label in self.names.classes)
@@ -253,11 +300,12 @@ class Prediction:
 
 
 class AnswerLog:
-    """The answers to one task with the same options, by key."""
+    """The answers to one task with the same options, by key; `forms` are those of each model."""
 
     def __init__(self, log: AppendLog, task: str, options: AnswerOptions) -> None:
         self.task = task
         self.options = options
+        self.forms: dict[str, Form] = {}
         self._log = log
         self._offsets = {value["key"]: offset for offset, value in log.values()}
 
@@ -273,7 +321,7 @@ class AnswerLog:
         if model != name:
             options = replace(options, tiles=None, overlap=None, min_object_px=None)
         for sample in samples:
-            for parameters in sample.requests:
+            for parameters in map(partial(_in_form, self.forms.get(name, {})), sample.requests):
                 yield sample.image, Job(self.task, model, parameters, options)
 
     def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[tuple[ImageFile, Job]]:
@@ -319,6 +367,14 @@ class AnswerLog:
         first = answers[0]
         is_calibrated = any(answer.calibrated for answer in answers)
         return Prediction(tuple(items), text_of(first.result), first.image, is_calibrated)
+
+
+def _in_form(form: Form, parameters: TaskParameters) -> TaskParameters:
+    labels = parameters.labels
+    if labels is not None:
+        labels = tuple(form.get(label, label) for label in labels)
+    phrase = parameters.phrase
+    return replace(parameters, labels=labels, phrase=phrase and form.get(phrase, phrase))
 
 
 def _key(image: ImageFile, job: Job) -> str:

@@ -46,12 +46,18 @@ class Table:
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
-    """Return what the main metric says of each two models, and how far the models agree."""
+    """Return the main metric of each model, what it says of each two, and how far they agree."""
     texts = []
-    if evaluation.measured is not None:
-        differences = evaluation.measured.differences
+    differences = () if evaluation.measured is None else evaluation.measured.differences
+    if evaluation.measured is not None and differences:
+        metric = differences[0].metric
+        for model, intervals in evaluation.measured.intervals.items():
+            texts.append(f"{model}: {intervals[metric]} {metric}.")
+        if evaluation.doubts:
+            texts.append(f"No verdict: {'; '.join(evaluation.doubts)}.")
+            differences = ()
         for difference in differences:
-            if difference.metric == differences[0].metric:
+            if difference.metric == metric:
                 texts.append(f"{difference}.")
     if evaluation.agreed is not None:
         for title, metrics in evaluation.agreed.intervals.items():

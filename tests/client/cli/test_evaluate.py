@@ -1,15 +1,17 @@
 """`diptych evaluate` and `reports` over a scripted service: files, and what is refused."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
-from diptych_client import Answer, DetectionsResult
+from diptych_client import Answer, Detection, DetectionsResult
 from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, answer
-from tests.support.scripted_services import Received, Script
+from tests.support.scripted_services import Received, Script, Step
 
 TASK = "object_detection"
 NAMES = ("first", "second")
@@ -34,12 +36,13 @@ def evaluate(
     models: Sequence[str] = NAMES,
     answers: Sequence[Answer] = (),
     script: Script | None = None,
+    task: str = TASK,
 ) -> tuple[int, list[Received]]:
     """Return the exit status and the requests."""
     script = script or Script(list(answers))
-    script.listings = listings(TASK, "detections", *models)
+    script.listings = listings(task, "detections", *models)
     common = ("--out", folder.with_name("out"), "--concurrency", 1, "--gallery", 2)
-    words = words if "--task" in words else ("--task", TASK, *words)
+    words = words if "--task" in words else ("--task", task, *words)
     return diptych(script, "evaluate", folder, *common, *words), script.received
 
 
@@ -77,7 +80,7 @@ def test_race_ends_when_a_model_is_better(
     write_labels(folder, names)
     right, wrong = (answer(DetectionsResult(DETECTIONS.detections[i : i + 1])) for i in (0, 1))
     words = ("--until-decided", "--json")
-    _, received = evaluate(diptych, folder, *words, answers=[right, wrong] * 40)
+    _, received = evaluate(diptych, folder, *words, answers=[right] * 2 + [right, wrong] * 40)
     assert len(received) < 2 * 30
     verdict = f"first is better: decided after {len(received) // 2} images"
     document = json.loads(capsys.readouterr().out)
@@ -99,6 +102,115 @@ def test_report_names_run_and_failures(
     assert run["requests failed"] == "2"
     assert run["date"].startswith("20")
     assert run["first"].startswith("int8, checkpoint 000000000000")
+
+
+class Reader(Script):
+    """Finds the star for exact labels: model first places it well, second loosely."""
+
+    def next_step(self, received: Received) -> Step:
+        self.received.append(received)
+        fields = dict(
+            re.findall(r'name="(model|labels)"\r\n\r\n(.*)\r', received.body.decode("latin1"))
+        )
+        model = fields["model"]
+        x1, y1, x2, y2 = DETECTIONS.detections[0].box_xyxy
+        right = x2 if model == "first" else x2 + 4
+        known = {"first": {"red star"}, "second": {"red star", "Star", "2"}}[model]
+        detections = []
+        for label in known.intersection(json.loads(fields["labels"])):
+            detections.append(Detection((x1, y1, right, y2), label, 0.9))
+        return answer(DetectionsResult(tuple(detections)), model=model)
+
+
+def evaluate_label(
+    diptych: Diptych, folder: Path, label: str, *words: object
+) -> tuple[list[str], int]:
+    """Evaluate two models on 23 images with one class; return sentences, number of requests."""
+    names = [f"{number:02}.png" for number in range(23)]
+    for name in names:
+        if not (folder / name).exists():
+            (folder / name).write_bytes((folder / "a.png").read_bytes())
+    rows = [json.dumps({"image": name, "objects": [STAR | {"label": label}]}) for name in names]
+    (folder / "labels.jsonl").write_text("\n".join(rows))
+    task = "open_vocabulary_detection"
+    status, received = evaluate(diptych, folder, *words, script=Reader([]), task=task)
+    assert status == 0
+    sentences = report_of(folder.with_name("out"))["sentences"]
+    assert isinstance(sentences, list)
+    return sentences[:-1], len(received)  # without the agreement
+
+
+@pytest.mark.parametrize(
+    ("label", "num_forms"),
+    [("red star", 1), ("Red Star", 2), ("red stars", 2), ("red_star", 2), ("Red_Stars", 4)],
+)
+def test_form_of_names_leaves_verdict(
+    diptych: Diptych, folder: Path, out: Path, label: str, num_forms: int, capsys: Captured
+) -> None:
+    sentences, num_requests = evaluate_label(diptych, folder, label)
+    assert sentences == [
+        "first: 100.0 [100.0, 100.0] mAP.",
+        "second: 50.0 [50.0, 50.0] mAP.",
+        "first is better by 50.0 mAP [50.0, 50.0].",
+    ]
+    assert num_requests == 2 * (23 + 20 * (num_forms - 1))
+    notes = capsys.readouterr().err
+    assert f"classes: {label} 23" in notes
+    assert (f"first is asked {label} as red star" in notes) == (num_forms > 1)
+    assert evaluate_label(diptych, folder, label) == (sentences, 0)  # the same choice
+    for prompts in out.glob("prompts-*.yaml"):
+        assert yaml.safe_load(prompts.read_text()) == {label: ["red star"]}
+        assert evaluate_label(diptych, folder, label, "--prompts", prompts) == (sentences, 0)
+
+
+def test_verdict_is_withheld(
+    diptych: Diptych, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    none = "No verdict: first found none of the labelled objects."
+    assert evaluate_label(diptych, folder, "Star")[0][1:] == [
+        "second: 50.0 [50.0, 50.0] mAP.",
+        none,
+    ]
+    assert "second is asked names as written" in capsys.readouterr().err
+    words = ("--until-decided", "--json", "--overwrite")
+    assert evaluate_label(diptych, folder, "Star", *words)[0][-1] == none
+    assert json.loads(capsys.readouterr().out)["decided"] == ""
+    assert report_of(tmp_path / "out")["num_images"] == 3  # the first 20 have chosen the names
+    sentences, _ = evaluate_label(diptych, folder, "2")
+    assert sentences[-1].startswith("No verdict: the names of the classes are numbers, which --pr")
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("2: red star")
+    sentences, _ = evaluate_label(diptych, folder, "2", "--prompts", prompts)
+    assert sentences[-1].startswith("first is better by ")
+
+
+def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    evaluate_label(diptych, folder, "Red_Stars")
+    capsys.readouterr()
+    words = ("--task", "open_vocabulary_detection", "--url", "http://127.0.0.1:1")
+    assert diptych(Script([]), "check", folder, *words) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].endswith(", 23 images")
+    assert output[1:] == [
+        "labels: objects 23",
+        "classes: Red_Stars 23",
+        "ignored: none",
+        "open_vocabulary_detection: 23 requests to each model",
+        "asked with labels: Red_Stars",
+        "or: Red_Stars as red_stars",
+        "or: Red_Stars as red stars",
+        "or: Red_Stars as red star",
+        "up to 60 requests more to each model choose its names",
+    ]
+    write_labels(folder, ["a.png"] * 41)
+    text = (folder / "labels.jsonl").read_text()
+    for number in range(41):
+        text = text.replace('"star"', f'"{number}"', 1)
+    (folder / "labels.jsonl").write_text(text)
+    assert diptych(Script([]), "check", folder) == 0
+    *_, classes, _, numbers = capsys.readouterr().out.splitlines()
+    assert classes.endswith(" 1, 1 others")
+    assert numbers.startswith("the classes are numbers: --prompts names them")
 
 
 def test_sample_and_split_name_the_dataset(diptych: Diptych, folder: Path, out: Path) -> None:

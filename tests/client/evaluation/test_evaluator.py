@@ -17,6 +17,7 @@ from diptych_client.evaluation.evaluator import (
     Evaluator,
     PhrasesMeasure,
     Race,
+    best_form,
     decide,
     disagreement,
     drawn,
@@ -246,6 +247,25 @@ def raced(
                 return await race.run(client, samples, lambda: None)
 
         return race, len(asyncio.run(run()))
+
+
+def test_form_with_the_least_error_is_chosen(tmp_path: Path) -> None:
+    """An image without an answer in one form counts in none."""
+    forms = [{}, {"car": "auto"}, {"car": "vehicle"}]
+    request = TaskParameters(labels=("car",))
+    samples = [replace(sample(number), requests=(request,)) for number in range(3)]
+    is_right = {"car": (0, 1, None), "auto": (0, 1, 1), "vehicle": (1, 1, 0)}
+    right = DetectionsResult((detection("car", BOX),))
+    with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
+        for form in forms:
+            log.forms["m"] = form
+            for index, (image, job) in enumerate(log.requests(samples, "m")):
+                (label,) = job.parameters.labels or ()
+                if (is_found := is_right[label][index]) is not None:
+                    log.append(image, job, answer(right if is_found else NOTHING))
+        assert best_form(log, samples, "m", NAMES, forms[:2]) == {}  # of equal ones the first
+        assert best_form(log, samples, "m", NAMES, forms) == {"car": "vehicle"}
+        assert best_form(log, samples[2:], "m", NAMES, forms) == {}
 
 
 def test_race_ends_when_decided(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from diptych_client.evaluation.questions import (
     Questionnaire,
     Sample,
     TextsTruth,
+    forms_of,
     read_prompts,
 )
 from diptych_client.inputs import Folder, ImageFile
@@ -136,12 +137,43 @@ def test_other_tasks_have_one_request() -> None:
 
 def test_file_of_prompts_is_read(tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
-    path.write_text('car: "car, automobile"\n1: one\n')
-    assert read_prompts(path) == {"car": ("car", "automobile"), "1": ("one",)}
+    path.write_text('car: "car, automobile"\n1: one\ntv: ["tv, radio"]')
+    prompts = {"car": ("car", "automobile"), "1": ("one",), "tv": ("tv, radio",)}
+    assert read_prompts(path) == prompts
     for text, message in (('car: ","\n', "no prompt for car"), ("[a]", "expected lines like")):
         path.write_text(text)
         with pytest.raises(RunError, match=message):
             read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("car", ("car", "car", "car")),
+        ("Traffic_Lights", ("traffic_lights", "traffic lights", "traffic light")),
+        ("Berries", ("berries", "berries", "berry")),
+        ("boxes", ("boxes", "boxes", "box")),
+        ("glasses", ("glasses", "glasses", "glass")),
+        ("bus", ("bus", "bus", "bus")),
+        ("ties", ("ties", "ties", "tie")),
+        ("s", ("s", "s", "s")),
+        ("_", ("_", "_", "_")),
+    ],
+)
+def test_forms_are_ordinary_english(name: str, forms: tuple[str, ...]) -> None:
+    assert forms_of(name) == forms
+
+
+def test_classes_stay_distinct_in_each_form() -> None:
+    def forms(*classes: str, **prompts: tuple[str, ...]) -> Sequence[object]:
+        return Questionnaire("open_vocabulary_detection", NONE, prompts, classes).forms()
+
+    assert forms("Car", "cars") == [{}, {"Car": "car"}]
+    assert forms("Car", "Dogs", Car=("dog",)) == [{}, {"Dogs": "dogs"}]
+    assert Questionnaire("object_detection", NONE, {}, ("Car",)).forms() == [{}]
+    names = Questionnaire("object_detection", NONE, {}, ("Cars", "Red_Cars", "Red_Car")).names
+    labels = [names.label(Detection(BOX, label, 1.0)) for label in ("car", "red car", "RED_CAR")]
+    assert labels == ["Cars", "Red_Cars", "Red_Car"]
 
 
 @pytest.fixture

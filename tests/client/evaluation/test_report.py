@@ -110,7 +110,11 @@ def test_tables_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
     document = json_document(evaluation, samples)
     assert metrics.rows[0][:2] == ("mAP", "100.0 [100.0, 100.0]")
     assert [row["sample"] for row in document["gallery"]] == list(OBJECTS)
-    assert document["sentences"][0].startswith("first-model is better by 100.0 mAP")
+    assert document["sentences"][2] == (
+        "No verdict: second-model found none of the labelled objects."
+    )
+    clear = json_document(replace(evaluation, doubts=()), samples)
+    assert clear["sentences"][2].startswith("first-model is better by 100.0 mAP")
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     kinds = {"wrong class": 2, "missed": 1, "extra": 1}
