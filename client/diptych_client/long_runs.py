@@ -231,11 +231,6 @@ class Outputs:
         except OSError:  # another file system, or one without links
             shutil.copy2(source, path)
 
-    def discard(self, path: Path) -> None:
-        """Remove a file that is as this command wrote it."""
-        if path.is_file() and (self._name(path), _state(path)) in self._written:
-            path.unlink()
-
     def _name(self, path: Path) -> str:
         """Return the path in the folder, or an absolute one: Windows' drives have no relation."""
         absolute = Path(os.path.abspath(path))

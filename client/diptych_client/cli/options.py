@@ -165,7 +165,7 @@ class AnnotateOptions:
     dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
         DatasetFormat.coco
     )
-    val_share: Annotated[float, "Share of the images in the split val.", _SHARE] = 0.0
+    val_share: Annotated[float, "About this share of the images is the split val.", _SHARE] = 0.0
     out: Annotated[Path | None, "Output folder; default: INPUT-annotations.", _FOLDER] = None
     concurrency: Concurrency = 8
 

@@ -55,7 +55,10 @@ def read_csv(path: Path, selection: Selection) -> Dataset:
             with selection.problems.leaving_out("row", f"{path}, row {number}"):
                 row = dict(zip(header, map(_unescaped, cells), strict=True))
                 image = store.image(row.pop(images[0]))
-                rows.append(labelled_image(image, _fields(row), selection))
+                fields = _fields(row)
+                if images[0] == "file_name":
+                    fields = metadata_row(fields)
+                rows.append(labelled_image(image, fields, selection))
     except csv.Error as error:
         raise RunError(f"{path} is not readable as CSV: {error}") from error
     return Dataset(merged(rows), store)
@@ -80,7 +83,7 @@ def _fields(row: Mapping[str, str]) -> dict[str, Any]:
             if box and not labels:
                 raise ValueError(f"a box needs a column {' or '.join(_LABELS)}")
             return fields | {"objects": [{"label": labels[0], "box": box}] if labels else []}
-    return metadata_row(fields)
+    return fields
 
 
 def _unescaped(cell: str) -> str:
@@ -95,7 +98,7 @@ def write_csv(export: Export) -> Path:
     for split, records in export.splits.items():
         file = io.StringIO(newline="")
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("file_name", *_text_fields(export, "")) if export.is_text else _COLUMNS)
+        table.writerow(("image", *_text_fields(export, "")) if export.is_text else _COLUMNS)
         for record in records:
             export.link("{split}", record, split)
             image = record.answer.image

@@ -1,13 +1,13 @@
 """A dataset that a writer writes: records by split, their classes, and the folder of its files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.questions import Job, Record
-from diptych_client.long_runs import Outputs
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import TextResult
 
 SPLITS = ("train", "val")
@@ -22,33 +22,29 @@ class Export:
     job: Job
     splits: Mapping[str, Sequence[Record]]
     classes: Mapping[str, int]
-    files: set[tuple[str, str, str]] = field(default_factory=set)
 
     @property
     def is_text(self) -> bool:
         """True for records of texts, which are no objects."""
         return any(isinstance(r.answer.result, TextResult) for r in chain(*self.splits.values()))
 
-    def path(self, place: str, name: str, split: str) -> Path:
-        return self.outputs.folder / place.replace("{split}", split) / name
-
     def write(self, place: str, name: str, split: str, text: str) -> Path:
-        self.files.add((place, name, split))
-        return self.outputs.write(self.path(place, name, split), text)
+        return self.outputs.write(self._path(place, name, split), text)
 
     def link(self, place: str, record: Record, split: str) -> None:
+        """Link an image; raise `RunError` if an earlier run has it in another split."""
         name = record.image.name
-        self.files.add((place, name, split))
+        path = self._path(place, name, split)
+        for other in SPLITS:
+            other_path = self._path(place, name, other)
+            if other_path != path and other_path.exists():
+                rule = "an earlier run wrote it to this split: remove it, or give another --out"
+                raise RunError(f"{other_path}: {rule}")
         source = self.folder / name
-        path = self.path(place, name, split)
         if source.exists():
             self.outputs.link(source, path)
         else:  # the converted name of a page, or of a file of another format
             self.outputs.write(path, read_image_file(source.with_suffix("")))
 
-    def discard_moved(self) -> None:
-        """Remove what an earlier run wrote to another split: it would be in both."""
-        for place, name, _ in self.files:
-            for split in SPLITS if "{split}" in place else ():
-                if (place, name, split) not in self.files:
-                    self.outputs.discard(self.path(place, name, split))
+    def _path(self, place: str, name: str, split: str) -> Path:
+        return self.outputs.folder / place.replace("{split}", split) / name

@@ -106,14 +106,18 @@ def read_dataset(
         raise RunError(f"--images is not for YOLO, Parquet and Arrow files; {known}")
     if isinstance(dataset.store, Folder):
         dataset = _without_empty_images(dataset, dataset.store.path, problems)
+    labels = label_counts(dataset.images)
+    note = dataset.note
+    if problems.counts and not labels:
+        note = note or f"no labels were understood: {problems.summary()}"
     inventory = replace(
         dataset.inventory,
         split=split or dataset.inventory.split,
-        labels=label_counts(dataset.images),
+        labels=labels,
         ignored=dict(problems.counts),
     )
     classes = dataset.classes or classes_of(dataset.images)
-    return replace(dataset, classes=classes, inventory=inventory)
+    return replace(dataset, classes=classes, note=note, inventory=inventory)
 
 
 def _inner_folder(path: Path, selection: Selection) -> Path:

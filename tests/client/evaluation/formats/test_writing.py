@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import supervision as sv
 import yaml
 from PIL import Image
 from pycocotools.coco import COCO
@@ -20,24 +21,29 @@ from diptych_client import (
     ImageSize,
     InstancesResult,
     TaskParameters,
+    TextResult,
 )
 from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
+from diptych_client.evaluation.formats.prefix_suffix import FLORENCE2, PALIGEMMA
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
     Target,
     check_format,
     class_indices,
+    split_of,
     write_dataset,
 )
 from diptych_client.evaluation.formats.yolo import yolo_lines
 from diptych_client.evaluation.questions import Job, Record
-from diptych_client.geometry import joined_rings, polygons_mask
+from diptych_client.geometry import BoxXyxy, joined_rings, polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Result, box_of, items_of, label_of
 from diptych_client.transports.messages import from_json
+from tasks.florence2.grammar import box_tokens as florence2_box_tokens
+from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
 from tests.support.client_answers import (
     DETECTIONS,
     FAR_SQUARE,
@@ -59,11 +65,12 @@ def write(
     folder: Path,
     records: Sequence[Record],
     labels: Sequence[str] = (),
+    val_share: float = 0.0,
 ) -> Path:
     """Write a dataset into a folder `out` beside the images."""
     job = Job("object_detection", "some-model", TaskParameters(labels=labels), AnswerOptions())
     with Outputs(folder / "out") as outputs:
-        return write_dataset(Target(dataset_format, outputs, folder, job), records)
+        return write_dataset(Target(dataset_format, outputs, folder, job, val_share), records)
 
 
 def coco_of(folder: Path, *records: Record) -> Any:
@@ -140,16 +147,120 @@ def test_yolo_names_of_any_language_are_read_back(tmp_path: Path, names: list[st
     assert list(yaml.safe_load(text)["names"].values()) == names
 
 
-@pytest.mark.parametrize("dataset_format", [COCO_FORMAT, YOLO_FORMAT])
-def test_written_dataset_is_read_back(tmp_path: Path, dataset_format: DatasetFormat) -> None:
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
-    write(dataset_format, tmp_path, [record(DETECTIONS, "a.png")])
+# the largest distance of a written edge, in pixels of an image of 40 x 20
+BOX_FORMATS = {
+    DatasetFormat.coco: 1e-4,
+    DatasetFormat.yolo: 1e-4,
+    DatasetFormat.voc: 0.5,
+    DatasetFormat.labelme: 1e-4,
+    DatasetFormat.csv: 0.005,
+    DatasetFormat.paligemma: 0.5 * 40 / 1023,
+    DatasetFormat.florence2: 0.5 * 40 / 1000,
+}
+LABELS = ("=1+2|'x", '\'-dog, "big"', "größe")
+
+
+@pytest.mark.parametrize("val_share", [0.0, 0.8])
+@pytest.mark.parametrize("dataset_format", BOX_FORMATS)
+def test_written_dataset_is_read_back(
+    tmp_path: Path, dataset_format: DatasetFormat, val_share: float
+) -> None:
+    boxes = [(1.26, 2, 11, 12.5), (20, 4, 30.75, 14), (33, 4, 36, 10)]
+    detections = []
+    for label, box in zip(LABELS, boxes, strict=True):
+        detections.append(Detection(box, label, 0.5))
+    records = []
+    for name in ("a b.png", "sub/c.png"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / name)
+        records.append(record(DetectionsResult(tuple(detections)), name))
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "d.png")
+    records.append(record(DetectionsResult(()), "d.png"))
+    write(dataset_format, tmp_path, records, val_share=val_share)
     (tmp_path / "out" / "journal.jsonl").write_text("{}")
     images = tmp_path if dataset_format is COCO_FORMAT else None
-    (labelled,) = read_dataset(tmp_path / "out", images).images
-    for true, box in zip(labelled.objects or (), DETECTIONS.detections, strict=True):
-        assert true.label == box.label
-        assert true.box_xyxy == pytest.approx(box.box_xyxy, abs=1e-4)
+    names = []
+    for split in ("train", "val") if val_share else (None,):
+        for labelled in read_dataset(tmp_path / "out", images, split).images:
+            objects = labelled.objects
+            assert objects is not None
+            names.append(Path(labelled.image.name).name)
+            expected = [] if names[-1] == "d.png" else detections
+            assert [true.label for true in objects] == [box.label for box in expected]
+            for true, detection in zip(objects, expected, strict=True):
+                limit = BOX_FORMATS[dataset_format] + 1e-9
+                assert true.box_xyxy == pytest.approx(detection.box_xyxy, abs=limit)
+    assert sorted(names) == ["a b.png", "c.png", "d.png"]
+
+
+TEXT_JOBS = [
+    ("captioning", TaskParameters(), {"captions": 1}),
+    ("ocr", TaskParameters(), {"texts": 1}),
+    ("visual_question_answering", TaskParameters(question="+1?"), {"questions": 1}),
+    ("region_description", TaskParameters(region=(4, 2, 20, 10)), {"texts": 1}),
+]
+
+
+@pytest.mark.parametrize(("task", "parameters", "labels"), TEXT_JOBS)
+@pytest.mark.parametrize("name", ["csv", "paligemma", "florence2"])
+def test_written_text_is_read_back(
+    tmp_path: Path, name: str, task: str, parameters: TaskParameters, labels: dict[str, int]
+) -> None:
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    text = TextResult('@two, "big"\n=dogs')
+    job = Job(task, "some-model", parameters, AnswerOptions())
+    with Outputs(tmp_path / "out") as outputs:
+        target = Target(DatasetFormat(name), outputs, tmp_path, job)
+        write_dataset(target, [record(text, "a.png")])
+    dataset = read_dataset(tmp_path / "out")
+    (labelled,) = dataset.images
+    texts = [*(labelled.captions or ()), labelled.text]
+    for question in labelled.questions:
+        assert question.question == "+1?"
+        texts += question.answers
+    assert text.text in texts
+    assert labelled.region == (parameters.region and pytest.approx(parameters.region, abs=0.05))
+    assert dataset.inventory.labels == labels
+
+
+def test_image_is_in_one_split(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(200)]
+    splits = [split_of(name, 0.3) for name in names]
+    assert 40 < splits.count("val") < 80
+    assert {split_of(name, 0) for name in names} == {"train"}
+    name = names[splits.index("val")]
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / name)
+    for _ in range(2):
+        write(YOLO_FORMAT, tmp_path, [record(DETECTIONS, name)], val_share=0.3)
+    assert (tmp_path / "out" / "images" / "val" / name).exists()
+    with pytest.raises(RunError, match="an earlier run wrote it to this split"):
+        write(YOLO_FORMAT, tmp_path, [record(DETECTIONS, name)])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 20), (1.25, 2.5, 39.99, 19.99), (-3, 7.1, 55, 7.9)])
+def test_locations_are_those_of_the_service(box: BoxXyxy) -> None:
+    size_wh = (SIZE.width, SIZE.height)
+    assert PALIGEMMA.tokens(box, size_wh) == paligemma_box_tokens(box, size_wh)
+    assert FLORENCE2.tokens(box, size_wh) == florence2_box_tokens(box, size_wh)
+
+
+def test_supervision_reads_a_suffix(tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    folder = write(DatasetFormat.paligemma, tmp_path, [record(DETECTIONS, "a.png")])
+    row = json.loads((folder / "train" / "labels.jsonl").read_text())
+    assert row["prefix"] == "detect circle ; star"
+    size_wh = (SIZE.width, SIZE.height)
+    result = sv.Detections.from_vlm(sv.VLM.PALIGEMMA, row["suffix"], resolution_wh=size_wh)
+    assert list(result.data["class_name"]) == ["star", "circle", "star"]
+    expected = [box.box_xyxy for box in DETECTIONS.detections]
+    np.testing.assert_allclose(result.xyxy, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("label", ["a;b", "<loc_1>"])
+def test_label_with_a_separator_is_refused(tmp_path: Path, label: str) -> None:
+    for name in ("paligemma", "florence2"):
+        with pytest.raises(RunError, match="cannot hold a label with ; or <"):
+            write(DatasetFormat(name), tmp_path, (), [label])
 
 
 @pytest.mark.parametrize("result", [DETECTIONS, INSTANCES])
