@@ -181,20 +181,26 @@ def is_shown(name: str) -> bool:
 
 
 def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFile]:
-    """Return the images below a folder, each page; other files than labels are counted."""
-    store = Folder(folder)
-    problems = problems or Problems()
-    images = list[ImageFile]()
+    """Return the images below a folder, each page."""
+    pages: list[str] = []
+    for name in image_names(folder, problems or Problems()):
+        pages += pages_of(folder, name)
+    return list(map(Folder(folder).image, pages))
+
+
+def image_names(folder: Path, problems: Problems) -> list[str]:
+    """Return the names of the image files below a folder; others than labels are counted."""
+    names = []
     for name in files_below(folder):
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in SUFFIXES:
-            if suffix not in _UNPACKED:
-                problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
-        elif store.image(name).size_bytes:
-            images += map(store.image, pages_of(folder, name))
-        else:
-            problems.count("empty image left out")
-    return images
+        if suffix in SUFFIXES:
+            if (folder / name).stat().st_size:
+                names.append(name)
+            else:
+                problems.count("empty image left out")
+        elif suffix not in _UNPACKED:
+            problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
+    return names
 
 
 def path_within(folder: Path, name: object) -> Path:

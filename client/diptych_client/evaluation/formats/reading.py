@@ -28,7 +28,14 @@ from diptych_client.evaluation.formats.label_studio import read_label_studio
 from diptych_client.evaluation.formats.labelme import read_labelme
 from diptych_client.evaluation.formats.voc import read_voc
 from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
-from diptych_client.inputs import Folder, Problems, files_below, find_images, is_shown
+from diptych_client.inputs import (
+    Folder,
+    Problems,
+    files_below,
+    find_images,
+    image_names,
+    is_shown,
+)
 from diptych_client.long_runs import RunError
 
 
@@ -134,7 +141,7 @@ def _inner_folder(path: Path, selection: Selection) -> Path:
 
 def _without_empty_images(dataset: Dataset, folder: Path, problems: Problems) -> Dataset:
     """Count the files of other kinds; leave out images without a byte, which are files."""
-    find_images(folder, problems)
+    image_names(folder, problems)
     labelled_images = []
     for labelled in dataset.images:
         if labelled.image.size_bytes or not labelled.image.mtime_ns:

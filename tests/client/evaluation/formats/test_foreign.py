@@ -289,14 +289,14 @@ def test_split_is_a_word_of_the_path(split: str, words: str, tmp_path: Path) -> 
 
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)
-    for name in ("._a.png", ".b.json", "x.heic", "y.HEIC", "scan", "z.pdf"):
+    for name in ("._a.png", ".b.json", "x.cr2", "y.CR2", "scan", "z.docx"):
         (folder / "images" / name).write_bytes(b"1")
     (folder / "._annotations.json").write_bytes(b"\0")
     (folder / "images" / "c.png").write_bytes(b"")
     problems = Problems(is_strict=True)
     dataset = read_dataset(folder, problems=problems)
     assert [labelled.image.name for labelled in dataset.images] == ["a.png", "b.png"]
-    counts = {".heic file left out": 2, ".pdf file left out": 1}
+    counts = {".cr2 file left out": 2, ".docx file left out": 1}
     counts |= {"empty image left out": 1, "unsuffixed file left out": 1}
     assert dataset.inventory.ignored == counts
     assert len(find_images(folder)) == 2
