@@ -82,6 +82,11 @@ async def many_tiles(client: httpx.AsyncClient, number: int) -> httpx.Response:
     return await client.post("/v1/predict", data=fields, files={"image": _tiled_image()})
 
 
+async def four_beams(client: httpx.AsyncClient, number: int) -> httpx.Response:
+    fields = {"task": "captioning", "num_beams": "4", "model": "florence-2-mini"}
+    return await client.post("/v1/predict", data=fields, files={"image": _scene(number % 64)})
+
+
 # attack, its name, connections, the most requests of each
 _ATTACKS: tuple[tuple[Attack, str, int, int], ...] = (
     (run_length_masks, "rle masks of 49 megapixels", 40, 1_000),
@@ -89,6 +94,7 @@ _ATTACKS: tuple[tuple[Attack, str, int, int], ...] = (
     (many_members, "JSON of 900,000 members", 6, 1_000),
     (large_base64, "19 MB of base64", 20, 1_000),
     (many_tiles, "64 tiles of 12 megapixels", 8, 1_000),
+    (four_beams, "four beams", 200, 1_000),
 )
 
 

@@ -38,12 +38,13 @@ from runners.options import (
     RunnerOptions,
     default_positions,
     default_prefill_tokens,
+    encoder_batch_size,
     max_default_slots,
     slots_that_fit,
 )
 from runners.tokens.choice import choice_bytes
 from wire.artifacts.adapter_folder import AdapterScan
-from wire.artifacts.devices import decoder_device, num_threads
+from wire.artifacts.devices import decoder_device, encoder_device, num_threads
 from wire.artifacts.manifest import (
     ADAPTER_FILE,
     Device,
@@ -114,6 +115,7 @@ def to_request(
         on_tokens=on_tokens,
         prompt_words=None if spec.grammar is None else decoder.text.prompt_words(prompt_ids),
         adapter=spec.adapter,
+        client=spec.client,
     )
 
 
@@ -358,8 +360,14 @@ class ModelWorker:
         self._hot_adapters: HotAdapters | None = None
         if options.adapters_folder is not None:
             self._hot_adapters = self._watch_adapters(options.adapters_folder, manifest, folder)
+        # a GPU's next batch waits while one runs
+        num_batches = 2 if encoder_device(options.device) == "cuda" else 1
         self._cache = VisionCache(
-            self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
+            self._model_id,
+            options.max_cache_bytes,
+            options.limits.max_waiting,
+            num_batches * encoder_batch_size(options),
+            self._batched,
         )
         return_freed_memory()
         watchdogs = [encoder.watchdog for encoder in self.encoders.values()]
@@ -435,7 +443,8 @@ class ModelWorker:
         adapter = call.sequences[0].adapter if call.sequences else None
         if adapter not in self.encoders:
             adapter = None  # the model's encodes for it
-        features = await self._cache.get(call.image_key, call.pixels, adapter)
+        client = call.sequences[0].client if call.sequences else ""
+        features = await self._cache.get(call.image_key, call.pixels, adapter, client)
         if features is None:
             raise FeaturesMissing
         return features

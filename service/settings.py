@@ -202,9 +202,9 @@ class Settings(BaseModel):
     """Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model: its
     runner's or that of a proxy of several replicas. Unset: runners run on this host."""
     max_running_requests: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """Maximum requests in flight per model and its adapters, over all replicas of its runner; more
-    are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE, by default 24 on CPU, 96
-    on CUDA."""
+    """Maximum requests in flight per model and its adapters, over all replicas of its runner, plus
+    half as many of keys with none; more are queued in the gateway. 0: 1.5 times
+    DIPTYCH_DECODER_MAX_BATCH_SIZE, by default 24 on CPU, 96 on CUDA."""
     device: DeviceSetting = "auto"
     """Device of encoders and decoders; auto: CUDA if available."""
     devices: Devices = ()

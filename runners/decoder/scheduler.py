@@ -6,8 +6,13 @@
         decode one token of every live sequence
         resolve the futures of those that ended
 
+Clients share the decoder: next is a sequence of the one with the fewest slots, and equal ones
+alternate. A prefill delays the live sequences of others. While there are any, its client waits
+until steps have taken as long. While clients take turns, each leaves slots to the others, and
+prefills are short.
+
 Invariants:
-- sequences are admitted in the order of submission: a large one is never overtaken;
+- sequences of a client are admitted in the order of submission: a large one is never overtaken;
 - every future is resolved exactly once: by its end, its cancellation, its deadline or the error
   that ended it; no error ends the thread, a lost device ends the process;
 - a failed prefill fails its sequences alone, a failed step all live ones;
@@ -15,10 +20,11 @@ Invariants:
 """
 
 import logging
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -45,6 +51,11 @@ from wire.telemetry.runner_metrics import (
 )
 
 logger = logging.getLogger(__name__)
+
+_SHARED_S = 10.0  # after a change of clients, they take turns
+_SHARED_PREFILL_S = 0.01
+# slots of a client while others come; a row of a GPU's step costs little
+_SHARED_SLOTS = {"cpu": 0.5, "cuda": 0.75}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +111,21 @@ class Scheduler:
         model_id: str,
         limits: SchedulerLimits,
         make_engine: NewEngine = new_engine,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decoder = decoder
         self._limits = limits
+        self._now = now
         self._batch = LiveBatch(decoder, limits.num_slots, make_engine)
         self._live: dict[LiveSequence, ScheduledSequence] = {}
-        self._queue: deque[ScheduledSequence] = deque()
-        self._changed = threading.Condition()  # guards the queue and `_is_stopping`
+        # by client; the last is the one whose sequence was admitted last
+        self._queues: dict[str, deque[ScheduledSequence]] = {}
+        self._num_queued = 0
+        self._last_client: str | None = None
+        self._shared_until_s = -math.inf
+        self._owed_s: dict[str, float] = {}  # time of steps until a client's next prefill
+        self._prefill_rate = math.inf  # tokens per second of the last one
+        self._changed = threading.Condition()  # guards the queues and `_is_stopping`
         self._is_stopping = False
         self._name = f"the decoder of {model_id}"
         self.watchdog = Watchdog(self._name, limits.stuck_after_s)
@@ -128,36 +147,45 @@ class Scheduler:
         self._thread.join()
 
     def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
-        """Queue all `requests` or none.
+        """Queue all `requests` of a client or none.
 
-        Raise `SequenceError` if the queue would exceed `max_waiting`, or a request needs more slots
-        than there are. Cancelling a future frees the slots of its sequence within one step.
+        Raise `SequenceError` if they would exceed its share of `max_waiting`, or a request needs
+        more slots than there are. Cancelling a future frees the slots of its sequence within one
+        step.
         """
         num_beams = max((request.num_beams for request in requests), default=1)
         limits = self._limits
         if num_beams > limits.num_slots:
             message = f"num_beams is {num_beams}; at most {limits.num_slots} are allowed"
             raise SequenceError("too_many_beams", message)
+        client = requests[0].client if requests else ""
         with self._changed:
-            if len(self._queue) + len(requests) > limits.max_waiting:
-                queued = f"{len(self._queue)} sequences are queued, {len(requests)} were submitted"
+            num_of_client = len(self._queues.get(client, ())) + len(requests)
+            share = limits.max_waiting // len(self._queues.keys() | {client})
+            num_queued = self._num_queued + len(requests)
+            if num_of_client > share or num_queued > 2 * limits.max_waiting:
+                queued = f"{self._num_queued} sequences are queued, {len(requests)} were submitted"
                 message = f"{queued}, at most {limits.max_waiting} are allowed"
                 raise SequenceError("overloaded", message)
-            now_s = time.monotonic()
+            now_s = self._now()
+            if self._last_client not in (client, None):
+                self._shared_until_s = now_s + _SHARED_S
+            self._last_client = client
             futures: list[Future[WrittenSequence]] = []
             for request in requests:
                 sequence = start_sequence(request, self._decoder.rules)
                 scheduled = ScheduledSequence(sequence, now_s)
-                self._queue.append(scheduled)
+                self._queues.setdefault(client, deque()).append(scheduled)
                 futures.append(scheduled.future)
-            self._queue_depth.set(len(self._queue))
+            self._num_queued = num_queued
+            self._queue_depth.set(num_queued)
             self._changed.notify()
         return futures
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._live or self._queue):
+                while not (self._live or self._num_queued):
                     if self._is_stopping:
                         return
                     self._changed.wait()
@@ -183,35 +211,72 @@ class Scheduler:
             if scheduled.future.cancelled():
                 sequence.finish_reason = "stop"
         self._notify_and_finish()
+        start_s = self._now()
         if admitted := self._take_from_queue():
             self._prefill(admitted)
             self._notify_and_finish()
+            prefill_s = self._now() - start_s
+            num_tokens = 0
+            for scheduled in admitted:
+                num_tokens += scheduled.sequence.request.num_prefix_tokens
+                self._owed_s[scheduled.sequence.request.client] = prefill_s
+            self._prefill_rate = num_tokens / max(prefill_s, 1e-6)
         if self._live:
+            start_s = self._now()
             self._batch_size.observe(self._batch.slots.num_used)
             self._batch.step()
             self._notify_and_finish()
+            step_s = self._now() - start_s
+            for client, owed_s in list(self._owed_s.items()):
+                self._owed_s[client] = owed_s - step_s
+                if owed_s <= step_s:
+                    del self._owed_s[client]
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
         """Dequeue sequences that have slots and fit the token budget, or one that exceeds it."""
-        now_s = time.monotonic()
+        now_s = self._now()
+        max_tokens: float = self._limits.max_prefill_tokens
+        max_slots = self._limits.num_slots
+        if now_s < self._shared_until_s:
+            max_tokens = min(max_tokens, self._prefill_rate * _SHARED_PREFILL_S)
+            max_slots = round(max_slots * _SHARED_SLOTS[self._decoder.shape.device.type])
+        slots: Counter[str] = Counter()
+        for sequence in self._live:
+            slots[sequence.request.client] += sequence.request.num_beams
         taken: list[ScheduledSequence] = []
         longest = 0
-        num_free = self._batch.slots.num_free
         with self._changed:
-            while self._queue and self._queue[0].sequence.request.num_beams <= num_free:
-                longest = max(longest, self._queue[0].sequence.request.num_prefix_tokens)
-                if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
+            while (client := self._next_client(slots, max_slots)) is not None:
+                request = self._queues[client][0].sequence.request
+                longest = max(longest, request.num_prefix_tokens)
+                if slots.total() + request.num_beams > self._limits.num_slots:
                     break
-                scheduled = self._queue.popleft()
-                if scheduled.future.cancelled() or now_s > scheduled.sequence.request.deadline_s:
+                if taken and longest * (len(taken) + 1) > max_tokens:
+                    break
+                queue = self._queues.pop(client)
+                scheduled = queue.popleft()
+                if queue:
+                    self._queues[client] = queue  # behind the others
+                self._num_queued -= 1
+                if scheduled.future.cancelled() or now_s > request.deadline_s:
                     message = "the deadline passed before the sequence was admitted"
                     scheduled.resolve(SequenceError("deadline_exceeded", message))
                     continue
                 scheduled.admitted_s = now_s
                 taken.append(scheduled)
-                num_free -= scheduled.sequence.request.num_beams
-            self._queue_depth.set(len(self._queue))
+                slots[client] += request.num_beams
+            self._queue_depth.set(self._num_queued)
         return taken
+
+    def _next_client(self, slots: Counter[str], max_slots: int) -> str | None:
+        """Return whose sequence is next; `slots`: of each client, `max_slots` of one."""
+        clients: list[str] = []
+        for client, queue in self._queues.items():
+            num_slots = slots[client] + queue[0].sequence.request.num_beams
+            is_in_turn = client not in self._owed_s or slots[client] == slots.total()
+            if is_in_turn and (num_slots <= max_slots or not slots[client]):
+                clients.append(client)
+        return min(clients, key=slots.__getitem__, default=None)
 
     def _prefill(self, admitted: Sequence[ScheduledSequence]) -> None:
         """Prefill sequences together, in halves if memory runs out; a failure fails only these."""
@@ -232,7 +297,7 @@ class Scheduler:
             return
         else:
             for scheduled in admitted:
-                scheduled.prefilled_s = time.monotonic()
+                scheduled.prefilled_s = self._now()
                 self._live[scheduled.sequence] = scheduled
             return
         # Outside the except block, where the exception would keep the activations of the failed

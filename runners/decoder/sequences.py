@@ -45,6 +45,7 @@ class SequenceRequest:
     on_tokens: TokenListener | None = None
     prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
     adapter: str | None = None  # one of the decoder's adapters, or None for the base model
+    client: str = ""  # shares the decoder with others
 
     @property
     def num_prefix_tokens(self) -> int:

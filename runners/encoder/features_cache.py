@@ -2,12 +2,15 @@
 
 Concurrent calls for a new image encode it once: the first is a miss, the others join its encoding.
 A failure reaches all of them and is not cached. Calls hold references to their features, so that
-eviction does not affect them. Knows no encoder, only tensors with a size in bytes.
+eviction does not affect them. The batcher is first in, first out, so few images are in it, and the
+next is one of the client with the fewest there. Knows no encoder, only tensors with a size in
+bytes.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -31,6 +34,8 @@ class Encoding:
 
     pixels: Pixels  # (H, W, 3)
     adapter: str | None  # build key of an adapter with its own encoder, else None
+    client: str = ""
+    turn: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is in the batcher
     started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
@@ -56,18 +61,20 @@ class VisionCache:
         model_id: str,
         max_bytes: int,
         max_encoding: int,
+        max_in_batcher: int,
         encode: Callable[[str], Awaitable[EncodedImage]],
     ) -> None:
         self.encodings: dict[str, Encoding] = {}
         self._model_id = model_id
         self._max_encoding = max_encoding
+        self._num_places = max_in_batcher
         self._encode = encode
         self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
     async def get(
-        self, image_key: str, pixels: Pixels | None, adapter: str | None = None
+        self, image_key: str, pixels: Pixels | None, adapter: str | None = None, client: str = ""
     ) -> CachedFeatures | Failed | None:
         """Return the features of an image, or None if they are not cached and `pixels` is None;
         `adapter` is one with its own encoder. Cancelling the call does not cancel an encoding.
@@ -84,7 +91,7 @@ class VisionCache:
                 queued = f"{len(self.encodings)} images are queued for encoding"
                 return Failed(code="overloaded", message=f"{queued}, the maximum; retry later")
             outcome = "miss"
-            encoding = self.encodings[image_key] = Encoding(pixels, adapter)
+            encoding = self.encodings[image_key] = Encoding(pixels, adapter, client)
             encoding.task = asyncio.create_task(self._run(image_key, encoding))
         start_s = time.monotonic()
         assert encoding.task is not None
@@ -100,11 +107,26 @@ class VisionCache:
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
             with self._depth.track_inprogress():
+                if self._num_places:
+                    self._num_places -= 1
+                    encoding.turn.set()
+                await encoding.turn.wait()
                 encoded = await self._encode(image_key)
         except Exception:  # raised by the batcher; failures of the encoder are outcomes
             logger.exception("the batcher failed for an image of %s", self._model_id)
             return EncodedImage(encode_s=0.0, failed=_FAILED)
         finally:
+            in_batcher: Counter[str] = Counter()
+            waiting: list[Encoding] = []
+            for other in self.encodings.values():  # this one, too: others are before its next
+                if other.turn.is_set():
+                    in_batcher[other.client] += 1
+                else:
+                    waiting.append(other)
+            if waiting:
+                min(waiting, key=lambda other: in_batcher[other.client]).turn.set()
+            else:
+                self._num_places += 1
             del self.encodings[image_key]
         features = encoding.features
         if features is not None and features.nbytes <= self._features.maxsize:

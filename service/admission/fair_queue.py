@@ -9,7 +9,8 @@ A request at the queue of a runner is
     refused   the client has too many tokens queued, or the request would miss its deadline
     waiting   in the order of start-time fair queueing: clients are served equally often, weighted
               by cost
-    running   up to a maximum that keeps encoder and decoder busy
+    running   up to a maximum that keeps encoder and decoder busy; half as many more of clients that
+              have none running, as the runner is shared fairly, too
 
 Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. The
 cost of a request is its estimated number of tokens.
@@ -155,7 +156,7 @@ class FairQueue:
         self._model_id = model_id
         self._max_running = max_running
         self._now = now
-        self._num_running = 0
+        self._running: Counter[str] = Counter()  # requests by client
         self._running_cost = 0
         self._waiting: list[_Waiting] = []  # a heap
         self._waiting_cost = FairShare(max_waiting_cost)
@@ -169,12 +170,15 @@ class FairQueue:
     @asynccontextmanager
     async def admitted(self, client: str, cost: int, deadline_s: float) -> AsyncIterator[float]:
         """Run admitted; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
-        if self._num_running:
+        if self._running:
             self.check(client, cost, deadline_s)
         waited_s = 0.0
         with span("admission"):
-            if self._num_running < self._max_running:  # then none waits
-                self._num_running += 1
+            max_running = self._max_running  # if fewer are running, none waits
+            if client not in self._running:
+                max_running += max_running // 2
+            if self._running.total() < max_running:
+                self._running[client] += 1
             else:
                 start_s = self._now()
                 await self._wait(client, cost, deadline_s)
@@ -188,12 +192,12 @@ class FairQueue:
         finally:
             self._throughput.end(num_done)
             self._running_cost -= cost
-            self._release()
+            self._release(client)
 
     def check(self, client: str, cost: int, deadline_s: float) -> None:
         """Raise `Overloaded` above the client's share, and if the deadline would be missed."""
         excess = self._waiting_cost.excess(client, cost)
-        if excess > 0 and self._num_running >= self._max_running:
+        if excess > 0 and self._running.total() >= self._max_running:
             usage = self._waiting_cost.usage(client, f"tokens queued for {self._model_id}")
             problem = f"{usage}; this request needs {cost}"
             raise Overloaded(problem, self._throughput.seconds_for(excess))
@@ -233,16 +237,16 @@ class FairQueue:
             heapq.heapify(self._waiting)
             self._note_dequeued(waiting)
         elif not waiting.admission.cancelled():
-            self._release()
+            self._release(waiting.client)
 
-    def _release(self) -> None:
-        self._num_running -= 1
-        while self._waiting and self._num_running < self._max_running:
+    def _release(self, client: str) -> None:
+        self._running -= Counter([client])  # without clients that have none
+        while self._waiting and self._running.total() < self._max_running:
             waiting = heapq.heappop(self._waiting)
             self._virtual_time = waiting.virtual_start
             self._note_dequeued(waiting)
             if not waiting.admission.cancelled():
-                self._num_running += 1
+                self._running[waiting.client] += 1
                 waiting.admission.set_result(None)
 
     def _note_dequeued(self, waiting: _Waiting) -> None:

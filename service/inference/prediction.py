@@ -139,7 +139,7 @@ class QueuedModel:
         start_s = time.monotonic()
         model = self.model
         on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
-        specs = _specs(model, request, prompts, max(0.0, self.deadline_s - start_s))
+        specs = self._specs(request, prompts, max(0.0, self.deadline_s - start_s))
         written = await self.runner.write(model.manifest, image, specs, on_text)
         parse_start_s = time.monotonic()
         # Fitted on the most likely answers; a sampled one with the same score is less often right.
@@ -164,6 +164,38 @@ class QueuedModel:
             "total": image.open_s + waited_s + end_s - start_s,
         }
         return Answer(model, request, size_wh, result, written, times_s, calibration is not None)
+
+    def _specs(
+        self, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
+    ) -> list[SequenceSpec]:
+        """Return the sequence of each prompt; the grammar of one for a mask has its name alone."""
+        model = self.model
+        options = request.fields
+        parameters = request.parameters
+        phrases = parameters.phrases or ()
+        is_split = request.task.id == "instance_segmentation" and len(phrases) == len(prompts)
+        specs: list[SequenceSpec] = []
+        for index, prompt in enumerate(prompts):
+            if is_split:
+                parameters = replace(parameters, phrases=None, phrase=phrases[index])
+            grammar = None
+            if options.constrained:
+                grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
+            spec = SequenceSpec(
+                segments=[(segment.text, segment.is_control) for segment in prompt],
+                max_new_tokens=options.max_new_tokens,
+                num_beams=options.num_beams,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+                grammar=grammar,
+                adapter=model.adapter_key,
+                own_token=next((segment.text for segment in prompt if segment.is_token), None),
+                timeout_s=timeout_s,
+                client=self.quota.name,
+            )
+            specs.append(spec)
+        return specs
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
@@ -192,37 +224,6 @@ def task_prompts(
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
     num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
     return prompts, num_written + num_characters // _CHARACTERS_PER_TOKEN
-
-
-def _specs(
-    model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
-) -> list[SequenceSpec]:
-    """Return the sequence of each prompt; the grammar of one for a mask has its name alone."""
-    options = request.fields
-    parameters = request.parameters
-    phrases = parameters.phrases or ()
-    is_split = request.task.id == "instance_segmentation" and len(phrases) == len(prompts)
-    specs: list[SequenceSpec] = []
-    for index, prompt in enumerate(prompts):
-        if is_split:
-            parameters = replace(parameters, phrases=None, phrase=phrases[index])
-        grammar = None
-        if options.constrained:
-            grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
-        spec = SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in prompt],
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-            grammar=grammar,
-            adapter=model.adapter_key,
-            own_token=next((segment.text for segment in prompt if segment.is_token), None),
-            timeout_s=timeout_s,
-        )
-        specs.append(spec)
-    return specs
 
 
 def _parse(

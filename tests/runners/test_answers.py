@@ -52,7 +52,7 @@ def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
 def test_a_request_has_every_option_of_its_message() -> None:
     decoder = FakeDecoder()
     heard: list[object] = []
-    options: Any = {"temperature": 0.5, "top_p": 0.25, "seed": 7, "num_beams": 3}
+    options: Any = {"temperature": 0.5, "top_p": 0.25, "seed": 7, "num_beams": 3, "client": "a"}
     options["max_new_tokens"] = 5
     features = torch.zeros(2, 4)
     segments = [("ab", False)]

@@ -21,7 +21,9 @@ from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import EMBEDDED, ModelStore
 from wire.artifacts.manifest import read_manifest
+from wire.runner_channel import RunnerCall
 from wire.runner_messages import (
+    Failed,
     ImageToEncode,
     SequenceEnd,
     SequenceSpec,
@@ -122,6 +124,21 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
         expected = alone[encoding.adapter].encode(encoding.pixels[None])[0]
         assert encoding.features is not None
         assert torch.allclose(encoding.features, expected, atol=1e-4)
+
+
+async def test_encodings_count_for_the_client_of_their_call() -> None:
+    worker: Any = ModelWorker("a", None, None)  # type: ignore[arg-type]  # loads nothing
+    arguments: list[object] = []
+
+    async def get(*values: object) -> Failed:
+        arguments.extend(values)
+        return Failed(code="internal", message="")
+
+    worker.encoders = {None: None}
+    worker._cache = SimpleNamespace(get=get)
+    spec = SequenceSpec(segments=[], adapter="text only", client="light", timeout_s=1)
+    await worker.features(RunnerCall("key", [spec]))
+    assert arguments == ["key", None, None, "light"]
 
 
 SPEC = SequenceSpec(

@@ -5,17 +5,21 @@ others.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from runners.decoder.engines import EagerEngine
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
-from runners.kv_cache import SlotCache
+from runners.kv_cache import SlotCache, TokenPlaces
 from runners.options import SchedulerLimits
+from tests.support.api_keys import FakeClock
 from tests.support.fake_decoder import (
     CRASH,
     EOS,
@@ -223,3 +227,97 @@ def test_beams_take_a_slot_each_and_are_not_overtaken(
     assert tokens_of(wide) == (6, EOS)
     assert long.done()
     assert tokens_of(behind) == (7, EOS)
+
+
+@dataclass(slots=True)
+class TimedDecoder(FakeDecoder):
+    """Its prefills take 3/8 s a sequence and its steps 1/8 s of a clock that only they move."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    passes: list[str] = field(default_factory=list)  # "p" and the size of a prefill, "s" of a step
+
+    def prefill(self, cache: SlotCache, embeds: Tensor, *arguments: Any) -> Tensor:
+        self.clock.now_s += 3 / 8 * len(embeds)
+        self.passes.append(f"p{len(embeds)}")
+        return FakeDecoder.prefill(self, cache, embeds, *arguments)
+
+    def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
+        self.clock.now_s += 1 / 8
+        self.passes.append(f"s{len(places.token_ids)}")
+        return FakeDecoder.decode_step(self, cache, places)
+
+
+def timed(num_slots: int, max_waiting: int = 99) -> tuple[Scheduler, TimedDecoder]:
+    decoder = TimedDecoder()
+    limits = SchedulerLimits(num_slots, max_waiting, max_prefill_tokens=1000)
+    return Scheduler(decoder, "fake", limits, now=decoder.clock), decoder
+
+
+def of(client: str, *token_ids: int) -> SequenceRequest:
+    return replace(request(*token_ids), client=client)
+
+
+def finished(scheduler: Scheduler, futures: Sequence["Future[WrittenSequence]"]) -> list[int]:
+    """Run the scheduler; return the indices of sequences in the order of their ends."""
+    ended: list[int] = []
+    for future in futures:
+        future.add_done_callback(lambda ended_one: ended.append(futures.index(ended_one)))
+    scheduler.start()
+    scheduler.stop()
+    return ended
+
+
+def test_clients_alternate() -> None:
+    scheduler, _ = timed(num_slots=1)
+    futures = scheduler.submit([of("a", 5)] * 3)
+    for client in "bbc":
+        futures += scheduler.submit([of(client, 5)])
+    assert finished(scheduler, futures) == [0, 3, 5, 1, 4, 2]
+
+
+def test_steps_of_others_take_as_long_as_prefills() -> None:
+    scheduler, decoder = timed(num_slots=4)
+    futures = scheduler.submit([of("light", *[5] * 20)]) + scheduler.submit([of("heavy")] * 4)
+    assert finished(scheduler, futures) == [1, 2, 3, 4, 0]  # those without tokens in their prefill
+    steps = ["s1"] * 20
+    assert decoder.passes == ["p3", *steps[:9], "p1", *steps[:3], "p1", *steps[:8]]
+
+
+def test_a_client_leaves_slots_while_others_come() -> None:
+    scheduler, decoder = timed(num_slots=4)
+    futures = scheduler.submit([of("heavy", *[5] * 20)] * 6)
+    assert finished(scheduler, futures) == [*range(6)]
+    assert decoder.passes[:2] == ["p4", "s4"]
+    scheduler, decoder = timed(num_slots=4)
+    futures = scheduler.submit([of("light", 5)]) + scheduler.submit([of("heavy", *[5] * 9)] * 4)
+    finished(scheduler, futures)
+    assert decoder.passes[:3] == ["p3", "s3", "s2"]
+    assert max(decoder.passes[2:]) == "s2"
+
+
+def test_a_full_queue_of_a_client_refuses_no_other() -> None:
+    scheduler, _ = timed(num_slots=4, max_waiting=9)
+    futures = scheduler.submit([of("heavy", 5)] * 9) + scheduler.submit([of("light", 5)] * 4)
+    for client in ("heavy", "light"):
+        with pytest.raises(SequenceError, check=is_failure("overloaded")):
+            scheduler.submit([of(client, 5)])
+    for client in ("c", "d"):
+        futures += scheduler.submit([of(client, 5)] * 2)
+    futures += scheduler.submit([of("e", 5)])  # twice as many are queued
+    with pytest.raises(SequenceError, check=is_failure("overloaded")):
+        scheduler.submit([of("f", 5)])
+    assert len(finished(scheduler, futures)) == 18
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_sequence_of_any_clients_ends(seed: int) -> None:
+    random = Random(seed)
+    num_slots = random.randint(1, 6)
+    scheduler, _ = timed(num_slots)
+    futures: list[Future[WrittenSequence]] = []
+    for _ in range(40):
+        sequence = of(random.choice("abc"), *[5] * random.randint(0, 9))
+        futures += scheduler.submit([replace(sequence, num_beams=random.randint(1, num_slots))])
+    for future in random.sample(futures, 5):
+        future.cancel()
+    assert len(finished(scheduler, futures)) == 40

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,17 @@ class Encoder:
     failure: Exception | None = None
     failed: Failed | None = None
     encode_s: float = 0.005
-    num_encoded: int = 0
+    keys: list[str] = field(default_factory=list)
+    num_places: int = MAX_ENCODING
     cache: VisionCache | None = None
 
     def cached(self, max_bytes: int = 1000, model_id: str = "a") -> VisionCache:
-        self.cache = VisionCache(model_id, max_bytes, MAX_ENCODING, self.encode)
+        self.cache = VisionCache(model_id, max_bytes, MAX_ENCODING, self.num_places, self.encode)
         return self.cache
 
     async def encode(self, image_key: str) -> EncodedImage:
         assert self.cache is not None
-        self.num_encoded += 1
+        self.keys.append(image_key)
         if self.released is not None:
             await self.released.wait()
         if self.failure is not None:
@@ -69,7 +70,7 @@ async def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
     assert second.tensor is first.tensor
     assert torch.equal(first.tensor, FEATURES)
     assert (second.source.encode_s, second.source.queue_s) == (0.0, 0.0)
-    assert encoder.num_encoded == 1
+    assert len(encoder.keys) == 1
 
 
 @pytest.mark.parametrize("encode_s", [0.005, 60.0], ids=["shorter", "longer than the call"])
@@ -81,7 +82,7 @@ async def test_concurrent_calls_join_one_encoding(encode_s: float) -> None:
     released.set()
     miss, *joined = [(await call).source for call in waiting]
     assert [miss.outcome, *(source.outcome for source in joined)] == ["miss", *["joined"] * 4]
-    assert encoder.num_encoded == 1
+    assert len(encoder.keys) == 1
     assert (miss.encode_s, joined[0].encode_s) == (encode_s, 0.0)
     assert all(0 < source.queue_s < 60 for source in joined)
     assert (miss.queue_s > 0) == (encode_s < 60)
@@ -118,7 +119,7 @@ async def test_cancelled_calls_leave_their_encodings() -> None:
     released.set()
     assert await joined == "joined"
     assert await outcome(cache, "9") == "miss"
-    assert encoder.num_encoded == 4
+    assert len(encoder.keys) == 4
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,21 @@ async def test_outcomes_and_bytes_are_counted() -> None:
     assert value("vision_cache_requests_total", outcome="hit") == 1
     assert value("vision_cache_bytes") == NUM_BYTES
     assert value("queue_depth", stage="encode") == 0
+
+
+@pytest.mark.parametrize("failure", [None, ValueError("broken")])
+async def test_clients_alternate_in_the_batcher(failure: Exception | None) -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, failure, num_places=1)
+    cache = encoder.cached()
+    for suffix in "ab":  # a place is returned
+        calls = []
+        for key, client in (("1", "heavy"), ("2", "heavy"), ("3", "light")):
+            calls.append(cache.get(key + suffix, PIXELS, None, client))
+        tasks = await begun(*calls)
+        assert encoder.keys == [f"1{suffix}"]
+        released.set()
+        await asyncio.gather(*tasks)
+        assert encoder.keys == [f"1{suffix}", f"3{suffix}", f"2{suffix}"]
+        encoder.keys.clear()
+        released.clear()

@@ -191,6 +191,21 @@ async def test_running_requests_are_limited() -> None:
     assert max(counts) == 2
 
 
+async def test_client_with_nothing_running_waits_for_few() -> None:
+    queue = fair_queue(max_running=4)
+    async with AsyncExitStack() as running, asyncio.timeout(60):
+        for client in "aaaabc":
+            await running.enter_async_context(queue.admitted(client, 10, math.inf))
+        served: list[str] = []
+        waiting = await enqueue(queue, "abd", served=served)
+        assert served == []
+    await asyncio.gather(*waiting)
+    assert sorted(served) == ["a", "b", "d"]
+    async with AsyncExitStack() as running, asyncio.timeout(60):  # all places are free
+        for client in "aaaabc":
+            await running.enter_async_context(queue.admitted(client, 10, math.inf))
+
+
 @pytest.mark.parametrize(
     ("waiting", "order"),
     [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")],

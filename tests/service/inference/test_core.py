@@ -72,6 +72,7 @@ def test_generation_fields_reach_the_decoder() -> None:
     predict(core, timeout_s=20, task="ocr", max_new_tokens=7, temperature=0.5, seed=3)
     (spec,) = decoder.specs
     assert (spec.max_new_tokens, spec.temperature, spec.seed) == (7, 0.5, 3)
+    assert spec.client == "anonymous"
     assert 19 < spec.timeout_s <= 20
 
 
