@@ -163,7 +163,8 @@ class Scheduler:
             num_of_client = len(self._queues.get(client, ())) + len(requests)
             share = limits.max_waiting // len(self._queues.keys() | {client})
             num_queued = self._num_queued + len(requests)
-            if num_of_client > share or num_queued > 2 * limits.max_waiting:
+            is_fair = num_of_client <= share and num_queued <= 2 * limits.max_waiting
+            if num_queued > limits.max_waiting and not is_fair:
                 queued = f"{self._num_queued} sequences are queued, {len(requests)} were submitted"
                 message = f"{queued}, at most {limits.max_waiting} are allowed"
                 raise SequenceError("overloaded", message)
