@@ -294,6 +294,12 @@ def test_image_is_not_stored_over_grpc_or_by_an_id() -> None:
         assert len(script.received) == 1
 
 
+@pytest.mark.parametrize("options", [{"min_score": 10**400}, {"top_p": "x"}, {"seed": 2**70}])
+def test_value_that_grpc_cannot_send_is_an_invalid_request(options: dict[str, Any]) -> None:
+    with scripted("grpc", []) as (url, _), Client(url) as client, pytest.raises(InvalidRequest):
+        client.predict(DATA, "ocr", options=options)
+
+
 class NumberScript(Script):
     """Answers with the number of the image."""
 

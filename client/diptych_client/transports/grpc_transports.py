@@ -105,15 +105,15 @@ def error_from_status(
 
 
 def request_message(kind: type[MessageT], request: Request) -> MessageT:
-    """Return a request as a message; raise `InvalidRequest` for an image URL, which only REST has.
-
-    Raise `ValueError` for a field that the message lacks.
-    """
+    """Return a request as a message; raise `InvalidRequest`, also for the URL of an image."""
     if isinstance(request.image, str):
         reason = "image is a URL: only REST takes one, gRPC takes files"
         raise new_error("invalid_request", reason, "image")
     image = {} if request.image is None else {"image": request.image}
-    return kind(**image, **request.fields)
+    try:
+        return kind(**image, **request.fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise new_error("invalid_request", f"cannot send a field over gRPC: {error}") from error
 
 
 def event_from_message(message: pb.PredictEvent) -> str | Answer:
