@@ -44,7 +44,7 @@ from runners.options import (
 )
 from runners.tokens.choice import choice_bytes
 from wire.artifacts.adapter_folder import AdapterScan
-from wire.artifacts.devices import decoder_device, encoder_device, num_threads
+from wire.artifacts.devices import decoder_device, num_threads
 from wire.artifacts.manifest import (
     ADAPTER_FILE,
     Device,
@@ -360,13 +360,11 @@ class ModelWorker:
         self._hot_adapters: HotAdapters | None = None
         if options.adapters_folder is not None:
             self._hot_adapters = self._watch_adapters(options.adapters_folder, manifest, folder)
-        # a GPU's next batch waits while one runs
-        num_batches = 2 if encoder_device(options.device) == "cuda" else 1
         self._cache = VisionCache(
             self._model_id,
             options.max_cache_bytes,
             options.limits.max_waiting,
-            num_batches * encoder_batch_size(options),
+            2 * encoder_batch_size(options),  # the next batch waits while one runs
             self._batched,
         )
         return_freed_memory()
