@@ -171,11 +171,15 @@ class CapturedSteps:
     ) -> None:
         self._step = step
         self._shapes = shapes
+        self._lengths = sorted({shape.length for shape in shapes})
+        self._prefix_lengths = sorted({shape.prefix_length for shape in shapes})
+        # the smallest shape of a step's rows, prefixes, adapters and rounded lengths
+        self._smallest: dict[tuple[int, int, bool, int, int], StepShape | None] = {}
         self._num_slots = num_slots
         self._row_counts = row_counts(num_slots)
         self._device = device
         self._capture = capture
-        self._steps: dict[StepShape, CudaGraph] = {}
+        self._steps: dict[StepShape | None, CudaGraph] = {}
         # the choices of a step and of a prefill, by the number of rows
         self._choices: dict[tuple[bool, int, ChoiceKind], CudaGraph] = {}
         # The pool: the next token of each slot, and the sources and targets of moves.
@@ -258,11 +262,21 @@ class CapturedSteps:
 
         A slot without a free position, whose sequence ends, gets its last one overwritten.
         """
-        shape = next((shape for shape in self._shapes if shape.holds(step)), None)
-        if shape not in self._steps:
+        graph = self._steps.get(self._shape(step))
+        if graph is None:
             return self.store(self._step(self._inputs[0, : step.num_rows], step))
-        self._steps[shape].replay()
+        graph.replay()
         return self._logits[: step.num_rows]
+
+    def _shape(self, step: StepShape) -> StepShape | None:
+        """Return the smallest shape that holds `step`, or None."""
+        length = bisect_left(self._lengths, step.length)
+        prefix_length = bisect_left(self._prefix_lengths, step.prefix_length)
+        key = step.num_rows, step.num_prefixes, step.has_adapters, length, prefix_length
+        if key not in self._smallest:
+            holding = (shape for shape in self._shapes if shape.holds(step))
+            self._smallest[key] = next(holding, None)
+        return self._smallest[key]
 
     def store(self, logits: Tensor, is_first: bool = False) -> Tensor:
         """Return the logits of an eager step or prefill, in the pool if choices are captured."""

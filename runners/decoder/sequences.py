@@ -169,7 +169,7 @@ class SingleSequence(_Generation):
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         request = self.request
         constraint = request.constraint
-        written = list(self.token_ids)
+        written = [*self.token_ids] if draft else self.token_ids  # the draft follows
         state = self._state
         conditions: list[RowConditions] = []
         for token_id in (None, *draft):

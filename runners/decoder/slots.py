@@ -62,7 +62,7 @@ class SlotTable(Generic[OwnerT]):
 
     def rows(self) -> dict[OwnerT, Sequence[int]]:
         """Return the slots of all owners as they are now: the rows of a pass launched now."""
-        return {owner: self.of(owner) for owner in self._slots}
+        return {owner: tuple(slots) for owner, slots in self._slots.items()}
 
     def by_slot(self, values: Callable[[OwnerT], Sequence[int]]) -> list[int]:
         """Return the value of each slot; `values` returns one for each row of an owner."""

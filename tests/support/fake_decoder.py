@@ -111,7 +111,7 @@ class FakeDecoder:
         return self._logits(cache, slots, positions)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        return (_EMBEDDED + token_ids)[:, None].float().expand(-1, HIDDEN_SIZE)
+        return (_EMBEDDED + token_ids)[..., None].float().expand(*token_ids.shape, HIDDEN_SIZE)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         self.step_sizes.append(len(places.token_ids))

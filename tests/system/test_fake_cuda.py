@@ -60,6 +60,14 @@ def test_passes_are_captured(exported: ModelStore, model_id: str) -> None:
     assert result["freed features"] == {"events": 1}, "the decoder may still read them"
 
 
+def test_steps_and_admissions_need_little_work(exported: ModelStore, model_id: str) -> None:
+    result = result_of(exported, "figures", model_id)
+    step = {"launches": 1, "replays": 2, "to_device": 1, "to_host": 1, "waits": 1}
+    for name, figures in result.items():
+        if name.startswith("step"):
+            assert figures == figures | step, name
+
+
 def test_failed_allocations_leak_nothing(exported: ModelStore) -> None:
     result = result_of(exported, "memory", "florence-2-mini")
     outcomes = {*result["starts"].values()}.union(*result["served"].values())

@@ -2,6 +2,8 @@
 graphs need a GPU.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import product
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.decoder.batch import generate_all
+from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.captured_passes import (
     Capture,
     CapturedPrefills,
@@ -27,13 +29,14 @@ from runners.decoder.captured_passes import (
     step_shapes,
 )
 from runners.decoder.engines import EagerEngine, GraphEngine
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS, RowConditions, choose_tokens
 from tests.support.decoder_cases import make_case
 from tests.support.export_cli import ModelStore
-from tests.support.fake_decoder import FAKE_SHAPE
-from tests.support.passes import capture_eagerly, graph_engine
+from tests.support.fake_decoder import FAKE_SHAPE, HIDDEN_SIZE, FakeDecoder
+from tests.support.passes import capture_eagerly, graph_engine, make_endless
 from wire.artifacts.manifest import read_manifest
 
 SIZE = 40
@@ -279,3 +282,40 @@ def test_captured_prefills_equal_eager_ones(artifacts: Path) -> None:
     assert engine.cache.shared_prefixes(num_rows) == eager.cache.shared_prefixes(num_rows)
     logits = engine.decode(tokens)
     torch.testing.assert_close(logits, eager.decode(tokens), rtol=1e-4, atol=1e-4)
+
+
+# Functions of Python and C that a step of one row calls on the host, and for each further row.
+MAX_CALLS = 160
+MAX_CALLS_OF_ROW = 31
+
+
+def num_calls_of_step(num_rows: int, num_positions: int) -> int:
+    decoder = FakeDecoder(shape=replace(FAKE_SHAPE, num_positions=num_positions))
+    make_endless(decoder)
+
+    def capture(compute: Callable[[], Tensor]) -> CudaGraph:
+        return CudaGraph(lambda: None, compute().zero_())  # every token is 0, certainly
+
+    def engine(decoder: Decoder, num_slots: int) -> GraphEngine:
+        return GraphEngine(decoder, num_slots, capture)
+
+    batch = LiveBatch(decoder, 64, engine)
+    request = SequenceRequest(torch.zeros(2, HIDDEN_SIZE), (5, 6), max_new_tokens=20)
+    batch.admit([start_sequence(request, decoder.rules) for _ in range(num_rows)])
+    batch.step()
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
+    try:
+        batch.step()
+    finally:
+        sys.setprofile(None)
+    assert [sequence.num_tokens for sequence in batch.slots.owners] == [3] * num_rows
+    return calls["call"] + calls["c_call"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 64])
+def test_a_step_calls_few_functions(num_rows: int) -> None:
+    """However many shapes are captured: a GPU computes a step in less than a millisecond."""
+    num_calls = num_calls_of_step(num_rows, 64)
+    assert num_calls <= MAX_CALLS + MAX_CALLS_OF_ROW * (num_rows - 1)
+    assert num_calls_of_step(num_rows, 4096) == num_calls

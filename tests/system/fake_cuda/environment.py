@@ -1,5 +1,7 @@
 """The environment of the fake card: `python -m tests.system.fake_cuda.environment` makes it.
 
+`python -m tests.system.fake_cuda.environment figures florence-2-mini` runs a scenario there.
+
 torch and ONNX Runtime for CUDA are installed without the packages that they depend on: those of
 NVIDIA are replaced by one library under all of their names, and the others are read from this
 environment. The library has all symbols that the two look up: those of the C sources here, and for
@@ -93,3 +95,6 @@ def _read(*command: object) -> str:
 
 if __name__ == "__main__":
     make()
+    if arguments := sys.argv[1:]:
+        command = [str(PYTHON), "-m", "tests.system.fake_cuda.scenarios", *arguments]
+        os.execve(PYTHON, command, os.environ | variables())

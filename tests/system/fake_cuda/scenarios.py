@@ -2,6 +2,7 @@
 
 captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
              and the kernels of some
+figures      the host's time and calls, and the device's work, of steps, admissions and batches
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
 service      the check of the service with both models, for some seconds
@@ -11,8 +12,10 @@ failed       a decoder in which one product fails and the device does not
 import ctypes
 import gc
 import json
+import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -24,9 +27,10 @@ from safetensors import safe_open
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from laboratory.gpu_check.serving import check_service
 from runners.adapters.low_rank import POOL_RANK, Adapters
-from runners.decoder.batch import LiveBatch
+from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.captured_passes import capture_cuda_graph
 from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import FixedBatches
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
@@ -36,6 +40,7 @@ from wire.artifacts.manifest import DECODER_FILE
 
 RANK = 4  # of the adapter
 _ALL = 10**6  # allocations
+_NUM_STEPS = 300  # timed
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
 
 _COUNTS = (
@@ -100,6 +105,70 @@ def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
     return counted(partial(capture_cuda_graph, compute))["captured"]
 
 
+def figures(model: Model) -> dict[str, Any]:
+    """Return figures of a step by its rows, and of an admission that one adapter joins."""
+    decoder = _decoder_with_adapter(model)
+    make_endless(decoder)
+    batch = LiveBatch(decoder, 64)
+    constraint = decoder.text.constraints.get("start: <[0-5]>*")
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "constrained": {"constraint": constraint},
+        "adapter": {"adapter": "tuned"},
+    }
+    result: dict[str, Any] = {}
+    for (kind, options), num_rows in product(kinds.items(), (1, 64)):
+        _admit(batch, model, [options] * num_rows)
+        result[f"step of {num_rows}, {kind}"] = _step_figures(batch)
+        batch.clear()
+    mixed = [kinds["plain"]] * 7 + [kinds["adapter"]]
+    _admit(batch, model, mixed)
+    batch.clear()
+    result["admission of 8, 1 with an adapter"] = counted(lambda: _admit(batch, model, mixed))
+    return result
+
+
+def _admit(batch: LiveBatch, model: Model, options: Sequence[dict[str, Any]]) -> None:
+    decoder = batch._engine._decoder
+    features = model.features("cuda")
+    sequences = []
+    for changes in options:
+        request = SequenceRequest(features, decoder.text.prompt_ids([("abc", False)]), 1000)
+        sequences.append(start_sequence(replace(request, **changes), decoder.rules))
+    batch.admit(sequences)
+
+
+def _step_figures(batch: LiveBatch) -> dict[str, Any]:
+    """Return the median time of the thread, the calls of functions and the device's work."""
+    for _ in range(5):
+        batch.step()
+    times_s = []
+    for _ in range(_NUM_STEPS):
+        start_s = time.thread_time()
+        batch.step()
+        times_s.append(time.thread_time() - start_s)
+    device = counted(batch.step)
+    calls = num_calls(batch.step)
+    assert all(sequence.error is None for sequence in batch.slots.owners)
+    return {"host ms": round(1000 * statistics.median(times_s), 3), "calls": calls, **device}
+
+
+def num_calls(work: Callable[[], object]) -> int:
+    """Return how many functions, of Python and of C, `work` calls."""
+    num = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal num
+        num += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return num
+
+
 def memory(model: Model) -> dict[str, Any]:
     """Fail allocations of the start and of serving; return outcomes and memory in use."""
     decoder = model.decoder("cuda")
@@ -152,7 +221,7 @@ def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
 
 
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (captures, memory, lost, failed, service)
+    scenario.__name__: scenario for scenario in (captures, figures, memory, lost, failed, service)
 }
 
 
