@@ -38,7 +38,7 @@ from runners.decoder.sequences import (
 )
 from runners.decoder.slots import SlotTable
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
-from runners.tokens.text import GenerationRules
+from runners.tokens.text import GenerationRules, TokenMasks
 
 _PADDING = RowConditions()  # conditions of rows that no sequence reads
 
@@ -60,6 +60,7 @@ class LiveBatch:
     ) -> None:
         self._engine = make_engine(decoder, num_slots)
         self._cache = self._engine.cache
+        self._masks = TokenMasks(decoder.text.constraints.num_tokens)
         self.slots = SlotTable[LiveSequence](num_slots)
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
@@ -112,10 +113,13 @@ class LiveBatch:
 
     def _choose(self, launched: LaunchedPass, is_first: bool = False) -> Chosen:
         conditions = [_PADDING] * len(launched.logits)
+        self._masks.clear(len(conditions))
         for sequence, rows in launched.rows.items():
             draft = launched.drafts.get(sequence, ())
-            for row, row_conditions in zip(rows, sequence.conditions(draft), strict=True):
+            by_row = zip(rows, sequence.conditions(self._masks, draft), strict=True)
+            for row, row_conditions in by_row:
                 conditions[row] = row_conditions
+        self._masks.compute()
         is_useful = not is_first and not all(one.has_one_token_left for one in self.slots.owners)
 
         def following() -> NextInputs:

@@ -1,7 +1,8 @@
 """One sequence: its request, the conditions on its next token, and its end.
 
 A sequence has one row in each decode step, or one per beam. `conditions` are those of each row's
-next token, and of the one after each token of a draft; they are read once a pass. `advance` appends
+next token, and of the one after each token of a draft; they are read once a pass, and refer to
+masks that are computed afterwards, those of all sequences together. `advance` appends
 the chosen tokens, of a draft up to the first that differs, and returns each row's parent row, whose
 cache it continues. A sequence that fails gets its `error`. Beam search has the tokens, order and
 stopping of transformers' `generate` (5.24, generation/utils.py, `_beam_search` and its helpers).
@@ -20,7 +21,13 @@ from torch import Tensor
 
 from runners.errors import SequenceError
 from runners.tokens.choice import Choice, RowConditions
-from runners.tokens.text import Constraint, ConstraintState, GenerationRules, PromptWords
+from runners.tokens.text import (
+    Constraint,
+    ConstraintState,
+    GenerationRules,
+    PromptWords,
+    TokenMasks,
+)
 from wire.runner_messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
@@ -97,14 +104,14 @@ class _Generation(ABC):
         return self.generated()
 
     def row_conditions(
-        self, token_ids: Sequence[int], state: ConstraintState | None
+        self, token_ids: Sequence[int], state: ConstraintState | None, masks: TokenMasks
     ) -> RowConditions:
-        """Return the conditions of rules and constraint after `token_ids`."""
+        """Return the conditions of rules and constraint after `token_ids`; `masks` follow."""
         forced = self.rules.forced_token(len(token_ids), self.request.max_new_tokens)
         banned = self.rules.banned_tokens(token_ids) if self.rules.no_repeat_ngram_size else ()
         allowed = None
         if forced is None and self.request.constraint is not None and state is not None:
-            allowed = self.request.constraint.allowed(state)
+            allowed = masks.add(state)
         return RowConditions(forced, banned, allowed)
 
     def deadline_error(self) -> SequenceError:
@@ -166,7 +173,7 @@ class SingleSequence(_Generation):
             draft += words.continuation(self._state, allowed, self.token_ids)
         return draft[: self.request.max_new_tokens - num_tokens - 1]
 
-    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
+    def conditions(self, masks: TokenMasks, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         request = self.request
         constraint = request.constraint
         written = [*self.token_ids] if draft else self.token_ids  # the draft follows
@@ -181,7 +188,7 @@ class SingleSequence(_Generation):
                 ):
                     state = constraint.after(state, token_id)
                 written.append(token_id)
-            row = self.row_conditions(written, state)
+            row = self.row_conditions(written, state, masks)
             if request.temperature:
                 uniform = self._random.random()
                 row = replace(
@@ -215,7 +222,9 @@ class SingleSequence(_Generation):
             raise self.non_finite_error()
         constraint = self.request.constraint
         if constraint is not None and self._state is not None and conditions.allowed is not None:
-            self._state = constraint.after(self._state, choice.token_id)
+            if self._state is constraint.start:  # which other sequences share
+                self._state = self._state.deep_copy()
+            constraint.consume(self._state, choice.token_id)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
         self.num_constrained += choice.is_constrained
@@ -274,12 +283,12 @@ class BeamSequence(_Generation):
     def propose(self) -> Sequence[int]:
         return ()  # beams have no draft
 
-    def conditions(self, _draft: Sequence[int] = ()) -> Sequence[RowConditions]:
+    def conditions(self, masks: TokenMasks, _draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         """Each beam has enough candidates that `num_beams` remain if others end."""
         num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.request.num_beams
         conditions: list[RowConditions] = []
         for beam in self.beams:
-            row = self.row_conditions(beam.token_ids, beam.state)
+            row = self.row_conditions(beam.token_ids, beam.state, masks)
             conditions.append(replace(row, beam_score=beam.score, num_candidates=num_candidates))
         return conditions
 

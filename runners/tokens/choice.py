@@ -204,10 +204,12 @@ class PackedConditions:
                     banned[index, : len(row.banned)] = row.banned
         if kind.has_masks:
             for mask, row in zip(rows["allowed"], conditions, strict=True):
-                mask[:] = 255 if row.allowed is None else 0
-                if row.allowed is not None:
-                    num_bytes = min(len(mask), len(row.allowed))
-                    mask[:num_bytes] = row.allowed[:num_bytes]
+                if row.allowed is None:
+                    mask[:] = 255
+                    continue
+                num_bytes = min(len(mask), len(row.allowed))
+                mask[:num_bytes] = row.allowed[:num_bytes]
+                mask[num_bytes:] = 0
         if kind.has_beams:
             self._write_beams(conditions, sequences)
         if inputs is not None:
@@ -511,7 +513,7 @@ def unpack(
         is_forbidden = False
         if allowed is not None and preferred not in row_conditions.banned:
             place = preferred >> 3
-            is_forbidden = place >= len(allowed) or not allowed[place] >> (preferred & 7) & 1
+            is_forbidden = place >= len(allowed) or not allowed.item(place) >> (preferred & 7) & 1
         is_constrained.append(is_forbidden)
     choices: list[list[Choice]] = []
     for rows in sequences:

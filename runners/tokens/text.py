@@ -15,18 +15,24 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from llguidance.numpy import (
+    allocate_token_bitmask,
+    fill_next_token_bitmask,
+    fill_next_token_bitmask_par,
+)
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from runners.errors import SequenceError
 from wire.artifacts.manifest import GENERATION_CONFIG_FILE
+from wire.host import num_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,14 @@ class GenerationRules:
         return [written[i + size - 1] for i in starts if written[i : i + size - 1] == tail]
 
 
-ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
+ConstraintState = LLMatcher
 
 _TOKEN_RULES = {"location": re.compile(r"<loc_?\d+>"), "segmentation": re.compile(r"<seg\d{3}>")}
 # llguidance's default allows only one tokenization of a text that the grammar forces.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 _MAX_COMPILED = 256  # grammars
+_FEW_STATES = 8  # their masks take less time than to wake a thread
+_MAX_MASK_THREADS = 4
 
 
 class Constraint:
@@ -91,17 +99,60 @@ class Constraint:
 
     def after(self, state: ConstraintState, token_id: int) -> ConstraintState:
         """Return the state after `token_id`; raise `SequenceError` if `state` does not allow it."""
-        if token_id in self._eos_token_ids:
-            return state
         following = state.deep_copy()
-        if not following.consume_token(token_id):
-            message = f"the grammar failed at token {token_id}: {following.get_error()}"
-            raise SequenceError("internal", message)
+        self.consume(following, token_id)
         return following
+
+    def consume(self, state: ConstraintState, token_id: int) -> None:
+        """Change a state that nobody else has: a copy takes as long as its answer."""
+        if token_id not in self._eos_token_ids and not state.consume_token(token_id):
+            message = f"the grammar failed at token {token_id}: {state.get_error()}"
+            raise SequenceError("internal", message)
 
     def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
         """Return the tokens that `state` allows, a bit each."""
         return np.frombuffer(state.compute_bitmask(), np.uint8)
+
+
+class TokenMasks:
+    """The masks of the rows of a pass, a bit for each token: added one by one, computed together.
+
+    Valid until `clear`. A state has one row, however often it is added.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._bits = allocate_token_bitmask(0, num_tokens)
+        self._masks: list[NDArray[np.uint8]] = []  # views of the rows
+        self._states: list[tuple[ConstraintState, int]] = []  # with their rows
+        self._rows: dict[int, int] = {}  # of states, by identity
+
+    def clear(self, num_rows: int) -> None:
+        """Remove all; `num_rows` may be added."""
+        self._states.clear()
+        self._rows.clear()
+        if num_rows > len(self._bits):
+            self._bits = allocate_token_bitmask(num_rows, self._num_tokens)
+            self._masks = list(self._bits.view(np.uint8))
+
+    def add(self, state: ConstraintState) -> NDArray[np.uint8]:
+        """Return the mask of `state`, which `compute` fills."""
+        row = self._rows.setdefault(id(state), len(self._states))
+        if row == len(self._states):
+            self._states.append((state, row))
+        return self._masks[row]
+
+    def compute(self) -> None:
+        if len(self._states) >= _FEW_STATES:
+            fill_next_token_bitmask_par(_mask_threads(), self._states, self._bits)
+            return
+        for state, row in self._states:
+            fill_next_token_bitmask(state, self._bits, row)
+
+
+@cache
+def _mask_threads() -> LLExecutor:
+    return LLExecutor(min(_MAX_MASK_THREADS, num_cores()))
 
 
 class Constraints:
@@ -120,9 +171,9 @@ class Constraints:
         # ends.
         known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
         self._tokenizer = LLTokenizer(json.dumps(vocabulary_only), eos_token=known_eos or None)
-        num_tokens = self._tokenizer.vocab_size
-        if last_id >= num_tokens:
-            raise ValueError(f"tokenizer.json has token id {last_id}, not below {num_tokens}")
+        self.num_tokens = self._tokenizer.vocab_size
+        if last_id >= self.num_tokens:
+            raise ValueError(f"tokenizer.json has token id {last_id}, not below {self.num_tokens}")
         self._token_rules = ""  # one for each class of tokens that the checkpoint has
         for name, pattern in _TOKEN_RULES.items():
             added = tokenizer["added_tokens"]

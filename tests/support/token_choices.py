@@ -7,13 +7,22 @@ from torch import Tensor
 
 from runners.decoder.sequences import LiveSequence
 from runners.errors import SequenceError
-from runners.tokens.choice import choose_tokens, token_bounds
-from runners.tokens.text import Constraint, ConstraintState
+from runners.tokens.choice import RowConditions, choose_tokens, token_bounds
+from runners.tokens.text import Constraint, ConstraintState, TokenMasks
+
+
+def conditions_of(sequence: LiveSequence, num_tokens: int) -> Sequence[RowConditions]:
+    masks = TokenMasks(num_tokens)
+    masks.clear(sequence.request.num_beams)
+    conditions = sequence.conditions(masks)
+    masks.compute()
+    return conditions
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
     """Append the next tokens by the logits (R, V) of its rows; return the parent rows."""
-    (choices,) = choose_tokens(logits, sequence.conditions(), [range(len(logits))])
+    conditions = conditions_of(sequence, logits.shape[1])
+    (choices,) = choose_tokens(logits, conditions, [range(len(logits))])
     return sequence.advance(choices)
 
 

@@ -38,7 +38,7 @@ from runners.tokens.choice import (
 )
 from runners.tokens.text import Constraints, GenerationRules
 from tests.support.fake_decoder import FAKE_TOKENIZER
-from tests.support.token_choices import advance
+from tests.support.token_choices import advance, conditions_of
 
 SIZE = 40
 GREEDY = RowConditions()
@@ -291,7 +291,7 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
         advance(sequence, torch.randn(1, size, generator=generator))
         while not sequence.has_ended:
             logits = torch.randn(4, size, generator=generator)
-            conditions = [RowConditions(), *sequence.conditions()]
+            conditions = [RowConditions(), *conditions_of(sequence, size)]
             logits[:, 2] += 1.5
             inputs: list[int | None] = [None] * MAX_ROWS
             for row, slot in enumerate(slots, 1):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from runners.errors import SequenceError
-from runners.tokens.text import Constraint, Constraints, ConstraintState
+from runners.tokens.text import Constraint, Constraints, ConstraintState, TokenMasks
 from tests.support import token_choices
 from tests.support.fake_decoder import tiny_tokenizer
 from tests.support.token_choices import is_failure, masked
@@ -118,3 +118,20 @@ def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
     never_ends = Constraints(tiny_tokenizer(TEXT, CONTROL), {SIZE + 5}).get("start: location")
     after = never_ends.after(never_ends.start, LOCATIONS[0])
     assert SIZE + 5 not in allowed_ids(never_ends, after)
+
+
+def test_masks_of_a_pass_are_those_of_each_state() -> None:
+    """Few states, then enough for threads; some are added twice, as unfinished beams share one."""
+    constraint = CONSTRAINTS.get(BOXES)
+    box = constraint.after(constraint.start, 9)
+    masks = TokenMasks(CONSTRAINTS.num_tokens)
+    for num_states in (1, 3, 40):
+        states = [constraint.start, *[box.deep_copy() for _ in range(num_states)]]
+        for index in range(1, num_states, 3):
+            states[index] = constraint.after(box, LOCATIONS[0])
+        states += states
+        masks.clear(len(states))
+        rows = [masks.add(state) for state in states]
+        masks.compute()
+        for state, row in zip(states, rows, strict=True):
+            assert row.tolist() == constraint.allowed(state).tolist()

@@ -11,6 +11,7 @@ launches, copies, waits, allocations, recovery.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,6 +23,7 @@ ROOT = SOURCES.parents[2]
 FOLDER = ROOT / "build/fake-cuda"
 PYTHON = FOLDER / "bin/python"
 SITE = FOLDER / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_INSTALLED = FOLDER / "installed"  # the packages that are
 LIBRARIES = SITE / "nvidia/cu13/lib"  # where torch's libraries look first
 _HEADERS = ("nvidia-cuda-runtime==13.*", "nvidia-cuda-crt==13.*")  # read by runtime.c
 _DRIVER = "libcuda.so.1"
@@ -40,20 +42,40 @@ def variables() -> dict[str, str]:
     }
 
 
-def make() -> None:
-    """Install missing packages and compile the libraries; it needs gcc and binutils."""
+def _packages() -> list[str]:
     lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
     packages = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
-    packages += _HEADERS
-    installed = FOLDER / "installed"
-    if not installed.exists() or installed.read_text() != str(packages):
+    return [*packages, *_HEADERS]
+
+
+def is_installed() -> bool:
+    return _INSTALLED.exists() and _INSTALLED.read_text() == str(_packages())
+
+
+def can_compile() -> bool:
+    return all(map(shutil.which, ("cc", "nm", "readelf")))
+
+
+def make() -> None:
+    """Install missing packages and compile the libraries."""
+    if not is_installed():
+        packages = _packages()
         venv.create(FOLDER, clear=True, with_pip=False)
-        pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-cache-dir"]
-        subprocess.run([*pip, "--no-deps", *packages], check=True)
+        install = [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-cache",
+            "--no-deps",
+        ]
+        subprocess.run([*install, "--python", str(PYTHON), *packages], check=True)
         # after the environment's own packages: torch and onnxruntime are found there first
         others = next(path for path in sys.path if path.endswith("site-packages"))
         (SITE / "others.pth").write_text(f"{others}\n")
-        installed.write_text(str(packages))
+        _INSTALLED.write_text(str(packages))
     _compile()
 
 

@@ -2,7 +2,13 @@
 
    It proves structure only. Calls that CUDA forbids during a capture are refused. A copy to the
    host brings zeros, since nothing has been computed, and ones if it is a single byte: a comparison
-   that the host reads is true. `fake_cuda_*` at the end are for tests (scenarios.py). */
+   that the host reads is true. `fake_cuda_*` at the end are for tests (scenarios.py).
+
+   The device is as late as the host permits: work is over once something has waited for it. Until
+   then queries answer "not ready", pinned memory that is copied to holds NaN, pinned memory that is
+   copied from must not change, and the loss of the device is not noticed. Two accesses to memory, of
+   which one writes and neither waits for the other, are a race: those of copies, of memsets and of
+   ONNX Runtime's kernels, whose parameters are plain pointers. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,6 +45,8 @@ enum count {
     PINNED,         /* allocations of pinned memory */
     CAPTURES,       /* graphs */
     ILLEGAL,        /* calls refused during a capture */
+    RACES,          /* accesses without an order */
+    PAGEABLE,       /* copies from or to memory of the host that is not pinned, which wait */
     BYTES,          /* of device memory in use */
     NUM_COUNTS
 };
@@ -57,7 +65,7 @@ static int is_traced(void) {
 
 /* ---- errors: a lost device fails every call until the process ends ---- */
 
-static atomic_int lost_code;
+static atomic_int lost_code, lost_later; /* the second becomes the first when something waits */
 static atomic_long num_succeeding, num_failing; /* allocations from now on: so many succeed, then so many fail */
 static __thread cudaError_t last_error;
 
@@ -70,9 +78,19 @@ static cudaError_t fail(cudaError_t code) {
 
 /* ---- captures: at most one at a time ---- */
 
-struct stream { int is_captured; };
-struct event { int is_captured; };
-struct graph { long num_nodes; };
+#define NUM_STREAMS 1024
+struct order { unsigned last[NUM_STREAMS]; }; /* the last work of each stream that is over before */
+struct stream { int is_captured, number, priority, is_blocking; };
+struct event { int is_captured; struct order order; };
+struct access { /* of a range of memory, by the work `number` of a stream */
+    const char *start, *end, *name;
+    int is_write, stream;
+    unsigned number;
+    enum { ON_DEVICE_ONLY, SOURCE, TARGET } host; /* pinned memory of the host is a source or a target */
+    unsigned long digest; /* of a source */
+};
+struct accesses { struct access *all; int num, room; };
+struct graph { long num_nodes; struct accesses accesses; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
@@ -82,6 +100,7 @@ static struct {
     enum cudaStreamCaptureMode mode;
     unsigned long long id;
     long num_nodes;
+    struct accesses accesses;
 } capture;
 static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
@@ -109,7 +128,7 @@ static cudaError_t refused(const char *name) {
 /* ---- kernels and library calls, counted by name ---- */
 
 #define NUM_NAMES (1 << 18)
-static struct { const void *key; const char *name; } names[NUM_NAMES];
+static struct { const void *key; const char *name, *pointers; } names[NUM_NAMES];
 
 static unsigned place_of(const void *key) {
     unsigned place = ((unsigned long)key >> 2) * 2654435761u % NUM_NAMES;
@@ -125,7 +144,32 @@ static void name_kernel(const void *key, const char *name) {
     pthread_mutex_unlock(&lock);
 }
 
-static void count_launch(const void *key, const char *name, cudaStream_t stream, int has_stream) {
+/* Return a letter for each parameter of ONNX Runtime's kernels: r and w for pointers, else -. */
+static const char *pointers_of(unsigned place) {
+    static char *(*demangle)(const char *, char *, size_t *, int *);
+    if (names[place].pointers) return names[place].pointers;
+    char *letters = calloc(1, 64);
+    names[place].pointers = letters;
+    if (!demangle) demangle = dlsym(RTLD_DEFAULT, "__cxa_demangle");
+    int failure = 1, depth = 0;
+    char *text = demangle && strstr(names[place].name, "onnxruntime") ? demangle(names[place].name, 0, 0, &failure) : 0;
+    char *end = failure ? 0 : strrchr(text, ')'), *start = end;
+    for (; start && start > text; start--) {
+        if (strchr(")>}", *start)) depth++;
+        if (strchr("(<{", *start) && !--depth) break;
+    }
+    for (char *at = start; end && at <= end && strlen(letters) < 63; at++) {
+        if (depth == 1 && (*at == ',' || at == end))
+            letters[strlen(letters)] = at[-1] != '*' ? '-' : at - 6 > start && !strncmp(at - 6, "const*", 6) ? 'r' : 'w';
+        if (strchr("(<{", *at)) depth++;
+        if (strchr(")>}", *at)) depth--;
+    }
+    return letters;
+}
+
+static void note_launch(const char *name, const char *letters, void **parameters, cudaStream_t stream);
+
+static void count_launch(const void *key, const char *name, cudaStream_t stream, int has_stream, void **parameters) {
     unsigned place = place_of(key);
     if (!names[place].key) { name_kernel(key, name ? name : "?"); place = place_of(key); }
     if (has_stream ? is_captured(stream) : is_own_capture()) {
@@ -139,10 +183,11 @@ static void count_launch(const void *key, const char *name, cudaStream_t stream,
         }
     }
     if (is_traced()) fprintf(stderr, "fake CUDA: launch %s%s\n", names[place].name, is_own_capture() ? " (captured)" : "");
+    if (has_stream) note_launch(names[place].name, parameters ? pointers_of(place) : "", parameters, stream);
 }
 
 /* A call of cuBLAS or cuDNN (libraries.c) that launches kernels into the stream of its handle. */
-void fake_cuda_library_call(const char *name) { count_launch(name, name, 0, 0); }
+void fake_cuda_library_call(const char *name) { count_launch(name, name, 0, 0, 0); }
 
 /* ---- memory ---- */
 
@@ -236,6 +281,118 @@ static int is_on_device(const void *pointer) {
     return is_device;
 }
 
+/* ---- order: all threads are one host, as they hand work over by locks ---- */
+
+static pthread_mutex_t order_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct order host, streams[NUM_STREAMS];
+static int num_streams = 1; /* the default stream is the first */
+static char is_blocking[NUM_STREAMS];
+static struct accesses ongoing; /* those that the host has not waited for */
+
+static int number_of(cudaStream_t stream) { return is_default(stream) ? 0 : ((struct stream *)stream)->number; }
+
+static void join(struct order *order, const struct order *other) {
+    for (int i = 0; i < num_streams; i++)
+        if (order->last[i] < other->last[i]) order->last[i] = other->last[i];
+}
+
+static int is_over(const struct access *access, const struct order *order) { return access->number <= order->last[access->stream]; }
+
+static unsigned long digest_of(const char *start, size_t size) {
+    unsigned long digest = 14695981039346656037ul;
+    for (size_t i = 0; i < size; i += size > 4096 ? 509 : 1) digest = (digest ^ (unsigned char)start[i]) * 1099511628211ul;
+    return digest;
+}
+
+static void report_race(const struct access *access, const char *other) {
+    counts[RACES]++;
+    fprintf(stderr, "fake CUDA: race of %s of stream %d with %s, %ld bytes\n", access->name, access->stream, other, (long)(access->end - access->start));
+}
+
+static void append(struct accesses *accesses, struct access added) {
+    if (accesses->num == accesses->room) accesses->all = realloc(accesses->all, (accesses->room = 2 * accesses->room + 64) * sizeof added);
+    accesses->all[accesses->num++] = added;
+}
+
+/* Note an access of the last work of a stream; or of a graph, if the stream is captured. */
+static void note(struct access access, cudaStream_t stream) {
+    if (is_captured(stream)) {
+        append(&capture.accesses, access);
+        return;
+    }
+    access.stream = number_of(stream);
+    access.number = streams[access.stream].last[access.stream];
+    for (int i = 0; i < ongoing.num; i++) {
+        struct access *other = &ongoing.all[i];
+        int is_shared = other->start < access.end && access.start < other->end;
+        if (is_shared && (other->is_write || access.is_write) && !is_over(other, &streams[access.stream])) report_race(other, access.name);
+    }
+    append(&ongoing, access);
+}
+
+/* Begin the next work of a stream. */
+static void begin(cudaStream_t stream) {
+    if (is_captured(stream)) return;
+    int own = number_of(stream);
+    join(&streams[own], &host);
+    if (is_blocking[own]) join(&streams[own], &streams[0]);
+    for (int i = 1; !own && i < num_streams; i++)
+        if (is_blocking[i]) join(&streams[0], &streams[i]);
+    streams[own].last[own]++;
+}
+
+static void note_launch(const char *name, const char *letters, void **parameters, cudaStream_t stream) {
+    pthread_mutex_lock(&order_lock);
+    begin(stream);
+    for (int i = 0; letters[i]; i++) {
+        if (letters[i] == '-') continue;
+        const char *start = *(char **)parameters[i];
+        note((struct access){start, start + 1, name, letters[i] == 'w'}, stream);
+    }
+    pthread_mutex_unlock(&order_lock);
+}
+
+/* The host has waited for what is over in `order`: copies to it bring their values. */
+static void finish(const struct order *order) {
+    pthread_mutex_lock(&order_lock);
+    join(&host, order);
+    int num = 0;
+    for (int i = 0; i < ongoing.num; i++) {
+        struct access *access = &ongoing.all[i];
+        size_t size = access->end - access->start;
+        if (!is_over(access, &host)) {
+            ongoing.all[num++] = *access;
+            continue;
+        }
+        if (access->host == TARGET) memset((char *)access->start, size == 1, size);
+        if (access->host == SOURCE && access->digest != digest_of(access->start, size)) report_race(access, "the host");
+    }
+    ongoing.num = num;
+    pthread_mutex_unlock(&order_lock);
+}
+
+static void forget(const char *start, size_t size) { /* memory that is unmapped */
+    pthread_mutex_lock(&order_lock);
+    int num = 0;
+    for (int i = 0; i < ongoing.num; i++)
+        if (ongoing.all[i].start >= start + size || ongoing.all[i].end <= start) ongoing.all[num++] = ongoing.all[i];
+    ongoing.num = num;
+    pthread_mutex_unlock(&order_lock);
+}
+
+static void finish_all(void) {
+    static struct order all;
+    for (int i = 0; i < num_streams; i++) all.last[i] = streams[i].last[i];
+    finish(&all);
+}
+
+static int is_in_block(const void *pointer) {
+    pthread_mutex_lock(&lock);
+    int is_known = block_of(pointer) != 0;
+    pthread_mutex_unlock(&lock);
+    return is_known;
+}
+
 API cudaError_t cudaMalloc(void **pointer, size_t size) {
     REFUSE_IN_CAPTURE("cudaMalloc");
     *pointer = 0;
@@ -254,6 +411,7 @@ API cudaError_t cudaFree(void *pointer) {
     if (!pointer) return cudaSuccess;
     REFUSE_IN_CAPTURE("cudaFree");
     counts[FREES]++;
+    finish_all();
     size_t size = remove_block(pointer);
     if (size) munmap(pointer, size);
     return cudaSuccess;
@@ -270,7 +428,7 @@ API cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned flags) {
 }
 API cudaError_t cudaMallocHost(void **pointer, size_t size) { return cudaHostAlloc(pointer, size, 0); }
 API cudaError_t cudaFreeHost(void *pointer) {
-    remove_block(pointer);
+    forget(pointer, remove_block(pointer));
     free(pointer);
     return cudaSuccess;
 }
@@ -299,17 +457,29 @@ API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attribute
 
 static cudaError_t copy(void *target, const void *source, size_t size, cudaStream_t stream) {
     RETURN_IF_LOST();
-    int from_device = is_on_device(source), to_device = is_on_device(target);
-    if (is_captured(stream)) counts[CAPTURED]++, capture.num_nodes++;
+    int from_device = is_on_device(source), to_device = is_on_device(target), is_recorded = is_captured(stream);
+    const char *host_side = from_device ? target : source;
+    int is_pinned = from_device != to_device && is_in_block(host_side);
+    if (is_recorded) counts[CAPTURED]++, capture.num_nodes++;
     else counts[from_device && to_device ? ON_DEVICE : from_device ? TO_HOST : TO_DEVICE]++;
-    if (from_device && !to_device) memset(target, size == 1, size);
+    counts[PAGEABLE] += from_device != to_device && !is_pinned && !is_recorded;
+    pthread_mutex_lock(&order_lock);
+    begin(stream);
+    struct access read = {source, (const char *)source + size, "a copy's source"};
+    struct access write = {target, (char *)target + size, "a copy's target", 1};
+    if (is_pinned && to_device) read.host = SOURCE, read.digest = digest_of(source, size);
+    if (is_pinned && from_device) write.host = TARGET;
+    if (from_device || is_pinned) note(read, stream);
+    if (to_device || is_pinned) note(write, stream);
+    pthread_mutex_unlock(&order_lock);
+    if (from_device && !to_device) memset(target, is_pinned ? 0xff : size == 1, size);
     else memmove(target, source, size);
     return cudaSuccess;
 }
 API cudaError_t cudaMemcpy(void *target, const void *source, size_t size, enum cudaMemcpyKind kind) {
     REFUSE_IN_CAPTURE("cudaMemcpy");
-    counts[WAITS]++;
-    return copy(target, source, size, 0);
+    cudaError_t error = copy(target, source, size, 0);
+    return error ? error : cudaStreamSynchronize(0);
 }
 API cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
     return copy(target, source, size, stream);
@@ -329,17 +499,30 @@ static cudaError_t set(void *target, int value, size_t size) {
 }
 API cudaError_t cudaMemsetAsync(void *target, int value, size_t size, cudaStream_t stream) {
     RETURN_IF_LOST();
-    count_launch("memset", "memset", stream, 1);
+    count_launch("memset", "memset", stream, 1, 0);
+    pthread_mutex_lock(&order_lock);
+    note((struct access){target, (char *)target + size, "a memset", 1}, stream);
+    pthread_mutex_unlock(&order_lock);
     return set(target, value, size);
 }
 API cudaError_t cudaMemset(void *target, int value, size_t size) { return cudaMemsetAsync(target, value, size, 0); }
 
 /* ---- streams and events ---- */
 
-API cudaError_t cudaStreamCreate(cudaStream_t *stream) { *stream = calloc(1, sizeof(struct stream)); return cudaSuccess; }
-API cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return cudaStreamCreate(stream); }
-API cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) { return cudaStreamCreate(stream); }
-API cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { *priority = 0; return cudaSuccess; }
+API cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
+    struct stream *made = calloc(1, sizeof *made);
+    pthread_mutex_lock(&order_lock);
+    if (num_streams == NUM_STREAMS) abort();
+    made->number = num_streams++;
+    is_blocking[made->number] = !(flags & cudaStreamNonBlocking);
+    pthread_mutex_unlock(&order_lock);
+    made->priority = priority;
+    *stream = (cudaStream_t)made;
+    return cudaSuccess;
+}
+API cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
+API cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0); }
+API cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { *priority = is_default(stream) ? 0 : ((struct stream *)stream)->priority; return cudaSuccess; }
 API cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return cudaSuccess; }
 API cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = calloc(1, sizeof(struct event)); return cudaSuccess; }
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return cudaEventCreate(event); }
@@ -348,6 +531,9 @@ API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     RETURN_IF_LOST();
     ((struct event *)event)->is_captured = is_captured(stream);
     if (is_default(stream)) counts[EVENTS]++;
+    pthread_mutex_lock(&order_lock);
+    if (!is_captured(stream)) ((struct event *)event)->order = streams[number_of(stream)];
+    pthread_mutex_unlock(&order_lock);
     return cudaSuccess;
 }
 API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) { return cudaEventRecord(event, stream); }
@@ -355,6 +541,9 @@ API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsi
     RETURN_IF_LOST();
     if (capture.is_active && ((struct event *)event)->is_captured && !is_default(stream))
         ((struct stream *)stream)->is_captured = 1;
+    pthread_mutex_lock(&order_lock);
+    if (!is_captured(stream)) join(&streams[number_of(stream)], &((struct event *)event)->order);
+    pthread_mutex_unlock(&order_lock);
     return cudaSuccess;
 }
 API cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) { *ms = 1; return cudaSuccess; }
@@ -362,15 +551,32 @@ API cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t e
 static cudaError_t wait(const char *name, int is_for_all) {
     counts[WAITS]++;
     counts[WAITS_FOR_ALL] += is_for_all;
+    if (lost_later) lost_code = lost_later;
     REFUSE_IN_CAPTURE(name);
     if (is_traced()) fprintf(stderr, "fake CUDA: wait %s\n", name);
     return cudaSuccess;
 }
-API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait("cudaStreamSynchronize", is_default(stream)); }
-API cudaError_t cudaDeviceSynchronize(void) { return wait("cudaDeviceSynchronize", 1); }
-API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return wait("cudaEventSynchronize", 0); }
-API cudaError_t cudaEventQuery(cudaEvent_t event) { REFUSE_IN_CAPTURE("cudaEventQuery"); return cudaSuccess; }
-API cudaError_t cudaStreamQuery(cudaStream_t stream) { REFUSE_IN_CAPTURE("cudaStreamQuery"); return cudaSuccess; }
+static cudaError_t wait_for(const char *name, const struct order *order, int is_for_all) {
+    cudaError_t error = wait(name, is_for_all);
+    if (!error) finish(order);
+    return error;
+}
+/* Return "not ready", which is no error to remember, until something has waited. */
+static cudaError_t query(const char *name, const struct order *order) {
+    REFUSE_IN_CAPTURE(name);
+    for (int i = 0; i < num_streams; i++)
+        if (order->last[i] > host.last[i]) return cudaErrorNotReady;
+    return cudaSuccess;
+}
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for("cudaStreamSynchronize", &streams[number_of(stream)], is_default(stream)); }
+API cudaError_t cudaDeviceSynchronize(void) {
+    cudaError_t error = wait("cudaDeviceSynchronize", 1);
+    if (!error) finish_all();
+    return error;
+}
+API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return wait_for("cudaEventSynchronize", &((struct event *)event)->order, 0); }
+API cudaError_t cudaEventQuery(cudaEvent_t event) { return query("cudaEventQuery", &((struct event *)event)->order); }
+API cudaError_t cudaStreamQuery(cudaStream_t stream) { return query("cudaStreamQuery", &streams[number_of(stream)]); }
 
 /* ---- graphs ---- */
 
@@ -381,6 +587,7 @@ API cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptu
     capture.thread = pthread_self();
     capture.mode = mode;
     capture.num_nodes = 0;
+    capture.accesses = (struct accesses){0};
     capture.id++;
     capture.is_active = 1;
     return cudaSuccess;
@@ -392,6 +599,7 @@ API cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     RETURN_IF_LOST();
     struct graph *made = calloc(1, sizeof *made);
     made->num_nodes = capture.num_nodes;
+    made->accesses = capture.accesses;
     capture.is_active = 0;
     counts[CAPTURES]++;
     *graph = (cudaGraph_t)made;
@@ -417,9 +625,18 @@ API cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *
     return cudaSuccess;
 }
 API cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *num) { *num = ((struct graph *)graph)->num_nodes; return cudaSuccess; }
-API cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags) { *executable = calloc(1, 8); return cudaSuccess; }
+API cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags) { *executable = (cudaGraphExec_t)graph; return cudaSuccess; }
 API cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags) { return cudaGraphInstantiate(executable, graph, flags); }
-API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) { RETURN_IF_LOST(); counts[REPLAYS]++; return cudaSuccess; }
+API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    RETURN_IF_LOST();
+    counts[REPLAYS]++;
+    struct accesses *accesses = &((struct graph *)executable)->accesses;
+    pthread_mutex_lock(&order_lock);
+    begin(stream);
+    for (int i = 0; i < accesses->num; i++) note(accesses->all[i], stream);
+    pthread_mutex_unlock(&order_lock);
+    return cudaSuccess;
+}
 
 /* ---- the device ---- */
 
@@ -507,15 +724,15 @@ API cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const vo
 }
 API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *num, const void *function, int size, size_t shared) { *num = 4; return cudaSuccess; }
 API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *num, const void *function, int size, size_t shared, unsigned flags) { *num = 4; return cudaSuccess; }
-static cudaError_t launch(const void *function, cudaStream_t stream) {
+static cudaError_t launch(const void *function, cudaStream_t stream, void **parameters) {
     RETURN_IF_LOST();
-    count_launch(function, 0, stream, 1);
+    count_launch(function, 0, stream, 1, parameters);
     return cudaSuccess;
 }
-API cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch(function, stream); }
-API cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch((void *)kernel, stream); }
-API cudaError_t cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch(function, stream); }
-API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *function, void **given) { return launch(function, config->stream); }
+API cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch(function, stream, given); }
+API cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch((void *)kernel, stream, 0); }
+API cudaError_t cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **given, size_t shared, cudaStream_t stream) { return launch(function, stream, given); }
+API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *function, void **given) { return launch(function, config->stream, given); }
 API cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *function) { *kernel = (cudaKernel_t)function; return cudaSuccess; }
 API cudaError_t cudaLibraryLoadData(cudaLibrary_t *library, const void *code, enum cudaJitOption *options, void **values, unsigned num, enum cudaLibraryOption *of_library, void **of_values, unsigned num_of_library) { *library = calloc(1, 8); return cudaSuccess; }
 API cudaError_t cudaLibraryGetKernel(cudaKernel_t *kernel, cudaLibrary_t library, const char *name) {
@@ -569,4 +786,4 @@ API int cuCtxGetCurrent(void **context) { return cuDevicePrimaryCtxRetain(contex
 
 API void fake_cuda_counts(long *found) { for (int i = 0; i < NUM_COUNTS; i++) found[i] = counts[i]; }
 API void fake_cuda_fail_allocations(long first, long num) { num_succeeding = first - 1, num_failing = num; }
-API void fake_cuda_lose_device(int code) { lost_code = code; }
+API void fake_cuda_lose_device(int code) { lost_later = code; }

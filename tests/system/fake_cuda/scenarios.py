@@ -3,8 +3,11 @@
 captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
              and the kernels of some
 figures      the host's time and calls, and the device's work, of steps, admissions and batches
+order        races, unpinned copies and memory of an encoder and a decoder with 8 slots that serve
+small        batches of an encoder with a part of a small card
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
+unnoticed    the same, and another error comes first
 service      the check of the service with both models, for some seconds
 failed       a decoder in which one product fails and the device does not
 """
@@ -31,9 +34,12 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.captured_passes import capture_cuda_graph
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import FixedBatches
+from runners.encoder.session import EncoderWorker, FixedBatches
+from runners.errors import exit_if_device_lost
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
+from service.inference.served_models import runner_options
+from service.settings import Settings
 from tests.support.passes import make_endless
 from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import DECODER_FILE
@@ -46,7 +52,7 @@ _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
 _COUNTS = (
     *("launches", "captured", "stray", "replays", "to_device", "to_host", "on_device", "waits"),
     *("waits_for_all", "events", "allocations", "frees", "pinned", "captures", "illegal"),
-    "num_bytes",
+    *("races", "pageable", "num_bytes"),
 )
 _runtime = ctypes.CDLL("libcudart.so.13")
 
@@ -169,6 +175,66 @@ def num_calls(work: Callable[[], object]) -> int:
     return num
 
 
+def order(model: Model) -> dict[str, Any]:
+    """Serve with encoder and decoder; return the work, and the memory of captures."""
+    encoder = model.encoder("cuda")
+    decoder = model.decoder("cuda")
+    make_endless(decoder)
+    images = model.images(3)
+    batches: list[LiveBatch] = []
+    captured = counted(lambda: batches.append(LiveBatch(decoder, 8)))
+    (batch,) = batches
+
+    def serve() -> None:
+        features: list[torch.Tensor] = []
+        for _ in range(2):
+            features += encoder.encode(images)
+        pending = requests(decoder, features, 12)
+        long = replace(pending[0], prompt_ids=(pending[0].prompt_ids * 100)[:100])  # runs eagerly
+        for admitted in (pending, [long]):
+            batch.admit([start_sequence(request, decoder.rules) for request in admitted])
+        for _ in range(3):
+            batch.step()
+        batch.clear()
+
+    def reload() -> None:
+        """Load tokens twice, as after an error before their choice."""
+        graphs: Any = batch._engine
+        graphs.decode([[5]] * 6)
+        graphs.decode([[6]] * 6)
+        torch.cuda.synchronize()
+
+    serve()
+    served = counted(serve)
+    reload()
+    return {
+        "served": served,
+        "races": counts()["races"],
+        "captured": captured,
+    }
+
+
+def small(model: Model) -> dict[str, Any]:
+    """Load encoders as runners do; return their batches, by the number of runners on the card."""
+    options = runner_options(model.id, Settings(device="cuda"), ())
+    sizes = {}
+    for num_sharing in (1, 4):
+        worker: Any = EncoderWorker(
+            model.manifest, replace(options, num_sharing_gpu=num_sharing), "cuda"
+        )
+        worker.load(model.folder, 1)
+        sizes[str(num_sharing)] = worker._encoder.sizes
+    return sizes
+
+
+def unnoticed(_model: Model, code: str) -> dict[str, Any]:
+    """Lose the device, which no call has noticed, before another error."""
+    torch.zeros(1, device="cuda")
+    _runtime.fake_cuda_lose_device(int(code))
+    exit_if_device_lost(RuntimeError("another error"), "the decoder of a test")
+    return {}
+
+
 def memory(model: Model) -> dict[str, Any]:
     """Fail allocations of the start and of serving; return outcomes and memory in use."""
     decoder = model.decoder("cuda")
@@ -221,7 +287,8 @@ def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
 
 
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    scenario.__name__: scenario for scenario in (captures, figures, memory, lost, failed, service)
+    scenario.__name__: scenario
+    for scenario in (captures, figures, order, small, memory, lost, unnoticed, failed, service)
 }
 
 
