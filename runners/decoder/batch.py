@@ -64,6 +64,10 @@ class LiveBatch:
         self.slots = SlotTable[LiveSequence](num_slots)
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
+    def captures(self, sequence: LiveSequence) -> bool:
+        """Return True if the prefill is replayed, unless it is admitted with one that is not."""
+        return self._engine.captures(sequence.request)
+
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         drafts = self._engine.drafts(sequences, is_first=True)

@@ -10,10 +10,11 @@ every kernel of the process. A pool on the device holds what passes and choices 
     choose      conditions to the device: 1 transfer; a graph for each number of rows and kind,
                 which puts the next tokens and the moves of beams into the pool; results to the
                 host: 1 transfer, which alone waits, after the next pass has been launched
-    prefills    admitted sequences run in parts of 8, 4, 2 and 1, so that no row is padded; images
-                with their prompts are padded to a multiple of 16 positions. A part takes 1 transfer
-                of its numbers, 1 copy of each sequence's features, and 1 replay. Longer prompts,
-                adapters and too many beams are left to the eager prefill
+    prefills    admitted sequences run in parts of 8, 4, 2 and 1, so that no row is padded, those
+                with adapters apart; images with their prompts are padded to a multiple of 16
+                positions. A part takes 1 transfer of its numbers, 1 copy of each sequence's
+                features, and 1 replay. Longer prompts, adapters without a place in the pool and too
+                many beams are left to the eager prefill
 
 Invariants:
 - a replay computes what it was captured with: every input is in memory at a fixed address;
@@ -334,6 +335,7 @@ class PrefillShape:
 
     num_sequences: int
     length: int  # positions: image, prompt and padding
+    has_adapters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +347,7 @@ class FixedPrefill:
     num_prefix_tokens: Tensor  # (B,)
     rows: Tensor  # (B,) of the logits among all admitted sequences
     claimed: Tensor  # (B, W, 5): all slots of each sequence, some maybe repeated
+    adapter_places: Tensor | None = None  # (B,) in the pool; None: no adapters
 
     def embeds(self, of_tokens: Tensor) -> Tensor:
         is_image = (self.token_ids < 0)[..., None]
@@ -354,13 +357,16 @@ class FixedPrefill:
 Compute = Callable[[FixedPrefill], Tensor]  # returns the logits (B, V)
 
 
-def prefill_shapes(shape: DecoderShape, num_slots: int) -> list[PrefillShape]:
+def prefill_shapes(
+    shape: DecoderShape, num_slots: int, has_adapters: bool = False
+) -> list[PrefillShape]:
     """Return the captured shapes, the largest first: its memory serves the others."""
     lengths = prompt_lengths(shape.num_image_tokens, shape.num_positions)
     shapes: list[PrefillShape] = []
     for num_sequences, length in product(_PREFILL_SIZES, lengths):
         if num_sequences <= num_slots and num_sequences * length <= _MAX_PREFILL_POSITIONS:
-            shapes.append(PrefillShape(num_sequences, length))
+            for with_adapters in sorted({False, has_adapters}):
+                shapes.append(PrefillShape(num_sequences, length, with_adapters))
     return sorted(shapes, key=lambda shape: -shape.num_sequences * shape.length)
 
 
@@ -375,7 +381,8 @@ class CapturedPrefills:
         self._hidden_size = hidden_size
         self._max_beams = max_beams
         self._graphs: dict[PrefillShape, CudaGraph] = {}
-        self._lengths: list[int] = []  # captured for a single sequence, ascending
+        # captured for a single sequence, ascending, without adapters and with them
+        self._lengths: dict[bool, list[int]] = {False: [], True: []}
 
     @property
     def num_captured(self) -> int:
@@ -399,55 +406,66 @@ class CapturedPrefills:
                 self._graphs[shape] = capture(partial(self._compute, inputs))
         except RuntimeError:
             logger.exception("no CUDA graph for a prefill")
-        self._lengths = sorted(shape.length for shape in self._graphs if shape.num_sequences == 1)
+        for shape in sorted(self._graphs, key=lambda shape: shape.length):
+            if shape.num_sequences == 1:
+                self._lengths[shape.has_adapters].append(shape.length)
 
-    def hold(self, requests: Sequence[SequenceRequest]) -> bool:
-        for request in requests:
-            if request.adapter or request.num_beams > self._max_beams:
+    def hold(self, requests: Sequence[SequenceRequest], places: Sequence[int]) -> bool:
+        """Return True if such prefills are captured; `places` of adapters in the pool, or 0."""
+        for request, place in zip(requests, places, strict=True):
+            if request.num_beams > self._max_beams or self._length([request], place > 0) is None:
                 return False
-        return self._length(requests) is not None
+        return True
 
     def run(
-        self, requests: Sequence[SequenceRequest], claimed: Sequence[Sequence[ClaimedSlot]]
+        self,
+        requests: Sequence[SequenceRequest],
+        claimed: Sequence[Sequence[ClaimedSlot]],
+        places: Sequence[int],
     ) -> None:
         """Prefill into the claimed slots of each request, whose logits get its number."""
-        length = self._length(requests)
-        assert length is not None
-        start = 0
-        while start < len(requests):
-            for num_sequences in _PREFILL_SIZES:
-                shape = PrefillShape(num_sequences, length)
-                if num_sequences <= len(requests) - start and shape in self._graphs:
-                    break
-            part = range(start, start + shape.num_sequences)
-            start = part.stop
-            self._load(shape, part, requests, claimed)
-            self._graphs[shape].replay()
+        for has_adapters in (False, True):
+            rows = [row for row, place in enumerate(places) if (place > 0) == has_adapters]
+            length = self._length([requests[row] for row in rows], has_adapters)
+            while rows and length is not None:
+                for num_sequences in _PREFILL_SIZES:
+                    shape = PrefillShape(num_sequences, length, has_adapters)
+                    if num_sequences <= len(rows) and shape in self._graphs:
+                        break
+                part = rows[: shape.num_sequences]
+                del rows[: shape.num_sequences]
+                self._load(shape, part, requests, claimed, places)
+                self._graphs[shape].replay()
 
-    def _length(self, requests: Sequence[SequenceRequest]) -> int | None:
-        longest = max(request.num_prefix_tokens for request in requests)
-        place = bisect_left(self._lengths, longest)
-        return self._lengths[place] if place < len(self._lengths) else None
+    def _length(self, requests: Sequence[SequenceRequest], has_adapters: bool) -> int | None:
+        """Return the least captured length, or None."""
+        lengths = self._lengths[has_adapters]
+        longest = max((request.num_prefix_tokens for request in requests), default=0)
+        place = bisect_left(lengths, longest)
+        return lengths[place] if place < len(lengths) else None
 
     def _num_columns(self, shape: PrefillShape) -> int:
-        return shape.length + 2 + self._max_beams * NUM_CLAIMED
+        return shape.length + 3 + self._max_beams * NUM_CLAIMED
 
     def _inputs(self, shape: PrefillShape) -> FixedPrefill:
         num_sequences = shape.num_sequences
         num_features = num_sequences * shape.length * self._hidden_size
         features = self._features[:num_features].view(num_sequences, shape.length, -1)
         numbers = self._numbers[: num_sequences * self._num_columns(shape)].view(num_sequences, -1)
-        sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]
-        token_ids, lengths, rows, claimed = torch.split(numbers, sizes, dim=1)
+        sizes = [shape.length, 3, self._max_beams * NUM_CLAIMED]
+        token_ids, by_sequence, claimed = torch.split(numbers, sizes, dim=1)
+        lengths, rows, places = by_sequence.T
         by_slot = claimed.view(num_sequences, self._max_beams, NUM_CLAIMED)
-        return FixedPrefill(features, token_ids, lengths[:, 0], rows[:, 0], by_slot)
+        adapter_places = places if shape.has_adapters else None
+        return FixedPrefill(features, token_ids, lengths, rows, by_slot, adapter_places)
 
     def _load(
         self,
         shape: PrefillShape,
-        part: range,
+        part: Sequence[int],
         requests: Sequence[SequenceRequest],
         claimed: Sequence[Sequence[ClaimedSlot]],
+        places: Sequence[int],
     ) -> None:
         inputs = self._inputs(shape)
         numbers = np.zeros((len(part), self._num_columns(shape)), dtype=np.int64)
@@ -457,10 +475,10 @@ class CapturedPrefills:
             num_tokens = request.num_prefix_tokens
             row[:num_features] = _IMAGE
             row[num_features:num_tokens] = request.prompt_ids
-            row[shape.length : shape.length + 2] = num_tokens, index
+            row[shape.length : shape.length + 3] = num_tokens, index, places[index]
             slots = claimed[index]
             repeated = [*slots, *[slots[0]] * (self._max_beams - len(slots))]
-            row[shape.length + 2 :] = np.ravel(repeated)
+            row[shape.length + 3 :] = np.ravel(repeated)
             features[:num_features].copy_(request.image_features, non_blocking=True)
         array_into(self._numbers[: numbers.size], numbers.ravel())
 

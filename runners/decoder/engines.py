@@ -20,7 +20,8 @@ Invariants:
 Shapes: B slots, T tokens of a slot in a pass, R rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count, islice
 
@@ -110,6 +111,10 @@ class EagerEngine:
                 best_rate = rate
         return [draft[:best_length] for draft in drafts]
 
+    def captures(self, request: SequenceRequest) -> bool:  # noqa: ARG002
+        """Return False: every prefill is in its own shape."""
+        return False
+
     def prefill(
         self,
         requests: Sequence[SequenceRequest],
@@ -183,7 +188,7 @@ class GraphEngine:
         steps = step_shapes(shape, num_slots, decoder.rules.num_beams, has_adapters)
         self.graphs = CapturedSteps(self._step, steps, num_slots, shape.device, capture)
         self.graphs.capture_all(decoder.rules.eos_token_ids)
-        shapes = prefill_shapes(shape, num_slots)
+        shapes = prefill_shapes(shape, num_slots, has_adapters)
         any_token = torch.zeros(1, dtype=torch.long, device=shape.device)
         hidden_size = decoder.embed(any_token).shape[-1]
         num_beams = min(MAX_BEAMS, num_slots)
@@ -191,18 +196,24 @@ class GraphEngine:
         if self.graphs.can_choose:
             self.prefills.capture_all(capture, shape.device)
 
-    def _step(self, token_ids: Tensor, shape: StepShape) -> Tensor:
+    @contextmanager
+    def _adapters_at(self, places: Tensor | None) -> Iterator[None]:
+        """Select the adapters of a captured pass's rows, if it has some."""
         adapters = self._decoder.adapters
         adapters.select(())
-        if shape.has_adapters and adapters.pool is not None:
-            adapters.is_other = adapters.pool.is_other(self._places[: len(token_ids)])
+        if places is not None and adapters.pool is not None:
+            adapters.is_other = adapters.pool.is_other(places)
+        try:
+            yield
+        finally:
+            adapters.is_other = None  # an eager pass has other rows
+
+    def _step(self, token_ids: Tensor, shape: StepShape) -> Tensor:
         places = self.cache.fixed_places(
             token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
         )
-        try:
+        with self._adapters_at(self._places[: len(token_ids)] if shape.has_adapters else None):
             return self._decoder.decode_step(self.cache, places)
-        finally:
-            adapters.is_other = None  # an eager pass has other rows
 
     def drafts(
         self,
@@ -212,19 +223,26 @@ class GraphEngine:
         """Return none: captured passes read one token of each slot."""
         return [()] * len(sequences)
 
+    def captures(self, request: SequenceRequest) -> bool:
+        """Return True if a prefill of such requests is replayed."""
+        places = self._adapter_places([request.adapter])
+        return places is not None and self.prefills.hold([request], places)
+
     def prefill(
         self,
         requests: Sequence[SequenceRequest],
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        if not self.prefills.hold(requests):
+        adapters = [request.adapter for request in requests]
+        places = self._adapter_places(adapters)
+        if places is None or not self.prefills.hold(requests, places):
             logits = self._eager.prefill(requests, first_slot, drafts)
             return self.graphs.store(logits, is_first=True)
         slots_of = slots_from(first_slot, requests)
         lengths = [request.num_prefix_tokens for request in requests]
-        claimed = self.cache.claim(slots_of, lengths, [None] * len(requests))
-        self.prefills.run(requests, claimed)
+        claimed = self.cache.claim(slots_of, lengths, adapters)
+        self.prefills.run(requests, claimed, places)
         if self.cache.prefixes is None:  # not captured: every prefill would copy whole prompts
             self.cache.add_beams({first: beams for first, *beams in slots_of})
         else:  # the start token is in the slots
@@ -234,7 +252,6 @@ class GraphEngine:
         return self.graphs.first_logits[: len(requests)]
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
-        self._decoder.adapters.select(())
         self.cache.write_claimed(inputs.claimed.flatten(0, 1))
         slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
         embeds = inputs.embeds(self._decoder.embed(inputs.token_ids.clamp(min=0)))
@@ -246,7 +263,8 @@ class GraphEngine:
             reads = PrefixReads(prefixes, embeds.shape[1])
             positions = torch.zeros_like(tokens)
             first = TokenPlaces(tokens, slots, positions, 1, reads)
-        logits = self._decoder.prefill(self.cache, embeds, lengths, slots, first)
+        with self._adapters_at(inputs.adapter_places):
+            logits = self._decoder.prefill(self.cache, embeds, lengths, slots, first)
         if self.cache.prefixes is not None:
             targets = inputs.claimed[..., 0]
             sources = slots[:, None].expand_as(targets)
@@ -301,18 +319,22 @@ class GraphEngine:
 
     def _load_places(self, num_slots: int) -> None:
         """Put the places of the slots' adapters on the device, if changed."""
-        pool = self._decoder.adapters.pool
-        places = None if pool is None else pool.places(self.cache.adapters[:num_slots])
+        places = self._adapter_places(self.cache.adapters[:num_slots])
         if places and places != self._loaded_places:
             array_into(self._places[:num_slots], np.array(places))
             self._loaded_places = places
 
+    def _adapter_places(self, adapters: Sequence[str | None]) -> list[int] | None:
+        """Return the place of each row's adapter in the pool, 0 for none; None if one has none."""
+        if not any(adapters):
+            return [0] * len(adapters)
+        pool = self._decoder.adapters.pool
+        return None if pool is None else pool.places(adapters)
+
     def _is_captured(self, num_slots: int) -> bool:
         _, num_beams = self.cache.shared_prefixes(num_slots)
-        adapters = self.cache.adapters[:num_slots]
-        pool = self._decoder.adapters.pool
-        has_places = pool is not None and pool.places(adapters) is not None
-        return num_beams <= MAX_BEAMS and (has_places or not any(adapters))
+        places = self._adapter_places(self.cache.adapters[:num_slots])
+        return num_beams <= MAX_BEAMS and places is not None
 
 
 Engine = EagerEngine | GraphEngine

@@ -214,7 +214,12 @@ class Scheduler:
         self._notify_and_finish()
         start_s = self._now()
         if admitted := self._take_from_queue():
-            self._prefill(admitted)
+            by_kind: dict[bool, list[ScheduledSequence]] = {}
+            for scheduled in admitted:
+                is_captured = self._batch.captures(scheduled.sequence)
+                by_kind.setdefault(is_captured, []).append(scheduled)
+            for group in by_kind.values():
+                self._prefill(group)
             self._notify_and_finish()
             prefill_s = self._now() - start_s
             num_tokens = 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.adapters.low_rank import Adapters
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.captured_passes import (
     Capture,
@@ -37,6 +38,7 @@ from tests.support.decoder_cases import make_case
 from tests.support.export_cli import ModelStore
 from tests.support.fake_decoder import FAKE_SHAPE, HIDDEN_SIZE, FakeDecoder
 from tests.support.passes import capture_eagerly, graph_engine, make_endless
+from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import read_manifest
 
 SIZE = 40
@@ -205,13 +207,13 @@ class Computed:
 
     def __init__(self, capture: Capture = capture_eagerly) -> None:
         self.ran: list[FixedPrefill] = []
-        shapes = prefill_shapes(SHAPE, num_slots=20)
+        shapes = prefill_shapes(SHAPE, num_slots=20, has_adapters=True)
         self.prefills = CapturedPrefills(self._compute, shapes, hidden_size=2, max_beams=2)
         self.prefills.capture_all(capture, torch.device("cpu"))
 
     def _compute(self, inputs: FixedPrefill) -> Tensor:
-        copied = [getattr(inputs, field.name).clone() for field in fields(inputs)]
-        self.ran.append(FixedPrefill(*copied))
+        values = [getattr(inputs, field.name) for field in fields(inputs)]
+        self.ran.append(FixedPrefill(*[None if one is None else one.clone() for one in values]))
         return torch.zeros(1)
 
 
@@ -226,27 +228,37 @@ def test_shapes_are_limited_by_slots_and_positions() -> None:
 def test_sequences_run_in_parts_without_padded_rows() -> None:
     computed = Computed()
     requests = [replace(REQUEST, prompt_ids=(5,) * (1 + index)) for index in range(11)]
-    computed.prefills.run(requests, [[(slot, 0, slot, 0, 9)] for slot in range(11)])
-    assert [len(inputs.rows) for inputs in computed.ran] == [8, 2, 1]
-    assert torch.cat([inputs.rows for inputs in computed.ran]).tolist() == [*range(11)]
-    assert {inputs.features.shape[1] for inputs in computed.ran} == {32}  # 18 tokens
+    places = [0] * 4 + [3] + [0] * 6
+    assert computed.prefills.hold(requests, places)
+    computed.prefills.run(requests, [[(slot, 0, slot, 0, 9)] for slot in range(11)], places)
+    assert [inputs.rows.tolist() for inputs in computed.ran] == [
+        [0, 1, 2, 3, 5, 6, 7, 8],
+        [9, 10],
+        [4],
+    ]
+    adapter_places = [inputs.adapter_places for inputs in computed.ran]
+    assert (adapter_places[:2], adapter_places[2]) == ([None, None], torch.tensor([3]))
+    lengths = [inputs.features.shape[1] for inputs in computed.ran]
+    assert lengths == [32, 32, 16]  # 18 and 12 tokens
 
 
 @pytest.mark.parametrize(
-    "request_", [replace(REQUEST, prompt_ids=(5,) * 74), replace(REQUEST, num_beams=3),
-                 replace(REQUEST, adapter="tuned")], ids=["long", "many beams", "adapter"],
+    "request_", [replace(REQUEST, prompt_ids=(5,) * 74), replace(REQUEST, num_beams=3)],
+    ids=["long", "many beams"],
 )  # fmt: skip
 def test_other_prefills_are_not_captured(request_: SequenceRequest) -> None:
     prefills = Computed().prefills
-    assert prefills.hold([REQUEST, replace(REQUEST, prompt_ids=(5,) * 73, num_beams=2)])
-    assert not prefills.hold([REQUEST, request_])
+    fitting = replace(REQUEST, prompt_ids=(5,) * 73, num_beams=2)
+    for place in (0, 1):
+        assert prefills.hold([REQUEST, fitting], [0, place])
+        assert not prefills.hold([REQUEST, request_], [0, place])
 
 
 def test_after_a_failed_capture_prefills_are_eager(caplog: pytest.LogCaptureFixture) -> None:
     def capture(_compute: Callable[[], Tensor]) -> CudaGraph:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    assert not Computed(capture).prefills.hold([REQUEST])
+    assert not Computed(capture).prefills.hold([REQUEST], [0])
     assert [record.message for record in caplog.records] == ["no CUDA graph for a prefill"]
 
 
@@ -261,21 +273,41 @@ def test_captures_leave_no_nan_in_slots(artifacts: Path) -> None:
     assert all(bool(memory._memory.isfinite().all()) for memory in memories)
 
 
+def random_tensors(adapters: Adapters, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return an adapter of rank 2 for all layers."""
+    tensors: dict[str, Tensor] = {}
+    for layer in adapters._layers:
+        for name, size in zip(layer.layers, layer.sizes, strict=True):
+            tensors[name + DOWN] = torch.randn(2, layer.width, generator=generator) / 10
+            tensors[name + UP] = torch.randn(size, 2, generator=generator) / 10
+    return tensors
+
+
 @torch.inference_mode()
 def test_captured_prefills_equal_eager_ones(artifacts: Path) -> None:
     manifest = read_manifest(artifacts)
-    decoder = load_decoder(artifacts, manifest.family, "float32", "cpu", 400)
     generator = torch.Generator().manual_seed(0)
+    adapters = Adapters()
+    decoder = load_decoder(artifacts, manifest.family, "float32", "cpu", 400, adapters=adapters)
+    adapters.open_pool(4, 10**9)
+    adapters.add("other", random_tensors(adapters, generator))
+    adapters.add("tuned", random_tensors(adapters, generator))
+    adapters.add("without a place", random_tensors(adapters, generator))
     requests: list[SequenceRequest] = []
     for text in ("abc", "what is it", "a"):
         features = torch.randn(16, manifest.hidden_size, generator=generator)
         prompt_ids = decoder.text.prompt_ids([(text, False)])
         requests.append(SequenceRequest(features, prompt_ids, 4))
     requests[1] = replace(requests[1], num_beams=3)
+    requests[2] = replace(requests[2], adapter="tuned")
     engine = graph_engine(decoder, 8)
     eager = EagerEngine(decoder, 8)
-    assert engine.prefills.hold(requests)
+    assert all(map(engine.captures, requests))
+    assert not engine.captures(replace(requests[0], adapter="without a place"))
+    base = eager.prefill([replace(requests[2], adapter=None)], 0)
     expected = eager.prefill(requests, 0)
+    assert not torch.allclose(expected[2], base[0], atol=0.1)
+    engine._eager.prefill = None  # type: ignore[assignment]  # it is replayed
     torch.testing.assert_close(engine.prefill(requests, 0), expected, rtol=1e-4, atol=1e-4)
     num_rows = sum(request.num_beams for request in requests)
     tokens = [[5]] * num_rows

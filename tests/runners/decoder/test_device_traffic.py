@@ -243,7 +243,7 @@ def test_an_admission_waits_for_its_first_tokens_only(
     admitted.admit([start_sequence(one, rules) for one in requests])
     assert traffic.waits.total() == 0, "only the event of the results may wait"
     assert traffic.to_host.total() == 1
-    assert engine.prefills.hold(requests)
+    assert all(map(engine.captures, requests))
     copies_beams = engine.cache.prefixes is None and requests[0].num_beams > 1
     # parts of 2 and 1, then their choice; the slots of copied beams, and their lengths
     assert traffic.to_device.total() == 3 + 2 * copies_beams, traffic.to_device

@@ -124,6 +124,23 @@ def test_a_failed_prefill_frees_its_slots(failure: Exception) -> None:
     scheduler.stop()
 
 
+class CapturesFew(EagerEngine):
+    """Prefills of short prompts are captured, as those of a GPU are."""
+
+    def captures(self, request: SequenceRequest) -> bool:
+        return len(request.prompt_ids) < 3
+
+
+def test_a_prefill_that_is_not_captured_delays_no_other(decoder: FakeDecoder) -> None:
+    scheduler = Scheduler(decoder, "fake", LIMITS, CapturesFew)
+    answers = [(5,), (6,) * 9, (7,)]
+    futures = scheduler.submit([request(*answer) for answer in answers])
+    scheduler.start()
+    assert [tokens_of(future) for future in futures] == [(*answer, EOS) for answer in answers]
+    assert decoder.batch_sizes == [2, 1]
+    scheduler.stop()
+
+
 def test_a_prefill_out_of_memory_is_halved(running: Scheduler, decoder: FakeDecoder) -> None:
     running.submit([request(*[9] * 10)])
     wait_until(lambda: decoder.step_sizes != [])
