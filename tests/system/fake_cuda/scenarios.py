@@ -136,7 +136,8 @@ def figures(model: Model) -> dict[str, Any]:
 
 def _admit(batch: LiveBatch, model: Model, options: Sequence[dict[str, Any]]) -> None:
     decoder = batch._engine._decoder
-    features = model.features("cuda")
+    size = model.manifest.num_image_tokens, model.manifest.hidden_size
+    features = torch.zeros(size, device="cuda")
     sequences = []
     for changes in options:
         request = SequenceRequest(features, decoder.text.prompt_ids([("abc", False)]), 1000)
