@@ -13,15 +13,13 @@ import logging
 import math
 import re
 import struct
-from collections.abc import Callable
 from contextlib import closing, suppress
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image, ImageOps
-from PIL.ImageFile import ImageFile
 
 SENT_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
 _PAGED_SUFFIXES = {".tif", ".tiff", ".pdf"}
@@ -33,26 +31,28 @@ MAX_CONVERTED_BYTES = 1_000_000_000
 MAX_CONVERTED_PIXELS = 250_000_000
 MAX_PDF_PIXELS = 50_000_000
 _PDF_SCALE = 200 / 72  # pixels per point
-_START_BYTES = 12  # enough to tell a format
 _JPEG_QUALITY = 95
-_SENT = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF.{4}WEBP", re.DOTALL)
-_PDF = b"%PDF-"
-# The first bytes, and the class that reads the file; Image.open would try all formats of Pillow.
+START_BYTES = 12  # enough to tell a format
+_SENT = ("JPEG", "PNG", "WEBP")
+_LOSSY = ("AVIF", "HEIF")
+# First bytes, format, and what reads it; Image.open would try all formats of Pillow.
 _READERS = (
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), "PIL.TiffImagePlugin", "TiffImageFile"),
-    (re.compile(rb"GIF8"), "PIL.GifImagePlugin", "GifImageFile"),
-    (re.compile(rb"BM"), "PIL.BmpImagePlugin", "BmpImageFile"),
-    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "PIL.AvifImagePlugin", "AvifImageFile"),
-    (re.compile(rb".{4}ftyp(he[iv]|mif1|msf1)", re.DOTALL), "pillow_heif", "HeifImageFile"),
+    (rb"\xff\xd8\xff", "JPEG", "PIL.JpegImagePlugin", "JpegImageFile"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG", "PIL.PngImagePlugin", "PngImageFile"),
+    (rb"RIFF.{4}WEBP", "WEBP", "PIL.WebPImagePlugin", "WebPImageFile"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF", "PIL.TiffImagePlugin", "TiffImageFile"),
+    (rb"GIF8", "GIF", "PIL.GifImagePlugin", "GifImageFile"),
+    (rb"BM", "BMP", "PIL.BmpImagePlugin", "BmpImageFile"),
+    (rb".{4}ftypavi[fs]", "AVIF", "PIL.AvifImagePlugin", "AvifImageFile"),
+    (rb".{4}ftyp(he[iv]|mif1|msf1)", "HEIF", "pillow_heif", "HeifImageFile"),
+    (rb"%PDF-", "PDF", "pypdfium2", "PdfDocument"),
 )
-_LOSSY_FORMATS = ("AVIF", "HEIF")
 _PAGE = re.compile(r"(.+)#page=([0-9]{1,6})", re.DOTALL)
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
-_DAMAGED = (
+DAMAGED = (
     *(ArithmeticError, AssertionError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError),
 )
-_SEVERAL = "an image has several pages, of which the first is sent: name one as FILE#page=2"
 _pdfium = Lock()  # its functions must not run concurrently
 
 logger = logging.getLogger("diptych_client")
@@ -70,27 +70,22 @@ def pages_of(folder: Path, name: str) -> list[str]:
     """Return the name of each page of a TIFF or PDF with several; an unreadable file has one."""
     num_pages = 1
     if PurePosixPath(name).suffix.lower() in _PAGED_SUFFIXES:
-        with suppress(ImportError, *_DAMAGED), (folder / name).open("rb") as file:
-            num_pages = _num_pages(file)
+        with suppress(ImportError, *DAMAGED), (folder / name).open("rb") as file:
+            num_pages = _num_pages(file, MAX_PAGES + 1)
     if num_pages > MAX_PAGES:
         logger.warning("%s has more than %d pages: the others are left out", name, MAX_PAGES)
     numbers = range(1, min(num_pages, MAX_PAGES) + 1)
     return [name] if num_pages < 2 else [f"{name}#page={number}" for number in numbers]
 
 
-def _num_pages(file: IO[bytes]) -> int:
-    start = file.read(_START_BYTES)
+def _num_pages(file: IO[bytes], maximum: int) -> int:
+    """Return the number of pages, of a TIFF up to a maximum: each is read to find the next."""
+    file_format = format_of(file.read(START_BYTES))
     file.seek(0)
-    if not start.startswith(_PDF):
-        return _num_frames(_reader(start)(file), MAX_PAGES + 1)
-    import pypdfium2
-
-    with _pdfium, closing(pypdfium2.PdfDocument(file)) as document:
-        return len(document)
-
-
-def _num_frames(image: ImageFile, maximum: int) -> int:
-    """Return the number of frames up to a maximum: each one is read to find the next."""
+    if file_format == "PDF":
+        with _pdfium, closing(reader(file_format)(file)) as document:
+            return len(document)
+    image = reader(file_format)(file)
     for number in range(1, maximum):
         try:
             image.seek(number)
@@ -118,55 +113,54 @@ def read_image_file(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
-        start = file.read(_START_BYTES)
-        if not _SENT.match(start) and not is_convertible(start):
+        start = file.read(START_BYTES)
+        if not format_of(start):
             raise OSError(f"image must be {ALLOWED}, which {path} is not")
         return converted(start + file.read(MAX_CONVERTED_BYTES), page)
 
 
 def converted(data: bytes, page: int | None = None) -> bytes:
-    """Return one page as PNG or JPEG; a file that needs no conversion, or of an unknown format, as
-    it is. Raise `OSError`.
-    """
-    start = data[:_START_BYTES]
+    """Return one page as PNG or JPEG, a file of an unknown format as it is; raise `OSError`."""
+    file_format = format_of(data[:START_BYTES])
     try:
-        if not is_convertible(start):
+        if file_format in ("", *_SENT):
             if page not in (None, 1):
                 raise ValueError(f"there is no page {page}")
             return data
         if len(data) > MAX_CONVERTED_BYTES:
             raise ValueError(f"{len(data)} bytes; the maximum is {MAX_CONVERTED_BYTES}")
-        if start.startswith(_PDF):
+        if page is None and _num_pages(io.BytesIO(data), 2) > 1:
+            logger.warning("an image has several pages: the first is sent, name one as FILE#page=2")
+        if file_format == "PDF":
             return encoded(_sheet(data, page))
-        image = _reader(start)(io.BytesIO(data))
-        file_format = "JPEG" if image.format in _LOSSY_FORMATS else "PNG"
-        return encoded(_frame(image, page), file_format)
+        picture = _frame(reader(file_format)(io.BytesIO(data)), page)
+        return encoded(picture, "JPEG" if file_format in _LOSSY else "PNG")
     except ImportError as error:
         raise OSError(f"{error}: install diptych-client with the extra `formats`") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise OSError(f"cannot convert the image: {error}") from error
 
 
-def is_convertible(start: bytes) -> bool:
-    """Return True for the first bytes of a file of another format than those that are sent."""
-    return start.startswith(_PDF) or any(pattern.match(start) for pattern, _, _ in _READERS)
+def format_of(start: bytes) -> str:
+    """Return the format of a file by its first bytes, or nothing."""
+    for pattern, file_format, _, _ in _READERS:
+        if re.match(pattern, start, re.DOTALL):
+            return file_format
+    return ""
 
 
-def _reader(start: bytes) -> Callable[[IO[bytes]], ImageFile]:
-    for pattern, module, name in _READERS:
-        if pattern.match(start):
-            reader: Callable[[IO[bytes]], ImageFile] = getattr(import_module(module), name)
-            return reader
+def reader(file_format: str) -> Any:
+    """Return the class that reads a format: one of Pillow, or of PDFs."""
+    for _, name, module, kind in _READERS:
+        if name == file_format:
+            return getattr(import_module(module), kind)
     raise ValueError("not an image")
 
 
-def _frame(image: ImageFile, page: int | None) -> Image.Image:
+def _frame(image: Any, page: int | None) -> Image.Image:
     """Return a frame, upright: by default the first, of a HEIC file the primary one."""
     if page is not None:
         image.seek(page - 1)
-    elif _num_frames(image, 2) > 1:
-        logger.warning(_SEVERAL)
-        image.seek(0)
     num_pixels = image.width * image.height
     if num_pixels > MAX_CONVERTED_PIXELS:
         raise ValueError(f"{num_pixels} pixels; the maximum is {MAX_CONVERTED_PIXELS}")
@@ -175,11 +169,7 @@ def _frame(image: ImageFile, page: int | None) -> Image.Image:
 
 
 def _sheet(data: bytes, page: int | None) -> Image.Image:
-    import pypdfium2
-
-    with _pdfium, closing(pypdfium2.PdfDocument(data)) as document:
-        if page is None and len(document) > 1:
-            logger.warning(_SEVERAL)
+    with _pdfium, closing(reader("PDF")(data)) as document:
         sheet = document[0 if page is None else page - 1]
         width, height = sheet.get_size()
         scale = min(_PDF_SCALE, math.sqrt(MAX_PDF_PIXELS / (width * height)))

@@ -4,7 +4,10 @@ Within a picture each label has one colour, also across the panels of a comparis
 """
 
 import io
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from html import escape
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -12,7 +15,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diptych_client.conversion import read_image_file
+from diptych_client.conversion import encoded, read_image_file
 from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
@@ -25,6 +28,7 @@ from diptych_client.results import (
     box_of,
     items_of,
     label_of,
+    text_of,
 )
 
 Color = tuple[int, int, int]
@@ -41,6 +45,7 @@ PALETTE: tuple[Color, ...] = (
     (240, 228, 66),
 )
 _MASK_OPACITY = 0.45
+_HTML_SIZE_WH = (900, 900)
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -68,6 +73,22 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * step, 0))
     return picture
+
+
+def html_of(answer: Answer) -> str:
+    """Return the drawn answer as an HTML image, on white if the image is not known."""
+    size_wh = (answer.image.width, answer.image.height)
+    picture = None
+    if answer.path is not None:
+        with suppress(OSError):
+            picture = open_upright(Path(answer.path))
+    if picture is None or picture.size != size_wh:
+        picture = Image.new("RGB", size_wh, "white")
+    drawn = draw_answer(picture, answer)
+    drawn.thumbnail(_HTML_SIZE_WH)
+    data = b64encode(encoded(drawn)).decode()
+    text = ", ".join(map(label_of, items_of(answer.result))) or text_of(answer.result) or ""
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
 def _colors(items: Iterable[Item]) -> Colors:

@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -18,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile as OpenedImage
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from diptych_client.conversion import converted, encoded, split_page
+from diptych_client.conversion import (
+    DAMAGED,
+    START_BYTES,
+    converted,
+    encoded,
+    format_of,
+    reader,
+    split_page,
+)
 from diptych_client.errors import DiptychError, new_error
 from diptych_client.geometry import ImageSize
 from diptych_client.requests import StoredImage
@@ -42,11 +47,6 @@ _MAX_SIDE_PX = 20_000  # DIPTYCH_MAX_IMAGE_SIDE_PX
 _MAX_BYTES = 19_900_000  # DIPTYCH_MAX_BODY_BYTES, without the other fields
 _MAX_OPENED_PIXELS = 2_000_000_000
 _JPEG_QUALITY = 90
-_READERS: dict[bytes, Callable[[io.BytesIO], OpenedImage]] = {
-    b"\xff\xd8": JpegImageFile,
-    b"\x89P": PngImageFile,
-    b"RI": WebPImageFile,
-}
 
 logger = logging.getLogger("diptych_client")
 ResultT = TypeVar("ResultT")
@@ -89,6 +89,13 @@ def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     return encoded_image(image, bgr)
+
+
+def path_of(image: ImageSource) -> str | None:
+    """Return the path of an image that is given by one."""
+    if isinstance(image, str | os.PathLike) and not str(image).startswith(_URL_SCHEMES):
+        return os.fspath(image)
+    return None
 
 
 def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
@@ -176,13 +183,10 @@ class Downscaled:
 
 def downscaled(data: bytes, max_pixels: int) -> Downscaled | None:
     """Return a smaller image, or None if the file is small enough or not an image."""
-    reader = _READERS.get(data[:2])
-    if reader is None:
-        return None
     try:
-        # not Image.open, whose limit is one of the whole process
-        return _smaller(reader(io.BytesIO(data)), len(data), max_pixels)
-    except (OSError, SyntaxError, ValueError, MemoryError):  # damaged: the service says how
+        image = reader(format_of(data[:START_BYTES]))(io.BytesIO(data))
+        return _smaller(image, len(data), max_pixels)
+    except DAMAGED:  # the service says how
         return None
 
 

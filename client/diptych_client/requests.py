@@ -64,6 +64,13 @@ class AnswerOptions:
     min_object_px: int | None = None  # for `auto`
 
 
+# for editors, which complete it; a newer service may have others
+TaskId = (
+    Literal["captioning", "object_detection", "open_vocabulary_detection", "phrase_grounding"]
+    | Literal["region_proposal", "dense_region_captioning", "instance_segmentation"]
+    | Literal["ocr", "ocr_with_regions", "region_description", "visual_question_answering"]
+    | str
+)
 NO_PARAMETERS = TaskParameters()
 DEFAULT_OPTIONS = AnswerOptions()
 

@@ -5,9 +5,10 @@ in pixels of the original, upright image. supervision, FiftyOne and pandas are o
 imports its library.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     import supervision
 
 UNNAMED = "object"  # class of boxes without a label
+MAX_CLASSES = 100_000  # that this process numbers
+_class_ids: dict[str, int] = {}
+_class_ids_lock = Lock()
 _COLUMNS = ("model", "task", "label", "score", "x1", "y1", "x2", "y2", "shape")
 
 ViewXyxy = tuple[int, int, int, int]
@@ -196,23 +200,36 @@ class Answer:
     labels: tuple[str, ...] | None = None  # labels or phrases as the service understood them
     tiles: Tiles | None = None  # set if `tiles` was asked for
     guarantee: Guarantee | None = None  # set if `min_precision` was asked for
+    # path of the image, if it was given by one
+    path: str | None = field(default=None, compare=False, repr=False)
 
-    def to_supervision(self) -> "supervision.Detections":
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON of REST."""
+        from diptych_client.transports.messages import to_json
+
+        document: dict[str, Any] = to_json(self)
+        return document
+
+    def _repr_html_(self) -> str:
+        """Return the picture with what was found; without the image if it was given as pixels."""
+        from diptych_client.drawing import html_of
+
+        return html_of(self)
+
+    def to_supervision(self, classes: Sequence[str] | None = None) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads, in `data["xyxyxyxy"]`.
 
-        A text is `metadata["text"]`, without a box. Class ids number the labels of this answer in
-        order of first appearance.
+        A text is `metadata["text"]`, without a box. Class ids are those of `class_ids`.
         """
         import supervision
 
         items = items_of(self.result)
-        labels = [label_of(item) for item in items]
-        class_ids = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+        numbers = class_ids(map(category_of, items), classes)
         detections = supervision.Detections(
             xyxy=np.array(list(map(box_of, items)), dtype=np.float32).reshape(-1, 4),
             confidence=np.array([item.score for item in items], dtype=np.float32),
-            class_id=np.array([class_ids[label] for label in labels], dtype=int),
-            data={"class_name": np.array(labels, dtype=str)},
+            class_id=np.array([numbers[category_of(item)] for item in items], dtype=int),
+            data={"class_name": np.array(list(map(label_of, items)), dtype=str)},
         )
         match self.result:
             case InstancesResult(instances):
@@ -255,13 +272,15 @@ class Answer:
             return fol.Polylines(polylines=labels)
         return fol.Detections(detections=labels)
 
-    def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
+    def to_coco(
+        self, file_name: str = "", image_id: int = 1, classes: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         """Return a document of COCO about this image; a text is its caption.
 
-        Categories count from 1, in order of first appearance.
+        Ids of categories are those of `class_ids`, from 1.
         """
-        names = dict.fromkeys(map(category_of, items_of(self.result)))
-        return coco_document([(image_id, file_name, self)], names)
+        numbers = class_ids(map(category_of, items_of(self.result)), classes)
+        return coco_document([(image_id, file_name, self)], numbers)
 
     def to_pandas(self) -> Any:  # pandas has no types
         """Return a `pandas.DataFrame` with a row for each object, or for the text."""
@@ -374,11 +393,30 @@ def category_of(item: Item) -> str:
     return "text" if isinstance(item, TextRegion) else item.label or UNNAMED
 
 
+def class_ids(labels: Iterable[str], classes: Sequence[str] | None = None) -> dict[str, int]:
+    """Return the ids of labels: their indices in `classes`, else in order of first appearance.
+
+    The latter hold for all answers of this process. Raise `ValueError` for a label without an id.
+    """
+    if classes is not None:
+        numbers = {name: index for index, name in enumerate(classes)}
+        if unknown := set(labels) - numbers.keys():
+            raise ValueError(f"classes are {', '.join(numbers)}, without {', '.join(unknown)}")
+        return numbers
+    numbers = {}
+    with _class_ids_lock:
+        for label in labels:
+            if label not in _class_ids and len(_class_ids) == MAX_CLASSES:
+                raise ValueError(f"more than {MAX_CLASSES} labels: give the classes that count")
+            numbers[label] = _class_ids.setdefault(label, len(_class_ids))
+    return numbers
+
+
 def coco_document(
-    images: Iterable[tuple[int, str, Answer]], categories: Iterable[str]
+    images: Iterable[tuple[int, str, Answer]], class_indices: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return a document of COCO about images with ids and file names; other ids count from 1."""
-    numbers = {name: number for number, name in enumerate(categories, 1)}
+    """Return a document of COCO about images with ids and file names; ids count from 1."""
+    numbers = {name: index + 1 for name, index in class_indices.items()}
     document: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     for name, number in numbers.items():
         document["categories"].append({"id": number, "name": name})

@@ -60,6 +60,15 @@ def test_files_are_sent_unchanged(tmp_path: Path) -> None:
         assert {encoded_image(source) for source in [*sources, file]} == {b"file"}
 
 
+def test_answer_knows_the_path_of_its_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"file")
+    sources: list[Any] = [path, str(path), b"file", "http://host/a.png"]
+    with serving_rest(Script([])) as url, Client(url) as client:
+        paths = [client.predict(source, "t").path for source in sources]
+    assert paths == [str(path), str(path), None, None]
+
+
 def test_pil_image_of_any_mode_is_sent() -> None:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"):
         assert pixels(Image.new(mode, (5, 3))).shape[:2] == (3, 5)

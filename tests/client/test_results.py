@@ -1,18 +1,27 @@
 """Answers as values of COCO, pandas, supervision and, installed apart, FiftyOne."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import tomllib
-from typing import Any
+from base64 import b64decode
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import supervision
+from PIL import Image
 from pycocotools.coco import COCO
 
-from diptych_client import ImageSize
+from diptych_client import Answer, Detection, DetectionsResult, ImageSize, results
+from diptych_client.requests import TaskId
+from diptych_client.transports.messages import from_json, to_json
+from tasks.table import TASKS
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT
 
@@ -29,7 +38,7 @@ def test_coco_has_boxes_masks_text_regions_and_captions() -> None:
             if annotation["segmentation"]:
                 mask = coco.annToMask(annotation)
                 assert mask.sum() == pytest.approx(annotation["area"], rel=0.3)
-    document = answer(DETECTIONS).to_coco()
+    document = answer(DETECTIONS).to_coco(classes=["star", "circle"])
     assert document["categories"] == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
     assert [row["category_id"] for row in document["annotations"]] == [1, 2, 1]
     assert document["annotations"][0]["bbox"] == [1, 2, 10, 10]
@@ -49,7 +58,7 @@ def test_table_has_a_row_for_each_object() -> None:
 
 
 def test_detections_have_boxes_scores_and_classes() -> None:
-    detections = answer(DETECTIONS).to_supervision()
+    detections = answer(DETECTIONS).to_supervision(["star", "circle"])
     assert detections.xyxy.tolist() == [[1, 2, 11, 12], [20, 4, 30, 14], [30, 4, 36, 10]]
     assert np.asarray(detections.confidence).tolist() == [np.float32(0.9), 0.5, 0.25]
     assert np.asarray(detections.class_id).tolist() == [0, 1, 0]
@@ -68,6 +77,59 @@ def test_detections_have_masks_quads_or_a_text() -> None:
     assert np.asarray(detections.data["xyxyxyxy"]).tolist() == [[[5, 5], [15, 6], [14, 10], [4, 9]]]
     text = answer(TEXT).to_supervision()
     assert (len(text), text.metadata) == (0, {"text": TEXT.text})
+
+
+def test_class_ids_are_those_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_class_ids", {})
+    star = DETECTIONS.detections[0]
+    circle = replace(star, label="circle")
+    for labels, ids in (((circle, star), [0, 1]), ((star,), [1]), ((star, circle), [1, 0])):
+        one = answer(DetectionsResult(labels))
+        assert np.asarray(one.to_supervision().class_id).tolist() == ids
+        document = one.to_coco()
+        assert [row["category_id"] - 1 for row in document["annotations"]] == ids
+        assert {row["id"] - 1: row["name"] for row in document["categories"]} == dict(
+            zip(ids, [item.label for item in labels], strict=True)
+        )
+    assert np.asarray(answer(TEXT_REGIONS).to_supervision().class_id).tolist() == [2]
+    monkeypatch.setattr(results, "MAX_CLASSES", 3)
+    assert len(answer(DETECTIONS).to_supervision()) == 3
+    with pytest.raises(ValueError, match="more than 3 labels: give the classes"):
+        answer(DetectionsResult((replace(star, label="square"),))).to_supervision()
+    with pytest.raises(ValueError, match="classes are circle, without star"):
+        one.to_coco(classes=["circle"])
+
+
+def test_dictionary_is_the_json_of_rest() -> None:
+    one = replace(answer(DETECTIONS), path="/a.png")
+    assert one == answer(DETECTIONS)
+    assert from_json(Answer, one.to_dict()) == one
+    assert json.dumps(one.to_dict()) == json.dumps(to_json(answer(DETECTIONS)))
+    assert "path" not in one.to_dict()
+
+
+def test_notebook_shows_the_image_with_boxes(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (40, 20), "lime").save(path)
+    label = '"><script>'
+    found = DetectionsResult((Detection((1, 2, 11, 12), label, 0.5),))
+    size = ImageSize(40, 20)
+
+    def picture(image_path: str | None, image: ImageSize = size) -> Image.Image:
+        html = replace(answer(found, image), path=image_path)._repr_html_()
+        assert html.startswith('<img alt="&quot;&gt;&lt;script&gt;" src="data:image/png;base64,')
+        return Image.open(io.BytesIO(b64decode(html.partition("base64,")[2].partition('"')[0])))
+
+    assert picture(str(path)).getpixel((39, 19)) == (0, 255, 0)
+    for other in (None, "gone.png"):
+        assert picture(other).getpixel((39, 19)) == (255, 255, 255)
+    assert picture(str(path), ImageSize(50, 20)).getpixel((39, 19)) == (255, 255, 255)
+    assert max(picture(None, ImageSize(4000, 100)).size) == 900
+
+
+def test_task_ids_are_those_of_the_service() -> None:
+    literals = [get_args(part) for part in get_args(TaskId)]
+    assert list(chain(*literals)) == list(TASKS)
 
 
 def test_empty_detections_are_merged() -> None:

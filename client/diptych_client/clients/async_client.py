@@ -29,8 +29,21 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
-from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
+from diptych_client.image_sources import (
+    ImageSource,
+    encoded_image,
+    path_of,
+    restored,
+    sent_image,
+)
+from diptych_client.requests import (
+    DEFAULT_OPTIONS,
+    NO_PARAMETERS,
+    Request,
+    Step,
+    StoredImage,
+    TaskId,
+)
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (
     GrpcChannel,
@@ -135,23 +148,32 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     async def predict(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
         options: Options = DEFAULT_OPTIONS,
         bgr: bool = False,
     ) -> Answer:
-        """Return the answer of one model; by default of the first that offers the task."""
+        """Return the answer of one model.
+
+        `image`: a path, perhaps with a page as `scan.pdf#page=2`, the bytes of a file, an open
+        file, a PIL image, an array, a tensor, or an `http(s)` URL of a host that the service reads.
+        `task`: its id, such as `ocr`; `tasks()` lists them.
+        `parameters`: those of the task, as `TaskParameters` or a dict: `{"labels": ["dog"]}`.
+        `model`: its id; by default the first that offers the task.
+        `options`: of generation and answer, as `AnswerOptions` or a dict: `{"min_score": 0.5}`.
+        `bgr`: the channels of an array are blue, green, red, as in OpenCV.
+        """
         fields = {"task": task, "model": model}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         answer = await self._ask(PREDICT, request, self._transport.send)
-        return restored(answer, request.original)
+        return replace(restored(answer, request.original), path=path_of(image))
 
     async def predict_many(
         self,
         images: Iterable[ImageSource],
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
@@ -162,6 +184,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     ) -> AsyncGenerator[Answer | DiptychError, None]:
         """Yield the answer of each image in order, or its error; `progress` shows a bar.
 
+        The other arguments are those of `predict`.
         At most `concurrency` images are read and in flight. An error that every image would have,
         such as an unknown model, is raised.
         """
@@ -198,7 +221,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     async def stream(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
@@ -220,7 +243,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
     async def compare(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         models: Sequence[str] | None = None,

@@ -25,8 +25,21 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
-from diptych_client.requests import DEFAULT_OPTIONS, NO_PARAMETERS, Request, Step, StoredImage
+from diptych_client.image_sources import (
+    ImageSource,
+    encoded_image,
+    path_of,
+    restored,
+    sent_image,
+)
+from diptych_client.requests import (
+    DEFAULT_OPTIONS,
+    NO_PARAMETERS,
+    Request,
+    Step,
+    StoredImage,
+    TaskId,
+)
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import (
     GrpcChannel,
@@ -131,23 +144,32 @@ class Client(Caller[RestTransport | GrpcTransport]):
     def predict(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
         options: Options = DEFAULT_OPTIONS,
         bgr: bool = False,
     ) -> Answer:
-        """Return the answer of one model; by default of the first that offers the task."""
+        """Return the answer of one model.
+
+        `image`: a path, perhaps with a page as `scan.pdf#page=2`, the bytes of a file, an open
+        file, a PIL image, an array, a tensor, or an `http(s)` URL of a host that the service reads.
+        `task`: its id, such as `ocr`; `tasks()` lists them.
+        `parameters`: those of the task, as `TaskParameters` or a dict: `{"labels": ["dog"]}`.
+        `model`: its id; by default the first that offers the task.
+        `options`: of generation and answer, as `AnswerOptions` or a dict: `{"min_score": 0.5}`.
+        `bgr`: the channels of an array are blue, green, red, as in OpenCV.
+        """
         fields = {"task": task, "model": model}
         request = self._prepare(image, bgr, fields, parameters, options)
         answer = self._ask(PREDICT, request, self._transport.send)
-        return restored(answer, request.original)
+        return replace(restored(answer, request.original), path=path_of(image))
 
     def predict_many(
         self,
         images: Iterable[ImageSource],
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
@@ -158,6 +180,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
     ) -> Generator[Answer | DiptychError, None, None]:
         """Yield the answer of each image in order, or its error; `progress` shows a bar.
 
+        The other arguments are those of `predict`.
         At most `concurrency` images are read and in flight. An error that every image would have,
         such as an unknown model, is raised.
         """
@@ -192,7 +215,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
     def stream(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         model: str | None = None,
@@ -214,7 +237,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
     def compare(
         self,
         image: ImageSource,
-        task: str,
+        task: TaskId,
         parameters: Parameters = NO_PARAMETERS,
         *,
         models: Sequence[str] | None = None,

@@ -1,7 +1,8 @@
 """The calls of the API, and values to and from the JSON of REST. Knows no connection.
 
 One rule converts all values, by the types of the dataclasses' fields. A field is named in JSON
-without the suffix of coordinates: `box_xyxy` is `box`. An unset option has no field. Of a union the
+without the suffix of coordinates: `box_xyxy` is `box`. An unset option has no field, nor has what
+only the client knows and does not compare. Of a union the
 member is meant whose fields without a default are all there.
 """
 
@@ -43,7 +44,7 @@ def to_json(value: Any) -> Any:
         part = getattr(value, field.name)
         if field.name == _OUTCOME:
             row |= to_json(part)
-        elif part is not None or field.default is not None:
+        elif field.compare and (part is not None or field.default is not None):
             row[_COORDINATES.sub("", field.name)] = to_json(part)
     return row
 

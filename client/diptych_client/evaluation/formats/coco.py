@@ -114,7 +114,7 @@ def _segmentation(annotation: Mapping[str, Any]) -> Any:
     return value
 
 
-def coco_of_records(records: Iterable[Record], classes: Iterable[str]) -> dict[str, Any]:
+def coco_of_records(records: Iterable[Record], classes: Mapping[str, int]) -> dict[str, Any]:
     """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
     images = []
     for number, record in enumerate(records, 1):
