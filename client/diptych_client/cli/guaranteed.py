@@ -52,7 +52,7 @@ from diptych_client.inputs import (
     Problems,
     open_images,
 )
-from diptych_client.long_runs import Outputs, RunError
+from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
 
 AnswerImages = Callable[[ImageStore, Iterable[ImageFile]], list[Records]]
@@ -77,12 +77,6 @@ class GuaranteedRun:
     is_random: dict[str, bool] = field(default_factory=dict)  # suggested images
     reviewed: Truths = field(default_factory=dict)  # a person's labels of suggested images
     sentences: list[str] = field(default_factory=list)  # for the user
-    outputs: Outputs = field(init=False)
-    job: Job = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.outputs = self.target.outputs
-        self.job = self.target.job
 
     def label(self, served_models: Callable[[], Iterable[Model]]) -> tuple[list[Records], Path]:
         """Write the accepted labels; return the answers and the path of the dataset.
@@ -93,9 +87,9 @@ class GuaranteedRun:
         self._read_suggestions(options.reviewed)
         assert options.labelled is not None
         selection = Selection(options.labelled_images, options.split, self.problems)
-        work = self.outputs.folder / "labelled" / "input"
-        truths, store = read_truths(options.labelled, selection, self.job, work)
-        note_problems(self.problems, self.outputs)
+        work = self.target.outputs.folder / "labelled" / "input"
+        truths, store = read_truths(options.labelled, selection, self.target.job, work)
+        note_problems(self.problems, self.target.outputs)
         pilot = self._pilot(set(map(partial(path_of, store), truths)))
         try:
             guarantee = self._prove(truths, store, pilot)
@@ -113,7 +107,9 @@ class GuaranteedRun:
         agreements = list(map(partial(self._accepted, guarantee), answers))
         document = asdict(guarantee)
         del document["others"]
-        self.outputs.write(self.outputs.folder / "guarantee.json", json.dumps(document, indent=1))
+        self.target.outputs.write(
+            self.target.outputs.folder / "guarantee.json", json.dumps(document, indent=1)
+        )
         dataset, review = write_consensus(self.target, agreements)
         num_left = sum(bool(image.differing) for image in agreements)
         self.sentences.append(f"{num_left} images are to be reviewed, see {review}")
@@ -127,15 +123,15 @@ class GuaranteedRun:
         Raise `RunError` without all images that were drawn at random: leaving out the hard ones
         would prove nothing.
         """
-        path = self.outputs.folder / "suggestions.jsonl"
+        path = self.target.outputs.folder / "suggestions.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
             self.is_random[row["image"]] = row["is_random"]
         if reviewed_path is None:
             return
         selection = Selection(self.folder.path, None, self.problems)
-        work = self.outputs.folder / "reviewed" / "input"
-        truths, _ = read_truths(reviewed_path, selection, self.job, work)
+        work = self.target.outputs.folder / "reviewed" / "input"
+        truths, _ = read_truths(reviewed_path, selection, self.target.job, work)
         for image in self.images:
             if image in truths:
                 self.reviewed[image] = truths[image]
@@ -148,7 +144,7 @@ class GuaranteedRun:
 
     def _pilot(self, labelled: set[Path | None]) -> list[ImageFile]:
         """Return the images whose answers fix the rules: the same at every look."""
-        path = self.outputs.folder / "pilot.json"
+        path = self.target.outputs.folder / "pilot.json"
         by_name = {image.name: image for image in self.images}
         names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         if earlier := [by_name[name] for name in names if name in by_name]:
@@ -160,22 +156,25 @@ class GuaranteedRun:
         if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
-        self.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
+        self.target.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
         return pilot
 
     def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
         used = set(map(partial(path_of, self.folder), (*pilot, *self.reviewed)))
         labelled = [image for image in truths if path_of(store, image) not in used]
         drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
+        labels = self.target.job.requested_labels()
         judged = []
         appearances = []
         known = ((store, labelled, truths), (self.folder, drawn, self.reviewed))
         for place, images, true_labels in known:
             for records in self.answer(place, images):
                 judged.append((records, true_labels[records[0].image]))
-                appearances.append(appearance(records, self.job.requested_labels()))
+                appearances.append(appearance(records, labels))
         pilot_answers = self.answer(self.folder, pilot)
-        others = [appearance(records, self.job.requested_labels()) for records in pilot_answers]
+        others = [
+            appearance(records, self.target.job.requested_labels()) for records in pilot_answers
+        ]
         if indices := differing_images(appearances, others):
             names = ", ".join(pilot_answers[index][0].image.name for index in indices)
             cause = "the images differ from the labelled ones: nothing is accepted"
@@ -197,8 +196,8 @@ class GuaranteedRun:
         return Agreement(records, tuple(labels), (1.0,) * len(labels), ())
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
-        (model,) = [served for served in models if served.id == self.job.model]
-        fields = self.job.fields()
+        (model,) = [served for served in models if served.id == self.target.job.model]
+        fields = self.target.job.fields()
         common = {
             "model": fields.pop("model"),
             "checkpoint": model.checkpoint,
@@ -207,7 +206,7 @@ class GuaranteedRun:
             "fields": fields,
         }
         rows = [common | proof for proof in guarantee.proofs()]
-        self.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
+        self.target.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
         logger.info("%s has what is proved for the service", path)
 
     def _suggest_random(self, number: int, pilot: Sequence[ImageFile]) -> str | None:
@@ -233,7 +232,7 @@ class GuaranteedRun:
         for records in answers:
             self.is_random[records[0].image.name] = is_random
         rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
-        self.outputs.write_lines(self.outputs.folder / "suggestions.jsonl", rows)
+        self.target.outputs.write_lines(self.target.outputs.folder / "suggestions.jsonl", rows)
         review = [agreement(records, self.min_iou, NEVER) for records in answers]
         path = write_review(self.target, "suggested", review)
         return f"{len(answers)} images to label next are in {path}"

@@ -1,6 +1,7 @@
 """`diptych annotate --labelled` over a scripted service: what is accepted, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_proved_labels_are_accepted(
     output = capsys.readouterr().out
     assert "at most 10 % of the accepted labels are wrong, with 90 % confidence" in output
     assert f"2 images are to be reviewed, see {out / 'review.json'}" in output
+
+
+def test_labelled_may_be_a_split_of_an_archive(
+    diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "data").mkdir()
+    for split, kinds in (("train", ["unsure"]), ("val", MANY)):
+        labels = write_labels(tmp_path / "data" / split, kinds)
+        labels.write_text(labels.read_text() + "\n{}")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "data"))
+    assert annotate(diptych, photos, archive, "--split", "valid") == (0, 75 + 4)
+    assert "1 x line left out" in capsys.readouterr().err
+    assert annotate(diptych, photos, archive, "--split", "test")[0] == 1
+    assert "no label file of the split test; its splits: train, val" in capsys.readouterr().err
 
 
 def test_review_list_may_miss_a_share(diptych: Diptych, tmp_path: Path) -> None:

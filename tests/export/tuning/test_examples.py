@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from diptych_client import AnswerOptions
+from diptych_client import TaskParameters as ClientParameters
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
+from diptych_client.evaluation.formats.writing import DatasetFormat, Target, write_dataset
+from diptych_client.evaluation.questions import Job
 from diptych_client.inputs import ImageFile
+from diptych_client.long_runs import Outputs
 from diptych_client.matching import LabelledBox
 from export.errors import ExportError
 from export.tuning.examples import Example, TuningImage, make_examples, read_labels
@@ -23,6 +29,7 @@ from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
 from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
+from tests.support.client_answers import DETECTIONS, SIZE, record
 from tests.support.evaluations import write_images, write_voc, write_yolo
 
 SIZE_WH = (320, 240)
@@ -240,6 +247,30 @@ def test_only_the_training_split_is_read(tmp_path: Path) -> None:
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     (folder / "ImageSets" / "Main" / "train.txt").write_text("b\n")
     assert read(folder) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "dataset_format", "task"),
+    [
+        (FLORENCE2, DatasetFormat.florence2, "object_detection"),
+        (PALIGEMMA, DatasetFormat.paligemma, OPEN),
+    ],
+)
+def test_what_annotate_writes_is_learnt(
+    entry: CatalogEntry, dataset_format: DatasetFormat, task: str, tmp_path: Path
+) -> None:
+    """A written suffix, read and made an answer again, is the same."""
+    for number in range(8):
+        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / f"{number}.png")
+    records = [record(DETECTIONS, f"{number}.png") for number in range(8)]
+    job = Job(task, "some-model", ClientParameters(labels=["star", "circle"]), AnswerOptions())
+    with Outputs(tmp_path / "out") as outputs:
+        write_dataset(Target(dataset_format, outputs, tmp_path, job, val_share=0.5), records)
+    labelled, _ = read_labels(tmp_path / "out", tmp_path / "work")
+    rows = (tmp_path / "out" / "train" / "labels.jsonl").read_text().splitlines()
+    assert 0 < len(labelled) == len(rows) < 8
+    for example, row in zip(examples(entry, task, *labelled), rows, strict=True):
+        assert text(example.answer) == json.loads(row)["suffix"]
 
 
 @pytest.mark.parametrize(

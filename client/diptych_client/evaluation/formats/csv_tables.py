@@ -27,17 +27,18 @@ _COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "yma
 _IMAGES = ("image", "file_name", "filename", "image_path", "image_name", "path", "file")
 _LABELS = ("class", "label", "class_name", "label_name", "category", "name")
 _EDGES = (_COLUMNS[4:], ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
+_READ = {"text", "caption", "question", *(names[0] for names in _EDGES)}
 _NOT_LABELS = {"width", "height", "class_id", ""}
 _MAX_COLUMNS = 1000
 _FORMULA = re.compile("'*[=+\\-@\t\r]")
 
 
 def is_csv_labels(path: Path) -> bool:
-    """Return True if the first line has a column of images and another one."""
+    """Return True if the first line has a column of images and one of labels."""
     with path.open("rb") as file:
         line = file.readline(100_000).decode("utf-8-sig", "replace")
     header, _ = _header(line)
-    return len(header) > 1 and not set(_IMAGES).isdisjoint(header)
+    return not set(_IMAGES).isdisjoint(header) and not _READ.isdisjoint(header)
 
 
 def read_csv(path: Path, selection: Selection) -> Dataset:
@@ -98,7 +99,8 @@ def write_csv(export: Export) -> Path:
     for split, records in export.splits.items():
         file = io.StringIO(newline="")
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("image", *_text_fields(export, "")) if export.is_text else _COLUMNS)
+        is_text = any(isinstance(record.answer.result, TextResult) for record in records)
+        table.writerow(("image", *_text_fields(export, "")) if is_text else _COLUMNS)
         for record in records:
             export.link("{split}", record, split)
             image = record.answer.image

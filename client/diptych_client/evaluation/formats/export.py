@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import TextResult
 
 SPLITS = ("train", "val")
 
@@ -22,11 +20,6 @@ class Export:
     job: Job
     splits: Mapping[str, Sequence[Record]]
     classes: Mapping[str, int]
-
-    @property
-    def is_text(self) -> bool:
-        """True for records of texts, which are no objects."""
-        return any(isinstance(r.answer.result, TextResult) for r in chain(*self.splits.values()))
 
     def write(self, place: str, name: str, split: str, text: str) -> Path:
         return self.outputs.write(self._path(place, name, split), text)

@@ -29,9 +29,9 @@ _PREFIX = re.compile(
 )
 _LANGUAGE = re.compile(r"[a-z]{2} (?=.)")  # before a question
 _LOCATION = re.compile(r"<loc_?(\d{1,4})>")
-_TEXTS = {"caption": "caption", "cap": "caption", "describe": "caption", "ocr": "text"}
-_TEXTS |= {"OCR": "text", "CAPTION": "caption"}
-_TEXTS |= {"DETAILED_CAPTION": "caption", "MORE_DETAILED_CAPTION": "caption"}
+_TEXTS = dict.fromkeys(("caption", "cap", "describe", "CAPTION"), "caption")
+_TEXTS |= dict.fromkeys(("DETAILED_CAPTION", "MORE_DETAILED_CAPTION"), "caption")
+_TEXTS |= {"ocr": "text", "OCR": "text"}
 _OBJECTS = ("detect", "OD", "REGION_PROPOSAL", "DENSE_REGION_CAPTION")
 _PHRASES = ("segment", "OPEN_VOCABULARY_DETECTION", "CAPTION_TO_PHRASE_GROUNDING")
 _TOKENS = {

@@ -62,12 +62,14 @@ _JSON_PATTERNS = (
     "*.json",
 )
 _YAML = ("data.yaml", "dataset.yaml", "data.yml", "*.yaml", "*.yml")
+_JSON_LINES = ("*.jsonl", "*/metadata.jsonl", "*/labels.jsonl", "*/_annotations.*.jsonl")
+_CSV = ("*.csv", "*/metadata.csv", "*/labels.csv", "*/_annotations.csv")
 _XML = ("annotations.xml", "*/annotations.xml", "labels.xml")
 FORMATS = (
     Format("YOLO", read_yolo, (".yaml", ".yml"), _YAML, is_yolo),
     Format("Pascal VOC", read_voc),
     Format("Hugging Face", read_hugging_face, (".parquet", ".arrow")),
-    Format("JSON lines", read_json_lines, (".jsonl",), ("*.jsonl", "*/*.jsonl")),
+    Format("JSON lines", read_json_lines, (".jsonl",), _JSON_LINES),
     Format("CVAT", read_cvat, (".xml",), _XML),
     Format("YOLO", read_yolo_folder),
     Format("LabelMe", read_labelme, _JSON),
@@ -75,14 +77,10 @@ FORMATS = (
     Format("FiftyOne", read_fiftyone, _JSON, _JSON_PATTERNS),
     Format("Label Studio", read_label_studio, _JSON, _JSON_PATTERNS),
     Format("COCO", read_coco, _JSON, _JSON_PATTERNS),
-    Format("CSV", read_csv, (".csv",), ("*.csv", "*/*.csv"), is_csv_labels),
+    Format("CSV", read_csv, (".csv",), _CSV, is_csv_labels),
 )
 _WITH_SPLITS = (".yaml", ".yml", ".parquet", ".arrow")
 _NAMES = ", ".join(dict.fromkeys(form.name for form in FORMATS))
-LABEL_FILES = (
-    "data.yaml or labels/*.txt (YOLO), *.xml (Pascal VOC, CVAT), *.json (COCO, Label Studio,"
-    " LabelMe, CreateML, FiftyOne), *.jsonl, *.csv, *.parquet or *.arrow"
-)
 # Label Studio's notes beside its exports of COCO and YOLO; logs and lists that `annotate` writes
 _NOT_LABELS = re.compile(
     r"(notes|guarantee|pilot|(suggested_)?(review|label_studio))\.json"
@@ -103,16 +101,15 @@ def read_dataset(
     """
     selection = Selection(images, split, problems or Problems())
     problems = selection.problems
-    inner = _inner_folder(path, selection)
-    dataset = _read_file(inner, selection) if inner.is_file() else _read_folder(inner, selection)
+    dataset = _read(_inner_folder(path, selection), selection)
+    if isinstance(dataset.store, Folder):
+        dataset = _without_empty_images(dataset, dataset.store.path, problems)
     if not dataset.images:
         cause = problems.lines[0] if problems.lines else f"{path} has no image"
         raise RunError(f"no image is left: {cause}")
     if images is not None and dataset.store != Folder(images):
         known = f"the labels in {path} say where their images are"
         raise RunError(f"--images is not for YOLO, Parquet and Arrow files; {known}")
-    if isinstance(dataset.store, Folder):
-        dataset = _without_empty_images(dataset, dataset.store.path, problems)
     labels = label_counts(dataset.images)
     note = dataset.note
     if problems.counts and not labels:
@@ -149,39 +146,36 @@ def _without_empty_images(dataset: Dataset, folder: Path, problems: Problems) ->
     return replace(dataset, images=labelled_images)
 
 
-def _read_folder(path: Path, selection: Selection) -> Dataset:
+def _read(path: Path, selection: Selection) -> Dataset:
+    split = selection.split
+    if path.is_file() and split is not None and path.suffix.lower() not in _WITH_SPLITS:
+        hint = "omit --split, or give the folder with the files of all splits"
+        raise NoSuchSplit(f"{path} is one file: {hint}")
     for form in FORMATS:
-        file = _file_of(form, path, selection) if form.patterns else path
+        file = _file_of(form, path, selection)
         dataset = None if file is None else form.read(file, selection)
         if dataset is not None:
             splits = dataset.inventory.splits or splits_in(files_below(path))
             inventory = replace(dataset.inventory, format=form.name, splits=splits)
             return replace(dataset, inventory=inventory)
-    if selection.split is not None:
+    if path.is_file():
+        raise RunError(f"{path}: expected a file of {_NAMES}, or a folder")
+    if split is not None:
         known = ", ".join(splits_in(files_below(path))) or "none"
-        missing = f"has no label file of the split {selection.split}"
-        raise NoSuchSplit(f"{path} {missing}; its splits: {known}")
+        raise NoSuchSplit(f"{path} has no label file of the split {split}; its splits: {known}")
+    note = f"no labels found: looked for {_NAMES}"
     unlabelled = list(map(LabelledImage, find_images(path)))
     if not unlabelled:
-        missing = "contains neither labels nor a JPEG, PNG or WebP file"
-        raise RunError(f"{path} {missing}; looked for {LABEL_FILES}")
-    return Dataset(unlabelled, Folder(path), note=f"no labels found: looked for {LABEL_FILES}")
-
-
-def _read_file(path: Path, selection: Selection) -> Dataset:
-    suffix = path.suffix.lower()
-    if selection.split is not None and suffix not in _WITH_SPLITS:
-        hint = "omit --split, or give the folder with the files of all splits"
-        raise NoSuchSplit(f"{path} is one file: {hint}")
-    for form in FORMATS:
-        dataset = form.read(path, selection) if suffix in form.suffixes else None
-        if dataset is not None:
-            return replace(dataset, inventory=replace(dataset.inventory, format=form.name))
-    raise RunError(f"{path}: expected a file of {_NAMES}, or a folder")
+        raise RunError(f"{path} contains neither labels nor an image; looked for {_NAMES}")
+    return Dataset(unlabelled, Folder(path), note=note)
 
 
 def _file_of(form: Format, folder: Path, selection: Selection) -> Path | None:
     """Return the only match of the first pattern with one; raise `RunError` for several."""
+    if folder.is_file():
+        return folder if folder.suffix.lower() in form.suffixes else None
+    if not form.patterns:
+        return folder
     for pattern in form.patterns:
         names = []
         for path in sorted(folder.glob(pattern)):

@@ -300,6 +300,10 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     counts |= {"empty image left out": 1, "unsuffixed file left out": 1}
     assert dataset.inventory.ignored == counts
     assert len(find_images(folder)) == 2
+    for name in ("a.png", "b.png"):
+        (folder / "images" / name).write_bytes(b"")
+    with pytest.raises(RunError, match="no image is left"):
+        read_dataset(folder)
     for number in range(100):
         problems.count(f"field {number} not read")
     assert len(problems.counts) == 31

@@ -291,14 +291,14 @@ def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
     problems = Problems()
     problems.add("http://a/b.png", "404", "image left out")
     dataset = read_dataset(tmp_path, problems=problems)
-    assert dataset.note.startswith("no labels found: looked for data.yaml")
+    assert dataset.note.startswith("no labels found: looked for YOLO, Pascal VOC")
     assert [labelled.image.name for labelled in dataset.images] == sorted(OBJECTS)
     assert all(labelled.objects is None for labelled in dataset.images)
     (tmp_path / "one").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "one" / "a.png")
     assert len(read_dataset(tmp_path / "one").images) == 1
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=r"contains neither labels nor .*; looked for data\.yaml"):
+    with pytest.raises(RunError, match="contains neither labels nor an image; looked for YOLO"):
         read_dataset(tmp_path / "empty")
 
 
