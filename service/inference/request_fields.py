@@ -78,8 +78,8 @@ class GenerationFields(StrictModel):
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Minimum score of a returned object."""
     min_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Returns objects from the score on that is proved to be right so often (docs/guarantees.md);
-    refused where so much is not proved."""
+    """Returns only objects from a score on at which this share is proved to be right; refused where
+    none is proved."""
     nms_iou: Annotated[float, Field(ge=0, le=1)] | None = None
     """Non-maximum suppression: of two objects with the same label whose boxes overlap by more than
     this intersection over union, the one with the higher score is returned; default: none is
@@ -90,7 +90,7 @@ class GenerationFields(StrictModel):
     overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.2
     """Share of a tile's side that the next one has too."""
     min_object_px: Annotated[int, Field(ge=1, le=10_000)] = 16
-    """Size of the smallest thing of interest in pixels of the image; tiles=auto."""
+    """Size of the smallest object of interest, in pixels of the image; for automatic tiles."""
 
 
 class PredictFields(GenerationFields):

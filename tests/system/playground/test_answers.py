@@ -1,5 +1,6 @@
 """Every task, as the page shows what the API answers; how answers are looked at."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -152,6 +153,9 @@ def test_fields_are_those_of_the_service(opened: Playground, client: httpx.Clien
         assert names("#parameters") == list(task["parameters"]["properties"])
     others = {"task", "model", "mask_format", "stream"}
     assert set(names("#option-fields")) == set(PredictFields.model_fields) - others
+    texts = opened.page.locator("#option-fields .field-name").all_text_contents()
+    assert [text for text in texts if re.search("Num|Nms|Max|Min", text)] == []
+    assert "docs/" not in (opened.page.text_content("main") or "")
 
 
 def lit_labels(playground: Playground) -> list[list[str | None]]:

@@ -36,6 +36,32 @@ def test_error_leads_to_its_field(playground: Playground, client: httpx.Client) 
     expect(playground.answer_text(FLORENCE)).to_be_visible()
     note.get_by_role("button", name="Change detail").click()
     assert playground.page.evaluate("document.activeElement.value") == "paragraph"
+    expect(playground.page.locator("[data-field=detail] .problem")).to_have_text(error["message"])
+
+
+def test_refused_option_says_so_at_its_field(playground: Playground) -> None:
+    page = playground.page
+    page.set_viewport_size({"width": 1280, "height": 800})
+    playground.open(task="object_detection", nms_iou="3", sample=SAMPLE)
+    problem = page.locator("[data-field=nms_iou] .problem")
+    expect(problem).to_contain_text("nms_iou is 3")  # the options are open
+    playground.panel(FLORENCE).get_by_role("button", name="Change overlap of boxes").click()
+    expect(problem).to_be_in_viewport()
+    page.get_by_label("Overlap of boxes").fill("0.5")
+    expect(problem).to_be_hidden()
+    playground.run()
+    assert playground.shapes(FLORENCE)
+    expect(page.locator("#toolbar")).to_be_in_viewport()
+    page.get_by_label("Beams").fill("2")
+    page.get_by_label("Temperature").fill("1")
+    playground.run()
+    expect(page.locator(".problem:visible")).to_contain_text("num_beams=2 with")
+    page.get_by_label("Temperature").fill("0")
+    playground.run()
+    expect(page.locator(".problem:visible")).to_have_count(0)
+    page.get_by_label("Seed").press_sequentially("-")
+    playground.run()
+    expect(page.locator("[data-field=seed] .problem")).to_contain_text("seed is 'NaN'")
 
 
 def test_missing_parameter_is_not_sent(playground: Playground) -> None:
@@ -99,8 +125,10 @@ def test_boxes_of_a_tile_precede_the_last(serve_fakes: ServeFakes) -> None:
     playground.open()
     playground.choose_file("a.png", picture(), "800 × 400")
     page.locator("#options summary").click()
-    page.get_by_label("Tiles").fill("1x2")
-    page.get_by_label("Overlap").fill("0")
+    page.get_by_text("Grid", exact=True).click()
+    page.get_by_label("Rows").fill("1")
+    page.get_by_label("Columns").fill("2")
+    page.get_by_label("Overlap of tiles").fill("0")
     playground.choose_task("object_detection")
     page.locator("#run").click()
     expect(playground.panel(FLORENCE).locator(".shape")).to_have_count(2)

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, expect
+from PIL import Image
+from playwright.sync_api import BrowserContext, FilePayload, expect
 
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
@@ -99,6 +100,47 @@ def test_run_waits_for_a_loading_image(playground: Playground) -> None:
 def test_image_is_dropped_or_pasted(opened: Playground, way: str) -> None:
     opened.give(way, scene_png())
     expect(opened.page.locator("#image-name")).to_have_text(f"{way}.png · 320 × 240")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF"])
+def test_file_of_another_format_is_converted(opened: Playground, kind: str) -> None:
+    opened.choose_file("a.png", encoded(scene_image(), kind), "320 × 240")
+    expect(opened.page.locator("#image-note")).to_contain_text("a.png, 320 × 240, is sent.")
+    opened.choose_task("object_detection")
+    opened.run()
+    assert opened.shapes(FLORENCE)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "num_more_bytes", "sent"),
+    [
+        ((9000, 7000), 0, "8017 × 6236"),
+        ((30_000, 400), 0, "20000 × 266"),
+        ((300, 200), 19_950_000, "300 × 200"),
+    ],
+)
+def test_image_that_is_too_large_is_shrunk(
+    opened: Playground, size_wh: tuple[int, int], num_more_bytes: int, sent: str
+) -> None:
+    data = encoded(Image.new("1", size_wh)) + bytes(num_more_bytes)
+    file: FilePayload = {"name": "a.png", "mimeType": "image/png", "buffer": data}
+    opened.page.locator("#file").set_input_files(file)
+    expect(opened.page.locator("#image-name")).to_have_text(f"a.jpeg · {sent}")
+    expect(opened.page.locator("#image-note")).to_contain_text("is too large: a.jpeg")
+    opened.choose_task("captioning")
+    opened.run()
+    expect(opened.panel(FLORENCE)).to_have_attribute("data-state", "answered")
+    with opened.page.expect_download() as download:
+        opened.page.get_by_role("link", name="Save it").click()
+    assert download.value.path().read_bytes().startswith(b"\xff\xd8")
+
+
+def test_file_that_is_no_image_is_refused(opened: Playground) -> None:
+    file: FilePayload = {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.4"}
+    opened.page.locator("#file").set_input_files(file)
+    expect(opened.page.locator("#image-problem")).to_contain_text("a.pdf is not an image")
+    opened.give("drop", scene_png())
+    expect(opened.page.locator("#image-problem")).to_be_hidden()
 
 
 def test_photo_is_taken_with_the_camera(opened: Playground) -> None:

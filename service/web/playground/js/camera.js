@@ -1,6 +1,6 @@
 /** A photo from the camera, with the user's permission. */
 
-import { chosenImage } from "./chosen-image.js";
+import { chosenImage, drawn, encoded } from "./chosen-image.js";
 import { byId } from "./dom.js";
 
 /**
@@ -31,11 +31,8 @@ function isTaken() {
 
 /** @param {HTMLVideoElement} video */
 async function photoOf(video) {
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-  canvas.getContext("2d")?.drawImage(video, 0, 0);
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
-  return chosenImage(blob, "photo.jpg");
+  const blob = await encoded(drawn(video, video.videoWidth, video.videoHeight), "image/jpeg");
+  return chosenImage(/** @type {Blob} */ (blob), "photo.jpg");
 }
 
 /** @param {Error} cause @returns {never} */

@@ -34,8 +34,4 @@ export class BoxField {
     this.set(box);
     this.element.dispatchEvent(new Event("input", { bubbles: true }));
   }
-
-  focus() {
-    this.inputs[0].focus();
-  }
 }

@@ -20,10 +20,6 @@ export class ChoiceField {
     if (!this.isGroup) this.element.value = value;
     for (const input of this.element.querySelectorAll("input")) input.checked = input.value === value;
   }
-
-  focus() {
-    (this.isGroup ? this.element.querySelector("input:checked") : this.element).focus();
-  }
 }
 
 function radios(schema, id) {

@@ -19,10 +19,6 @@ export class TextField {
   set([text = ""]) {
     this.element.value = text;
   }
-
-  focus() {
-    this.element.focus();
-  }
 }
 
 export class NumberField {
@@ -34,21 +30,18 @@ export class NumberField {
       min: schema.minimum ?? schema.exclusiveMinimum,
       max: schema.maximum,
       step: schema.type === "integer" ? 1 : "any",
-      placeholder: schema.default ?? "model default",
+      placeholder: schema.default ?? "not set",
       "aria-describedby": `${id}-hint ${id}-problem`,
     });
   }
 
   value() {
+    if (this.element.validity.badInput) return NaN; // the service refuses it
     return this.element.value === "" ? this.schema.default : Number(this.element.value);
   }
 
   set([value = ""]) {
     this.element.value = value;
-  }
-
-  focus() {
-    this.element.focus();
   }
 }
 
@@ -65,9 +58,5 @@ export class SwitchField {
 
   set([value = this.schema.default]) {
     this.element.checked = String(value) === "true";
-  }
-
-  focus() {
-    this.element.focus();
   }
 }

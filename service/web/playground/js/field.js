@@ -1,9 +1,10 @@
-/** Input of one parameter or option, built from its JSON Schema. Knows no parameter by name. */
+/** Input of one parameter or option, built from its JSON Schema. */
 
 import { BoxField } from "./field-box.js";
 import { ChipsField } from "./field-chips.js";
 import { ChoiceField } from "./field-choice.js";
 import { NumberField, SwitchField, TextField } from "./field-simple.js";
+import { TilesField } from "./field-tiles.js";
 import { html } from "./dom.js";
 import { title } from "./names.js";
 
@@ -12,7 +13,7 @@ import { title } from "./names.js";
  * @property {HTMLElement} element
  * @property {() => any} value  undefined: empty
  * @property {(values: (string | number | boolean)[]) => void} set  empty: reset
- * @property {() => void} focus
+ * @property {string} [hint]  instead of the schema's description
  * @property {boolean} [isGroup]  several elements, which a <label> cannot name
  */
 
@@ -50,7 +51,20 @@ export class Field {
   showProblem(text) {
     this.problem.textContent = text;
     this.problem.hidden = !text;
+    if (text) this.#open();
     this.element.toggleAttribute("data-wrong", Boolean(text));
+  }
+
+  /** Focus the input, with its problem in view. */
+  focus() {
+    this.#open();
+    this.element.querySelector("input:checked, input:not([type=radio]), select, textarea").focus();
+    this.element.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Open the options if the field is one. */
+  #open() {
+    this.element.closest("details")?.setAttribute("open", "");
   }
 
   #touched() {
@@ -68,11 +82,11 @@ export class Field {
       { class: "field", "data-field": this.name, ...naming },
       html(
         isGroup ? "span" : "label",
-        { class: "field-name", id: `${id}-label`, for: isGroup ? null : id },
+        { class: "field-name", id: `${id}-label`, title: this.name, for: isGroup ? null : id },
         title(this.name),
       ),
       element,
-      html("p", { class: "hint", id: `${id}-hint` }, this.schema.description),
+      html("p", { class: "hint", id: `${id}-hint` }, this.control.hint ?? this.schema.description),
       this.problem,
     );
   }
@@ -80,6 +94,7 @@ export class Field {
 
 /** @param {string} name @param {any} schema @param {string} id @returns {Control} */
 function controlOf(name, schema, id) {
+  if (name === "tiles") return new TilesField(id);
   if (schema.enum) return new ChoiceField(name, schema, id);
   if (schema.type === "array") return isBox(schema) ? new BoxField(schema) : new ChipsField(schema, id);
   if (schema.type === "boolean") return new SwitchField(schema, id);

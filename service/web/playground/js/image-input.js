@@ -42,6 +42,8 @@ export class ImageInput {
       alt: image.sample?.description ?? `The chosen image, ${image.name}`,
     });
     fill(this.preview, html("div", { class: "framed" }, picture, this.regionEditor.element));
+    byId("image-note").hidden = !image.note;
+    fill(byId("image-note"), `${image.note} `, html("a", { href: image.url, download: image.name }, "Save it"));
     byId("image-name").textContent = `${image.name} · ${image.width} × ${image.height}`;
     for (const button of byId("samples").children)
       button.setAttribute("aria-pressed", String(button.dataset.sample === image.sample?.id));
@@ -50,7 +52,7 @@ export class ImageInput {
 
   /** Show that an image is missing. @param {string} [text] */
   requireImage(text = "Choose an image first.") {
-    this.#showProblem(text);
+    this.showProblem(text);
     byId("choose-file").focus();
   }
 
@@ -92,17 +94,20 @@ export class ImageInput {
   /** Show the image that `load` returns, unless a later one was chosen meanwhile. */
   async #load(load) {
     const turn = ++this.#latest;
+    this.preview.toggleAttribute("data-loading", true);
     try {
       const image = await load();
       if (image && turn === this.#latest) this.show(image);
     } catch (error) {
-      this.#showProblem(error.message);
+      this.showProblem(error.message);
     }
+    if (turn === this.#latest) this.preview.toggleAttribute("data-loading", false);
   }
 
-  #showProblem(text) {
+  /** Show a problem of the image; an empty text hides it. @param {string} text */
+  showProblem(text) {
     this.problem.textContent = text;
-    this.problem.hidden = false;
+    this.problem.hidden = !text;
   }
 
   #sampleButton(sample) {

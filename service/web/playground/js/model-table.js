@@ -63,7 +63,7 @@ function command({ id, served, serve_command: text }) {
 function demo(model, task) {
   if (!model.tasks.includes(task.id)) return html("span", { class: "quiet" }, "not offered");
   if (!model.served) return "offered";
-  return html("a", { class: "demo", href: `#task=${task.id}`, "aria-label": `Demo of ${title(task.id)}` }, "Demo");
+  return html("a", { class: "pill", href: `#task=${task.id}`, "aria-label": `Demo of ${title(task.id)}` }, "Demo");
 }
 
 function shown(name, value) {

@@ -1,14 +1,28 @@
 /** Display texts of ids and numbers. */
 
+/** Fields whose id does not read as words. */
+const WORDS = {
+  auto: "Automatic",
+  constrained: "Well-formed answers only",
+  max_new_tokens: "Longest answer, tokens",
+  min_object_px: "Smallest object, px",
+  min_precision: "Proved precision",
+  min_score: "Lowest score",
+  nms_iou: "Overlap of boxes",
+  num_beams: "Beams",
+  overlap: "Overlap of tiles",
+  top_p: "Probability of sampled tokens",
+};
 const ACRONYMS = new Set(["ocr", "api"]);
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const languages = new Intl.DisplayNames(["en"], { type: "language" });
 
 /**
- * `ocr_with_regions` is `OCR with regions`, `both-models` is `Both models`.
+ * `ocr_with_regions` is `OCR with regions`, `both-models` is `Both models`, `num_beams` is `Beams`.
  * @param {string} id
  */
 export function title(id) {
+  if (id in WORDS) return WORDS[id];
   const text = id
     .split(/[_-]/)
     .map((word) => (ACRONYMS.has(word) ? word.toUpperCase() : word))

@@ -8,7 +8,7 @@ const OWN_FIELDS = new Set(["image", "task", "model", "mask_format", "stream"]);
 
 export class OptionsForm {
   /** @type {Field[]} */
-  #fields = [];
+  fields = [];
 
   /**
    * @param {Record<string, any>} schemas  of all fields of a task
@@ -16,30 +16,21 @@ export class OptionsForm {
    */
   constructor(schemas, parameters) {
     const names = Object.keys(schemas).filter((name) => !OWN_FIELDS.has(name) && !parameters.includes(name));
-    this.#fields = names.map((name) => new Field(name, schemas[name]));
-    fill(byId("option-fields"), ...this.#fields.map((field) => field.element));
+    this.fields = names.map((name) => new Field(name, schemas[name]));
+    fill(byId("option-fields"), ...this.fields.map((field) => field.element));
     byId("options").addEventListener("input", () => this.#count());
   }
 
   /** Return the values other than defaults. @returns {import("./api.js").Fields} */
   values() {
-    const given = this.#fields.map((field) => [field.name, field.value()]);
+    const given = this.fields.map((field) => [field.name, field.value()]);
     return Object.fromEntries(given.filter(([, value]) => value !== undefined));
   }
 
   /** Set values by name; reset the other fields. @param {Record<string, any>} values */
   set(values) {
-    for (const field of this.#fields) field.set(values[field.name]);
+    for (const field of this.fields) field.set(values[field.name]);
     this.#count();
-  }
-
-  /** Focus the option of this name; return false if there is none. @param {string} name */
-  focus(name) {
-    const field = this.#fields.find((each) => each.name === name);
-    if (!field) return false;
-    byId("options").open = true;
-    field.control.focus();
-    return true;
   }
 
   #count() {

@@ -100,6 +100,8 @@ export class Playground {
 
   #askForm() {
     if (!this.images.image) return this.images.requireImage();
+    for (const field of this.#fields()) field.showProblem("");
+    this.images.showProblem("");
     if (!this.form.check()) return undefined;
     const run = new Run(this.#question(), this.canStream);
     this.#run?.stop();
@@ -117,7 +119,8 @@ export class Playground {
     this.answers.show(run);
     this.#showButton();
     this.#markStale();
-    if (byId("answers").getBoundingClientRect().top > innerHeight / 2) byId("answers").scrollIntoView();
+    const { top } = byId("answers").getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) byId("answers").scrollIntoView();
   }
 
   /** Show an earlier run and fill the form with its question. @param {Run} run */
@@ -135,8 +138,25 @@ export class Playground {
     if (run !== this.#run) return;
     this.answers.update(modelId);
     this.#showButton();
-    const text = outcomeText(run.outcomes.get(modelId));
+    const outcome = run.outcomes.get(modelId);
+    if (outcome.state === "failed") this.#showRefusal(outcome.error);
+    const text = outcomeText(outcome);
     if (text) byId("announcement").textContent = `${modelId}: ${text}`;
+  }
+
+  /** Show at its field why a model refuses it. @param {import("./api.js").ApiError} error */
+  #showRefusal({ param, message }) {
+    if (param === "image") this.images.showProblem(message);
+    this.#fieldOf(param)?.showProblem(message);
+  }
+
+  /** @param {string | null} param  of an error: options of the form are those of each step of a recipe */
+  #fieldOf(param) {
+    return this.#fields().find(({ name }) => name === param?.replace(/^steps\[\d+\]\./, ""));
+  }
+
+  #fields() {
+    return [...this.form.fields, ...this.options.fields];
   }
 
   #showButton() {
@@ -178,9 +198,9 @@ export class Playground {
     const run = this.#run;
     const again = () => run?.ask(modelId, (id) => this.#changed(run, id));
     const change = (param) => {
-      if (param === "image") byId("choose-file").focus();
-      else if (!this.form.focus(param) && !this.options.focus(param))
-        byId("ask").querySelector("[name=task]:checked").focus();
+      this.form.reveal(param);
+      const task = byId("ask").querySelector("[name=task]:checked");
+      (param === "image" ? byId("choose-file") : (this.#fieldOf(param) ?? task)).focus();
     };
     const instead = (param) => this.form.instead(param);
     return { again, change, instead, enterKey: async () => (await askForKey()) && again() };

@@ -54,7 +54,7 @@ function remedy({ code, param }, { change, instead, again, enterKey }) {
   );
   return html(
     "div",
-    { class: "remedies" },
+    { class: "control" },
     button(`Change ${title(param).toLowerCase()}`, () => change(param)),
     ...others,
   );

@@ -7,7 +7,7 @@ import { Field } from "./field.js";
 
 export class TaskForm {
   /** @type {Field[]} */
-  #fields = [];
+  fields = [];
   #alternatives = /** @type {string[]} */ ([]);
   #required = /** @type {string[]} */ ([]);
   /** @type {ChoiceField | null} */
@@ -25,17 +25,17 @@ export class TaskForm {
 
   /** Show the parameters of a task. @param {import("./api.js").Task} task */
   show({ parameters: schema }) {
-    this.#fields = Object.entries(schema.properties).map(([name, each]) => new Field(name, each));
+    this.fields = Object.entries(schema.properties).map(([name, each]) => new Field(name, each));
     this.#alternatives = (schema.oneOf ?? []).map(({ required: [name] }) => name);
     this.#required = schema.required;
     this.#switcher = switcherOf(this.#alternatives);
-    fill(this.element, this.#switcher?.element, ...this.#fields.map((field) => field.element));
+    fill(this.element, this.#switcher?.element, ...this.fields.map((field) => field.element));
     this.#update();
   }
 
   /** Set values by name; reset the other parameters. @param {Record<string, any>} values */
   set(values) {
-    for (const field of this.#fields) {
+    for (const field of this.fields) {
       field.set(values[field.name]);
       field.isTouched = field.name in values;
     }
@@ -44,7 +44,7 @@ export class TaskForm {
 
   /** Suggest values for parameters that the user has not edited. @param {Record<string, any>} examples */
   suggest(examples) {
-    for (const field of this.#fields) {
+    for (const field of this.fields) {
       if (!field.isTouched && field.schema.default === undefined) field.set(examples[field.name]);
     }
     this.#update();
@@ -64,17 +64,13 @@ export class TaskForm {
     );
     if (!missing) return true;
     missing.showProblem(`Required: ${missing.schema.description}`);
-    missing.control.focus();
+    missing.focus();
     return false;
   }
 
-  /** Focus the parameter of this name; return false if there is none. @param {string} name */
-  focus(name) {
-    const field = this.#fields.find((each) => each.name === name);
-    if (!field) return false;
+  /** Show a parameter instead of its alternatives. @param {string} name */
+  reveal(name) {
     if (this.#alternatives.includes(name)) this.#choose(name);
-    field.control.focus();
-    return true;
   }
 
   /** Return the alternatives of a parameter. @param {string} name */
@@ -83,7 +79,7 @@ export class TaskForm {
   }
 
   #shown() {
-    return this.#fields.filter((field) => !field.element.hidden);
+    return this.fields.filter((field) => !field.element.hidden);
   }
 
   /** @returns {string | undefined} */
@@ -98,7 +94,7 @@ export class TaskForm {
 
   /** Show only the chosen alternative, and the box of a region on the image. */
   #update() {
-    for (const { name, element } of this.#fields) {
+    for (const { name, element } of this.fields) {
       element.hidden = this.#alternatives.includes(name) && name !== this.#chosen;
     }
     const field = this.#shown().find(({ control }) => control instanceof BoxField);
