@@ -397,6 +397,7 @@ def _fields(models: ServedModels, *classes: type[BaseModel]) -> JsonObject:
         default = schema.pop("default", None)
         if default is not None:
             schema["description"] += f" Default: {json.dumps(default)}."
+            schema["x-default"] = default  # for the page
     return properties
 
 

@@ -32,14 +32,9 @@ export async function listTasks() {
   return (await getJson("/v1/tasks")).data;
 }
 
-/**
- * Return the field schemas of POST /v1/predict by task id.
- * @returns {Promise<Record<string, Record<string, any>>>}
- */
+/** Return the field schemas of POST /v1/predict by name. @returns {Promise<Record<string, any>>} */
 export async function listFields() {
-  const { oneOf } = (await getJson("/openapi.json")).components.schemas.predict;
-  const ofOneImage = oneOf.filter(({ properties }) => "image" in properties);
-  return Object.fromEntries(ofOneImage.map((schema) => [schema.title, schema.properties]));
+  return (await getJson("/openapi.json")).components.schemas.predictRequest.properties;
 }
 
 /**

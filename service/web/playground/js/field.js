@@ -106,9 +106,9 @@ export function isBox({ type, items, minItems, maxItems }) {
   return type === "array" && items.type === "number" && minItems === 4 && maxItems === 4;
 }
 
-/** Return the schema without its null alternative: a nullable field is optional. */
+/** Return the schema without its null alternative, for a nullable field is optional, and with its default. */
 function withoutNull(schema) {
-  if (!schema.anyOf) return schema;
-  const given = schema.anyOf.find(({ type }) => type !== "null");
-  return { ...given, description: schema.description, default: schema.default ?? undefined };
+  const given = schema.anyOf?.find(({ type }) => type !== "null") ?? schema;
+  const value = schema.default ?? schema["x-default"] ?? undefined;
+  return { ...given, description: schema.description, default: value };
 }

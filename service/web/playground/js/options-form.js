@@ -4,15 +4,15 @@ import { byId, fill } from "./dom.js";
 import { Field } from "./field.js";
 
 /** Fields that the page sets itself. */
-const OWN_FIELDS = new Set(["image", "task", "model", "mask_format", "stream"]);
+const OWN_FIELDS = new Set(["image", "images", "task", "model", "mask_format", "stream"]);
 
 export class OptionsForm {
   /** @type {Field[]} */
   fields = [];
 
   /**
-   * @param {Record<string, any>} schemas  of all fields of a task
-   * @param {string[]} parameters  names of the task's own fields
+   * @param {Record<string, any>} schemas  of all fields
+   * @param {string[]} parameters  names of the tasks' own fields
    */
   constructor(schemas, parameters) {
     const names = Object.keys(schemas).filter((name) => !OWN_FIELDS.has(name) && !parameters.includes(name));

@@ -28,14 +28,14 @@ export class Playground {
   /**
    * @param {import("./api.js").Model[]} models
    * @param {import("./api.js").Task[]} tasks
-   * @param {Record<string, Record<string, any>>} fields  of a request, by task
+   * @param {Record<string, any>} fields  of a request, by name
    * @param {import("./chosen-image.js").Sample[]} samples
    */
   constructor(models, tasks, fields, samples) {
     this.samples = samples;
-    const { id, parameters } = tasks.find((task) => task.id in fields) ?? tasks[0];
-    this.canStream = "stream" in fields[id];
-    this.options = new OptionsForm(fields[id], Object.keys(parameters.properties));
+    this.canStream = "stream" in fields;
+    const parameters = tasks.flatMap((task) => Object.keys(task.parameters.properties));
+    this.options = new OptionsForm(fields, parameters);
     this.images = new ImageInput(samples, () => this.#suggest());
     this.form = new TaskForm(byId("parameters"), this.images.regionEditor);
     this.tasks = new TaskChoice([...tasks, ...recipeTasks(tasks)], (task) => this.#taskChosen(task));
