@@ -102,6 +102,14 @@ def converted_name(name: str) -> str:
     return f"{name}.jpg" if suffix in _LOSSY_SUFFIXES else f"{name}.png"
 
 
+def is_sendable(path: Path) -> bool:
+    """Return True for a file that is sent as it is, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return format_of(file.read(START_BYTES)) in _SENT
+
+
 def read_image_file(path: Path) -> bytes:
     """Return the bytes of an image file, or of a page, converted if need be.
 

@@ -122,7 +122,7 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
         if isinstance(data, bytes):
             return converted(data, page)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
-        message = f"cannot read the image: {error}"
+        message = f"cannot read the image: {error!s:.300}"
         raise new_error("unreadable_file", message, "image") from error
     kinds = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
     raise _refusal(f"an image must be {kinds}, got {type(image).__name__}")
@@ -208,7 +208,8 @@ def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled 
         if file.tell() <= _MAX_BYTES:
             break
         scale *= 0.8
-    logger.warning("an image of %d x %d pixels is sent as %d x %d", width, height, *size_wh)
+    sizes = (width, height, num_bytes / 1e6, *size_wh, file.tell() / 1e6)
+    logger.warning("an image of %d x %d pixels, %.1f MB, is sent as %d x %d, %.1f MB", *sizes)
     return Downscaled(file.getvalue(), original, scale)
 
 

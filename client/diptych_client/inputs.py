@@ -30,7 +30,7 @@ from typing import IO, Protocol
 
 from PIL import Image
 
-from diptych_client.conversion import SUFFIXES, pages_of, read_image_file, split_page
+from diptych_client.conversion import SUFFIXES, is_sendable, pages_of, read_image_file, split_page
 from diptych_client.long_runs import RunError
 
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
@@ -251,7 +251,7 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
             raise RunError(f"{names[0]} does not exist, and no file matches it as a pattern")
         return open_images(matches, opening)
     suffix = path.suffix.lower()
-    if len(names) > 1 or (suffix in SUFFIXES and not path.is_dir()):
+    if len(names) > 1 or (suffix in SUFFIXES and not path.is_dir()) or is_sendable(path):
         return _image_files(names)
     if path.is_dir():
         return Opened(path)
@@ -266,7 +266,8 @@ def _image_files(names: Sequence[str]) -> Opened:
     absolute: list[Path] = []
     for name in names:
         path, _ = split_page(Path(name))
-        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        is_image = path.suffix.lower() in SUFFIXES or is_sendable(path)
+        if not path.is_file() or not is_image:
             raise RunError(f"{path}: several inputs must be images")
         absolute += map(path.absolute().with_name, pages_of(path.parent, Path(name).name))
     folder = Folder(Path(os.path.commonpath([path.parent for path in absolute])))

@@ -96,6 +96,7 @@ def encoded(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
         ([RGB], "an image must be a path, a URL.* got list"),
         (io.StringIO("text"), "got StringIO"),
         ("none.png", "cannot read the image: .*No such file"),
+        ("data:" + "A" * 9000, "cannot read the image: .{300}$"),
         ("a\0.png", "cannot read the image"),
     ],
 )
@@ -181,4 +182,6 @@ def test_client_sends_image_and_region_smaller(
     assert large.result == DetectionsResult((Detection((0, 0, 400, 200), "a", 0.5),))
     (request,) = script.received
     assert b"[0.0, 0.0, 100.0, 50.0]" in request.body
-    assert caplog.messages[0] == "an image of 400 x 200 pixels is sent as 100 x 50"
+    megabytes = f"{path.stat().st_size / 1e6:.1f} MB"
+    message = f"an image of 400 x 200 pixels, {megabytes}, is sent as 100 x 50, 0.0 MB"
+    assert caplog.messages[0] == message

@@ -35,6 +35,8 @@ def test_folder_pattern_and_files_are_images(photos: Path, tmp_path: Path) -> No
     assert names(tmp_path, photos) == list(OBJECTS)
     assert names(tmp_path, f"{photos}/*.png") == list(OBJECTS)
     assert names(tmp_path, photos / "b.png", photos / "a.png") == ["b.png", "a.png"]
+    (photos / "a.png").rename(photos / "a.txt")
+    assert names(tmp_path, photos / "a.txt", photos / "b.png") == ["a.txt", "b.png"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ _STATUSES = {
     "overloaded": 429,
     "not_ready": 503,
     "invalid_request": 400,
+    "unauthorized": 401,
     "not_found": 404,
     "image_expired": 410,
 }

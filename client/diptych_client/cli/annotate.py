@@ -132,7 +132,7 @@ class AnnotationRun:
     def _jobs(self, images: Sequence[ImageFile]) -> list[Job]:
         """Return a job for each model by its id: the service's default may change between runs."""
         with self.connection.client() as client:
-            task = offered_task(client.tasks(), self.task_options.task)
+            task = offered_task(client.tasks(), self.task_options)
         options = self.options
         is_proved = self.guarantee.labelled is not None
         check_format(options.dataset_format, task.result, images, options.consensus, is_proved)

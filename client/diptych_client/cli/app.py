@@ -5,6 +5,7 @@ step's task.
 """
 
 import asyncio
+import atexit
 import io
 import json
 import socket
@@ -15,15 +16,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Annotated, Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 import yaml
 from PIL import Image, ImageDraw
 from rich.console import Console, Group, RenderableType
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 from typer.core import TyperGroup
 
 from diptych_client.cli.annotate import AnnotationRun
@@ -38,6 +41,7 @@ from diptych_client.cli.options import (
     Overwrite,
     TaskOptions,
     listed,
+    offered_task,
     with_options,
 )
 from diptych_client.cli.terminal import (
@@ -51,9 +55,9 @@ from diptych_client.cli.terminal import (
     tasks_view,
 )
 from diptych_client.clients.client import Client
-from diptych_client.conversion import converted_name
+from diptych_client.conversion import MAX_CONVERTED_BYTES, converted_name
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
-from diptych_client.errors import DiptychError
+from diptych_client.errors import DiptychError, Unauthorized
 from diptych_client.inputs import ImageInStore, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
 from diptych_client.requests import TaskParameters
@@ -66,6 +70,7 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         common: dict[str, Any] = {}
+        _hide_types_of_flags(self.get_params(ctx))
         for parameter in self.params:
             common |= dict.fromkeys(parameter.opts, parameter)
         first: list[str] = []
@@ -81,15 +86,54 @@ class _Commands(TyperGroup):
                 first += [word, *islice(words, 1)]
         return super().parse_args(ctx, first + others)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        _hide_types_of_flags([] if command is None else command.get_params(ctx))
+        return command
+
+
+def _hide_types_of_flags(parameters: Iterable[Any]) -> None:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+
 
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 
-ImagePath = Annotated[Path, Argument(help="An image, or a page as `scan.pdf#page=2`.")]
-Inputs = Annotated[list[str], Argument(help="Images, a folder, a pattern, an archive or a video.")]
+
+def local_name(text: str) -> str:
+    """Return the path in a `file:` URL, or any other name."""
+    if text.startswith("data:"):
+        raise BadParameter(f"{text:.30}… is a data: URL: give a file, or - for the standard input")
+    return url2pathname(urlsplit(text).path) if text.startswith("file:") else text
+
+
+def image_name(text: str) -> str:
+    """Return a local name, for `-` that of a copy of the standard input until the command ends."""
+    if text != "-":
+        return local_name(text)
+    folder = mkdtemp(prefix="diptych-")
+    atexit.register(rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "stdin"
+    path.write_bytes(sys.stdin.buffer.read(MAX_CONVERTED_BYTES))
+    return str(path)
+
+
+_INPUTS = "Images, a folder, a pattern, an archive or a video"
+ImagePath = Annotated[
+    Path,
+    Argument(
+        help="An image, a page as `scan.pdf#page=2`, or `-`.",
+        parser=lambda text: Path(image_name(text)),
+    ),
+]
+ImageInputs = Annotated[list[str], Argument(help=f"{_INPUTS}, or `-`.", parser=image_name)]
+Inputs = Annotated[list[str], Argument(help=f"{_INPUTS}.", parser=local_name)]
 DatasetPath = Annotated[
-    list[str], Argument(help="A folder, file or archive with labels; or images.")
+    list[str],
+    Argument(help="A folder, file or archive with labels; or images.", parser=local_name),
 ]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
@@ -117,6 +161,8 @@ def main() -> None:
         app(prog_name="diptych")
     except ImportError as error:
         echo(f"error: {error}; docs/client.md lists the extras", is_error=True)
+    except Unauthorized as error:
+        echo(f"error: {error}; give the key by --api-key-file FILE", is_error=True)
     except _FAILURES as error:
         message = str(error).replace("\n", "\\n")  # one line
         echo(f"error: {message}", is_error=True)
@@ -137,7 +183,14 @@ def connect(
     quiet: Annotated[bool, Option("--quiet", "-q", help="Print no notes and no bar.")] = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Print each request, too.")] = False,
     _: Annotated[
-        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version.",
+            metavar="",
+        ),
     ] = False,
 ) -> None:
     """Run vision tasks on a Diptych service."""
@@ -149,7 +202,7 @@ def connect(
 @with_options
 def predict(
     context: typer.Context,
-    inputs: Inputs,
+    inputs: ImageInputs,
     task_options: TaskOptions,
     input_options: InputOptions,
     model: ModelId = None,
@@ -157,6 +210,7 @@ def predict(
 ) -> None:
     """Run a task on images with one model."""
     with TemporaryDirectory(prefix="diptych-") as work, context.obj.client() as client:
+        check_task(client, task_options)
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
         store, images = opened.images(opening.problems)
@@ -186,6 +240,12 @@ def predict(
             else:
                 raise answer
     raise typer.Exit(1 if num_failed else 0)
+
+
+def check_task(client: Client, options: TaskOptions) -> None:
+    if not options.task:
+        offered_task(client.tasks(), options)
+    options.note_cost()
 
 
 def print_row(name: str, answer: Answer | DiptychError, as_json: bool) -> int:
@@ -218,6 +278,7 @@ def compare(
     """Run a task on an image with several models; `--draw` shows them side by side."""
     check_drawings([draw], overwrite)
     with context.obj.client() as client:
+        check_task(client, task_options)
         comparison = client.compare(
             image,
             task_options.task,
@@ -448,9 +509,11 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def check_drawings(paths: Iterable[Path | None], overwrite: bool) -> None:
-    for path in paths:
-        if path is not None and path.exists() and not overwrite:
+    for path in filter(None, paths):
+        if path.exists() and not overwrite:
             raise RunError(f"{path} exists; give --overwrite to replace it")
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise RunError(f"--draw {path}: the name must end as that of a picture, such as .png")
 
 
 def save_drawing(picture: Image.Image, path: Path) -> None:

@@ -53,7 +53,7 @@ from diptych_client.evaluation.questions import (
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
 from diptych_client.inputs import Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
-from diptych_client.requests import DEFAULT_OPTIONS, non_null_fields
+from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
 
 _MAX_LISTED = 40  # classes of a plan
@@ -89,8 +89,8 @@ def plan_lines(
     yield from filter(None, [dataset.note])
     if questionnaire.task:
         yield f"{questionnaire.task}: {_num_requests(samples)} requests to each model"
-        first = non_null_fields(samples[0].requests[0], DEFAULT_OPTIONS)
-        for name, value in first.items():
+        first = (*samples[0].requests, TaskParameters())[0]
+        for name, value in non_null_fields(first, DEFAULT_OPTIONS).items():
             text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             yield f"asked with {name}: {text}"
     forms = questionnaire.forms()[1:]
@@ -206,7 +206,7 @@ class EvaluationRun:
 
     def _models(self) -> tuple[Model, ...]:
         with self.connection.client() as client:
-            task = offered_task(client.tasks(), self.task_options.task)
+            task = offered_task(client.tasks(), self.task_options)
             served = {model.id: model for model in client.models()}
         names = listed(self.options.models) or task.models
         if missing := [name for name in names if name not in task.models]:

@@ -5,6 +5,7 @@ A field of a dataclass here is an option. Its annotation has the help, and the s
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
@@ -13,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from typer import Option
+from typer import BadParameter, Option
 
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
@@ -117,7 +118,7 @@ def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
 class TaskOptions:
     """A task, its parameters and generation options."""
 
-    task: Annotated[str, "Task id; `diptych tasks` lists them."]
+    task: Annotated[str, "Task id, required; `diptych tasks` lists them."] = ""
     labels: Annotated[list[str] | None, f"Labels to detect, {_LISTED}."] = None
     caption: Annotated[str | None, "Text whose phrases are located."] = None
     phrases: Annotated[list[str] | None, f"Phrases to locate, {_LISTED}."] = None
@@ -138,6 +139,11 @@ class TaskOptions:
     tiles: Annotated[str | None, "off, auto, a maximum, or rows and columns as 2x3."] = None
     overlap: Annotated[float | None, "Share of a tile's side that the next one has too."] = None
     min_object_px: Annotated[int | None, "With auto: smallest size of interest, in pixels."] = None
+
+    def note_cost(self) -> None:
+        if self.tiles == "auto":
+            cost = "up to DIPTYCH_MAX_TILES tiles an image (64 by default), each costs an image"
+            logging.getLogger("diptych_client").info("tiles auto: %s; --tiles 16 asks fewer", cost)
 
     def parameters(self) -> TaskParameters:
         lists = {"labels": listed(self.labels), "phrases": listed(self.phrases)}
@@ -223,10 +229,14 @@ class EvaluateOptions:
     calibrate: Annotated[Path | None, "Fit probabilities of scores, write them here.", _FILE] = None
 
 
-def offered_task(tasks: Iterable[Task], name: str) -> Task:
+def offered_task(tasks: Iterable[Task], options: TaskOptions) -> Task:
+    name = options.task
     offered = {task.id: task for task in tasks if task.models}
+    if not name:
+        raise BadParameter(f"missing; offered are {', '.join(offered)}", param_hint="--task")
     if name not in offered:
         raise RunError(f"no model offers task {name!r}; offered are {', '.join(offered)}")
+    options.note_cost()
     return offered[name]
 
 

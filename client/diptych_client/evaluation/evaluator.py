@@ -284,7 +284,8 @@ class Evaluator:
             doubts.append("the names of the classes are numbers, which --prompts can name")
         for model, details in all_details.items():
             kinds = Counter(details.kinds)
-            if kinds and not kinds["right"] + kinds["loosely placed"]:
+            has_objects = bool(kinds.keys() - {"extra"})
+            if has_objects and not kinds["right"] + kinds["loosely placed"]:
                 doubts.append(f"{model} found none of the labelled objects")
         return tuple(doubts)
 

@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,6 +82,69 @@ def test_one_image_has_its_answer_alone(diptych: Diptych, image: Path, capsys: C
     assert json.loads(capsys.readouterr().out)["image"] == "a.png"
     assert diptych(Script([Refusal("invalid_request")]), *words) == 1
     assert capsys.readouterr().err.startswith("error: invalid_request")
+
+
+@pytest.mark.parametrize("name", ["file", "-", "text"])
+@pytest.mark.parametrize("command", ["predict", "compare"])
+def test_image_has_any_name(
+    diptych: Diptych, image: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+) -> None:
+    words = {"file": image.as_uri(), "-": "-", "text": image.rename(image.with_name("a.txt"))}
+    file = image.with_name("a.txt")
+    if name == "file":
+        file = file.rename(image)
+    with file.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        body = json.dumps(COMPARISON).encode()
+        script = Script([BOTH[0] if command == "predict" else body])
+        assert diptych(script, command, words[name], "--task", "t") == 0
+    assert file.read_bytes() in script.received[0].body
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "t", "--draw", "x"), "--draw x: the name must end as that of a picture"),
+        (("--task", "t", "--draw", "x.xyz"), "--draw x.xyz: the name must end"),
+        ((), "Invalid value for --task: missing; offered are first_task"),
+        (("--task", "t"), "no; give the key by --api-key-file FILE"),
+    ],
+)
+def test_error_says_what_to_give(
+    diptych: Diptych, image: Path, capsys: Captured, words: Sequence[str], message: str
+) -> None:
+    for command in ("predict", "compare"):
+        script = Script([Refusal("unauthorized")], listings=listings("first_task", "text", "m"))
+        assert diptych(script, command, image, *words) == (1 if words else 2)
+        text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert message in text
+
+
+def test_standard_input_is_one_image(diptych: Diptych, capsys: Captured) -> None:
+    words = ("annotate", "-", "--task", "t")  # the output would be beside it
+    assert diptych(Script([]), *words) == 1
+    assert capsys.readouterr().err.startswith("error: - does not exist")
+
+
+def test_data_url_is_not_echoed(diptych: Diptych, capsys: Captured) -> None:
+    assert diptych(Script([]), "predict", "data:" + "A" * 9000, "--task", "t") == 2
+    error = capsys.readouterr().err
+    assert "give a file, or - for" in error
+    assert len(error) < 2000
+
+
+def test_cost_of_tiles_is_said_before(diptych: Diptych, image: Path, capsys: Captured) -> None:
+    for tiles, has_note in (("auto", True), ("4x4", False)):
+        assert diptych(Script([BOTH[0]]), "predict", image, "--task", "t", "--tiles", tiles) == 0
+        assert ("tiles auto: up to " in capsys.readouterr().err) == has_note
+
+
+def test_help_shows_flags_without_a_type(diptych: Diptych, capsys: Captured) -> None:
+    for words in (["--help"], ["predict", "--help"]):
+        assert diptych(Script([]), *words) == 0
+        output = capsys.readouterr().out
+        assert "<bool>" not in output
+        assert "<path>" in output
 
 
 def test_answers_are_drawn_into_a_folder(diptych: Diptych, folder: Path) -> None:

@@ -18,6 +18,7 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
+    classes_of,
     true_box,
 )
 from diptych_client.evaluation.formats.export import Export
@@ -43,9 +44,12 @@ def read_coco(path: Path, selection: Selection) -> Dataset:
 def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> Dataset:
     problems = selection.problems
     categories = {}
+    parents = set()
     for number, category in enumerate(document.get("categories", ()), 1):
         with problems.leaving_out("category", f"{path}, category {number}"):
             categories[category["id"]] = str(category["name"])
+            if category.get("supercategory") != category["name"]:
+                parents.add(str(category.get("supercategory")))
     file_names = {}
     for number, image in enumerate(document["images"], 1):
         with problems.leaving_out("image", f"{path}, image {number}"):
@@ -75,7 +79,10 @@ def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> D
         labelled_images.append(LabelledImage(folder.image(name), true_objects, texts))
     is_lvis = any("neg_category_ids" in image for image in document["images"][:1])
     note = _LVIS_NOTE if is_lvis else ""
-    return Dataset(labelled_images, folder, tuple(categories.values()), note=note)
+    # Roboflow's category 0 groups the others
+    parents -= set(classes_of(labelled_images))
+    classes = tuple(name for name in categories.values() if name not in parents)
+    return Dataset(labelled_images, folder, classes, note=note)
 
 
 def _folder(path: Path, names: list[str]) -> Path:

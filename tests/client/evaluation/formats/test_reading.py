@@ -95,6 +95,21 @@ def test_coco_has_captions(tmp_path: Path) -> None:
     assert "category 1: no key 'name'; category left out" in problems.lines[0]
 
 
+def test_category_that_groups_others_is_no_class(tmp_path: Path) -> None:
+    """Roboflow's category 0 has no objects; COCO's own `person` is in the category `person`."""
+    file = write_coco(tmp_path) / "annotations.json"
+    document = json.loads(file.read_text())
+    for category in document["categories"]:
+        category["supercategory"] = "things"
+    document["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    document["categories"].append({"id": 1, "name": "person", "supercategory": "person"})
+    file.write_text(json.dumps(document))
+    assert read_dataset(tmp_path).classes == (*CLASSES, "person")
+    document["annotations"][0]["category_id"] = 0
+    file.write_text(json.dumps(document))
+    assert read_dataset(tmp_path).classes == ("things", *CLASSES, "person")
+
+
 def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     triangle = [[10, 10, 40, 10, 40, 30]]
     file = write_coco(tmp_path) / "annotations.json"
