@@ -20,6 +20,7 @@ from service.http_app import rest_app
 from service.web.openapi import openapi_document
 from tests.support.export_cli import ROOT
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_ID, served_models
+from tests.support.http_servers import serving_app
 from tests.support.rest_client import OCR, SMALL_PNG, client
 
 LABELS = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
@@ -90,3 +91,41 @@ def test_python_client_predicts_and_compares(generated: Any) -> None:
         assert error.error.param == "image"
 
     asyncio.run(predict())
+
+
+TYPESCRIPT = """
+import createClient from "openapi-fetch";
+import type { paths } from "./api.ts";
+
+declare const process: { argv: string[] };
+const [, , baseUrl, image] = process.argv;
+const client = createClient<paths>({ baseUrl });
+const body = { task: "open_vocabulary_detection" as const, image, labels: ["red circle"] };
+const { data, error } = await client.POST("/v1/predict", { body });
+if (!data || !("result" in data) || !("detections" in data.result)) {
+  throw new Error(JSON.stringify(error));
+}
+console.log(data.result.detections[0].label);
+// @ts-expect-error: no task of this name
+await client.POST("/v1/predict", { body: { task: "guess", image } });
+"""
+NPM = ("openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3")
+
+
+@pytest.mark.long
+def test_typescript_client_predicts(document: Path) -> None:
+    folder = document.parent
+
+    def run(*command: str) -> str:
+        return subprocess.check_output(command, cwd=folder, text=True)
+
+    (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    (folder / "sample.ts").write_text(TYPESCRIPT, encoding="utf-8")
+    run("npm", "install", "--silent", "--no-save", "--no-audit", "--no-fund", *NPM)
+    run("npx", "openapi-typescript", "openapi.json", "--output", "api.ts")
+    options = ("--strict", "--target", "es2022", "--module", "nodenext", "--skipLibCheck")
+    rewritten = ("--rewriteRelativeImportExtensions", "--noUncheckedIndexedAccess", "false")
+    run("npx", "tsc", *options, *rewritten, "sample.ts")
+    boundary = client().boundary
+    with serving_app(Middleware(rest_app(boundary), boundary)) as served:
+        assert run("node", "sample.js", served.url, OCR["image"]) == "red circle\n"
