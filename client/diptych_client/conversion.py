@@ -89,7 +89,7 @@ def _num_pages(file: IO[bytes], maximum: int) -> int:
     for number in range(1, maximum):
         try:
             image.seek(number)
-        except EOFError:
+        except DAMAGED:  # also where the next one is damaged
             return number
     return maximum
 
@@ -172,7 +172,6 @@ def _frame(image: Any, page: int | None) -> Image.Image:
     num_pixels = image.width * image.height
     if num_pixels > MAX_CONVERTED_PIXELS:
         raise ValueError(f"{num_pixels} pixels; the maximum is {MAX_CONVERTED_PIXELS}")
-    image.load()  # turns a TIFF upright
     return ImageOps.exif_transpose(image)
 
 
@@ -188,7 +187,7 @@ def _sheet(data: bytes, page: int | None) -> Image.Image:
 
 def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:
     """Return the pixels as a file without EXIF data; 16-bit tones become 8-bit ones."""
-    if image.mode.startswith("I"):  # `convert` alone would clip it
+    if image.mode.startswith("I;16"):  # `convert` alone would clip it
         image = image.convert("I").point(lambda tone: tone / 256).convert("L")
     if image.mode not in _PNG_MODES or file_format == "JPEG":
         image = image.convert("RGB")

@@ -58,10 +58,10 @@ def test_table_has_a_row_for_each_object() -> None:
 
 
 def test_detections_have_boxes_scores_and_classes() -> None:
-    detections = answer(DETECTIONS).to_supervision(["star", "circle"])
+    detections = answer(DETECTIONS).to_supervision(["circle", "star"])
     assert detections.xyxy.tolist() == [[1, 2, 11, 12], [20, 4, 30, 14], [30, 4, 36, 10]]
     assert np.asarray(detections.confidence).tolist() == [np.float32(0.9), 0.5, 0.25]
-    assert np.asarray(detections.class_id).tolist() == [0, 1, 0]
+    assert np.asarray(detections.class_id).tolist() == [1, 0, 1]
     assert list(detections.data["class_name"]) == ["star", "circle", "star"]
     assert detections.mask is None
 

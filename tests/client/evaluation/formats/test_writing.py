@@ -1,5 +1,6 @@
 """Datasets that `annotate` writes, read back: COCO, YOLO, JSON lines."""
 
+import io
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -221,6 +222,27 @@ def test_written_text_is_read_back(
     assert text.text in texts
     assert labelled.region == (parameters.region and pytest.approx(parameters.region, abs=0.05))
     assert dataset.inventory.labels == labels
+
+
+@pytest.mark.parametrize("form", [YOLO_FORMAT, DatasetFormat.voc])
+def test_pages_are_written_as_images_for_trainers(form: DatasetFormat, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pages = [Image.new("RGB", (40, 20), color) for color in ("red", "blue")]
+    pages[0].save(folder / "scan.pdf", save_all=True, append_images=pages[1:])
+    pages[1].save(folder / "a.avif")
+    names = ("scan.pdf#page=1", "scan.pdf#page=2", "a.avif")
+    records = [record(DETECTIONS, name) for name in names]
+    check_format(form, BOXES, [one.image for one in records])
+    for _ in range(2):  # the same files again
+        path = write(form, folder, records)
+    dataset = read_dataset(path)
+    written = {image.image.name.rpartition("/")[2]: image for image in dataset.images}
+    assert set(written) == {"scan.pdf#page=1.png", "scan.pdf#page=2.png", "a.avif.jpg"}
+    assert all(len(image.objects or ()) == 3 for image in written.values())
+    data = dataset.store.read(written["scan.pdf#page=2.png"].image)
+    with Image.open(io.BytesIO(data)) as page:
+        assert page.convert("RGB").getpixel((9, 9)) == pytest.approx((0, 0, 255), abs=4)
 
 
 def test_image_is_in_one_split(tmp_path: Path) -> None:
