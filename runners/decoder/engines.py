@@ -112,7 +112,6 @@ class EagerEngine:
         return [draft[:best_length] for draft in drafts]
 
     def captures(self, request: SequenceRequest) -> bool:  # noqa: ARG002
-        """Return False: every prefill is in its own shape."""
         return False
 
     def prefill(

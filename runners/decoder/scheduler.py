@@ -15,7 +15,8 @@ Invariants:
 - sequences of a client are admitted in the order of submission: a large one is never overtaken;
 - every future is resolved exactly once: by its end, its cancellation, its deadline or the error
   that ended it; no error ends the thread, a lost device ends the process;
-- a failed prefill fails its sequences alone, a failed step all live ones;
+- a failed prefill fails its sequences alone; those of a failed step start again, once, in two
+  halves: until both have ended, no other is admitted;
 - the batch and `_live` belong to the thread; callers share only the queue, under `_changed`.
 """
 
@@ -26,7 +27,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from secrets import randbits
 
 import torch
 
@@ -78,6 +80,7 @@ class ScheduledSequence:
     admitted_s: float = 0.0
     prefilled_s: float = 0.0
     num_notified: int = 0  # tokens
+    half: int = 0  # 1 or 2 if it starts again after a failed step
 
     def notify(self, on_tokens: TokenListener) -> None:
         settled = self.sequence.settled_token_ids
@@ -127,6 +130,7 @@ class Scheduler:
         self._prefill_rate = math.inf  # tokens per second of the last one
         self._changed = threading.Condition()  # guards the queues and `_is_stopping`
         self._is_stopping = False
+        self._again: deque[ScheduledSequence] = deque()  # both halves; belongs to the thread
         self._name = f"the decoder of {model_id}"
         self.watchdog = Watchdog(self._name, limits.stuck_after_s)
         self._thread = threading.Thread(target=self._run, name=f"decoder {model_id}", daemon=True)
@@ -174,6 +178,8 @@ class Scheduler:
             self._last_client = client
             futures: list[Future[WrittenSequence]] = []
             for request in requests:
+                if request.seed is None:  # a second start draws the same tokens
+                    request = replace(request, seed=randbits(64))
                 sequence = start_sequence(request, self._decoder.rules)
                 scheduled = ScheduledSequence(sequence, now_s)
                 self._queues.setdefault(client, deque()).append(scheduled)
@@ -186,7 +192,7 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._live or self._num_queued):
+                while not (self._live or self._num_queued or self._again):
                     if self._is_stopping:
                         return
                     self._changed.wait()
@@ -201,8 +207,14 @@ class Scheduler:
                 self._batch.clear()
                 failed = list(self._live.values())
                 self._live.clear()
-                for scheduled in failed:
-                    scheduled.resolve(error)
+                for place, scheduled in enumerate(failed):
+                    if scheduled.half:
+                        scheduled.resolve(error)
+                        continue
+                    scheduled.half = 1 if 2 * place < len(failed) else 2
+                    request = scheduled.sequence.request
+                    scheduled.sequence = start_sequence(request, self._decoder.rules)
+                    self._again.append(scheduled)
             self.watchdog.started_s = None
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.slots.num_used)
@@ -213,7 +225,7 @@ class Scheduler:
                 sequence.finish_reason = "stop"
         self._notify_and_finish()
         start_s = self._now()
-        if admitted := self._take_from_queue():
+        if admitted := self._take():
             by_kind: dict[bool, list[ScheduledSequence]] = {}
             for scheduled in admitted:
                 is_captured = self._batch.captures(scheduled.sequence)
@@ -237,6 +249,14 @@ class Scheduler:
                 self._owed_s[client] = owed_s - step_s
                 if owed_s <= step_s:
                     del self._owed_s[client]
+
+    def _take(self) -> list[ScheduledSequence]:
+        """Dequeue sequences to admit; those that start again one by one, and each half apart."""
+        half = next((scheduled.half for scheduled in self._live.values()), 0)
+        if not (half or self._again):
+            return self._take_from_queue()
+        is_next = self._again and half in (0, self._again[0].half)
+        return [self._again.popleft()] if is_next else []
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
         """Dequeue sequences that have slots and fit the token budget, or one that exceeds it."""

@@ -6,7 +6,7 @@ of its slot, its length and the position of the first logits in the values.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +84,7 @@ class FakeDecoder:
     can_draft: bool = True
     start_token_id: int | None = START
     step_s: float = 0.0
-    failing_step: int | None = None  # the number of a step that raises
+    failing_steps: Sequence[int] = ()  # the numbers of steps that raise
 
     def prefill(
         self,
@@ -115,7 +115,7 @@ class FakeDecoder:
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         self.step_sizes.append(len(places.token_ids))
-        if len(self.step_sizes) == self.failing_step:
+        if len(self.step_sizes) in self.failing_steps:
             raise RuntimeError("the step failed")
         if places.token_ids.shape[1] > 1:
             self.draft_widths.append(places.token_ids.shape[1])

@@ -72,7 +72,7 @@ def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDe
 
 
 def test_failures_end_as_few_sequences_as_possible(
-    scheduler: Scheduler, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts: list[str] = []  # whose device was tried
     module = "runners.decoder.scheduler"
@@ -85,13 +85,37 @@ def test_failures_end_as_few_sequences_as_possible(
     for future in scheduler.submit([request(5), request(CRASH)]):
         with pytest.raises(RuntimeError, match="the batch crashed"):
             future.result(TIMEOUT_S)
-    decoder.failing_step = len(decoder.step_sizes) + 3
-    for future in scheduler.submit([request(5, 6, 7, 8, 9)] * 2):
-        with pytest.raises(RuntimeError, match="the step failed"):
-            future.result(TIMEOUT_S)
     (wide,) = scheduler.submit([replace(request(6), num_beams=4)])  # needs every slot
     assert tokens_of(wide) == (6, EOS)
-    assert parts == ["the decoder of fake"] * 2  # after the prefill, and after the step
+    assert parts == ["the decoder of fake"]
+
+
+def test_a_failed_step_is_repeated_in_halves(
+    scheduler: Scheduler, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[str] = []  # whose device was tried
+    module = "runners.decoder.scheduler"
+    monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
+    decoder.failing_steps = (3, 3 + 6 + 2)  # of all, and of the second half
+    answers = [(5, 6, 7, 8, 9), (6, 7, 8, 9, 5), (8, 7, 8, 9, 5)]
+    wide = replace(request(5, 6), num_beams=4)  # needs every slot
+    *first_half, failed, later = scheduler.submit([*(request(*one) for one in answers), wide])
+    scheduler.start()
+    assert [tokens_of(future) for future in first_half] == [(*one, EOS) for one in answers[:2]]
+    with pytest.raises(RuntimeError, match="the step failed"):
+        failed.result(TIMEOUT_S)
+    assert tokens_of(later) == (5, 6, EOS)
+    assert decoder.step_sizes[:11] == [3, 3, 3, 1, 2, 2, 2, 2, 1, 1, 1]
+    assert parts == ["the decoder of fake"] * 2
+
+
+def test_repeated_steps_draw_the_same_tokens(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    received: list[int] = []
+    decoder.failing_steps = (4,)
+    sampled = replace(request(*[5] * 40), temperature=3.0, on_tokens=received.extend)
+    (future,) = scheduler.submit([replace(sampled, top_p=0.99)])
+    scheduler.start()
+    assert tokens_of(future) == tuple(received)
 
 
 class FailsAfterPrefill(SlotCache):
