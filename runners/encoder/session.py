@@ -67,6 +67,7 @@ _CPU_PROVIDER = "CPUExecutionProvider"
 # batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 
+Images = Sequence[Pixels] | Pixels  # B times (H, W, 3), resized RGB
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
@@ -77,10 +78,11 @@ class CpuBatches:
         self._session = session
         self._one_by_one = one_by_one
 
-    def encode(self, pixels: Pixels) -> Tensor:
-        """Return float32 features (B, N, C) of resized RGB `pixels` (B, H, W, 3)."""
-        if self._one_by_one and len(pixels) > 1:
-            return torch.cat([self.encode(image[np.newaxis]) for image in pixels])
+    def encode(self, images: Images) -> Tensor:
+        """Return float32 features (B, N, C)."""
+        if self._one_by_one and len(images) > 1:
+            return torch.cat([self.encode([image]) for image in images])
+        pixels = np.stack(list(images)) if len(images) > 1 else images[0][np.newaxis]
         (model_input,) = self._session.get_inputs()
         (output,) = self._session.get_outputs()
         features = torch.empty((len(pixels), *output.shape[1:]))  # ONNX Runtime writes into it
@@ -138,13 +140,13 @@ class FixedBatches:
         sizes = self.sizes, self.captured_sizes
         logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
-    def encode(self, pixels: Pixels) -> Tensor:
-        return self._thread.submit(self._encode, pixels).result()
+    def encode(self, images: Images) -> Tensor:
+        return self._thread.submit(self._encode, images).result()
 
-    def _encode(self, pixels: Pixels) -> Tensor:
-        features = self._features.new_empty((len(pixels), *self._features.shape[1:]))
-        for part in split_batch(len(pixels), self.sizes):
-            features[part] = self._replay(pixels[part])
+    def _encode(self, images: Images) -> Tensor:
+        features = self._features.new_empty((len(images), *self._features.shape[1:]))
+        for part in split_batch(len(images), self.sizes):
+            features[part] = self._replay(images[part])
         if self._device == "cuda":
             torch.cuda.current_stream().synchronize()
             features.record_stream(torch.cuda.default_stream())
@@ -199,11 +201,12 @@ class FixedBatches:
                 message = "%s: too little memory for batches of %d images: %s"
                 logger.warning(message, self._name, size, str(error))
 
-    def _replay(self, pixels: Pixels) -> Tensor:
-        """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
-        size = len(pixels)
-        np.copyto(self._host_pixels[:size].numpy(), pixels)
-        self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
+    def _replay(self, images: Images) -> Tensor:
+        """Return the features (B, N, C) of images; the next call overwrites them."""
+        size = len(images)
+        for host, on_device, image in zip(self._host_pixels, self._pixels, images, strict=False):
+            np.copyto(host.numpy(), image)
+            on_device.copy_(host, non_blocking=True)  # while the next one is copied on the host
         self._run(size, graph_id=size)
         return self._features[:size]
 
@@ -340,10 +343,8 @@ class EncoderWorker:
         start_s = self.watchdog.started_s = time.monotonic()
         failed = None
         try:
-            pixels = batch[0].pixels[np.newaxis]  # a view, which may be in shared memory
-            if len(batch) > 1:
-                pixels = np.stack([encoding.pixels for encoding in batch])
-            for encoding, row in zip(batch, self._encoder.encode(pixels), strict=True):
+            images = [encoding.pixels for encoding in batch]  # views, maybe in shared memory
+            for encoding, row in zip(batch, self._encoder.encode(images), strict=True):
                 # A copy: a cached view would keep the features of the whole batch in memory.
                 features = row if len(batch) == 1 else row.clone()
                 encoding.features = features.to(self._features_device)

@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -294,12 +294,12 @@ def test_a_failed_batch_is_encoded_one_by_one(
     worker: Any = worker_of(exported)
     sizes: list[int] = []
 
-    def encode(pixels: Pixels) -> torch.Tensor:
-        sizes.append(len(pixels))
+    def encode(images: Sequence[Pixels]) -> torch.Tensor:
+        sizes.append(len(images))
         assert worker.watchdog.started_s is not None
-        if len(pixels) > 1 or pixels.max() == 2:
+        if len(images) > 1 or images[0].max() == 2:
             raise RuntimeError("failed to allocate memory")
-        return torch.full((1, 3, 4), float(pixels.max()))
+        return torch.full((1, 3, 4), float(images[0].max()))
 
     worker._encoder.encode = encode
     batch = [Encoding(np.full((4, 4, 3), value, np.uint8), None) for value in (1, 2, 3)]
