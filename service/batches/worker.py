@@ -41,8 +41,7 @@ from service.http.body import BodyMemory, json_object, missing_image, parse_imag
 from service.http.boundary import STATUSES, error_json
 from service.inference.core import Core
 from service.inference.recording import record_failure
-from service.openai.api import complete, error_body
-from service.openai.wire import ChatRequest
+from service.openai.api import ChatRequest, complete, error_body
 from service.schema.rendering import analyzed, compared, predicted
 from service.settings import Settings
 from service.telemetry.metrics import BATCH_REQUESTS_WAITING

@@ -2,7 +2,7 @@
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
-leave one place free. Headers have separate places: they are read fast and do not wait for pixels.
+leave one place free. Headers take no place: they are read fast and do not wait for pixels.
 
 A process starts for one image in about a tenth of a second (service/images/decoding_program.py),
 has a low priority and a sandbox, and dies with the gateway: a thread could not be stopped, and its
@@ -176,7 +176,6 @@ class ImageDecoder:
 
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
-        self.header_slots = ClientSlots(num_slots, num_slots - 1)
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # keys: client and hash of the file
@@ -254,8 +253,7 @@ class LazyImage:
             if len(self.data) <= _SMALL_FILE_BYTES and start_s < deadline_s:
                 self.header = read_header(self.data, self.decoder.limits)
             else:
-                slot = self.decoder.header_slots.slot(self.client)
-                async with asyncio.timeout(deadline_s - start_s), slot:
+                async with asyncio.timeout(deadline_s - start_s):
                     self.header = await DECODING.run(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             message = "the header of the image was not read before the deadline"

@@ -8,17 +8,22 @@ or the typed result if `response_format` asks for JSON. GET /v1/models also has 
 
 A client's schema is untrusted: keywords that run its regular expressions are refused, a reference
 is followed within the schema only, and alternatives are tried for a bounded number of steps.
+
+Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat
+completion chunk object".
 """
 
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.validators import extend
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from starlette.requests import Request
@@ -32,15 +37,252 @@ from service.http.boundary import Body, Interface, RestBoundary, event_stream, s
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields
 from service.inference.prediction import Answer, Piece
-from service.openai import wire
+from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
 from service.schema.rendering import RESULT
-from service.validation import validated
+from service.validation import BOUNDED_BY_BODY, StrictModel, validated
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
 from tasks.prompts import AskedTask
+from tasks.table import MAX_GIVEN_CHARS
 from wire.disconnection import while_connected
 
-_TYPES: dict[ErrorCode, wire.ErrorType] = {
+_IGNORED = "Accepted and ignored."
+_MAX_PARTS = 16  # per message; one image and one text are needed
+_MAX_MESSAGES = 64
+_MAX_SCHEMA_NODES = 2_000
+_MAX_SCHEMA_CHARS = 20_000
+_MAX_SCHEMA_LEVELS = 32
+_MAX_USER_CHARS = 1000
+_MAX_TOOLS = 128  # OpenAI's own limits, as the following
+_MAX_STOPS = 4
+_MAX_METADATA = 16
+_MAX_BIASES = 1000
+
+_Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
+
+
+class ImageUrl(StrictModel):
+    """URL of the image."""
+
+    url: str = Field(
+        description="data: URL of a JPEG, PNG or WebP file; http(s) URL if the service allows it.",
+        json_schema_extra=BOUNDED_BY_BODY,
+    )
+    detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
+
+
+class ImagePart(StrictModel):
+    """The image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(StrictModel):
+    """The text of a message."""
+
+    type: Literal["text"]
+    text: str = Field(
+        max_length=MAX_GIVEN_CHARS,
+        description="A Florence-2 task token, a PaliGemma prompt, or a question.",
+    )
+
+
+def _with_known_type(part: object) -> object:
+    # pydantic's own message would repeat a type of any length.
+    if isinstance(part, dict) and part.get("type") not in ("image_url", "text"):
+        raise ValueError("type must be image_url or text")
+    return part
+
+
+Part = Annotated[
+    ImagePart | TextPart, Field(discriminator="type"), BeforeValidator(_with_known_type)
+]
+_Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
+
+
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ChatMessage(StrictModel):
+    """A message; the last one is the user's and asks. Models have no instructions or memory."""
+
+    role: Literal["user", "system", "developer", "assistant"] = Field(
+        description="Only messages of the user are read."
+    )
+    content: Annotated[_Parts, BeforeValidator(_as_parts, json_schema_input_type=_Text | _Parts)]
+    name: str | None = Field(None, max_length=MAX_NAME_CHARS, description=_IGNORED)
+    # clients send an answer's message back as it was
+    refusal: None = Field(None, description=_IGNORED)
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    num_values = _num_values(schema, _MAX_SCHEMA_LEVELS)
+    if num_values > _MAX_SCHEMA_NODES or len(json.dumps(schema)) > _MAX_SCHEMA_CHARS:
+        limits = f"{_MAX_SCHEMA_NODES:,} values, {_MAX_SCHEMA_CHARS:,} characters"
+        raise ValueError(f"a schema may have {limits} and {_MAX_SCHEMA_LEVELS} levels")
+    return schema
+
+
+def _num_values(value: object, max_levels: int) -> float:
+    """Return the number of a value's nodes; infinite above the maximum of levels."""
+    if max_levels == 0:
+        return math.inf
+    children: Iterable[object] = ()
+    if isinstance(value, dict):
+        children = value.values()
+    elif isinstance(value, list):
+        children = value
+    return 1 + sum(_num_values(child, max_levels - 1) for child in children)
+
+
+class TypedSchema(StrictModel):
+    """The schema that the typed result must match."""
+
+    name: str = Field(max_length=MAX_NAME_CHARS, description=_IGNORED)
+    description: str | None = Field(None, max_length=MAX_GIVEN_CHARS, description=_IGNORED)
+    schema_: Annotated[dict[str, Any], AfterValidator(_bounded)] = Field(
+        alias="schema",
+        description=(
+            f"JSON Schema of at most {_MAX_SCHEMA_NODES:,} values, {_MAX_SCHEMA_CHARS:,} characters"
+            f" and {_MAX_SCHEMA_LEVELS} levels, without regular expressions and remote references."
+        ),
+        json_schema_extra={"maxProperties": _MAX_SCHEMA_NODES},
+    )
+    strict: bool | None = Field(None, description=_IGNORED)
+
+
+class ResponseFormat(StrictModel):
+    """The form of the content: the generated text, or the typed result as JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: TypedSchema | None = Field(
+        None, description="With type json_schema: what the result must match, else it is a 400."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_schema_if_named(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema must be given with type json_schema, and only with it")
+        return self
+
+
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class StreamOptions(StrictModel):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+_Stops = Annotated[list[_Stop], Field(max_length=_MAX_STOPS)]
+_StopTexts = Annotated[_Stops, BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Tool = Annotated[dict[str, Any], Field(json_schema_extra=BOUNDED_BY_BODY)]
+
+
+class ChatRequest(StrictModel):
+    """Body of POST /v1/chat/completions."""
+
+    model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=_MAX_MESSAGES,
+        description="A conversation; its last message is the user's and has the text.",
+    )
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="Alias of max_tokens; takes precedence."
+    )
+    temperature: float = Field(
+        0.0, ge=0, le=MAX_TEMPERATURE, description="0, the default, is greedy decoding."
+    )
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: int = Field(1, ge=1, le=1)
+    stop: _StopTexts | None = Field(
+        None, description="Texts that cut the generated text, which then streams as one piece."
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    user: str | None = Field(None, max_length=_MAX_USER_CHARS, description=_IGNORED)
+    presence_penalty: _Penalty | None = Field(None, description=_IGNORED)
+    frequency_penalty: _Penalty | None = Field(None, description=_IGNORED)
+    logprobs: bool | None = Field(None, description=_IGNORED)
+    top_logprobs: int | None = Field(None, ge=0, le=20, description=_IGNORED)
+    logit_bias: dict[str, float] | None = Field(None, max_length=_MAX_BIASES, description=_IGNORED)
+    metadata: dict[str, str] | None = Field(None, max_length=_MAX_METADATA, description=_IGNORED)
+    store: bool | None = Field(None, description=_IGNORED)
+    tools: list[_Tool] = Field(
+        [], max_length=_MAX_TOOLS, description=f"{_IGNORED} The models call none."
+    )
+    tool_choice: Literal["auto", "none"] = Field("auto", description=_IGNORED)
+    parallel_tool_calls: bool = Field(True, description=_IGNORED)
+
+
+class ChatUsage(BaseModel):
+    """Token counts; prompt_tokens includes the image."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    """The generated text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """The only choice."""
+
+    index: int = Field(0, ge=0, le=0)
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(description="seconds since 1970")
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+ErrorType = Literal[
+    "invalid_request_error", "authentication_error", "rate_limit_error", "server_error"
+]
+
+
+class ChatErrorDetail(BaseModel):
+    """Message, type and field of an error."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    code: ErrorCode
+    request_id: str
+
+
+class ChatError(BaseModel):
+    """Body of every error response."""
+
+    error: ChatErrorDetail
+
+
+_TYPES: dict[ErrorCode, ErrorType] = {
     "unauthorized": "authentication_error",
     "overloaded": "rate_limit_error",
     "internal": "server_error",
@@ -61,14 +303,14 @@ _steps: ContextVar[Iterator[int]] = ContextVar("steps")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
-    detail = wire.ChatErrorDetail(
+    detail = ChatErrorDetail(
         message=error.message,
         type=_TYPES.get(error.code, "invalid_request_error"),
         param=error.param,
         code=error.code,
         request_id=request_id,
     )
-    return wire.ChatError(error=detail).model_dump()
+    return ChatError(error=detail).model_dump()
 
 
 OPENAI = Interface("openai", error_form=error_body)
@@ -86,7 +328,7 @@ class OpenAiApi:
     async def chat(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
         body = await self._boundary.read(read_json, request, context)
-        chat = validated(wire.ChatRequest, body)
+        chat = validated(ChatRequest, body)
         if not chat.stream:
             return await while_connected(request.receive, complete(chat, core, context))
         await _check_format(chat.response_format)
@@ -95,33 +337,29 @@ class OpenAiApi:
         return await event_stream(request, context, OPENAI, events, form)
 
 
-async def complete(
-    chat: wire.ChatRequest, core: Core, context: RequestContext
-) -> wire.ChatCompletion:
+async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
     await _check_format(chat.response_format)
     answer = await core.predict(image_of(chat), fields_of(chat, core), context)
     if chat.response_format.type == "text":
         content = content_of(answer, chat)
     else:
         content = await POSTPROCESSING.run(content_of, answer, chat)
-    message = wire.AssistantMessage(content=content)
-    return wire.ChatCompletion(
+    message = AssistantMessage(content=content)
+    return ChatCompletion(
         id=context.request_id,
         created=int(time.time()),
         model=answer.model.id,
-        choices=[wire.ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
+        choices=[ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
         usage=_usage(answer),
     )
 
 
-async def _check_format(response_format: wire.ResponseFormat) -> None:
+async def _check_format(response_format: ResponseFormat) -> None:
     if response_format.json_schema is not None:
         await PARSING.run(check_schema, response_format.json_schema.schema_)
 
 
-def _chunk_form(
-    chat: wire.ChatRequest, request_id: str
-) -> Callable[[Piece | Answer], Iterator[str]]:
+def _chunk_form(chat: ChatRequest, request_id: str) -> Callable[[Piece | Answer], Iterator[str]]:
     """Return what renders the events of one stream.
 
     Typed content, and text that `stop` may cut, is one piece at the end.
@@ -130,7 +368,7 @@ def _chunk_form(
     is_one_piece = chat.response_format.type != "text" or bool(chat.stop)
     has_begun = False
 
-    def chunk(choices: list[dict[str, Any]], usage: wire.ChatUsage | None = None) -> str:
+    def chunk(choices: list[dict[str, Any]], usage: ChatUsage | None = None) -> str:
         document = {**head, "model": chat.model, "choices": choices}
         document["usage"] = None if usage is None else usage.model_dump()
         return server_sent_event(json.dumps(document))
@@ -158,21 +396,21 @@ def _chunk_form(
     return form
 
 
-def _usage(answer: Answer) -> wire.ChatUsage:
+def _usage(answer: Answer) -> ChatUsage:
     usage = answer.written.usage
     num_read = usage.image_tokens + usage.prompt_tokens
-    return wire.ChatUsage(
+    return ChatUsage(
         prompt_tokens=num_read,
         completion_tokens=usage.generated_tokens,
         total_tokens=num_read + usage.generated_tokens,
     )
 
 
-def image_of(chat: wire.ChatRequest) -> ImageInput:
+def image_of(chat: ChatRequest) -> ImageInput:
     for message in reversed(chat.messages):
         if message.role != "user":
             continue
-        urls = [part.image_url.url for part in message.content if isinstance(part, wire.ImagePart)]
+        urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
         if len(urls) > 1:
             raise InvalidRequest(f"a message has {len(urls)} image_url parts; send one", "messages")
         if urls:
@@ -180,12 +418,12 @@ def image_of(chat: wire.ChatRequest) -> ImageInput:
     raise InvalidRequest("no message of the user has an image_url part; send one", "messages")
 
 
-def fields_of(chat: wire.ChatRequest, core: Core) -> Fields:
+def fields_of(chat: ChatRequest, core: Core) -> Fields:
     """Return the fields of POST /v1/predict with the meaning of the last message."""
     last = chat.messages[-1]
     if last.role != "user":
         raise InvalidRequest(f"the last message is of {last.role}; it must be of user", "messages")
-    texts = [part.text for part in last.content if isinstance(part, wire.TextPart)]
+    texts = [part.text for part in last.content if isinstance(part, TextPart)]
     if len(texts) != 1:
         problem = f"the last message has {len(texts)} text parts; send one"
         raise InvalidRequest(problem, "messages")
@@ -253,7 +491,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         raise InvalidRequest(problem, _PARAM) from error
 
 
-def content_of(answer: Answer, chat: wire.ChatRequest) -> str:
+def content_of(answer: Answer, chat: ChatRequest) -> str:
     """Return the text up to the first of `stop`, or the typed result as JSON."""
     if chat.response_format.type != "text":
         return typed_content(answer, chat.response_format)
@@ -263,7 +501,7 @@ def content_of(answer: Answer, chat: wire.ChatRequest) -> str:
     return content
 
 
-def typed_content(answer: Answer, response_format: wire.ResponseFormat) -> str:
+def typed_content(answer: Answer, response_format: ResponseFormat) -> str:
     """Return the typed result as JSON; raise `InvalidRequest` if it does not match the schema."""
     result = RESULT.validate_python(answer.result)
     content: str = result.model_dump_json()

@@ -23,7 +23,7 @@ from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_api import PREFIX as OPEN_INFERENCE_PREFIX
 from service.open_inference.http_api import InferJson, OpenInferenceError
-from service.openai.wire import ChatCompletion, ChatError, ChatRequest
+from service.openai.api import ChatCompletion, ChatError, ChatRequest
 from service.schema.rendering import (
     AnalysisJson,
     AnswerJson,

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits, PixelBox, decode_image, read_header, resize
-from service.admission.threads import FairThreads
+from service.admission.threads import FairThreads, current_client
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images import decoding
 from service.images.decoding import (
@@ -70,20 +71,33 @@ async def test_client_leaves_a_place_to_decode(is_heavy: bool) -> None:
     assert len(running) == 8 + 2 * is_heavy
 
 
-async def test_client_leaves_a_place_for_headers() -> None:
-    """Only large files are read in places."""
+async def test_client_leaves_a_thread_for_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only large files are read in threads."""
 
+    async def open_as(client: str, image: LazyImage, timeout_s: float = 60) -> None:
+        current_client.set(client)
+        await image.open(time.monotonic() + timeout_s)
+
+    threads = FairThreads("headers", 2)
+    monkeypatch.setattr(decoding, "DECODING", threads)
     decoder = ImageDecoder(LIMITS, 2)
     data = encoded(Image.effect_noise((300, 300), 50))
     waiting, polite = (LazyImage(data, decoder, client) for client in ("flood", "polite"))
-    async with decoder.header_slots.slot("flood"):
+    end = threading.Event()
+    current_client.set("flood")
+    flood = asyncio.create_task(threads.run(end.wait))
+    try:
+        await asyncio.sleep(0)
         with pytest.raises(
             DeadlineExceeded, match="the header of the image was not read before the deadline"
         ):
-            await waiting.open(time.monotonic() + 0.05)
-        await polite.open(time.monotonic() + 60)
-        await LazyImage(encoded(colour_steps()), decoder, "flood").open(time.monotonic() + 60)
-    await waiting.open(time.monotonic() + 60)
+            await open_as("flood", waiting, 0.05)
+        await open_as("polite", polite)
+        await open_as("flood", LazyImage(encoded(colour_steps()), decoder, "flood"))
+    finally:
+        end.set()
+        await flood
+    await open_as("flood", waiting)
     assert waiting.header == polite.header
 
 
