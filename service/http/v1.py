@@ -26,7 +26,7 @@ from service.http.boundary import (
     event_stream,
     server_sent_event,
 )
-from service.images.handle_store import StoredImage, stored
+from service.images.handle_store import stored
 from service.images.inputs import ImageHandle, ImageInput
 from service.inference.core import Core
 from service.schema import rendering
@@ -109,13 +109,14 @@ class RestApi:
             raise InvalidRequest(f"unknown field {shown(name)}; the only field is image", name[:80])
         async with core.opened(body.image, context) as image:
             size_wh = image.header.size_wh
-            stored_image = await STORING.run(images.add, context.quota.owner, image.data, size_wh)
-        return _stored_json(stored_image)
+            description = await STORING.run(images.add, context.quota.owner, image.data, size_wh)
+        return rendering.StoredImageJson.model_validate(description)
 
     async def show(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
         handle = ImageHandle(request.path_params["image_id"])
-        return _stored_json(await STORING.run(images.describe, context.quota.owner, handle))
+        description = await STORING.run(images.describe, context.quota.owner, handle)
+        return rendering.StoredImageJson.model_validate(description)
 
     async def delete(self, request: Request, context: RequestContext) -> Body:
         images = stored(self._boundary.core().handles)
@@ -127,10 +128,3 @@ class RestApi:
 def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str]:
     name, document = event_json(event, request_id)
     return [server_sent_event(json.dumps(document), name)]
-
-
-def _stored_json(image: StoredImage) -> rendering.StoredImageJson:
-    width, height = image.size_wh
-    return rendering.StoredImageJson(
-        id=image.id, expires_at=image.expires_at, bytes=image.num_bytes, width=width, height=height
-    )

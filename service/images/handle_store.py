@@ -173,8 +173,9 @@ class StoredImage:
     """A stored image, without its bytes."""
 
     id: str
-    num_bytes: int
-    size_wh: tuple[int, int]  # px, upright
+    bytes: int
+    width: int  # px, upright
+    height: int
     expires_at: int  # seconds of the epoch
 
 
@@ -205,7 +206,7 @@ class ImageStore(ABC):
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:
         size, num_bytes, expires_at = self._existing(owner, handle, _SIZE.size)
         width, height = _SIZE.unpack(size)
-        return StoredImage(handle.text, num_bytes - _SIZE.size, (width, height), expires_at)
+        return StoredImage(handle.text, num_bytes - _SIZE.size, width, height, expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
         """Return the file of an image."""

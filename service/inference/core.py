@@ -231,7 +231,7 @@ class Core:
         if isinstance(image, ImageHandle):
             images = stored(self.handles)
             description = await STORING.run(images.describe, context.quota.owner, image)
-            self.places.hold(context, description.num_bytes)
+            self.places.hold(context, description.bytes)
             return await STORING.run(images.read, context.quota.owner, image)
         if self._fetcher is None:
             message = "image URLs are disabled; send a data: URL, base64 or a file"

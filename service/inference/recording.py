@@ -8,29 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
-    GEN_AI_OPERATION_NAME,
-    GEN_AI_PROVIDER_NAME,
-    GEN_AI_REQUEST_MODEL,
-    GEN_AI_RESPONSE_FINISH_REASONS,
-    GEN_AI_USAGE_INPUT_TOKENS,
-    GEN_AI_USAGE_OUTPUT_TOKENS,
-)
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.trace import get_current_span
 
 from service.errors import ErrorCode, ServiceError
 from service.inference.prediction import Answer, Stage
+from service.telemetry import metrics
 from service.telemetry.logs import FIELDS
-from service.telemetry.metrics import (
-    CONSTRAINED_TOKENS,
-    GENERATED_TOKENS,
-    REQUEST_SECONDS,
-    REQUESTS,
-    STAGE_SECONDS,
-    TIME_PER_OUTPUT_TOKEN_SECONDS,
-    TIME_TO_FIRST_TOKEN_SECONDS,
-    UNPARSED_OUTPUTS,
-)
 from wire.telemetry.tracing import note_error, span, trace_id
 
 logger = logging.getLogger(__name__)
@@ -52,9 +36,9 @@ _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadli
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
     attributes = {
-        GEN_AI_OPERATION_NAME: _OPERATION,
-        GEN_AI_PROVIDER_NAME: "diptych",
-        GEN_AI_REQUEST_MODEL: model,
+        gen_ai.GEN_AI_OPERATION_NAME: _OPERATION,
+        gen_ai.GEN_AI_PROVIDER_NAME: "diptych",
+        gen_ai.GEN_AI_REQUEST_MODEL: model,
         "diptych.task": task,
         "diptych.request_id": request_id,
     }
@@ -75,20 +59,20 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     labels = (answer.model.id, answer.request.task.id)
     usage = answer.written.usage
     times_s = answer.times_s
-    REQUEST_SECONDS.labels(*labels).observe(times_s["total"])
+    metrics.REQUEST_SECONDS.labels(*labels).observe(times_s["total"])
     for stage, stage_s in times_s.items():
         if stage != "total":
-            STAGE_SECONDS.labels(*labels, stage).observe(stage_s)
+            metrics.STAGE_SECONDS.labels(*labels, stage).observe(stage_s)
     ttft_s = sum(times_s[stage] for stage in _STAGES_TO_FIRST_TOKEN)
-    TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
+    metrics.TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
     for sequence in answer.written.sequences:
         if sequence.num_generated_tokens > 1:
             tpot_s = sequence.decode_s / (sequence.num_generated_tokens - 1)
-            TIME_PER_OUTPUT_TOKEN_SECONDS.labels(*labels).observe(tpot_s)
-    GENERATED_TOKENS.labels(*labels).inc(usage.generated_tokens)
-    CONSTRAINED_TOKENS.labels(*labels).inc(usage.constrained_tokens)
+            metrics.TIME_PER_OUTPUT_TOKEN_SECONDS.labels(*labels).observe(tpot_s)
+    metrics.GENERATED_TOKENS.labels(*labels).inc(usage.generated_tokens)
+    metrics.CONSTRAINED_TOKENS.labels(*labels).inc(usage.constrained_tokens)
     if not answer.result.is_parsed:
-        UNPARSED_OUTPUTS.labels(*labels).inc()
+        metrics.UNPARSED_OUTPUTS.labels(*labels).inc()
     width, height = answer.image_size_wh
     fields: dict[str, int | float | str] = {
         "image_width": width,
@@ -99,9 +83,9 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     get_current_span().set_attributes(
         {
             _STATUS: "ok",
-            GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
-            GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
-            GEN_AI_RESPONSE_FINISH_REASONS: finish_reasons,
+            gen_ai.GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
+            gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
+            gen_ai.GEN_AI_RESPONSE_FINISH_REASONS: finish_reasons,
             "diptych.image_tokens": usage.image_tokens,
             **{f"diptych.{name}": value for name, value in fields.items()},
         }
@@ -151,7 +135,7 @@ def _record(
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     model, task = labels
-    REQUESTS.labels(api, model, task, status).inc()
+    metrics.REQUESTS.labels(api, model, task, status).inc()
     fields = {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
     logger.info(
         "request %s %s api=%s%s trace_id=%s",

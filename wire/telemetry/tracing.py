@@ -18,20 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from opentelemetry import trace as otel
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.trace import (
-    INVALID_SPAN,
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    StatusCode,
-    Tracer,
-    format_trace_id,
-    get_current_span,
-    set_span_in_context,
-)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Attributes = Mapping[str, str | int | float | tuple[str, ...]]
@@ -42,7 +31,7 @@ EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches
 )
 _FLUSH_MS = 2000
 PROPAGATOR = TraceContextTextMapPropagator()
-_tracer: Tracer | None = None
+_tracer: otel.Tracer | None = None
 _stop_exporting: Callable[[], object] | None = None
 
 
@@ -119,17 +108,17 @@ def are_made() -> bool:
 def span(
     name: str,
     attributes: Attributes | None = None,
-    kind: SpanKind = SpanKind.INTERNAL,
+    kind: otel.SpanKind = otel.SpanKind.INTERNAL,
     parent: Context | None = None,
-) -> Iterator[Span]:
+) -> Iterator[otel.Span]:
     """Make a span of the block under `parent` or the current span; an exception fails it."""
     if _tracer is None:
-        yield INVALID_SPAN
+        yield otel.INVALID_SPAN
         return
     new_span = _tracer.start_span(name, parent, kind, attributes)
     try:
         before = get_current()
-        attach(set_span_in_context(new_span, parent))
+        attach(otel.set_span_in_context(new_span, parent))
         try:
             yield new_span
         finally:
@@ -144,21 +133,21 @@ def span(
 @contextmanager
 def request_trace(
     headers: Mapping[str, str], name: str, attributes: Attributes | None
-) -> Iterator[Span]:
+) -> Iterator[otel.Span]:
     """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
     caller = PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
     if attributes is not None and _tracer is not None:
-        with span(name, attributes, SpanKind.SERVER, caller) as new_span:
+        with span(name, attributes, otel.SpanKind.SERVER, caller) as new_span:
             yield new_span
         return
-    if not get_current_span(caller).get_span_context().is_valid:
+    if not otel.get_current_span(caller).get_span_context().is_valid:
         trace = random.getrandbits(128) or 1
-        ids = SpanContext(trace, random.getrandbits(64) or 1, is_remote=False)
-        caller = set_span_in_context(NonRecordingSpan(ids), caller)
+        ids = otel.SpanContext(trace, random.getrandbits(64) or 1, is_remote=False)
+        caller = otel.set_span_in_context(otel.NonRecordingSpan(ids), caller)
     before = get_current()
     attach(caller)
     try:
-        yield get_current_span()
+        yield otel.get_current_span()
     finally:
         attach(before)
 
@@ -178,12 +167,12 @@ def past_span(
         new_span.end(epoch_ns + round(end_s * 1e9))
 
 
-def note_error(failed: Span, error_type: str) -> None:
+def note_error(failed: otel.Span, error_type: str) -> None:
     """Mark a span as failed. `error_type`: an error code or a class name."""
     failed.set_attribute(ERROR_TYPE, error_type)
-    failed.set_status(StatusCode.ERROR)
+    failed.set_status(otel.StatusCode.ERROR)
 
 
 def trace_id() -> str:
     """Return the id of the current trace, 32 hexadecimal digits, all 0 outside a trace."""
-    return format_trace_id(get_current_span().get_span_context().trace_id)
+    return otel.format_trace_id(otel.get_current_span().get_span_context().trace_id)

@@ -83,7 +83,7 @@ def test_stored_image_is_read(open_store: Open) -> None:
     stored = first.add("one", b"\0image\xff", SIZE_WH)
     handle = ImageHandle(stored.id)
     assert second.read("one", handle) == b"\0image\xff"
-    assert (stored.num_bytes, stored.size_wh) == (7, SIZE_WH)
+    assert (stored.bytes, stored.width, stored.height) == (7, *SIZE_WH)
     assert before_s + KEPT_S - 1 <= stored.expires_at <= time.time() + KEPT_S
     assert second.describe("one", handle) == stored
     assert first.add("one", b"\0image\xff", SIZE_WH).id == stored.id
@@ -106,7 +106,7 @@ def test_oldest_image_is_evicted(open_store: Open) -> None:
     assert stored_of(images, "two", other) == [True]
     with pytest.raises(ServiceError, match="at most 292 are stored"):
         images.add("one", bytes(293), SIZE_WH)
-    assert images.add("one", bytes(292), SIZE_WH).num_bytes == 292
+    assert images.add("one", bytes(292), SIZE_WH).bytes == 292
 
 
 @pytest.mark.parametrize("limit", [{"max_bytes": 500}, {"max_images": 5}])
