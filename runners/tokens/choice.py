@@ -203,13 +203,12 @@ class PackedConditions:
                     banned[index] = row.banned[0]  # repeated where there are fewer than others
                     banned[index, : len(row.banned)] = row.banned
         if kind.has_masks:
+            rows["allowed"] = 255
             for mask, row in zip(rows["allowed"], conditions, strict=True):
-                if row.allowed is None:
-                    mask[:] = 255
-                    continue
-                num_bytes = min(len(mask), len(row.allowed))
-                mask[:num_bytes] = row.allowed[:num_bytes]
-                mask[num_bytes:] = 0
+                if row.allowed is not None:
+                    num_bytes = min(len(mask), len(row.allowed))
+                    mask[:num_bytes] = row.allowed[:num_bytes]
+                    mask[num_bytes:] = 0
         if kind.has_beams:
             self._write_beams(conditions, sequences)
         if inputs is not None:
@@ -494,8 +493,10 @@ def _continued(
 
 def with_wider_nucleus(results: Results, sequences: Sequence[Sequence[int]]) -> list[int]:
     """Return the places of the sequences with a row that was drawn from too few tokens."""
-    is_wider = results[:, -1].tolist()
     places: list[int] = []
+    if not results[:, -1].any():
+        return places
+    is_wider = results[:, -1].tolist()
     for place, rows in enumerate(sequences):
         if any(is_wider[row] for row in rows):
             places.append(place)
