@@ -106,6 +106,15 @@ def test_agreement_is_of_all_images(tmp_path: Path) -> None:
     assert agreed.intervals["first and second"]["agreement"].value == 75
 
 
+def test_images_without_objects_leave_no_doubt(tmp_path: Path) -> None:
+    image = ImageFile("a.png", 1, 1)
+    samples = [Sample(image, (TaskParameters(),), ObjectsTruth(()))]
+    with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
+        for _, job in log.requests(samples, "m"):
+            log.append(image, job, answer(DetectionsResult((detection("car", BOX),))))
+        assert Evaluator(log, ("m",), NAMES).evaluate("d", samples, 0, 1).doubts == ()
+
+
 def test_truths_of_two_kinds_are_refused(tmp_path: Path) -> None:
     truths = (PhrasesTruth((TruePhrase("car", BOX),)), TextsTruth(("a",)))
     samples = [Sample(ImageFile("a.png", 1, 1), (TaskParameters(),), truth) for truth in truths]
