@@ -47,6 +47,7 @@ _JPEG_QUALITY = 92
 # A value of another form than its format's: a missing key, a list where a number is due, 1e999 …
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
+EMPTY_IMAGE = "empty image left out"
 _MAX_CHARS = 500
 _MAX_KINDS = 30
 _MAX_SUFFIX = 8
@@ -197,7 +198,7 @@ def image_names(folder: Path, problems: Problems) -> list[str]:
             if (folder / name).stat().st_size:
                 names.append(name)
             else:
-                problems.count("empty image left out")
+                problems.count(EMPTY_IMAGE)
         elif suffix not in _UNPACKED:
             problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
     return names

@@ -54,7 +54,8 @@ def read_labelme(path: Path, selection: Selection) -> Dataset | None:
 
 def _is_labelme(path: Path) -> bool:
     with path.open("rb") as file:
-        return b'"shapes"' in file.read(_MAX_HEAD_BYTES)
+        head = file.read(_MAX_HEAD_BYTES)
+    return b'"shapes"' in head or b'"imageData"' in head
 
 
 def _object(shape: Any) -> TrueObject:

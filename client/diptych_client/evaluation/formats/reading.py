@@ -29,6 +29,7 @@ from diptych_client.evaluation.formats.labelme import read_labelme
 from diptych_client.evaluation.formats.voc import read_voc
 from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
 from diptych_client.inputs import (
+    EMPTY_IMAGE,
     Folder,
     Problems,
     files_below,
@@ -81,9 +82,10 @@ FORMATS = (
 )
 _WITH_SPLITS = (".yaml", ".yml", ".parquet", ".arrow")
 _NAMES = ", ".join(dict.fromkeys(form.name for form in FORMATS))
-# Label Studio's notes beside its exports of COCO and YOLO; logs and lists that `annotate` writes
-_NOT_LABELS = re.compile(
-    r"(notes|guarantee|pilot|(suggested_)?(review|label_studio))\.json"
+_NOTES = "notes.json"  # Label Studio's, beside its exports of COCO and YOLO
+_RECORD = "written.jsonl"  # of a folder that `annotate` wrote; the following are its logs and lists
+_LISTS = re.compile(
+    r"(guarantee|pilot|(suggested_)?(review|label_studio))\.json"
     r"|(journal|failures|suggestions|written|suggested|review)\.jsonl"
 )
 _MAX_LISTED_FILES = 10
@@ -102,8 +104,12 @@ def read_dataset(
     selection = Selection(images, split, problems or Problems())
     problems = selection.problems
     dataset = _read(_inner_folder(path, selection), selection)
-    if isinstance(dataset.store, Folder):
-        dataset = _without_empty_images(dataset, dataset.store.path, problems)
+    dataset = _without_empty_images(dataset, problems)
+    if path.is_dir() and isinstance(dataset.store, Folder):
+        left_out = Problems()
+        image_names(dataset.store.path, left_out)
+        del left_out.counts[EMPTY_IMAGE]  # of labels
+        problems.counts.update(left_out.counts)
     if not dataset.images:
         cause = problems.lines[0] if problems.lines else f"{path} has no image"
         raise RunError(f"no image is left: {cause}")
@@ -136,13 +142,14 @@ def _inner_folder(path: Path, selection: Selection) -> Path:
     return path
 
 
-def _without_empty_images(dataset: Dataset, folder: Path, problems: Problems) -> Dataset:
-    """Count the files of other kinds; leave out images without a byte, which are files."""
-    image_names(folder, problems)
+def _without_empty_images(dataset: Dataset, problems: Problems) -> Dataset:
+    """Leave out images without a byte, which are files."""
     labelled_images = []
     for labelled in dataset.images:
         if labelled.image.size_bytes or not labelled.image.mtime_ns:
             labelled_images.append(labelled)
+        else:
+            problems.count(EMPTY_IMAGE)
     return replace(dataset, images=labelled_images)
 
 
@@ -176,11 +183,13 @@ def _file_of(form: Format, folder: Path, selection: Selection) -> Path | None:
         return folder if folder.suffix.lower() in form.suffixes else None
     if not form.patterns:
         return folder
+    is_written = (folder / _RECORD).exists()
     for pattern in form.patterns:
         names = []
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
-            is_hidden = _NOT_LABELS.fullmatch(path.name) or "/." in f"/{name}"
+            is_list = name == _NOTES or (is_written and _LISTS.fullmatch(name))
+            is_hidden = is_list or "/." in f"/{name}"
             is_selected = path.suffix in _WITH_SPLITS or selection.includes(name)
             if not is_hidden and is_selected and (not form.is_labels or form.is_labels(path)):
                 names.append(name)

@@ -39,7 +39,9 @@ def read_voc(path: Path, selection: Selection) -> Dataset | None:
     annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
     lists = sorted(path.glob("ImageSets/Main/*.txt"))
     files = _files(lists, annotations, selection)
-    if not files or not (annotations != path or _is_voc(files[0])):
+    if annotations == path:
+        files = list(filter(_is_voc, files))
+    if not files:
         return None
     labelled_images = []
     for file in files:
