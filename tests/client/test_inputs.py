@@ -93,6 +93,19 @@ def test_links_and_other_files_are_not_unpacked(tmp_path: Path) -> None:
     assert not list(opened(tmp_path, tmp_path / "x.tar").path.rglob("*"))
 
 
+def test_archive_leaves_hidden_files_out_and_remembers_others(tmp_path: Path, photos: Path) -> None:
+    (photos / ".git").mkdir()
+    for name in ("._a.png", ".git/x.png", "__MACOSX.json", "notes.docx"):
+        (photos / name).write_bytes(b"1")
+    archive = packed(photos)
+    for _ in range(2):  # the second run unpacks nothing
+        problems = Problems()
+        folder = open_images([archive], Opening(tmp_path / "work", problems)).path
+        assert {path.name for path in folder.rglob("*.*")} == set(OBJECTS)
+        assert problems.counts == {".docx file left out": 1}
+    assert [image.name for image in find_images(photos)] == sorted(OBJECTS)
+
+
 @pytest.mark.parametrize("sizes", [[3_000_000, 1], [0, 0, 0]])
 def test_bomb_is_refused_in_time(
     sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -209,7 +209,7 @@ def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
     (true,) = read_dataset(tmp_path).images[1].objects or ()
     assert true.is_crowd
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
-    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\na\n")
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b  1\na -1\n")
     names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
     assert names == ["b.png", "a.png"]
     (tmp_path / "class_ids.json").write_text("{}")  # Annotations/ decides
