@@ -327,3 +327,15 @@ def test_missing_image_of_a_foreign_path_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(RunError, match="leads outside"):
             store.image(name)
+
+
+def test_ground_truth_of_fiftyone_is_read(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOREIGN / "fiftyone", tmp_path / "dataset")
+    write_images(folder / "data")
+    document = json.loads((folder / "samples.json").read_text())
+    for index, sample in enumerate(document["samples"]):
+        document["samples"][index] = {"guess": {"detections": []}} | sample
+    (folder / "samples.json").write_text(json.dumps(document))
+    dataset = read_dataset(folder)
+    assert_objects(dataset)
+    assert dataset.inventory.ignored == {"field guess not read": 3}
