@@ -168,9 +168,7 @@ class AnnotateOptions:
     consensus: Annotated[bool, "Label with two models; list where they differ for review."] = False
     iou: Annotated[float, "Minimum IoU of two boxes of the same object.", _SHARE] = 0.5
     accept_score: Annotated[float, "With --consensus: minimum score of both boxes.", _SHARE] = 0.0
-    dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
-        DatasetFormat.coco
-    )
+    dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = "coco"
     val_share: Annotated[float, "About this share of the images is the split val.", _SHARE] = 0.0
     out: Annotated[Path | None, "Output folder; default: INPUT-annotations.", _FOLDER] = None
     concurrency: Concurrency = 8

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from diptych_client.geometry import BoxXyxy, PointXy
+from diptych_client.geometry import BoxXyxy, PointXy, corners
 from diptych_client.inputs import MALFORMED, Folder, ImageFile, ImageStore, Problems
 from diptych_client.long_runs import RunError
 
@@ -49,6 +49,33 @@ class TrueObject:
     box_xyxy: BoxXyxy
     segmentation: Any = None
     is_crowd: bool = False
+
+    @classmethod
+    def boxed(cls, label: object, edges: Iterable[Any], is_crowd: bool = False) -> Self:
+        return cls(str(label), true_box(edges), is_crowd=is_crowd)
+
+    @classmethod
+    def outlined(cls, label: str, points: Any) -> Self:
+        """Return the object inside a ring of points; raise `ValueError` without an area."""
+        ring = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        if len(ring) < 3:
+            raise ValueError(f"an outline needs 3 points, got {len(ring)}")
+        box = true_box((*ring.min(axis=0), *ring.max(axis=0)))
+        return cls(label, box, [ring.reshape(-1).tolist()])
+
+    @classmethod
+    def rotated(
+        cls, label: str, edges: Iterable[Any], degrees: float, pivot: PointXy | None = None
+    ) -> Self:
+        """Return a box as its outline, turned clockwise around a point, or around its centre."""
+        x1, y1, x2, y2 = box = true_box(edges)
+        if not degrees:
+            return cls(label, box)
+        center = ((x1 + x2) / 2, (y1 + y2) / 2) if pivot is None else pivot
+        sine = math.sin(math.radians(degrees))
+        cosine = math.cos(math.radians(degrees))
+        offsets = np.array(corners(box)) - center
+        return cls.outlined(label, offsets @ [(cosine, sine), (-sine, cosine)] + center)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,26 +203,6 @@ def true_box(edges: Iterable[Any]) -> BoxXyxy:
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"the box {[x1, y1, x2, y2]} has no area")
     return (x1, y1, x2, y2)
-
-
-def outlined(label: str, points: Any) -> TrueObject:
-    """Return the object inside a ring of points; raise `ValueError` if they enclose no area."""
-    ring = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    if len(ring) < 3:
-        raise ValueError(f"an outline needs 3 points, got {len(ring)}")
-    box = true_box((*ring.min(axis=0), *ring.max(axis=0)))
-    return TrueObject(label, box, [ring.reshape(-1).tolist()])
-
-
-def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObject:
-    """Return a box that is turned clockwise around a point, as its outline."""
-    if not degrees:
-        return TrueObject(label, box)
-    x1, y1, x2, y2 = box
-    sine = math.sin(math.radians(degrees))
-    cosine = math.cos(math.radians(degrees))
-    offsets = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
-    return outlined(label, offsets @ [(cosine, sine), (-sine, cosine)] + pivot)
 
 
 def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diptych_client import Comparison
-from diptych_client.evaluation.formats.writing import DatasetFormat, Target, write_dataset
+from diptych_client.evaluation.formats.writing import Target, write_dataset
 from diptych_client.evaluation.questions import Job
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
@@ -114,7 +114,7 @@ def test_log_or_folder_is_never_replaced(
 
 def write(folder: Path, name: str = "a.png") -> None:
     with Outputs(folder / "out") as outputs:
-        write_dataset(Target(DatasetFormat.yolo, outputs, folder, JOB), [record(DETECTIONS, name)])
+        write_dataset(Target("yolo", outputs, folder, JOB), [record(DETECTIONS, name)])
 
 
 def test_corrected_label_is_kept(tmp_path: Path) -> None:

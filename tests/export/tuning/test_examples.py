@@ -252,8 +252,8 @@ def test_only_the_training_split_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "dataset_format", "task"),
     [
-        (FLORENCE2, DatasetFormat.florence2, "object_detection"),
-        (PALIGEMMA, DatasetFormat.paligemma, OPEN),
+        (FLORENCE2, "florence2", "object_detection"),
+        (PALIGEMMA, "paligemma", OPEN),
     ],
 )
 def test_what_annotate_writes_is_learnt(

@@ -26,12 +26,7 @@ import numpy as np
 
 from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
-from diptych_client.evaluation.formats.writing import (
-    DatasetFormat,
-    Target,
-    class_indices,
-    write_dataset,
-)
+from diptych_client.evaluation.formats.writing import Target, class_indices, write_dataset
 from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
 from diptych_client.results import Item, TextRegionsResult, TextResult, text_of
@@ -150,7 +145,7 @@ def write_review(target: Target, name: str, agreements: Sequence[Agreement]) -> 
     outputs = target.outputs
     results = [record.answer.result for image in agreements for record in image.records]
     is_text = any(isinstance(result, TextResult | TextRegionsResult) for result in results)
-    if is_text or target.dataset_format is DatasetFormat.jsonl:
+    if is_text or target.dataset_format == "jsonl":
         rows = []
         for image in agreements:
             answers = to_json(list(map(attrgetter("answer"), image.records)))

@@ -8,7 +8,7 @@ LVIS (lvisdataset.org) names images by their URL.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from diptych_client.evaluation.dataset import (
     Selection,
     TrueObject,
     classes_of,
-    true_box,
 )
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
@@ -105,8 +104,8 @@ def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> Tru
     if category not in categories:
         raise ValueError(f"category_id {category!r} is not in `categories`")
     x, y, width, height = map(float, annotation["bbox"])
-    box = true_box((x, y, x + width, y + height))
-    return TrueObject(categories[category], box, is_crowd=bool(annotation.get("iscrowd")))
+    edges = (x, y, x + width, y + height)
+    return TrueObject.boxed(categories[category], edges, bool(annotation.get("iscrowd")))
 
 
 def _segmentation(annotation: Mapping[str, Any]) -> Any:
@@ -130,8 +129,7 @@ def coco_of_records(records: Iterable[Record], classes: Mapping[str, int]) -> di
 
 
 def write_coco(export: Export) -> Path:
-    is_whole = len(export.splits) == 1
-    for split, records in export.splits.items():
-        text = json.dumps(coco_of_records(records, export.classes))
-        path = export.write("" if is_whole else "{split}", "annotations.json", split, text)
-    return path if is_whole else export.outputs.folder
+    def document(records: Sequence[Record]) -> str:
+        return json.dumps(coco_of_records(records, export.classes))
+
+    return export.write_whole("annotations.json", document)

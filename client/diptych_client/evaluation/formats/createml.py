@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych_client.evaluation.dataset import (
-    Dataset,
-    LabelledImage,
-    Selection,
-    TrueObject,
-    true_box,
-)
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection, TrueObject
 
 
 def read_createml(path: Path, selection: Selection) -> Dataset | None:
@@ -32,5 +26,5 @@ def read_createml(path: Path, selection: Selection) -> Dataset | None:
 
 def _object(annotation: Any) -> TrueObject:
     x, y, width, height = (annotation["coordinates"][key] for key in ("x", "y", "width", "height"))
-    box = true_box((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
-    return TrueObject(str(annotation["label"]), box)
+    edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return TrueObject.boxed(annotation["label"], edges)

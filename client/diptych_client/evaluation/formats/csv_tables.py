@@ -11,7 +11,8 @@ apostrophes before it, is written after an apostrophe, which is not read.
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection, merged, read_text
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.formats.json_lines import labelled_image, metadata_row
-from diptych_client.evaluation.questions import QUESTIONS
+from diptych_client.evaluation.questions import QUESTIONS, Job, Record
 from diptych_client.long_runs import RunError
 from diptych_client.results import TextResult, box_of, category_of
 
@@ -96,33 +97,34 @@ def _escaped(cell: object) -> str:
 
 
 def write_csv(export: Export) -> Path:
-    for split, records in export.splits.items():
-        file = io.StringIO(newline="")
-        table = csv.writer(file, lineterminator="\n")
-        is_text = any(isinstance(record.answer.result, TextResult) for record in records)
-        table.writerow(("image", *_text_fields(export, "")) if is_text else _COLUMNS)
-        for record in records:
-            export.link("{split}", record, split)
-            image = record.answer.image
-            result = record.answer.result
-            start = (record.image.name, image.width, image.height)
-            rows: list[tuple[object, ...]] = []
-            if isinstance(result, TextResult):
-                rows.append((record.image.name, *_text_fields(export, result.text).values()))
-            for item in record.items:
-                box = (round(max(edge, 0.0), 2) for edge in box_of(item))
-                rows.append((*start, category_of(item), *box))
-            for row in rows or [(*start, *[""] * 5)]:
-                table.writerow(map(_escaped, row))
-        export.write("{split}", "labels.csv", split, file.getvalue())
-    return export.outputs.folder
+    return export.write_splits("{split}", "labels.csv", partial(_table, export.job))
 
 
-def _text_fields(export: Export, text: str) -> dict[str, object]:
-    parameters = export.job.parameters
-    if export.job.task == QUESTIONS:
+def _table(job: Job, records: Sequence[Record]) -> str:
+    file = io.StringIO(newline="")
+    table = csv.writer(file, lineterminator="\n")
+    is_text = any(isinstance(record.answer.result, TextResult) for record in records)
+    table.writerow(("image", *_text_fields(job, "")) if is_text else _COLUMNS)
+    for record in records:
+        image = record.answer.image
+        result = record.answer.result
+        start = (record.image.name, image.width, image.height)
+        rows: list[tuple[object, ...]] = []
+        if isinstance(result, TextResult):
+            rows.append((record.image.name, *_text_fields(job, result.text).values()))
+        for item in record.items:
+            box = (round(max(edge, 0.0), 2) for edge in box_of(item))
+            rows.append((*start, category_of(item), *box))
+        for row in rows or [(*start, *[""] * 5)]:
+            table.writerow(map(_escaped, row))
+    return file.getvalue()
+
+
+def _text_fields(job: Job, text: str) -> dict[str, object]:
+    parameters = job.parameters
+    if job.task == QUESTIONS:
         return {"question": parameters.question, "answer": text}
-    if export.job.task == "captioning":
+    if job.task == "captioning":
         return {"caption": text}
     region = " ".join(map(str, parameters.region or ()))
     return {"text": text, "region": region}

@@ -8,10 +8,7 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
-    outlined,
     read_xml,
-    rotated,
-    true_box,
 )
 
 _MAX_BYTES = 200_000_000  # all images are in one file
@@ -37,9 +34,8 @@ def _object(element: Element) -> TrueObject:
     label = element.get("label", "")
     if element.tag == "polygon":
         points = [pair.split(",") for pair in element.get("points", "").split(";")]
-        return outlined(label, points)
+        return TrueObject.outlined(label, points)
     if element.tag != "box":
         raise ValueError(f"a {element.tag} is neither a box nor a polygon")
-    x1, y1, x2, y2 = true_box(element.get(name, "") for name in ("xtl", "ytl", "xbr", "ybr"))
-    center = ((x1 + x2) / 2, (y1 + y2) / 2)
-    return rotated(label, (x1, y1, x2, y2), float(element.get("rotation", 0)), center)
+    edges = [element.get(name, "") for name in ("xtl", "ytl", "xbr", "ybr")]
+    return TrueObject.rotated(label, edges, float(element.get("rotation", 0)))

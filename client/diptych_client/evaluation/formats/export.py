@@ -1,8 +1,8 @@
 """A dataset that a writer writes: records by split, their classes, and the folder of its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.questions import Job, Record
@@ -21,12 +21,35 @@ class Export:
     splits: Mapping[str, Sequence[Record]]
     classes: Mapping[str, int]
 
-    def write(self, place: str, name: str, split: str, text: str) -> Path:
-        return self.outputs.write(self._path(place, name, split), text)
+    def write_each(self, place: str, suffix: str, text_of: Callable[[Record], str]) -> Path:
+        """Write a file for each image, by its name; return the folder of the output."""
+        for split, records in self.splits.items():
+            for record in records:
+                name = PurePosixPath(record.image.name).with_suffix(suffix).as_posix()
+                self.outputs.write(self._path(place, name, split), text_of(record))
+        return self.outputs.folder
 
-    def link(self, place: str, record: Record, split: str) -> None:
+    def write_splits(
+        self, place: str, name: str, text_of: Callable[[Sequence[Record]], str]
+    ) -> Path:
+        """Write a file for each split; return the folder of the output."""
+        for split, records in self.splits.items():
+            self.outputs.write(self._path(place, name, split), text_of(records))
+        return self.outputs.folder
+
+    def write_whole(self, name: str, text_of: Callable[[Sequence[Record]], str]) -> Path:
+        """Write one file and return its path; several splits are files in their folders."""
+        if len(self.splits) > 1:
+            return self.write_splits("{split}", name, text_of)
+        return self.write_splits("", name, text_of) / name
+
+    def link_images(self, place: str) -> None:
+        for split, records in self.splits.items():
+            for record in records:
+                self._link(place, record.image.name, split)
+
+    def _link(self, place: str, name: str, split: str) -> None:
         """Link an image; raise `RunError` if an earlier run has it in another split."""
-        name = record.image.name
         path = self._path(place, name, split)
         for other in SPLITS:
             other_path = self._path(place, name, other)

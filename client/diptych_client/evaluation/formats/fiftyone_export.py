@@ -13,7 +13,6 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
-    true_box,
     upright_size,
 )
 
@@ -40,9 +39,8 @@ def read_fiftyone(path: Path, selection: Selection) -> Dataset | None:
 
         def read_object(detection: Any) -> TrueObject:
             x, y, dx, dy = map(float, detection["bounding_box"])
-            box = true_box((x * width, y * height, (x + dx) * width, (y + dy) * height))
-            is_crowd = bool(detection.get("iscrowd"))
-            return TrueObject(str(detection["label"]), box, is_crowd=is_crowd)
+            edges = (x * width, y * height, (x + dx) * width, (y + dy) * height)
+            return TrueObject.boxed(detection["label"], edges, bool(detection.get("iscrowd")))
 
         detections = sample[fields[0]]["detections"]
         return LabelledImage(image, selection.objects(place, detections, read_object))

@@ -25,6 +25,7 @@ from diptych_client.evaluation.dataset import (
 )
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.formats.prefix_suffix import prefix_suffix_row
+from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import RunError
@@ -117,11 +118,12 @@ def _optional_box(box: Any) -> BoxXyxy | None:
 
 def write_json_lines(export: Export) -> Path:
     """Write {"image": name, "answer": the JSON of REST}."""
-    is_whole = len(export.splits) == 1
-    for split, records in export.splits.items():
-        text = ""
-        for record in records:
-            row = {"image": record.image.name, "answer": to_json(record.answer)}
-            text += json.dumps(row) + "\n"
-        path = export.write("" if is_whole else "{split}", "answers.jsonl", split, text)
-    return path if is_whole else export.outputs.folder
+    return export.write_whole("answers.jsonl", _lines)
+
+
+def _lines(records: Sequence[Record]) -> str:
+    text = ""
+    for record in records:
+        row = {"image": record.image.name, "answer": to_json(record.answer)}
+        text += json.dumps(row) + "\n"
+    return text

@@ -13,15 +13,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import numpy as np
 
-from diptych_client.evaluation.dataset import (
-    Dataset,
-    LabelledImage,
-    Selection,
-    TrueObject,
-    outlined,
-    rotated,
-    true_box,
-)
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection, TrueObject
 from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import ImageSize, joined_rings
 from diptych_client.inputs import Folder, ImageFile
@@ -81,12 +73,12 @@ def _region_object(result: Mapping[str, Any]) -> TrueObject:
     label = str(labels[0])
     scale = np.array([float(result["original_width"]), float(result["original_height"])]) / 100
     if "points" in result:
-        return outlined(label, np.asarray(result["points"], dtype=np.float64) * scale)
+        return TrueObject.outlined(label, np.asarray(result["points"], dtype=np.float64) * scale)
     corner = np.array([float(result["x"]), float(result["y"])]) * scale
     size = np.array([float(result["width"]), float(result["height"])]) * scale
-    box = true_box((*corner, *(corner + size)))
+    edges = (*corner, *(corner + size))
     x, y = corner.tolist()
-    return rotated(label, box, float(result.get("rotation", 0)), (x, y))
+    return TrueObject.rotated(label, edges, float(result.get("rotation", 0)), (x, y))
 
 
 def _imported_image(store: Folder, url: str) -> ImageFile:

@@ -14,11 +14,10 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
-    outlined,
     read_json,
-    true_box,
 )
 from diptych_client.evaluation.formats.export import Export
+from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import joined_rings
 from diptych_client.inputs import files_below
 from diptych_client.long_runs import RunError
@@ -63,7 +62,7 @@ def _object(shape: Any) -> TrueObject:
     kind = shape.get("shape_type") or "polygon"
     points = shape["points"]
     if kind in ("polygon", "rotation"):
-        return outlined(label, points)
+        return TrueObject.outlined(label, points)
     if kind == "circle":
         (x, y), edge = points
         radius = math.dist((x, y), edge)
@@ -71,26 +70,24 @@ def _object(shape: Any) -> TrueObject:
     elif kind not in ("rectangle", "mask"):
         raise ValueError(f"a {kind} has no box")
     xs, ys = zip(*points, strict=True)
-    return TrueObject(label, true_box((min(xs), min(ys), max(xs), max(ys))))
+    return TrueObject.boxed(label, (min(xs), min(ys), max(xs), max(ys)))
 
 
 def write_labelme(export: Export) -> Path:
-    for split, records in export.splits.items():
-        for record in records:
-            export.link("{split}", record, split)
-            name = PurePosixPath(record.image.name)
-            document: dict[str, Any] = {
-                "version": "5.5.0",
-                "flags": {},
-                "shapes": list(map(_shape, record.items)),
-                "imagePath": name.name,
-                "imageData": None,
-                "imageHeight": record.answer.image.height,
-                "imageWidth": record.answer.image.width,
-            }
-            path = name.with_suffix(".json").as_posix()
-            export.write("{split}", path, split, json.dumps(document, indent=1))
-    return export.outputs.folder
+    return export.write_each("{split}", ".json", _document)
+
+
+def _document(record: Record) -> str:
+    document: dict[str, Any] = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": list(map(_shape, record.items)),
+        "imagePath": PurePosixPath(record.image.name).name,
+        "imageData": None,
+        "imageHeight": record.answer.image.height,
+        "imageWidth": record.answer.image.width,
+    }
+    return json.dumps(document, indent=1)
 
 
 def _shape(item: Item) -> dict[str, Any]:

@@ -11,14 +11,14 @@ big_vision/pp/proj/paligemma/segmentation.py; transformers, processing_florence2
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diptych_client.evaluation.dataset import true_box, upright_size
 from diptych_client.evaluation.formats.export import Export
-from diptych_client.evaluation.questions import QUESTIONS
+from diptych_client.evaluation.questions import QUESTIONS, Record
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import Problems
 from diptych_client.long_runs import RunError
@@ -165,25 +165,26 @@ def _write(
             rule = "prefix and suffix cannot hold a label with ; or <"
             raise RunError(f"{rule}, got {label!r:.200}: choose another --format")
     region = export.job.parameters.region
-    for split, records in export.splits.items():
-        lines = ""
-        for record in records:
-            export.link("{split}", record, split)
-            size_wh = (record.answer.image.width, record.answer.image.height)
-            objects = []
-            for item in sorted(record.items, key=_center):
-                box = codec.tokens(box_of(item), size_wh)
-                objects.append(form(label=category_of(item), box=box))
-            result = record.answer.result
-            suffix = result.text if isinstance(result, TextResult) else separator.join(objects)
-            row = {
-                "image": record.image.name,
-                "prefix": prefix + (codec.tokens(region, size_wh) if region else ""),
-                "suffix": suffix,
-            }
-            lines += json.dumps(row, ensure_ascii=False) + "\n"
-        export.write("{split}", "labels.jsonl", split, lines)
-    return export.outputs.folder
+
+    def line(record: Record) -> str:
+        size_wh = (record.answer.image.width, record.answer.image.height)
+        objects = []
+        for item in sorted(record.items, key=_center):
+            box = codec.tokens(box_of(item), size_wh)
+            objects.append(form(label=category_of(item), box=box))
+        result = record.answer.result
+        suffix = result.text if isinstance(result, TextResult) else separator.join(objects)
+        row = {
+            "image": record.image.name,
+            "prefix": prefix + (codec.tokens(region, size_wh) if region else ""),
+            "suffix": suffix,
+        }
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+    def lines(records: Sequence[Record]) -> str:
+        return "".join(map(line, records))
+
+    return export.write_splits("{split}", "labels.jsonl", lines)
 
 
 def _center(item: Item) -> float:

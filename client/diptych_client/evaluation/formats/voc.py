@@ -7,6 +7,7 @@ as missed, as in VOC's own evaluation.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
@@ -19,7 +20,6 @@ from diptych_client.evaluation.dataset import (
     TrueObject,
     read_text,
     read_xml,
-    true_box,
 )
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
@@ -89,24 +89,22 @@ def _image(store: Folder, below: PurePosixPath, name: str, stem: str) -> ImageFi
 def _object(element: Element) -> TrueObject:
     edges = [element.findtext(f"bndbox/{edge}") or "" for edge in _EDGES]
     x1, y1, x2, y2 = map(float, edges)
-    box = true_box((x1 - 1, y1 - 1, x2, y2))
     label = element.findtext("name")
     if not label:
         raise ValueError("the object has no name")
-    return TrueObject(label, box, is_crowd=element.findtext("difficult") == "1")
+    is_difficult = element.findtext("difficult") == "1"
+    return TrueObject.boxed(label, (x1 - 1, y1 - 1, x2, y2), is_difficult)
 
 
 def write_voc(export: Export) -> Path:
     """Write Annotations, JPEGImages and ImageSets; edges are whole pixels."""
-    for split, records in export.splits.items():
-        stems = ""
-        for record in records:
-            stem = PurePosixPath(record.image.name).with_suffix("").as_posix()
-            export.link("JPEGImages", record, split)
-            export.write("Annotations", f"{stem}.xml", split, _document(record))
-            stems += f"{stem}\n"
-        export.write("ImageSets/Main/{split}.txt", "", split, stems)
-    return export.outputs.folder
+    export.write_each("Annotations", ".xml", _document)
+    return export.write_splits("ImageSets/Main/{split}.txt", "", _stems)
+
+
+def _stems(records: Sequence[Record]) -> str:
+    names = (PurePosixPath(record.image.name).with_suffix("").as_posix() for record in records)
+    return "".join(map("{}\n".format, names))
 
 
 def _document(record: Record) -> str:

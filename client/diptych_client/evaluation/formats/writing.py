@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from diptych_client.conversion import converted_name
 from diptych_client.evaluation.formats.coco import write_coco
@@ -22,6 +22,7 @@ from diptych_client.inputs import ImageFile, files_below
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import category_of
 
+DatasetFormat = Literal["coco", "yolo", "voc", "labelme", "csv", "paligemma", "florence2", "jsonl"]
 _BOXES = ("detections", "instances")
 _FILES = (
     "annotations.json",
@@ -39,19 +40,6 @@ _FOLDERS = ("labels", "Annotations", "ImageSets", *SPLITS)
 _LABEL_SUFFIXES = (".csv", ".json", ".jsonl", ".txt", ".xml")
 
 
-class DatasetFormat(Enum):
-    """Format of a dataset."""
-
-    coco = "coco"
-    yolo = "yolo"
-    voc = "voc"
-    labelme = "labelme"
-    csv = "csv"
-    paligemma = "paligemma"
-    florence2 = "florence2"
-    jsonl = "jsonl"
-
-
 @dataclass(frozen=True, slots=True)
 class Writer:
     """A writer, the results that it can hold, and the folder of its images."""
@@ -62,15 +50,15 @@ class Writer:
     has_label_files: bool = False  # one for each image
 
 
-WRITERS = {
-    DatasetFormat.coco: Writer(write_coco, _BOXES),
-    DatasetFormat.yolo: Writer(write_yolo, _BOXES, "images/{split}", True),
-    DatasetFormat.voc: Writer(write_voc, _BOXES, "JPEGImages", True),
-    DatasetFormat.labelme: Writer(write_labelme, _BOXES, "{split}", True),
-    DatasetFormat.csv: Writer(write_csv, (*_BOXES, "text"), "{split}"),
-    DatasetFormat.paligemma: Writer(write_paligemma, ("detections", "text"), "{split}"),
-    DatasetFormat.florence2: Writer(write_florence2, ("detections", "text"), "{split}"),
-    DatasetFormat.jsonl: Writer(write_json_lines, (*_BOXES, "text", "text_regions")),
+WRITERS: dict[DatasetFormat, Writer] = {
+    "coco": Writer(write_coco, _BOXES),
+    "yolo": Writer(write_yolo, _BOXES, "images/{split}", True),
+    "voc": Writer(write_voc, _BOXES, "JPEGImages", True),
+    "labelme": Writer(write_labelme, _BOXES, "{split}", True),
+    "csv": Writer(write_csv, (*_BOXES, "text"), "{split}"),
+    "paligemma": Writer(write_paligemma, ("detections", "text"), "{split}"),
+    "florence2": Writer(write_florence2, ("detections", "text"), "{split}"),
+    "jsonl": Writer(write_json_lines, (*_BOXES, "text", "text_regions")),
 }
 
 
@@ -94,20 +82,20 @@ def check_format(
 ) -> None:
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
     writer = WRITERS[dataset_format]
-    is_jsonl = dataset_format is DatasetFormat.jsonl
+    is_jsonl = dataset_format == "jsonl"
     has_boxes = result in _BOXES
     if result not in writer.results:
-        holds = f"{dataset_format.value} holds {', '.join(writer.results)}"
-        forms = [form.value for form, other in WRITERS.items() if result in other.results]
+        holds = f"{dataset_format} holds {', '.join(writer.results)}"
+        forms = [form for form, other in WRITERS.items() if result in other.results]
         rule = f"use --format {' or '.join(forms)}"
         raise RunError(f"{holds}, but the task's result is {result}: {rule}")
     if is_proved and is_jsonl and has_boxes:
         raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
     if is_consensus and not is_proved and (is_jsonl or not has_boxes):
         rule = "--consensus compares boxes and masks and writes coco or yolo"
-        chosen = f"--format is {dataset_format.value}"
+        chosen = f"--format is {dataset_format}"
         raise RunError(f"{rule}, but the task's result is {result} and {chosen}")
-    if dataset_format is DatasetFormat.yolo:
+    if dataset_format == "yolo":
         for image in images:  # trainers replace the last `images` of a path
             if "images" in PurePosixPath(image.name).parent.parts:
                 rule = "a subfolder must not be named images in a YOLO dataset: rename it"
@@ -144,6 +132,8 @@ def write_dataset(target: Target, records: Sequence[Record]) -> Path:
         splits.setdefault(split_of(record.image.name, target.val_share), []).append(record)
     classes = class_indices(records, target.job.requested_labels())
     export = Export(target.outputs, target.folder, target.job, splits, classes)
+    if writer.images:
+        export.link_images(writer.images)
     return writer.write(export)
 
 

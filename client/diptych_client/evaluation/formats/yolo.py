@@ -16,8 +16,9 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,9 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
-    outlined,
     read_lines,
     read_text,
     read_yaml,
-    true_box,
     upright_size,
 )
 from diptych_client.evaluation.formats.export import Export
@@ -202,19 +201,15 @@ def _object(
     label = str(index) if names is None else names[index]
     points = np.reshape(numbers, (-1, 2)) * size_wh
     if len(points) > 2:
-        return outlined(label, points)
+        return TrueObject.outlined(label, points)
     center, size = points
-    return TrueObject(label, true_box((*(center - size / 2), *(center + size / 2))))
+    return TrueObject.boxed(label, (*(center - size / 2), *(center + size / 2)))
 
 
 def write_yolo(export: Export) -> Path:
     """Write images, labels and dataset.yaml, and return its path."""
     out = export.outputs.folder
-    for split, records in export.splits.items():
-        for record in records:
-            name = PurePosixPath(record.image.name).with_suffix(".txt").as_posix()
-            export.link("images/{split}", record, split)
-            export.write("labels/{split}", name, split, yolo_lines(record, export.classes))
+    export.write_each("labels/{split}", ".txt", partial(yolo_lines, classes=export.classes))
     document = {
         "path": str(out.resolve()),
         "train": "images/train",

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
 from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
-from diptych_client.evaluation.formats.writing import DatasetFormat, Target
+from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs
@@ -89,7 +89,7 @@ def test_one_model_is_accepted_from_a_score() -> None:
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     agreements = [agreement(pair, *RULE) for pair in pairs]
     with Outputs(out) as outputs:
-        return write_consensus(Target(DatasetFormat.coco, outputs, out, JOB), agreements)[0]
+        return write_consensus(Target("coco", outputs, out, JOB), agreements)[0]
 
 
 def test_review_list_has_the_rest(tmp_path: Path) -> None:
