@@ -5,6 +5,7 @@ field that is added later is found. A case is one request whose other fields are
 sends bodies of 100 kB, `make test-long` of the largest size.
 """
 
+import itertools
 import json
 import math
 import re
@@ -151,7 +152,11 @@ class HttpSweep:
     def alternatives(self, schema: JsonSchema) -> Sequence[JsonSchema]:
         """Return the objects that a body may be, such as one for each task."""
         schema = self.resolved(schema)
-        return [schema] if "properties" in schema else schema.get("oneOf", [schema])
+        if "dependentSchemas" not in schema:
+            return [schema] if "properties" in schema else schema.get("oneOf", [schema])
+        (rules,) = schema["dependentSchemas"].values()
+        choices = [rule["oneOf"] for rule in rules["allOf"]]
+        return [with_rules(schema, chosen) for chosen in itertools.product(*choices)]
 
     def referenced(self, reference: str) -> Any:
         return self.document["components"]["schemas"][reference.rpartition("/")[2]]
@@ -200,6 +205,26 @@ class HttpSweep:
     def filled(self, path: str) -> str:
         """Return a path with valid values of its parameters."""
         return re.sub(r"{(\w+)}", lambda match: str(self.samples.get(match[1], "a")), path)
+
+
+def with_rules(schema: JsonSchema, rules: Iterable[JsonSchema]) -> JsonSchema:
+    """Return an object that keeps to rules; `True` in them stands for its own properties."""
+    properties = dict(schema["properties"])
+    required = list(schema["required"])
+    alternatives: list[JsonSchema] = [{}]
+    for rule in rules:
+        alternatives = rule.get("oneOf", alternatives)
+        required += rule["required"]
+        allowed = rule.get("properties", {})
+        for name, inner in list(properties.items()):
+            inner = allowed.get(name, rule.get("additionalProperties", True) and inner)
+            if inner is False:
+                del properties[name]
+            elif inner is not True:
+                properties[name] = inner
+    required = list(dict.fromkeys(required))
+    body = {"type": "object", "properties": properties, "required": required}
+    return {**body, "oneOf": alternatives}
 
 
 def is_bounded(schema: JsonSchema) -> bool:
