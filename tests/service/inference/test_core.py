@@ -6,9 +6,10 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from operator import sub
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import pytest
@@ -18,6 +19,8 @@ from prometheus_client import REGISTRY
 from service.admission.api_keys import Quota, QuotaLimits, SharedLimits
 from service.admission.places import RequestContext, TrafficGaps
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
+from service.images.handle_store import HandleStore, StoreLimits
+from service.images.inputs import ImageHandle
 from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer, Stage
 from service.inference.served_models import ServedModels
@@ -521,6 +524,19 @@ async def test_retained_image_ends_with_its_request() -> None:
         await image.resized((4, 4), Image.Resampling.BOX)
         assert image_decoders()
     await until(lambda: not image_decoders() and len(asyncio.all_tasks()) == 1)
+
+
+async def test_stored_image_takes_memory(tmp_path: Path) -> None:
+    images = HandleStore(tmp_path, StoreLimits(10_000, 10_000, 9, 9, 100))
+    handle = ImageHandle(images.add(context().quota.owner, PNG, IMAGE_SIZE_WH).id)
+    for max_bytes, outcome in (
+        (len(PNG), nullcontext()),
+        (len(PNG) - 1, pytest.raises(Overloaded)),
+    ):
+        core = make_core(handles=images, max_bytes=max_bytes)
+        with outcome:
+            await core.predict(handle, {"task": "ocr"}, context())
+        assert core.places.num_bytes == 0
 
 
 def test_log_has_no_contents(caplog: pytest.LogCaptureFixture) -> None:
