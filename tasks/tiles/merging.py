@@ -5,7 +5,7 @@ the other side of an inner edge that cuts both: masks as their union, a line of 
 Of the boxes of one object the one that no inner edge cuts is kept, then the one with the best
 score. Two boxes of one view are never the same object: the model distinguished them. A part within
 a box that is not cut is dropped whatever its label: a model names a part of a circle otherwise. So
-are parts that hardly overlap the box of their object, before boxes are compared.
+is a cut box whose place another tile sees whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,16 +44,11 @@ _EDGE_SHARE = 0.02  # share of a tile's longer side
 _MIN_IOU = 0.5
 _MIN_COVERED = 0.8  # share of the smaller box
 _MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
-# A box that ends this close to an inner edge may be a part that the model moved.
-_NEAR_SHARE = 0.1  # share of a tile's longer side
-_MIN_MOVED = 0.1  # shared by a moved part, stretched to the edge, and the object; of the smaller
-_MAX_PART = 0.85  # area of a moved part; of the object's
 _MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
 _BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
 _MIN_POINTS = 3  # a ring's
-_NO_LABEL = 0
 
 _X = 0
 _Y = 1
@@ -118,10 +113,9 @@ def _merged_objects(
     task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]
 ) -> tuple[list[FoundObject], int, int]:
     """Return the objects of all views, each once, how many are merged, and how many too many."""
-    view_boxes = [view.box for view in views]
-    sides_px = np.ptp(np.reshape(view_boxes[1:], (-1, 2, 2)), axis=1)
-    tile_px = int(sides_px.max(initial=0))
-    slack_px = _EDGE_SHARE * tile_px
+    tiles = [view.box for view in views[1:]]
+    sides_px = np.ptp(np.reshape(tiles, (-1, 2, 2)), axis=1)
+    slack_px = _EDGE_SHARE * float(sides_px.max(initial=0))
     boxes: list[FoundBox] = []
     for index, view in enumerate(views):
         for item in objects_of(view.result):
@@ -137,9 +131,8 @@ def _merged_objects(
     num_found = len(boxes)
     is_text = isinstance(views[0].result, TextRegionsResult)
     if not is_text:
-        are_parts = moved_parts(boxes, view_boxes, image_size_wh, _NEAR_SHARE * tile_px)
-        are_parts |= seen_whole(boxes, view_boxes[1:], image_size_wh, slack_px)
-        boxes = [boxes[index] for index in np.flatnonzero(~are_parts)]
+        are_seen = seen_whole(boxes, tiles, image_size_wh, slack_px)
+        boxes = [boxes[index] for index in np.flatnonzero(~are_seen)]
     objects: list[FoundBox] = []
     for group in parts_of_objects(boxes, slack_px, is_text):
         objects.append(joined([boxes[index] for index in group]))
@@ -178,47 +171,6 @@ def seen_whole(
         ends_inside = (arrays.high < end - slack_px) | ((end == size) & (arrays.high <= size))
         are_seen |= (starts_inside & ends_inside).all(axis=1)
     return are_seen & arrays.are_cut.any(axis=1)
-
-
-def moved_parts(
-    boxes: Sequence[FoundBox],
-    views: Sequence[PixelBox],
-    image_size_wh: tuple[int, int],
-    near_px: float,
-) -> Flags:
-    """Return which boxes are parts, near an inner edge, of objects that another view sees whole.
-
-    Models that are trained on whole objects move a part away from the edge that cuts it. The box is
-    stretched to the edge again, and is a part if it then shares enough with a larger box that goes
-    on there. Two objects in a row are not parts: the view would have the second one, too.
-    """
-    arrays = BoxArrays.of(boxes)
-    view_boxes: list[PixelBox] = []
-    near_sides: list[tuple[bool, bool, bool, bool]] = []
-    for box in boxes:
-        view_boxes.append(views[min(box.views)])
-        near_sides.append(cut_sides(box.box, view_boxes[-1], image_size_wh, near_px))
-    are_near = np.asarray(near_sides, dtype=np.bool_).reshape(-1, 4)
-    edges = np.asarray(view_boxes).reshape(-1, 4)
-    low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
-    high = np.where(are_near[:, 2:], edges[:, 2:], arrays.high)
-    part, whole = arrays.best_of_each_view(low, high)
-    starts_before = arrays.low[whole] < arrays.low[part]
-    ends_after = arrays.high[whole] > arrays.high[part]
-    goes_on = np.concatenate([starts_before, ends_after], axis=1)
-    is_moved = (are_near[part] & goes_on).any(axis=1)
-    is_moved &= arrays.areas[part] < _MAX_PART * arrays.areas[whole]
-    is_moved &= ~arrays.overlap(part, whole)  # one object, of which the better box stays
-    # A part often has another label than its object, which is surer then. Without a common label a
-    # small box may be an object in front of the larger one.
-    has_its_label = arrays.labels[part] == arrays.labels[whole]
-    is_named = arrays.labels[part] != _NO_LABEL
-    is_large = arrays.areas[part] >= _MIN_AREA_RATIO * arrays.areas[whole]
-    is_surer = arrays.scores[part] < arrays.scores[whole]
-    is_moved &= (has_its_label & is_named) | ((has_its_label | is_surer) & is_large)
-    are_parts = np.zeros(len(boxes), dtype=np.bool_)
-    are_parts[part[is_moved]] = True
-    return are_parts
 
 
 def parts_of_objects(boxes: Sequence[FoundBox], slack_px: float, is_text: bool) -> list[list[int]]:
@@ -322,13 +274,6 @@ def near_pairs(low: Floats, high: Floats, are_kept: Flags) -> Iterator[tuple[Ind
         yield ones[is_pair], others[is_pair]
 
 
-def shared_areas(low: Floats, high: Floats, other_low: Floats, other_high: Floats) -> Floats:
-    """Return the areas that pairs of boxes share."""
-    sides = np.minimum(high, other_high) - np.maximum(low, other_low)
-    areas: Floats = np.clip(sides, 0, None).prod(axis=1)
-    return areas
-
-
 @dataclass(frozen=True, slots=True)
 class BoxArrays:
     """Boxes as columns, for comparisons of many pairs."""
@@ -336,55 +281,24 @@ class BoxArrays:
     low: Floats  # (N, 2)
     high: Floats  # (N, 2)
     areas: Floats
-    labels: Floats  # equal for equal labels; `_NO_LABEL` for ''
+    labels: Floats  # equal for equal labels
     views: Floats  # equal for equal views
-    scores: Floats
     are_cut: Flags  # (N, 4)
 
     @classmethod
     def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
-        numbers: dict[str | frozenset[int], int] = {"": _NO_LABEL}
+        numbers: dict[str | frozenset[int], int] = {}
         rows: list[tuple[float, ...]] = []
         for box in boxes:
             label = numbers.setdefault(box.label, len(numbers))
             views = numbers.setdefault(box.views, len(numbers))
-            rows.append((*box.box, label, views, box.item.score, *box.cut))
-        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 11)
+            rows.append((*box.box, label, views, *box.cut))
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 10)
         low = columns[:, :2]
         high = columns[:, 2:4]
         areas = (high - low).prod(axis=1)
-        labels, views, scores = columns[:, 4:7].T
-        return cls(low, high, areas, labels, views, scores, columns[:, 7:] > 0)
-
-    def shared(self, ones: Indices, others: Indices) -> Floats:
-        return shared_areas(self.low[ones], self.high[ones], self.low[others], self.high[others])
-
-    def overlap(self, ones: Indices, others: Indices) -> Flags:
-        """Return which pairs are about the same box."""
-        shared = self.shared(ones, others)
-        return shared >= _MIN_IOU * (self.areas[ones] + self.areas[others] - shared)
-
-    def best_of_each_view(self, low: Floats, high: Floats) -> tuple[Indices, Indices]:
-        """Return pairs of a box, stretched to `low` and `high`, and a whole box of another view.
-
-        Of the boxes of a view at the place of a whole box it is the one with the highest IoU.
-        """
-        areas = (high - low).prod(axis=1)
-        are_whole = ~np.any(self.are_cut, axis=1)
-        rows = [np.empty((0, 4))]  # view, whole, -IoU, part
-        for pair in near_pairs(low, high, np.ones(len(low), dtype=np.bool_)):
-            for part, whole in (pair, pair[::-1]):
-                shared = shared_areas(low[part], high[part], self.low[whole], self.high[whole])
-                either = areas[part] + self.areas[whole] - shared
-                is_there = are_whole[whole] & (self.views[part] != self.views[whole])
-                is_there &= shared > _MIN_MOVED * np.minimum(areas[part], self.areas[whole])
-                columns = (self.views[part], whole, -shared / np.where(either, either, 1), part)
-                rows.append(np.column_stack(columns)[is_there])
-        pairs = np.concatenate(rows)
-        best_first = pairs[np.lexsort(pairs.T[::-1])]
-        _, first = np.unique(best_first[:, :2], axis=0, return_index=True)
-        best = best_first[first].astype(np.intp)
-        return best[:, 3], best[:, 1]
+        labels, views = columns[:, 4:6].T
+        return cls(low, high, areas, labels, views, columns[:, 6:] > 0)
 
     def continuations(self, axis: int, slack_px: float, may_overlap: Flags) -> Floats:
         """Return the pairs of a box and one that begins before its end and goes on beyond, (N, 3).
@@ -417,7 +331,9 @@ class BoxArrays:
 
     def same_objects(self, better: Indices, worse: Indices, min_area_ratio: float) -> Flags:
         """Return which pairs are of one object; a box that is cut is never the better of others."""
-        shared = self.shared(better, worse)
+        ends = np.minimum(self.high[better], self.high[worse])
+        starts = np.maximum(self.low[better], self.low[worse])
+        shared = np.clip(ends - starts, 0, None).prod(axis=1)
         better_areas = self.areas[better]
         worse_areas = self.areas[worse]
         smaller = np.minimum(better_areas, worse_areas)
@@ -428,7 +344,8 @@ class BoxArrays:
         is_part = smaller_is_cut | (
             smaller >= min_area_ratio * np.maximum(better_areas, worse_areas)
         )
-        is_same: Flags = self.overlap(better, worse) | (is_covered & is_part)
+        is_same_box = shared >= _MIN_IOU * (better_areas + worse_areas - shared)
+        is_same: Flags = is_same_box | (is_covered & is_part)
         is_same &= self.labels[better] == self.labels[worse]
         # a part looks like something else
         is_same |= is_covered & worse_is_smaller & are_cut[worse] & ~are_cut[better]

@@ -30,7 +30,6 @@ from tasks.tiles.merging import (
     cut_sides,
     joined,
     merge,
-    moved_parts,
     near_pairs,
     parts_of_objects,
     placed,
@@ -187,36 +186,6 @@ def test_parts_that_another_tile_sees_whole(part: FoundBox, expected: bool) -> N
     assert seen_whole([part], [LEFT, RIGHT], SIZE_WH, 2).tolist() == [expected]
 
 
-@pytest.mark.parametrize(
-    ("part", "whole", "expected"),
-    [
-        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 120, 40)), True),
-        (box_of(1, (70, 20, 89, 40)), box_of(0, (70, 20, 120, 40)), False),  # not near the edge
-        (box_of(2, (88, 20, 110, 40)), box_of(0, (60, 20, 110, 40)), True),
-        (box_of(1, (70, 20, 92, 40)), box_of(1, (70, 20, 99, 40)), False),  # of one view
-        (box_of(1, (70, 20, 92, 40)), box_of(0, (50, 20, 92, 40)), False),  # does not go on
-        (box_of(1, (70, 20, 92, 40)), box_of(0, (99, 20, 150, 40)), False),  # shares too little
-        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 95, 40)), False),  # nearly as large
-        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 120, 40)), False),  # as sure
-        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 120, 40), score=0.6), True),
-        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 180, 99)), True),  # of its label
-        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 180, 99), score=0.6), False),
-        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 114, 60), score=0.6), True),
-        (box_of(1, (70, 20, 92, 40), ""), box_of(0, (70, 20, 180, 99), "", 0.6), False),
-    ],
-)
-def test_moved_parts(part: FoundBox, whole: FoundBox, expected: bool) -> None:
-    assert moved_parts([part, whole], VIEWS, SIZE_WH, 10).tolist() == [expected, False]
-    assert moved_parts([whole, part], VIEWS, SIZE_WH, 10).tolist() == [False, expected]
-
-
-def test_two_boxes_in_a_row() -> None:
-    whole = box_of(0, (30, 20, 120, 40))
-    row = [box_of(1, (30, 20, 60, 40)), box_of(1, (62, 20, 92, 40))]
-    assert moved_parts([*row, whole], VIEWS, SIZE_WH, 10).tolist() == [False, True, False]
-    assert moved_parts([], VIEWS, SIZE_WH, 10).tolist() == []
-
-
 def corners(step: float) -> NDArray[np.float64]:
     """Return the upper left corners of 100 x 100 boxes, (N, 2)."""
     steps = np.arange(100) * step
@@ -288,14 +257,6 @@ def test_detections(
     whole: list[Detection], left: list[Detection], right: list[Detection], task: str, expected: Any
 ) -> None:
     assert detected(whole, left, right, task) == (whole if expected == "" else expected)
-
-
-def test_part_off_the_edge() -> None:
-    """A model moved it; 16 pixels from the edge it is another object."""
-    whole = box(86, 10, 106, 20, 0.4)
-    assert detected([], [box(80, 10, 91, 20, 0.9)], [whole]) == [whole]
-    other = box(70, 10, 84, 20, 0.9)
-    assert detected([], [other], [whole]) == [other, whole]
 
 
 def test_parts_that_are_joined() -> None:
