@@ -32,7 +32,7 @@ _ACTIVATIONS_BYTES = 1.5e9  # prefill of all probes
 # SigLIP's attention scores of an image grow with the fourth power of its side: 1 GB at 896 px
 _SIGLIP_HEADS = 16
 _PATCH_PX = 14
-_SCORES_COPIES = 7  # while a layer runs in float16's arithmetic
+_SCORES_COPIES = 7  # at most, in any check
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,6 @@ from torch import Tensor
 from diptych_client.matching import greedy_pairs, pairwise_iou
 from export.checkpoints.jobs import ExportJob
 from export.checks.asking import Question, encode
-from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
@@ -40,7 +38,7 @@ from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tasks.results import Detection, DetectionsResult, Instance, InstancesResult, Result, TextResult
 from wire.artifacts.devices import num_threads
-from wire.artifacts.manifest import Device, Manifest, Part, Precision, vision_encoder_file
+from wire.artifacts.manifest import Device, Manifest, Part, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +63,8 @@ _SCENE_PX = 256
 # has fewer, a smaller one up to two.
 _PROMPT_BUDGET = 1.65e12
 _MIN_PROMPTS = 8
-# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py),
-# and a float16 decoder takes four times as long as a float32 one: they see the first pictures only.
+# In float16 an encoder takes seconds an image at real widths (half_arithmetic.py), and a decoder
+# takes four times as long as in float32: they see the first pictures only.
 _NUM_HALF_PICTURES = 2
 _BATCH_SIZE = 16
 _MAX_PROMPT_TOKENS = 80
@@ -355,15 +353,10 @@ class AnswerCheck:
         return answers
 
     def _encode(self, precision: Precision) -> Features:
-        if precision != "float16":
-            images = [picture.image for picture in self.pictures]
-            return dict(zip(self.pictures, encode(self.folder, precision, images), strict=True))
-        encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
-        features = {}
-        for picture in self.pictures[:_NUM_HALF_PICTURES]:
-            pixels = np.asarray(picture.image)[None]
-            features[picture] = torch.as_tensor(encoder.encode(pixels)[0])
-        return features
+        num_pictures = _NUM_HALF_PICTURES if precision == "float16" else len(self.pictures)
+        pictures = self.pictures[:num_pictures]
+        images = [picture.image for picture in pictures]
+        return dict(zip(pictures, encode(self.folder, precision, images), strict=True))
 
     def _decode(
         self,

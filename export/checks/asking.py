@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from export.checks.half_arithmetic import HalfEncoder
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.encoder.session import load_encoder
+from runners.encoder.session import Encoder, load_encoder
 from runners.model_worker import AnswerText, to_request
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
@@ -23,7 +24,7 @@ from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt, PromptSegment
 from tasks.results import Result
 from tasks.table import TASKS, TaskParameters, parse_parameters
-from wire.artifacts.manifest import Device, Precision
+from wire.artifacts.manifest import Device, Precision, vision_encoder_file
 from wire.runner_messages import SequenceSpec
 
 _NO_TIMEOUT_S = 1e9
@@ -121,5 +122,9 @@ def encode(
     folder: Path, precision: Precision, images: Sequence[Image.Image], device: Device = "cpu"
 ) -> Tensor:
     """Return features (B, N, C) of images of the model's size, encoded one by one."""
-    encoder = load_encoder(folder, precision=precision, device=device)
+    encoder: Encoder | HalfEncoder
+    if (precision, device) == ("float16", "cpu"):
+        encoder = HalfEncoder(folder / vision_encoder_file(precision))
+    else:
+        encoder = load_encoder(folder, precision=precision, device=device)
     return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images])

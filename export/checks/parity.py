@@ -26,7 +26,6 @@ from torch import Tensor
 
 from export.artifacts.vision_module import ImageInput
 from export.checks.asking import Question, encode
-from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import GreedyAnswer, Reference, load_for_checks
 from export.errors import ParityError
 from export.scenes import CANVAS_PX, Scene, box_xyxy, render_scene, sample_scene
@@ -259,11 +258,9 @@ def measure_half_encoder(
 
     Raise `ParityError` if it fails on one of `images`.
     """
-    encoder = HalfEncoder(folder / vision_encoder_file("float16"))
-    rows = []
-    for (name, image), expected in zip(images.items(), float32_features, strict=True):
-        rows.append(torch.from_numpy(encoder.encode(np.asarray(image)[None])[0]))
-        compare(f"the float16 encoder on the {name} image", rows[-1:], [expected])
+    rows = encode(folder, "float16", list(images.values()))
+    for name, row, expected in zip(images, rows, float32_features, strict=True):
+        compare(f"the float16 encoder on the {name} image", [row], [expected])
     return compare("the float16 encoder", rows, float32_features)
 
 
