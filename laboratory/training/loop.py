@@ -8,7 +8,6 @@ draws the next step's scenes, which depend only on the step's number.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -216,7 +215,7 @@ class Training:
         return {name: values.to(self.device) for name, values in batch.items()}
 
     def _make_optimizers(self) -> list[Optimizer]:
-        """Return Muon for the matrices of the model and Adam for the rest.
+        """Return Muon for the linear layers of the model and Adam for the rest.
 
         A parameter group has its `part` and its `top` rate.
         """
@@ -229,13 +228,12 @@ class Training:
             others.pop(id(embeddings), None)
             matrices = []
             for layer in module.modules():
-                is_dense = isinstance(layer, nn.Linear | nn.Conv2d)
-                if is_dense and getattr(layer, "groups", 1) == 1 and id(layer.weight) in others:
+                if isinstance(layer, nn.Linear) and id(layer.weight) in others:
                     matrices.append(others.pop(id(layer.weight)))
             muon.append({"params": matrices, "top": _MUON_RATE, "part": part})
             adam.append({"params": list(others.values()), "top": _ADAM_RATE, "part": part})
-        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
+        matrix_optimizer = torch.optim.Muon(muon, weight_decay=0.0)
+        return [matrix_optimizer, torch.optim.Adam(adam, betas=(0.9, 0.98))]
 
 
 def make_training(model_id: str, device: str, seed: int) -> Training:
@@ -246,57 +244,6 @@ def make_training(model_id: str, device: str, seed: int) -> Training:
     trainee = TRAINEES[entry.family](checkpoint).to(device)
     heads = CellHeads(trainee.embeddings.shape[1]).to(device)
     return Training(trainee, Language.of(entry, checkpoint), heads, RECIPES[model_id], device)
-
-
-class Muon(Optimizer):
-    """SGD with Nesterov momentum whose updates are orthogonalised, in `dtype`.
-
-    Source: Keller Jordan et al., 2024, kellerjordan.github.io/posts/muon; the coefficients of the
-    Newton–Schulz step from there. torch.optim.Muon takes one matrix at a time, no convolutions, and
-    always bfloat16; this one batches matrices of the same shape.
-    """
-
-    def __init__(
-        self, groups: Sequence[dict[str, object]], dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__(groups, {"lr": 0.02})
-        self._dtype = dtype
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Update all parameters that have a gradient."""
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, float]]] = defaultdict(list)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shape = (len(parameter), parameter[0].numel())
-                    by_shape[shape].append((parameter, group["lr"]))
-        for shape, parameters in by_shape.items():
-            momenta = [self._nesterov(parameter).view(shape) for parameter, _ in parameters]
-            updates = orthogonalized(torch.stack(momenta).to(self._dtype))
-            scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            for (parameter, rate), update in zip(parameters, updates, strict=True):
-                parameter.add_(update.view_as(parameter), alpha=-rate * scale)
-
-    def _nesterov(self, parameter: Tensor, momentum: float = 0.95) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
-        average: Tensor = self.state[parameter].setdefault("average", torch.zeros_like(gradient))
-        average.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(average, momentum)
-
-
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices (K, R, C) with all singular values near 1."""
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if is_tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        square = x @ x.transpose(1, 2)
-        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    result: Tensor = x.transpose(1, 2) if is_tall else x
-    return result
 
 
 def cosine_factor(progress: float, flat_share: float, final: float) -> float:

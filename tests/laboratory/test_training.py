@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from torch import nn
 
 from diptych_client import ImageSize
 from diptych_client.results import Result
@@ -194,23 +193,6 @@ def test_attention_to_mentioned_cells_has_no_loss() -> None:
     one["coordinates"][0, 0] = 0  # the last layer counts coordinate 0 by head 0
     assert attention_loss([attention], one) > 10
     assert attention_loss([attention, attention.flip(2)], one) == 0
-
-
-def test_muon_orthogonalizes_updates() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((3, 16, 16), (2, 32, 8), (2, 8, 32)):
-        values = torch.linalg.svdvals(loop.orthogonalized(torch.randn(shape, generator=generator)))
-        assert 0.5 < values.min() < values.max() < 1.5
-    layer = nn.Linear(8, 8, bias=False)
-    target = torch.randn(8, 8, generator=generator)
-    muon = loop.Muon([{"params": [layer.weight]}])
-    for step in range(200):
-        muon.param_groups[0]["lr"] = 0.1 * loop.cosine_factor(step / 200, 0.0, 0.0)
-        loss = (layer.weight - target).square().mean()
-        torch.autograd.backward(loss)
-        muon.step()
-        muon.zero_grad()
-    assert loss < 0.01
 
 
 def test_stages_follow_each_other() -> None:
