@@ -92,12 +92,11 @@ class Scorecard:
         for measure, tally in measures.items():
             self.tallies[name, measure] = self.tally(name, measure) + tally
 
-    def pooled(self, measure: Measure, names: Sequence[str]) -> float | None:
-        """Return a measure of all questions of some tasks or variants; None without any."""
-        starts = tuple(map("{} ".format, names))
+    def pooled(self, name: str, measure: Measure) -> float | None:
+        """Return a measure of all questions of a task or variant; None without any."""
         total = Tally()
-        for (name, other), tally in self.tallies.items():
-            if other == measure and f"{name} ".startswith(starts):
+        for (question, other), tally in self.tallies.items():
+            if other == measure and f"{question} ".startswith(f"{name} "):
                 total += tally
         return total.f1 if total.num_answered + total.num_expected else None
 
@@ -196,50 +195,34 @@ def _is_same_word(region: TextRegion, word: TextRegion) -> bool:
     return region.text == word.text and bool(ious[0, 0] >= _SAME_WORD_IOU)
 
 
-_FREE_DETECTION = ("object_detection", "dense_region_captioning", "region_proposal")
-_DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
-_NO_OBJECT = (*_FREE_DETECTION, "open_vocabulary_detection no object")
-_NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
-
-# of a row's title, each measure with what its questions' names begin with
-TASK_MEASURES: dict[str, list[tuple[Measure, tuple[str, ...]]]] = {
-    "captioning, exact: short / detailed": [
-        ("exact", ("captioning short",)),
-        ("exact", ("captioning detailed",)),
-    ],
-    **{
-        f"{task}, F1 at IoU: 0.5 / 0.75": [("f1_at_50", (task,)), ("f1_at_75", (task,))]
-        for task in _DETECTION
-    },
-    "instance_segmentation, mean mask IoU": [("mask_iou", ("instance_segmentation",))],
-    # half of all images have no word, and are easier
-    "ocr, exact: all images / images with a word": [
-        ("exact", ("ocr",)),
-        ("exact_if_any", ("ocr",)),
-    ],
-    "ocr_with_regions, exact and quad IoU ≥ 0.5: all images / images with a word": [
-        ("exact", ("ocr_with_regions",)),
-        ("exact_if_any", ("ocr_with_regions",)),
-    ],
-    "region_description, exact: category / description / text": [
-        ("exact", ("region_description category",)),
-        ("exact", ("region_description description",)),
-        ("exact", ("region_description text",)),
-    ],
-    "visual_question_answering, exact": [("exact", ("visual_question_answering",))],
-    "no object: no box": [("empty", _NO_OBJECT)],
-    "no word: no text": [("empty", _NO_WORD)],
-    "absent label: no box": [("empty", ("open_vocabulary_detection absent",))],
+_BOXES: tuple[Measure, ...] = ("f1_at_50", "f1_at_75", "empty")
+_WORDS: tuple[Measure, ...] = ("exact", "exact_if_any", "empty")
+# rows of the table: a task or variant, and its measures
+ROWS: dict[str, tuple[Measure, ...]] = {
+    "captioning short": ("exact",),
+    "captioning detailed": ("exact",),
+    "object_detection": _BOXES,
+    "dense_region_captioning": _BOXES,
+    "region_proposal": _BOXES,
+    "open_vocabulary_detection": _BOXES,
+    "phrase_grounding": ("f1_at_50", "f1_at_75"),
+    "instance_segmentation": ("mask_iou",),
+    "ocr": _WORDS,
+    "ocr_with_regions": _WORDS,
+    "region_description category": ("exact",),
+    "region_description description": ("exact",),
+    "region_description text": ("exact",),
+    "visual_question_answering": ("exact", "empty"),
 }
 
 
 def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:
-    """Return a table with a row per task-level measure and a column per model."""
+    """Return a table with a row per task or variant and a column per model."""
     rows = []
-    for title, pools in TASK_MEASURES.items():
-        row = [title]
+    for name, measures in ROWS.items():
+        row = [f"{name}: {' / '.join(measures)}"]
         for scorecard in scorecards.values():
-            values = [scorecard.pooled(*pool) for pool in pools]
+            values = [scorecard.pooled(name, measure) for measure in measures]
             is_measured = any(value is not None for value in values)
             row.append(" / ".join(map(_cell, values)) if is_measured else "-")
         rows.append(row)
