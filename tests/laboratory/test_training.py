@@ -211,12 +211,12 @@ def test_stages_follow_each_other() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("model_id", EMBEDDED)
 def test_run_changes_every_part(model_id: str) -> None:
-    weights = []
-    for num_steps in (0, 1, 1):
+    weights = [make_training(model_id, "cpu", seed=0).trainee.model.state_dict()]
+    for _ in range(2):
         training = make_training(model_id, "cpu", seed=0)
         _, joint, refining = training.recipe
-        stages = (replace(joint, num_steps=num_steps), replace(refining, num_steps=num_steps))
-        training.recipe = (loop.Stage(num_steps), *stages)
+        stages = (replace(joint, num_steps=1), replace(refining, num_steps=1))
+        training.recipe = (loop.Stage(1), *stages)
         training.run()
         weights.append(training.trainee.model.state_dict())
     before, after, again = weights
