@@ -18,7 +18,14 @@ import supervision
 from PIL import Image
 from pycocotools.coco import COCO
 
-from diptych_client import Answer, Detection, DetectionsResult, ImageSize, results
+from diptych_client import (
+    Answer,
+    Detection,
+    DetectionsResult,
+    ImageSize,
+    InstancesResult,
+    results,
+)
 from diptych_client.requests import TaskId
 from diptych_client.transports.messages import from_json, to_json
 from tasks.table import TASKS
@@ -38,6 +45,15 @@ def test_coco_has_boxes_masks_text_regions_and_captions() -> None:
             if annotation["segmentation"]:
                 mask = coco.annToMask(annotation)
                 assert mask.sum() == pytest.approx(annotation["area"], rel=0.3)
+        if result is INSTANCES:
+            for annotation, instance in zip(coco.anns.values(), INSTANCES.instances, strict=True):
+                mask = instance.to_mask(ImageSize(40, 20))
+                np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+    nothing = InstancesResult((replace(INSTANCES.instances[0], polygons_xy=()),))
+    masks = (answer(MASKS, ImageSize(width=4, height=2)), 8), (answer(nothing), 0)
+    for one, area in masks:
+        (row,) = one.to_coco()["annotations"]
+        assert (row["area"], sum(row["segmentation"]["counts"][1::2])) == (area, area)
     document = answer(DETECTIONS).to_coco(classes=["star", "circle"])
     assert document["categories"] == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
     assert [row["category_id"] for row in document["annotations"]] == [1, 2, 1]

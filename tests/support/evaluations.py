@@ -99,21 +99,7 @@ def write_json_lines(folder: Path) -> Path:
 
 
 def write_parquet(folder: Path) -> Path:
-    table = arrow_table()
-    pyarrow.parquet.write_table(table, folder / "val-00000-of-00001.parquet", row_group_size=2)
-    return folder
-
-
-def write_arrow(folder: Path) -> Path:
-    table = arrow_table()
-    folder.mkdir(exist_ok=True)
-    with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
-        writer.write_table(table)
-    return folder
-
-
-def arrow_table() -> pyarrow.Table:
-    """Return it as Hugging Face's library does: images as bytes, classes as a ClassLabel."""
+    """Write as Hugging Face's library does: images as bytes, classes as a ClassLabel."""
     rows = []
     for index, (name, labelled) in enumerate(OBJECTS.items()):
         objects = {
@@ -126,12 +112,9 @@ def arrow_table() -> pyarrow.Table:
     feature = {"bbox": {}, "category": label, "kind": kind}
     features = {"objects": {"feature": feature, "_type": "Sequence"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
-
-
-def write_flat_voc(folder: Path) -> Path:
-    """Write each XML file beside its image, as Roboflow's folders of a split have them."""
-    return write_voc(folder, "train", "train")
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, folder / "val-00000-of-00001.parquet", row_group_size=2)
+    return folder
 
 
 def write_roboflow_yolo(folder: Path) -> Path:
@@ -147,13 +130,6 @@ def write_yolo_of_label_studio(folder: Path) -> Path:
     write_yolo(folder)
     (folder / "data.yaml").rename(folder / "classes.txt").write_text("car\ndog\n")
     (folder / "notes.json").write_text("{}")
-    return folder
-
-
-def write_darknet(folder: Path) -> Path:
-    """Write the labels beside the images and the classes to obj.names, as CVAT does."""
-    write_yolo(folder, "obj_train_data", "obj_train_data")
-    (folder / "data.yaml").rename(folder / "obj.names").write_text("car\ndog\n")
     return folder
 
 

@@ -4,6 +4,7 @@ The label files in foreign/ were written once, by FiftyOne 1.22.1, labelme 6.3.1
 about the objects of tests/support/evaluations.py. supervision writes here.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -13,12 +14,26 @@ from typing import Any
 import numpy as np
 import pytest
 import supervision as sv
+from PIL import Image
 
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, ImageFile, Problems, find_images
 from diptych_client.long_runs import RunError
-from tests.support.evaluations import CLASSES, OBJECTS, write_coco, write_images, write_yolo
+from tests.support.evaluations import (
+    CLASSES,
+    OBJECTS,
+    write_coco,
+    write_cvat,
+    write_images,
+    write_json_lines,
+    write_label_studio,
+    write_parquet,
+    write_roboflow_yolo,
+    write_voc,
+    write_yolo,
+    write_yolo_of_label_studio,
+)
 
 FOREIGN = Path(__file__).parent / "foreign"
 ONE_PIXEL = 1.01  # FiftyOne's VOC counts from 0
@@ -38,12 +53,31 @@ TOOLS = {
 def assert_objects(dataset: Dataset, tolerance: float = 1e-4) -> None:
     assert dataset.classes == CLASSES
     assert dataset.inventory.labels == {"objects": 3}
-    for labelled, expected in zip(dataset.images, OBJECTS.values(), strict=True):
+    for index, (labelled, expected) in enumerate(
+        zip(dataset.images, OBJECTS.values(), strict=True)
+    ):
         objects = labelled.objects or ()
         assert [true.label for true in objects] == [label for label, _ in expected]
         boxes = [pytest.approx(box, abs=tolerance) for _, box in expected]
         assert [true.box_xyxy for true in objects] == boxes
-        assert dataset.store.read(labelled.image)
+        with Image.open(io.BytesIO(dataset.store.read(labelled.image))) as image:
+            assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
+
+
+LAYOUTS = (
+    write_cvat,
+    write_json_lines,
+    write_label_studio,
+    write_parquet,
+    write_roboflow_yolo,
+    write_voc,
+    write_yolo_of_label_studio,
+)
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_other_layouts_are_read_whole(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert_objects(read_dataset(write(tmp_path)))
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -283,8 +317,11 @@ def test_split_is_a_word_of_the_path(split: str, words: str, tmp_path: Path) -> 
         (folder / "annotations.json").rename(folder / "_annotations.coco.json")
     dataset = read_dataset(tmp_path, split=split)
     assert (dataset.inventory.split, dataset.inventory.splits) == (split, ("val",))
+    assert dataset.store.read(dataset.images[0].image)
     with pytest.raises(RunError, match="no label file of the split train; its splits: val"):
         read_dataset(tmp_path, split="train")
+    with pytest.raises(RunError, match="is one file: omit --split"):
+        read_dataset(tmp_path / words / "_annotations.coco.json", split=split)
 
 
 def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
