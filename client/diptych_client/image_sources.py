@@ -118,27 +118,19 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
                 array = array.transpose(1, 2, 0)
             return encoded(_from_array(array, bgr))
     try:
-        data, page = _read(image)
-        if isinstance(data, bytes):
-            return converted(data, page)
+        match image:
+            case bytes() | bytearray() | memoryview():
+                return converted(bytes(image))
+            case str() | os.PathLike():
+                path, page = split_page(Path(image))
+                return converted(path.read_bytes(), page)
+            case ReadableFile() if isinstance(data := image.read(), bytes):
+                return converted(data)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
         message = f"cannot read the image: {error!s:.300}"
         raise new_error("unreadable_file", message, "image") from error
     kinds = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
     raise _refusal(f"an image must be {kinds}, got {type(image).__name__}")
-
-
-def _read(source: object) -> tuple[object, int | None]:
-    """Return a file and the page that its path names, or nothing."""
-    match source:
-        case bytes() | bytearray() | memoryview():
-            return bytes(source), None
-        case str() | os.PathLike():
-            path, page = split_page(Path(source))
-            return path.read_bytes(), page
-        case ReadableFile():
-            return source.read(), None
-    return None, None
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
