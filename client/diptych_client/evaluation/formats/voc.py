@@ -6,6 +6,7 @@ in ImageSets/Main/….txt or in folders. A box counts pixels from 1 and includes
 as missed, as in VOC's own evaluation.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,7 @@ _MAX_HEAD_BYTES = 10_000
 
 def read_voc(path: Path, selection: Selection) -> Dataset | None:
     """Read one split, by default all annotations."""
+    path = Path(os.path.abspath(path))
     store = selection.store(path / "JPEGImages", path / "images", path / "data", path)
     annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
     lists = sorted(path.glob("ImageSets/Main/*.txt"))
@@ -62,7 +64,8 @@ def read_voc(path: Path, selection: Selection) -> Dataset | None:
 
 def _is_voc(path: Path) -> bool:
     with path.open("rb") as file:
-        return _ROOT.search(file.read(_MAX_HEAD_BYTES)) is not None
+        head = file.read(_MAX_HEAD_BYTES).replace(b"\0", b"")  # of UTF-16
+    return _ROOT.search(head) is not None
 
 
 def _files(lists: list[Path], annotations: Path, selection: Selection) -> list[Path]:

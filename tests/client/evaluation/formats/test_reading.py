@@ -172,7 +172,7 @@ def test_cvat_turned_box_is_its_outline(tmp_path: Path) -> None:
     assert (last.box_xyxy, last.segmentation) == ((0, 0, 30, 20), [[0, 0, 30, 0, 30, 20]])
 
 
-def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
+def test_voc_difficult_objects_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_voc(tmp_path)
     edit(tmp_path / "Annotations" / "b.xml", "</name>", "</name><difficult>1</difficult>")
     (true,) = read_dataset(tmp_path).images[1].objects or ()
@@ -181,9 +181,14 @@ def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b  1\na -1\n")
     names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
     assert names == ["b.png", "a.png"]
+    monkeypatch.chdir(tmp_path.parent)
+    assert len(read_dataset(Path(tmp_path.name), split="val").images) == 2
     (tmp_path / "class_ids.json").write_text("{}")  # Annotations/ decides
     assert len(read_dataset(tmp_path).images) == len(OBJECTS)
     flat = write_voc(tmp_path / "flat", "train", "train")
+    for file in flat.rglob("*.xml"):
+        text = '<?xml version="1.0" encoding="utf-16"?>' + file.read_text()
+        file.write_bytes(text.encode("utf-16"))
     assert len(read_dataset(flat, split="train").images) == len(OBJECTS)
     with pytest.raises(RunError, match="has no label file of the split val"):
         read_dataset(flat, split="val")
