@@ -208,6 +208,11 @@ class Outputs:
         os.replace(incomplete, path)
         return path
 
+    def remove(self, path: Path) -> None:
+        """Remove a file of an earlier run; raise `RunError` as `check` does."""
+        self.check([path])
+        path.unlink(missing_ok=True)
+
     def write_lines(self, path: Path, rows: Iterable[object]) -> Path:
         return self.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 

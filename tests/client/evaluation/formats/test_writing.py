@@ -27,9 +27,11 @@ from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.prefix_suffix import FLORENCE2, PALIGEMMA
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
+    WRITERS,
     DatasetFormat,
     Target,
     check_format,
+    check_outputs,
     class_indices,
     split_of,
     write_dataset,
@@ -55,6 +57,7 @@ from tests.support.client_answers import (
 )
 
 BOXES = "detections"
+JOB = Job("object_detection", "some-model", TaskParameters(), AnswerOptions())
 
 
 def write(
@@ -225,18 +228,39 @@ def test_pages_are_written_as_images_for_trainers(form: DatasetFormat, tmp_path:
         assert page.convert("RGB").getpixel((9, 9)) == pytest.approx((0, 0, 255), abs=4)
 
 
-def test_image_is_in_one_split(tmp_path: Path) -> None:
+def test_share_of_a_split() -> None:
     names = [f"{number}.png" for number in range(200)]
     splits = [split_of(name, 0.3) for name in names]
     assert 40 < splits.count("val") < 80
     assert {split_of(name, 0) for name in names} == {"train"}
-    name = names[splits.index("val")]
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / name)
-    for _ in range(2):
-        write("yolo", tmp_path, [record(DETECTIONS, name)], val_share=0.3)
-    assert (tmp_path / "out" / "images" / "val" / name).exists()
-    with pytest.raises(RunError, match="an earlier run wrote it to this split"):
-        write("yolo", tmp_path, [record(DETECTIONS, name)])
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_image_is_in_the_split_of_the_last_run(form: DatasetFormat, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [f"{number}.png" for number in range(9)]
+    for name in names:
+        Image.new("RGB", (SIZE.width, SIZE.height)).save(folder / name)
+    records = [record(DETECTIONS, name) for name in names]
+    out = tmp_path / "out"
+    files = []
+    for share in (0.3, 0, 0.3, 0.3):
+        with Outputs(out) as outputs:
+            target = Target(form, outputs, folder, JOB, share)
+            check_outputs(form, outputs, folder, [one.image for one in records])
+            write_dataset(target, records)
+        files.append({path: path.read_bytes() for path in out.rglob("*.*")})
+    record_path = out / "written.jsonl"
+    for written in files:
+        del written[record_path]
+    assert files[0] == files[2] == files[3]
+    assert files[0].keys() != files[1].keys()
+    edited = out / "val" / "labels.csv"
+    if edited.exists():
+        edited.write_text("mine")
+        with Outputs(out) as outputs, pytest.raises(RunError, match="not as this command wrote"):
+            write_dataset(Target(form, outputs, folder, JOB), records)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 20), (1.25, 2.5, 39.99, 19.99), (-3, 7.1, 55, 7.9)])
