@@ -85,7 +85,7 @@ def _num_pages(file: IO[bytes], maximum: int) -> int:
     if file_format == "PDF":
         with _pdfium, closing(reader(file_format)(file)) as document:
             return len(document)
-    image = reader(file_format)(file)
+    image = _bounded(reader(file_format)(file))
     for number in range(1, maximum):
         try:
             image.seek(number)
@@ -141,7 +141,10 @@ def converted(data: bytes, page: int | None = None) -> bytes:
             logger.warning("an image has several pages: the first is sent, name one as FILE#page=2")
         if file_format == "PDF":
             return encoded(_sheet(data, page))
-        picture = _frame(reader(file_format)(io.BytesIO(data)), page)
+        picture = _bounded(reader(file_format)(io.BytesIO(data)))
+        if page is not None:
+            picture.seek(page - 1)
+        picture = ImageOps.exif_transpose(_bounded(picture))
         return encoded(picture, "JPEG" if file_format in _LOSSY else "PNG")
     except ImportError as error:
         raise OSError(f"{error}: install diptych-client with the extra `formats`") from error
@@ -165,14 +168,12 @@ def reader(file_format: str) -> Any:
     raise ValueError("not an image")
 
 
-def _frame(image: Any, page: int | None) -> Image.Image:
-    """Return a frame, upright: by default the first, of a HEIC file the primary one."""
-    if page is not None:
-        image.seek(page - 1)
+def _bounded(image: Any) -> Any:
+    """Return an image of few enough pixels; before `seek`, as a GIF's decodes earlier frames."""
     num_pixels = image.width * image.height
     if num_pixels > MAX_CONVERTED_PIXELS:
         raise ValueError(f"{num_pixels} pixels; the maximum is {MAX_CONVERTED_PIXELS}")
-    return ImageOps.exif_transpose(image)
+    return image
 
 
 def _sheet(data: bytes, page: int | None) -> Image.Image:
@@ -187,10 +188,20 @@ def _sheet(data: bytes, page: int | None) -> Image.Image:
 
 def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:
     """Return the pixels as a file without EXIF data; 16-bit tones become 8-bit ones."""
-    if image.mode.startswith("I;16"):  # `convert` alone would clip it
-        image = image.convert("I").point(lambda tone: tone / 256).convert("L")
     if image.mode not in _PNG_MODES or file_format == "JPEG":
-        image = image.convert("RGB")
+        image = rgb_of(image)
     file = io.BytesIO()
     image.save(file, file_format, quality=_JPEG_QUALITY)
     return file.getvalue()
+
+
+def rgb_of(image: Image.Image) -> Image.Image:
+    """Return an image in RGB as the service sees it: 8 bits, over white."""
+    if image.mode.startswith("I;16"):  # `convert` alone would clip it
+        return image.convert("I").point(lambda tone: tone / 256).convert("L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", rgba.size, "white")
+    rgb.paste(rgba, mask=rgba)
+    return rgb

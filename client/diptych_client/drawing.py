@@ -15,7 +15,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diptych_client.conversion import encoded, read_image_file
+from diptych_client.conversion import encoded, read_image_file, rgb_of
 from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
@@ -51,7 +51,7 @@ _HTML_SIZE_WH = (900, 900)
 def open_upright(path: Path) -> Image.Image:
     """Open an image upright, by its EXIF orientation: the frame of an answer's coordinates."""
     with Image.open(io.BytesIO(read_image_file(Path(path)))) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return rgb_of(ImageOps.exif_transpose(image))
 
 
 def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:

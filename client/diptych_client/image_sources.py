@@ -26,6 +26,7 @@ from diptych_client.conversion import (
     encoded,
     format_of,
     reader,
+    rgb_of,
     split_page,
 )
 from diptych_client.errors import DiptychError, new_error
@@ -189,7 +190,7 @@ def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled 
     if is_small or width * height > _MAX_OPENED_PIXELS:
         return None
     image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-    upright = ImageOps.exif_transpose(image).convert("RGB")
+    upright = rgb_of(ImageOps.exif_transpose(image))
     original = ImageSize(width, height)
     if (upright.width > upright.height) != (width > height):
         original = ImageSize(height, width)

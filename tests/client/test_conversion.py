@@ -11,11 +11,12 @@ import numpy as np
 import pillow_heif
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from diptych_client import UnreadableFile, conversion
 from diptych_client.conversion import converted, pages_of, read_image_file, split_page
 from diptych_client.drawing import open_upright
-from diptych_client.image_sources import encoded_image
+from diptych_client.image_sources import downscaled, encoded_image
 from diptych_client.inputs import Opening, Problems, find_images, open_images
 from tests.support.image_files import ORIENTATION, colour_steps, encoded
 
@@ -111,8 +112,10 @@ def test_pages_bytes_and_pixels_are_bounded(
     monkeypatch.setattr(conversion, "MAX_PDF_PIXELS", 512)
     assert opened(read_image_file(path)).size == (32, 16)
     monkeypatch.setattr(conversion, "MAX_CONVERTED_PIXELS", 64 * 32 - 1)
-    with pytest.raises(OSError, match="2048 pixels; the maximum is 2047"):
-        converted(encoded(page(), "GIF"))
+    monkeypatch.setattr(GifImageFile, "load", None)  # `seek` decodes the frames before
+    for number in (None, 3):
+        with pytest.raises(OSError, match="2048 pixels; the maximum is 2047"):
+            converted(paged("GIF"), number)
     monkeypatch.setattr(conversion, "MAX_CONVERTED_BYTES", 100)
     with pytest.raises(OSError, match="bytes; the maximum is 100"):
         read_image_file(path)
@@ -140,7 +143,29 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sixteen_bit_tones_become_eight_bit() -> None:
     tones = np.array([[0, 300, 40_000, 65_535]], np.uint16)
     for source in (tones, Image.fromarray(tones), encoded(Image.fromarray(tones), "TIFF")):
-        assert np.asarray(opened(encoded_image(source))).tolist() == [[0, 1, 156, 255]]
+        sent = opened(encoded_image(source)).convert("L")
+        assert np.asarray(sent).tolist() == [[0, 1, 156, 255]]
+
+
+@pytest.mark.parametrize(
+    ("image", "sent"),
+    [
+        (Image.new("RGBA", (64, 32), (255, 0, 0, 127)), (255, 128, 128)),
+        (Image.new("LA", (64, 32), (0, 0)), (255, 255, 255)),
+        (Image.fromarray(np.full((32, 64), 40_000, np.uint16)), (156, 156, 156)),
+    ],
+)
+def test_sent_image_is_eight_bit_over_white(image: Image.Image, sent: Any, tmp_path: Path) -> None:
+    data = encoded(image, "PNG")
+    smaller = downscaled(data, 512)
+    assert smaller is not None
+    path = Path(_written(tmp_path / "a.png", data))
+    assert open_upright(path).getpixel((9, 9)) == sent
+    files = [smaller.data]
+    if image.mode == "RGBA":
+        files.append(encoded_image(encoded(image, "AVIF")))
+    for file in files:
+        assert tones(opened(file)) == pytest.approx(sent, abs=2)
 
 
 def test_pages_of_one_file_are_read_by_threads(tmp_path: Path) -> None:
