@@ -92,11 +92,14 @@ def test_required_key_is_entered(serve_fakes: ServeFakes) -> None:
 
 
 def test_text_precedes_the_answer(serve_fakes: ServeFakes) -> None:
-    """A run can be stopped meanwhile."""
+    """A run can be stopped meanwhile, also on a phone."""
     playground = serve_fakes(decoder=FakeDecoder(FLORENCE_ANSWERS, ended=asyncio.Event()))
+    playground.page.set_viewport_size({"width": 390, "height": 800})
     playground.begin("ocr")
     expect(playground.panel(FLORENCE).locator(".writing")).to_have_text("HELLO")
     expect(playground.answer_text(PALIGEMMA)).to_be_visible()
+    expect(playground.panel(FLORENCE)).to_be_in_viewport()
+    expect(playground.page.locator("#run")).to_be_in_viewport()
     stop(playground)
     expect(playground.panel(FLORENCE)).to_contain_text("Stopped.")
     expect(playground.page.locator("#run")).to_have_text("Run")
