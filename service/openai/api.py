@@ -45,6 +45,7 @@ from tasks.families import FAMILIES
 from tasks.prompts import AskedTask
 from tasks.table import MAX_GIVEN_CHARS
 from wire.disconnection import while_connected
+from wire.runner_messages import FinishReason
 
 _IGNORED = "Accepted and ignored."
 _MAX_PARTS = 16  # per message; one image and one text are needed
@@ -349,7 +350,7 @@ async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> Ch
         id=context.request_id,
         created=int(time.time()),
         model=answer.model.id,
-        choices=[ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
+        choices=[ChatChoice(message=message, finish_reason=_finish_reason(answer, chat))],
         usage=_usage(answer),
     )
 
@@ -388,7 +389,7 @@ def _chunk_form(chat: ChatRequest, request_id: str) -> Callable[[Piece | Answer]
             return
         if is_one_piece:
             yield choice(content=content_of(event, chat))
-        yield choice(event.written.finish_reason)
+        yield choice(_finish_reason(event, chat))
         if chat.stream_options is not None and chat.stream_options.include_usage:
             yield chunk([], _usage(event))
         yield server_sent_event("[DONE]")
@@ -495,10 +496,15 @@ def content_of(answer: Answer, chat: ChatRequest) -> str:
     """Return the text up to the first of `stop`, or the typed result as JSON."""
     if chat.response_format.type != "text":
         return typed_content(answer, chat.response_format)
-    content = answer.written.text
-    for stop in chat.stop or ():
-        content = content.partition(stop)[0]
-    return content
+    text = answer.written.text
+    stops = "|".join(map(re.escape, chat.stop or ()))
+    return re.split(stops, text, maxsplit=1)[0] if stops else text
+
+
+def _finish_reason(answer: Answer, chat: ChatRequest) -> FinishReason:
+    text = answer.written.text
+    is_stopped = chat.response_format.type == "text" and content_of(answer, chat) != text
+    return "stop" if is_stopped else answer.written.finish_reason
 
 
 def typed_content(answer: Answer, response_format: ResponseFormat) -> str:

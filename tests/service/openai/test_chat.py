@@ -3,13 +3,17 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from service.http.boundary import STATUSES
+from tasks.parsing import GeneratedText
 from tests.service.http.test_boundary import leave, num_gone
+from tests.support import fake_runners
+from tests.support.answers import generated
 from tests.support.catalog import RELEASED
 from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
@@ -187,11 +191,23 @@ def test_fields_without_a_meaning_are_ignored() -> None:
     assert content_of(body("<CAPTION>", **IGNORED)) == content_of(body("<CAPTION>"))
 
 
-def test_stop_cuts_the_text_alone_and_streamed() -> None:
-    for stop, content in (("circle", "a red "), (["circle", "red"], "a "), (["x"], "a red circle")):
+def test_stop_cuts_the_text_alone_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def truncated(text: str) -> GeneratedText:
+        return replace(generated(text), finish_reason="length")
+
+    monkeypatch.setattr(fake_runners, "generated", truncated)
+    for stop, content in (
+        ("circle", "a red "),
+        (["d circle", "red"], "a "),
+        (["x"], "a red circle"),
+    ):
         assert content_of(body("<CAPTION>", stop=stop)) == content
-        pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks_of(stop=stop)]
+        chunks = chunks_of(stop=stop)
+        pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
         assert [piece for piece in pieces if piece] == [content]
+        assert chunks[-1]["choices"][0]["finish_reason"] == ("length" if stop == ["x"] else "stop")
+    typed = body(DETECT, stop="label", response_format={"type": "json_object"})
+    assert json.loads(content_of(typed))["detections"]
 
 
 @pytest.mark.parametrize(
