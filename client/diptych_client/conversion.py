@@ -32,21 +32,21 @@ MAX_CONVERTED_PIXELS = 250_000_000
 MAX_PDF_PIXELS = 50_000_000
 _PDF_SCALE = 200 / 72  # pixels per point
 _JPEG_QUALITY = 95
-START_BYTES = 12  # enough to tell a format
+_START_BYTES = 12  # enough to tell a format
 _SENT = ("JPEG", "PNG", "WEBP")
 _LOSSY = ("AVIF", "HEIF")
-# First bytes, format, and what reads it; Image.open would try all formats of Pillow.
-_READERS = (
-    (rb"\xff\xd8\xff", "JPEG", "PIL.JpegImagePlugin", "JpegImageFile"),
-    (rb"\x89PNG\r\n\x1a\n", "PNG", "PIL.PngImagePlugin", "PngImageFile"),
-    (rb"RIFF.{4}WEBP", "WEBP", "PIL.WebPImagePlugin", "WebPImageFile"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF", "PIL.TiffImagePlugin", "TiffImageFile"),
-    (rb"GIF8", "GIF", "PIL.GifImagePlugin", "GifImageFile"),
-    (rb"BM", "BMP", "PIL.BmpImagePlugin", "BmpImageFile"),
-    (rb".{4}ftypavi[fs]", "AVIF", "PIL.AvifImagePlugin", "AvifImageFile"),
-    (rb".{4}ftyp(he[iv]|mif1|msf1)", "HEIF", "pillow_heif", "HeifImageFile"),
-    (rb"%PDF-", "PDF", "pypdfium2", "PdfDocument"),
-)
+# First bytes, and what reads them, of each format; Image.open would try all formats of Pillow.
+_READERS = {
+    "JPEG": (rb"\xff\xd8\xff", "PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin", "PngImageFile"),
+    "WEBP": (rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin", "WebPImageFile"),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin", "TiffImageFile"),
+    "GIF": (rb"GIF8", "PIL.GifImagePlugin", "GifImageFile"),
+    "BMP": (rb"BM", "PIL.BmpImagePlugin", "BmpImageFile"),
+    "AVIF": (rb".{4}ftypavi[fs]", "PIL.AvifImagePlugin", "AvifImageFile"),
+    "HEIF": (rb".{4}ftyp(he[iv]|mif1|msf1)", "pillow_heif", "HeifImageFile"),
+    "PDF": (rb"%PDF-", "pypdfium2", "PdfDocument"),
+}
 _PAGE = re.compile(r"(.+)#page=([0-9]{1,6})", re.DOTALL)
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 DAMAGED = (
@@ -80,7 +80,7 @@ def pages_of(folder: Path, name: str) -> list[str]:
 
 def _num_pages(file: IO[bytes], maximum: int) -> int:
     """Return the number of pages, of a TIFF up to a maximum: each is read to find the next."""
-    file_format = format_of(file.read(START_BYTES))
+    file_format = format_of(file.read(_START_BYTES))
     file.seek(0)
     if file_format == "PDF":
         with _pdfium, closing(reader(file_format)(file)) as document:
@@ -107,7 +107,7 @@ def is_sendable(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return format_of(file.read(START_BYTES)) in _SENT
+        return format_of(file.read(_START_BYTES)) in _SENT
 
 
 def read_image_file(path: Path) -> bytes:
@@ -121,7 +121,7 @@ def read_image_file(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
-        start = file.read(START_BYTES)
+        start = file.read(_START_BYTES)
         if not format_of(start):
             raise OSError(f"image must be {ALLOWED}, which {path} is not")
         return converted(start + file.read(MAX_CONVERTED_BYTES), page)
@@ -129,7 +129,7 @@ def read_image_file(path: Path) -> bytes:
 
 def converted(data: bytes, page: int | None = None) -> bytes:
     """Return one page as PNG or JPEG, a file of an unknown format as it is; raise `OSError`."""
-    file_format = format_of(data[:START_BYTES])
+    file_format = format_of(data)
     try:
         if file_format in ("", *_SENT):
             if page not in (None, 1):
@@ -152,20 +152,18 @@ def converted(data: bytes, page: int | None = None) -> bytes:
         raise OSError(f"cannot convert the image: {error}") from error
 
 
-def format_of(start: bytes) -> str:
+def format_of(data: bytes) -> str:
     """Return the format of a file by its first bytes, or nothing."""
-    for pattern, file_format, _, _ in _READERS:
-        if re.match(pattern, start, re.DOTALL):
+    for file_format, (pattern, _, _) in _READERS.items():
+        if re.match(pattern, data, re.DOTALL):
             return file_format
     return ""
 
 
 def reader(file_format: str) -> Any:
-    """Return the class that reads a format: one of Pillow, or of PDFs."""
-    for _, name, module, kind in _READERS:
-        if name == file_format:
-            return getattr(import_module(module), kind)
-    raise ValueError("not an image")
+    """Return the class that reads a format: one of Pillow, or of PDFs; raise `KeyError`."""
+    _, module, kind = _READERS[file_format]
+    return getattr(import_module(module), kind)
 
 
 def _bounded(image: Any) -> Any:

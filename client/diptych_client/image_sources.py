@@ -21,7 +21,6 @@ from PIL.ImageFile import ImageFile as OpenedImage
 
 from diptych_client.conversion import (
     DAMAGED,
-    START_BYTES,
     converted,
     encoded,
     format_of,
@@ -177,7 +176,7 @@ class Downscaled:
 def downscaled(data: bytes, max_pixels: int) -> Downscaled | None:
     """Return a smaller image, or None if the file is small enough or not an image."""
     try:
-        image = reader(format_of(data[:START_BYTES]))(io.BytesIO(data))
+        image = reader(format_of(data))(io.BytesIO(data))
         return _smaller(image, len(data), max_pixels)
     except DAMAGED:  # the service says how
         return None

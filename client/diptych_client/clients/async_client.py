@@ -311,9 +311,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         except (ImageExpired, NotFound):
             if request.stored is None or isinstance(request.image, bytes):
                 raise
-            await self._store(
-                request.stored
-            )  # perhaps at another gateway than the one that answers
+            # perhaps at another gateway than the one that answers
+            await self._store(request.stored)
         return await self._call(operation, replace(request, image=request.stored.data), send)
 
     async def _store(self, image: StoredImage) -> None:

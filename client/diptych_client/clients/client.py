@@ -305,7 +305,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
         except (ImageExpired, NotFound):
             if request.stored is None or isinstance(request.image, bytes):
                 raise
-            self._store(request.stored)  # perhaps at another gateway than the one that answers
+            # perhaps at another gateway than the one that answers
+            self._store(request.stored)
         return self._call(operation, replace(request, image=request.stored.data), send)
 
     def _store(self, image: StoredImage) -> None:
