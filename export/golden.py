@@ -34,7 +34,8 @@ from export.artifacts.store import verified
 from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import find_entry
 from export.checkpoints.sources import fetch_file
-from export.checks.asking import Question, encode
+from export.checks.asking import Question
+from export.checks.encoding import encode
 from export.checks.parity import first_difference
 from export.checks.reference import load_for_checks
 from export.doctor import Finding, Verdict

@@ -158,12 +158,6 @@ def ring_box_xyxy(ring: Ring) -> BoxXYXY:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def quad_xy(box: BoxXYXY) -> Ring:
-    """Return the corners of a box: top left, top right, bottom right, bottom left."""
-    left, top, right, bottom = box
-    return (left, top), (right, top), (right, bottom), (left, bottom)
-
-
 def are_apart(first: BoxXYXY, second: BoxXYXY, gap_px: float) -> bool:
     """Return True if a strip of at least `gap_px` separates the two boxes."""
     horizontal = max(second[0] - first[2], first[0] - second[2])

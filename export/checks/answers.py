@@ -24,7 +24,8 @@ from torch import Tensor
 
 from diptych_client.matching import greedy_pairs, pairwise_iou
 from export.checkpoints.jobs import ExportJob
-from export.checks.asking import Question, encode
+from export.checks.asking import Question
+from export.checks.encoding import encode
 from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
@@ -63,7 +64,7 @@ _SCENE_PX = 256
 # has fewer, a smaller one up to two.
 _PROMPT_BUDGET = 1.65e12
 _MIN_PROMPTS = 8
-# In float16 an encoder takes seconds an image at real widths (half_arithmetic.py), and a decoder
+# In float16 an encoder takes seconds an image at real widths (encoding.py), and a decoder
 # takes four times as long as in float32: they see the first pictures only.
 _NUM_HALF_PICTURES = 2
 _BATCH_SIZE = 16

@@ -1,21 +1,15 @@
 """Questions asked of an exported model, and its answers, by the code that serves them: the tasks'
-prompts and parsers, the runners' encoder and decoder.
+prompts and parsers, the runners' decoder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import mul
-from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from export.checks.half_arithmetic import HalfEncoder
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.encoder.session import Encoder, load_encoder
 from runners.model_worker import AnswerText, to_request
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
@@ -24,7 +18,6 @@ from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt, PromptSegment
 from tasks.results import Result
 from tasks.table import TASKS, TaskParameters, parse_parameters
-from wire.artifacts.manifest import Device, Precision, vision_encoder_file
 from wire.runner_messages import SequenceSpec
 
 _NO_TIMEOUT_S = 1e9
@@ -116,15 +109,3 @@ class Question:
             "polygon",
             mask_decoder,
         )
-
-
-def encode(
-    folder: Path, precision: Precision, images: Sequence[Image.Image], device: Device = "cpu"
-) -> Tensor:
-    """Return features (B, N, C) of images of the model's size, encoded one by one."""
-    encoder: Encoder | HalfEncoder
-    if (precision, device) == ("float16", "cpu"):
-        encoder = HalfEncoder(folder / vision_encoder_file(precision))
-    else:
-        encoder = load_encoder(folder, precision=precision, device=device)
-    return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images])

@@ -5,7 +5,7 @@ In float32, image features may differ by rounding only. Tokens may differ only a
 the reference's own logits are so close that rounding decides; near ties are counted. A precision
 that breaks the model is logged and left out; where it was the default, float32 takes its place.
 Parts are loaded one after another, so that only one is in memory. Everything runs on the CPU, so
-the result is the same on every host: float16 encoders in true half arithmetic (half_arithmetic.py),
+the result is the same on every host: float16 encoders in true half arithmetic (encoding.py),
 float16 and bfloat16 decoders in torch, which keeps hidden states in their dtype. CUDA rounds in the
 same places but sums in another order. Shapes: B images, N image tokens, C hidden, V vocabulary.
 """
@@ -25,7 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 from export.artifacts.vision_module import ImageInput
-from export.checks.asking import Question, encode
+from export.checks.asking import Question
+from export.checks.encoding import encode
 from export.checks.reference import GreedyAnswer, Reference, load_for_checks
 from export.errors import ParityError
 from export.scenes import CANVAS_PX, Scene, box_xyxy, render_scene, sample_scene

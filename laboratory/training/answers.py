@@ -19,6 +19,7 @@ from string import ascii_uppercase, digits
 import numpy as np
 from numpy.random import default_rng
 
+from diptych_client.geometry import corners
 from diptych_client.results import (
     Detection,
     DetectionsResult,
@@ -40,7 +41,6 @@ from export.scenes import (
     box_xyxy,
     load_font,
     polygon_xy,
-    quad_xy,
     sample_scene,
 )
 from laboratory.questions import Question, questions
@@ -160,9 +160,9 @@ def florence2_answer(picture: Picture, question: Question, labels: Sequence[str]
                 pieces += [_florence2_location(px, _POLYGON_STEP, mention) for px in point]
         case TextRegionsResult() if WORD in picture.boxes:
             pieces += _characters(picture)
-            corners = chain.from_iterable(quad_xy(picture.boxes[WORD]))
-            coordinates = chain.from_iterable(quad_xy((0, 1, 2, 3)))
-            for px, coordinate in zip(corners, map(int, coordinates), strict=True):
+            places = chain.from_iterable(corners(picture.boxes[WORD]))
+            coordinates = chain.from_iterable(corners((0, 1, 2, 3)))
+            for px, coordinate in zip(places, map(int, coordinates), strict=True):
                 mention = Mention((WORD,), coordinate=coordinate)
                 pieces.append(_florence2_location(px, BOX_STEP, mention))
         case TextResult(text):

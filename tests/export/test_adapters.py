@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from export.adapters import plan_adapter
 from export.checkpoints.jobs import ExportOptions
-from export.checks.asking import encode
+from export.checks.encoding import encode
 from export.checks.reference import Reference
 from export.errors import SourceError
 from runners.adapters.low_rank import Adapters

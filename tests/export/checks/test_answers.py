@@ -27,7 +27,7 @@ from export.checks.answers import (
     spread,
     text_distance,
 )
-from export.checks.asking import encode
+from export.checks.encoding import encode
 from export.checks.parity import MIN_MEAN_COSINE, compare
 from export.errors import SourceError
 from tasks.catalog import CatalogEntry

@@ -1,16 +1,18 @@
-"""The float16 vision encoder in true half arithmetic, on any CPU: ONNX Runtime computes the stored
-graph in float32, and every operator's output is rounded to float16.
+"""Image features of an exported encoder, by the runner's session; on a CPU, those of a float16
+graph are in true half arithmetic: ONNX Runtime computes the graph in float32, and every operator's
+output is rounded to float16.
 
-It proves that no value between the operators of the float16 graph leaves float16's range (65,504)
-in a way that reaches the features. Inside an operator, sums, normalisations and the scores of fused
-attention are float32, as in the kernels of CUDA (cuBLAS, cuDNN, ONNX Runtime's LayerNormalization,
-Softmax and attention). It proves nothing about kernels that also sum in float16, which ONNX Runtime
-uses only on request.
+The rounding proves that no value between the operators of the float16 graph leaves float16's range
+(65,504) in a way that reaches the features. Inside an operator, sums, normalisations and the scores
+of fused attention are float32, as in the kernels of CUDA (cuBLAS, cuDNN, ONNX Runtime's
+LayerNormalization, Softmax and attention). It proves nothing about kernels that also sum in
+float16, which ONNX Runtime uses only on request.
 
 Other ways are wrong on a CPU: ONNX Runtime drops the casts that it adds around the operators of a
 float16 graph, and torch's SDPA keeps the products of queries and keys in float32.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,25 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import Tensor
 
-_FLOAT = TensorProto.FLOAT
+from runners.encoder.session import Encoder, load_encoder
+from wire.artifacts.manifest import Device, Precision, vision_encoder_file
+
 _HALF = TensorProto.FLOAT16
+
+
+def encode(
+    folder: Path, precision: Precision, images: Sequence[Image.Image], device: Device = "cpu"
+) -> Tensor:
+    """Return features (B, N, C) of images of the model's size, encoded one by one."""
+    encoder: Encoder | HalfEncoder
+    if (precision, device) == ("float16", "cpu"):
+        encoder = HalfEncoder(folder / vision_encoder_file(precision))
+    else:
+        encoder = load_encoder(folder, precision=precision, device=device)
+    return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images])
 
 
 class HalfEncoder:
@@ -52,7 +69,7 @@ def round_in_float32(model: ModelProto) -> None:
     other_types = set[str]()  # outputs of operators outside ONNX have no inferred type: all half
     inferred = onnx.shape_inference.infer_shapes(model).graph
     for info in (*inferred.value_info, *inferred.output):
-        if info.type.tensor_type.elem_type not in (_HALF, TensorProto.UNDEFINED):
+        if info.type.tensor_type.elem_type != _HALF:
             other_types.add(info.name)
     for tensor in graph.initializer:
         _widen(tensor)
@@ -61,14 +78,12 @@ def round_in_float32(model: ModelProto) -> None:
         nodes.append(node)
         for attribute in node.attribute:
             _widen(attribute.t)
-            if attribute.name == "to" and attribute.i == _HALF:
-                attribute.i = _FLOAT
         for index, name in enumerate(node.output):
             if name and name not in other_types:
                 exact = node.output[index] = f"{name}/exact"
                 half = f"{name}/half"
                 nodes.append(helper.make_node("Cast", [exact], [half], to=_HALF))
-                nodes.append(helper.make_node("Cast", [half], [name], to=_FLOAT))
+                nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
 
