@@ -23,6 +23,7 @@ from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PALIGEMMA_
 from tests.support.http_servers import serving_app
 from tests.support.rest_client import OCR, SMALL_PNG, client
 
+TIMEOUT_S = 600  # of a package index that does not answer
 LABELS = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
 
@@ -41,7 +42,7 @@ def generated(document: Path) -> Iterator[Any]:
     (pin,) = project["dependency-groups"]["generator"]
     if not (packages / f"{pin.replace('-', '_').replace('==', '-')}.dist-info").exists():
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--upgrade")
-        subprocess.run([*pip, "--target", packages, pin], check=True)
+        subprocess.run([*pip, "--target", packages, pin], check=True, timeout=TIMEOUT_S)
     options = document.with_name("options.yaml")
     options.write_text("post_hooks: []\nproject_name_override: generated\n", encoding="utf-8")
     command = (sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none")
@@ -52,6 +53,7 @@ def generated(document: Path) -> Iterator[Any]:
         env=os.environ | {"PYTHONPATH": str(packages)},
         capture_output=True,
         text=True,
+        timeout=TIMEOUT_S,
     )
     assert run.returncode == 0, run.stderr
     assert (run.stdout.strip(), run.stderr) == ("Generating generated", "")  # no warning
@@ -117,7 +119,7 @@ def test_typescript_client_predicts(document: Path) -> None:
     folder = document.parent
 
     def run(*command: str) -> str:
-        return subprocess.check_output(command, cwd=folder, text=True)
+        return subprocess.check_output(command, cwd=folder, text=True, timeout=TIMEOUT_S)
 
     (folder / "package.json").write_text('{"type": "module"}', encoding="utf-8")
     (folder / "sample.ts").write_text(TYPESCRIPT, encoding="utf-8")
