@@ -145,6 +145,8 @@ def converted(data: bytes, page: int | None = None) -> bytes:
         if page is not None:
             picture.seek(page - 1)
         picture = ImageOps.exif_transpose(_bounded(picture))
+        if picture.mode in ("F", "I"):
+            raise ValueError("its tones have 32 bits, of an unknown range; convert them to 8 or 16")
         return encoded(picture, "JPEG" if file_format in _LOSSY else "PNG")
     except ImportError as error:
         raise OSError(f"{error}: install diptych-client with the extra `formats`") from error

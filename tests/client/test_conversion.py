@@ -145,6 +145,9 @@ def test_sixteen_bit_tones_become_eight_bit() -> None:
     for source in (tones, Image.fromarray(tones), encoded(Image.fromarray(tones), "TIFF")):
         sent = opened(encoded_image(source)).convert("L")
         assert np.asarray(sent).tolist() == [[0, 1, 156, 255]]
+    for mode in "FI":
+        with pytest.raises(UnreadableFile, match="its tones have 32 bits"):
+            encoded_image(encoded(Image.new(mode, (4, 4)), "TIFF"))
 
 
 @pytest.mark.parametrize(
