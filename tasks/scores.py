@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
+    FailFast,
     Field,
     StrictBool,
     TypeAdapter,
@@ -40,7 +41,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from tasks.errors import CheckpointFileError, first_problem
+from tasks.errors import CheckpointFileError, first_problem, shown
 from tasks.results import (
     BoxXyxy,
     FoundObject,
@@ -52,14 +53,14 @@ from tasks.results import (
 )
 from tasks.table import TASKS
 
-MAX_PROOFS = 1000  # a file
+_MAX_ROWS = 1000  # a file
 
 ObjectT = TypeVar("ObjectT", bound=FoundObject)
 
 
 def _with_scores(task_id: str) -> str:
     if task_id not in TASKS or TASKS[task_id].result_kind == "text":
-        raise ValueError(f"{task_id!r} is not a task that returns scores")
+        raise ValueError(f"{shown(task_id)} is not a task that returns scores")
     return task_id
 
 
@@ -70,7 +71,7 @@ def _about_scores(fields: Mapping[str, object]) -> Mapping[str, object]:
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _OpenShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-_Points = Annotated[tuple[_Share, ...], Field(min_length=1)]
+_Points = Annotated[tuple[_Share, ...], Field(min_length=1), FailFast()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,9 @@ class Proof:
 
 
 class _ScoresFile(TypedDict, total=False):
-    calibrations: tuple[Calibration, ...]
-    proofs: Annotated[tuple[Proof, ...], Field(max_length=MAX_PROOFS)]
+    # FailFast: else a file of a few MB makes millions of problems
+    calibrations: Annotated[tuple[Calibration, ...], Field(max_length=_MAX_ROWS), FailFast()]
+    proofs: Annotated[tuple[Proof, ...], Field(max_length=_MAX_ROWS), FailFast()]
 
 
 _FILES = TypeAdapter(_ScoresFile)

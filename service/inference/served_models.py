@@ -29,7 +29,7 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
-from tasks.errors import CheckpointFileError, meant
+from tasks.errors import CheckpointFileError, meant, shown
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -360,7 +360,7 @@ def _served_proof(proof: Proof, served: Mapping[str, str]) -> ServedProof:
 
 
 def _stale(about: str, name: str, value: str, served: str) -> SettingsError:
-    problem = f"{about} is of the {name} {value!r}; the one served is {served!r}"
+    problem = f"{about} is of the {name} {shown(value)}; the one served is {served!r}"
     return SettingsError(f"DIPTYCH_CALIBRATION: {problem}: make it again, or remove it")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.errors import CheckpointFileError
 from tasks.results import (
@@ -189,10 +190,21 @@ def test_bad_proof_is_refused(tmp_path: Path, key: str, values: list[Any], reaso
             read_proofs(path)
 
 
-def test_number_of_proofs_is_limited(tmp_path: Path) -> None:
-    assert len(read_proofs(written(tmp_path, proofs=[PROOF_ROW] * 1000))) == 1000
+@pytest.mark.parametrize(("name", "row"), [("calibrations", ROW), ("proofs", PROOF_ROW)])
+def test_rows_and_their_problems_are_limited(tmp_path: Path, name: str, row: Any) -> None:
+    read_proofs(written(tmp_path, **{name: [row] * 1000}))
     with pytest.raises(CheckpointFileError, match="at most 1000 items"):
-        read_proofs(written(tmp_path, proofs=[PROOF_ROW] * 1001))
+        read_proofs(written(tmp_path, **{name: [row] * 1001}))
+    with pytest.raises(CheckpointFileError) as raised:
+        read_proofs(written(tmp_path, **{name: [{}, {}]}))
+    assert isinstance(raised.value.__cause__, ValidationError)
+    assert {problem["loc"][1] for problem in raised.value.__cause__.errors()} == {0}
+
+
+def test_long_task_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointFileError) as raised:
+        read_calibrations(written(tmp_path, calibrations=[ROW | {"task": "x" * 100_000}]))
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(

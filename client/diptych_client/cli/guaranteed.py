@@ -38,7 +38,7 @@ from diptych_client.evaluation.annotation.guarantee import (
     prove,
     truth_of,
 )
-from diptych_client.evaluation.dataset import Selection
+from diptych_client.evaluation.dataset import Selection, read_json, read_lines, readable_as
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.objects import run_lengths
@@ -124,9 +124,15 @@ class GuaranteedRun:
         would prove nothing.
         """
         path = self.target.outputs.folder / "suggestions.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            row = json.loads(line)
-            self.is_random[row["image"]] = row["is_random"]
+        for number, line in read_lines(path) if path.exists() else ():
+            with readable_as("JSON", path):
+                row = json.loads(line)
+            match row:
+                case {"image": str(name), "is_random": bool(is_random)}:
+                    self.is_random[name] = is_random
+                case _:
+                    rule = "an object with image and is_random"
+                    raise RunError(f"{path}, line {number} must be {rule}, got {row!r:.80}")
         if reviewed_path is None:
             return
         selection = Selection(self.folder.path, None, self.problems)
@@ -138,7 +144,7 @@ class GuaranteedRun:
         missing = {name for name, is_random in self.is_random.items() if is_random}
         missing -= set(map(attrgetter("name"), self.reviewed))
         if missing or not self.reviewed:
-            names = ", ".join(sorted(missing)) or f"any image of {self.folder.path}"
+            names = f"{', '.join(sorted(missing)):.1000}" or f"any image of {self.folder.path}"
             rule = "the images that were drawn at random prove only together"
             raise RunError(f"--reviewed {reviewed_path} has no labels of {names}; {rule}")
 
@@ -146,7 +152,9 @@ class GuaranteedRun:
         """Return the images whose answers fix the rules: the same at every look."""
         path = self.target.outputs.folder / "pilot.json"
         by_name = {image.name: image for image in self.images}
-        names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        names = read_json(path) if path.exists() else []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunError(f"{path} must be a list of image names, got {names!r:.80}")
         if earlier := [by_name[name] for name in names if name in by_name]:
             return earlier
         unlabelled = []

@@ -259,20 +259,20 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     text = read_text(path, max_bytes)
-    with _readable_as("JSON", path):
+    with readable_as("JSON", path):
         return json.loads(text)
 
 
 def read_yaml(path: Path) -> Any:
     text = read_text(path, MAX_YAML_BYTES)
-    with _readable_as("YAML", path):
+    with readable_as("YAML", path):
         return _LoaderWithoutAliases(text).get_single_data()
 
 
 def read_xml(path: Path, max_bytes: int = MAX_XML_BYTES) -> ElementTree.Element:
     """Return the root of an XML file without a document type, which could define entities."""
     data = _read(path, max_bytes)  # its first line names the encoding
-    with _readable_as("XML", path):
+    with readable_as("XML", path):
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_BoundedTree()))
 
 
@@ -310,7 +310,7 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 @contextmanager
-def _readable_as(form: str, path: Path) -> Iterator[None]:
+def readable_as(form: str, path: Path) -> Iterator[None]:
     try:
         yield
     except RecursionError as error:

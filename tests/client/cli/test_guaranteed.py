@@ -249,6 +249,18 @@ def test_random_suggestions_count_for_the_proof(
     assert "2 labelled images prove no" in capsys.readouterr().err  # each counts once
 
 
+@pytest.mark.parametrize("text", ["[[]]", "null", "{}", '{"image": "a"}', "[" * 100_000])
+@pytest.mark.parametrize("name", ["pilot.json", "suggestions.jsonl"])
+def test_malformed_file_of_earlier_run(
+    name: str, text: str, diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(text)
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate(diptych, photos, labels, "--overwrite")[0] == 1
+    assert f"error: {tmp_path / 'out' / name}" in capsys.readouterr().err
+
+
 def test_pilot_and_other_images_prove_nothing(
     diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:
