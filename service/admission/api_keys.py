@@ -46,6 +46,7 @@ _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
 _MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
 _MAX_ADDRESSES = 10_000
+_MAX_FILE_CHARS = 10_000_000
 _OWNER_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
 _Rate = Annotated[int, Field(ge=1, le=1_000_000)]
 TIMEOUT_S = 0.1  # per call, including the wait for a connection
@@ -348,7 +349,7 @@ class ApiKeys:
         if path is None:
             return cls(None)
         keys = cls((), path, clock, shared)  # notes the file's version before it is read
-        keys._accept(read_keys(path))
+        keys._accept(parse_keys(_text(path)))
         return keys
 
     def check(self, authorization: str | None, address: str) -> Quota:
@@ -393,7 +394,11 @@ class ApiKeys:
             return
         self._version = version
         try:
-            self._accept(read_keys(self._file))
+            text = _text(self._file)
+            if not text.endswith("\n"):
+                problem = "its last line has no newline, as while the file is written"
+                raise SettingsError(f"{_VARIABLE}: {problem}; replace it by a rename")
+            self._accept(parse_keys(text))
         except SettingsError as error:
             logger.error("the API keys are unchanged, because the new file is invalid: %s", error)
         else:
@@ -417,11 +422,15 @@ def _version(file: Path | None) -> tuple[int, int, int] | None:
     return None
 
 
-def read_keys(file: Path) -> list[KeyEntry]:
+def _text(file: Path) -> str:
     try:
-        return parse_keys(file.read_text(encoding="ascii"))
+        with file.open(encoding="ascii") as opened:
+            text = opened.read(_MAX_FILE_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{_VARIABLE}={str(file)!r} cannot be read: {error}") from error
+    if len(text) > _MAX_FILE_CHARS:
+        raise SettingsError(f"{_VARIABLE}={str(file)!r} is larger than {_MAX_FILE_CHARS} bytes")
+    return text
 
 
 def parse_keys(text: str) -> list[KeyEntry]:

@@ -16,6 +16,7 @@ from operator import attrgetter
 from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -300,7 +301,8 @@ def write_index(
         except (OSError, *MALFORMED) as error:
             raise RunError(f"{path} is not a report of `evaluate`: {error!r:.200}") from error
         rows.append(row)
-        links.append((relpath(path.with_name("report.html"), out.parent), path.parent.name))
+        href = quote(Path(relpath(path.with_name("report.html"), out.parent)).as_posix())
+        links.append((href, path.parent.name))
     header = tuple(rows[0]) if rows else ()
     table = Table("All reports", header, tuple(tuple(map(str, row.values())) for row in rows))
     template = _template("index.html")

@@ -195,7 +195,7 @@ def test_changed_file_is_reloaded(
     keys = ApiKeys.load(keys_file, clock)
     quota = keys.check("Bearer first", ADDRESS)
     run(quota.take_request())
-    keys_file.write_text(f"{HASH} requests_per_minute=1\n{hash_of('new')}")
+    keys_file.write_text(f"{HASH} requests_per_minute=1\n{hash_of('new')}\n")
     clock.now_s += 0.9
     assert not is_accepted(keys, "new")
     clock.now_s += 0.1
@@ -218,7 +218,9 @@ def test_replaced_file_is_reloaded(keys_file: Path, clock: FakeClock) -> None:
     assert is_accepted(keys, "third")
 
 
-@pytest.mark.parametrize("text", ["no hash", None])
+@pytest.mark.parametrize(
+    "text", ["no hash\n", "", HASH, pytest.param("\n" * 10_000_001, id="large"), None]
+)
 def test_malformed_file_keeps_the_keys(
     keys_file: Path, clock: FakeClock, text: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,7 +235,7 @@ def test_malformed_file_keeps_the_keys(
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "the API keys are unchanged" in record.getMessage()
-    keys_file.write_text(hash_of("new"))
+    keys_file.write_text(f"{hash_of('new')}\n")
     clock.now_s += 1
     assert is_accepted(keys, "new")
 

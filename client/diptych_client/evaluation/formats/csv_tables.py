@@ -11,7 +11,7 @@ apostrophes before it, is written after an apostrophe, which is not read.
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ _EDGES = (_COLUMNS[4:], ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2",
 _READ = {"text", "caption", "question", *(names[0] for names in _EDGES)}
 _NOT_LABELS = {"width", "height", "class_id", ""}
 _MAX_COLUMNS = 1000
-_FORMULA = re.compile("'*[=+\\-@\t\r]")
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")  # and full-width ones
 
 
 def is_csv_labels(path: Path) -> bool:
@@ -96,15 +96,20 @@ def _escaped(cell: object) -> str:
     return f"'{cell}" if _FORMULA.match(str(cell)) else str(cell)
 
 
+def _line(cells: Iterable[object]) -> str:
+    """Return a line; before Python 3.13 only characters of the line's end are quoted."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(map(_escaped, cells))
+    return line.getvalue()[:-2] + "\n"
+
+
 def write_csv(export: Export) -> Path:
     return export.write_splits("{split}", "labels.csv", partial(_table, export.job))
 
 
 def _table(job: Job, records: Sequence[Record]) -> str:
-    file = io.StringIO(newline="")
-    table = csv.writer(file, lineterminator="\n")
     is_text = any(isinstance(record.answer.result, TextResult) for record in records)
-    table.writerow(("image", *_text_fields(job, "")) if is_text else _COLUMNS)
+    lines = [_line(("image", *_text_fields(job, "")) if is_text else _COLUMNS)]
     for record in records:
         image = record.answer.image
         result = record.answer.result
@@ -115,9 +120,8 @@ def _table(job: Job, records: Sequence[Record]) -> str:
         for item in record.items:
             box = (round(max(edge, 0.0), 2) for edge in box_of(item))
             rows.append((*start, category_of(item), *box))
-        for row in rows or [(*start, *[""] * 5)]:
-            table.writerow(map(_escaped, row))
-    return file.getvalue()
+        lines += map(_line, rows or [(*start, *[""] * 5)])
+    return "".join(lines)
 
 
 def _text_fields(job: Job, text: str) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Datasets that `annotate` writes, read back: COCO, YOLO, JSON lines."""
 
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -205,6 +206,20 @@ def test_written_text_is_read_back(
     assert text.text in texts
     assert labelled.region == (parameters.region and pytest.approx(parameters.region, abs=0.05))
     assert dataset.inventory.labels == labels
+
+
+@pytest.mark.parametrize("start", "=+-@\t\r\n\uff1d")
+def test_cell_is_no_formula(tmp_path: Path, start: str) -> None:
+    text = f"{start}1\r=1"
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    job = Job("ocr", "some-model", TaskParameters(), AnswerOptions())
+    with Outputs(tmp_path / "out") as outputs:
+        target = Target("csv", outputs, tmp_path, job)
+        write_dataset(target, [record(TextResult(text), "a.png")])
+    (path,) = tmp_path.glob("out/train/labels.csv")
+    with path.open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["a.png", f"'{text}", ""]
+    assert read_dataset(tmp_path / "out").images[0].text == text
 
 
 @pytest.mark.parametrize("form", ["yolo", "voc"])
