@@ -144,11 +144,12 @@ SHORT_BOX = {"box": [1, 2, 3], "label": "a", "score": 1}
     [
         *({"result": {}}, {"result": {"unknown": []}}, {"result": {"text": 1}}, {"tiles": {}}),
         {"result": {"detections": [SHORT_BOX]}},
+        *({"result": {"detections": [SHORT_BOX | {"box": [1, 2, 3, x]}]}} for x in ("NaN", 1e999)),
     ],
     ids=str,
 )
 def test_unknown_result_is_an_error(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"no known kind|expected a text|is shorter"):
+    with pytest.raises(ValueError, match=r"no known kind|expected a text|is shorter|a finite"):
         from_json(Answer, to_json(PLAIN) | fields)
     with pytest.raises(ValueError, match="no known kind"):
         PREDICT.parse(json_from_message(pb.Answer(id="r")))

@@ -182,7 +182,7 @@ def tool_server(client: AsyncClient) -> Server[Any]:
         try:
             return tool_result(await call_tool(client, params.name, params.arguments or {}))
         except (DiptychError, OSError, ValueError, RuntimeError, TypeError) as error:
-            content = TextContent(type="text", text=str(error))
+            content = TextContent(type="text", text=str(error)[:2000])
             return CallToolResult(content=[content], is_error=True)
 
     return Server(

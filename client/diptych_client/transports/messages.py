@@ -7,6 +7,7 @@ member is meant whose fields without a default are all there.
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +71,12 @@ def _parsed(kind: Any, value: Any) -> Any:
         return tuple(starmap(_parsed, zip(kinds, value, strict=True)))
     if kind is str and not isinstance(value, str):
         raise ValueError(f"expected a text, got {value!r:.100}")
-    return float(value) if kind is float else value
+    if kind is not float:
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {number}")
+    return number
 
 
 def _parsed_dataclass(kind: Any, value: Any) -> Any:

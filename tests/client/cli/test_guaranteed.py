@@ -249,7 +249,7 @@ def test_random_suggestions_count_for_the_proof(
     assert "2 labelled images prove no" in capsys.readouterr().err  # each counts once
 
 
-@pytest.mark.parametrize("text", ["[[]]", "null", "{}", '{"image": "a"}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["[[]]", "null", '{"image": "a", "is_random": 1}', "[" * 100_000])
 @pytest.mark.parametrize("name", ["pilot.json", "suggestions.jsonl"])
 def test_malformed_file_of_earlier_run(
     name: str, text: str, diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
