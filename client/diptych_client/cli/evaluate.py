@@ -225,14 +225,11 @@ class EvaluationRun:
         return tuple(names)
 
     def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
-        sent: list[Sample] = []
-
-        async def run(advance: Callable[[], None]) -> None:
+        async def run(advance: Callable[[], None]) -> list[Sample]:
             async with self.connection.async_client() as client:
-                sent.extend(await race.run(client, samples, advance))
+                return await race.run(client, samples, advance)
 
-        total = 2 * sum(len(sample.requests) for sample in samples)
-        run_with_progress(total, run, "until decided")
+        sent = run_with_progress(2 * _num_requests(samples), run, "until decided")
         return sent, race.sentence()
 
     def _calibrate(

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -35,6 +35,7 @@ from diptych_client.results import (
 _ERRORS = Console(stderr=True)
 _MAX_PROBLEMS = 20  # lines
 logger = logging.getLogger("diptych_client")
+T = TypeVar("T")
 
 # Control characters except tab and newline, line separators, and marks that override the direction
 # of text.
@@ -80,14 +81,14 @@ def note_problems(problems: Problems, outputs: Outputs | None) -> None:
 
 def run_with_progress(
     total: int,
-    run: Callable[[Callable[[], None]], Coroutine[Any, Any, None]],
+    run: Callable[[Callable[[], None]], Coroutine[Any, Any, T]],
     description: str = "images",
-) -> None:
-    """Run a coroutine that calls its argument once for each finished unit."""
+) -> T:
+    """Run a coroutine that calls its argument once for each finished unit; return its result."""
     is_hidden = not logger.isEnabledFor(logging.WARNING)
     with Progress(console=_ERRORS, disable=is_hidden) as progress:
         bar = progress.add_task(escape(printable(description)), total=total)
-        asyncio.run(run(lambda: progress.advance(bar)))
+        return asyncio.run(run(lambda: progress.advance(bar)))
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:

@@ -212,13 +212,8 @@ def test_prefix_and_suffix_have_boxes(
 
 REGION = "<loc_100><loc_125><loc_400><loc_375>"
 TEXTS = [
-    ("caption en", "two cats", {"captions": 1}),
     ("<MORE_DETAILED_CAPTION>", "two cats", {"captions": 1}),
-    ("ocr", "EXIT", {"texts": 1}),
-    ("<OCR>", "EXIT", {"texts": 1}),
     (f"<REGION_TO_DESCRIPTION>{REGION}", f"a car{REGION}", {"texts": 1}),
-    ("answer en how many?", "2", {"questions": 1}),
-    ("<VQA>how many?", "2", {"questions": 1}),
     ("how many?", "2", {"questions": 1}),
     ("segment car", "<loc0128><loc0102><loc0384><loc0409>" + "<seg001>" * 16, {"phrases": 1}),
     ("<CAPTION_TO_PHRASE_GROUNDING>a car", f"car{REGION}", {"phrases": 1}),
@@ -376,3 +371,7 @@ def test_ground_truth_of_fiftyone_is_read(tmp_path: Path) -> None:
     dataset = read_dataset(folder)
     assert_objects(dataset)
     assert dataset.inventory.ignored == {"field guess not read": 3}
+    document["samples"][1]["ground_truth"]["detections"][0]["iscrowd"] = 1
+    (folder / "samples.json").write_text(json.dumps(document))
+    (true,) = read_dataset(folder).images[1].objects or ()
+    assert true.is_crowd

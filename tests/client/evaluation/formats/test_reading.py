@@ -151,6 +151,12 @@ def test_label_studio_names_before_upload(tmp_path: Path) -> None:
         read_dataset(folder)
 
 
+def test_label_studio_box_turns_around_its_corner(tmp_path: Path) -> None:
+    edit(write_label_studio(tmp_path) / "project-1.json", '"rotation": 0', '"rotation": 90')
+    first, _ = read_dataset(tmp_path).images[0].objects or ()
+    assert first.box_xyxy == pytest.approx((-10, 10, 10, 40))  # 30 x 20 around (10, 10)
+
+
 def test_label_studio_counts_the_last_annotation(tmp_path: Path) -> None:
     file = write_label_studio(tmp_path) / "project-1.json"
     tasks = json.loads(file.read_text())
