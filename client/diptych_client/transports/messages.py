@@ -73,8 +73,7 @@ def _parsed(kind: Any, value: Any) -> Any:
         raise ValueError(f"expected a text, got {value!r:.100}")
     if kind is not float:
         return value
-    number = float(value)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(value)):
         raise ValueError(f"expected a finite number, got {number}")
     return number
 
