@@ -35,8 +35,8 @@ from diptych_client.long_runs import RunError
 
 _VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_LABELS = {".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
-_UNPACKED = SUFFIXES | _LABELS | {".names", ".data", ".labels"}
+LABEL_SUFFIXES = {".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
+_UNPACKED = SUFFIXES | LABEL_SUFFIXES | {".names", ".data", ".labels"}
 
 DEFAULT_EVERY_S = 1.0
 MAX_ARCHIVE_FILES = 1_000_000

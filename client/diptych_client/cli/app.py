@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -60,7 +60,7 @@ from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError, Unauthorized
 from diptych_client.inputs import ImageInStore, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
-from diptych_client.requests import TaskParameters
+from diptych_client.requests import TaskId, TaskParameters
 from diptych_client.results import Answer, Task
 from diptych_client.transports.messages import to_json
 
@@ -384,6 +384,10 @@ def check(
     from diptych_client.cli.evaluate import plan_lines, read_input
     from diptych_client.evaluation.questions import Questionnaire, read_prompts
 
+    tasks = list(chain.from_iterable(map(get_args, get_args(TaskId))))
+    if task and task not in tasks:
+        known = ", ".join(tasks)
+        raise BadParameter(f"expected one of {known}, got {task!r}", param_hint="--task")
     with TemporaryDirectory(prefix="diptych-") as work:
         opening = Opening(Path(work) / "input", Problems(strict))
         labelled = read_input(dataset, dataset_options, opening)

@@ -194,7 +194,7 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     assert output[1:] == [
         "labels: objects 23",
         "classes: Red_Stars 23",
-        "ignored: none",
+        "ignored: image without labels 3",
         "open_vocabulary_detection: 23 requests to each model",
         "asked with labels: Red_Stars",
         "or: Red_Stars as red_stars",
@@ -211,6 +211,8 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     *_, classes, _, numbers = capsys.readouterr().out.splitlines()
     assert classes.endswith(" 1, 1 others")
     assert numbers.startswith("the classes are numbers: --prompts names them")
+    assert diptych(Script([]), "check", folder, "--task", "detection") == 2
+    assert "expected one of captioning, object_detection," in capsys.readouterr().err
 
 
 def test_sample_and_split_name_the_dataset(diptych: Diptych, folder: Path, out: Path) -> None:

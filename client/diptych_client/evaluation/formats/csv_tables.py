@@ -83,7 +83,9 @@ def _fields(row: Mapping[str, str]) -> dict[str, Any]:
             labels = [fields.pop(name) for name in _LABELS if name in fields]
             box = [fields.pop(name) for name in edges if name in fields]
             if box and not labels:
-                raise ValueError(f"a box needs a column {' or '.join(_LABELS)}")
+                columns = ", ".join(row)
+                rule = f"a box needs a column {' or '.join(_LABELS)}"
+                raise ValueError(f"{rule}, got {columns:.200}")
             return fields | {"objects": [{"label": labels[0], "box": box}] if labels else []}
     return fields
 

@@ -4,9 +4,10 @@ A reader returns None for files of another format; the first that knows them rea
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from posixpath import normpath
 
 from diptych_client.evaluation.dataset import (
     Dataset,
@@ -30,6 +31,7 @@ from diptych_client.evaluation.formats.voc import read_voc
 from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
 from diptych_client.inputs import (
     EMPTY_IMAGE,
+    LABEL_SUFFIXES,
     Folder,
     Problems,
     files_below,
@@ -89,6 +91,7 @@ _LISTS = re.compile(
     r"|(journal|failures|suggestions|written|suggested|review)\.jsonl"
 )
 _MAX_LISTED_FILES = 10
+_MAX_HEAD_BYTES = 80
 
 
 def read_dataset(
@@ -105,9 +108,10 @@ def read_dataset(
     problems = selection.problems
     dataset = _read(_inner_folder(path, selection), selection)
     dataset = _without_empty_images(dataset, problems)
+    names = set[str]()
     if path.is_dir() and isinstance(dataset.store, Folder):
         left_out = Problems()
-        image_names(dataset.store.path, left_out)
+        names = set(image_names(dataset.store.path, left_out))
         del left_out.counts[EMPTY_IMAGE]  # of labels
         problems.counts.update(left_out.counts)
     if not dataset.images:
@@ -120,14 +124,22 @@ def read_dataset(
     note = dataset.note
     if problems.counts and not labels:
         note = note or f"no labels were understood: {problems.summary()}"
-    inventory = replace(
-        dataset.inventory,
-        split=split or dataset.inventory.split,
-        labels=labels,
-        ignored=dict(problems.counts),
-    )
+    split = split or dataset.inventory.split
+    ignored = dict(problems.counts)
+    if not split and (number := _num_unlabelled(names, dataset.images)):
+        ignored["image without labels"] = number
+    inventory = replace(dataset.inventory, split=split, labels=labels, ignored=ignored)
     classes = dataset.classes or classes_of(dataset.images)
     return replace(dataset, classes=classes, note=note, inventory=inventory)
+
+
+def _num_unlabelled(names: set[str], labelled_images: Iterable[LabelledImage]) -> int:
+    """Return the number of image files in the folder that no label file names."""
+    labelled_names = set[str]()
+    for labelled in labelled_images:
+        name = normpath(labelled.image.name)
+        labelled_names |= {name, name.rpartition("#page=")[0]}
+    return len(names - labelled_names)
 
 
 def _inner_folder(path: Path, selection: Selection) -> Path:
@@ -171,6 +183,10 @@ def _read(path: Path, selection: Selection) -> Dataset:
         known = ", ".join(splits_in(files_below(path))) or "none"
         raise NoSuchSplit(f"{path} has no label file of the split {split}; its splits: {known}")
     note = f"no labels found: looked for {_NAMES}"
+    if others := files_below(path, *LABEL_SUFFIXES):
+        with (path / others[0]).open("rb") as unknown:
+            head = unknown.read(_MAX_HEAD_BYTES).decode(errors="replace")
+        note = f"{len(others)} files not understood, {others[0]} begins with {head!r}; {note}"
     unlabelled = list(map(LabelledImage, find_images(path)))
     if not unlabelled:
         raise RunError(f"{path} contains neither labels nor an image; looked for {_NAMES}")

@@ -162,7 +162,12 @@ def test_csv_has_texts_and_names_what_it_cannot_read(tmp_path: Path) -> None:
     assert pairs == [("how many, in all?", ("2",)), ("which?", ("dog",))]
     assert problems.counts == {"field mood not read": 1}
     damaged = BOX_ROWS.replace("car,10", ",10").replace("0,0,20,20", "0,0,x,20") + "a.png,1\n"
+    (tmp_path / "qa.csv").write_text("photo,tag\na.png,dog\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.note.startswith("1 files not understood, qa.csv begins with 'photo,tag\\na.png")
     (tmp_path / "qa.csv").unlink()
+    with pytest.raises(RunError, match="or name, got kind, xmin, ymin, xmax, ymax"):
+        read_table(tmp_path, "labels.csv", "filename,kind,xmin,ymin,xmax,ymax\na.png,x,0,0,9,9\n")
     dataset, problems = read_table(tmp_path, "labels.csv", damaged)
     assert problems.counts == {"row left out": 3}
     assert dataset.inventory.labels == {"objects": 1}
@@ -345,7 +350,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
 def test_labels_of_other_fields_are_named(tmp_path: Path) -> None:
     dataset, _ = read_table(tmp_path, "x.jsonl", '{"image": "a.png", "bboxes": [[1, 2, 3, 4]]}')
     assert dataset.inventory.labels == {}
-    assert dataset.inventory.ignored == {"field bboxes not read": 1}
+    assert dataset.inventory.ignored == {"field bboxes not read": 1, "image without labels": 2}
     assert dataset.note == "no labels were understood: 1 x field bboxes not read"
 
 
