@@ -28,8 +28,8 @@ from torch import Tensor
 from runners.adapters.hot_loading import HotAdapters
 from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.decoder.protocol import Decoder
-from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceRequest, TokenListener
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest, TokenListener, WrittenSequence
 from runners.encoder.features_cache import CachedFeatures, Encoding, VisionCache
 from runners.errors import SequenceError
 from runners.models.load import load_decoder

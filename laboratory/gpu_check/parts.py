@@ -17,8 +17,8 @@ from torch import Tensor
 from export.scenes import render_scene, sample_scene
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.protocol import Decoder
-from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest, WrittenSequence
 from runners.encoder.session import CudaOptions, Encoder, load_encoder
 from runners.model_worker import to_request
 from runners.models.load import load_decoder

@@ -26,7 +26,7 @@ from laboratory.gpu_check.parts import (
 from laboratory.gpu_check.report import KERNELS, Verdict
 from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder
-from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import WrittenSequence
 from runners.encoder.session import CudaOptions, batch_sizes
 from wire.artifacts.manifest import Device
 

@@ -69,6 +69,16 @@ class GeneratedSequence:
     num_constrained: int = 0  # tokens that the constraint chose against the model
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenSequence:
+    """A generated sequence and its timings."""
+
+    sequence: GeneratedSequence
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 @dataclass(slots=True, eq=False)
 class _Generation(ABC):
     """Base of the two kinds of sequences: their request, state and end."""

@@ -73,8 +73,9 @@ _EXPIRED = {
     "message": "This request could not be executed before the completion window expired.",
 }
 _API = "batch"  # label in metrics
-# The name in the fair queue; no API key can have it. Keys' limits count online requests only.
-_QUOTA = Quota("(batches)", NO_LIMITS)
+# Without a name, which every API key has: runners do not keep room for clients of the gaps. Keys'
+# limits count online requests only.
+_QUOTA = Quota("", NO_LIMITS)
 _CHAT = "/v1/chat/completions"
 _ANSWERINGS = {"/v1/predict": predicted, "/v1/compare": compared, "/v1/analyze": analyzed}
 _OK = 200

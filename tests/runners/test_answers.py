@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from runners.decoder.scheduler import WrittenSequence
-from runners.decoder.sequences import GeneratedSequence, SequenceRequest
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest, WrittenSequence
 from runners.errors import SequenceError
 from runners.model_worker import DEFAULT_MAX_NEW_TOKENS, AnswerText, to_request, to_written
 from runners.tokens.text import GenerationRules

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from runners.decoder.engines import EagerEngine
-from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest, WrittenSequence
 from runners.errors import SequenceError
 from runners.kv_cache import SlotCache, TokenPlaces
 from runners.options import SchedulerLimits
@@ -96,7 +96,7 @@ def test_a_failed_step_is_repeated_in_halves(
     parts: list[str] = []  # whose device was tried
     module = "runners.decoder.scheduler"
     monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
-    decoder.failing_steps = (3, 3 + 6 + 2)  # of all, and of the second half
+    decoder.failing_steps = (3, 3 + 5 + 2)  # of all, and of the second half
     answers = [(5, 6, 7, 8, 9), (6, 7, 8, 9, 5), (8, 7, 8, 9, 5)]
     wide = replace(request(5, 6), num_beams=4)  # needs every slot
     *first_half, failed, later = scheduler.submit([*(request(*one) for one in answers), wide])
@@ -105,8 +105,23 @@ def test_a_failed_step_is_repeated_in_halves(
     with pytest.raises(RuntimeError, match="the step failed"):
         failed.result(TIMEOUT_S)
     assert tokens_of(later) == (5, 6, EOS)
-    assert decoder.step_sizes[:11] == [3, 3, 3, 1, 2, 2, 2, 2, 1, 1, 1]
+    assert decoder.step_sizes[:10] == [3, 3, 3, 2, 2, 2, 2, 2, 1, 1]
+    assert decoder.batch_sizes == [3, 1, 1, 1, 1]
     assert parts == ["the decoder of fake"] * 2
+
+
+def test_a_cancelled_sequence_is_not_repeated(scheduler: Scheduler, decoder: FakeDecoder) -> None:
+    def cancel(_: Sequence[int]) -> None:
+        cancelled.cancel()
+
+    decoder.failing_steps = (1,)
+    cancelled, other, listener = scheduler.submit(
+        [request(5, 6, 7), request(6, 7), replace(request(7, 8, 9), on_tokens=cancel)]
+    )
+    scheduler.start()
+    assert tokens_of(listener) == (7, 8, 9, EOS)
+    assert tokens_of(other) == (6, 7, EOS)
+    assert decoder.batch_sizes == [3, 1, 1]
 
 
 def test_repeated_steps_draw_the_same_tokens(scheduler: Scheduler, decoder: FakeDecoder) -> None:
@@ -308,46 +323,13 @@ def finished(scheduler: Scheduler, futures: Sequence["Future[WrittenSequence]"])
     return ended
 
 
-def test_clients_alternate() -> None:
-    scheduler, _ = timed(num_slots=1)
-    futures = scheduler.submit([of("a", 5)] * 3)
-    for client in "bbc":
-        futures += scheduler.submit([of(client, 5)])
-    assert finished(scheduler, futures) == [0, 3, 5, 1, 4, 2]
-
-
 def test_steps_of_others_take_as_long_as_prefills() -> None:
     scheduler, decoder = timed(num_slots=4)
     futures = scheduler.submit([of("light", *[5] * 20)]) + scheduler.submit([of("heavy")] * 4)
     assert finished(scheduler, futures) == [1, 2, 3, 4, 0]  # those without tokens in their prefill
     steps = ["s1"] * 20
-    assert decoder.passes == ["p3", *steps[:9], "p1", *steps[:3], "p1", *steps[:8]]
-
-
-def test_a_client_leaves_slots_while_others_come() -> None:
-    scheduler, decoder = timed(num_slots=4)
-    futures = scheduler.submit([of("heavy", *[5] * 20)] * 6)
-    assert finished(scheduler, futures) == [*range(6)]
-    assert decoder.passes[:2] == ["p4", "s4"]
-    scheduler, decoder = timed(num_slots=4)
-    futures = scheduler.submit([of("light", 5)]) + scheduler.submit([of("heavy", *[5] * 9)] * 4)
-    finished(scheduler, futures)
-    assert decoder.passes[:3] == ["p3", "s3", "s2"]
-    assert max(decoder.passes[2:]) == "s2"
-
-
-def test_a_full_queue_of_a_client_refuses_no_other() -> None:
-    scheduler, _ = timed(num_slots=4, max_waiting=9)
-    futures = scheduler.submit([of("heavy", 5)] * 9) + scheduler.submit([of("light", 5)] * 4)
-    for client in ("heavy", "light"):
-        with pytest.raises(SequenceError, check=is_failure("overloaded")):
-            scheduler.submit([of(client, 5)])
-    for client in ("c", "d"):
-        futures += scheduler.submit([of(client, 5)] * 2)
-    futures += scheduler.submit([of("e", 5)])  # twice as many are queued
-    with pytest.raises(SequenceError, check=is_failure("overloaded")):
-        scheduler.submit([of("f", 5)])
-    assert len(finished(scheduler, futures)) == 18
+    alone = ["p1", *steps[:3]]
+    assert decoder.passes == ["p2", *steps[:6], *alone * 3, *steps[:5]]
 
 
 @pytest.mark.parametrize("seed", range(8))

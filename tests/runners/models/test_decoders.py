@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
-from runners.decoder.scheduler import Scheduler, WrittenSequence
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.scheduler import Scheduler
+from runners.decoder.sequences import SequenceRequest, WrittenSequence
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import (
     CASE_NAMES,

@@ -210,6 +210,7 @@ async def test_online_request_cancels_and_puts_back(store: Store) -> None:
             await until(grows_by(decoder, 8))
         for owner, batch in batches.items():
             await until(ends(store, batch, owner=owner))
+    assert {spec.client for spec in decoder.specs} == {"", context().quota.name}
     for owner, batch in batches.items():
         assert now(store, batch, owner).status == "completed"
         answered = output(store, now(store, batch, owner).output_file_id, owner)
