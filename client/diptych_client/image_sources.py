@@ -30,7 +30,7 @@ from diptych_client.conversion import (
 )
 from diptych_client.errors import DiptychError, new_error
 from diptych_client.geometry import ImageSize
-from diptych_client.requests import StoredImage
+from diptych_client.requests import Request, StoredImage
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -205,18 +205,19 @@ def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled 
     return Downscaled(file.getvalue(), original, scale)
 
 
-def restored(result: ResultT, original: ImageSize | None) -> ResultT:
-    """Return an answer, or each of a comparison, in pixels of the original."""
-    if original is None:
-        return result
-    scaled: object = result
+def restored(result: ResultT, request: Request) -> ResultT:
+    """Return an answer, or each of a comparison, in pixels of the original and with its path."""
+    known: object = result
+    original = request.original
     if isinstance(result, Comparison):
-        answers = tuple(restored(answer, original) for answer in result.answers)
-        scaled = replace(result, image=original, answers=answers)
+        answers = tuple(restored(answer, request) for answer in result.answers)
+        known = replace(result, image=original or result.image, answers=answers)
     elif isinstance(result, Answer):
-        original_result = scaled_result(result.result, result.image, original)
-        scaled = replace(result, image=original, result=original_result)
-    return scaled  # type: ignore[return-value]
+        known = replace(result, path=request.path)
+        if original is not None:
+            original_result = scaled_result(result.result, result.image, original)
+            known = replace(known, image=original, result=original_result)
+    return known  # type: ignore[return-value]
 
 
 def scaled_result(result: Result, sent: ImageSize, original: ImageSize) -> Result:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diptych_client import (
+    Answer,
     Client,
     Comparison,
     Detection,
@@ -26,6 +27,7 @@ from diptych_client import (
     TextRegionsResult,
 )
 from diptych_client.image_sources import downscaled, encoded_image, restored
+from diptych_client.requests import Request
 from tests.support.client_answers import TEXT, answer
 from tests.support.scripted_services import Script, serving_rest
 
@@ -161,10 +163,13 @@ def test_answer_is_scaled_to_the_original() -> None:
     region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), "t", 0.5)
     regions = (replace(region, quad_xy=((0, 0), (2, 0), (2, 3), (0, 3))),)
     small = (answer(InstancesResult((instance,)), size), answer(TextRegionsResult((region,)), size))
-    large = restored(Comparison("id", "t", size, (*small, answer(TEXT, size))), ImageSize(8, 6))
+    request = Request(original=ImageSize(8, 6), path="a.png")
+    large = restored(Comparison("id", "t", size, (*small, answer(TEXT, size))), request)
     assert large.image == ImageSize(8, 6)
     results = (InstancesResult((scaled,)), TextRegionsResult(regions), TEXT)
     assert large.answers == tuple(answer(result, ImageSize(8, 6)) for result in results)
+    assert isinstance(large.answers[0], Answer)
+    assert large.answers[0].path == "a.png"
 
 
 def test_client_sends_image_and_region_smaller(

@@ -29,13 +29,7 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import (
-    ImageSource,
-    encoded_image,
-    path_of,
-    restored,
-    sent_image,
-)
+from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
     NO_PARAMETERS,
@@ -168,7 +162,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         fields = {"task": task, "model": model}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         answer = await self._ask(PREDICT, request, self._transport.send)
-        return replace(restored(answer, request.original), path=path_of(image))
+        return restored(answer, request)
 
     async def predict_many(
         self,
@@ -236,9 +230,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         first, events = await self._ask(PREDICT, request, self._start)
         async with aclosing(events):
-            yield restored(first, request.original)
+            yield restored(first, request)
             async for event in events:
-                yield restored(event, request.original)
+                yield restored(event, request)
 
     async def compare(
         self,
@@ -254,7 +248,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         comparison = await self._ask(COMPARE, request, self._transport.send)
-        return restored(comparison, request.original)
+        return restored(comparison, request)
 
     async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.

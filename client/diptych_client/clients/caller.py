@@ -23,7 +23,7 @@ from tenacity import (
 )
 
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded, new_error
-from diptych_client.image_sources import ImageSource, downscaled, sent_image
+from diptych_client.image_sources import ImageSource, downscaled, path_of, sent_image
 from diptych_client.requests import (
     AnswerOptions,
     FieldValue,
@@ -105,7 +105,8 @@ class Caller(Generic[TransportT]):
                 parameters = replace(parameters, region=(x1, y1, x2, y2))
         values = {name: value for name, value in fields.items() if value is not None}
         values |= non_null_fields(parameters, options)
-        return Request(sent, values, image if isinstance(image, StoredImage) else None, original)
+        stored = image if isinstance(image, StoredImage) else None
+        return Request(sent, values, stored, original, path_of(image))
 
     def _call(
         self,

@@ -25,13 +25,7 @@ from diptych_client.errors import (
     NotFound,
     affects_every_image,
 )
-from diptych_client.image_sources import (
-    ImageSource,
-    encoded_image,
-    path_of,
-    restored,
-    sent_image,
-)
+from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
     NO_PARAMETERS,
@@ -164,7 +158,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         fields = {"task": task, "model": model}
         request = self._prepare(image, bgr, fields, parameters, options)
         answer = self._ask(PREDICT, request, self._transport.send)
-        return replace(restored(answer, request.original), path=path_of(image))
+        return restored(answer, request)
 
     def predict_many(
         self,
@@ -230,9 +224,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
         request = self._prepare(image, bgr, fields, parameters, options)
         first, events = self._ask(PREDICT, request, self._start)
         with closing(events):
-            yield restored(first, request.original)
+            yield restored(first, request)
             for event in events:
-                yield restored(event, request.original)
+                yield restored(event, request)
 
     def compare(
         self,
@@ -248,7 +242,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = self._prepare(image, bgr, fields, parameters, options)
         comparison = self._ask(COMPARE, request, self._transport.send)
-        return restored(comparison, request.original)
+        return restored(comparison, request)
 
     def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.
