@@ -125,6 +125,7 @@ class ClientQueues:
         slots: Counter[str] = Counter()
         for request in live:
             slots[request.client] += request.num_beams
+        now_s = self._now()
         taken: list[ScheduledSequence] = []
         num_taken: Counter[str] = Counter()
         longest = 0
@@ -138,7 +139,7 @@ class ClientQueues:
             if num_taken[client] == self._max_shared_prefill and self._has_others(client):
                 break
             scheduled = self._pop(client)
-            if scheduled.admit(self._now()):
+            if scheduled.admit(now_s):
                 taken.append(scheduled)
                 num_taken[client] += 1
                 slots[client] += request.num_beams
