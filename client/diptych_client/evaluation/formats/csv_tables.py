@@ -31,20 +31,21 @@ _EDGES = (_COLUMNS[4:], ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2",
 _READ = {"text", "caption", "question", *(names[0] for names in _EDGES)}
 _NOT_LABELS = {"width", "height", "class_id", ""}
 _MAX_COLUMNS = 1000
+_MAX_HEADER_CHARS = 100_000  # csv's limit of a field is higher
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")  # and full-width ones
 
 
 def is_csv_labels(path: Path) -> bool:
     """Return True if the first line has a column of images and one of labels."""
     with path.open("rb") as file:
-        line = file.readline(100_000).decode("utf-8-sig", "replace")
-    header, _ = _header(line)
+        text = file.read(_MAX_HEADER_CHARS).decode("utf-8-sig", "replace")
+    header, _ = _header(text)
     return not set(_IMAGES).isdisjoint(header) and not _READ.isdisjoint(header)
 
 
 def read_csv(path: Path, selection: Selection) -> Dataset:
     text = read_text(path)
-    header, delimiter = _header(text.partition("\n")[0])
+    header, delimiter = _header(text)
     images = [name for name in _IMAGES if name in header]
     if not images or len(header) > _MAX_COLUMNS:
         rule = f"must have a column {', '.join(_IMAGES)} and at most {_MAX_COLUMNS} columns"
@@ -66,7 +67,9 @@ def read_csv(path: Path, selection: Selection) -> Dataset:
     return Dataset(merged(rows), store)
 
 
-def _header(line: str) -> tuple[list[str], str]:
+def _header(text: str) -> tuple[list[str], str]:
+    """Return the columns in the first line and their delimiter; any line end is one."""
+    line = next(iter(text[:_MAX_HEADER_CHARS].splitlines()), "")
     delimiter = max(",;\t", key=line.count)
     names = next(csv.reader([line.lower()], delimiter=delimiter), [])
     return list(map(str.strip, names)), delimiter

@@ -75,7 +75,8 @@ class Codec:
 
 
 _PALIGEMMA_OBJECT = r"((?:<loc\d{4}>\s*){4})(?P<codes>(?:<seg\d{3}>\s*)*)(?P<name>[^;<]*)"
-_FLORENCE2_OBJECTS = r"(?P<name>[^<]*)(?:<loc_\d{1,3}>)+(?P<codes>)"
+# a name begins after a location: one that may begin anywhere takes quadratic time
+_FLORENCE2_OBJECTS = r"(?:^|(?<=>))(?P<name>[^<>]*)(?:<loc_\d{1,3}>)+(?P<codes>)"
 PALIGEMMA = Codec(re.compile(_PALIGEMMA_OBJECT), "<loc{:04d}>", 1023, 0.0, (1, 0, 3, 2))
 FLORENCE2 = Codec(re.compile(_FLORENCE2_OBJECTS), "<loc_{}>", 1000, 0.5, (0, 1, 2, 3))
 
@@ -161,8 +162,8 @@ def _write(
 ) -> Path:
     """Write the rows of each split; objects from left to right, an order that can be learnt."""
     for label in export.classes:
-        if ";" in label or "<" in label:
-            rule = "prefix and suffix cannot hold a label with ; or <"
+        if not {";", "<", ">"}.isdisjoint(label):
+            rule = "prefix and suffix cannot hold a label with ; < or >"
             raise RunError(f"{rule}, got {label!r:.200}: choose another --format")
     region = export.job.parameters.region
 
