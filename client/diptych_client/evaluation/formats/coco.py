@@ -26,6 +26,7 @@ from diptych_client.inputs import MALFORMED, Folder
 from diptych_client.long_runs import RunError
 from diptych_client.results import coco_document
 
+_MAX_LOOKED_FOR = 20  # images of which some may be missing
 _LVIS_NOTE = "LVIS labels some classes of each image only: the precision is too low"
 
 
@@ -85,14 +86,14 @@ def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> D
 
 
 def _folder(path: Path, names: list[str]) -> Path:
-    """Return the folder of the first image: of annotations/instances_val2017.json val2017/."""
+    """Return the folder of the first images: of annotations/instances_val2017.json val2017/."""
     parent = path.parent
     beside = parent.parent
     split = path.stem.rpartition("_")[2]
     candidates = [parent, parent / "images", parent / "data", beside / "images"]
     candidates += [beside / "images" / split, beside / split, beside]
     for candidate in candidates:
-        if not names or Folder(candidate).find(names[0]):
+        if not names or any(map(Folder(candidate).find, names[:_MAX_LOOKED_FOR])):
             return candidate
     folders = ", ".join(map(str, candidates))
     hint = "give its folder with --images"

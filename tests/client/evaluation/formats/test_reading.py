@@ -13,7 +13,7 @@ from PIL import Image
 
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.inputs import Folder, Problems
+from diptych_client.inputs import Folder, ImageFile, Problems
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
     CLASSES,
@@ -84,6 +84,14 @@ def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     edit(file, '"area": 1.0', f'"iscrowd": 1, "segmentation": {triangle}')
     (first, _) = read_dataset(tmp_path).images[0].objects or ()
     assert (first.segmentation, first.is_crowd) == (triangle, True)
+
+
+def test_coco_image_may_be_missing(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    (folder / "images" / "a.png").unlink()
+    missing, *others = [labelled.image for labelled in read_dataset(folder).images]
+    assert missing == ImageFile("a.png", 0, 0)
+    assert all(image.size_bytes for image in others)
 
 
 def test_yolo_notes_its_split_and_may_be_rounded(tmp_path: Path) -> None:
