@@ -15,7 +15,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diptych_client.conversion import encoded, read_image_file, rgb_of
+from diptych_client.conversion import DAMAGED, encoded, read_image_file, rgb_of
 from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
@@ -80,7 +80,7 @@ def html_of(answer: Answer) -> str:
     size_wh = (answer.image.width, answer.image.height)
     picture = None
     if answer.path is not None:
-        with suppress(OSError):
+        with suppress(*DAMAGED):
             picture = open_upright(Path(answer.path))
     if picture is None or picture.size != size_wh:
         picture = Image.new("RGB", size_wh, "white")

@@ -124,7 +124,9 @@ def test_dictionary_is_the_json_of_rest() -> None:
     assert "path" not in one.to_dict()
 
 
-def test_notebook_shows_the_image_with_boxes(tmp_path: Path) -> None:
+def test_notebook_shows_the_image_with_boxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.bmp"
     Image.new("RGB", (40, 20), "lime").save(path)
     label = '"><script>'
@@ -141,6 +143,9 @@ def test_notebook_shows_the_image_with_boxes(tmp_path: Path) -> None:
         assert picture(other).getpixel((39, 19)) == (255, 255, 255)
     assert picture(str(path), ImageSize(50, 20)).getpixel((39, 19)) == (255, 255, 255)
     assert max(picture(None, ImageSize(4000, 100)).size) == 900
+    Image.new("RGB", (90, 90)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # half of what Pillow refuses to open
+    assert "<img" in replace(answer(found, size), path=str(path))._repr_html_()
 
 
 def test_task_ids_are_those_of_the_service() -> None:

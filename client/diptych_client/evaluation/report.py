@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image, ImageOps
 
+from diptych_client.conversion import rgb_of
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator, RankedSample, measure_for
 from diptych_client.evaluation.questions import Sample, TextsTruth, Truth
@@ -227,7 +228,7 @@ def axis_maximum(intervals: Mapping[str, Mapping[str, Interval]]) -> int:
 def thumbnail(data: bytes) -> str:
     """Return a small JPEG of the upright image as a data URL."""
     with Image.open(io.BytesIO(data)) as image:
-        small = ImageOps.exif_transpose(image).convert("RGB")
+        small = rgb_of(ImageOps.exif_transpose(image))
     small.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_JPEG_QUALITY)
