@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeGuard
 
 from PIL import Image
 
@@ -49,6 +49,7 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, 
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
 EMPTY_IMAGE = "empty image left out"
 _MAX_CHARS = 500
+_MAX_PATH_CHARS = 4096
 _MAX_KINDS = 30
 _MAX_SUFFIX = 8
 _HIDDEN = (".", "__MACOSX")
@@ -148,7 +149,7 @@ class Folder:
 
         Foreign are a URL, an absolute path, and one with backslashes.
         """
-        if not isinstance(name, str) or "\0" in name:
+        if not _is_path(name):
             return None
         path = Path(os.path.abspath(self.path / name))
         if path.is_relative_to(os.path.abspath(self.path)) and path.is_file():
@@ -204,13 +205,19 @@ def image_names(folder: Path, problems: Problems) -> list[str]:
     return names
 
 
+def _is_path(name: object) -> TypeGuard[str]:
+    """Return False, too, for an image in base64, which files name as its path."""
+    return isinstance(name, str) and 0 < len(name) <= _MAX_PATH_CHARS and "\0" not in name
+
+
 def path_within(folder: Path, name: object) -> Path:
     """Return the path of a file that a dataset names; raise `RunError` if it leaves the folder.
 
     The text decides: a folder of images is often a link to another disk, which its owner made.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
+    if not _is_path(name):
+        rule = f"a file name must be text of at most {_MAX_PATH_CHARS} characters without NUL"
+        raise RunError(f"{folder}: {rule}, got {name!r:.200}")
     path = Path(os.path.abspath(folder / name))
     if not path.is_relative_to(os.path.abspath(folder)):
         raise RunError(f"{folder}: the file name {name!r:.200} leads outside this folder")
