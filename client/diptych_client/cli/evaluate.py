@@ -51,7 +51,7 @@ from diptych_client.evaluation.questions import (
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
-from diptych_client.inputs import Opening, open_images
+from diptych_client.inputs import ImageStore, Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
@@ -139,13 +139,10 @@ class EvaluationRun:
             models = self._models()
             names = self._names(models)
             opening = self.input_options.opening(out)
-            dataset = read_input(self.inputs, self.dataset_options, opening)
-            is_ordered = not self.options.until_decided
-            images = drawn(dataset.images, self.options.sample, seed, is_ordered)
-            dataset = replace(dataset, images=images)
+            dataset = self._dataset(opening)
             note_problems(opening.problems, outputs)
-            parameters = self.task_options.parameters()
             prompts = read_prompts(self.dataset_options.prompts)
+            parameters = self.task_options.parameters()
             questionnaire = Questionnaire(task, parameters, prompts, dataset.classes)
             samples = list(questionnaire.samples(dataset))
             for line in plan_lines(dataset, questionnaire, samples):
@@ -154,19 +151,16 @@ class EvaluationRun:
             log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
             asker = Asker(log, failures, self.options.concurrency)
-            forms = questionnaire.forms()
-            trial = trial_of(samples) if len(forms) > 1 else []
+            trial = trial_of(samples) if len(questionnaire.forms()) > 1 else []
             choices = {}
             for name in names if trial else ():
-                for form in forms:
-                    log.forms[name] = form
-                    ask(self.connection, asker, dataset.store, trial, name)
-                log.forms[name] = best_form(log, trial, name, questionnaire.names, forms)
-                choices[f"{name} is asked"] = _names(log.forms[name]) or "names as written"
-                prompt_lists = questionnaire.in_form(log.forms[name])
+                self._choose_form(name, asker, questionnaire, trial, dataset.store)
+                prompts_of_model = questionnaire.in_form(log.forms[name])
                 path = out / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
-                outputs.write(path, yaml.safe_dump(prompt_lists))
-                logger.info("%s is asked %s; see %s", name, choices[f"{name} is asked"], path)
+                outputs.write(path, yaml.safe_dump(prompts_of_model))
+                choice = _names(log.forms[name]) or "names as written"
+                choices[f"{name} is asked"] = choice
+                logger.info("%s is asked %s; see %s", name, choice, path)
             verdict = ""
             if self.options.until_decided:
                 race = Race(
@@ -182,14 +176,7 @@ class EvaluationRun:
             evaluation = evaluator.evaluate(dataset.name, samples, seed, self.options.gallery)
             if evaluation.doubts:
                 verdict = ""
-            settings = {
-                **non_null_fields(parameters, options),
-                "prompts": str(self.dataset_options.prompts or ""),
-                **choices,
-                "split": self.dataset_options.split or "",
-                "sample": self.options.sample or "",
-                "decided": verdict,
-            }
+            settings = {**self._settings(verdict), **choices}
             counts = {"requests failed": failures.num_failures, **opening.problems.counts}
             record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
@@ -203,6 +190,38 @@ class EvaluationRun:
             if self.options.calibrate is not None:
                 self._calibrate(outputs, self.options.calibrate, models, evaluator)
         return failures.num_failures
+
+    def _dataset(self, opening: Opening) -> Dataset:
+        dataset = read_input(self.inputs, self.dataset_options, opening)
+        is_ordered = not self.options.until_decided
+        seed = self.task_options.seed or 0
+        images = drawn(dataset.images, self.options.sample, seed, is_ordered)
+        return replace(dataset, images=images)
+
+    def _choose_form(
+        self,
+        model: str,
+        asker: Asker,
+        questionnaire: Questionnaire,
+        trial: Sequence[Sample],
+        store: ImageStore,
+    ) -> None:
+        """Ask a model in all forms, and leave the best one in the log."""
+        forms = questionnaire.forms()
+        for form in forms:
+            asker.log.forms[model] = form
+            ask(self.connection, asker, store, trial, model)
+        asker.log.forms[model] = best_form(asker.log, trial, model, questionnaire.names, forms)
+
+    def _settings(self, verdict: str) -> dict[str, Any]:
+        parameters = self.task_options.parameters()
+        return {
+            **non_null_fields(parameters, self.task_options.answer_options()),
+            "prompts": str(self.dataset_options.prompts or ""),
+            "split": self.dataset_options.split or "",
+            "sample": self.options.sample or "",
+            "decided": verdict,
+        }
 
     def _models(self) -> tuple[Model, ...]:
         with self.connection.client() as client:
