@@ -36,7 +36,7 @@ export class NumberField {
   }
 
   value() {
-    if (this.element.validity.badInput) return NaN; // the service refuses it
+    if (this.element.validity.badInput) return "NaN"; // the service refuses it; in JSON the number would be null
     return this.element.value === "" ? this.schema.default : Number(this.element.value);
   }
 
