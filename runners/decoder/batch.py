@@ -61,7 +61,7 @@ class LiveBatch:
         self._engine = make_engine(decoder, num_slots)
         self._cache = self._engine.cache
         self._masks = TokenMasks(decoder.text.constraints.num_tokens)
-        self.slots = SlotTable[LiveSequence](num_slots)
+        self.slots = SlotTable[LiveSequence]()
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
     def captures(self, sequence: LiveSequence) -> bool:

@@ -96,12 +96,13 @@ class Scheduler:
         if num_beams > self._limits.num_slots:
             message = f"num_beams is {num_beams}; at most {self._limits.num_slots} are allowed"
             raise SequenceError("too_many_beams", message)
+        now_s = self._now()
         submitted: list[ScheduledSequence] = []
         for request in requests:
             if request.seed is None:  # a second start draws the same tokens
                 request = replace(request, seed=randbits(64))
             sequence = start_sequence(request, self._decoder.rules)
-            submitted.append(ScheduledSequence(sequence, self._now()))
+            submitted.append(ScheduledSequence(sequence, now_s))
         with self._changed:
             self._queues.submit(requests[0].client if requests else "", submitted)
             self._queue_depth.set(self._queues.num_queued)

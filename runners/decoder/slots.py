@@ -35,8 +35,7 @@ class FreedSlot(Generic[OwnerT]):
 class SlotTable(Generic[OwnerT]):
     """The owners of slots, in order of their admission."""
 
-    def __init__(self, num_slots: int) -> None:
-        self._num_slots = num_slots
+    def __init__(self) -> None:
         self._owners: list[OwnerT] = []  # owner of each slot
         self._slots: dict[OwnerT, list[int]] = {}  # slots of each owner, in row order
 
@@ -48,10 +47,6 @@ class SlotTable(Generic[OwnerT]):
     @property
     def num_used(self) -> int:
         return len(self._owners)
-
-    @property
-    def num_free(self) -> int:
-        return self._num_slots - len(self._owners)
 
     def __contains__(self, owner: object) -> bool:
         return owner in self._slots

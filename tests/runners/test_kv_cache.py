@@ -118,7 +118,7 @@ class Sequences:
 
     def __init__(self) -> None:
         self.prefixes = PrefixCache(FAKE_SHAPE, NUM_SLOTS)
-        self.table = SlotTable[int](NUM_SLOTS)
+        self.table = SlotTable[int]()
         self.num_admitted = 0
 
     def admit(self, num_beams: int) -> None:
@@ -166,7 +166,7 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
     num_grouped = 0
     for _ in range(80):
         num_beams = random.choice([1, 1, 3, 4])
-        if random.random() < 0.6 and num_beams <= sequences.table.num_free:
+        if random.random() < 0.6 and num_beams + sequences.table.num_used <= NUM_SLOTS:
             sequences.admit(num_beams)
         elif sequences.table.owners:
             sequences.remove(random.choice(sequences.table.owners))

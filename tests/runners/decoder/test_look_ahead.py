@@ -66,7 +66,8 @@ def in_traffic(
     while waiting or batch.slots.owners:
         arrived: list[LiveSequence] = []
         while waiting and random.random() < 0.4:
-            if sum(one.request.num_beams for one in [*arrived, waiting[0]]) > batch.slots.num_free:
+            num_arrived = sum(one.request.num_beams for one in [*arrived, waiting[0]])
+            if num_arrived + batch.slots.num_used > NUM_SLOTS:
                 break
             arrived.append(waiting.pop(0))
         if arrived:
