@@ -112,7 +112,8 @@ def read_dataset(
     if path.is_dir() and isinstance(dataset.store, Folder):
         left_out = Problems()
         names = set(image_names(dataset.store.path, left_out))
-        del left_out.counts[EMPTY_IMAGE]  # of labels
+        if dataset.inventory.format:
+            del left_out.counts[EMPTY_IMAGE]  # counted with its labels
         problems.counts.update(left_out.counts)
     if not dataset.images:
         cause = problems.lines[0] if problems.lines else f"{path} has no image"

@@ -292,6 +292,15 @@ def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
         read_dataset(tmp_path / "empty")
 
 
+def test_files_beside_images_without_labels_are_counted(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "notes.docx").write_text("notes")
+    (tmp_path / "._a.jpg").write_text("of a Mac")
+    counts = {"empty image left out": 1, ".docx file left out": 1}
+    assert read_dataset(tmp_path).inventory.ignored == counts
+
+
 NO_IMAGE = json.dumps({"images": [{"id": 1, "file_name": "z.png"}]})
 
 
