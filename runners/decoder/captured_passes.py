@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -172,8 +173,8 @@ class CapturedSteps:
     ) -> None:
         self._step = step
         self._shapes = shapes
-        self._lengths = sorted({shape.length for shape in shapes})
-        self._prefix_lengths = sorted({shape.prefix_length for shape in shapes})
+        self._lengths = sorted(set(map(attrgetter("length"), shapes)))
+        self._prefix_lengths = sorted(set(map(attrgetter("prefix_length"), shapes)))
         # the smallest shape of a step's rows, prefixes, adapters and rounded lengths
         self._smallest: dict[tuple[int, int, bool, int, int], StepShape | None] = {}
         self._num_slots = num_slots

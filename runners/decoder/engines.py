@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count, islice
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ class EagerEngine:
         """
         decoder = self._decoder
         slots_of = slots_from(first_slot, requests)
-        adapters = [request.adapter for request in requests]
+        adapters = list(map(attrgetter("adapter"), requests))
         num_tokens = [request.num_prefix_tokens for request in requests]
         claimed = chain.from_iterable(self.cache.claim(slots_of, num_tokens, adapters))
         self.cache.write_claimed(to_device(list(claimed), decoder.shape.device))
@@ -233,7 +234,7 @@ class GraphEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        adapters = [request.adapter for request in requests]
+        adapters = list(map(attrgetter("adapter"), requests))
         places = self._adapter_places(adapters)
         if places is None or not self.prefills.hold(requests, places):
             logits = self._eager.prefill(requests, first_slot, drafts)
