@@ -30,17 +30,17 @@ _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _ENCODER_IMAGES = 32  # per step
 _JOINT_IMAGES = 12
 _ENCODER_WORD_SHARE = 0.9  # characters take longest to learn
-_FULL_DIFFICULTY_SHARE = 0.15  # of the joint steps, until scenes have their full number of objects
+_FULL_DIFFICULTY_SHARE = 0.15  # share of joint steps before scenes are full
 _SIGMAS = (1.0, 0.25)  # first and last width of a location's target in grid steps
 _MUON_RATE = 0.015
 _ADAM_RATE = 2e-3
 _EMBEDDING_RATE = 5e-4  # token embeddings, tied to the output head
-_FLAT_SHARE = 0.3  # of a stage's steps, before cosine down to `_FINAL_RATE`
+_FLAT_SHARE = 0.3  # share of a stage before cosine down to `_FINAL_RATE`
 _FINAL_RATE = 0.02
 _WARM_UP_STEPS = 50
 _MAX_GRADIENT_NORM = 5.0
 _ATTENTION_WEIGHT = 0.5
-_CELL_WEIGHT = 0.5  # of the losses of cells, beside those of answers
+_CELL_WEIGHT = 0.5  # losses of cells beside those of answers
 
 _WEIGHTS = {  # others: 0.5
     "captioning short": 0.8,
@@ -63,8 +63,7 @@ _WEIGHTS = {  # others: 0.5
     "visual_question_answering presence": 0.6,
     "visual_question_answering text": 0.6,
 }
-# Polygons, the longest answers, take longest to learn; then the words in captions, and the outlines
-# of stars.
+# Polygons, the longest answers, take longest to learn; then words in captions, and stars' outlines.
 _POLYGON_WEIGHTS = {"instance_segmentation phrase": 5.0, "instance_segmentation region": 5.0}
 _LAST_FLORENCE2_WEIGHTS = {
     "captioning detailed": 6.0,
@@ -90,9 +89,9 @@ class Stage:
     """A part of a run with its own schedule of learning rates."""
 
     num_steps: int
-    weights: Mapping[str, float] | None = None  # of questions; None: the encoder alone
+    weights: Mapping[str, float] | None = None  # by question; None: the encoder alone
     rate: float = 1.0  # factor on all rates
-    vision_factor: float = 1.0  # on those of the vision part: answers would spoil its result
+    vision_factor: float = 1.0  # rate of the vision part: answers would spoil it
 
 
 # encoder, whole model, refining

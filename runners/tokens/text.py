@@ -124,8 +124,8 @@ class TokenMasks:
         self._num_tokens = num_tokens
         self._bits = allocate_token_bitmask(0, num_tokens)
         self._masks: list[NDArray[np.uint8]] = []  # views of the rows
-        self._states: list[tuple[ConstraintState, int]] = []  # with their rows
-        self._rows: dict[int, int] = {}  # of states, by identity
+        self._states: list[tuple[ConstraintState, int]] = []  # a state and its row
+        self._rows: dict[int, int] = {}  # rows by identity of their state
 
     def clear(self, num_rows: int) -> None:
         """Remove all; `num_rows` may be added."""
@@ -294,7 +294,7 @@ class CheckpointText:
     pad_token_id: int
     start_ids: tuple[int, ...]  # before a prompt
     end_ids: tuple[int, ...]  # after it
-    # of tokens by their id, without the space before a word, if labels start so; else empty
+    # ids by token id, without the space before a word, if labels start so; else empty
     bare_ids: Mapping[int, int]
 
     def prompt_ids(self, segments: Segments) -> tuple[int, ...]:

@@ -103,8 +103,8 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
         lines = reading_order(list(map(box_of, objects)))
         if task_id == "ocr":
             texts = list(map(label_of, objects))
-            written = [" ".join([texts[index] for index in line]) for line in lines]
-            return Merged(TextResult("\n".join(written), is_parsed), *counts)
+            text = "\n".join(" ".join(map(texts.__getitem__, line)) for line in lines)
+            return Merged(TextResult(text, is_parsed), *counts)
         objects = [objects[index] for index in chain(*lines)]
     return Merged(replace(with_objects(whole, objects), is_parsed=is_parsed), *counts)
 

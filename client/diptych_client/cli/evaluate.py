@@ -183,10 +183,7 @@ class EvaluationRun:
             gallery = Gallery(dataset.store, evaluator, samples)
             document = write_report(outputs, evaluation, gallery)
             document |= {"report": str(report_files(out)[0]), "decided": verdict}
-            if self.input_options.as_json:
-                echo(json.dumps(document))
-            else:
-                print_conclusions(evaluation, document, failures)
+            print_conclusions(evaluation, document, failures, self.input_options.as_json)
             if self.options.calibrate is not None:
                 self._calibrate(outputs, self.options.calibrate, models, evaluator)
         return failures.num_failures
@@ -267,8 +264,11 @@ class EvaluationRun:
 
 
 def print_conclusions(
-    evaluation: Evaluation, document: Mapping[str, Any], failures: FailureLog
+    evaluation: Evaluation, document: Mapping[str, Any], failures: FailureLog, as_json: bool
 ) -> None:
+    if as_json:
+        echo(json.dumps(document))
+        return
     for sentence in filter(None, [document["decided"], *document["sentences"]]):
         echo(sentence)
     if len(evaluation.models) == 1:

@@ -74,7 +74,7 @@ def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDe
 def test_failures_end_as_few_sequences_as_possible(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts: list[str] = []  # whose device was tried
+    parts: list[str] = []  # devices tried
     module = "runners.decoder.scheduler"
     monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
     good, poisoned = scheduler.submit([request(5, 6, 7), request(5, POISON, 7)])
@@ -93,10 +93,10 @@ def test_failures_end_as_few_sequences_as_possible(
 def test_a_failed_step_is_repeated_in_halves(
     scheduler: Scheduler, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts: list[str] = []  # whose device was tried
+    parts: list[str] = []  # devices tried
     module = "runners.decoder.scheduler"
     monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
-    decoder.failing_steps = (3, 3 + 5 + 2)  # of all, and of the second half
+    decoder.failing_steps = (3, 3 + 5 + 2)  # steps of all, and of the second half
     answers = [(5, 6, 7, 8, 9), (6, 7, 8, 9, 5), (8, 7, 8, 9, 5)]
     wide = replace(request(5, 6), num_beams=4)  # needs every slot
     *first_half, failed, later = scheduler.submit([*(request(*one) for one in answers), wide])
@@ -326,7 +326,7 @@ def finished(scheduler: Scheduler, futures: Sequence["Future[WrittenSequence]"])
 def test_steps_of_others_take_as_long_as_prefills() -> None:
     scheduler, decoder = timed(num_slots=4)
     futures = scheduler.submit([of("light", *[5] * 20)]) + scheduler.submit([of("heavy")] * 4)
-    assert finished(scheduler, futures) == [1, 2, 3, 4, 0]  # those without tokens in their prefill
+    assert finished(scheduler, futures) == [1, 2, 3, 4, 0]  # no tokens: ends in its prefill
     steps = ["s1"] * 20
     alone = ["p1", *steps[:3]]
     assert decoder.passes == ["p2", *steps[:6], *alone * 3, *steps[:5]]

@@ -237,7 +237,8 @@ async def test_batches_of_a_key_run_in_order(
 ) -> None:
     caplog.set_level(logging.INFO, "service.batches.worker")
     core, decoder = blocked()
-    batches = [create(store, *(line(str(number)) for number in range(20))) for _ in range(3)]
+    lines = [line(str(number)) for number in range(20)]
+    batches = [create(store, *lines) for _ in range(3)]
     async with working(store, core):
         await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
         await until(lambda: decoder.num_waiting)

@@ -143,8 +143,9 @@ def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Pa
 def write_review(target: Target, name: str, agreements: Sequence[Agreement]) -> Path:
     """Write the labels that are left to a person; return the path of their list."""
     outputs = target.outputs
-    results = [record.answer.result for image in agreements for record in image.records]
-    is_text = any(isinstance(result, TextResult | TextRegionsResult) for result in results)
+    is_text = False
+    for record in chain.from_iterable(map(attrgetter("records"), agreements)):
+        is_text |= isinstance(record.answer.result, TextResult | TextRegionsResult)
     if is_text or target.dataset_format == "jsonl":
         rows = []
         for image in agreements:
