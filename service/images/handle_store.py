@@ -334,11 +334,10 @@ class HandleStore(ImageStore):
         return HandleIds(self._secret)
 
     def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
-        now_s = self._now()
-
         def change(db: sqlite3.Connection) -> int:
             with db:
                 db.execute("BEGIN IMMEDIATE")
+                now_s = self._now()  # one that waited here is not older than those stored before
                 num_expired = db.execute(_REMOVE_EXPIRED, (now_s - self.limits.kept_s,)).rowcount
                 db.execute("DELETE FROM images WHERE owner = ? AND name = ?", (owner, name))
                 if file:
