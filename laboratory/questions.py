@@ -1,8 +1,8 @@
-"""Questions of every task of the public API about a scene, with their true answers and prompts.
+"""Questions of every task of the public API about a scene, with their true answers.
 
 A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until
 `scaled`. It is the same for every model; the wording of answers is that of the embedded
-checkpoints, and prompts are built by the service's own code.
+checkpoints.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +33,6 @@ from export.scenes import (
     box_xyxy,
     outline_xy,
 )
-from tasks.catalog import CatalogEntry
-from tasks.errors import UnsupportedTask
-from tasks.families import FAMILIES
-from tasks.florence2.prompts import asked_per_prompt
-from tasks.prompts import Prompt
-from tasks.table import TASKS, parse_parameters
 
 Parameters = Mapping[str, Any]
 
@@ -212,29 +206,3 @@ def detailed_caption(scene: Scene) -> str:
     listing = f": {descriptions}" if descriptions else ""
     text = f" The text says {scene.word.text}." if scene.word else ""
     return f"The image shows {shapes} on a {scene.background.brightness} background{listing}.{text}"
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionPrompt:
-    """One prompt of a question and its labels; without labels the answer covers all."""
-
-    segments: Prompt
-    labels: tuple[str, ...]
-
-
-def question_prompts(
-    entry: CatalogEntry, question: Question, image_size_wh: tuple[int, int] = (CANVAS_PX, CANVAS_PX)
-) -> tuple[QuestionPrompt, ...]:
-    """Return a question's prompts for `entry`; none if the model does not offer it."""
-    if question.task not in entry.task_ids:
-        return ()
-    parameters = parse_parameters(TASKS[question.task], question.parameters)
-    try:
-        prompts = FAMILIES[entry.family].task_prompts(
-            entry, question.task, parameters, image_size_wh
-        )
-    except UnsupportedTask:
-        return ()
-    labels = parameters.labels or ()
-    per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)
-    return tuple(map(QuestionPrompt, prompts, per_prompt))

@@ -25,9 +25,13 @@ from export.pipeline import make_artifacts
 from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes
 from laboratory.bench.random_weights import FLORENCE_2_BASE, write_random_checkpoint
-from laboratory.questions import question_prompts, questions
+from laboratory.questions import Question, questions
 from laboratory.scenes import evaluation_scene, png
 from tasks.catalog import CatalogEntry, load_catalog
+from tasks.errors import UnsupportedTask
+from tasks.families import FAMILIES
+from tasks.prompts import Prompt
+from tasks.table import TASKS, parse_parameters
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 _ALL_LAYERS = 100
@@ -107,14 +111,26 @@ def make_scenes(folder: Path, entry: CatalogEntry, num_scenes: int = 120) -> Sce
         scene_questions = []
         for question in questions(scene):
             scaled = question.scaled(size_wh)
-            prompts = question_prompts(entry, scaled, size_wh)
+            prompts = _prompts(entry, scaled)
             if len(prompts) == 1:
-                text = "".join(segment.text for segment in prompts[0].segments)
+                text = "".join(segment.text for segment in prompts[0])
                 fields = {"task": question.task, **scaled.parameters}
                 length = _LENGTHS.get(question.name, _SHORT_LENGTH)
                 scene_questions.append(BenchQuestion(str(image), fields, text, length))
         scenes.append(scene_questions)
     return scenes
+
+
+def _prompts(entry: CatalogEntry, question: Question) -> tuple[Prompt, ...]:
+    """Return the prompts of a question; none if the model does not offer it."""
+    if question.task not in entry.task_ids:
+        return ()
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    prompts_of = FAMILIES[entry.family].task_prompts
+    try:
+        return prompts_of(entry, question.task, parameters, (_SIZE_PX, _SIZE_PX))
+    except UnsupportedTask:
+        return ()
 
 
 if __name__ == "__main__":
