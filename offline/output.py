@@ -53,6 +53,7 @@ _SCHEMA = pa.schema(
         "raw_text": pa.string(),
         "finish_reason": pa.string(),
         "calibrated": pa.bool_(),
+        "familiarity": pa.float64(),
         "left_out": pa.int32(),
         "error": pa.struct({"code": pa.string(), "message": pa.string()}),
     }
@@ -147,6 +148,7 @@ class Row:
     raw_text: str | None = None
     finish_reason: str | None = None
     calibrated: bool | None = None
+    familiarity: float | None = None  # p-value that the image is like those of the calibration
     left_out: int | None = None  # objects that `min_precision` did not keep
     error: RowError | None = None
 

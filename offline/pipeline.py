@@ -176,6 +176,7 @@ class Answerer:
                 raw_text=answer.written.text,
                 finish_reason=answer.written.finish_reason,
                 calibrated=answer.is_calibrated,
+                familiarity=answer.familiarity,
                 left_out=None if answer.guarantee is None else answer.guarantee.left_out,
             )
         except OSError as error:

@@ -85,6 +85,7 @@ class Answer:
     written: WrittenAnswers
     times_s: Mapping[Stage, float]
     is_calibrated: bool = False  # scores are probabilities
+    familiarity: float | None = None  # p-value that the image is like those of the calibration
     tiles: TilesSummary | None = None
     guarantee: Guarantee | None = None  # set with `min_precision`
 

@@ -188,6 +188,9 @@ class AnswerJson(Wire):
     raw_text: str = Field(description="generated text, one line for each prompt of the task")
     finish_reason: Literal["stop", "length"]
     calibrated: bool = Field(description="true: scores are calibrated probabilities")
+    familiarity: float | None = Field(
+        None, ge=0, le=1, description="how like the images of the calibration; null: unknown"
+    )
     tiles: TilesJson | None = Field(
         None, exclude_if=_is_none, description="what `tiles` of the request did"
     )
@@ -300,6 +303,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         "raw_text": answer.written.text,
         "finish_reason": answer.written.finish_reason,
         "calibrated": answer.is_calibrated,
+        "familiarity": answer.familiarity,
         "tiles": answer.tiles,
         "guarantee": answer.guarantee,
         "image": {"width": width, "height": height},

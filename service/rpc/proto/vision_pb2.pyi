@@ -277,7 +277,7 @@ class Guarantee(_message.Message):
     def __init__(self, min_precision: _Optional[float] = ..., confidence: _Optional[float] = ..., min_score: _Optional[float] = ..., max_labels: _Optional[int] = ..., images: _Optional[int] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes", "tiles", "guarantee")
+    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes", "tiles", "familiarity", "guarantee")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +295,7 @@ class Answer(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
+    FAMILIARITY_FIELD_NUMBER: _ClassVar[int]
     GUARANTEE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
@@ -313,8 +314,9 @@ class Answer(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
     tiles: Tiles
+    familiarity: float
     guarantee: Guarantee
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ..., tiles: _Optional[_Union[Tiles, _Mapping]] = ..., guarantee: _Optional[_Union[Guarantee, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ..., tiles: _Optional[_Union[Tiles, _Mapping]] = ..., familiarity: _Optional[float] = ..., guarantee: _Optional[_Union[Guarantee, _Mapping]] = ...) -> None: ...
 
 class ImageOutcome(_message.Message):
     __slots__ = ("answer", "comparison", "analysis", "error")

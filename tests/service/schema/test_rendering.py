@@ -110,6 +110,7 @@ def test_body_is_that_of_the_contract() -> None:
         "raw_text": "a",
         "finish_reason": "stop",
         "calibrated": False,
+        "familiarity": None,
         "image": {"width": 640, "height": 480},
         "usage": {
             "image_tokens": NUM_IMAGE_TOKENS,
