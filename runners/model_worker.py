@@ -9,6 +9,7 @@ ModelWorker     all parts: the channel to this model, which runners/service.py s
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
@@ -70,6 +71,7 @@ from wire.runner_messages import (
     WritingEvent,
     Written,
 )
+from wire.telemetry.runner_metrics import measure_gpu
 from wire.telemetry.tracing import note_error, past_span
 
 logger = logging.getLogger(__name__)
@@ -367,6 +369,9 @@ class ModelWorker:
             2 * encoder_batch_size(options),  # the next batch waits while one runs
             self._batched,
         )
+        if device == "cuda":
+            uuid = f"GPU-{torch.cuda.get_device_properties().uuid}"
+            threading.Thread(target=measure_gpu, args=(uuid,), daemon=True).start()
         return_freed_memory()
         watchdogs = [encoder.watchdog for encoder in self.encoders.values()]
         self.watchdogs = (*watchdogs, self._decoder.scheduler.watchdog)

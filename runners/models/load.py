@@ -1,5 +1,6 @@
 """Loads the decoder of a family: the only module that imports the families."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from wire.artifacts.manifest import (
     Precision,
     read_config,
 )
+
+logger = logging.getLogger(__name__)
 
 DECODERS: dict[Family, Callable[[DecoderCheckpoint], Decoder]] = {
     "florence2": Florence2Decoder,
@@ -42,6 +45,7 @@ def load_decoder(
     The export has a `weights_of` that keeps few layers in memory.
     """
     if device != "cpu":
+        check_cuda_torch(torch.__version__)
         # cuDNN's attention plans for every new batch size and length, while all sequences wait
         torch.backends.cuda.enable_cudnn_sdp(False)
     rules = GenerationRules.load(folder)
@@ -60,3 +64,15 @@ def load_decoder(
         num_positions=min(max_positions or shape.num_positions, shape.num_positions),
     )
     return decoder
+
+
+def check_cuda_torch(version: str) -> None:
+    """Raise `RuntimeError` if captured graphs of this torch may be wrong; warn of older ones."""
+    release = tuple(map(int, version.split(".")[:2]))
+    if release >= (2, 15):
+        return
+    fix = "install requirements-gpu.txt: torch 2.15 or later"
+    if release >= (2, 12):
+        problem = "may free memory that captured CUDA graphs use (pytorch#193402)"
+        raise RuntimeError(f"torch {version} {problem}; {fix}")
+    logger.warning("torch %s is not supported on a GPU; %s", version, fix)

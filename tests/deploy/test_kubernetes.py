@@ -295,6 +295,11 @@ def test_runners_of_the_gpu_overlay_have_a_card(folder: str) -> None:
         is_on_card = folder == "overlays/gpu" and pods.component != "gateway"
         cards = pods.container["resources"]["limits"].get("nvidia.com/gpu")
         assert cards == ("1" if is_on_card else None)
+        # The device plugin sets this variable for runners; a pod's own would override it.
+        variables = {variable["name"]: variable for variable in pods.container["env"]}
+        is_hidden = folder == "overlays/gpu" and not is_on_card
+        hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+        assert variables.get(hidden["name"]) == (hidden if is_hidden else None)
         # No second card is taken for a rollout.
         max_surge = pods.deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
         assert (max_surge == 0) == is_on_card

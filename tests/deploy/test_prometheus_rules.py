@@ -57,6 +57,11 @@ def test_metrics_of_rules_are_declared() -> None:
             assert re.sub(r"_(total|bucket|sum|count)$", "", name) in declared_metrics(), name
 
 
+def test_metrics_of_the_dashboard_are_declared() -> None:
+    for name in re.findall(r"(?<![:\w])diptych_\w+", str(DASHBOARD["panels"])):
+        assert re.sub(r"_(total|bucket|sum|count)$", "", name) in declared_metrics(), name
+
+
 def test_variables_of_the_dashboard_are_declared_and_used() -> None:
     declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", str(DASHBOARD["panels"]))) - {"__rate_interval"}

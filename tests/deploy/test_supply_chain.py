@@ -42,7 +42,9 @@ def test_requirements_have_exact_versions(name: str) -> None:
 
 
 def test_imported_packages_are_required() -> None:
-    required = {canonical(Requirement(line).name) for line in lines("requirements.txt")}
+    required = set()
+    for line in lines("requirements.txt") + lines("requirements-gpu.txt"):
+        required.add(canonical(Requirement(line).name))
     paths = chain.from_iterable((ROOT / folder).rglob("*.py") for folder in SERVED)
     modules = set().union(*map(packages, paths))
     distributions = packages_distributions()
@@ -65,6 +67,7 @@ def test_lock_has_the_required_versions() -> None:
     for line in lines("requirements.txt"):
         name, version = re.split("==|>=", line)[:2]
         assert name in NOT_LOCKED or locked()[name] == version
+    assert f"nvidia-ml-py=={locked()['nvidia-ml-py']}" in lines("requirements-gpu.txt")
 
 
 def test_lock_has_what_its_packages_require() -> None:

@@ -16,6 +16,7 @@ import torch
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest, WrittenSequence
+from runners.models.load import check_cuda_torch
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import (
     CASE_NAMES,
@@ -107,3 +108,16 @@ def test_nan_stays_in_its_sequence(case: Case) -> None:
     for index, sequence in ((1, beside), (2, after)):
         (alone,) = generate_all(case.decoder, [case.request(index)])
         assert sequence.result().token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize("version", ["2.12.0", "2.14.1+cu130"])
+def test_torch_with_freed_workspaces_is_refused(version: str) -> None:
+    with pytest.raises(RuntimeError, match=f"torch {version[:6]}.*install requirements-gpu.txt"):
+        check_cuda_torch(version)
+
+
+def test_old_torch_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for version in ("2.11.0+cu130", "2.15.0", "2.16.0a0+nv26.11", "3.0.0"):
+        check_cuda_torch(version)
+    (message,) = caplog.messages
+    assert message.startswith("torch 2.11.0+cu130 is not supported on a GPU")
