@@ -1,4 +1,4 @@
-"""The gRPC server: Vision, Open Inference, the standard health service, reflection."""
+"""The gRPC server: Vision, the standard health service, reflection."""
 
 import asyncio
 import logging
@@ -10,16 +10,13 @@ from grpc_reflection.v1alpha import reflection
 
 from service.admission.api_keys import ApiKeys
 from service.inference.core import Core
-from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import ReadOnDemand
-from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from service.rpc.boundary import VISION, GrpcBoundary
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.rpc.vision import VisionApi
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_SERVICES = (VisionApi.service, OpenInferenceApi.service)
 _HEALTH_EVERY_S = 1.0
 _FIELDS_BYTES = 100_000  # a message without its image
 _OPTIONS = [
@@ -76,13 +73,11 @@ class GrpcServer:
             ("grpc.max_receive_message_length", max_message_bytes),
             *(_SEVERAL_GATEWAYS if self._settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
-        health_keys = self._api_keys if self._settings.health_needs_key else None
-        self._server = grpc.aio.server(interceptors=[ReadOnDemand(health_keys)], options=options)
-        arguments = (self._core, self._api_keys, self._settings)
-        add_VisionServicer_to_server(VisionApi(*arguments), self._server)
-        add_GRPCInferenceServiceServicer_to_server(OpenInferenceApi(*arguments), self._server)
+        boundary = GrpcBoundary(self._core, self._api_keys, self._settings)
+        self._server = grpc.aio.server(interceptors=[boundary], options=options)
+        add_VisionServicer_to_server(VisionApi(self._core), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (VISION, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         credentials = grpc_credentials(self._settings)
@@ -113,5 +108,5 @@ class GrpcServer:
             await asyncio.sleep(_HEALTH_EVERY_S)
 
     async def _set_health(self, status: int) -> None:
-        for name in ("", *_SERVICES):
+        for name in ("", VISION):
             await self._health.set(name, status)

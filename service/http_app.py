@@ -13,7 +13,7 @@ from service.http.boundary import REST, RestBoundary, error_response
 from service.http.v1 import RestApi
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
-from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
+from service.open_inference.api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai.api import OpenAiApi
 from service.web.pages import Pages
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 
 import diptych_client
-from service.rpc.proto import inference_pb2, vision_pb2
+from service.rpc.proto import vision_pb2
 from service.settings import Settings, variable
 from service.web.openapi import openapi_document
 from tests.support.client_command import DIPTYCH
@@ -47,7 +47,7 @@ def contract() -> dict[str, str]:
     """Return the text of every file of tests/contract/ by its name."""
     interfaces: dict[str, Iterable[str]] = {
         "openapi.txt": _openapi(),
-        "grpc.txt": [*_grpc(vision_pb2.DESCRIPTOR), *_grpc(inference_pb2.DESCRIPTOR)],
+        "grpc.txt": _grpc(vision_pb2.DESCRIPTOR),
         "client.txt": _client(),
         "settings.txt": _settings(),
         "metrics.txt": sorted(_metrics()),

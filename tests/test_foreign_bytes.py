@@ -33,7 +33,7 @@ from service.http.body import json_object, read_images_body
 from service.images.inputs import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.mapping import parse_config
-from service.open_inference.http_api import read_request
+from service.open_inference.api import read_request
 from service.settings import SettingsError
 from tests.support.evaluations import write_coco, write_images, write_parquet, write_voc
 from tests.support.fake_service import served_models

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2, over HTTP and gRPC."""
+"""The Open Inference Protocol v2, over HTTP."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -30,13 +30,14 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_SYSTEM_NAME,
 )
 
-from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
+from service.admission.api_keys import ApiKeys
 from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new, shutting_down
 from service.admission.threads import current_client
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
+from service.rpc.proto import vision_pb2 as pb
 from service.settings import Settings
 from wire.telemetry.tracing import request_trace, trace_id
 
@@ -101,6 +102,10 @@ CODES: dict[ErrorCode, grpc.StatusCode] = {
     "not_ready": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+VISION: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+API = "grpc"  # label in metrics
+_LISTS = ("/ListModels", "/ListTasks")  # others have images: they are read in a place of the client
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
@@ -205,95 +210,21 @@ async def abort(
     await context.abort(CODES[error.code], error.message, tuple(trailing))
 
 
-class GrpcApi:
-    """A gRPC interface over the core."""
-
-    api: ClassVar[str]  # label in metrics
-    service: ClassVar[str]  # full name
-    # their messages may be large: they are read in a place of the client's
-    image_methods: ClassVar[frozenset[str]]
-    open_methods: ClassVar[frozenset[str]] = frozenset()  # need no key
-    health_methods: ClassVar[frozenset[str]] = frozenset()  # need one if `health_needs_key` is set
+class GrpcBoundary(grpc.aio.ServerInterceptor):
+    """Gives the methods of Vision message and context, those of health and reflection messages."""
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
-
-    @asynccontextmanager
-    async def call(
-        self, name: str, incoming: Incoming, context: Context
-    ) -> AsyncIterator[tuple[Message, RequestContext]]:
-        """Yield message and context of a call; whatever is raised is its status."""
-        metadata = metadata_of(context)
-        request_id = request_id_or_new(metadata.get("x-request-id"))
-        full_name = f"{self.service}/{name}"
-        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
-        traced = None if name in self.health_methods else attributes
-        with request_trace(metadata, full_name, traced) as span:
-            trace = ("x-trace-id", trace_id())
-            context.set_trailing_metadata((trace,))
-            failure = call = None
-            try:
-                if self._core.places.is_closed:
-                    raise shutting_down()
-                quota = await self._quota(name, metadata.get("authorization"), incoming.address)
-                current_client.set(quota.name)
-                limit_s = self._settings.request_timeout_s
-                remaining_s = context.time_remaining()
-                timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
-                call = RequestContext(request_id, self.api, time.monotonic() + timeout_s, quota)
-                message = await self._read(name, incoming, call)
-                request_id = request_id_or_new(getattr(message, "id", None) or request_id)
-                yield message, replace(call, request_id=request_id)
-            except (asyncio.CancelledError, GeneratorExit):
-                record_gone_client(self.api, request_id)
-                span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
-                raise
-            except Exception as error:
-                failure = record_failure(error, self.api, request_id)
-            finally:
-                if call is not None:
-                    await self._core.places.leave(call)
-            code = CODES[failure.code] if failure else grpc.StatusCode.OK
-            span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
-        if failure is not None:
-            await abort(context, failure, (("x-request-id", request_id), trace))
-
-    async def _quota(self, name: str, authorization: str | None, address: str) -> Quota:
-        is_health = name in self.health_methods
-        if name in self.open_methods or (is_health and not self._settings.health_needs_key):
-            return UNLIMITED
-        quota = self._api_keys.check(authorization, address)
-        if not is_health:
-            await quota.take_request()
-        return quota
-
-    async def _read(self, name: str, incoming: Incoming, call: RequestContext) -> Message:
-        try:
-            if name not in self.image_methods:
-                return await incoming.read_small()
-            await self._core.places.take(call)
-            return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
-        except StopAsyncIteration:
-            raise InvalidRequest(_NO_MESSAGE) from None
-
-
-class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives methods of a `GrpcApi` their message and context, and others their messages."""
-
-    def __init__(self, health_keys: ApiKeys | None = None) -> None:
-        """`health_keys`: the keys with which health may be asked for, or None for all callers."""
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
-        self._health_keys = health_keys
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
         if handler is None:
             return None
+        is_ours = details.method.startswith(f"/{VISION}/")
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_stream
-        api = getattr(behavior, "__self__", None)
-        name = details.method.rpartition("/")[2]
         message_class = handler.request_deserializer.__self__  # its method FromString
 
         def incoming(messages: Messages, context: Context) -> Incoming:
@@ -302,38 +233,90 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         async def answer(messages: Messages, context: Context) -> Any:
             """Answer one message; the stream of health is written, not returned."""
             received = incoming(messages, context)
-            if not isinstance(api, GrpcApi):
-                await self._check_key(received, context)
+            if not is_ours:
+                await self._check_health_key(received, context)
                 try:
                     message = await _read(received, context)
                 except StopAsyncIteration:
                     await abort(context, InvalidRequest(_NO_MESSAGE))
                 return await behavior(message, context)
-            async with api.call(name, received, context) as (message, call):
+            async with self._call(details.method, received, context) as (message, call):
                 return await behavior(message, call)
             raise AssertionError("context.abort() returned")
 
         async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            received = incoming(messages, context)
             async with AsyncExitStack() as stack:
-                if isinstance(api, GrpcApi):
-                    called = api.call(name, incoming(messages, context), context)
+                if is_ours:
+                    called = self._call(details.method, received, context)
                     replies = behavior(*await stack.enter_async_context(called))
                 else:  # reflection
-                    requests = _messages(incoming(messages, context), context)
-                    replies = behavior(await stack.enter_async_context(aclosing(requests)), context)
+                    requests = await stack.enter_async_context(
+                        aclosing(_messages(received, context))
+                    )
+                    replies = behavior(requests, context)
                 async for reply in await stack.enter_async_context(aclosing(replies)):
                     yield reply
 
         serializer = handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
-        is_written = handler.unary_stream is not None and not isinstance(api, GrpcApi)
+        is_written = handler.unary_stream is not None and not is_ours
         stream = answer if is_written else answers
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
 
-    async def _check_key(self, health: Incoming, context: Context) -> None:
-        if self._health_keys is not None:
+    async def _check_health_key(self, health: Incoming, context: Context) -> None:
+        if self._settings.health_needs_key:
             try:
-                self._health_keys.check(metadata_of(context).get("authorization"), health.address)
+                self._api_keys.check(metadata_of(context).get("authorization"), health.address)
             except ServiceError as error:
                 await abort(context, error)
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, incoming: Incoming, context: Context
+    ) -> AsyncIterator[tuple[Message, RequestContext]]:
+        """Yield message and context of a call; whatever is raised is its status."""
+        metadata = metadata_of(context)
+        request_id = request_id_or_new(metadata.get("x-request-id"))
+        full_name = method.removeprefix("/")
+        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
+        with request_trace(metadata, full_name, attributes) as span:
+            trace = ("x-trace-id", trace_id())
+            context.set_trailing_metadata((trace,))
+            failure = call = None
+            try:
+                if self._core.places.is_closed:
+                    raise shutting_down()
+                quota = self._api_keys.check(metadata.get("authorization"), incoming.address)
+                await quota.take_request()
+                current_client.set(quota.name)
+                limit_s = self._settings.request_timeout_s
+                remaining_s = context.time_remaining()
+                timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
+                call = RequestContext(request_id, API, time.monotonic() + timeout_s, quota)
+                message = await self._message(method, incoming, call)
+                request_id = request_id_or_new(getattr(message, "id", None) or request_id)
+                yield message, replace(call, request_id=request_id)
+            except (asyncio.CancelledError, GeneratorExit):
+                record_gone_client(API, request_id)
+                span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
+                raise
+            except Exception as error:
+                failure = record_failure(error, API, request_id)
+            finally:
+                if call is not None:
+                    await self._core.places.leave(call)
+            code = CODES[failure.code] if failure else grpc.StatusCode.OK
+            span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
+        if failure is not None:
+            await abort(context, failure, (("x-request-id", request_id), trace))
+
+    async def _message(self, method: str, incoming: Incoming, call: RequestContext) -> Message:
+        try:
+            if method.endswith(_LISTS):
+                return await incoming.read_small()
+            await self._core.places.take(call)
+            return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
+        except StopAsyncIteration:
+            raise InvalidRequest(_NO_MESSAGE) from None

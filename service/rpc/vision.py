@@ -15,8 +15,8 @@ from service.admission.places import RequestContext
 from service.analysis import stream_analysis
 from service.errors import InvalidRequest
 from service.images.inputs import ImageInput, file_or_handle
-from service.inference.core import MAX_IMAGES
-from service.rpc.boundary import Descriptor, GrpcApi
+from service.inference.core import MAX_IMAGES, Core
+from service.rpc.boundary import Descriptor
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto import vision_pb2_grpc as pb_grpc
 from service.schema import rendering
@@ -69,12 +69,11 @@ def _message_fields(descriptor: Descriptor, value: Any) -> dict[str, Any]:
     return fields
 
 
-class VisionApi(GrpcApi, pb_grpc.VisionServicer):
+class VisionApi(pb_grpc.VisionServicer):
     """The methods of the service."""
 
-    api = "grpc"
-    service = pb.DESCRIPTOR.services_by_name["Vision"].full_name
-    image_methods = frozenset({"Predict", "PredictStream", "Compare", "Analyze", "AnalyzeStream"})
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
         return await self._answered(pb.Answer, rendering.predicted, request, context)

@@ -11,8 +11,8 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference over HTTP"
-    " or gRPC; status is ok, an error code, or client_gone.",
+    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference;"
+    " status is ok, an error code, or client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = Histogram(

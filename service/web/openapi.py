@@ -21,8 +21,8 @@ from service.inference.request_fields import CompareFields, GenerationFields, Pr
 from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
-from service.open_inference.http_api import PREFIX as OPEN_INFERENCE_PREFIX
-from service.open_inference.http_api import InferJson, OpenInferenceError
+from service.open_inference.api import PREFIX as OPEN_INFERENCE_PREFIX
+from service.open_inference.api import InferJson, OpenInferenceError
 from service.openai.api import ChatCompletion, ChatError, ChatRequest
 from service.schema.rendering import (
     AnalysisJson,

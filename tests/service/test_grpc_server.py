@@ -56,7 +56,7 @@ async def health(channel: grpc.aio.Channel, service: str = "", key: str = "") ->
 async def test_health_of_the_server() -> None:
     for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
         async with started(make_core(), are_ready=are_ready) as (server, channel):
-            for service in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
+            for service in ("", "diptych.v1.Vision"):
                 assert await health(channel, service) == state
             await server.set_not_serving()
             assert await health(channel) == STATES.NOT_SERVING

@@ -1,74 +1,75 @@
-"""Triton's own clients, unchanged, against the running service: metadata, the answers of REST, its
+"""Triton's own client, unchanged, against the running service: metadata, the answers of REST, its
 errors, ids.
-
-They are in separate processes: their protobuf messages have the same names as ours.
 """
 
-import base64
 import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.http as triton
+from tritonclient.utils import np_to_triton_dtype
 
+from tests.support.fake_service import data_url
 from tests.support.running_service import RunningService, default_scene
 from tests.system.test_answers import FEW, FLORENCE, PALIGEMMA, without_varying
 
-PROGRAM = Path(__file__).with_name("triton_program.py")
 
-pytestmark = pytest.mark.parametrize("transport", ["http", "grpc"])
-
-
-def run(service: RunningService, transport: str, *calls: list[Any]) -> list[dict[str, Any]]:
-    """Return what each call returned, as `value`, or `error` and `status`."""
-    address = service.grpc_address if transport == "grpc" else service.url.removeprefix("http://")
-    run = subprocess.run(
-        [sys.executable, str(PROGRAM), transport, address],
-        input=json.dumps(calls),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stderr
-    outcomes: list[dict[str, Any]] = json.loads(run.stdout)
-    return outcomes
+@pytest.fixture
+def server(service: RunningService) -> Iterator[Any]:
+    with triton.InferenceServerClient(service.url.removeprefix("http://")) as client:
+        yield client
 
 
-def infer(fields: dict[str, Any], **arguments: Any) -> list[Any]:
-    image = base64.b64encode(default_scene()).decode()
-    others = {"model": FLORENCE, **fields}
-    model = others.pop("model")
-    return ["infer", {"model": model, "image": image, "fields": others, **arguments}]
+def tensor(name: str, value: Any, is_raw: bool) -> Any:
+    values = value if isinstance(value, list) else [value]
+    dtype: Any = np.float64 if isinstance(value, list) else None
+    if isinstance(values[0], str | bytes):
+        dtype = np.object_
+    array = np.array(values, dtype=dtype)
+    source = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    source.set_data_from_numpy(array, binary_data=is_raw)
+    return source
 
 
-def test_answers_are_those_of_rest(service: RunningService, transport: str) -> None:
-    for is_json in {False, transport == "http"}:
-        outcomes = run(service, transport, *(infer(fields, is_json=is_json) for fields in FEW))
-        results = [without_varying(outcome["value"]["result"]) for outcome in outcomes]
-        answers = [service.predict(**{"model": FLORENCE, **fields}).json() for fields in FEW]
-        assert results == list(map(without_varying, answers))
+def infer(server: Any, fields: dict[str, Any], is_raw: bool = True, **options: Any) -> Any:
+    image = default_scene() if is_raw else data_url(default_scene())
+    inputs = {"image": image, **fields}
+    model = inputs.pop("model", FLORENCE)
+    tensors = [tensor(name, value, is_raw) for name, value in inputs.items()]
+    outputs = [triton.InferRequestedOutput("result", binary_data=is_raw)]
+    return server.infer(model, tensors, outputs=outputs, **options)
 
 
-def test_methods_of_the_client(service: RunningService, transport: str) -> None:
-    calls = [
-        ["is_server_ready", []],
-        ["is_model_ready", [PALIGEMMA, "1"]],
-        ["is_model_ready", ["gpt"]],
-        ["get_server_metadata", []],
-        ["get_model_metadata", [FLORENCE]],
-        ["get_model_config", [FLORENCE]],
-        infer({"task": "ocr"}, options={"request_id": "mine-1", "model_version": "1"}),
-    ]
-    outcomes = run(service, transport, *calls, infer({"task": "ocr"}, options={"timeout": 100}))
-    *ready, server, model, config, ocr = [outcome["value"] for outcome in outcomes[:-1]]
-    assert (ready, server["name"], model["name"]) == ([True, True, False], "diptych", FLORENCE)
-    assert "binary_tensor_data" in server["extensions"]
-    assert (model["versions"], model["outputs"][0]["datatype"]) == (["1"], "BYTES")
-    inputs = config.get("config", config)["input"]  # a message of its own over gRPC
-    assert [tensor["name"] for tensor in inputs] == [tensor["name"] for tensor in model["inputs"]]
-    required = [tensor["name"] for tensor in inputs if not tensor.get("optional")]
-    assert required == ["image", "task"]
-    assert (ocr["id"], ocr["result"]["id"]) == ("mine-1", "mine-1")
-    assert outcomes[-1]["status"] in ("504", "StatusCode.DEADLINE_EXCEEDED")
+def result_of(response: Any) -> dict[str, Any]:
+    (text,) = response.as_numpy("result")
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_answers_are_those_of_rest(service: RunningService, server: Any, is_raw: bool) -> None:
+    for fields in FEW:
+        answer = service.predict(**{"model": FLORENCE, **fields}).json()
+        result = result_of(infer(server, fields, is_raw))
+        assert without_varying(result) == without_varying(answer)
+
+
+def test_methods_of_the_client(server: Any) -> None:
+    assert server.is_server_ready()
+    assert server.is_model_ready(PALIGEMMA, "1")
+    assert not server.is_model_ready("gpt")
+    metadata = server.get_server_metadata()
+    assert metadata["name"] == "diptych"
+    assert "binary_tensor_data" in metadata["extensions"]
+    model = server.get_model_metadata(FLORENCE)
+    assert (model["name"], model["versions"]) == (FLORENCE, ["1"])
+    assert model["outputs"][0]["datatype"] == "BYTES"
+    inputs = server.get_model_config(FLORENCE)["input"]
+    assert [entry["name"] for entry in inputs] == [entry["name"] for entry in model["inputs"]]
+    ocr = infer(server, {"task": "ocr"}, request_id="mine-1", model_version="1")
+    assert (ocr.get_response()["id"], result_of(ocr)["id"]) == ("mine-1", "mine-1")
+    with pytest.raises(triton.InferenceServerException) as caught:
+        infer(server, {"task": "ocr"}, timeout=100)
+    assert caught.value.status() == "504"

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.rpc.boundary import MAX_SMALL_BYTES, Incoming, num_values
-from service.rpc.proto import inference_pb2 as infer
 from service.rpc.proto import vision_pb2 as pb
-from service.rpc.proto import vision_pb2 as vision
 from tests.support.core_calls import run
 
 
@@ -71,7 +69,7 @@ def test_address_has_no_port(peer: str, address: str) -> None:
     assert incoming(peer=peer).address == address
 
 
-PREDICT = vision.PredictRequest(
+PREDICT = pb.PredictRequest(
     image=b"\xff" * 1000,
     task="ocr",
     labels=["a", "b", ""],
@@ -79,19 +77,12 @@ PREDICT = vision.PredictRequest(
     temperature=0.5,
     max_new_tokens=300,
 )
-INFER = infer.ModelInferRequest(
-    model_name="m",
-    inputs=[
-        infer.ModelInferRequest.InferInputTensor(name="image", shape=[1, 2]),
-        infer.ModelInferRequest.InferInputTensor(
-            contents=infer.InferTensorContents(bytes_contents=[b"", b"a"])
-        ),
+ANALYZE = pb.AnalyzeRequest(
+    image=b"\x08" * 500,
+    steps=[
+        pb.Step(id="a", task="ocr", region=[1, 2, 3, 4]),
+        pb.Step(labels=["", "b"]),
     ],
-    parameters={
-        "a": infer.InferParameter(int64_param=1),
-        "b": infer.InferParameter(string_param="x"),
-    },
-    raw_input_contents=[b"\x08" * 500],
 )
 
 
@@ -103,20 +94,17 @@ def test_values_are_counted() -> None:
     # image, task, three labels, temperature, max_new_tokens; the packed region has one field of 32
     # bytes.
     assert count(PREDICT) == 7 + 1 + 32
-    # The name; two inputs with a name, a packed shape of two, contents of two; two entries of key,
-    # value and its field.
-    assert count(INFER) == 1 + (2 + 1 + 1 + 2 + 1 + 2) + 2 * 4 + 1
+    # The image; a step with id, task and a packed region; a step with two labels.
+    assert count(ANALYZE) == 1 + (1 + 2 + 1 + 32) + (1 + 2)
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        vision.PredictRequest(labels=[""] * 20_000),
-        vision.PredictRequest(region=[0.0] * 20_000),
-        infer.ModelInferRequest(inputs=[infer.ModelInferRequest.InferInputTensor()] * 20_000),
-        infer.ModelInferRequest(
-            inputs=[infer.ModelInferRequest.InferInputTensor(shape=[1] * 20_000)]
-        ),
+        pb.PredictRequest(labels=[""] * 20_000),
+        pb.PredictRequest(region=[0.0] * 20_000),
+        pb.AnalyzeRequest(steps=[pb.Step()] * 20_000),
+        pb.AnalyzeRequest(steps=[pb.Step(region=[1] * 20_000)]),
     ],
 )
 def test_number_of_values_is_limited(message: Message) -> None:
@@ -138,10 +126,10 @@ def test_number_of_values_is_limited(message: Message) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_can_be_counted(data: bytes) -> None:
-    num = num_values(data, infer.ModelInferRequest.DESCRIPTOR, 10_000)
+    num = num_values(data, pb.AnalyzeRequest.DESCRIPTOR, 10_000)
     try:
-        message = infer.ModelInferRequest.FromString(data)
+        message = pb.AnalyzeRequest.FromString(data)
     except DecodeError:
         return
     assert num >= len(message.ListFields())
-    assert num >= len(message.inputs) + len(message.parameters)
+    assert num >= len(message.steps) + len(message.images)
