@@ -103,12 +103,15 @@ _EVICT = """
         ) ORDER BY sent_s, rowid LIMIT 1
     )
 """
-# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, now, the limits in order
+# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, the limits in order. The time is
+# the store's: clocks of gateways differ.
 _CHANGE = """
 local prefix, owner, name, file = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local now, max_bytes, max_bytes_of_key = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local max_images, max_images_of_key = tonumber(ARGV[7]), tonumber(ARGV[8])
-local kept_s = tonumber(ARGV[9])
+local max_bytes, max_bytes_of_key = tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_images, max_images_of_key = tonumber(ARGV[6]), tonumber(ARGV[7])
+local kept_s = tonumber(ARGV[8])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
 local function count(of, bytes)  -- of a store that evicts keys, any of these may be lost
     local num_images = redis.call('ZCARD', prefix .. 'sent:' .. of)
     redis.call('ZADD', prefix .. 'owners:images', num_images, of)
@@ -392,7 +395,7 @@ class ValkeyImages(ImageStore):
             return HandleIds(calls.execute()[1])
 
     def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
-        arguments = (owner, name, file, time.time(), *astuple(self.limits))
+        arguments = (owner, name, file, *astuple(self.limits))
         return int(self._script(keys=[_PREFIX], args=arguments))
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:

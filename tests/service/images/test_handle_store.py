@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +235,22 @@ def test_default_place(
     assert "no images are stored" in caplog.text
 
 
+def test_image_that_waited_is_the_newest(tmp_path: Path) -> None:
+    clock = FakeClock()
+    images = HandleStore(tmp_path, replace(LIMITS, max_images=1), clock)
+    database = tmp_path / "images.sqlite3"
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor() as pool:
+            late = pool.submit(images.add, "one", b"late", SIZE_WH)
+            with pytest.raises(TimeoutError):
+                late.result(0.2)
+            clock.now_s += 10
+            other.execute("INSERT INTO images VALUES ('one', 'early', ?, 1, x'00')", [clock.now_s])
+            other.execute("COMMIT")
+            assert stored_of(images, "one", ImageHandle(late.result().id)) == [True]
+
+
 SHARED_LIMITS = StoreLimits(5_000, 5_000, 40, 40, 3600)
 
 
@@ -266,6 +282,16 @@ def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     process.join()
     assert set(rows(tmp_path)) == {100}
     fill(tmp_path, 1)  # the lock is free
+
+
+@needs_valkey
+def test_clocks_of_hosts_differ(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ValkeyImages(valkey.url, replace(LIMITS, max_images=1))
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: time.time_ns() / 1e9 + 3600)
+        first = added(images, "one", b"first")
+    last = added(images, "one", b"last")
+    assert stored_of(images, "one", first, last) == [False, True]
 
 
 @needs_valkey
