@@ -103,8 +103,8 @@ _EVICT = """
         ) ORDER BY sent_s, rowid LIMIT 1
     )
 """
-# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, the limits in order. The time is
-# the store's: clocks of gateways differ.
+# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, the limits in order. The time
+# is the store's: clocks of gateways differ.
 _CHANGE = """
 local prefix, owner, name, file = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local max_bytes, max_bytes_of_key = tonumber(ARGV[4]), tonumber(ARGV[5])
