@@ -1,8 +1,9 @@
 """The batch of live sequences: different prompts and options together, each generated as if alone.
 
 Sequences enter, end, fail and are cancelled while a device computes a pass whose tokens the host
-does not know. A table says which slots a sequence has (runners/decoder/slots.py); a launched pass
-keeps the rows that it was launched with, by sequence. At most one is in flight ahead:
+does not know. A pass reads a plain slice of cache slots: those in use are always 0 to n - 1, and
+when one is freed, the row in the last one moves there. A table says which slots a sequence has; a
+launched pass keeps the rows that it was launched with, by sequence. At most one is in flight ahead:
 
     launched ──> chosen for             its tokens extend the sequences that still have rows in it
         │  └───> rolled back, by row    the row's sequence ended, was cancelled or failed, or the
@@ -12,7 +13,8 @@ keeps the rows that it was launched with, by sequence. At most one is in flight 
 Invariants:
 - a sequence gets the tokens that it would get alone: conditions and choices are by row;
 - a sequence takes its slots before its prefill, which may fail: removing it frees them;
-- rows are fixed at launch; slots may have moved since, and are looked up when tokens are stored;
+- rows are fixed at launch; slots, in any order, may have moved since, and are looked up when tokens
+  are stored;
 - a sequence admitted after a launch waits for the next one: its last token is known to the host;
 - before a slot is freed, its sequence is rolled back: the length of the slot is that of its answer;
 - when a row moves to a freed slot while a pass is in flight, the place that it leaves is rolled
@@ -22,7 +24,9 @@ Invariants:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,11 +40,55 @@ from runners.decoder.sequences import (
     SequenceRequest,
     SingleSequence,
 )
-from runners.decoder.slots import SlotTable
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from runners.tokens.text import GenerationRules, TokenMasks
 
+OwnerT = TypeVar("OwnerT")
+
 _PADDING = RowConditions()  # conditions of rows that no sequence reads
+
+
+@dataclass(frozen=True, slots=True)
+class FreedSlot(Generic[OwnerT]):
+    """A slot that is free; the row of `moved` in `last`, the last slot in use, moves there."""
+
+    slot: int
+    last: int
+    moved: OwnerT | None  # None: the slot itself was the last
+
+
+class SlotTable(Generic[OwnerT]):
+    """The slots of each owner, in order of admission and of its rows, and the owner of each slot.
+
+    Moves and frees are values, which the caller applies to the cache in their order; a freed owner
+    is never the one that moves.
+    """
+
+    def __init__(self) -> None:
+        self.by_slot: list[OwnerT] = []
+        self.of: dict[OwnerT, list[int]] = {}
+
+    def take(self, owner: OwnerT, num_slots: int = 1) -> Sequence[int]:
+        """Give an owner the next free slots, and return these."""
+        taken = range(len(self.by_slot), len(self.by_slot) + num_slots)
+        self.by_slot += [owner] * num_slots
+        self.of.setdefault(owner, []).extend(taken)
+        return taken
+
+    def free(self, owner: OwnerT) -> list[FreedSlot[OwnerT]]:
+        """Free all slots of an owner, the last first; none if it has none."""
+        freed: list[FreedSlot[OwnerT]] = []
+        for slot in sorted(self.of.pop(owner, ()), reverse=True):
+            last = len(self.by_slot) - 1
+            moved = self.by_slot.pop()
+            if slot == last:
+                freed.append(FreedSlot(slot, last, None))
+                continue
+            self.by_slot[slot] = moved
+            slots = self.of[moved]
+            slots[slots.index(last)] = slot
+            freed.append(FreedSlot(slot, last, moved))
+        return freed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +108,15 @@ class LiveBatch:
     ) -> None:
         self._engine = make_engine(decoder, num_slots)
         self._cache = self._engine.cache
+        self.captures = self._engine.captures
         self._masks = TokenMasks(decoder.text.constraints.num_tokens)
         self.slots = SlotTable[LiveSequence]()
         self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
-    def captures(self, sequence: LiveSequence) -> bool:
-        """Return True if the prefill is replayed, unless it is admitted with one that is not."""
-        return self._engine.captures(sequence.request)
-
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
         drafts = self._engine.drafts(sequences, is_first=True)
-        first_slot = self.slots.num_used
+        first_slot = len(self.slots.by_slot)
         # before what may fail, so that slots are freed with their sequence
         for sequence in sequences:
             self.slots.take(sequence)
@@ -92,7 +137,9 @@ class LiveBatch:
         """
         launched = self._ahead or self._launch()
         self._ahead = None
-        rows = self.slots.rows()
+        rows: dict[LiveSequence, Sequence[int]] = {}
+        for sequence, slots in self.slots.of.items():
+            rows[sequence] = tuple(slots)
         result = self._choose(launched)
         sequences = list(launched.rows)
         moves = self._advance(launched, result)
@@ -104,15 +151,16 @@ class LiveBatch:
             self._cache.reorder(sources, targets)
 
     def _launch(self) -> LaunchedPass:
-        last = self.slots.by_slot(lambda sequence: sequence.last_token_ids)
-        owners = self.slots.slot_owners()
+        owners = self.slots.by_slot
         drafts = self._engine.drafts(owners)
-        tokens = [[token_id, *draft] for token_id, draft in zip(last, drafts, strict=True)]
-        launched = self._engine.decode(tokens)
         by_slot = rows_of(drafts)
+        tokens = [[0, *draft] for draft in drafts]
         rows: dict[LiveSequence, Sequence[int]] = {}
-        for sequence, slots in self.slots.rows().items():
+        for sequence, slots in self.slots.of.items():
             rows[sequence] = list(chain.from_iterable(by_slot[slot] for slot in slots))
+            for slot, token_id in zip(slots, sequence.last_token_ids, strict=True):
+                tokens[slot][0] = token_id
+        launched = self._engine.decode(tokens)
         return LaunchedPass(launched, rows, dict(zip(owners, drafts, strict=True)))
 
     def _choose(self, launched: LaunchedPass, is_first: bool = False) -> Chosen:
@@ -124,21 +172,16 @@ class LiveBatch:
             for row, row_conditions in by_row:
                 conditions[row] = row_conditions
         self._masks.compute()
-        is_useful = not is_first and not all(one.has_one_token_left for one in self.slots.owners)
-
-        def following() -> NextInputs:
-            return self._next_inputs(launched)
-
+        is_useful = not is_first and not all(one.has_one_token_left for one in self.slots.of)
+        following = partial(self._next_inputs, launched) if is_useful else None
         sequences = list(launched.rows.values())
-        return self._engine.choose(
-            launched.logits, conditions, sequences, following if is_useful else None, is_first
-        )
+        return self._engine.choose(launched.logits, conditions, sequences, following, is_first)
 
     def _next_inputs(self, running: LaunchedPass) -> NextInputs:
-        rows: list[int | None] = [None] * self.slots.num_used
-        tokens = [0] * self.slots.num_used
+        rows: list[int | None] = [None] * len(self.slots.by_slot)
+        tokens = [0] * len(rows)
         parents: dict[int, Sequence[int]] = {}
-        for sequence, slots in self.slots.rows().items():
+        for sequence, slots in self.slots.of.items():
             chosen_rows = running.rows.get(sequence)
             for place, slot in enumerate(slots):
                 if chosen_rows is None:
@@ -146,7 +189,7 @@ class LiveBatch:
                 else:
                     rows[slot] = chosen_rows[place]
                 if len(slots) > 1:
-                    parents[slot] = slots
+                    parents[slot] = tuple(slots)
         return NextInputs(rows, tokens, parents)
 
     def _advance(self, launched: LaunchedPass, result: Chosen) -> list[tuple[int, int]]:
@@ -157,7 +200,7 @@ class LiveBatch:
             parents = sequence.advance(choices)
             if sequence.has_ended:
                 continue
-            slots = self.slots.of(sequence)
+            slots = self.slots.of[sequence]
             for parent, slot in zip(parents, slots, strict=True):
                 if slots[parent] != slot:
                     moves.append((slots[parent], slot))
@@ -172,14 +215,14 @@ class LiveBatch:
         for sequence in sequences:
             if self._ahead is None or self._ahead.rows.pop(sequence, None) is None:
                 continue
-            for slot in self.slots.of(sequence):
+            for slot in self.slots.of[sequence]:
                 self._cache.roll_back(slot)
             if not self._ahead.rows:
                 self._ahead = None
 
     def remove_ended(self) -> list[LiveSequence]:
         """Free the slots of the sequences that have ended, and return these."""
-        ended = [sequence for sequence in self.slots.owners if sequence.has_ended]
+        ended = [sequence for sequence in self.slots.of if sequence.has_ended]
         self.remove(ended)
         return ended
 
@@ -196,7 +239,7 @@ class LiveBatch:
                     self._cache.roll_back(freed.last)
 
     def clear(self) -> None:
-        self.slots.clear()
+        self.slots = SlotTable()
         self._ahead = None
 
 
@@ -221,7 +264,7 @@ def generate_each(
     batch = LiveBatch(decoder, sum(request.num_beams for request in requests), make_engine)
     batch.admit(sequences)
     batch.remove_ended()
-    while batch.slots.num_used:
+    while batch.slots.of:
         batch.step()
         batch.remove_ended()
     return sequences

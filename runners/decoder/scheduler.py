@@ -6,32 +6,49 @@
         decode one token of every live sequence
         resolve the futures of those that ended
 
+Slots and the decoder's time are scarce, and one client may submit hundreds of sequences. First in,
+first out, all others would wait for them; prefills of these delay the steps of sequences that are
+live; and a slot that is taken stays so for a whole answer. Hence the queues of clients:
+
+    order      next is a sequence of the client with the fewest slots; equal ones alternate
+    turns      after a prefill of a client, its next one waits until steps of others took as long
+    room       while others are active, too, a client leaves some slots free, and prefills are small
+    places     a client alone may queue `max_waiting`, each of n clients 1/n of it
+
 Invariants:
 - every future is resolved exactly once: by its end, its cancellation, its deadline or the error
   that ended it; no error ends the thread, a lost device ends the process;
 - a failed prefill fails its sequences alone; those of a failed step start again, once, in two
   halves: until both have ended, no other is admitted;
 - a listener receives each token once, also of a sequence that starts again;
-- the batch and `_live` belong to the thread; callers share only the queues, under `_changed`
-  (runners/decoder/client_queues.py has their order).
+- the batch and `_live` belong to the thread; callers share only the queues, under `_changed`;
+- a client alone has the whole decoder, and one with queued sequences always gets a turn: its own
+  when no other has live sequences, else as these take their steps;
+- sequences of a client leave in the order of submission: a large one is never overtaken;
+- a call's sequences are queued together or not at all;
+- work in the gaps between clients (client "") never takes a client's room.
 """
 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from secrets import randbits
 
 import torch
 
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.client_queues import ClientQueues, ScheduledSequence
 from runners.decoder.engines import NewEngine, new_engine
 from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import LiveSequence, SequenceRequest, WrittenSequence
+from runners.decoder.sequences import (
+    LiveSequence,
+    SequenceRequest,
+    TokenListener,
+    WrittenSequence,
+)
 from runners.errors import SequenceError, exit_if_device_lost
 from runners.options import SchedulerLimits
 from runners.watchdog import Watchdog
@@ -44,6 +61,148 @@ from wire.telemetry.runner_metrics import (
 )
 
 logger = logging.getLogger(__name__)
+
+_ACTIVE_S = 10.0  # since the last submission or admission of a client
+# share of the slots that one of several clients may take; a row of a GPU's step costs little
+_SHARED_SLOTS = {"cpu": 0.5, "cuda": 0.75}
+# sequences of one of several clients in a prefill; a GPU replays one of 8 nearly as fast
+_SHARED_PREFILL = {"cpu": 1, "cuda": 8}
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """A submitted sequence, from the queue to its result."""
+
+    sequence: LiveSequence
+    submitted_s: float
+    future: "Future[WrittenSequence]" = field(default_factory=Future)
+    admitted_s: float = 0.0
+    prefilled_s: float = 0.0
+    num_notified: int = 0  # tokens
+    is_retried: bool = False  # starts again after a failed step
+
+    def notify(self, on_tokens: TokenListener) -> None:
+        settled = self.sequence.settled_token_ids
+        if len(settled) > self.num_notified:
+            on_tokens(settled[self.num_notified :])
+            self.num_notified = len(settled)
+
+    def admit(self, now_s: float) -> bool:
+        """Return True, or resolve a sequence that was cancelled or is too late."""
+        if self.future.cancelled() or now_s > self.sequence.request.deadline_s:
+            message = "the deadline passed before the sequence was admitted"
+            self.resolve(SequenceError("deadline_exceeded", message))
+            return False
+        self.admitted_s = now_s
+        return True
+
+    def resolve(self, error: Exception | None = None) -> None:
+        """Set the future's result or exception; of a cancelled future, only notify its waiters."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        error = error or self.sequence.error
+        if error is not None:
+            self.future.set_exception(error)
+            return
+        written = WrittenSequence(
+            self.sequence.generated(),
+            queue_s=self.admitted_s - self.submitted_s,
+            prefill_s=self.prefilled_s - self.admitted_s,
+            decode_s=time.monotonic() - self.prefilled_s,
+        )
+        self.future.set_result(written)
+
+
+class ClientQueues:
+    """A queue for each client, within `limits`; not safe for threads."""
+
+    def __init__(self, limits: SchedulerLimits, device: str, now: Callable[[], float]) -> None:
+        self.num_queued = 0
+        self._limits = limits
+        self._max_shared_slots = round(limits.num_slots * _SHARED_SLOTS[device])
+        self._max_shared_prefill = _SHARED_PREFILL[device]
+        self._now = now
+        self._queues: dict[str, deque[ScheduledSequence]] = {}  # the last admitted client is last
+        self._active_s: dict[str, float] = {}  # when a client was last active, the latest last
+        self.steps_s = 0.0  # duration of all steps so far
+        self._turns_s: dict[str, float] = {}  # the same when it is a client's turn again
+
+    def submit(self, client: str, submitted: Sequence[ScheduledSequence]) -> None:
+        """Queue all or raise `SequenceError` if they exceed the client's share of places."""
+        max_waiting = self._limits.max_waiting
+        num_queued = self.num_queued + len(submitted)
+        num_of_client = len(self._queues.get(client, ())) + len(submitted)
+        share = max_waiting // len(self._queues.keys() | {client})
+        is_fair = num_of_client <= share and num_queued <= 2 * max_waiting
+        if num_queued > max_waiting and not is_fair:
+            queued = f"{self.num_queued} sequences are queued, {len(submitted)} were submitted"
+            raise SequenceError("overloaded", f"{queued}, at most {max_waiting} are allowed")
+        if submitted:
+            self._note_active(client)
+            self._queues.setdefault(client, deque()).extend(submitted)
+            self.num_queued = num_queued
+
+    def take(self, live: Iterable[SequenceRequest]) -> list[ScheduledSequence]:
+        """Dequeue sequences that have slots and fit the token budget, or one that exceeds it."""
+        slots: Counter[str] = Counter()
+        for request in live:
+            slots[request.client] += request.num_beams
+        now_s = self._now()
+        taken: list[ScheduledSequence] = []
+        num_taken: Counter[str] = Counter()
+        longest = 0
+        while (client := self._next_client(slots)) is not None:
+            queue = self._queues[client]
+            request = queue[0].sequence.request
+            longest = max(longest, request.num_prefix_tokens)
+            if slots.total() + request.num_beams > self._limits.num_slots:
+                break
+            if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
+                break
+            if num_taken[client] == self._max_shared_prefill and self._has_others(client):
+                break
+            scheduled = queue.popleft()
+            self.num_queued -= 1
+            del self._queues[client]
+            if queue:
+                self._queues[client] = queue  # behind the others
+            if scheduled.admit(now_s):
+                taken.append(scheduled)
+                num_taken[client] += 1
+                slots[client] += request.num_beams
+                self._note_active(client)
+        return taken
+
+    def note_prefill(self, clients: Iterable[str], duration_s: float) -> None:
+        turns_s = {client: turn for client, turn in self._turns_s.items() if turn > self.steps_s}
+        self._turns_s = turns_s | dict.fromkeys(clients, self.steps_s + duration_s)
+
+    def _next_client(self, slots: Counter[str]) -> str | None:
+        """Return the client whose turn it is, if any; `slots`: those of each client."""
+        clients: list[str] = []
+        for client, queue in self._queues.items():
+            is_alone = slots[client] == slots.total()
+            is_in_turn = is_alone or self._turns_s.get(client, 0) <= self.steps_s
+            num_slots = slots[client] + queue[0].sequence.request.num_beams
+            has_room = num_slots <= self._max_shared_slots or not slots[client]
+            if is_in_turn and (has_room or not self._has_others(client)):
+                clients.append(client)
+        return min(clients, key=slots.__getitem__, default=None)
+
+    def _has_others(self, client: str) -> bool:
+        """Return True if another client is active."""
+        now_s = self._now()
+        while self._active_s:
+            longest_inactive, active_s = next(iter(self._active_s.items()))
+            if now_s - active_s < _ACTIVE_S:
+                break
+            del self._active_s[longest_inactive]
+        return len(self._active_s) > (client in self._active_s)
+
+    def _note_active(self, client: str) -> None:
+        if client:
+            self._active_s.pop(client, None)
+            self._active_s[client] = self._now()
 
 
 class Scheduler:
@@ -110,7 +269,12 @@ class Scheduler:
         return [scheduled.future for scheduled in submitted]
 
     def _run(self) -> None:
-        while self._wait_for_sequences():
+        while True:
+            with self._changed:
+                while not (self._live or self._retries or self._queues.num_queued):
+                    if self._is_stopping:
+                        return
+                    self._changed.wait()
             self.watchdog.started_s = time.monotonic()
             try:
                 self._iterate()
@@ -122,16 +286,7 @@ class Scheduler:
                 self._retry(error)
             self.watchdog.started_s = None
             self._live_sequences.set(len(self._live))
-            self._slots_taken.set(self._batch.slots.num_used)
-
-    def _wait_for_sequences(self) -> bool:
-        """Return False once the scheduler stops and has none left."""
-        with self._changed:
-            while not (self._live or self._retries or self._queues.num_queued):
-                if self._is_stopping:
-                    return False
-                self._changed.wait()
-        return True
+            self._slots_taken.set(len(self._batch.slots.by_slot))
 
     def _iterate(self) -> None:
         for sequence, scheduled in self._live.items():
@@ -143,14 +298,14 @@ class Scheduler:
             for group in self._groups(admitted):
                 self._prefill(group)
             self._notify_and_finish()
-            clients = {scheduled.request.client for scheduled in admitted}
+            clients = {scheduled.sequence.request.client for scheduled in admitted}
             self._queues.note_prefill(clients, self._now() - start_s)
         if self._live:
             start_s = self._now()
-            self._batch_size.observe(self._batch.slots.num_used)
+            self._batch_size.observe(len(self._batch.slots.by_slot))
             self._batch.step()
             self._notify_and_finish()
-            self._queues.note_step(self._now() - start_s)
+            self._queues.steps_s += self._now() - start_s
 
     def _admitted(self) -> list[ScheduledSequence]:
         """Return a half of a failed batch if none is live, or else dequeued sequences."""
@@ -170,7 +325,7 @@ class Scheduler:
             return [[scheduled] for scheduled in admitted]
         by_kind: dict[bool, list[ScheduledSequence]] = {}
         for scheduled in admitted:
-            is_captured = self._batch.captures(scheduled.sequence)
+            is_captured = self._batch.captures(scheduled.sequence.request)
             by_kind.setdefault(is_captured, []).append(scheduled)
         return list(by_kind.values())
 
@@ -185,7 +340,7 @@ class Scheduler:
                 scheduled.resolve(error)
                 continue
             scheduled.is_retried = True
-            scheduled.sequence = start_sequence(scheduled.request, self._decoder.rules)
+            scheduled.sequence = start_sequence(scheduled.sequence.request, self._decoder.rules)
             retried.append(scheduled)
         middle = (len(retried) + 1) // 2
         self._retries.extend(filter(None, (retried[:middle], retried[middle:])))

@@ -44,8 +44,9 @@ def load_decoder(
     `max_positions` limits a sequence, `num_image_tokens` sizes captured passes; 0: the model's own.
     The export has a `weights_of` that keeps few layers in memory.
     """
-    if device != "cpu":
+    if device == "cuda":
         check_cuda_torch(torch.__version__)
+    if device != "cpu":
         # cuDNN's attention plans for every new batch size and length, while all sequences wait
         torch.backends.cuda.enable_cudnn_sdp(False)
     rules = GenerationRules.load(folder)

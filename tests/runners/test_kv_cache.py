@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.decoder.slots import SlotTable
+from runners.decoder.batch import SlotTable
 from runners.errors import SequenceError
 from runners.kv_cache import (
     DecoderShape,
@@ -136,7 +136,7 @@ class Sequences:
     def check(self) -> None:
         """Compare what each row reads, on the host and on the device."""
         prefixes = self.prefixes
-        owners = self.table.slot_owners()
+        owners = self.table.by_slot
         stored = prefixes.memory._memory[0, 0, :, 0, 0, 0]
         assert stored[prefixes.of_slot[: len(owners)]].tolist() == owners
         counts = Counter(owners)
@@ -166,13 +166,13 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
     num_grouped = 0
     for _ in range(80):
         num_beams = random.choice([1, 1, 3, 4])
-        if random.random() < 0.6 and num_beams + sequences.table.num_used <= NUM_SLOTS:
+        if random.random() < 0.6 and num_beams + len(sequences.table.by_slot) <= NUM_SLOTS:
             sequences.admit(num_beams)
-        elif sequences.table.owners:
-            sequences.remove(random.choice(sequences.table.owners))
-        if sequences.table.owners:
+        elif sequences.table.of:
+            sequences.remove(random.choice(list(sequences.table.of)))
+        if sequences.table.of:
             sequences.check()
-            reads = sequences.prefixes.reads(slice(0, sequences.table.num_used))
+            reads = sequences.prefixes.reads(slice(0, len(sequences.table.by_slot)))
             num_grouped += reads.rows is not None
     assert num_grouped > 10
 

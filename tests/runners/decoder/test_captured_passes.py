@@ -341,7 +341,7 @@ def num_calls_of_step(num_rows: int, num_positions: int) -> int:
         batch.step()
     finally:
         sys.setprofile(None)
-    assert [sequence.num_tokens for sequence in batch.slots.owners] == [3] * num_rows
+    assert [sequence.num_tokens for sequence in batch.slots.of] == [3] * num_rows
     return calls["call"] + calls["c_call"]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runners.decoder.batch import start_sequence
-from runners.decoder.client_queues import ClientQueues, ScheduledSequence
+from runners.decoder.scheduler import ClientQueues, ScheduledSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
 from runners.options import SchedulerLimits
@@ -44,9 +44,9 @@ class Queues:
 
     def take(self) -> str:
         """Prefill what is taken; return its clients."""
-        taken = self.queues.take([scheduled.request for scheduled in self.live])
+        taken = self.queues.take([scheduled.sequence.request for scheduled in self.live])
         self.live += taken
-        clients = [scheduled.request.client for scheduled in taken]
+        clients = [scheduled.sequence.request.client for scheduled in taken]
         if taken:
             self.queues.note_prefill(set(clients), PREFILL_S)
         return "".join(clients)
@@ -56,7 +56,7 @@ class Queues:
         clients: list[str] = []
         for _ in range(number):
             clients.append(self.take())
-            self.queues.note_step(STEP_S)
+            self.queues.steps_s += STEP_S
         return clients
 
     def end(self, ended: Sequence[ScheduledSequence]) -> None:
@@ -78,7 +78,7 @@ def test_clients_alternate_and_the_one_with_fewest_slots_is_next() -> None:
     queues.submit("b", 2)
     queues.submit("c", num_beams=2)
     assert queues.take() == "abcaba"
-    queues.end([scheduled for scheduled in queues.live if scheduled.request.client != "a"])
+    queues.end([scheduled for scheduled in queues.live if scheduled.sequence.request.client != "a"])
     queues.submit("a")
     queues.submit("d")
     assert queues.take() == "d"
@@ -181,7 +181,7 @@ def test_cancelled_and_late_sequences_are_passed_over() -> None:
     queues = Queues()
     cancelled, late, *_ = queues.submit("a", 3)
     cancelled.future.cancel()
-    late.sequence.request = replace(late.request, deadline_s=-1.0)
+    late.sequence.request = replace(late.sequence.request, deadline_s=-1.0)
     assert queues.take() == "a"
     with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         late.future.result(0)

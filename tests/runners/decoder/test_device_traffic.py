@@ -236,8 +236,8 @@ def test_an_admission_waits_for_its_first_tokens_only(
     admitted: LiveBatch, traffic: DeviceTraffic
 ) -> None:
     engine: Any = admitted._engine
-    requests = [replace(one.request) for one in admitted.slots.owners]
-    rules = admitted.slots.owners[0].rules
+    requests = [replace(one.request) for one in admitted.slots.of]
+    rules = admitted.slots.by_slot[0].rules
     admitted.clear()
     traffic.clear()
     admitted.admit([start_sequence(one, rules) for one in requests])
@@ -267,7 +267,7 @@ def test_a_step_waits_once_for_its_device(
             assert traffic.waits.total() == 0, "only the event of the results may wait"
             assert traffic.num_transfers == 2, (traffic.to_device, traffic.to_host)
             assert traffic.operations.total() == OPERATIONS[name], traffic.operations
-    live = admitted.slots.owners
+    live = list(admitted.slots.of)
     assert [sequence.error for sequence in live] == [None] * NUM_SEQUENCES
     assert set(chain.from_iterable(sequence.last_token_ids for sequence in live)) == {5}
 
@@ -291,7 +291,7 @@ def test_the_next_pass_is_launched_before_the_results_are_awaited(
         log.clear()
         batch.step()
         assert log == ["choice", "copy", "pass", "wait"]
-    assert [len(sequence.token_ids) for sequence in batch.slots.owners] == [6] * 3
+    assert [len(sequence.token_ids) for sequence in batch.slots.of] == [6] * 3
 
 
 def test_no_pass_is_launched_that_is_certainly_superfluous(
@@ -314,13 +314,13 @@ def test_freeing_slots_waits_for_nothing(florence: MetaEngine, traffic: DeviceTr
     """
     batch, log = after_first_step(florence, traffic, 5, 8)
     for slot in (1, 0):
-        batch.slots.owners[slot].finish_reason = "stop"
+        batch.slots.by_slot[slot].finish_reason = "stop"
         traffic.clear()
         log.clear()
         batch.remove_ended()
         assert (traffic.waits.total(), traffic.num_transfers, log) == (0, 0, [])
     batch.step()
-    assert [len(sequence.token_ids) for sequence in batch.slots.owners] == [3] * 3
+    assert [len(sequence.token_ids) for sequence in batch.slots.of] == [3] * 3
 
 
 def set_results(token_id: int, results: Tensor) -> None:

@@ -63,21 +63,21 @@ def in_traffic(
     cancelled = set()
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     waiting = list(sequences)
-    while waiting or batch.slots.owners:
+    while waiting or batch.slots.of:
         arrived: list[LiveSequence] = []
         while waiting and random.random() < 0.4:
             num_arrived = sum(one.request.num_beams for one in [*arrived, waiting[0]])
-            if num_arrived + batch.slots.num_used > NUM_SLOTS:
+            if num_arrived + len(batch.slots.by_slot) > NUM_SLOTS:
                 break
             arrived.append(waiting.pop(0))
         if arrived:
             batch.admit(arrived)
-        for sequence in batch.slots.owners:
+        for sequence in batch.slots.of:
             if not sequence.has_ended and random.random() < 0.03:
                 sequence.finish_reason = "stop"
                 cancelled.add(sequences.index(sequence))
         batch.remove_ended()
-        if batch.slots.owners:
+        if batch.slots.of:
             batch.step()
             batch.remove_ended()
     return sequences, cancelled
@@ -138,7 +138,7 @@ def test_moved_and_full_sequences_lose_no_step(artifacts: Path) -> None:
     batch.admit(sequences)
     for num_tokens in range(2, max(request.max_new_tokens for request in requests) + 1):
         batch.step()
-        assert {len(sequence.settled_token_ids) for sequence in batch.slots.owners} == {num_tokens}
+        assert {len(sequence.settled_token_ids) for sequence in batch.slots.of} == {num_tokens}
         batch.remove_ended()
     alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
     assert [sequence.result().token_ids for sequence in sequences] == alone
@@ -159,7 +159,7 @@ def test_sequences_join_and_leave_at_the_next_launch(artifacts: Path) -> None:
         batch.step()
         assert [len(one.settled_token_ids) for one in (first, third)] == num_tokens
     assert passes.num_slots_ahead == [2, 2, 2]
-    assert batch.slots.owners == [first, third]
+    assert list(batch.slots.of) == [first, third]
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -181,7 +181,7 @@ def test_nan_of_a_moved_sequence_fails_it_alone(artifacts: Path, num_beams: int)
     assert batch.remove_ended() == [ended]
     admitted = start_sequence(requests[0], decoder.rules)
     batch.admit([admitted])  # to the slot that it has left
-    while batch.slots.owners:
+    while batch.slots.of:
         batch.step()
         batch.remove_ended()
     assert is_failure("non_finite_logits")(moved.error)

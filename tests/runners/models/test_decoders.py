@@ -102,7 +102,7 @@ def test_nan_stays_in_its_sequence(case: Case) -> None:
     assert is_failure("non_finite_logits")(ended[0].error)
     batch.admit([after])
     batch.remove_ended()
-    while batch.slots.owners:
+    while batch.slots.of:
         batch.step()
         batch.remove_ended()
     for index, sequence in ((1, beside), (2, after)):

@@ -156,7 +156,7 @@ def _step_figures(batch: LiveBatch) -> dict[str, Any]:
         times_s.append(time.thread_time() - start_s)
     device = counted(batch.step)
     calls = num_calls(batch.step)
-    assert all(sequence.error is None for sequence in batch.slots.owners)
+    assert all(sequence.error is None for sequence in batch.slots.of)
     return {"host ms": round(1000 * statistics.median(times_s), 3), "calls": calls, **device}
 
 
