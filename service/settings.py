@@ -249,7 +249,7 @@ class Settings(BaseModel):
     max_decoded_images: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
     at most 8. Each needs up to 16 bytes for every pixel."""
-    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 16
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 32
     """Maximum steps of one analysis; more get 400."""
     max_step_answers: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Maximum answers of one analysis; a step that would have more is truncated."""

@@ -54,6 +54,7 @@ _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
 _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
+_POINT = re.compile(r"\s{0,100}-?\.[0-9]")  # JSON has no such number
 _BOOLEANS = {"true": True, "True": True, "false": False, "False": False}  # generated clients
 
 ParsedT = TypeVar("ParsedT")
@@ -386,7 +387,9 @@ def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
 
 
 def _number(text: str) -> object:
-    """Return `text` as a JSON number, or unchanged: validation of the field then rejects it."""
+    """Return `text` as a number, or unchanged: validation of the field then rejects it."""
+    if _POINT.match(text):
+        text = text.replace(".", "0.", 1)
     try:
         number = from_json(text, allow_inf_nan=False)
     except ValueError:

@@ -366,11 +366,11 @@ WORDS = {"id": "words", "task": "ocr_with_regions"}
 id_of = attrgetter("id")
 
 
-def plan(*steps: dict[str, Any], max_steps: int = 16) -> tuple[Step, ...]:
+def plan(*steps: dict[str, Any], max_steps: int = 32) -> tuple[Step, ...]:
     return parse_plan({"steps": list(steps)}, served_models(), max_steps)
 
 
-def refusal(*steps: dict[str, Any], max_steps: int = 16) -> ServiceError:
+def refusal(*steps: dict[str, Any], max_steps: int = 32) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
         plan(*steps, max_steps=max_steps)
     return caught.value
@@ -434,7 +434,7 @@ def test_models_and_regions_of_steps() -> None:
             "fill {text}",
         ),
         ((3,), "steps[0]", "must be an object"),
-        ((), "steps", "1 to 16 steps, not 0 steps"),
+        ((), "steps", "1 to 32 steps, not 0 steps"),
     ],
 )
 def test_wrong_step_is_refused(steps: tuple[Any, ...], param: str, message: str) -> None:
@@ -469,6 +469,15 @@ def test_number_of_steps_is_limited() -> None:
     steps = [{"id": f"a{number}", "task": "ocr"} for number in range(3)]
     assert "1 to 2 steps, not 3 steps" in refusal(*steps, max_steps=2).message
     assert len(plan(*steps, max_steps=3)) == 3
+
+
+def test_questions_of_one_request() -> None:
+    steps = [{"id": f"a{number}", "task": "ocr"} for number in range(25)]
+    analysis = run(answered(core(), *steps))
+    assert [step.step.options.id for step in analysis.steps] == [step["id"] for step in steps]
+    for step in analysis.steps:
+        (answer,) = step.answers
+        assert isinstance(answer.outcome, Answer)
 
 
 def test_strings_of_parameters_are_filled() -> None:

@@ -382,7 +382,7 @@ def check(
 ) -> None:
     """Print what `evaluate` reads of a dataset, ignores and asks; needs no service."""
     from diptych_client.cli.evaluate import plan_lines, read_input
-    from diptych_client.evaluation.questions import Questionnaire, read_prompts
+    from diptych_client.evaluation.questions import Questionnaire, of_task, read_prompts
 
     tasks = list(chain.from_iterable(map(get_args, get_args(TaskId))))
     if task and task not in tasks:
@@ -391,6 +391,8 @@ def check(
     with TemporaryDirectory(prefix="diptych-") as work:
         opening = Opening(Path(work) / "input", Problems(strict))
         labelled = read_input(dataset, dataset_options, opening)
+        if task:
+            labelled = of_task(labelled, task)
         note_problems(opening.problems, None)
         prompts = read_prompts(dataset_options.prompts)
         questionnaire = Questionnaire(task, TaskParameters(), prompts, labelled.classes)

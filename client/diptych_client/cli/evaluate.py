@@ -48,6 +48,7 @@ from diptych_client.evaluation.questions import (
     Form,
     Questionnaire,
     Sample,
+    of_task,
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
@@ -177,7 +178,8 @@ class EvaluationRun:
             if evaluation.doubts:
                 verdict = ""
             settings = {**self._settings(verdict), **choices}
-            counts = {"requests failed": failures.num_failures, **opening.problems.counts}
+            ignored = {**opening.problems.counts, **dataset.inventory.ignored}
+            counts = {"requests failed": failures.num_failures, **ignored}
             record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
             gallery = Gallery(dataset.store, evaluator, samples)
@@ -190,6 +192,7 @@ class EvaluationRun:
 
     def _dataset(self, opening: Opening) -> Dataset:
         dataset = read_input(self.inputs, self.dataset_options, opening)
+        dataset = of_task(dataset, self.task_options.task)
         is_ordered = not self.options.until_decided
         seed = self.task_options.seed or 0
         images = drawn(dataset.images, self.options.sample, seed, is_ordered)

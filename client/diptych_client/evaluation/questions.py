@@ -278,6 +278,31 @@ class Questionnaire:
         return ObjectsTruth(tuple(objects))
 
 
+def of_task(dataset: Dataset, task: str) -> Dataset:
+    """Return the dataset without the images that lack the task's labels, if others have them."""
+    images = [labelled for labelled in dataset.images if _has_labels(labelled, task)]
+    num_others = len(dataset.images) - len(images)
+    if not images or not num_others:
+        return dataset
+    ignored = {**dataset.inventory.ignored, f"image without labels of {task}": num_others}
+    return replace(dataset, images=images, inventory=replace(dataset.inventory, ignored=ignored))
+
+
+def _has_labels(labelled: LabelledImage, task: str) -> bool:
+    if task in TEXTS:
+        return labelled.text is not None
+    match task:
+        case "captioning":
+            return bool(labelled.captions)
+        case "visual_question_answering":
+            return bool(labelled.questions)
+        case "phrase_grounding":
+            return bool(labelled.phrases)
+        case "instance_segmentation":
+            return bool(labelled.phrases) or labelled.objects is not None
+    return labelled.objects is not None
+
+
 def _phrases(labelled: LabelledImage) -> PhrasesTruth | None:
     has_truth = any(true.box_xyxy or true.segmentation for true in labelled.phrases)
     return PhrasesTruth(labelled.phrases) if has_truth else None

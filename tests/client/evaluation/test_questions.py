@@ -36,6 +36,7 @@ from diptych_client.evaluation.questions import (
     Sample,
     TextsTruth,
     forms_of,
+    of_task,
     read_prompts,
 )
 from diptych_client.inputs import Folder, ImageFile
@@ -101,6 +102,37 @@ def test_each_question_is_a_sample() -> None:
     assert (first.requests[0].question, first.truth) == ("how many?", TextsTruth(("2",)))
     assert (second.requests[0].question, second.truth) == ("where?", None)
     assert first.title == "a.png | how many?"
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("captioning", ["caption", "both"]),
+        ("visual_question_answering", ["question"]),
+        ("ocr", ["text"]),
+        ("phrase_grounding", ["phrase"]),
+        ("instance_segmentation", ["objects", "both", "phrase"]),
+        ("object_detection", ["objects", "both"]),
+    ],
+)
+def test_rows_of_other_tasks_are_left_out(task: str, names: list[str]) -> None:
+    images = [
+        LabelledImage(ImageFile("objects", 1, 1), ()),
+        LabelledImage(ImageFile("caption", 1, 1), captions=("a cat",)),
+        LabelledImage(ImageFile("both", 1, 1), (CAR,), captions=("a car",)),
+        LabelledImage(ImageFile("text", 1, 1), text=""),
+        LabelledImage(ImageFile("question", 1, 1), questions=QUESTIONS),
+        LabelledImage(ImageFile("phrase", 1, 1), phrases=PHRASES),
+        LabelledImage(ImageFile("nothing", 1, 1)),
+    ]
+    dataset = Dataset(images, Folder(Path()))
+    selection = of_task(dataset, task)
+    assert [labelled.image.name for labelled in selection.images] == names
+    num_others = len(images) - len(names)
+    assert selection.inventory.ignored == {f"image without labels of {task}": num_others}
+    assert of_task(selection, task) is selection
+    unlabelled = replace(dataset, images=images[-1:])
+    assert of_task(unlabelled, task) is unlabelled
 
 
 def test_phrases_are_together_for_boxes() -> None:

@@ -85,6 +85,8 @@ def test_list_of_a_form_is_split(texts: list[str], labels: list[str]) -> None:
     assert fields == {"labels": labels}
     numbers = read_form(part("region", "1, 2.5,30,40"), part("models", "a,b")).fields
     assert numbers == {"region": [1, 2.5, 30, 40], "models": ["a", "b"]}
+    points = read_form(part("region", ".5, -.5,1.5,.x"), part("min_score", ".9")).fields
+    assert points == {"region": [0.5, -0.5, 1.5, ".x"], "min_score": 0.9}
 
 
 def test_body_in_many_chunks_is_the_body() -> None:
