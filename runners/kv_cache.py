@@ -15,6 +15,7 @@ key-value heads, P positions, D head size.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ def array_into(target: Tensor, array: NDArray[Any]) -> None:
     if target.is_cuda:
         host = host.pin_memory()
     target.copy_(host, non_blocking=True)
+
+
+@cache
+def decoder_stream() -> torch.cuda.Stream:
+    # before encoders, whose streams have the least priority, 0
+    return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # no types
+
+
+def use_decoder_stream(device: torch.device | str) -> None:
+    """On a GPU, let this thread use the decoder's stream, after its own work so far."""
+    if torch.device(device).type == "cuda":
+        decoder_stream().wait_stream(torch.cuda.current_stream())
+        torch.cuda.set_stream(decoder_stream())
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from runners.encoder.features_cache import CachedFeatures, Encoding, VisionCache
 from runners.errors import SequenceError
 from runners.models.load import load_decoder
 from runners.options import (
+    BATCHES_IN_FLIGHT,
     CUDA_RESERVE_BYTES,
     RunnerOptions,
     default_positions,
@@ -366,8 +367,9 @@ class ModelWorker:
             self._model_id,
             options.max_cache_bytes,
             options.limits.max_waiting,
-            2 * encoder_batch_size(options),  # the next batch waits while one runs
+            BATCHES_IN_FLIGHT * encoder_batch_size(options),
             self._batched,
+            self._stage if encoder.can_stage else None,
         )
         if device == "cuda":
             uuid = f"GPU-{torch.cuda.get_device_properties().uuid}"
@@ -403,6 +405,9 @@ class ModelWorker:
     async def close(self) -> None:
         """Finish the accepted sequences; make no call after that."""
         await asyncio.to_thread(self.stop)
+
+    def _stage(self, encoding: Encoding) -> "Future[int]":
+        return self.encoders[encoding.adapter].stage(encoding)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
         """Encode a batch in the batcher's thread, the images of each encoder together; return the

@@ -12,6 +12,7 @@ _CUDA_POSITIONS = 1024  # prompt and answer
 # A CPU batch takes as long as its images one by one: a large one only delays its first image.
 _CPU_BATCH_SIZE = 2
 _CUDA_BATCH_SIZE = 16
+BATCHES_IN_FLIGHT = 2  # images of the next batch wait while one runs
 # Limit even if memory allows more: a step of more sequences only delays each of them.
 _CPU_SLOTS = 16
 _MAX_PREFILL_TOKENS = 4096

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
+from runners.kv_cache import use_decoder_stream
 from wire.artifacts.adapter_folder import (
     MAX_ADAPTERS,
     SCAN_EVERY_S,
@@ -71,6 +72,7 @@ class HotAdapters:
         is_updated = threading.Event()
 
         def run() -> None:
+            use_decoder_stream(loaded.device)
             while True:
                 try:
                     self.update(loaded)

@@ -182,7 +182,7 @@ class Adapters:
     """The adapters of one decoder, and those that the rows of the current pass use."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+        self.device = device
         self.pool: AdapterPool | None = None
         self.is_other: Tensor | None = None  # columns (B, N); set for a captured pass with adapters
         self.rows: dict[str, slice | Tensor] = {}  # of each adapter in the current pass
@@ -194,7 +194,7 @@ class Adapters:
         """Make the pool of captured passes: as many columns as `max_bytes` hold, or none."""
         column_bytes = sum(len(layer.sizes) * layer.column_bytes for layer in self._layers)
         if num_columns := min(max_columns, max_bytes // column_bytes):
-            self.pool = AdapterPool(num_columns, self._device)
+            self.pool = AdapterPool(num_columns, self.device)
             for layer in self._layers:
                 layer.pooled = self.pool.layer(layer.width, layer.sizes)
 
@@ -224,7 +224,7 @@ class Adapters:
                 " a quarter of its free memory)"
             )
         places = None if self.pool is None else self.pool.free_columns(rank)
-        on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        on_device = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         try:
             for layer in self._layers:
                 layer.add(adapter, on_device, places)
@@ -254,7 +254,7 @@ class Adapters:
         for adapter in dict.fromkeys(filter(None, by_row)):
             rows = [row for row, of_row in enumerate(by_row) if of_row == adapter]
             is_alone = len(rows) == len(by_row)
-            self.rows[adapter] = slice(None) if is_alone else to_device(rows, self._device)
+            self.rows[adapter] = slice(None) if is_alone else to_device(rows, self.device)
 
     def over(
         self,

@@ -485,6 +485,8 @@ class CapturedPrefills:
 
 
 _memory_pool = cache(torch.cuda.graph_pool_handle)  # one of all graphs of the process
+# kernels keep the priority that they were captured with
+_capture_stream = cache(partial(torch.cuda.Stream, priority=-1))
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
@@ -499,6 +501,6 @@ def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
         compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_memory_pool()):
+    with torch.cuda.graph(graph, pool=_memory_pool(), stream=_capture_stream()):
         output = compute()
     return CudaGraph(graph.replay, output)

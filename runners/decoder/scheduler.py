@@ -50,6 +50,7 @@ from runners.decoder.sequences import (
     WrittenSequence,
 )
 from runners.errors import SequenceError, exit_if_device_lost
+from runners.kv_cache import use_decoder_stream
 from runners.options import SchedulerLimits
 from runners.watchdog import Watchdog
 from wire.telemetry.runner_metrics import (
@@ -269,6 +270,7 @@ class Scheduler:
         return [scheduled.future for scheduled in submitted]
 
     def _run(self) -> None:
+        use_decoder_stream(self._decoder.shape.device)
         while True:
             with self._changed:
                 while not (self._live or self._retries or self._queues.num_queued):

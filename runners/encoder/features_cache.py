@@ -2,9 +2,9 @@
 
 Concurrent calls for a new image encode it once: the first is a miss, the others join its encoding.
 A failure reaches all of them and is not cached. Calls hold references to their features, so that
-eviction does not affect them. The batcher is first in, first out, so few images are in it, and the
-next is one of the client with the fewest there. Knows no encoder, only tensors with a size in
-bytes.
+eviction does not affect them. The batcher is first in, first out, so few images are in it, each in
+a place, and the next is one of the client with the fewest there. Knows no encoder, only tensors
+with a size in bytes.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -36,6 +37,8 @@ class Encoding:
     adapter: str | None  # build key of an adapter with its own encoder, else None
     client: str = ""
     turn: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is in the batcher
+    place: int = -1  # in the batcher
+    staged: "Future[int] | None" = None  # ends when the copy of `pixels` to a GPU is launched
     started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
@@ -54,6 +57,7 @@ class VisionCache:
     """The features of one model, up to `max_bytes`.
 
     `encode` passes an image key through the batcher; the encoder finds the pixels in `encodings`.
+    `stage` starts to copy them to a GPU.
     """
 
     def __init__(
@@ -63,12 +67,14 @@ class VisionCache:
         max_encoding: int,
         max_in_batcher: int,
         encode: Callable[[str], Awaitable[EncodedImage]],
+        stage: "Callable[[Encoding], Future[int]] | None" = None,
     ) -> None:
         self.encodings: dict[str, Encoding] = {}
         self._model_id = model_id
         self._max_encoding = max_encoding
-        self._num_places = max_in_batcher
+        self._places = list(range(max_in_batcher))  # the free ones
         self._encode = encode
+        self._stage = stage
         self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
@@ -107,10 +113,12 @@ class VisionCache:
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
             with self._depth.track_inprogress():
-                if self._num_places:
-                    self._num_places -= 1
+                if self._places:
+                    encoding.place = self._places.pop()
                     encoding.turn.set()
                 await encoding.turn.wait()
+                if self._stage is not None:
+                    encoding.staged = self._stage(encoding)
                 encoded = await self._encode(image_key)
         except Exception:  # raised by the batcher; failures of the encoder are outcomes
             logger.exception("the batcher failed for an image of %s", self._model_id)
@@ -124,9 +132,11 @@ class VisionCache:
                 else:
                     waiting.append(other)
             if waiting:
-                min(waiting, key=lambda other: in_batcher[other.client]).turn.set()
+                following = min(waiting, key=lambda other: in_batcher[other.client])
+                following.place = encoding.place
+                following.turn.set()
             else:
-                self._num_places += 1
+                self._places.append(encoding.place)
             del self.encodings[image_key]
         features = encoding.features
         if features is not None and features.nbytes <= self._features.maxsize:

@@ -16,10 +16,13 @@ left out. Then each is captured, and replays are compared; if one fails, all run
 - ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one;
 - while it captures, no other thread may allocate memory of the GPU: encoders are loaded before the
   decoder's thread starts (runners/model_worker.py);
-- pixels and features are copied in a stream of the encoder, which never waits for the decoder's
-  work. Features are recorded there: if they are freed while the decoder reads them, their memory is
-  reused only after that;
-- the next part of a batch overwrites input and output: features are copied out of it before.
+- an image is copied to the device when it enters the batcher, while the batch before runs: by a
+  thread, through pinned memory, in a stream of copies. It has a place in both until it is encoded;
+- the graphs' input and output are copied in a stream of the encoder, which waits for the copies of
+  the batch's own images, and never for the decoder's work. The next part of a batch overwrites
+  both: features are copied out before, and the host waits for that;
+- features are recorded in the decoder's stream: if they are freed while it reads them, their memory
+  is reused only after that.
 
 Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc,
 PerThreadContext. Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
@@ -28,7 +31,7 @@ PerThreadContext. Shapes: B batch, H and W the input size of the export, N image
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -42,7 +45,8 @@ from torch import Tensor
 
 from runners.encoder.features_cache import Encoding
 from runners.errors import exit_if_device_lost, is_out_of_memory
-from runners.options import RunnerOptions, encoder_batch_size
+from runners.kv_cache import decoder_stream
+from runners.options import BATCHES_IN_FLIGHT, RunnerOptions, encoder_batch_size
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import CUDA_PROVIDER, encoder_device, num_threads
 from wire.artifacts.manifest import (
@@ -68,6 +72,7 @@ _CPU_PROVIDER = "CPUExecutionProvider"
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
 
 Images = Sequence[Pixels] | Pixels  # B times (H, W, 3), resized RGB
+Staged = Future[int]  # the place of an image whose copy to the device is launched
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
@@ -130,6 +135,7 @@ class FixedBatches:
         self._with_graphs = options.with_graphs
         self._name = options.name
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=options.name)
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix=f"{options.name}, copies")
         self._bindings: dict[int, onnxruntime.IOBinding] = {}
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
@@ -140,17 +146,46 @@ class FixedBatches:
         sizes = self.sizes, self.captured_sizes
         logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
+    def stage(self, place: int, image: Pixels) -> Staged:
+        """Start to copy an image to a place that no other has; up to twice the largest batch."""
+        return self._copying.submit(self._stage, place, image)
+
     def encode(self, images: Images) -> Tensor:
+        """Return features (B, N, C); only while none is staged, whose place an image would take."""
+        return self._thread.submit(self._stack, images).result()
+
+    def encode_rows(self, images: Sequence[Pixels | Staged] | Pixels) -> list[Tensor]:
+        """Return the features (N, C) of each image, in memory of its own: the cache would keep the
+        whole batch for a view.
+        """
         return self._thread.submit(self._encode, images).result()
 
-    def _encode(self, images: Images) -> Tensor:
-        features = self._features.new_empty((len(images), *self._features.shape[1:]))
+    def _encode(self, images: Sequence[Pixels | Staged] | Pixels) -> list[Tensor]:
+        rows: list[Tensor] = []
         for part in split_batch(len(images), self.sizes):
-            features[part] = self._replay(images[part])
+            rows.extend(map(torch.clone, self._replay(images[part])))
+        self._wait_for_copies()
+        return rows
+
+    def _stack(self, images: Images) -> Tensor:
+        features = torch.stack(self._encode(images))
+        self._wait_for_copies()
+        return features
+
+    def _wait_for_copies(self) -> None:
+        """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
         if self._device == "cuda":
             torch.cuda.current_stream().synchronize()
-            features.record_stream(torch.cuda.default_stream())
-        return features
+
+    def _stage(self, place: int, image: Pixels) -> int:
+        if self._copied:
+            self._copied[place].synchronize()  # the image before may still be copied from there
+        np.copyto(self._host_pixels[place].numpy(), image)
+        with torch.cuda.stream(self._copy_stream):
+            self._staged[place].copy_(self._host_pixels[place], non_blocking=True)
+            if self._copied:
+                self._copied[place].record()
+        return place
 
     def _load(self) -> None:
         if not (self._with_graphs and self._capture()):
@@ -181,13 +216,19 @@ class FixedBatches:
         self._session = self._open_session(with_graphs)
         (model_input,) = self._session.get_inputs()
         (output,) = self._session.get_outputs()
-        # input and output at fixed addresses
-        shape = (self._max_batch_size, *model_input.shape[1:])
         is_cuda = self._device == "cuda"
+        num_places = BATCHES_IN_FLIGHT * self._max_batch_size
+        self._copy_stream: torch.cuda.Stream | None = None
+        self._copied: list[torch.cuda.Event] = []  # the last copy to each place
         if is_cuda:  # the thread's stream is the encoder's
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
+            self._copy_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._copied = [torch.cuda.Event() for _ in range(num_places)]  # type: ignore[no-untyped-call]
+        shape = (num_places, *model_input.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
-        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        self._staged = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        # input and output at fixed addresses
+        self._pixels = torch.zeros_like(self._staged[: self._max_batch_size])
         features_shape = (self._max_batch_size, *output.shape[1:])
         self._features = torch.zeros(features_shape, device=self._device)
         self.sizes = []
@@ -201,12 +242,17 @@ class FixedBatches:
                 message = "%s: too little memory for batches of %d images: %s"
                 logger.warning(message, self._name, size, str(error))
 
-    def _replay(self, images: Images) -> Tensor:
+    def _replay(self, images: Sequence[Pixels | Staged] | Pixels) -> Tensor:
         """Return the features (B, N, C) of images; the next call overwrites them."""
         size = len(images)
-        for host, on_device, image in zip(self._host_pixels, self._pixels, images, strict=False):
-            np.copyto(host.numpy(), image)
-            on_device.copy_(host, non_blocking=True)  # while the next one is copied on the host
+        staged: list[Staged] = []
+        for place, image in enumerate(images):
+            staged.append(image if isinstance(image, Future) else self.stage(place, image))
+        for model_input, image in zip(self._pixels, staged, strict=False):
+            place = image.result()
+            if self._copied:
+                self._copied[place].wait()
+            model_input.copy_(self._staged[place], non_blocking=True)
         self._run(size, graph_id=size)
         return self._features[:size]
 
@@ -229,10 +275,7 @@ class FixedBatches:
                 (output.name, binding.bind_output, self._features[:size], np.float32),
             ):
                 bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
-        if self._device == "cuda":
-            # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
-            # the run before.
-            torch.cuda.current_stream().synchronize()
+        self._wait_for_copies()  # of the input, and of the features of the run before
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph_id))
         # returns when the features are computed
@@ -337,17 +380,30 @@ class EncoderWorker:
         width, height = manifest.image_size_wh
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
+    @property
+    def can_stage(self) -> bool:
+        return isinstance(self._encoder, FixedBatches)
+
+    def stage(self, encoding: Encoding) -> Staged:
+        assert isinstance(self._encoder, FixedBatches)
+        return self._encoder.stage(encoding.place, encoding.pixels)
+
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""
         BATCH_SIZE.labels(self._manifest.model_id, "encode").observe(len(batch))
         start_s = self.watchdog.started_s = time.monotonic()
         failed = None
         try:
-            images = [encoding.pixels for encoding in batch]  # views, maybe in shared memory
-            for encoding, row in zip(batch, self._encoder.encode(images), strict=True):
-                # A copy: a cached view would keep the features of the whole batch in memory.
-                features = row if len(batch) == 1 else row.clone()
-                encoding.features = features.to(self._features_device)
+            if isinstance(self._encoder, FixedBatches):
+                images = [encoding.staged or encoding.pixels for encoding in batch]
+                rows = self._encoder.encode_rows(images)
+            else:  # views, maybe in shared memory
+                features = self._encoder.encode([encoding.pixels for encoding in batch])
+                rows = [*features] if len(batch) == 1 else [row.clone() for row in features]
+            for encoding, row in zip(batch, rows, strict=True):
+                encoding.features = row.to(self._features_device)
+                if encoding.features.is_cuda:
+                    encoding.features.record_stream(decoder_stream())
         except Exception as error:  # any exception must reach the calls whose images caused it
             exit_if_device_lost(error, self._name)
             if len(batch) > 1:

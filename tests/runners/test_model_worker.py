@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,20 @@ import pytest
 import torch
 
 from export.scenes import render_scene, sample_scene
-from runners.encoder.features_cache import Encoding
-from runners.encoder.session import EncoderWorker, load_encoder
+from runners import model_worker
+from runners.encoder import session
+from runners.encoder.features_cache import CachedFeatures, Encoding
+from runners.encoder.session import CudaOptions, EncoderWorker, FixedBatches, load_encoder
 from runners.model_worker import DecoderWorker, ModelWorker
 from runners.service import make_runner_service
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import EMBEDDED, ModelStore
-from wire.artifacts.manifest import read_manifest
+from wire.artifacts.manifest import read_manifest, vision_encoder_file
 from wire.runner_channel import RunnerCall
 from wire.runner_messages import (
+    EncodedImage,
     Failed,
     ImageToEncode,
     SequenceEnd,
@@ -124,6 +128,35 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
         expected = alone[encoding.adapter].encode(encoding.pixels[None])[0]
         assert encoding.features is not None
         assert torch.allclose(encoding.features, expected, atol=1e-4)
+
+
+async def test_a_gpu_gets_images_before_their_batch(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_fixed(folder: Path, *_: object) -> FixedBatches:  # those of a GPU, on a CPU
+        file = folder / vision_encoder_file("float32")
+        open_session = partial(session._open_session, file, 1, "cpu", None)
+        batches = FixedBatches(open_session, "cpu", CudaOptions(2))
+        batches.load()
+        return batches
+
+    async def batched(image_key: str) -> EncodedImage:
+        staged = worker._cache.encodings[image_key].staged
+        assert staged.result() in range(4)
+        encoded: EncodedImage = worker.encode([ImageToEncode(image_key=image_key)])[0]
+        return encoded
+
+    monkeypatch.setattr(model_worker, "artifact_folder", lambda _: artifacts)
+    monkeypatch.setattr(session, "load_encoder", load_fixed)
+    options = runner_options("florence-2-mini", Settings(encoder_precision="float32"), ())
+    worker: Any = ModelWorker("florence-2-mini", replace(options, max_batch_size=2), batched)
+    worker.load()
+    pixels = np.asarray(render_scene(sample_scene(0), 192))
+    cached = await worker._cache.get("a", pixels)
+    worker.stop()
+    assert isinstance(cached, CachedFeatures)
+    (expected,) = load_encoder(artifacts).encode(pixels[None])
+    assert torch.allclose(cached.tensor, expected, atol=1e-4)
 
 
 async def test_encodings_count_for_the_client_of_their_call() -> None:

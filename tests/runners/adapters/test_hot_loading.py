@@ -285,3 +285,17 @@ def test_a_runner_waits_for_half_of_its_start(
 
 async def no_batcher(_image_key: str) -> EncodedImage:
     raise AssertionError("no image is encoded")
+
+
+def test_adapters_are_added_in_the_stream_of_the_decoder(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass would otherwise read columns of the pool while they are written."""
+    devices: list[str] = []
+    monkeypatch.setattr(hot_loading, "use_decoder_stream", devices.append)
+    one_update = SimpleNamespace(sleep=lambda _: threading.Event().wait())
+    monkeypatch.setattr(hot_loading, "time", one_update)
+    key = watched.write("a")
+    watched.adapters.watch(watched.loaded)
+    assert devices == ["cpu"]
+    assert watched.loaded.keys == {key}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.encoder.features_cache import CachedFeatures, Encoding, VisionCache
 from wire.runner_messages import EncodedImage, Failed
 
 NUM_BYTES = 40  # features of one image
@@ -30,13 +31,20 @@ class Encoder:
     keys: list[str] = field(default_factory=list)
     num_places: int = MAX_ENCODING
     cache: VisionCache | None = None
+    places: list[int] = field(default_factory=list)  # of staged images
 
     def cached(self, max_bytes: int = 1000, model_id: str = "a") -> VisionCache:
-        self.cache = VisionCache(model_id, max_bytes, MAX_ENCODING, self.num_places, self.encode)
+        limits = max_bytes, MAX_ENCODING, self.num_places
+        self.cache = VisionCache(model_id, *limits, self.encode, self.stage)
         return self.cache
+
+    def stage(self, encoding: Encoding) -> "Future[int]":
+        self.places.append(encoding.place)
+        return Future()
 
     async def encode(self, image_key: str) -> EncodedImage:
         assert self.cache is not None
+        assert self.cache.encodings[image_key].staged is not None
         self.keys.append(image_key)
         if self.released is not None:
             await self.released.wait()
@@ -164,4 +172,18 @@ async def test_clients_alternate_in_the_batcher(failure: Exception | None) -> No
         await asyncio.gather(*tasks)
         assert encoder.keys == [f"1{suffix}", f"3{suffix}", f"2{suffix}"]
         encoder.keys.clear()
+        released.clear()
+
+
+async def test_images_in_the_batcher_have_places_of_their_own() -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, num_places=2)
+    cache = encoder.cached()
+    for suffix in "ab":  # places are returned
+        tasks = await begun(*(cache.get(key + suffix, PIXELS) for key in "123"))
+        assert sorted(encoder.places) == [0, 1]  # the third image is not staged before its turn
+        released.set()
+        await asyncio.gather(*tasks)
+        assert encoder.places.pop() in (0, 1)
+        encoder.places.clear()
         released.clear()

@@ -34,12 +34,13 @@ enum count {
     CAPTURED,       /* those that became part of a graph */
     STRAY,          /* launched by a capturing thread into a stream that is not captured */
     REPLAYS,        /* launches of graphs */
+    PREFERRED,      /* those captured and launched in a stream of priority */
     TO_DEVICE,      /* copies */
     TO_HOST,
     ON_DEVICE,
     WAITS,          /* of the host for the device */
-    WAITS_FOR_ALL,  /* those for the device or its default stream, which the decoder uses */
-    EVENTS,         /* recorded in the default stream */
+    WAITS_FOR_ALL,  /* those for the device, or for a stream of priority, which the decoder uses */
+    EVENTS,         /* recorded in a stream of priority */
     ALLOCATIONS,    /* of device memory */
     FREES,
     PINNED,         /* allocations of pinned memory */
@@ -90,7 +91,7 @@ struct access { /* of a range of memory, by the work `number` of a stream */
     unsigned long digest; /* of a source */
 };
 struct accesses { struct access *all; int num, room; };
-struct graph { long num_nodes; struct accesses accesses; };
+struct graph { long num_nodes; int has_priority; struct accesses accesses; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
@@ -107,6 +108,8 @@ static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGl
 static int is_own_capture(void) { return capture.is_active && pthread_equal(capture.thread, pthread_self()); }
 
 static int is_default(cudaStream_t stream) { return (unsigned long)stream <= 2; }
+
+static int has_priority(cudaStream_t stream) { return !is_default(stream) && ((struct stream *)stream)->priority < 0; }
 
 static int is_captured(cudaStream_t stream) {
     if (!capture.is_active) return 0;
@@ -530,7 +533,7 @@ API cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSu
 API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     RETURN_IF_LOST();
     ((struct event *)event)->is_captured = is_captured(stream);
-    if (is_default(stream)) counts[EVENTS]++;
+    if (has_priority(stream)) counts[EVENTS]++;
     pthread_mutex_lock(&order_lock);
     if (!is_captured(stream)) ((struct event *)event)->order = streams[number_of(stream)];
     pthread_mutex_unlock(&order_lock);
@@ -568,7 +571,7 @@ static cudaError_t query(const char *name, const struct order *order) {
         if (order->last[i] > host.last[i]) return cudaErrorNotReady;
     return cudaSuccess;
 }
-API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for("cudaStreamSynchronize", &streams[number_of(stream)], is_default(stream)); }
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait_for("cudaStreamSynchronize", &streams[number_of(stream)], has_priority(stream)); }
 API cudaError_t cudaDeviceSynchronize(void) {
     cudaError_t error = wait("cudaDeviceSynchronize", 1);
     if (!error) finish_all();
@@ -600,6 +603,7 @@ API cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     struct graph *made = calloc(1, sizeof *made);
     made->num_nodes = capture.num_nodes;
     made->accesses = capture.accesses;
+    made->has_priority = has_priority(capture.stream);
     capture.is_active = 0;
     counts[CAPTURES]++;
     *graph = (cudaGraph_t)made;
@@ -630,6 +634,7 @@ API cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaG
 API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     RETURN_IF_LOST();
     counts[REPLAYS]++;
+    if (((struct graph *)executable)->has_priority && has_priority(stream)) counts[PREFERRED]++;
     struct accesses *accesses = &((struct graph *)executable)->accesses;
     pthread_mutex_lock(&order_lock);
     begin(stream);

@@ -34,8 +34,10 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.captured_passes import capture_cuda_graph
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import EncoderWorker, FixedBatches
+from runners.encoder.features_cache import Encoding
+from runners.encoder.session import EncoderWorker
 from runners.errors import exit_if_device_lost
+from runners.kv_cache import use_decoder_stream
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
 from service.inference.served_models import runner_options
@@ -50,9 +52,9 @@ _NUM_STEPS = 300  # timed
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
 
 _COUNTS = (
-    *("launches", "captured", "stray", "replays", "to_device", "to_host", "on_device", "waits"),
-    *("waits_for_all", "events", "allocations", "frees", "pinned", "captures", "illegal"),
-    *("races", "pageable", "num_bytes"),
+    *("launches", "captured", "stray", "replays", "preferred", "to_device", "to_host"),
+    *("on_device", "waits", "waits_for_all", "events", "allocations", "frees", "pinned"),
+    *("captures", "illegal", "races", "pageable", "num_bytes"),
 )
 _runtime = ctypes.CDLL("libcudart.so.13")
 
@@ -78,19 +80,18 @@ def fail_allocations(first: int, num: int) -> None:
 
 def captures(model: Model) -> dict[str, Any]:
     """Return the captured sizes of the encoder, and the graphs of a decoder with 64 slots."""
-    encoder = model.encoder("cuda")
-    assert isinstance(encoder, FixedBatches)
-    images = model.images(3)
-    encoded: list[torch.Tensor] = []
-    batch = counted(lambda: encoded.append(encoder.encode(images)))
-    freed = counted(encoded.clear)
+    use_decoder_stream("cuda")
+    encoder = _encoder(model)
+    batch = [Encoding(image, None) for image in model.images(3)]
+    encoded = counted(lambda: encoder.encode(batch))
+    freed = counted(batch.clear)
     engine: Any = LiveBatch(model.decoder("cuda"), 64)._engine
     with_adapters: Any = LiveBatch(_decoder_with_adapter(model), 64)._engine
     graphs = engine.graphs
     choose = partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
     return {
-        "encoder": encoder.captured_sizes,
-        "batch of 3": batch,
+        "encoder": encoder._encoder.captured_sizes,
+        "batch of 3": encoded,
         "freed features": freed,
         "decoder": graphs.num_captured,
         "decoder with adapters": with_adapters.graphs.num_captured,
@@ -113,6 +114,7 @@ def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
 
 def figures(model: Model) -> dict[str, Any]:
     """Return figures of a step by its rows, and of an admission that one adapter joins."""
+    use_decoder_stream("cuda")
     decoder = _decoder_with_adapter(model)
     make_endless(decoder)
     batch = LiveBatch(decoder, 64)
@@ -178,7 +180,10 @@ def num_calls(work: Callable[[], object]) -> int:
 
 def order(model: Model) -> dict[str, Any]:
     """Serve with encoder and decoder; return the work, and the memory of captures."""
-    encoder = model.encoder("cuda")
+    early = torch.ones(4, device="cuda").clone()  # in the default stream
+    use_decoder_stream("cuda")
+    early.clone()
+    encoder = _encoder(model)
     decoder = model.decoder("cuda")
     make_endless(decoder)
     images = model.images(3)
@@ -186,10 +191,22 @@ def order(model: Model) -> dict[str, Any]:
     captured = counted(lambda: batches.append(LiveBatch(decoder, 8)))
     (batch,) = batches
 
+    def staged(first_place: int) -> list[Encoding]:
+        encodings = []
+        for place, image in enumerate(images, first_place):
+            encoding = Encoding(image, None, place=place)
+            encoder.stage(encoding).result()  # replaced before it is encoded
+            encoding.staged = encoder.stage(encoding)
+            encoding.staged.result()
+            encodings.append(encoding)
+        return encodings
+
     def serve() -> None:
-        features: list[torch.Tensor] = []
-        for _ in range(2):
-            features += encoder.encode(images)
+        first, second = staged(0), staged(3)
+        encoder.encode(first)
+        assert not encoder._encoder._copied[5].query(), "a batch waits for the next one's images"
+        encoder.encode(second)
+        features: list[Any] = [encoding.features for encoding in first + second]
         pending = requests(decoder, features, 12)
         long = replace(pending[0], prompt_ids=(pending[0].prompt_ids * 100)[:100])  # runs eagerly
         for admitted in (pending, [long]):
@@ -208,8 +225,12 @@ def order(model: Model) -> dict[str, Any]:
     serve()
     served = counted(serve)
     reload()
+    with scheduler(decoder, 2) as running:
+        pending = requests(decoder, [model.features("cuda")], 2)
+        scheduled = counted(lambda: write(running, pending))
     return {
         "served": served,
+        "scheduled": scheduled,
         "races": counts()["races"],
         "captured": captured,
     }
@@ -217,15 +238,18 @@ def order(model: Model) -> dict[str, Any]:
 
 def small(model: Model) -> dict[str, Any]:
     """Load encoders as runners do; return their batches, by the number of runners on the card."""
-    options = runner_options(model.id, Settings(device="cuda"), ())
     sizes = {}
     for num_sharing in (1, 4):
-        worker: Any = EncoderWorker(
-            model.manifest, replace(options, num_sharing_gpu=num_sharing), "cuda"
-        )
-        worker.load(model.folder, 1)
-        sizes[str(num_sharing)] = worker._encoder.sizes
+        sizes[str(num_sharing)] = _encoder(model, num_sharing)._encoder.sizes
     return sizes
+
+
+def _encoder(model: Model, num_sharing: int = 1) -> Any:
+    options = runner_options(model.id, Settings(device="cuda"), ())
+    options = replace(options, num_sharing_gpu=num_sharing)
+    worker = EncoderWorker(model.manifest, options, "cuda")
+    worker.load(model.folder, 1)
+    return worker
 
 
 def unnoticed(_model: Model, code: str) -> dict[str, Any]:
