@@ -4,10 +4,16 @@ The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABL
 tests/test_docs.py checks it.
 """
 
+import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+
+from diptych_client.evaluation.statistics import SHARE_CAUTION, log_wealth
 from service.settings import Settings, variable
 from tasks.catalog import load_catalog
 from tasks.table import TASKS
@@ -15,6 +21,8 @@ from tasks.table import TASKS
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 
+_MAX_LABELLED = 4000
+_NUM_DRAWS = 51
 _CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results" / "bench.md"
@@ -78,10 +86,39 @@ def _bench(title: str) -> str:
     return sections[title]
 
 
+def labelled_images_table() -> str:
+    rows = []
+    for max_labels, share in product((1, 4), (0.1, 0.05, 0.02)):
+        row = ["1" if max_labels == 1 else "0 to 4", f"{100 * share:.0f} %"]
+        for part in (0.0, 0.2, 0.5):
+            row.append(str(_num_labelled(max_labels, share, part * share)))
+        rows.append(row)
+    header = ["labels in an image", "at most wrong", "none is wrong", "a fifth of that is wrong"]
+    return _table([*header, "half of that is wrong"], rows)
+
+
+def _num_labelled(max_labels: int, share: float, share_wrong: float) -> int:
+    """Return how many images prove, in three of four draws, that all labels may be accepted.
+
+    The labels of an image are wrong together. Half of the error level starts with all labels.
+    """
+    rng = np.random.default_rng(0)
+    counts = rng.integers(max_labels == 1, max_labels + 1, size=(_MAX_LABELLED, _NUM_DRAWS))
+    excesses = counts * ((rng.random(counts.shape) < share_wrong) - share)
+    highest = np.full(_NUM_DRAWS, max_labels * (1 - share))
+
+    def wealth(num_images: int) -> float:
+        wealths = log_wealth(excesses[:num_images], highest, SHARE_CAUTION)
+        return float(np.quantile(wealths, 0.25))
+
+    return bisect_left(range(_MAX_LABELLED), -math.log(0.05 / 2), key=wealth)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": task_table,
     "settings": settings_table,
     "bench": lambda: _bench("Ours ÷ best peer"),
+    "labelled images": labelled_images_table,
     "bench facts": lambda: _bench("Bench"),
 }
 

@@ -213,9 +213,6 @@ class Outputs:
         self.check([path])
         path.unlink(missing_ok=True)
 
-    def write_lines(self, path: Path, rows: Iterable[object]) -> Path:
-        return self.write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
     def has_link(self, source: Path, path: Path) -> bool:
         """Return True for a link that is there; raise `RunError` as `check` does."""
         if path.exists() and source.exists() and path.samefile(source):

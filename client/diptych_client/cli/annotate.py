@@ -19,7 +19,7 @@ from diptych_client.cli.options import (
     output_folder,
 )
 from diptych_client.cli.terminal import echo, note_problems, run_with_progress
-from diptych_client.evaluation.annotation.consensus import Records, agreement, write_consensus
+from diptych_client.evaluation.annotation.consensus import ANY, Records, agreement, write_consensus
 from diptych_client.evaluation.formats.writing import (
     Target,
     check_format,
@@ -120,25 +120,24 @@ class AnnotationRun:
     def _check_options(self) -> None:
         if self.guarantee.labelled is None:
             if replace(self.guarantee, confidence=NO_GUARANTEE.confidence) != NO_GUARANTEE:
-                names = "--max-wrong, --max-missed, --thresholds, --split, --suggest and --reviewed"
-                raise RunError(f"{names} need --labelled: images with true labels")
+                names = "--max-wrong, --max-missed, --per-class, --thresholds, --split, --suggest"
+                raise RunError(f"{names} and --reviewed need --labelled: images with true labels")
             return
         if self.options.accept_score or self.task_options.min_precision:
             hint = "omit --accept-score and --min-precision"
             raise RunError(f"--labelled chooses the least score itself: {hint}")
         if self.guarantee.thresholds is not None and self.options.consensus:
             raise RunError("--thresholds is of one model, which the service asks: omit --consensus")
+        if self.guarantee.thresholds is not None and self.guarantee.per_class:
+            raise RunError("--thresholds has one score for all classes: omit --per-class")
 
     def _jobs(self, images: Sequence[ImageFile]) -> list[Job]:
         """Return a job for each model by its id: the service's default may change between runs."""
         with self.connection.client() as client:
             task = offered_task(client.tasks(), self.task_options)
         options = self.options
-        is_proved = self.guarantee.labelled is not None
-        check_format(options.dataset_format, task.result, images, options.consensus, is_proved)
-        if self.guarantee.thresholds is not None and task.result == "text":
-            rule = "--thresholds needs scores"
-            raise RunError(f"{rule}, which the task's result, a text, does not have")
+        is_reviewed = options.consensus or self.guarantee.labelled is not None
+        check_format(options.dataset_format, task.result, images, is_reviewed)
         num_models = 2 if options.consensus else 1
         models = dict.fromkeys(listed(options.model) or task.models[:num_models])
         if len(models) != num_models:
@@ -168,9 +167,11 @@ class AnnotationRun:
     def _write(self, target: Target, answers: Sequence[Records]) -> tuple[Path, list[str]]:
         if not self.options.consensus:
             return write_dataset(target, list(map(itemgetter(0), answers))), []
-        agreements = []
-        for records in answers:
-            agreements.append(agreement(records, self.options.iou, self.options.accept_score))
-        num_differing = sum(bool(image.differing) for image in agreements)
-        dataset, review = write_consensus(target, agreements)
-        return dataset, [f"{num_differing} images have boxes to review, see {review}"]
+        leasts = {ANY: self.options.accept_score}
+        agreements = [agreement(records, self.options.iou, leasts) for records in answers]
+        num_labels = sum(len(image.accepted) for image in agreements)
+        dataset, note = write_consensus(target, agreements)
+        warning = (
+            f"{num_labels} labels have two models' consent, which proves nothing: both may err"
+        )
+        return dataset, [note, f"{warning} alike; --labelled proves a share of errors"]

@@ -1,12 +1,14 @@
-r"""`annotate --labelled`: accepts labels that labelled images prove, and suggests more to label.
+"""`annotate --labelled`: accepts labels that labelled images prove, and suggests more to label.
 
     pilot.json          names of the images whose answers fix the rules that are tested
-    suggestions.jsonl   {"image": name, "is_random": true or false}\n…
+    order.json          digests of the labelled images in the order of the bets
+    suggestions.json    names of the images that a person was asked to label
 
-While nothing is proved, images are suggested at random: their labels are a part of the proof. Later
-they are those with the most labels that are not accepted. They are not a random sample, and they
-depend on the proof so far. Their labels are therefore final in the dataset, but never enter the
-proof or the choice of rules. Needs the extra `evaluate`.
+Suggested images are drawn at random: their labels are a part of the proof. Those of others, which a
+person chose, are final in the dataset, but never enter the proof or the choice of rules.
+
+Bets depend on the order: images of earlier runs come first, others follow by their digests, which
+know nothing of the labels. Needs the extra `evaluate`.
 """
 
 import json
@@ -14,15 +16,18 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
+
+import numpy as np
 
 from diptych_client.cli.options import GuaranteeOptions
 from diptych_client.cli.terminal import logger, note_problems
 from diptych_client.evaluation.annotation.consensus import (
-    NEVER,
+    ANY,
     Agreement,
-    Label,
+    Box,
     Records,
     agreement,
     write_consensus,
@@ -31,18 +36,17 @@ from diptych_client.evaluation.annotation.consensus import (
 from diptych_client.evaluation.annotation.guarantee import (
     Guarantee,
     Promise,
-    Tolerance,
-    Truth,
+    Promises,
     appearance,
-    differing_images,
     prove,
+    repeats,
     truth_of,
 )
-from diptych_client.evaluation.dataset import Selection, read_json, read_lines, readable_as
+from diptych_client.evaluation.dataset import Selection, read_json
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.objects import run_lengths
-from diptych_client.evaluation.questions import Job, ObjectsTruth, TextsTruth
+from diptych_client.evaluation.questions import Job, ObjectsTruth
 from diptych_client.geometry import RunLengthMask, corners
 from diptych_client.inputs import (
     Folder,
@@ -53,14 +57,25 @@ from diptych_client.inputs import (
     open_images,
 )
 from diptych_client.long_runs import RunError
-from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
+from diptych_client.results import Detection, Instance, InstancesResult, Model
 
 AnswerImages = Callable[[ImageStore, Iterable[ImageFile]], list[Records]]
-Truths = dict[ImageFile, Truth]
+Truths = dict[ImageFile, ObjectsTruth]
 
 DEFAULT_MAX_WRONG = 0.05
 _MAX_PILOT = 200
 _SEED = 0
+_DIGEST_BYTES = 8
+
+
+class KnownImage:
+    """An image with answers and true labels."""
+
+    def __init__(self, data: bytes, records: Records, truth: ObjectsTruth) -> None:
+        self.digest = blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+        self.appearance = appearance(data)
+        self.records = records
+        self.truth = truth
 
 
 @dataclass(slots=True)
@@ -74,8 +89,8 @@ class GuaranteedRun:
     options: GuaranteeOptions
     min_iou: float
     problems: Problems
-    is_random: dict[str, bool] = field(default_factory=dict)  # suggested images
-    reviewed: Truths = field(default_factory=dict)  # a person's labels of suggested images
+    suggested: list[str] = field(default_factory=list)
+    reviewed: Truths = field(default_factory=dict)  # a person's labels of images of the folder
     sentences: list[str] = field(default_factory=list)  # for the user
 
     def label(self, served_models: Callable[[], Iterable[Model]]) -> tuple[list[Records], Path]:
@@ -94,28 +109,32 @@ class GuaranteedRun:
         try:
             guarantee = self._prove(truths, store, pilot)
         except RunError as error:
-            place = self._suggest_random(options.suggest or 0, pilot)
-            if place is None:
+            place = self._suggest(pilot)
+            if not place:
                 raise
             raise RunError(f"{error}; {place}: give the labels of all by --reviewed") from error
-        self.sentences += guarantee.sentences()
-        for sentence in self.sentences:
+        for sentence in guarantee.sentences():
+            self.sentences.append(sentence)
             logger.info(sentence)
         if options.thresholds is not None:
             self._write_thresholds(options.thresholds, guarantee, served_models())
         answers = self.answer(self.folder, self.images)
         agreements = list(map(partial(self._accepted, guarantee), answers))
+        self._write_guarantee(guarantee, agreements)
+        dataset, note = write_consensus(self.target, agreements)
+        self.sentences.append(note)
+        self.sentences += filter(None, [self._suggest(pilot)])
+        return answers, dataset
+
+    def _write_guarantee(self, guarantee: Guarantee, agreements: Sequence[Agreement]) -> None:
         document = asdict(guarantee)
         del document["others"]
-        self.target.outputs.write(
-            self.target.outputs.folder / "guarantee.json", json.dumps(document, indent=1)
-        )
-        dataset, review = write_consensus(self.target, agreements)
-        num_left = sum(bool(image.differing) for image in agreements)
-        self.sentences.append(f"{num_left} images are to be reviewed, see {review}")
-        if options.suggest is not None:
-            self._suggest_most_left(agreements, options.suggest)
-        return answers, dataset
+        if ANY in guarantee.accepting:
+            document["accepting"] = document["accepting"][ANY]
+        share = sum(map(attrgetter("is_unlike"), agreements)) / max(len(agreements), 1)
+        document["share_unlike"] = share
+        path = self.target.outputs.folder / "guarantee.json"
+        self.target.outputs.write(path, json.dumps(document, indent=1))
 
     def _read_suggestions(self, reviewed_path: Path | None) -> None:
         """Read what was suggested earlier, and a person's labels of it.
@@ -123,16 +142,7 @@ class GuaranteedRun:
         Raise `RunError` without all images that were drawn at random: leaving out the hard ones
         would prove nothing.
         """
-        path = self.target.outputs.folder / "suggestions.jsonl"
-        for number, line in read_lines(path) if path.exists() else ():
-            with readable_as("JSON", path):
-                row = json.loads(line)
-            match row:
-                case {"image": str(name), "is_random": bool(is_random)}:
-                    self.is_random[name] = is_random
-                case _:
-                    rule = "an object with image and is_random"
-                    raise RunError(f"{path}, line {number} must be {rule}, got {row!r:.80}")
+        self.suggested = _read_texts(self.target.outputs.folder / "suggestions.json")
         if reviewed_path is None:
             return
         selection = Selection(self.folder.path, None, self.problems)
@@ -141,8 +151,7 @@ class GuaranteedRun:
         for image in self.images:
             if image in truths:
                 self.reviewed[image] = truths[image]
-        missing = {name for name, is_random in self.is_random.items() if is_random}
-        missing -= set(map(attrgetter("name"), self.reviewed))
+        missing = {*self.suggested}.difference(map(attrgetter("name"), self.reviewed))
         if missing or not self.reviewed:
             names = f"{', '.join(sorted(missing)):.1000}" or f"any image of {self.folder.path}"
             rule = "the images that were drawn at random prove only together"
@@ -152,9 +161,7 @@ class GuaranteedRun:
         """Return the images whose answers fix the rules: the same at every look."""
         path = self.target.outputs.folder / "pilot.json"
         by_name = {image.name: image for image in self.images}
-        names = read_json(path) if path.exists() else []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RunError(f"{path} must be a list of image names, got {names!r:.80}")
+        names = _read_texts(path)
         if earlier := [by_name[name] for name in names if name in by_name]:
             return earlier
         unlabelled = []
@@ -170,30 +177,39 @@ class GuaranteedRun:
     def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
         used = set(map(partial(path_of, self.folder), (*pilot, *self.reviewed)))
         labelled = [image for image in truths if path_of(store, image) not in used]
-        drawn = [image for image in self.reviewed if self.is_random.get(image.name)]
-        labels = self.target.job.requested_labels()
-        judged = []
-        appearances = []
-        known = ((store, labelled, truths), (self.folder, drawn, self.reviewed))
-        for place, images, true_labels in known:
+        drawn = [image for image in self.reviewed if image.name in self.suggested]
+        known = []
+        for place, images, true_labels in (
+            (store, labelled, truths),
+            (self.folder, drawn, self.reviewed),
+        ):
             for records in self.answer(place, images):
-                judged.append((records, true_labels[records[0].image]))
-                appearances.append(appearance(records, labels))
-        pilot_answers = self.answer(self.folder, pilot)
-        others = [
-            appearance(records, self.target.job.requested_labels()) for records in pilot_answers
-        ]
-        if indices := differing_images(appearances, others):
-            names = ", ".join(pilot_answers[index][0].image.name for index in indices)
-            cause = "the images differ from the labelled ones: nothing is accepted"
-            raise RunError(f"{cause}; label some of them, such as {names}")
+                image = records[0].image
+                known.append(KnownImage(place.read(image), records, true_labels[image]))
         options = self.options
         wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
-        missed = None
-        if options.max_missed is not None:
-            missed = Promise(options.max_missed, options.confidence)
-        tolerance = Tolerance(self.min_iou, options.max_cer)
-        return prove(judged, pilot_answers, tolerance, wrong, missed)
+        missed = options.max_missed and Promise(options.max_missed, options.confidence)
+        promises = Promises(wrong, missed or None, options.per_class)
+        pilot_answers = self.answer(self.folder, pilot)
+        return prove(self._distinct(known), pilot_answers, self.min_iou, promises)
+
+    def _distinct(self, known: list[KnownImage]) -> list[tuple[Records, ObjectsTruth]]:
+        """Return answers and true labels in the order of the bets, of near-duplicates the first."""
+        path = self.target.outputs.folder / "order.json"
+        order = _read_texts(path)
+        by_digest = {image.digest: image for image in known}
+        order += sorted(by_digest.keys() - set(order))
+        images = [by_digest[digest] for digest in order if digest in by_digest]
+        self.target.outputs.write(path, json.dumps(order))
+        is_repeat = repeats(np.array(list(map(attrgetter("appearance"), images))))
+        distinct = []
+        for index in np.flatnonzero(~is_repeat).tolist():
+            distinct.append((images[index].records, images[index].truth))
+        if num_repeats := len(known) - len(distinct):
+            note = f"{num_repeats} of {len(known)} labelled images nearly repeat others"
+            self.sentences.append(f"{note} and do not count")
+            logger.info(self.sentences[-1])
+        return distinct
 
     def _accepted(self, guarantee: Guarantee, records: Records) -> Agreement:
         """Return a person's labels, or proved ones."""
@@ -217,33 +233,22 @@ class GuaranteedRun:
         self.target.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
         logger.info("%s has what is proved for the service", path)
 
-    def _suggest_random(self, number: int, pilot: Sequence[ImageFile]) -> str | None:
-        """Suggest images drawn at random; return where they are, None if there are none."""
-        known = self.is_random.keys() | map(attrgetter("name"), pilot)
+    def _suggest(self, pilot: Sequence[ImageFile]) -> str:
+        """Draw images, record them before a person sees them, and return where they are."""
+        known = {*self.suggested, *map(attrgetter("name"), pilot)}
         others = [image for image in self.images if image.name not in known]
-        drawn = random.Random(len(self.is_random)).sample(others, min(number, len(others)))
+        number = min(self.options.suggest or 0, len(others))
+        drawn = random.Random(len(self.suggested)).sample(others, number)
         if not drawn:
-            return None
-        return self._suggest(self.answer(self.folder, drawn), is_random=True)
-
-    def _suggest_most_left(self, agreements: Iterable[Agreement], number: int) -> None:
-        left = []
-        for image in agreements:
-            if image.differing and image.name not in self.is_random:
-                left.append(image)
-        left.sort(key=lambda image: -len(image.differing))
-        records = list(map(attrgetter("records"), left[:number]))
-        self.sentences.append(self._suggest(records, is_random=False))
-
-    def _suggest(self, answers: Sequence[Records], is_random: bool) -> str:
-        """Record images before a person sees them; return where they are."""
-        for records in answers:
-            self.is_random[records[0].image.name] = is_random
-        rows = [{"image": name, "is_random": value} for name, value in self.is_random.items()]
-        self.target.outputs.write_lines(self.target.outputs.folder / "suggestions.jsonl", rows)
-        review = [agreement(records, self.min_iou, NEVER) for records in answers]
-        path = write_review(self.target, "suggested", review)
-        return f"{len(answers)} images to label next are in {path}"
+            return ""
+        review = []
+        for records in self.answer(self.folder, drawn):
+            self.suggested.append(records[0].image.name)
+            review.append(agreement(records, self.min_iou, {}))
+        outputs = self.target.outputs
+        outputs.write(outputs.folder / "suggestions.json", json.dumps(self.suggested))
+        path = write_review(self.target, "suggested_", review)
+        return f"{len(review)} images to label next are in {path}"
 
 
 def read_truths(
@@ -260,10 +265,8 @@ def read_truths(
     for labelled in dataset.images:
         truth = truth_of(labelled, job)
         earlier = truths.get(labelled.image)
-        if isinstance(truth, ObjectsTruth) and isinstance(earlier, ObjectsTruth):
+        if truth is not None and earlier is not None:
             truth = ObjectsTruth((*earlier.objects, *truth.objects))
-        elif isinstance(truth, TextsTruth) and isinstance(earlier, TextsTruth):
-            truth = TextsTruth((*earlier.texts, *truth.texts))
         if truth is not None:
             truths[labelled.image] = truth
     if not truths:
@@ -274,16 +277,22 @@ def read_truths(
     return truths, dataset.store
 
 
+def _read_texts(path: Path) -> list[str]:
+    """Return the list of an earlier run; empty before the first one."""
+    texts = read_json(path) if path.exists() else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RunError(f"{path} must be a list of texts, got {texts!r:.80}")
+    return texts
+
+
 def path_of(store: ImageStore, image: ImageFile) -> Path | None:
     """Return where an image is; None if it is a row of a file."""
     return (store.path / image.name).resolve() if isinstance(store, Folder) else None
 
 
-def _true_labels(records: Records, truth: Truth) -> list[Label]:
+def _true_labels(records: Records, truth: ObjectsTruth) -> list[Box]:
     answer = records[0].answer
-    if isinstance(truth, TextsTruth):
-        return [TextResult(truth.texts[0])]
-    labels: list[Label] = []
+    labels: list[Box] = []
     for true in truth.objects:
         if not isinstance(answer.result, InstancesResult):
             labels.append(Detection(true.box_xyxy, true.label, 1.0))

@@ -191,7 +191,7 @@ class GuaranteeOptions:
     suggest: Annotated[int | None, "Number of images for a person to label next.", _COUNT] = None
     reviewed: Annotated[Path | None, "A person's final labels of suggested images."] = None
     thresholds: Annotated[Path | None, "Write what is proved here, for the service."] = None
-    max_cer: Annotated[float, "Largest character error rate of a right text; 0: equal."] = 0.0
+    per_class: Annotated[bool, "Prove --max-wrong for each class."] = False
 
 
 NO_GUARANTEE = GuaranteeOptions()

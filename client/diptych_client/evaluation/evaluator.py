@@ -47,7 +47,7 @@ from diptych_client.evaluation.questions import (
 )
 from diptych_client.evaluation.statistics import (
     CONFIDENCE,
-    DIFFERENCE_BETS,
+    DIFFERENCE_CAUTION,
     Details,
     Estimates,
     Metric,
@@ -383,13 +383,13 @@ def decide(
     differences = np.array(errors) @ [1.0, -1.0]
     values = np.stack([-differences, differences], axis=1)
     log_needed = -math.log((1 - CONFIDENCE) / 2)  # two ways to be wrong
-    second_wins, first_wins = log_wealth(values, np.ones(2), DIFFERENCE_BETS) >= log_needed
+    second_wins, first_wins = log_wealth(values, np.ones(2), DIFFERENCE_CAUTION) >= log_needed
     if first_wins or second_wins:
         verdict = f"{first if first_wins else second} is better"
     elif margin is None:
         return None
     else:
-        within = log_wealth(values - margin, np.full(2, 1 - margin), DIFFERENCE_BETS)
+        within = log_wealth(values - margin, np.full(2, 1 - margin), DIFFERENCE_CAUTION)
         if not (within >= log_needed).all():
             return None
         verdict = f"{first} and {second} are equal"

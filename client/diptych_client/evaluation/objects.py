@@ -176,22 +176,20 @@ def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: Sequence[Row
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswers:
-    """Scores of answered objects, whether each is right, and the index of its sample."""
+    """Scores of answered objects, and whether each is right."""
 
     scores: Floats
     is_right: Flags
-    samples: NDArray[np.int64]
     is_calibrated: bool  # the service calibrated some of the scores
     # true objects: sizes as shares of the image's side, and whether each was found
     shares: Floats = field(default_factory=lambda: np.zeros(0))
     are_found: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
-    def calibration_error(self, weights: Floats) -> float:
+    def calibration_error(self) -> float:
         """Return the expected error, by bins of the score (Guo et al., 2017, section 2)."""
-        weight = weights[self.samples]
         bins = np.minimum((self.scores * _NUM_BINS).astype(int), _NUM_BINS - 1)
-        gaps = np.bincount(bins, weight * (self.scores - self.is_right), _NUM_BINS)
-        return float(np.abs(gaps).sum() / weight.sum()) if weight.sum() else math.nan
+        gaps = np.bincount(bins, self.scores - self.is_right, _NUM_BINS)
+        return float(np.abs(gaps).sum() / len(bins)) if len(bins) else math.nan
 
 
 @dataclass(slots=True)
@@ -269,8 +267,7 @@ class ObjectsMeasure:
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
         metrics.append(Metric("precision", ratio(right, answered)))
         metrics.append(Metric("recall", ratio(right, true)))
-        error = self.scored().calibration_error
-        return [*metrics, Metric("calibration error", error, is_error=True)]
+        return metrics
 
     def _iou_types(self) -> list[IouType]:
         return ["segm", "bbox"] if self.has_masks and self.truths else ["bbox"]
@@ -296,7 +293,6 @@ class ObjectsMeasure:
         return ScoredAnswers(
             joined("scores")[is_counted],
             is_right[is_counted],
-            joined("images")[is_counted],
             self.is_calibrated,
             shares[:, 0],
             shares[:, 1].astype(bool),
@@ -315,7 +311,8 @@ class ObjectsMeasure:
                 "AP50": 100 * average_precision(of_class, _AT_50)(weights),
             }
         precisions = np.nan_to_num(mean_precisions(matches, weights, _AT_50)[0])
-        return Details(by_class, dict(self.kinds), precisions.tolist())
+        error = 100 * self.scored().calibration_error()
+        return Details(by_class, dict(self.kinds), precisions.tolist(), error)
 
 
 def fit_calibration(

@@ -88,6 +88,9 @@ def _metrics(evaluation: Evaluation) -> Table:
             errors[difference.metric] = None
         unclear = "" if difference.is_clear else " (not told apart)"
         rows[difference.metric].append(f"{difference.as_subtracted()}{unclear}")
+    errors_of_scores = list(map(attrgetter("calibration_error"), evaluation.details.values()))
+    if any(map(math.isfinite, errors_of_scores)):
+        rows["calibration error"] = list(map(_number, errors_of_scores))
     note = "In hundredths, with 95 % intervals."
     if columns:
         note += " Differences are paired by image; higher is better"

@@ -54,7 +54,9 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     words = ("--consensus", "--out", folder.with_name("out"))
     assert annotate(diptych, folder, *words, models=("a", "b", "c")) == 0
     assert (folder.with_name("out") / "review.json").is_file()
-    assert "0 images have boxes to review, see " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 images are to be reviewed, see " in printed
+    assert " labels have two models' consent, which proves nothing: both may err alike" in printed
     script = Script([*[answer(DETECTIONS)] * 3, Refusal("overloaded"), *[answer(DETECTIONS)] * 2])
     cut = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
     assert annotate(diptych, folder, *cut, models=("a", "b"), script=script) == 1
@@ -73,6 +75,14 @@ def test_missing_extra_is_named(
     ("words", "result", "message"),
     [
         ((), "text", "but the task's result is text: use --format csv or"),
+        (
+            LABELLED,
+            "text",
+            "accept boxes and masks, in any --format but jsonl; the task's result is",
+        ),
+        ((*LABELLED, "--format", "jsonl"), BOXES, "and --format is jsonl"),
+        ((*LABELLED, "--thresholds", "y", "--per-class"), BOXES, "omit --per-class"),
+        (("--per-class",), BOXES, "--suggest and --reviewed need --labelled"),
         (("--consensus",), BOXES, "--model must name two models with --consensus, else one"),
         (("--max-wrong", ".1"), BOXES, "--suggest and --reviewed need --labelled"),
         ((*LABELLED, "--accept-score", ".1"), BOXES, "omit --accept-score and"),

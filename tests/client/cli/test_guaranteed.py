@@ -10,54 +10,48 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
-from diptych_client.results import Result
+from diptych_client import Answer, Detection, DetectionsResult
 from tasks.scores import read_proofs
 from tests.client.cli.conftest import Captured, Diptych, listings
-from tests.support.client_answers import TEXT_REGIONS, answer
-from tests.support.scene_images import encoded
+from tests.support.client_answers import answer
+from tests.support.scene_images import encoded, scene_png
 from tests.support.scripted_services import Received, Script
 
 PIXELS = encoded(Image.new("RGB", (16, 16)))
 CAR = (0.0, 0.0, 10.0, 10.0)
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
-RESULTS = {"object_detection": "detections", "ocr": "text", "ocr_with_regions": "text_regions"}
+FAR = (12.0, 12.0, 16.0, 16.0)
 TRUE_CAR = {"objects": [{"label": "car", "box": CAR}]}
 TRUE_DOG = {"objects": [{"label": "dog", "box": CAR}]}
 TRUTHS: Mapping[str, object] = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
 MANY = ["sure"] * 60 + ["unsure"] * 15
-JSON_LINES = ("--format", "jsonl")
 
 
 @dataclass(slots=True)
 class MarkedScript(Script):
-    """Finds a car with a score that a mark in the image's bytes decides, or reads a text."""
-
-    result: Result | None = None
+    """Finds a car with a score and a familiarity that a mark in the image's bytes decides."""
 
     def next_step(self, received: Received) -> Answer:
         """Record a request and return the answer."""
         self.received.append(received)
         score = SCORES[b"unsure" if b"unsure" in received.body else b"sure"]
-        return replace(answer(self.result or self.found(score)), task="ocr")
+        familiarity = 0.001 if b"unlike" in received.body else 0.5
+        boxes = (Detection(CAR, "car", score),)
+        return replace(answer(DetectionsResult(boxes)), familiarity=familiarity)
 
-    def found(self, score: float) -> Result:
-        return DetectionsResult((Detection(CAR, "car", score),))
 
+class TwoClasses(MarkedScript):
+    """Finds a car, and a dog that is a cat."""
 
-class ReadingScript(MarkedScript):
-    """Finds a word with a score that a mark in the image's bytes decides, and a sure one."""
-
-    def found(self, score: float) -> Result:
-        (region,) = TEXT_REGIONS.text_regions
-        regions = (replace(region, text="EXIT", score=score), replace(region, score=0.9))
-        return TextRegionsResult(regions)
+    def next_step(self, received: Received) -> Answer:
+        self.received.append(received)
+        return answer(DetectionsResult((Detection(CAR, "car", 0.9), Detection(FAR, "dog", 0.9))))
 
 
 def write_images(folder: Path, kinds: Sequence[str]) -> Path:
     folder.mkdir()
     for number, kind in enumerate(kinds):
-        (folder / f"{number}.jpg").write_bytes(PIXELS + kind.encode())
+        (folder / f"{number}.jpg").write_bytes(PIXELS + f"{kind} {number}".encode())
     return folder
 
 
@@ -84,13 +78,12 @@ def annotate(
     labels: Path,
     *words: object,
     script: Script | None = None,
-    task: str = "object_detection",
 ) -> tuple[int, int]:
     """Write a folder `out` beside the photos; return the status and the number of requests."""
     script = script or MarkedScript([])
-    script.listings = listings(task, RESULTS[task], "first")
+    script.listings = listings("object_detection", "detections", "first")
     out = ("--out", photos.with_name("out"), "--confidence", 0.9, "--max-wrong", 0.1)
-    command = ("annotate", photos, "--task", task, "--labelled", labels, *out)
+    command = ("annotate", photos, "--task", "object_detection", "--labelled", labels, *out)
     return diptych(script, *command, *words), len(script.received)
 
 
@@ -166,62 +159,78 @@ def test_labels_that_prove_nothing_are_refused(
     assert not (tmp_path / "out" / "annotations.json").exists()
 
 
-def test_texts_are_accepted_or_reviewed_whole(
+def test_unlike_images_are_reviewed(diptych: Diptych, tmp_path: Path, capsys: Captured) -> None:
+    photos = write_images(tmp_path / "photos", ["sure", "sure", "sure unlike", "sure"])
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate(diptych, photos, labels)[0] == 0
+    out = tmp_path / "out"
+    names = [name for name, _ in annotations(out / "annotations.json")]
+    assert names == ["0.jpg", "1.jpg", "3.jpg"]
+    assert annotations(out / "review.json") == [("2.jpg", 0.9)]
+    assert json.loads((out / "guarantee.json").read_text())["share_unlike"] == 0.25
+    assert (
+        "; 1 of them are unlike those that the models were calibrated on" in capsys.readouterr().out
+    )
+
+
+def test_near_duplicates_count_once(
     diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    labels = write_labels(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
-    script = MarkedScript([], result=TextResult("EXIT"))
-    assert annotate(diptych, photos, labels, *JSON_LINES, script=script, task="ocr")[0] == 0
-    assert len(lines_of(tmp_path / "out" / "answers.jsonl")) == 4
-    assert lines_of(tmp_path / "out" / "review.jsonl") == []
-    words = (*JSON_LINES, "--thresholds", tmp_path / "proofs.json")
-    assert annotate(diptych, photos, labels, *words, task="ocr")[0] == 1
-    assert "--thresholds needs scores, which the task's result" in capsys.readouterr().err
-
-
-def test_text_regions_are_accepted_by_score(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
-    truths = {"sure": {"text": "HI\nEXIT"}, "unsure": {"text": "HI\nOTHER"}}
-    labels = write_labels(tmp_path / "labelled", MANY, truths)
-    path = tmp_path / "proofs.json"
-    words = (*JSON_LINES, "--thresholds", path, "--max-wrong", 0.08)
-    reading = ReadingScript([])
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 80)
+    for number in range(20):
+        scene = scene_png(number // 5)
+        (labels.parent / f"{number}.jpg").write_bytes(scene)
+    assert annotate(diptych, photos, labels)[0] == 0
+    accepting = json.loads((tmp_path / "out" / "guarantee.json").read_text())["accepting"]
+    assert accepting["num_images"] == 64
     assert (
-        annotate(diptych, photos, labels, *words, script=reading, task="ocr_with_regions")[0] == 0
+        "16 of 80 labelled images nearly repeat others and do not count" in capsys.readouterr().out
     )
-    texts = []
-    for row in lines_of(tmp_path / "out" / "answers.jsonl"):
-        texts.append([region["text"] for region in row["answer"]["result"]["text_regions"]])
-    assert texts == [["EXIT", "HI"], ["HI"]] * 2
-    review = [row["image"] for row in lines_of(tmp_path / "out" / "review.jsonl")]
-    assert review == ["1.jpg", "3.jpg"]
-    best = read_proofs(path)[-1]
-    assert (best.min_precision, best.min_score, best.max_labels) == (0.92, 0.9, 2)
 
 
-def test_unlike_images_are_not_accepted(diptych: Diptych, tmp_path: Path, capsys: Captured) -> None:
-    labels = write_labels(tmp_path / "labelled", ["sure"] * 60)
-    unlike = write_images(tmp_path / "photos", ["unsure"] * 12)
-    assert annotate(diptych, unlike, labels)[0] == 1
-    assert "the images differ from the labelled ones: nothing is" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "annotations.json").exists()
-
-
-def test_suggested_images_are_taken_back(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+def test_order_of_bets_is_kept(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+    """Images that are added later come later, whatever their digests."""
     labels = write_labels(tmp_path / "labelled", MANY)
-    assert annotate(diptych, photos, labels, "--suggest", 1)[0] == 0
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join(lines[:40]))
+    annotate(diptych, photos, labels)
+    order = json.loads((tmp_path / "out" / "order.json").read_text())
+    assert order == sorted(order)
+    labels.write_text("\n".join(lines))
+    annotate(diptych, photos, labels)
+    later = json.loads((tmp_path / "out" / "order.json").read_text())
+    assert (len(order), len(later), later[:40]) == (40, 75, order)
+    assert later[40:] == sorted(later[40:])
+
+
+def test_each_class_is_proved(diptych: Diptych, tmp_path: Path, capsys: Captured) -> None:
+    photos = write_images(tmp_path / "photos", ["sure"] * 4)
+    truths = {"sure": {"objects": [*TRUE_CAR["objects"], {"label": "cat", "box": FAR}]}}
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 60, truths)
+    assert annotate(diptych, photos, labels, "--per-class", script=TwoClasses([]))[0] == 0
+    document = json.loads((tmp_path / "out" / "guarantee.json").read_text())
+    assert list(document["accepting"]) == ["car"]
+    assert document["accepting"]["car"]["promise"] == {"max_share": 0.1, "confidence": 0.9}
+    assert (document["by_class"], document["unproved"]) == ({"car": [0, 60]}, ["dog"])
+    review = json.loads((tmp_path / "out" / "review.json").read_text())
+    assert [category["name"] for category in review["categories"]] == ["dog"]
+    output = capsys.readouterr().out
+    assert "at most 10 % of the accepted labels of car are wrong" in output
+    assert "nothing is accepted of dog: not proved" in output
+    assert "wrong on the labelled images, by class: car 0 % of 60" in output
+
+
+def test_reviewed_images_are_final(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate(diptych, photos, labels)[0] == 0
     out = tmp_path / "out"
-    assert annotations(out / "suggested_review.json") == [("1.jpg", 0.3)]
-    assert len(json.loads((out / "suggested_label_studio.json").read_text())) == 1
     reviewed = write_lines(tmp_path / "reviewed.jsonl", {"1.jpg": TRUE_DOG})
-    words = ("--suggest", 1, "--reviewed", reviewed)
-    assert annotate(diptych, photos, labels, *words) == (0, 0)
+    assert annotate(diptych, photos, labels, "--reviewed", reviewed) == (0, 0)
     accepted = [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
     assert annotations(out / "annotations.json") == accepted
     assert annotations(out / "review.json") == [("3.jpg", 0.3)]
-    assert annotations(out / "suggested_review.json") == [("3.jpg", 0.3)]
     accepting = json.loads((out / "guarantee.json").read_text())["accepting"]
-    assert accepting["num_images"] == 75  # a suggested image is not drawn at random
-    assert [row["is_random"] for row in lines_of(out / "suggestions.jsonl")] == [False, False]
+    assert accepting["num_images"] == 75  # a chosen image is not drawn at random
 
 
 def test_random_suggestions_count_for_the_proof(
@@ -250,7 +259,7 @@ def test_random_suggestions_count_for_the_proof(
 
 
 @pytest.mark.parametrize("text", ["[[]]", "null", '{"image": "a", "is_random": 1}', "[" * 100_000])
-@pytest.mark.parametrize("name", ["pilot.json", "suggestions.jsonl"])
+@pytest.mark.parametrize("name", ["pilot.json", "order.json", "suggestions.json"])
 def test_malformed_file_of_earlier_run(
     name: str, text: str, diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -33,7 +33,7 @@ from diptych_client.evaluation.questions import (
     Sample,
     TextsTruth,
 )
-from diptych_client.evaluation.statistics import DIFFERENCE_BETS, log_wealth
+from diptych_client.evaluation.statistics import DIFFERENCE_CAUTION, log_wealth
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog, RunError
@@ -208,7 +208,7 @@ def test_decision_needs_half_the_level(better: str, errors: tuple[float, float])
         num_images += 1
     gains = np.full((num_images, 1), -1.0)
     for count, is_enough in ((num_images, True), (num_images - 1, False)):
-        (logarithm,) = log_wealth(gains[:count], np.ones(1), DIFFERENCE_BETS)
+        (logarithm,) = log_wealth(gains[:count], np.ones(1), DIFFERENCE_CAUTION)
         assert (logarithm >= log(40)) == is_enough
     decision = decide(PAIR, [errors] * num_images, None)
     assert decision == (

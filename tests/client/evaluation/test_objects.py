@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.objects import (
     MIN_ANSWERS,
+    ClassMatches,
     ObjectsMeasure,
     ScoredAnswers,
     average_precision,
@@ -27,9 +28,9 @@ from diptych_client.evaluation.objects import (
     min_object_share,
 )
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
+from diptych_client.evaluation.statistics import Metric, estimates
 from diptych_client.geometry import BoxXyxy, ImageSize, corners
 from diptych_client.long_runs import RunError
-from diptych_client.matching import Floats
 from diptych_client.results import Detection, Instance, Item
 from tasks.scores import read_calibrations
 from tests.support.evaluations import prediction
@@ -192,15 +193,13 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     loosely = measured([((TrueObject("car", CAR),), (Detection((10, 10, 30, 30), "car", 1.0),))])
     assert loosely.details().kinds == {"loosely placed": 1}
     assert loosely.scored().are_found.tolist() == [True]
-    columns = (scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist())
-    rows = sorted(zip(*columns, strict=True), reverse=True)
-    assert rows == [(0.9, True, 0), (0.8, False, 0), (0.7, False, 0), (0.6, False, 1)]
+    rows = sorted(zip(scored.scores.tolist(), scored.is_right.tolist(), strict=True), reverse=True)
+    assert rows == [(0.9, True), (0.8, False), (0.7, False), (0.6, False)]
 
 
 def answered(scores: ArrayLike, is_right: ArrayLike, is_calibrated: bool = False) -> ScoredAnswers:
     values = np.asarray(scores, dtype=float)
-    samples = np.arange(len(values))
-    return ScoredAnswers(values, np.asarray(is_right, dtype=bool), samples, is_calibrated)
+    return ScoredAnswers(values, np.asarray(is_right, dtype=bool), is_calibrated)
 
 
 def overconfident(num_answers: int, seed: int) -> ScoredAnswers:
@@ -233,11 +232,10 @@ def test_fit_is_the_best_non_decreasing_one(pairs: list[tuple[int, bool]]) -> No
 
 def test_gap_is_mean_distance_of_score_and_share() -> None:
     answers = answered([0.9, 0.9, 0.1, 0.1], [True, False, False, False])
-    assert answers.calibration_error(np.ones(4)) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
-    assert answers.calibration_error(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.1)
-    assert np.isnan(answers.calibration_error(np.zeros(4)))
+    assert answers.calibration_error() == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
+    assert np.isnan(answered([], []).calibration_error())
     last_bin = answered([1.0, 0.95], [True, False])
-    assert last_bin.calibration_error(np.ones(2)) == pytest.approx(0.475)
+    assert last_bin.calibration_error() == pytest.approx(0.475)
 
 
 def test_smallest_object_is_nearly_as_often_found() -> None:
@@ -262,9 +260,8 @@ def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
     unseen = overconfident(4000, seed=1)
     scores = [calibration.probability(score) for score in unseen.scores]
     calibrated = answered(scores, unseen.is_right)
-    weights: Floats = np.ones(4000)
-    assert unseen.calibration_error(weights) > 0.15
-    assert calibrated.calibration_error(weights) < 0.03
+    assert unseen.calibration_error() > 0.15
+    assert calibrated.calibration_error() < 0.03
 
 
 FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"
@@ -282,3 +279,37 @@ def test_other_answers_are_not_calibrated(answers: ScoredAnswers | None, message
     with pytest.raises(RunError, match=message):
         fit_calibration("m", "c", TASK, answers)
     assert fit_calibration("m", "c", TASK, overconfident(MIN_ANSWERS, 0))
+
+
+def matches_of(rng: np.random.Generator, num_images: int) -> tuple[ClassMatches, ...]:
+    """Return matches of three classes; of a hard image fewer objects are found."""
+    rows: list[list[dict[str, Any]]] = [[], [], []]
+    for difficulty in rng.normal(size=num_images).tolist():
+        for easiness, images in zip((1.2, 0.8, 0.4), rows, strict=True):
+            num_truths = int(rng.poisson(1))
+            num_found = int(rng.binomial(num_truths, 1 / (1 + np.exp(difficulty - easiness))))
+            num_extra = int(rng.poisson(0.25 + 0.2 * (difficulty > 1)))
+            ious = np.append(rng.normal(0.8, 0.12, num_found).clip(0.5, 1), np.zeros(num_extra))
+            scores = [*rng.normal(0.7, 0.15, num_found), *rng.normal(0.45, 0.2, num_extra)]
+            matched = ious >= np.linspace(0.5, 0.95, 10)[:, None]
+            ignored = {"gtIgnore": [0] * num_truths, "dtIgnore": np.zeros(matched.shape)}
+            images.append({"dtScores": scores, "dtMatches": matched, **ignored})
+    return tuple(map(ClassMatches.of, rows))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_images", [60, 200])
+def test_interval_covers_true_map(num_images: int) -> None:
+    rng = np.random.default_rng(0)
+    many = matches_of(rng, 20_000)
+    thresholds: tuple[slice | list[int], ...] = (slice(None), [0])
+    true_values = [100 * average_precision(many, ious)(np.ones(20_000)) for ious in thresholds]
+    num_covered = np.zeros(2)
+    for seed in range(200):
+        matches = matches_of(rng, num_images)
+        for index, ious in enumerate(thresholds):
+            metric = Metric("mAP", average_precision(matches, ious))
+            interval = estimates({"m": [metric]}, range(num_images), seed).intervals["m"]["mAP"]
+            num_covered[index] += interval.low <= true_values[index] <= interval.high
+    print(f"{num_images} images: mAP and mAP50 are covered in {num_covered / 200}")
+    assert (num_covered / 200 >= 0.9).all()  # 0.92 less a standard error

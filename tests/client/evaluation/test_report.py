@@ -253,7 +253,7 @@ def test_plots_are_named_and_drawn(page: Page) -> None:
     path = page.locator("svg.plot").nth(1).locator("path[stroke]").first.get_attribute("d") or ""
     assert path.startswith("M40.0 12.0L")
     assert path.endswith("L348.0 12.0")
-    assert page.locator("svg.plot").first.locator("circle").count() == 2 * 5
+    assert page.locator("svg.plot").first.locator("circle").count() == 2 * 4
 
 
 def test_shapes_lie_on_their_objects(page: Page) -> None:

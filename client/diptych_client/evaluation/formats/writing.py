@@ -31,8 +31,6 @@ _FILES = (
     "guarantee.json",
     "label_studio.json",
     "review.json",
-    "review.jsonl",
-    "suggested.jsonl",
     "suggested_label_studio.json",
     "suggested_review.json",
 )
@@ -77,24 +75,18 @@ def check_format(
     dataset_format: DatasetFormat,
     result: str,
     images: Sequence[ImageFile],
-    is_consensus: bool = False,
-    is_proved: bool = False,
+    is_reviewed: bool = False,
 ) -> None:
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
     writer = WRITERS[dataset_format]
-    is_jsonl = dataset_format == "jsonl"
-    has_boxes = result in _BOXES
+    if is_reviewed and (result not in _BOXES or dataset_format == "jsonl"):
+        rule = "--consensus and --labelled accept boxes and masks, in any --format but jsonl"
+        raise RunError(f"{rule}; the task's result is {result}, and --format is {dataset_format}")
     if result not in writer.results:
         holds = f"{dataset_format} holds {', '.join(writer.results)}"
         forms = [form for form, other in WRITERS.items() if result in other.results]
         rule = f"use --format {' or '.join(forms)}"
         raise RunError(f"{holds}, but the task's result is {result}: {rule}")
-    if is_proved and is_jsonl and has_boxes:
-        raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
-    if is_consensus and not is_proved and (is_jsonl or not has_boxes):
-        rule = "--consensus compares boxes and masks and writes coco or yolo"
-        chosen = f"--format is {dataset_format}"
-        raise RunError(f"{rule}, but the task's result is {result} and {chosen}")
     if dataset_format == "yolo":
         for image in images:  # trainers replace the last `images` of a path
             if "images" in PurePosixPath(image.name).parent.parts:

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
-from diptych_client.evaluation.annotation.consensus import agreement, write_consensus
+from diptych_client.evaluation.annotation.consensus import ANY, agreement, write_consensus
 from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.inputs import ImageFile
@@ -73,21 +73,46 @@ def test_boxes_agree_by_label_place_and_score(
     differing: tuple[tuple[str, Detection], ...],
 ) -> None:
     records = (answered("a", DetectionsResult(first)), answered("b", DetectionsResult(second)))
-    agreed = agreement(records, *rule)
+    min_iou, least = rule
+    agreed = agreement(records, min_iou, {ANY: least})
     assert (agreed.accepted, agreed.differing) == (accepted, differing)
 
 
 def test_one_model_is_accepted_from_a_score() -> None:
     only = answered("a", DetectionsResult((CAR_9, FAR_9, CAR_5)))
-    agreed = agreement((only,), 0.5, 0.9)
+    agreed = agreement((only,), 0.5, {ANY: 0.9})
     assert (agreed.accepted, agreed.confidences) == ((CAR_9, FAR_9), (0.9, 0.9))
     assert agreed.differing == (("a", CAR_5),)
-    pair = agreement((only, answered("b", DetectionsResult((CAR_5,)))), 0.5, 0.0)
+    pair = agreement((only, answered("b", DetectionsResult((CAR_5,)))), 0.5, {ANY: 0.0})
     assert pair.confidences == (0.5,)  # the lower score
 
 
+def test_scores_are_those_of_a_class() -> None:
+    result = DetectionsResult((CAR_5, replace(FAR_9, label="Dog"), replace(FAR_9, label="cat")))
+    agreed = agreement((answered("a", result),), 0.5, {"car": 0.5, "dog": 0.95})
+    assert [box.label for box in agreed.accepted] == ["car"]
+    assert [box.label for _, box in agreed.differing] == ["Dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("familiarity", "is_unlike"), [(None, False), (0.01, False), (0.009, True)]
+)
+def test_unlike_images_are_reviewed_whole(
+    familiarity: float | None, is_unlike: bool, tmp_path: Path
+) -> None:
+    first = answered("a", DetectionsResult((CAR_9,)))
+    second = replace(first, answer=replace(first.answer, familiarity=familiarity, model="b"))
+    empty = replace(second, answer=replace(second.answer, result=DetectionsResult(())))
+    images = [(first, second), (replace(empty, image=ImageFile("b.png", 1, 1)),) * 2]
+    dataset = json.loads(written(tmp_path, images).read_text())
+    review = json.loads((tmp_path / "review.json").read_text())
+    boxes = [annotation["model"] for annotation in review["annotations"]]
+    counts = (len(dataset["images"]), len(dataset["annotations"]), len(review["images"]), boxes)
+    assert counts == ((0, 0, 2, ["a", "b"]) if is_unlike else (2, 1, 0, []))
+
+
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
-    agreements = [agreement(pair, *RULE) for pair in pairs]
+    agreements = [agreement(pair, 0.5, {ANY: 0.0}) for pair in pairs]
     with Outputs(out) as outputs:
         return write_consensus(Target("coco", outputs, out, JOB), agreements)[0]
 

@@ -335,14 +335,14 @@ def test_requested_labels_come_first() -> None:
 
 FORMATS: tuple[tuple[DatasetFormat, str, list[str], tuple[bool, ...], str], ...] = (
     ("coco", "text", [], (), "use --format csv or paligemma or florence2 or jsonl"),
-    ("yolo", "text_regions", [], (True,), "use --format jsonl"),
+    ("yolo", "text_regions", [], (), "use --format jsonl"),
     ("yolo", BOXES, ["a.png", "a.jpg"], (), "2 images would share the labels of a"),
     ("yolo", BOXES, ["x/images/a.png"], (), "must not be named images"),
-    ("jsonl", "text", [], (True,), "--consensus compares boxes and masks and writes coco"),
-    ("jsonl", BOXES, [], (True, True), "--labelled accepts single boxes of detections"),
+    ("jsonl", "text", [], (True,), "accept boxes and masks, in any --format but jsonl"),
+    ("jsonl", BOXES, [], (True,), "and --format is jsonl"),
     ("coco", BOXES, ["a.png", "a.jpg"], (), ""),
     ("yolo", "instances", ["a.png", "x/a.jpg", "images.png"], (True,), ""),
-    ("jsonl", "text", ["a.png", "a.jpg"], (True, True), ""),
+    ("jsonl", "text", ["a.png", "a.jpg"], (), ""),
 )
 
 
