@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wire.artifacts.adapter_folder import AdapterLimits
-from wire.artifacts.devices import DeviceSetting, may_have_cuda
+from wire.artifacts.devices import DeviceSetting, EncoderProvider, may_have_cuda
 from wire.artifacts.manifest import Device, WantedPrecision
 from wire.telemetry.tracing import TraceOptions
 
@@ -57,6 +57,7 @@ class RunnerOptions:
     decoder_precision: WantedPrecision
     timeout_s: int  # one call
     traces: TraceOptions
+    encoder_provider: EncoderProvider = "auto"  # on a GPU
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # watched for further ones
     aliases: tuple[str, ...] = ()  # further names by which adapters name this model

@@ -20,7 +20,7 @@ from service.validation import in_one_line, rejected_field
 from tasks.catalog import model_id_of
 from tasks.errors import meant
 from tasks.tiles.grid import MAX_TILES
-from wire.artifacts.devices import DeviceSetting, model_device
+from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
 from wire.host import is_portable, num_cores, use_portable_ways
 from wire.telemetry.tracing import TraceOptions
@@ -210,6 +210,8 @@ class Settings(BaseModel):
     devices: Devices = ()
     """Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`, comma-separated;
     the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows."""
+    encoder_provider: EncoderProvider = "auto"
+    """Provider of encoders on a GPU; auto: CUDA, or TensorRT without CUDA kernels."""
     encoder_precision: WantedPrecision = "auto"
     """Precision of encoders; auto: the model's default."""
     decoder_precision: WantedPrecision = "auto"

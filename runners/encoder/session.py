@@ -25,14 +25,17 @@ left out. Then each is captured, and replays are compared; if one fails, all run
   is reused only after that.
 
 Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc,
-PerThreadContext. Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
+PerThreadContext; its page of the TensorRT provider. Shapes: B batch, H and W the input size of the
+export, N image tokens, C hidden.
 """
 
+import ctypes
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -48,14 +51,18 @@ from runners.errors import exit_if_device_lost, is_out_of_memory
 from runners.kv_cache import decoder_stream
 from runners.options import BATCHES_IN_FLIGHT, RunnerOptions, encoder_batch_size
 from runners.watchdog import Watchdog
-from wire.artifacts.devices import CUDA_PROVIDER, encoder_device, num_threads
+from wire.artifacts.devices import EncoderProvider, choose_provider, encoder_device, num_threads
 from wire.artifacts.manifest import (
+    VISION_ENCODER_FILE,
     Device,
     Manifest,
     Precision,
     choose_precision,
+    read_manifest,
+    verify_files,
     vision_encoder_file,
 )
+from wire.artifacts.model_store import store_home
 from wire.pixels import Pixels
 from wire.runner_messages import EncodedImage, Failed
 from wire.telemetry.runner_metrics import BATCH_SIZE
@@ -67,6 +74,8 @@ _NO_GRAPH = -1  # the `gpu_graph_id` of a run that neither captures nor replays
 # least similarity of a replay; float16 rounds to 0.9999, features of other pixels are far below
 _MIN_COSINE = 0.999
 _CPU_PROVIDER = "CPUExecutionProvider"
+_CUDA_PROVIDER = "CUDAExecutionProvider"
+_TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 # Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new
 # batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -123,6 +132,9 @@ class CudaOptions:
     max_bytes: int | None = None
     name: str = "the encoder"  # shown in the log
     with_graphs: bool = True
+    provider: EncoderProvider = "auto"
+    prefer_nhwc: bool = False  # the layout of convolutions in the CUDA provider
+    tensorrt: Mapping[str, str] | None = None  # options of its provider, None: CUDA's runs
 
 
 class FixedBatches:
@@ -152,7 +164,10 @@ class FixedBatches:
 
     def encode(self, images: Images) -> Tensor:
         """Return features (B, N, C); only while none is staged, whose place an image would take."""
-        return self._thread.submit(self._stack, images).result()
+        rows = self.encode_rows(images)
+        features = torch.stack(rows)
+        self._wait_for_copies()  # before the memory of rows is reused
+        return features
 
     def encode_rows(self, images: Sequence[Pixels | Staged] | Pixels) -> list[Tensor]:
         """Return the features (N, C) of each image, in memory of its own: the cache would keep the
@@ -166,11 +181,6 @@ class FixedBatches:
             rows.extend(map(torch.clone, self._replay(images[part])))
         self._wait_for_copies()
         return rows
-
-    def _stack(self, images: Images) -> Tensor:
-        features = torch.stack(self._encode(images))
-        self._wait_for_copies()
-        return features
 
     def _wait_for_copies(self) -> None:
         """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
@@ -298,16 +308,35 @@ def load_encoder(
     """
     cuda = cuda or CudaOptions()
     file = folder / vision_encoder_file(precision)
-    open_session = partial(_open_session, file, num_threads, device, cuda.max_bytes)
     if device == "cpu":
-        return CpuBatches(open_session(False), precision == "int8")
-    batches = FixedBatches(open_session, device, cuda)
+        return CpuBatches(_open_session(file, num_threads), precision == "int8")
+    # without a GPU, ONNX Runtime says what is missing
+    if torch.cuda.is_available():
+        provider = choose_provider(cuda.provider, torch.cuda.get_device_capability())
+        if provider == "tensorrt":  # it lacks the fused operators of the float16 graph
+            file = folder / VISION_ENCODER_FILE
+            options = tensorrt_options(folder, precision, cuda.max_batch_size)
+            cuda = replace(cuda, tensorrt=options)
+    batches = FixedBatches(partial(_open_session, file, num_threads, cuda), device, cuda)
     batches.load()
+    if cuda.tensorrt is not None:
+        _compare(batches, load_encoder(folder, num_threads), read_manifest(folder).image_size_wh)
     return batches
 
 
+def _compare(encoder: Encoder, reference: Encoder, image_size_wh: tuple[int, int]) -> None:
+    """Raise `RuntimeError` unless TensorRT has the features of the CPU."""
+    width, height = image_size_wh
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    features = encoder.encode(noise).cpu().flatten()
+    cosine = torch.cosine_similarity(features, reference.encode(noise).flatten(), dim=0)
+    if not cosine >= _MIN_COSINE:  # NaN also fails
+        message = f"the features of TensorRT and of the CPU have a cosine of {cosine:.4f}, at least"
+        raise RuntimeError(f"{message} {_MIN_COSINE} is allowed; set DIPTYCH_ENCODER_PROVIDER=cuda")
+
+
 def _open_session(
-    file: Path, num_threads: int, device: Device, max_bytes: int | None, with_graphs: bool
+    file: Path, num_threads: int, cuda: CudaOptions | None = None, with_graphs: bool = False
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -315,22 +344,23 @@ def _open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Memory planned after the first run would be a second block beside that of the first.
     options.enable_mem_pattern = False
-    if device == "cpu":
+    if cuda is None:
         _make_shared_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
     else:
         # the pip packages of CUDA's libraries are on no library path
         onnxruntime.preload_dlls()
-    providers = execution_providers(device, with_graphs, max_bytes)
+    providers = execution_providers(cuda, with_graphs)
     # No fallback: it would open the session on the CPU and hide the reason.
     session = onnxruntime.InferenceSession(
         str(file), options, providers=providers, enable_fallback=0
     )
-    if device == "cuda" and CUDA_PROVIDER not in session.get_providers():
-        raise RuntimeError(
-            "ONNX Runtime runs the vision encoder on the CPU, not on CUDA; install onnxruntime-gpu"
-            " with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
-        )
+    for name, _ in providers[:-1]:
+        if name not in session.get_providers():
+            raise RuntimeError(
+                f"ONNX Runtime runs the vision encoder without its {name}; install onnxruntime-gpu"
+                " with its CUDA libraries, or set DIPTYCH_DEVICE to cpu or auto"
+            )
     return session
 
 
@@ -342,14 +372,43 @@ def _make_shared_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, None)
 
 
-def execution_providers(device: Device, with_graphs: bool, max_bytes: int | None) -> list[Any]:
-    """Return the providers for `device`; the CPU runs operators without a CUDA kernel."""
-    if device == "cpu":
+def execution_providers(cuda: CudaOptions | None, with_graphs: bool) -> list[Any]:
+    """Return the providers; each runs the operators that those before it lack."""
+    if cuda is None:
         return [_CPU_PROVIDER]
-    options = _CUDA_OPTIONS | {"enable_cuda_graph": "1" if with_graphs else "0"}
-    if max_bytes is not None:
-        options["gpu_mem_limit"] = str(max_bytes)
-    return [(CUDA_PROVIDER, options), _CPU_PROVIDER]
+    graphs = str(int(with_graphs))
+    options = _CUDA_OPTIONS | {"prefer_nhwc": str(int(cuda.prefer_nhwc))}
+    if cuda.max_bytes is not None:
+        options["gpu_mem_limit"] = str(cuda.max_bytes)
+    if cuda.tensorrt is None:
+        return [(_CUDA_PROVIDER, options | {"enable_cuda_graph": graphs}), _CPU_PROVIDER]
+    first = _TENSORRT_PROVIDER, {**cuda.tensorrt, "trt_cuda_graph_enable": graphs}
+    return [first, (_CUDA_PROVIDER, options), _CPU_PROVIDER]
+
+
+def tensorrt_options(folder: Path, precision: Precision, max_batch_size: int) -> dict[str, str]:
+    """Verify the graph; return the options of its engines, which are stored for the newest graph
+    and versions.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest, {VISION_ENCODER_FILE})
+    version = ctypes.CDLL("libnvinfer.so.10").getInferLibVersion()
+    engines = store_home() / "tensorrt" / folder.parent.name
+    current = engines / f"{folder.name}-{onnxruntime.__version__}-{version}"
+    current.mkdir(parents=True, exist_ok=True)
+    for other in engines.iterdir():
+        if other != current:
+            shutil.rmtree(other, ignore_errors=True)
+    options = {
+        "trt_fp16_enable": str(int(precision == "float16")),
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(current),
+    }
+    width, height = manifest.image_size_wh
+    for name, size in (("min", 1), ("opt", max_batch_size), ("max", max_batch_size)):
+        options[f"trt_profile_{name}_shapes"] = f"pixels:{size}x{height}x{width}x3"
+    return options
 
 
 class EncoderWorker:
@@ -375,7 +434,8 @@ class EncoderWorker:
             free_bytes, _ = torch.cuda.mem_get_info()
             # half of its part of the GPU: the decoder, which loads later, needs the rest
             max_bytes = free_bytes // options.num_sharing_gpu // 2
-        cuda = CudaOptions(encoder_batch_size(options), max_bytes, self._name)
+        size = encoder_batch_size(options)
+        cuda = CudaOptions(size, max_bytes, self._name, provider=options.encoder_provider)
         self._encoder = load_encoder(folder, threads, precision, device, cuda)
         width, height = manifest.image_size_wh
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))

@@ -236,6 +236,7 @@ def runner_options(
         decoder_precision=settings.decoder_precision,
         timeout_s=settings.call_timeout_s,
         traces=settings.trace_options,
+        encoder_provider=settings.encoder_provider,
         adapters=adapters_of(model_id, entries),
         adapters_folder=settings.adapters,
         aliases=aliases.get(model_id, ()),

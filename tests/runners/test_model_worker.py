@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,8 +134,8 @@ async def test_a_gpu_gets_images_before_their_batch(
 ) -> None:
     def load_fixed(folder: Path, *_: object) -> FixedBatches:  # those of a GPU, on a CPU
         file = folder / vision_encoder_file("float32")
-        open_session = partial(session._open_session, file, 1, "cpu", None)
-        batches = FixedBatches(open_session, "cpu", CudaOptions(2))
+        opened = session._open_session(file, 1)
+        batches = FixedBatches(lambda _: opened, "cpu", CudaOptions(2))
         batches.load()
         return batches
 

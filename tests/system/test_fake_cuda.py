@@ -73,6 +73,11 @@ def test_an_encoder_leaves_memory_to_other_runners(exported: ModelStore) -> None
     assert sizes == {"1": [16, 8, 4, 2, 1], "4": [8, 4, 2, 1]}
 
 
+def test_a_gpu_without_kernels_is_refused_at_the_start(exported: ModelStore) -> None:
+    run = scenario(exported, "small", "florence-2-mini", FAKE_CUDA_CAPABILITY="100")
+    assert "the GPU's is 10.0; TensorRT does not load: libnvinfer.so.10: cannot open" in run.stderr
+
+
 def test_a_lost_device_is_noticed_after_any_error(exported: ModelStore) -> None:
     run = scenario(exported, "unnoticed", "florence-2-mini", "700")
     assert (run.returncode, run.stdout) == (EXIT_STATUS, ""), run.stderr

@@ -8,7 +8,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +20,10 @@ from wire.artifacts.manifest import Device
 logger = logging.getLogger(__name__)
 
 DeviceSetting = Literal["auto", "cpu", "cuda"]
+EncoderProvider = Literal["auto", "cuda", "tensorrt"]
 
-CUDA_PROVIDER = "CUDAExecutionProvider"
-_CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+# major compute capabilities in the wheel of onnxruntime-gpu 1.31.1, which has no PTX
+_KERNELS = (7, 8, 9, 12)
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MIN_CUDA = 13000  # cuDriverGetVersion; torch and onnxruntime-gpu are built for it
 _WIDE = 512  # hidden size
@@ -51,19 +54,43 @@ def decoder_device(setting: DeviceSetting) -> Device:
 
 def has_cuda_provider() -> bool:
     """Return True if ONNX Runtime has a CUDA provider that loads; log a missing library."""
-    import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
-
-    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return False
-    onnxruntime.preload_dlls()
-    folder = Path(onnxruntime.__file__).parent / "capi"
     try:
-        for name in _CUDA_PROVIDER_FILES:
-            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+        _load_provider("cuda")
     except OSError as error:
         logger.warning("encoders run on the CPU: ONNX Runtime's provider does not load: %s", error)
         return False
     return True
+
+
+def _load_provider(name: Literal["cuda", "tensorrt"]) -> None:
+    """Load a provider of ONNX Runtime and the libraries that it needs; raise `OSError`."""
+    import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
+
+    onnxruntime.preload_dlls()
+    if name == "tensorrt":
+        with suppress(ImportError):  # another installation is on the library path
+            import_module("tensorrt_libs")  # of tensorrt-cu13-libs, loads its libraries
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    for part in ("shared", name):
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{part}.so"), ctypes.RTLD_GLOBAL)
+
+
+def choose_provider(setting: EncoderProvider, capability: tuple[int, int]) -> EncoderProvider:
+    """Return ONNX Runtime's provider on a GPU of this compute capability; raise `RuntimeError`."""
+    major, minor = capability
+    if setting != "tensorrt" and major in _KERNELS and capability >= (7, 5):
+        return "cuda"
+    problem = f"CUDA has kernels for capabilities 7.5, 8, 9 and 12, the GPU's is {major}.{minor}"
+    if setting != "cuda":
+        try:
+            _load_provider("tensorrt")
+            return "tensorrt"
+        except OSError as error:
+            problem += f"; TensorRT does not load: {error}"
+    raise RuntimeError(
+        f"encoders do not run with DIPTYCH_ENCODER_PROVIDER={setting}: {problem}; install"
+        " tensorrt-cu13-libs==10.16.1.11, set another provider, or DIPTYCH_DEVICE=cpu"
+    )
 
 
 def has_cuda_torch(paths: Sequence[str] | None = None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,23 @@ from export.artifacts.onnx_graphs import write_int8
 from runners.encoder import session
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
+    CpuBatches,
     CudaOptions,
     EncoderWorker,
     FixedBatches,
     execution_providers,
     load_encoder,
+    tensorrt_options,
 )
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore
-from wire.artifacts.manifest import VISION_ENCODER_FILE, read_manifest, vision_encoder_file
+from wire.artifacts.manifest import (
+    VISION_ENCODER_FILE,
+    ArtifactError,
+    read_manifest,
+    vision_encoder_file,
+)
 from wire.pixels import Pixels
 from wire.runner_messages import Failed
 
@@ -74,14 +82,94 @@ def test_encoders_of_a_process_share_the_memory_of_activations(exported: ModelSt
     assert max(others) < first / 4
 
 
-def test_on_cuda_the_cpu_is_the_second_provider() -> None:
-    assert execution_providers("cpu", True, 5) == ["CPUExecutionProvider"]
-    (cuda, options), cpu = execution_providers("cuda", False, None)
+def test_providers_of_a_gpu() -> None:
+    assert execution_providers(None, False) == ["CPUExecutionProvider"]
+    (cuda, options), cpu = execution_providers(CudaOptions(prefer_nhwc=True), False)
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert (options["enable_cuda_graph"], "gpu_mem_limit" in options) == ("0", False)
-    (_, options), _ = execution_providers("cuda", True, 2**30)
+    assert options["prefer_nhwc"] == "1"
+    (_, options), _ = execution_providers(CudaOptions(max_bytes=2**30), True)
     assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
+    assert options["prefer_nhwc"] == "0"
+    with_tensorrt = CudaOptions(max_bytes=5, tensorrt={"trt_fp16_enable": "1"})
+    (tensorrt, first), (_, second), _ = execution_providers(with_tensorrt, True)
+    assert tensorrt == "TensorrtExecutionProvider"
+    assert first == {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}
+    assert (second["gpu_mem_limit"], "enable_cuda_graph" in second) == ("5", False)
+
+
+def test_engines_of_the_newest_versions_are_stored(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(getInferLibVersion=lambda: 101601)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+    folder = Path(shutil.copytree(artifacts, tmp_path / "a-model" / "build"))
+    versions = f"{onnxruntime.__version__}-101601"
+    options = tensorrt_options(folder, "float16", 8)
+    engines = tmp_path / "home" / "tensorrt" / "a-model"
+    side_px, _ = read_manifest(folder).image_size_wh
+    assert options == {
+        "trt_fp16_enable": "1",
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engines / f"build-{versions}"),
+        "trt_profile_min_shapes": f"pixels:1x{side_px}x{side_px}x3",
+        "trt_profile_opt_shapes": f"pixels:8x{side_px}x{side_px}x3",
+        "trt_profile_max_shapes": f"pixels:8x{side_px}x{side_px}x3",
+    }
+    (engines / f"build-{versions}" / "engine").touch()
+    assert tensorrt_options(folder, "float32", 8)["trt_fp16_enable"] == "0"
+    assert (engines / f"build-{versions}" / "engine").exists()
+    tensorrt_options(Path(shutil.copytree(folder, folder.parent / "next")), "float16", 8)
+    assert [path.name for path in engines.iterdir()] == [f"next-{versions}"]
+    with (folder / VISION_ENCODER_FILE).open("ab") as file:
+        file.write(b"changed")
+    with pytest.raises(ArtifactError, match="has sha256"):
+        tensorrt_options(folder, "float16", 8)
+
+
+def test_tensorrt_reads_the_graph_without_fused_operators(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    compared: list[Any] = []
+    settings: list[Any] = []
+
+    def choose(setting: str, capability: tuple[int, int]) -> str:
+        settings.append((setting, capability))
+        return "tensorrt"
+
+    def batches(open_session: Any, *_: object) -> SimpleNamespace:
+        opened.extend(open_session.args)
+        return SimpleNamespace(load=lambda: None)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    monkeypatch.setattr(session, "choose_provider", choose)
+    monkeypatch.setattr(session, "tensorrt_options", lambda *values: {"options": values})
+    monkeypatch.setattr(session, "FixedBatches", batches)
+    monkeypatch.setattr(session, "_compare", lambda *values: compared.append(values))
+    encoder = load_encoder(artifacts, 1, "float16", "cuda", CudaOptions(4, provider="tensorrt"))
+    file, num_threads, cuda = opened
+    assert (file, num_threads) == (artifacts / VISION_ENCODER_FILE, 1)
+    assert cuda.tensorrt == {"options": (artifacts, "float16", 4)}
+    ((first, reference, _),) = compared
+    assert first is encoder
+    assert isinstance(reference, CpuBatches)
+    assert settings == [("tensorrt", (10, 0))]
+
+
+def test_wrong_features_of_tensorrt_end_the_start(artifacts: Path) -> None:
+    encoder: Any = load_encoder(artifacts)
+    size_wh = read_manifest(artifacts).image_size_wh
+    session._compare(encoder, encoder, size_wh)
+    right = encoder.encode(random_pixels(1))
+    for wrong in (right * torch.nan, torch.zeros_like(right), right.flip(1)):
+        other: Any = SimpleNamespace(encode=lambda _, wrong=wrong: wrong)
+        with pytest.raises(RuntimeError, match=r"have a cosine of .*PROVIDER=cuda"):
+            session._compare(other, encoder, size_wh)
 
 
 def test_an_image_has_the_same_int8_features_in_every_batch(
@@ -271,11 +359,26 @@ def worker_of(exported: ModelStore, **changes: Any) -> EncoderWorker:
     return worker
 
 
+def test_a_gpu_gets_the_provider_of_the_setting(
+    exported: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers: list[str] = []
+
+    def load(*arguments: Any) -> SimpleNamespace:
+        providers.append(arguments[-1].provider)
+        return SimpleNamespace(encode=len)
+
+    monkeypatch.setattr(session, "load_encoder", load)
+    settings = Settings(encoder_provider="tensorrt")
+    worker_of(exported, encoder_provider=runner_options("a", settings, ()).encoder_provider)
+    assert providers == ["tensorrt"]
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": "cuda"}, "not on CUDA; install onnxruntime-gpu"),
+        ({"device": "cuda"}, "without its CUDAExecutionProvider; install onnxruntime-gpu"),
         ({"image_size_wh": (64, 64)}, "invalid dimensions"),  # not that of the graph
     ],
 )

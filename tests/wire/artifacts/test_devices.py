@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
+from wire.artifacts import devices
 from wire.artifacts.devices import (
+    choose_provider,
     decoder_device,
     encoder_device,
     has_cuda_card,
@@ -67,6 +69,32 @@ def test_device_of_the_operator() -> None:
 
 def test_cpu_build_has_no_cuda_provider() -> None:
     assert not has_cuda_provider()
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 9), (9, 0), (12, 1)])
+def test_provider_of_a_gpu_with_kernels(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(devices, "_load_provider", loaded.append)
+    assert choose_provider("auto", capability) == choose_provider("cuda", capability) == "cuda"
+    assert loaded == []
+    assert choose_provider("tensorrt", capability) == "tensorrt"
+    assert loaded == ["tensorrt"]
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (10, 0), (11, 0)])
+def test_provider_of_a_gpu_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    version = "{}.{}".format(*capability)
+    problem = f"capabilities 7.5, 8, 9 and 12, the GPU's is {version}"
+    with pytest.raises(RuntimeError, match=f"PROVIDER=auto: .*{problem}; TensorRT does not load: "):
+        choose_provider("auto", capability)
+    monkeypatch.setattr(devices, "_load_provider", lambda _: None)
+    assert choose_provider("auto", capability) == "tensorrt"
+    with pytest.raises(RuntimeError, match=f"PROVIDER=cuda: .*{problem}; install tensorrt-cu13"):
+        choose_provider("cuda", capability)
 
 
 def test_torch_has_cuda_with_its_library(tmp_path: Path) -> None:
