@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("export").setLevel(logging.INFO)
     try:
         for entry in [find_entry(name, parsed.revision) for name in parsed.models]:
+            if entry.engine is not None:
+                print(f"{entry.id}: nothing to export, an engine serves it")
+                continue
             export = _export if entry.adapter_of is None else export_adapter
             print(f"{entry.id}: {export(entry, options, parsed.if_changed)}")
     except (ExportError, CatalogError, ArtifactError, CheckpointFileError, OSError) as error:

@@ -72,6 +72,8 @@ def load_answerer(job: Job, settings: Settings) -> "Answerer":
     if differing := differences(job.build, build_of(model, job.fields, settings)):
         message = "export the same checkpoint, with the same catalog and calibration, on every host"
         raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
+    if model.entry.engine is not None:
+        raise ArtifactError(f"{model.id} has no weights here; run diptych annotate instead")
     base = models[model.runner_id].manifest
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)

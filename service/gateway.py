@@ -29,9 +29,10 @@ from service.http_app import rest_app
 from service.images.fetching import image_fetcher
 from service.images.handle_store import image_store
 from service.inference.core import Core
+from service.inference.engine_calls import EngineClient
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
-from service.inference.runner_calls import RunnerClient
+from service.inference.runner_calls import ModelClient, RunnerClient
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
@@ -81,22 +82,28 @@ class _Gateway:
             await self._shared_limits.connect()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners: dict[str, RunnerClient] = {}
+        runners: dict[str, RunnerClient] = {}
         for model_id, channel in open_channels(models, _SETTINGS).items():
-            self._runners[model_id] = RunnerClient(model_id, channel)
+            runners[model_id] = RunnerClient(model_id, channel)
+        engines: dict[str, EngineClient] = {}
+        for model_id, model in models.items():
+            if model.entry.engine is not None:
+                engines[model_id] = EngineClient(model_id, model.entry.engine)
+        self._clients: dict[str, ModelClient] = {**runners, **engines}
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         handles = image_store(_SETTINGS)
-        core = Core(served, self._runners, _SETTINGS, image_fetcher(_SETTINGS), gaps, handles)
+        core = Core(served, self._clients, _SETTINGS, image_fetcher(_SETTINGS), gaps, handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
+        background += [engine.check() for engine in engines.values()]
         if handles is not None:
             background.append(handles.remove_regularly())
         self._adapters = None
         if _SETTINGS.adapters is not None:
             scan = AdapterScan(_SETTINGS.adapters)
-            self._adapters = HotAdapters(scan, served, self._runners, _SETTINGS, _publish)
+            self._adapters = HotAdapters(scan, served, runners, _SETTINGS, _publish)
             background.append(self._adapters.watch())
         _REST.start(core, api_keys)
         self._places = core.places
@@ -120,7 +127,7 @@ class _Gateway:
             task.cancel()
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
-        await asyncio.gather(*(runner.channel.close() for runner in self._runners.values()))
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
         if self._shared_limits is not None:
             await self._shared_limits.close()
         await POSTPROCESSING.run(tracing.stop)
@@ -141,9 +148,7 @@ class _Gateway:
         """
         if self._places.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
-        return all(
-            await asyncio.gather(*(runner.channel.is_ready() for runner in self._runners.values()))
-        )
+        return all(await asyncio.gather(*(client.is_ready() for client in self._clients.values())))
 
 
 def _return_large_blocks() -> None:
@@ -177,7 +182,8 @@ def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[s
     in_process = local_models(entries, values) if values.is_one_process else []
     channels: dict[str, RunnerChannel] = {}
     for model in models.values():
-        if model.runner_id == model.id and model.id not in in_process:
+        has_runner = model.runner_id == model.id and model.entry.engine is None
+        if has_runner and model.id not in in_process:
             url = values.runner_url(model.id) or local_runner_url(runner_name(model.id))
             channels[model.id] = HttpChannel(url, model.manifest.build_key, values.call_timeout_s)
     if in_process:

@@ -123,6 +123,8 @@ class Settings(BaseModel):
     """Served models, comma-separated: catalog ids; after an export hf:owner/name."""
     catalog: Path = Path("models/catalog.yaml")
     """Path of the model catalog."""
+    remote_models: Path | None = None
+    """YAML file of models that engines of OpenAI's protocol serve, beside DIPTYCH_MODELS."""
     adapters: Path | None = None
     """Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only."""
     max_adapter_rank: Annotated[int, Field(ge=1, le=65_536)] = 512

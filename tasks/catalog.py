@@ -27,6 +27,7 @@ from tasks.table import TASKS, Family
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
+Dialect = Literal["qwen3-vl", "gemma", "diptych"]
 
 HUB_PREFIX = "hf:"  # prefix of a model named by its repository: hf:owner/name
 HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--name
@@ -40,6 +41,21 @@ _TEMPLATE_FIELDS = {
 }
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
 _ANY = "*"  # wildcard in the id and source of an entry for many repositories
+_ENGINE_KEYS = ("url", "model", "dialect", "api_key_env")
+_ONE_PRECISION = {"encoder": "float32", "decoder": "float32"}
+# what an entry of an engine need not say; 0: unknown
+_ENGINE_DEFAULTS: Mapping[str, object] = {
+    "revision": None,
+    "category": "Vision-language",
+    "modality": "Image, text",
+    "license": "of the engine's model",
+    "release_date": "1970-01",
+    "parameters": 0,
+    "context_window": 0,
+    "resolution": 0,
+    "features": [],
+    "precision": {"cpu": _ONE_PRECISION, "cuda": _ONE_PRECISION},
+}
 _OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
 
 
@@ -86,16 +102,33 @@ def _checked_overrides(tasks: Mapping[str, TaskOverride]) -> Mapping[str, TaskOv
 
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
-_Count = Annotated[int, Field(strict=True, gt=0)]
+_Count = Annotated[int, Field(strict=True, ge=0)]
 _Texts = Annotated[tuple[_Text, ...], Field(max_length=20)]
 _Alias = Annotated[str, StringConstraints(pattern=r"^\S{1,200}$")]
 _Parts = Annotated[Mapping[Part, Precision], Field(min_length=2)]
 _Override = Annotated[TaskOverride, BeforeValidator(_with_template)]
+_Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+_Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A server of OpenAI's protocol that answers for a model."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    url: _Url  # without the path of a route: http://127.0.0.1:8000/v1
+    model: _Text  # its name there
+    dialect: Dialect
+    api_key_env: _Variable | None = None  # the environment variable that has the key
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One model: a checkpoint of a family. The types of its fields are the rules of the file."""
+    """One model: a checkpoint of a family, or one that an engine serves.
+
+    The types of its fields are the rules of the file.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -132,6 +165,8 @@ class CatalogEntry:
     adapter_of: str | None = None
     # other names by which adapters of this checkpoint name their base
     aliases: Annotated[tuple[_Alias, ...], Field(max_length=20)] = ()
+    # of the family openai: a server that answers, in place of a runner
+    engine: Engine | None = None
     # the tasks that this model offers, in the table's order, and its own templates
     task_ids: tuple[str, ...] = field(init=False)
     templates: Mapping[str, str] = field(init=False)
@@ -277,6 +312,8 @@ def entry_row(entry: CatalogEntry) -> dict[str, Any]:
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
     entry_id = row.get("id") if isinstance(row, dict) else row
+    if isinstance(row, dict) and row.get("family") == "openai":
+        row = _engine_row(row)
     try:
         entry = _ENTRIES.validate_python(row)
     except ValidationError as error:
@@ -285,7 +322,22 @@ def parse_entry(row: object) -> CatalogEntry:
     if needs != (entry.mask_decoder is not None):
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
         raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")
+    for name in ("parameters", "context_window", "resolution"):
+        if entry.engine is None and getattr(entry, name) == 0:
+            raise CatalogError(f"{entry.id}: {name} must be greater than 0, not 0")
+    if (entry.family == "openai") != (entry.engine is not None):
+        raise CatalogError(f"{entry.id}: url, model and dialect are of the family openai only")
     return entry
+
+
+def _engine_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an engine's model with `engine` and all keys of a checkpoint."""
+    engine = {key: row[key] for key in _ENGINE_KEYS if key in row}
+    others = {key: value for key, value in row.items() if key not in _ENGINE_KEYS}
+    source = str(row.get("model") or row.get("id"))
+    organization = source.rpartition("/")[0] or str(row.get("id"))
+    derived = {"source": source, "organization": organization, "engine": engine}
+    return {**_ENGINE_DEFAULTS, **derived, **others}
 
 
 _ENTRIES = TypeAdapter(CatalogEntry)

@@ -1,9 +1,10 @@
-"""Both families behind one interface: prompts, grammar, and the parser of answers."""
+"""All families behind one interface: prompts, grammar, and the parser of answers."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import tasks.florence2
+import tasks.openai
 import tasks.paligemma
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
@@ -33,7 +34,8 @@ class FamilyLanguage(Protocol):
     ) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.
 
-        It is Lark as llguidance reads it, without the rules `location` and `segmentation`.
+        It is Lark as llguidance reads it, without the rules `location` and `segmentation`; for an
+        engine of OpenAI's protocol a JSON Schema.
         """
 
     def parse_answer(
@@ -52,5 +54,6 @@ class FamilyLanguage(Protocol):
 
 FAMILIES: dict[Family, FamilyLanguage] = {
     "florence2": tasks.florence2,
+    "openai": tasks.openai,
     "paligemma": tasks.paligemma,
 }

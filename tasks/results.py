@@ -25,11 +25,14 @@ class RunLengthMask:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A box with its label ('' if the task has no labels)."""
+    """A box with its label ('' if the task has no labels).
+
+    The score is None if the engine of the model gives no probabilities.
+    """
 
     box: BoxXyxy
     label: str
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +128,8 @@ def box_of(item: FoundObject) -> BoxXyxy:
 def label_of(item: FoundObject) -> str:
     """Return the label of an object, or the text of a region."""
     return item.text if isinstance(item, TextRegion) else item.label
+
+
+def rank_of(item: FoundObject) -> float:
+    """Return the score of an object by which it is compared with others; without one 0."""
+    return item.score or 0.0

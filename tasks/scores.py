@@ -49,6 +49,7 @@ from tasks.results import (
     box_of,
     label_of,
     objects_of,
+    rank_of,
     with_objects,
 )
 from tasks.table import TASKS
@@ -172,12 +173,18 @@ def _read(path: Path) -> _ScoresFile:
 def refine(
     result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None
 ) -> Result:
-    """Return the objects that suppression keeps, with calibrated scores from `min_score`."""
+    """Return the objects that suppression keeps, with calibrated scores from `min_score`.
+
+    An object without a score is kept.
+    """
     objects = objects_of(result)
     if nms_iou is not None:
         objects = suppress(objects, nms_iou)
     refined: list[FoundObject] = []
     for item in objects:
+        if item.score is None:
+            refined.append(item)
+            continue
         score = item.score if calibration is None else calibration.probability(item.score)
         if score >= min_score:
             refined.append(replace(item, score=score))
@@ -205,7 +212,7 @@ def suppress(objects: tuple[ObjectT, ...], max_iou: float) -> tuple[ObjectT, ...
     overlaps = _overlaps(list(map(box_of, objects))) > max_iou
     labels = list(map(label_of, objects))
     best: list[int] = []
-    for index in sorted(range(len(objects)), key=lambda index: -objects[index].score):
+    for index in sorted(range(len(objects)), key=lambda index: -rank_of(objects[index])):
         rivals = [other for other in best if labels[other] == labels[index]]
         if not overlaps[index, rivals].any():
             best.append(index)

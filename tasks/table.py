@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from tasks.errors import ParameterError, shown
 from tasks.results import BoxXyxy
 
-Family = Literal["florence2", "paligemma"]
+Family = Literal["florence2", "paligemma", "openai"]
 ResultKind = Literal["text", "detections", "instances", "text_regions"]
 FAMILY_NAMES: tuple[Family, ...] = get_args(Family)
 
@@ -163,9 +163,11 @@ class Task:
         return schema
 
 
-_BOTH: frozenset[Family] = frozenset(FAMILY_NAMES)
+_ALL: frozenset[Family] = frozenset(FAMILY_NAMES)
 _FLORENCE2: frozenset[Family] = frozenset({"florence2"})
-_PALIGEMMA: frozenset[Family] = frozenset({"paligemma"})
+_BOTH: frozenset[Family] = frozenset({"florence2", "paligemma"})
+_NO_PALIGEMMA: frozenset[Family] = frozenset({"florence2", "openai"})
+_NO_FLORENCE2: frozenset[Family] = frozenset({"paligemma", "openai"})
 
 _WORD: JsonSchema = {"type": "string"}
 _LANGUAGE = Parameter("language", "Language code of the answer.", _WORD, LANGUAGES, "en")
@@ -183,20 +185,20 @@ _PHRASE = Parameter("phrase", "Phrase that names what to segment.", _NAME)
 _QUESTION = Parameter("question", "The question.", _TEXT)
 
 _ROWS = (
-    Task("captioning", "Describe the image.", "text", _BOTH, (_CAPTION_DETAIL, _LANGUAGE)),
-    Task("object_detection", "Detect objects and name each one.", "detections", _FLORENCE2),
+    Task("captioning", "Describe the image.", "text", _ALL, (_CAPTION_DETAIL, _LANGUAGE)),
+    Task("object_detection", "Detect objects and name each one.", "detections", _NO_PALIGEMMA),
     Task(
         "open_vocabulary_detection",
         "Detect the objects named by the labels.",
         "detections",
-        _BOTH,
+        _ALL,
         (_LABELS,),
     ),
     Task(
         "phrase_grounding",
         "Locate what each phrase refers to.",
         "detections",
-        _BOTH,
+        _ALL,
         (_CAPTION, _PHRASES),
         exactly_one_of=("caption", "phrases"),
     ),
@@ -217,14 +219,14 @@ _ROWS = (
         (_PHRASE, _PHRASES, _REGION),
         exactly_one_of=("phrase", "phrases", "region"),
     ),
-    Task("ocr", "Read the text.", "text", _BOTH),
+    Task("ocr", "Read the text.", "text", _ALL),
     Task("ocr_with_regions", "Read the text and locate each piece.", "text_regions", _FLORENCE2),
     Task("region_description", "Describe a region.", "text", _FLORENCE2, (_REGION, _REGION_DETAIL)),
     Task(
         "visual_question_answering",
         "Answer a question about the image.",
         "text",
-        _PALIGEMMA,
+        _NO_FLORENCE2,
         (_QUESTION, _LANGUAGE),
     ),
 )

@@ -28,6 +28,7 @@ from diptych_client.results import (
     box_of,
     items_of,
     label_of,
+    score_text,
     text_of,
 )
 
@@ -122,7 +123,7 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
     x, y, _, _ = box_of(item)
-    tag = " ".join(f"{label_of(item)} {item.score:.2f}".split())  # one line
+    tag = " ".join(f"{label_of(item)} {score_text(item)}".split())  # one line
     font = _font(picture)
     background = draw.textbbox((x, max(y, font.size * 1.4)), tag, font=font, anchor="lb")
     draw.rectangle(background, fill=color)

@@ -45,7 +45,9 @@ class Detection:
 
     box_xyxy: BoxXyxy
     label: str
-    score: float  # ranks the boxes of one model; a probability if the answer is calibrated
+    # ranks the boxes of one model; a probability if the answer is calibrated; None if the model's
+    # engine gives no probabilities
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,16 @@ def text_of(result: Result) -> str | None:
 def label_of(item: Item) -> str:
     """Return the label of an object, or the text of a text region."""
     return item.text if isinstance(item, TextRegion) else item.label
+
+
+def rank_of(item: Item) -> float:
+    """Return the score of an object by which it is compared with others; without one 0."""
+    return item.score or 0.0
+
+
+def score_text(item: Item) -> str:
+    """Return the score of an object in hundredths, or a dash."""
+    return "–" if item.score is None else f"{item.score:.2f}"
 
 
 def box_of(item: Item) -> BoxXyxy:
@@ -257,7 +269,7 @@ class Answer:
             return fol.Classification(label=self.result.text)
         labels = []
         for item in items_of(self.result):
-            common = {"label": label_of(item), "confidence": item.score}
+            common: dict[str, Any] = {"label": label_of(item), "confidence": item.score}
             if isinstance(item, TextRegion):
                 points = (np.array(item.quad_xy) / size_wh).tolist()
                 labels.append(fol.Polyline(points=[points], closed=True, **common))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from export.checkpoints.sources import check_config, fetch_config, read_config
 from export.errors import SourceError
@@ -21,7 +21,7 @@ from tasks.catalog import (
     parse_entry,
 )
 from wire.artifacts.adapter_folder import read_config as read_adapter_config
-from wire.artifacts.manifest import CONFIG_FILE, Family
+from wire.artifacts.manifest import CONFIG_FILE
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
@@ -82,9 +82,9 @@ def hub_model_entry(repository: str, revision: str | None) -> CatalogEntry:
         return _hub_adapter_entry(repository, source.folder)
     config = read_config(source)
     family: Any = config["model_type"]
-    if family not in get_args(Family):
+    if family not in _ANY_BASE:
         raise SourceError(
-            f"{repository} is a checkpoint of {family}; allowed: {', '.join(get_args(Family))}"
+            f"{repository} is a checkpoint of {family}; allowed: {', '.join(_ANY_BASE)}"
         )
     check_config(source, config, family)
     return hub_entry(repository, config)

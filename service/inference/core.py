@@ -29,7 +29,7 @@ from service.inference.recording import (
     record_error,
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
-from service.inference.runner_calls import RunnerClient
+from service.inference.runner_calls import ModelClient
 from service.inference.served_models import ServedModel, ServedModels
 from service.settings import Settings
 
@@ -58,7 +58,7 @@ class Core:
     def __init__(
         self,
         models: ServedModels,
-        runners: Mapping[str, RunnerClient],
+        runners: Mapping[str, ModelClient],
         settings: Settings,
         fetcher: ImageFetcher | None = None,
         gaps: TrafficGaps | None = None,
@@ -93,7 +93,7 @@ class Core:
             yield replace(context, place=Place(), needs_place=False)
 
     async def is_ready(self, model: ServedModel) -> bool:
-        return await self.runners[model.runner_id].channel.is_ready()
+        return await self.runners[model.runner_id].is_ready()
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
         for model in models:

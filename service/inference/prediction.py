@@ -27,7 +27,7 @@ from service.admission.threads import POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.images.decoding import ImageView, LazyImage
 from service.inference.request_fields import TaskRequest
-from service.inference.runner_calls import RunnerClient, WrittenAnswers
+from service.inference.runner_calls import ModelClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
 from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import GeneratedText
@@ -106,7 +106,7 @@ class QueuedModel:
     """A model that answers one client in its turn in the fair queue of its runner."""
 
     model: ServedModel
-    runner: RunnerClient
+    runner: ModelClient
     queue: FairQueue
     quota: Quota  # names the client
     deadline_s: float  # time.monotonic()

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -106,6 +107,25 @@ class CallBegun:
 CallEvent = CallBegun | TextPiece | SequenceEnd
 
 
+class ModelClient(Protocol):
+    """Calls to what answers for one model: its runner, or an engine (engine_calls.py)."""
+
+    async def write(
+        self,
+        manifest: Manifest,
+        image: LazyImage,
+        specs: Sequence[SequenceSpec],
+        on_text: OnText | None = None,
+    ) -> WrittenAnswers:
+        """Return the written sequences, in order; raise `ServiceError`."""
+
+    async def is_ready(self) -> bool:
+        """Return True if a call would be taken."""
+
+    async def close(self) -> None:
+        """Free the connections; make no call after that."""
+
+
 class RunnerClient:
     """Calls to the runner of one model, about itself or one of its adapters."""
 
@@ -114,6 +134,8 @@ class RunnerClient:
         self.channel = channel
         # keys of images whose features the runner had
         self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)
+        self.is_ready = channel.is_ready
+        self.close = channel.close
 
     async def write(
         self,

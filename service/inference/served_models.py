@@ -44,6 +44,7 @@ from wire.artifacts.manifest import (
     ArtifactError,
     Manifest,
     choose_precision,
+    key_of_hashes,
     measured_agreement,
     read_manifest,
 )
@@ -52,6 +53,8 @@ from wire.artifacts.model_store import artifact_folder, check_base
 # keyed by task, and whether the image is asked about in tiles
 Calibrations = Mapping[tuple[str, bool], Calibration]
 
+_OF_ENGINE = "of its engine"  # in place of a precision
+_ENGINE_IMAGE_TOKENS = 1024  # an estimate, for the cost of a request
 _UNDECIDING = {"mask_format", "min_score", "min_precision"}
 _DECIDING = tuple(name for name in GenerationFields.model_fields if name not in _UNDECIDING)
 
@@ -160,10 +163,16 @@ class ServedModels:
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
     catalog = load_catalog(settings.catalog, settings.models)
+    remote = {} if settings.remote_models is None else load_catalog(settings.remote_models)
+    for entry in remote.values():
+        if entry.engine is None or entry.id in catalog:
+            rule = "must be of the family openai, with an id that the catalog does not have"
+            raise SettingsError(f"DIPTYCH_REMOTE_MODELS: {entry.id} {rule}")
     for model_id in settings.models:
         if model_id not in catalog:
             catalog[model_id] = _stored_entry(model_id, catalog)
     served = tuple(entry for entry in catalog.values() if entry.id in settings.models)
+    served += tuple(remote.values())
     for entry in served:
         if entry.adapter_of not in (None, *settings.models):
             raise SettingsError(
@@ -196,7 +205,8 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
 def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
     models: list[str] = []
     for entry in entries:
-        if entry.adapter_of is None and settings.runner_url(entry.id) is None:
+        has_runner = entry.adapter_of is None and entry.engine is None
+        if has_runner and settings.runner_url(entry.id) is None:
             models.append(entry.id)
     return models
 
@@ -257,13 +267,17 @@ def unserved_models(settings: Settings) -> list[tuple[CatalogEntry, str]]:
         if entry.id not in settings.models:
             encoder = entry.precision[encoder_device(settings.device)]["encoder"]
             decoder = entry.precision[decoder_device(settings.device)]["decoder"]
-            unserved.append((entry, _as_text(encoder, decoder)))
+            precision = _OF_ENGINE if entry.engine else _as_text(encoder, decoder)
+            unserved.append((entry, precision))
     return unserved
 
 
 def load_served_models(settings: Settings) -> dict[str, ServedModel]:
     models: dict[str, ServedModel] = {}
     for entry in served_entries(settings):  # a base comes before its adapters
+        if entry.engine is not None:
+            models[entry.id] = engine_model(entry, settings)
+            continue
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
         if entry.adapter_of is None:
@@ -292,6 +306,30 @@ def base_model(
         calibrations,
         proofs,
     )
+
+
+def engine_model(entry: CatalogEntry, settings: Settings) -> ServedModel:
+    """Return a model that an engine serves; its checkpoint is the model's name and the dialect."""
+    assert entry.engine is not None
+    key = key_of_hashes({entry.engine.dialect: entry.engine.model})
+    manifest = Manifest(
+        model_id=entry.id,
+        family=entry.family,
+        source=entry.source,
+        revision=None,
+        build_key=key,
+        checkpoint=key,
+        precision=entry.precision,
+        image_size_wh=(0, 0),
+        resample=0,
+        num_image_tokens=_ENGINE_IMAGE_TOKENS,
+        hidden_size=0,
+        versions={},
+        files={},
+        parity={},
+    )
+    calibrations, proofs = served_scoring(manifest, settings.catalog.parent, settings, _OF_ENGINE)
+    return ServedModel(entry, manifest, None, _OF_ENGINE, calibrations=calibrations, proofs=proofs)
 
 
 def adapter_model(

@@ -3,8 +3,9 @@
 POST /v1/chat/completions
 
 The last message asks, follow-up questions are about the latest image. A text is a prompt in the
-model's own syntax (`<OD>`, `detect cat`), or else a question. A completion has the generated text,
-or the typed result if `response_format` asks for JSON. GET /v1/models also has OpenAI's form.
+model's own syntax (`<OD>`, `detect cat`), the fields of a request as JSON, or else a question. A
+completion has the generated text, or the typed result if `response_format` asks for JSON. GET
+/v1/models also has OpenAI's form.
 
 A client's schema is untrusted: keywords that run its regular expressions are refused, a reference
 is followed within the schema only, and alternatives are tried for a bounded number of steps.
@@ -85,7 +86,7 @@ class TextPart(StrictModel):
     type: Literal["text"]
     text: str = Field(
         max_length=MAX_GIVEN_CHARS,
-        description="A Florence-2 task token, a PaliGemma prompt, or a question.",
+        description="A Florence-2 task token, a PaliGemma prompt, JSON of fields, or a question.",
     )
 
 
@@ -430,7 +431,7 @@ def fields_of(chat: ChatRequest, core: Core) -> Fields:
         raise InvalidRequest(problem, "messages")
     entry = core.models.get(chat.model).entry
     try:
-        prompt = FAMILIES[entry.family].read_prompt(entry, texts[0])
+        prompt = _asked_in_json(texts[0]) or FAMILIES[entry.family].read_prompt(entry, texts[0])
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
     prompt = prompt or _asked_in_words(texts[0], entry.task_ids)
@@ -452,6 +453,18 @@ def fields_of(chat: ChatRequest, core: Core) -> Fields:
         return fields | {"region": region}
 
     return with_region
+
+
+def _asked_in_json(text: str) -> AskedTask | None:
+    """Return the task of a JSON object with fields of POST /v1/predict."""
+    if not text.startswith("{"):
+        return None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    task_id = fields.pop("task", None)
+    return AskedTask(task_id, fields) if isinstance(task_id, str) else None
 
 
 def _asked_in_words(text: str, task_ids: Collection[str]) -> AskedTask:

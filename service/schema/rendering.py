@@ -42,8 +42,13 @@ class DetectionJson(Wire):
 
     box: tuple[float, float, float, float] = Field(description="[x1, y1, x2, y2]")
     label: str
-    score: float = Field(
-        ge=0, le=1, description="ranks a model's boxes; a probability if the answer is calibrated"
+    score: float | None = Field(
+        ge=0,
+        le=1,
+        description=(
+            "ranks a model's boxes; a probability if the answer is calibrated; null where an"
+            " engine gives no probabilities"
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from service.batches.store import Store
 from service.inference.served_models import (
     adapters_of,
     chosen_precisions,
+    engine_model,
     local_models,
     runner_processes,
     served_entries,
@@ -111,6 +112,9 @@ def check(role: Role, settings: Settings) -> None:
         if settings.batches_folder is not None:
             Store(settings.batches_folder).prepare()
     for entry in served_entries(settings):
+        if entry.engine is not None:
+            engine_model(entry, settings)
+            continue
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
         if entry.adapter_of is not None:

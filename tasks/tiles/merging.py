@@ -32,6 +32,7 @@ from tasks.results import (
     box_of,
     label_of,
     objects_of,
+    rank_of,
     with_objects,
 )
 from tasks.run_length import place_mask, unite_masks
@@ -126,7 +127,7 @@ def _merged_objects(
             boxes.append(FoundBox(item, box, label, frozenset({index}), cut))
     num_too_many = max(0, len(boxes) - MAX_OBJECTS)
     if num_too_many:
-        surest = sorted(range(len(boxes)), key=lambda index: -boxes[index].item.score)
+        surest = sorted(range(len(boxes)), key=lambda index: -rank_of(boxes[index].item))
         boxes = [boxes[index] for index in sorted(surest[:MAX_OBJECTS])]
     num_found = len(boxes)
     is_text = isinstance(views[0].result, TextRegionsResult)
@@ -244,7 +245,7 @@ def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
 
     def rank(index: int) -> tuple[bool, bool, float]:
         box = boxes[index]
-        return any(box.cut), box.is_joined and not is_text, -box.item.score
+        return any(box.cut), box.is_joined and not is_text, -rank_of(box.item)
 
     order = sorted(range(len(boxes)), key=rank)
     arrays = BoxArrays.of([boxes[index] for index in order])

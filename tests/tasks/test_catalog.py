@@ -66,7 +66,10 @@ def test_entry_for_many_repositories(side: int) -> None:
     [
         ({"source": "a/b"}, r"some-\*: id and source must have one \* each"),
         ({"id": "*-*"}, r"\*-\*: id and source must have one \* each"),
-        ({"parameters": 0}, "some-x: parameters: Input should be greater than 0, not 0"),
+        (
+            {"parameters": 0},
+            "some-x: parameters must be greater than 0, not 0",
+        ),
         ({"variants": ["x"]}, r"some-\*: variants must map names to mappings .* not \['x'\]"),
         ({"variants": {"vqa": None}}, "variants must map names to mappings of task ids"),
         ({"variants": {"vqa": {"ocr": {"template": ""}}}}, "some-vqa: tasks: .*ocr must be null"),
@@ -197,7 +200,10 @@ def test_bad_entry_is_refused(key: str, values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parameters": 0}, "some-model: parameters: Input should be greater than 0, not 0"),
+        (
+            {"parameters": 0},
+            "some-model: parameters must be greater than 0, not 0",
+        ),
         ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
         ({"tasks": {"counting": None}}, "'counting' is not a task; allowed are captioning"),
         ({"tasks": {QUESTIONS: {"template": "?"}}}, "must contain {question} once; it is '?'"),

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter
 
-Family = Literal["florence2", "paligemma"]
+Family = Literal["florence2", "paligemma", "openai"]  # the last has no artifacts
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
 # int8: weights and the inputs of their products

@@ -401,6 +401,29 @@ def check(
 
 
 @app.command()
+def locate(
+    context: typer.Context,
+    model: Annotated[str, Argument(help="Model id.")],
+    images: Annotated[int, Option(help="Number of drawn images.", min=50, max=5000)] = 60,
+) -> None:
+    """Check on drawn scenes that a model's boxes land where the objects are."""
+    from diptych_client.evaluation.locating import LABELS, drawn_scenes, located
+
+    scenes = list(drawn_scenes(images))
+    with context.obj.client() as client:
+        answers = client.predict_many(
+            [scene.image for scene in scenes],
+            "open_vocabulary_detection",
+            TaskParameters(labels=LABELS),
+            model=model,
+            progress=sys.stderr.isatty(),
+        )
+        location = located(scenes, list(answers))
+    echo(f"{model}: {location}")
+    raise typer.Exit(1 if location.problem else 0)
+
+
+@app.command()
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """Find why a service cannot be used, or where the time of its answers goes."""
     rows: list[dict[str, Any]] = []

@@ -30,6 +30,7 @@ from diptych_client.results import (
     box_of,
     items_of,
     label_of,
+    score_text,
 )
 
 _ERRORS = Console(stderr=True)
@@ -111,7 +112,7 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
         if isinstance(item, TextRegion):
             numbers = chain.from_iterable(item.quad_xy)
         place = " ".join(f"{number:.1f}" for number in numbers)
-        rows.append((label_of(item), f"{item.score:.2f}", place))
+        rows.append((label_of(item), score_text(item), place))
     table = table_view(("label", "score", "place"), rows)
     return Group(title, table if rows else Text("nothing found"))
 

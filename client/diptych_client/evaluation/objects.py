@@ -29,7 +29,7 @@ from diptych_client.evaluation.statistics import Details, Estimator, Metric, Out
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match
-from diptych_client.results import Instance, Item, box_of
+from diptych_client.results import Instance, Item, box_of, rank_of
 
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
@@ -72,7 +72,7 @@ def truth_row(true: TrueObject, image: ImageSize) -> Row:
 def answer_row(item: Item, image: ImageSize) -> Row:
     """Return an answer as COCO.loadRes would: of a mask, its pixels are the area."""
     box = xywh(box_of(item))
-    row: Row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
+    row: Row = {"bbox": box, "area": box[2] * box[3], "score": rank_of(item), "iscrowd": 0}
     if isinstance(item, Instance):
         mask = item.to_mask(image)
         row |= {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}

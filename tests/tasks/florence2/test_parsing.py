@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.catalog import CatalogEntry
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
-from tasks.results import MaskFormat, TextResult, label_of, objects_of
+from tasks.results import MaskFormat, TextResult, label_of, objects_of, rank_of
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE
@@ -285,7 +285,7 @@ def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
     for item in objects_of(parse(task_id, text, size_wh=(width, height), **values)):
-        assert 0 <= item.score <= 1
+        assert 0 <= rank_of(item) <= 1
         points: list[tuple[float, float]] = list(getattr(item, "quad", ()))
         if not points:
             x1, y1, x2, y2 = item.box  # type: ignore[union-attr]
@@ -316,5 +316,5 @@ LOGPROBS |= {f"<loc_{n}>": -0.01 * n for n in range(1000)}
 )
 def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
     result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
-    logarithms = [math.log(item.score) for item in objects_of(result)]
+    logarithms = [math.log(rank_of(item)) for item in objects_of(result)]
     assert logarithms == pytest.approx(expected)

@@ -24,17 +24,19 @@ export class Differences {
 
   /** Return true if a shape passes the filter. @param {import("./shapes.js").Shape} shape */
   passes(shape) {
-    return this.view.filter === "all" || this.#groups.get(shape) === this.view.filter;
+    return this.view.filter === "all" || (this.#groups.get(shape) ?? this.view.filter) === this.view.filter;
   }
 
-  /** Show the differences of two answers; hide them otherwise. @param {Side[]} sides */
+  /** Show the differences of the first two answers; hide them if there are fewer. @param {Side[]} sides */
   show(sides) {
     this.#groups.clear();
     this.element.hidden = sides.length < 2;
     if (sides.length < 2) return;
     const [left, right] = sides;
+    const pair = html("span", { class: "hint" }, `${left.model} and ${right.model}:`);
     if ("text" in left.answer.result) this.#showWords(left, right);
     else this.#showObjects(left, right);
+    if (sides.length > 2) this.element.prepend(pair);
   }
 
   #showObjects(left, right) {

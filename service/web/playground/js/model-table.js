@@ -68,6 +68,6 @@ function demo(model, task) {
 
 function shown(name, value) {
   if (Array.isArray(value)) return html("ul", { class: "features" }, ...value.map((each) => html("li", {}, each)));
-  if (typeof value === "number") return `${name === "parameters" ? compact(value) : value} ${UNITS[name] ?? ""}`.trim();
-  return value ?? "";
+  if (typeof value === "number" && value) return `${name === "parameters" ? compact(value) : value} ${UNITS[name] ?? ""}`.trim();
+  return value || "";
 }

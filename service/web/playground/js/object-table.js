@@ -72,7 +72,7 @@ export class ObjectTable {
       "tr",
       { "data-index": shape.index, onpointerenter: on, onpointerleave: off },
       html("td", {}, name),
-      html("td", { class: "number" }, shape.score.toFixed(2)),
+      html("td", { class: "number" }, shape.score?.toFixed(2) ?? "–"),
       html("td", { class: "number" }, shape.box.map((value) => Math.round(value)).join(", ")),
     );
     return { shape, row, name, more: /** @type {any} */ (null) };

@@ -95,7 +95,7 @@ export class Overlay {
 
   #tag(shape) {
     const { color, ink } = this.styles.of(shape.label);
-    const score = html("span", { class: "tag-score" }, shape.score.toFixed(2));
+    const score = html("span", { class: "tag-score" }, shape.score?.toFixed(2) ?? "–");
     const tag = html(
       "span",
       { class: "tag" },

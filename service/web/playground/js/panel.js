@@ -42,7 +42,8 @@ export class Panel {
     this.body = html("div", { class: "panel-body" });
     this.whole = html("div"); // answers of an analysis about the whole image
     this.facts = html("div", { class: "panel-facts" });
-    const about = `${compact(model.parameters)} parameters · ${model.resolution} px · ${model.precision}`;
+    const size = `${compact(model.parameters)} parameters · ${model.resolution} px · ${model.precision}`;
+    const about = model.family === "openai" ? `${model.organization}, behind an engine` : size;
     const heading = html("h3", { id: `panel-${model.id}` }, model.id);
     this.element = html(
       "article",

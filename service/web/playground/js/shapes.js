@@ -6,7 +6,7 @@ import { boxRing, bounds } from "./geometry.js";
  * @typedef {object} Shape
  * @property {number} index  place in the answer
  * @property {string} label  empty if the task has no labels
- * @property {number} score
+ * @property {number | null} score
  * @property {import("./geometry.js").Box} box
  * @property {import("./geometry.js").Ring[]} rings
  * @property {boolean} isFilled  an outline of the object, not its bounding box

@@ -1,0 +1,213 @@
+"""Whether a model's boxes land where they should: `diptych locate MODEL`.
+
+Drawn scenes with known boxes, in images of five shapes, are asked about. For each shape and axis
+the centres of the boxes are fitted: `answer = offset + scale * truth`, in shares of the side. An
+engine that swaps axes, pads, crops or resizes leaves fits of its own, which name the fault.
+Outliers, the model's own errors, are trimmed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from diptych_client.geometry import BoxXyxy
+from diptych_client.results import Answer, DetectionsResult, rank_of
+
+LABELS = ("circle", "square")
+SIZES_WH = ((640, 640), (1200, 1200), (1024, 768), (768, 1024), (900, 600))
+_COLORS = ("red", "green", "blue", "orange", "purple")
+_BACKGROUND_RGB = (235, 235, 235)
+_RADII = (0.12, 0.2)  # shares of a side
+_BORDER = 0.004  # share of a side: a box so near to it may have been cut
+_MIN_BOXES = 8  # of one shape of image
+_MAX_MOVED = 0.015  # share of a side
+_EDGES = np.array([0.15, 0.85])  # where two fits are compared
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnScene:
+    """An image with an object of each label, and their boxes in pixels."""
+
+    image: Image.Image
+    boxes: Mapping[str, BoxXyxy]
+
+
+def drawn_scenes(num_scenes: int, seed: int = 0) -> Iterator[DrawnScene]:
+    rng = default_rng(seed)
+    for index in range(num_scenes):
+        yield _drawn_scene(SIZES_WH[index % len(SIZES_WH)], rng)
+
+
+def _drawn_scene(size_wh: tuple[int, int], rng: Generator) -> DrawnScene:
+    image = Image.new("RGB", size_wh, _BACKGROUND_RGB)
+    draw = ImageDraw.Draw(image)
+    first, second = rng.permutation(_COLORS)[:2]
+    circle = square = _random_square(size_wh, rng)
+    while _overlap(circle, square):
+        square = _random_square(size_wh, rng)
+    draw.ellipse(circle, fill=str(first))
+    draw.rectangle(square, fill=str(second))
+    return DrawnScene(image, {"circle": circle, "square": square})
+
+
+def _random_square(size_wh: tuple[int, int], rng: Generator) -> BoxXyxy:
+    """Return a square that is stretched as the image is: some models see each image as a square."""
+    width, height = size_wh
+    radius = float(rng.uniform(*_RADII))
+    x, y = rng.uniform(1.1 * radius, 1 - 1.1 * radius, 2).tolist()
+    return (
+        (x - radius) * width,
+        (y - radius) * height,
+        (x + radius) * width,
+        (y + radius) * height,
+    )
+
+
+def _overlap(first: BoxXyxy, second: BoxXyxy) -> bool:
+    across = min(first[2], second[2]) - max(first[0], second[0])
+    down = min(first[3], second[3]) - max(first[1], second[1])
+    return min(across, down) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What is wrong with the places of a model's boxes; "" if nothing is."""
+
+    problem: str
+    # errors of the boxes' worst corners, shares of the side: the median and the 95th percentile
+    median_error: float
+    high_error: float
+    num_boxes: int
+    num_expected: int
+
+    def __str__(self) -> str:
+        boxes = f"{self.num_boxes} of {self.num_expected} objects found"
+        if not self.problem:
+            middle, high = (
+                f"{100 * error:.1f} %" for error in (self.median_error, self.high_error)
+            )
+            return f"right within {middle} of the side, 95 of 100 within {high}; {boxes}"
+        return f"{self.problem}; {boxes}"
+
+
+def located(scenes: Sequence[DrawnScene], answers: Sequence[Answer | Exception]) -> Location:
+    """Return where the boxes of the answers are; an error counts as an answer without boxes."""
+    pairs: dict[tuple[int, int], list[Floats]] = {size_wh: [] for size_wh in SIZES_WH}
+    for scene, answer in zip(scenes, answers, strict=True):
+        size_wh = scene.image.size
+        sides = np.array([*size_wh, *size_wh])
+        for label, box in scene.boxes.items():
+            found_box = _best_box(answer, label)
+            if found_box is not None:
+                pairs[size_wh].append(np.array([box, found_box]) / sides)
+    num_boxes = sum(map(len, pairs.values()))
+    num_expected = sum(len(scene.boxes) for scene in scenes)
+    if min(map(len, pairs.values())) < _MIN_BOXES:
+        return Location("too few boxes to tell where they land", 0, 0, num_boxes, num_expected)
+    stacked = {size_wh: np.array(boxes) for size_wh, boxes in pairs.items()}  # (N, 2, 4)
+    errors = [np.abs(boxes[:, 1] - boxes[:, 0]).max(axis=1) for boxes in stacked.values()]
+    median, high = np.quantile(np.concatenate(errors), [0.5, 0.95]).tolist()
+    return Location(_problem(stacked), median, high, num_boxes, num_expected)
+
+
+def _best_box(answer: Answer | Exception, label: str) -> BoxXyxy | None:
+    if not isinstance(answer, Answer) or not isinstance(answer.result, DetectionsResult):
+        return None
+    boxes = [item for item in answer.result.detections if item.label == label]
+    return max(boxes, key=rank_of).box_xyxy if boxes else None
+
+
+def _problem(pairs: Mapping[tuple[int, int], Floats]) -> str:
+    straight, straight_error = _fits(pairs, is_swapped=False)
+    _, swapped_error = _fits(pairs, is_swapped=True)
+    if swapped_error < straight_error / 2:
+        return "x and y are swapped: the order of the dialect's coordinates is wrong"
+    explanations = _explanations(straight)
+    deviations = {name: _deviation(straight, fits).max() for name, fits in explanations.items()}
+    name = min(deviations, key=deviations.__getitem__)
+    if deviations[""] <= _MAX_MOVED or deviations[name] <= _MAX_MOVED:
+        return "" if deviations[""] <= _MAX_MOVED else name
+    moves = _deviation(straight, explanations[""])
+    shape, axis = np.unravel_index(moves.argmax(), moves.shape)
+    width, height = SIZES_WH[shape]
+    side = ("width", "height")[axis]
+    return (
+        f"boxes are moved by {moves.max():.2f} of the {side} at {width} x {height}:"
+        " frame or resize of the engine"
+    )
+
+
+def _fits(pairs: Mapping[tuple[int, int], Floats], is_swapped: bool) -> tuple[Floats, float]:
+    """Return offset and scale by shape and axis, (shapes, 2, 2), and the mean error of the fits."""
+    fits = np.empty((len(SIZES_WH), 2, 2))
+    errors = []
+    for row, size_wh in enumerate(SIZES_WH):
+        centres = (pairs[size_wh][:, :, :2] + pairs[size_wh][:, :, 2:]) / 2  # (N, 2, axes)
+        answered_boxes = pairs[size_wh][:, 1]
+        is_whole = (answered_boxes > _BORDER).all(1) & (answered_boxes < 1 - _BORDER).all(1)
+        for axis in (0, 1):
+            truth = centres[is_whole, 0, 1 - axis if is_swapped else axis]
+            fits[row, axis], error = _trimmed_fit(truth, centres[is_whole, 1, axis])
+            errors.append(error)
+    return fits, float(np.mean(errors))
+
+
+def _trimmed_fit(truth: Floats, answered: Floats) -> tuple[Floats, float]:
+    """Return offset and scale, and the median error, without the outliers of a first fit."""
+    is_kept = np.ones(len(truth), np.bool_)
+    for _ in range(5):
+        design = np.stack([np.ones(len(truth)), truth], axis=1)
+        solution = np.linalg.lstsq(design[is_kept], answered[is_kept], rcond=None)
+        fit = solution[0].astype(np.float64)
+        errors = np.abs(answered - design @ fit)
+        median = float(np.median(errors))
+        is_kept = errors <= 4 * median + 1e-9
+    return fit, median
+
+
+def _explanations(fits: Floats) -> dict[str, Floats]:
+    """Return the fits that the usual faults of engines would leave, by their descriptions."""
+    sides = np.array(SIZES_WH, dtype=np.float64)  # (shapes, 2)
+    longest = sides.max(axis=1, keepdims=True)
+    shortest = sides.min(axis=1, keepdims=True)
+    scales = fits[:, :, 1]
+    common = float(np.median(scales))
+    pixels_wh = np.median(scales * sides, axis=0)
+    share = float(np.median(scales / sides))
+    centred = (longest - sides) / (2 * longest)
+    cropped = (shortest - sides) / (2 * shortest)
+    resized_to = " x ".join(f"{side:.0f}" for side in pixels_wh)
+    zeros = np.zeros_like(sides)
+    named = {
+        "": (zeros, zeros + 1),
+        "the engine pads images to squares, around the image": (centred, sides / longest),
+        "the engine pads images to squares, right and below": (zeros, sides / longest),
+        "the engine crops images to squares": (cropped, sides / shortest),
+        f"boxes are {common:.3f} times as far from the corner: resize or frame": (
+            zeros,
+            zeros + common,
+        ),
+        f"boxes are in pixels of images resized to {resized_to}": (zeros, pixels_wh / sides),
+        f"boxes are in pixels, 1 to {1 / share:.0f}: the dialect's frame is wrong": (
+            zeros,
+            share * sides,
+        ),
+    }
+    explanations = {}
+    for name, (offsets, its_scales) in named.items():
+        explanations[name] = np.stack([offsets, its_scales], axis=2)
+    return explanations
+
+
+def _deviation(fits: Floats, others: Floats) -> Floats:
+    """Return how far two fits are apart at most, by shape and axis."""
+    differences = fits - others
+    at_edges = differences[:, :, :1] + differences[:, :, 1:] * _EDGES
+    deviations: Floats = np.abs(at_edges).max(axis=2)
+    return deviations

@@ -1,0 +1,357 @@
+"""Calls to an engine of OpenAI's protocol, which answers for a model in place of a runner.
+
+A call is one streamed chat completion about one image. Its text, the log-probabilities of its
+tokens and its counts become the sequence that a runner would have written. The operator names the
+engine, but its answers are not trusted: bytes and tokens are bounded, redirects are not followed,
+and no message has the key. Cancellation closes the connection.
+
+Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat
+completion chunk object".
+"""
+
+import asyncio
+import base64
+import codecs
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import accumulate
+from typing import Any
+
+import aiohttp
+from opentelemetry.trace import SpanKind
+from PIL import Image
+
+from imaging.containers import read_container
+from service.admission.threads import DECODING
+from service.errors import InvalidRequest, NotReady, Overloaded
+from service.images.decoding import ImageView, LazyImage
+from service.inference.runner_calls import OnText, WrittenAnswers
+from service.settings import SettingsError
+from tasks.catalog import Engine
+from wire.artifacts.manifest import Manifest
+from wire.pixels import Pixels
+from wire.runner_messages import FoundFeatures, SequenceSpec, Written
+from wire.telemetry.tracing import PROPAGATOR, span
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_TOKENS = 1024
+_MAX_RESPONSE_BYTES = 4_000_000
+_MAX_MESSAGE_CHARS = 200  # of an engine's error
+_MAX_ERROR_BYTES = 20_000
+_MAX_LOSSLESS_PIXELS = 8_000_000
+_CONNECT_S = 5.0
+_RETRY_PAUSE_S = 0.2
+_DEFAULT_RETRY_S = 5.0
+_MAX_RETRY_S = 60.0
+_KEEP_ALIVE_S = 4.0
+_AT_ITS_SIZE = Image.Resampling.NEAREST
+
+
+@dataclass(slots=True)
+class _Completion:
+    """What has arrived of a chat completion."""
+
+    pieces: list[str] = field(default_factory=list)
+    token_bytes: list[bytes] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    first_text_s: float | None = None  # time.monotonic()
+
+    def receive(self, chunk: Mapping[str, Any]) -> str:
+        """Add a chunk or a whole completion; return its text. Raise ValueError for another form."""
+        try:
+            usage = chunk.get("usage") or {}
+            self.num_prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            self.num_generated_tokens = int(usage.get("completion_tokens") or 0)
+            choices = chunk.get("choices")
+            return self._receive_choice(choices[0]) if choices else ""
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{error!r}") from error
+
+    def _receive_choice(self, choice: Mapping[str, Any]) -> str:
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        logprobs = choice.get("logprobs") or {}
+        for token in logprobs.get("content") or ():
+            self.token_bytes.append(bytes(token.get("bytes") or token["token"].encode()))
+            self.logprobs.append(float(token["logprob"]))
+        message = choice.get("delta") or choice.get("message") or {}
+        text = message.get("content") or ""
+        if not isinstance(text, str):
+            raise TypeError("content is not a string")
+        if text:
+            self.pieces.append(text)
+            self.first_text_s = self.first_text_s or time.monotonic()
+        return text
+
+    def token_ends(self) -> list[int]:
+        """Return the offset in the text after each token; none if the tokens are not the text's."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        texts = list(map(decoder.decode, self.token_bytes))
+        is_whole = "".join(texts) == "".join(self.pieces)
+        if not is_whole or not all(map(math.isfinite, self.logprobs)):
+            return []
+        return list(accumulate(map(len, texts)))
+
+
+class EngineClient:
+    """Calls to the engine of one model."""
+
+    def __init__(self, model_id: str, engine: Engine) -> None:
+        """Raise `SettingsError` if the variable of the key is not set."""
+        self._model_id = model_id
+        self._name = f"the engine of {model_id}"
+        self._engine = engine
+        self._headers: dict[str, str] = {}
+        if (name := engine.api_key_env) is not None:
+            key = os.environ.get(name, "").strip()
+            if not key:
+                raise SettingsError(f"{model_id}: api_key_env names {name}, which is not set")
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._session: aiohttp.ClientSession | None = None
+        self._takes_extras = True  # a schema, log-probabilities, options of the stream
+
+    async def is_ready(self) -> bool:
+        """Return True: an engine that is down is an error of its model's answers alone."""
+        return True
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def check(self) -> None:
+        """Log a warning if the engine does not list the model."""
+        url = self._url("/models")
+        try:
+            async with asyncio.timeout(_CONNECT_S), self._opened().get(url) as response:
+                response.raise_for_status()
+                body = await response.content.read(_MAX_RESPONSE_BYTES)
+            is_listed = json.dumps(self._engine.model).encode() in body
+        except (aiohttp.ClientError, TimeoutError) as error:
+            logger.warning("%s is not ready at %s: %r", self._name, url, error)
+            return
+        if not is_listed:
+            logger.warning("%s does not list %s at %s", self._name, self._engine.model, url)
+
+    async def write(
+        self,
+        manifest: Manifest,  # noqa: ARG002  # a runner's
+        image: LazyImage,
+        specs: Sequence[SequenceSpec],
+        on_text: OnText | None = None,
+    ) -> WrittenAnswers:
+        """Return the answer to the only prompt; raise `ServiceError`."""
+        (spec,) = specs
+        if (spec.num_beams or 1) > 1:
+            raise InvalidRequest(f"{self._model_id} supports num_beams 1 only", "num_beams")
+        start_s = time.monotonic()
+        with span("preprocess"):
+            url = await data_url(image)
+        sent_s = time.monotonic()
+        with span("POST /chat/completions", kind=SpanKind.CLIENT):
+            completion = await self._completion(spec, url, on_text)
+        end_s = time.monotonic()
+        first_s = completion.first_text_s or end_s
+        ends = completion.token_ends()
+        written = Written(
+            text="".join(completion.pieces),
+            token_ends=ends,
+            logprobs=[min(0.0, value) for value in completion.logprobs] if ends else [],
+            finish_reason="length" if completion.finish_reason == "length" else "stop",
+            num_prompt_tokens=completion.num_prompt_tokens,
+            num_generated_tokens=completion.num_generated_tokens or len(completion.logprobs),
+            queue_s=0.0,
+            prefill_s=first_s - sent_s,
+            decode_s=end_s - first_s,
+        )
+        return WrittenAnswers(
+            (written,),
+            FoundFeatures(outcome="miss"),
+            image_tokens=0,  # the engine counts them as the prompt's
+            preprocess_s=sent_s - start_s,
+            queue_s=0.0,
+            prefill_s=written.prefill_s,
+            decode_s=written.decode_s,
+        )
+
+    def _body(self, spec: SequenceSpec, image_url: str) -> dict[str, Any]:
+        text = "".join(segment for segment, _ in spec.segments)
+        content = [
+            {"type": "image_url", "image_url": {"url": image_url}},
+            {"type": "text", "text": text},
+        ]
+        body = {
+            "model": self._engine.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": spec.temperature,
+            "top_p": spec.top_p,
+            "stream": True,
+        }
+        if spec.seed is not None:
+            body["seed"] = spec.seed
+        # another Diptych has its checkpoint's own maximum
+        if self._engine.dialect != "diptych" or spec.max_new_tokens is not None:
+            body["max_tokens"] = spec.max_new_tokens or _DEFAULT_TOKENS
+        return body
+
+    def _extras(self, spec: SequenceSpec) -> dict[str, Any]:
+        """Return the fields that some engines refuse."""
+        extras: dict[str, Any] = {"logprobs": True, "stream_options": {"include_usage": True}}
+        if self._engine.dialect == "diptych":
+            extras["response_format"] = {"type": "json_object"}
+        elif spec.grammar is not None:
+            schema = {"name": "objects", "schema": json.loads(spec.grammar)}
+            extras["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return extras
+
+    async def _completion(
+        self, spec: SequenceSpec, image_url: str, on_text: OnText | None
+    ) -> _Completion:
+        body = self._body(spec, image_url)
+        extras = self._extras(spec) if self._takes_extras else {}
+        has_failed = False
+        while True:
+            completion = _Completion()
+            try:
+                refusal = await self._receive(body | extras, completion, on_text)
+            except aiohttp.ClientConnectionError as error:
+                if has_failed or completion.pieces:
+                    raise NotReady(
+                        f"{self._name} closed the connection or cannot be reached"
+                    ) from error
+                has_failed = True
+                await asyncio.sleep(_RETRY_PAUSE_S)
+                continue
+            except (aiohttp.ClientError, ValueError) as error:
+                logger.warning("%s: %r", self._name, error)
+                raise NotReady(
+                    f"{self._name} broke off its answer, or sent no chat completion"
+                ) from error
+            if refusal is None:
+                if not extras and self._takes_extras:
+                    self._takes_extras = False
+                    logger.warning("%s takes no schema and no logprobs: no scores", self._name)
+                return completion
+            if not extras:
+                raise InvalidRequest(f"{self._name} refuses the request: {refusal}")
+            extras = {}
+
+    async def _receive(
+        self, body: Mapping[str, Any], completion: _Completion, on_text: OnText | None
+    ) -> str | None:
+        """Receive a completion; return the message of an engine that refuses the request."""
+        headers: dict[str, str] = {}
+        PROPAGATOR.inject(headers)
+        url = self._url("/chat/completions")
+        posted = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
+        async with posted as response:
+            if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+                return _message(await response.content.read(_MAX_ERROR_BYTES))
+            self._check_status(response)
+            async for chunk in _chunks(response):
+                if chunk.get("error"):
+                    return _message(chunk)
+                if (text := completion.receive(chunk)) and on_text is not None:
+                    on_text(text)
+        if completion.finish_reason is None:
+            raise ValueError("the stream ended before the answer was complete")
+        return None
+
+    def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        match response.status:
+            case HTTPStatus.OK:
+                return
+            case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
+                after_s = response.headers.get("Retry-After", "")
+                retry_after_s = float(after_s) if after_s.isdecimal() else _DEFAULT_RETRY_S
+                raise Overloaded(f"{self._name} is overloaded", min(retry_after_s, _MAX_RETRY_S))
+            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+                variable = self._engine.api_key_env or "api_key_env, which is not set"
+                problem = f"refuses the operator's key, from {variable}"
+            case HTTPStatus.NOT_FOUND:
+                problem = f"has no model {self._engine.model}, or another url"
+            case _:
+                problem = "answers"
+        raise NotReady(f"{self._name} {problem}: status {response.status}")
+
+    def _url(self, path: str) -> str:
+        return self._engine.url.rstrip("/") + path
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+                # a request has a deadline
+                timeout=aiohttp.ClientTimeout(None, sock_connect=_CONNECT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Mapping[str, Any]]:
+    """Yield the chunks of a stream, or a whole completion; raise ValueError if it is too long."""
+    is_stream = response.content_type != "application/json"
+    num_bytes = 0
+    rest = bytearray()
+    async for data in response.content.iter_any():
+        num_bytes += len(data)
+        if num_bytes > _MAX_RESPONSE_BYTES:
+            raise ValueError(f"more than {_MAX_RESPONSE_BYTES} bytes")
+        rest += data
+        if is_stream and b"\n" in data:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                event = line.strip().removeprefix(b"data:").strip()
+                if event.startswith(b"{"):
+                    yield json.loads(event)
+    if not is_stream:
+        yield json.loads(rest)
+
+
+def _message(error: object) -> str:
+    """Return the message of an engine's error, bounded and in one line."""
+    if isinstance(error, bytes):
+        error = error.decode(errors="replace")
+        with suppress(ValueError):
+            error = json.loads(error)
+    for key in ("error", "message", "detail"):
+        if isinstance(error, dict) and key in error:
+            error = error[key]
+    return " ".join(str(error).split())[:_MAX_MESSAGE_CHARS]
+
+
+async def data_url(image: LazyImage) -> str:
+    """Return an image as a data: URL: an upright JPEG as it is, others as they are decoded."""
+    container = read_container(image.data)
+    is_upright = container.format == "JPEG" and container.orientation in (None, 1)
+    if is_upright and not isinstance(image, ImageView):
+        return await DECODING.run(_encoded, image.data)
+    pixels = await image.resized(image.header.size_wh, _AT_ITS_SIZE)
+    return await DECODING.run(_encoded, pixels)
+
+
+def _encoded(image: bytes | Pixels) -> str:
+    media_type = "image/jpeg"
+    if not isinstance(image, bytes):
+        is_small = image.shape[0] * image.shape[1] <= _MAX_LOSSLESS_PIXELS
+        media_type = "image/png" if is_small else media_type
+        file = io.BytesIO()
+        picture = Image.fromarray(image)
+        if is_small:
+            picture.save(file, "PNG", compress_level=1)
+        else:
+            picture.save(file, "JPEG", quality=95, subsampling=0)
+        image = file.getvalue()
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"

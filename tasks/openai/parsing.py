@@ -1,0 +1,150 @@
+"""Answers of models behind an engine as typed results.
+
+A list of objects is read leniently: prose and code fences around it, other keys, and a last object
+that is cut are skipped. One pass over the text finds strings, numbers and brackets with their
+places, as scores are made of the tokens that wrote them. Without the engine's log-probabilities
+scores are None.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from tasks.catalog import CatalogEntry
+from tasks.openai.prompts import BOX_FORMS, BoxForm, asked_names, dialect_of
+from tasks.paligemma import MaskDecoder
+from tasks.parsing import GeneratedText, Location, Span, resolve_label
+from tasks.results import (
+    Detection,
+    DetectionsResult,
+    MaskFormat,
+    Result,
+    TextResult,
+)
+from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind, TaskParameters
+
+# An open string ends with the text, so that each character is read once.
+_TOKEN = re.compile(
+    r'"(?P<string>(?:[^"\\]|\\.?)*+)(?:"|\Z)|(?<!\w)(?P<number>-?\d{1,9}(?:\.\d{1,9})?)(?!\w)|[][{}:,]',
+    re.DOTALL,
+)
+_NOTHING = re.compile(r"\[\s*\]")
+_END_OF_THOUGHT = "</think>"
+
+
+class _TypedResult(TypedDict, total=False):
+    text: str
+    detections: tuple[Detection, ...]
+
+
+_TYPED_RESULT = TypeAdapter(_TypedResult)
+
+
+def parse_answer(
+    entry: CatalogEntry,
+    task_id: str,
+    parameters: TaskParameters,
+    answers: Sequence[GeneratedText],
+    image_size_wh: tuple[int, int],
+    mask_format: MaskFormat,  # noqa: ARG001  # no task has masks
+    mask_decoder: MaskDecoder | None,  # noqa: ARG001
+    banned_phrases: frozenset[str] = frozenset(),  # noqa: ARG001  # Florence-2's
+) -> Result:
+    """Return the typed result of the answer to `task_prompts`."""
+    form = BOX_FORMS.get(dialect_of(entry))
+    kind = TASKS[task_id].result_kind
+    if form is None:
+        return _typed_result(answers[0].text, kind)
+    if kind == "text":
+        text = answers[0].text.rpartition(_END_OF_THOUGHT)[2].strip()
+        return TextResult(text, is_parsed=True)
+
+    detections = tuple(_detections(answers[0], parameters, form, image_size_wh))
+    is_parsed = bool(detections) or _NOTHING.search(answers[0].text) is not None
+    return DetectionsResult(detections, is_parsed)
+
+
+def _typed_result(text: str, kind: ResultKind) -> Result:
+    """Read the `result` of POST /v1/predict."""
+    try:
+        typed = _TYPED_RESULT.validate_json(text)
+    except ValidationError:
+        typed = {}
+    if kind == "text":
+        return TextResult(typed.get("text", ""), is_parsed="text" in typed)
+    return DetectionsResult(typed.get("detections", ()), is_parsed="detections" in typed)
+
+
+def _detections(
+    answer: GeneratedText,
+    parameters: TaskParameters,
+    form: BoxForm,
+    image_size_wh: tuple[int, int],
+) -> Iterator[Detection]:
+    for item in written_objects(answer.text, form.key):
+        label = resolve_label(item.label, asked_names(parameters))
+        for start in range(0, len(item.coordinates) - 3, 4):
+            corners = item.coordinates[start : start + 4]
+            box = form.box_xyxy([value for value, _ in corners], image_size_wh)
+            if box is None:
+                continue
+            locations = [Location(0, span) for _, span in corners]
+            score = answer.score([item.label_span], [locations]) if answer.logprobs else None
+            yield Detection(box, label, score)
+
+
+@dataclass(slots=True)
+class WrittenObject:
+    """A JSON object with coordinates: the numbers, the label, and their places in the text."""
+
+    coordinates: list[tuple[float, Span]] = field(default_factory=list)
+    label: str = ""
+    label_span: Span = (0, 0)
+
+
+def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
+    """Yield the complete objects of a text that have coordinates under `box_key`.
+
+    The label is the value of `label`, or else the first string, also of an object within.
+    """
+    opened = [WrittenObject()]
+    key = ""  # of the value that is read
+    string = ""  # the last one, a key if a colon follows
+    num_brackets = 0
+    for token in _TOKEN.finditer(text):
+        item = opened[-1]
+        match token[0]:
+            case "{":
+                opened.append(WrittenObject())
+                key = ""
+                num_brackets = 0
+            case "}" if len(opened) > 1:
+                opened.pop()
+                if item.coordinates:
+                    yield item
+                elif not opened[-1].label:
+                    opened[-1].label, opened[-1].label_span = item.label, item.label_span
+                key = ""
+            case "[" | "]":
+                num_brackets += 1 if token[0] == "[" else -1
+            case ":":
+                key = string
+            case "," if num_brackets <= 0:
+                key = ""
+            case _ if token["number"] and key == box_key:
+                item.coordinates.append((float(token[0]), token.span()))
+            case _ if token["string"] is not None:
+                string = _unescaped(token["string"])
+                if key and (key == "label" or not item.label):
+                    item.label, item.label_span = string, token.span("string")
+
+
+def _unescaped(string: str) -> str:
+    with suppress(ValueError):
+        string = json.loads(f'"{string}"', strict=False)
+    return " ".join(string.split())[:MAX_TEXT_CHARS]

@@ -1,0 +1,135 @@
+"""Prompts for models behind an engine that speaks OpenAI's protocol, and the form of their answers.
+
+A dialect is data: how a model is asked for boxes and writes them, as JSON. Every other question is
+a plain sentence.
+
+    qwen3-vl   [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}], 0 to 1000. Source: QwenLM/Qwen3-VL,
+               cookbooks/2d_grounding.ipynb and ocr.ipynb
+    gemma      [{"box_2d": [y1, x1, y2, x2], "label": "cat"}], 0 to 1000. Source: google-gemini/
+               cookbook, quickstarts/Spatial_understanding.ipynb, whose form Gemma shares
+    diptych    the fields of POST /v1/predict, answered by its `result`, in pixels
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from tasks.catalog import CatalogEntry, Dialect
+from tasks.prompts import AskedTask, Prompt, PromptSegment, entry_template
+from tasks.results import BoxXyxy, bounding_box
+from tasks.table import TASKS, TaskParameters
+
+_CAPTIONS = {
+    "short": "Describe the image in one short sentence.",
+    "detailed": "Describe the image in three sentences.",
+    "paragraph": "Describe the image in one long paragraph.",
+}
+_READ_TEXT = "Read all the text in the image. Answer with the text only."
+_ANY_OBJECTS = "every object in the image"
+
+
+@dataclass(frozen=True, slots=True)
+class BoxForm:
+    """The form of boxes in a dialect, and the sentences that ask for them."""
+
+    key: str
+    is_y_first: bool
+    side: int  # coordinates are from 0 to this on both axes
+    request: str
+    form: str
+
+    def box_xyxy(self, numbers: Sequence[float], image_size_wh: tuple[int, int]) -> BoxXyxy | None:
+        """Return a written box in pixels, within the image; None if it has no area."""
+        width, height = image_size_wh
+        y_first = numbers if self.is_y_first else [numbers[1], numbers[0], numbers[3], numbers[2]]
+        shares = [min(max(number / self.side, 0.0), 1.0) for number in y_first]
+        y1, x1, y2, x2 = shares
+        return bounding_box([(x1 * width, y1 * height), (x2 * width, y2 * height)])
+
+
+BOX_FORMS: Mapping[Dialect, BoxForm] = {
+    "qwen3-vl": BoxForm(
+        key="bbox_2d",
+        is_y_first=False,
+        side=1000,
+        request="Locate every instance that belongs to the following categories: {names}.",
+        form=(
+            'For each, report bbox coordinates in JSON format like this: {"bbox_2d": [x1, y1, x2,'
+            ' y2], "label": "category"}'
+        ),
+    ),
+    "gemma": BoxForm(
+        key="box_2d",
+        is_y_first=True,
+        side=1000,
+        request="Detect {names}.",
+        form=(
+            "Output a JSON list. Each entry has the 2D bounding box in the key box_2d, as [y_min,"
+            " x_min, y_max, x_max] normalized to 0-1000, and the name in the key label."
+        ),
+    ),
+}
+
+
+def task_prompts(
+    entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
+) -> tuple[Prompt, ...]:
+    """Return the prompt of a task, without control tokens; raise `UnsupportedTask`."""
+    del image_size_wh  # no prompt has a region
+    entry_template(entry, task_id, parameters)  # checks that the task is offered
+    return ((PromptSegment(_sentence(entry, task_id, parameters)),),)
+
+
+def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
+    form = BOX_FORMS.get(dialect_of(entry))
+    if form is None:
+        fields = {name: value for name, value in asdict(parameters).items() if value is not None}
+        return json.dumps({"task": task_id, **fields}, ensure_ascii=False)
+    if TASKS[task_id].result_kind == "detections":
+        return f"{form.request.format(names=_object_names(parameters))} {form.form}"
+    sentence = parameters.question or _READ_TEXT
+    if task_id == "captioning":
+        sentence = _CAPTIONS[parameters.detail or "short"]
+    if parameters.language in (None, "en"):
+        return sentence
+    return f"{sentence} Answer in the language with the code {parameters.language}."
+
+
+def _object_names(parameters: TaskParameters) -> str:
+    if parameters.caption is not None:
+        return f"the noun phrases of this sentence: {parameters.caption}"
+    names = asked_names(parameters)
+    return ", ".join(json.dumps(name, ensure_ascii=False) for name in names) or _ANY_OBJECTS
+
+
+def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
+    return parameters.labels or parameters.phrases or ()
+
+
+def dialect_of(entry: CatalogEntry) -> Dialect:
+    assert entry.engine is not None
+    return entry.engine.dialect
+
+
+def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:  # noqa: ARG001
+    """Return None: these models have no prompts of their own, any text is a question."""
+    return None
+
+
+def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the JSON Schema of a list of objects, or None for a text."""
+    form = BOX_FORMS.get(dialect_of(entry))
+    if form is None or TASKS[task_id].result_kind != "detections":
+        return None
+    label: dict[str, object] = {"type": "string"}
+    if names := asked_names(parameters):
+        label["enum"] = list(names)
+    coordinate = {"type": "integer", "minimum": 0, "maximum": form.side}
+    box = {"type": "array", "items": coordinate, "minItems": 4, "maxItems": 4}
+    item = {
+        "type": "object",
+        "properties": {form.key: box, "label": label},
+        "required": [form.key, "label"],
+        "additionalProperties": False,
+    }
+    return json.dumps({"type": "array", "items": item})

@@ -1,0 +1,263 @@
+"""Calls to engines of OpenAI's protocol: scripted servers that answer, refuse, break and lie."""
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service.errors import ServiceError
+from service.inference.core import Core
+from service.inference.engine_calls import EngineClient
+from service.inference.prediction import Answer, Piece
+from service.inference.served_models import ServedModels, engine_model
+from service.settings import Settings, SettingsError
+from tasks.catalog import parse_entry
+from tasks.results import DetectionsResult
+from tests.support.fake_service import PNG, context
+from tests.support.http_servers import Handler, serving
+from tests.support.image_files import encoded
+
+KEY = "sk-very-secret"
+BOXES = '[{"bbox_2d": [100, 200, 500, 600], "label": "cat"}]'
+FIND: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["cat"]}
+Script = Callable[["Engine"], None]
+
+
+class Engine(Handler):
+    """Answers each request as the next of `scripts` says, the last again and again."""
+
+    protocol_version = "HTTP/1.1"
+    scripts: list[Script]
+    bodies: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.body()) | {"key": self.headers["Authorization"]})
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        script(self)
+
+
+def chunk(**choice: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, **choice}]}
+
+
+def event(document: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def stream(*chunks: Mapping[str, Any], is_cut: bool = False) -> Script:
+    """Return what sends chunks as server-sent events; a cut stream ends too early."""
+    body = b"".join(map(event, chunks)) + b"data: [DONE]\n\n"
+    headers = {"Content-Type": "text/event-stream"}
+    if is_cut:
+        headers["Content-Length"] = str(len(body) + 1)
+
+    def send(engine: Engine) -> None:
+        engine.send(200, body, headers)
+        engine.close_connection = is_cut
+
+    return send
+
+
+def text_stream(text: str, logprob: float | None = None) -> Script:
+    chunks = []
+    for character in text:
+        token = {"token": character, "logprob": logprob, "bytes": list(character.encode())}
+        logprobs = None if logprob is None else {"content": [token]}
+        chunks.append(chunk(delta={"content": character}, logprobs=logprobs))
+    usage = {"usage": {"prompt_tokens": 70, "completion_tokens": len(text)}, "choices": []}
+    return stream(*chunks, chunk(delta={}, finish_reason="stop"), usage)
+
+
+def status(code: int, text: str = "", **headers: str) -> Script:
+    return lambda engine: engine.send(code, text.encode(), headers)
+
+
+@contextmanager
+def engine_core(*scripts: Script, **fields: Any) -> Iterator[tuple[Core, type[Engine]]]:
+    engine = type("Scripted", (Engine,), {"scripts": list(scripts), "bodies": []})
+    with serving(engine) as url:
+        row = {"id": "far", "family": "openai", "url": f"{url}/v1", "model": "org/m"}
+        entry = parse_entry({**row, "dialect": "qwen3-vl", **fields})
+        assert entry.engine is not None
+        settings = Settings()
+        client = EngineClient("far", entry.engine)
+        models = ServedModels({"far": engine_model(entry, settings)})
+        yield Core(models, {"far": client}, settings), engine
+
+
+def asked(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any) -> Answer:
+    async def ask() -> Answer:
+        try:
+            return await core.predict(image, FIND | fields, context(timeout_s=timeout_s))
+        finally:
+            await core.runners["far"].close()
+
+    return asyncio.run(ask())
+
+
+def failure(core: Core, **options: Any) -> ServiceError:
+    with pytest.raises(ServiceError) as raised:
+        asked(core, **options)
+    return raised.value
+
+
+def test_boxes_have_scores_of_their_tokens() -> None:
+    with engine_core(text_stream(BOXES, logprob=-0.01)) as (core, engine):
+        answer = asked(core)
+    assert isinstance(answer.result, DetectionsResult)
+    (detection,) = answer.result.detections
+    width, height = answer.image_size_wh
+    assert detection.box == pytest.approx((0.1 * width, 0.2 * height, 0.5 * width, 0.6 * height))
+    # the label's three characters, and the mean of the locations
+    assert detection.score == pytest.approx(math.exp(-0.04))
+    usage = answer.written.usage
+    assert (usage.prompt_tokens, usage.generated_tokens) == (70, len(BOXES))
+    (body,) = engine.bodies
+    image, text = body["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert '"cat"' in text["text"]
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert schema["items"]["properties"]["label"]["enum"] == ["cat"]
+    assert (body["model"], body["stream"], body["key"]) == ("org/m", True, None)
+
+
+@pytest.mark.parametrize("logprob", [None, math.nan])
+def test_without_probabilities_scores_are_null(logprob: float | None) -> None:
+    with engine_core(text_stream(BOXES, logprob)) as (core, _):
+        result = asked(core, min_score=0.5).result
+    assert isinstance(result, DetectionsResult)
+    assert [detection.score for detection in result.detections] == [None]
+
+
+def test_engine_that_ignores_stream() -> None:
+    whole = {"choices": [{"message": {"content": BOXES}, "finish_reason": "length"}]}
+    body = json.dumps(whole, indent=1)
+    with engine_core(status(200, body, **{"Content-Type": "application/json"})) as (core, _):
+        answer = asked(core)
+    assert answer.written.text == BOXES
+    assert answer.written.finish_reason == "length"
+
+
+def test_upright_jpeg_is_sent_as_it_is() -> None:
+    with engine_core(text_stream("a cat")) as (core, engine):
+        asked(core, encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    assert engine.bodies[0]["messages"][0]["content"][0]["image_url"]["url"].startswith(
+        "data:image/jpeg;base64,"
+    )
+
+
+def test_text_streams() -> None:
+    async def pieces(core: Core) -> list[str]:
+        fields = {"task": "captioning"}
+        events = [event async for event in core.stream(PNG, fields, context())]
+        await core.runners["far"].close()
+        return [event.text for event in events if isinstance(event, Piece)]
+
+    with engine_core(text_stream("two cats")) as (core, _):
+        assert asyncio.run(pieces(core)) == list("two cats")
+
+
+def test_refused_extras_are_left_out_from_then_on() -> None:
+    refusal = status(422, '{"detail": "logprobs is not supported"}')
+    with engine_core(refusal, text_stream(BOXES)) as (core, engine):
+        asked(core)
+        asked(core)
+    with_schema = ["response_format" in body for body in engine.bodies]
+    assert with_schema == [True, False, False]
+
+
+def test_refusal_of_the_request() -> None:
+    with engine_core(status(400, '{"error": {"message": "image  too\\nlarge"}}')) as (core, _):
+        error = failure(core)
+        assert error.code == "invalid_request"
+        assert error.message == "the engine of far refuses the request: image too large"
+    with engine_core(stream({"error": {"message": "no"}})) as (core, _):
+        assert failure(core).message.endswith("refuses the request: no")
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        (status(401, KEY), "not_ready", "refuses the operator's key, from FAR_KEY"),
+        (status(404), "not_ready", "has no model org/m"),
+        (status(302, Location="http://127.0.0.1:1/"), "not_ready", "status 302"),
+        (status(500), "not_ready", "status 500"),
+        (status(503, **{"Retry-After": "7"}), "overloaded", "retry after 7 s"),
+        (stream(chunk(delta={"content": "x"})), "not_ready", "broke off"),
+        (stream(chunk(delta={"content": "x"}), is_cut=True), "not_ready", "broke off"),
+        (stream(chunk(delta={"content": "x" * 5_000_000})), "not_ready", "broke off"),
+        (stream({"choices": [7]}), "not_ready", "no chat completion"),
+    ],
+)
+def test_failures(script: Script, code: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAR_KEY", KEY)
+    with engine_core(script, api_key_env="FAR_KEY") as (core, engine):
+        error = failure(core)
+    assert (error.code, error.model) == (code, "far")
+    assert words in error.message
+    assert KEY not in error.message
+    assert engine.bodies[0]["key"] == f"Bearer {KEY}"
+
+
+def test_broken_connection_is_tried_once_more() -> None:
+    def hang_up(engine: Engine) -> None:
+        engine.close_connection = True
+
+    with engine_core(hang_up, text_stream(BOXES)) as (core, engine):
+        asked(core)
+        assert len(engine.bodies) == 2
+    with engine_core(hang_up) as (core, engine):
+        assert "cannot be reached" in failure(core).message
+        assert len(engine.bodies) == 2
+
+
+def test_deadline_ends_the_connection() -> None:
+    closed = []
+
+    def wait(engine: Engine) -> None:
+        closed.append(engine.connection.recv(1))
+
+    with engine_core(wait) as (core, _):
+        assert failure(core, timeout_s=0.3).code == "deadline_exceeded"
+        while not closed:
+            time.sleep(0.01)
+    assert closed == [b""]
+
+
+@pytest.mark.parametrize("text", ["I see no cat.", "", "[[[", '{"bbox_2d": [1, 2'])
+def test_prose_is_an_empty_result(text: str) -> None:
+    with engine_core(text_stream(text)) as (core, _):
+        answer = asked(core)
+    assert answer.result == DetectionsResult((), is_parsed=False)
+    assert answer.written.text == text
+
+
+def test_start_without_the_engine_or_its_key(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"id": "far", "family": "openai", "url": "http://127.0.0.1:1/v1", "model": "m"}
+    engine = parse_entry({**row, "dialect": "gemma"}).engine
+    assert engine is not None
+
+    async def check() -> None:
+        client = EngineClient("far", engine)
+        await client.check()
+        assert await client.is_ready()
+        await client.close()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(check())
+    assert "the engine of far is not ready at http://127.0.0.1:1/v1/models" in caplog.text
+    with pytest.raises(SettingsError, match="NO_SUCH_KEY, which is not set"):
+        EngineClient("far", replace(engine, api_key_env="NO_SUCH_KEY"))
+
+
+def test_beams_are_refused() -> None:
+    with engine_core(text_stream("")) as (core, _):
+        assert failure(core, num_beams=2).param == "num_beams"

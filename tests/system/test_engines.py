@@ -1,0 +1,167 @@
+"""Models behind engines of OpenAI's protocol: another Diptych, whose answers are those asked of it
+directly, and `transformers serve` with a tiny random Qwen3-VL.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from diptych_client import Answer, AnswerOptions, Client, DetectionsResult, ModelFailure, NotReady
+from diptych_client.evaluation.locating import LABELS, drawn_scenes, located
+from diptych_client.geometry import BoxXyxy
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.running_service import RunningService, forked_service, free_port
+from tests.support.tiny_qwen import write_tiny_qwen
+from tests.support.waiting import running_program
+
+FAR = "far-paligemma"
+DOWN = "down"
+IMAGE = ROOT / "service/web/samples/scene.png"
+FIND = ("open_vocabulary_detection", {"labels": ["circle", "blue triangle"]})
+Fault = Callable[[float, float, int, int], tuple[float, float]]  # of a point, width and height
+# what an engine may do to the points of boxes, and the words that name it
+FAULTS: dict[str, Fault] = {
+    "right within": lambda x, y, _width, _height: (x, y),
+    "x and y are swapped": lambda x, y, w, h: (y * w / h, x * h / w),
+    "pads images to squares, around": lambda x, y, w, h: (
+        (x + (max(w, h) - w) / 2) * w / max(w, h),
+        (y + (max(w, h) - h) / 2) * h / max(w, h),
+    ),
+    "pads images to squares, right": lambda x, y, w, h: (x * w / max(w, h), y * h / max(w, h)),
+    "times as far": lambda x, y, _width, _height: (0.7 * x, 0.7 * y),
+    "in pixels of images resized to": lambda x, y, w, h: (x * 448 / w, y * 448 / h),
+    "moved by 0.04 of the height": lambda x, y, _width, h: (x, y + 0.04 * h),
+}
+QUESTIONS: list[tuple[str, dict[str, Any]]] = [
+    FIND,
+    ("captioning", {"detail": "detailed"}),
+    ("phrase_grounding", {"phrases": ["orange circle"]}),
+    ("ocr", {}),
+    ("visual_question_answering", {"question": "how many shapes are there?"}),
+]
+
+
+def settings_of(file: Path, **urls: tuple[str, str, str]) -> dict[str, str]:
+    """Return the settings of a service whose engines have these URLs, models and dialects."""
+    rows = []
+    for model_id, (url, model, dialect) in urls.items():
+        row = {"id": model_id.replace("_", "-"), "family": "openai", "url": url}
+        rows.append({**row, "model": model, "dialect": dialect})
+    file.write_text(json.dumps({"models": rows}), encoding="utf-8")
+    return {"DIPTYCH_MODELS": "florence-2-mini", "DIPTYCH_REMOTE_MODELS": str(file)}
+
+
+@pytest.fixture(scope="module")
+def near(exported: ModelStore, folder: Path, service: RunningService) -> Iterator[RunningService]:
+    """A service with one model of its own, one of `service`, and one whose engine is down."""
+    settings = settings_of(
+        folder / "remote.yaml",
+        far_paligemma=(f"{service.url}/v1", "paligemma-mini", "diptych"),
+        down=("http://127.0.0.1:1/v1", "nobody", "gemma"),
+    )
+    with forked_service(exported.home, folder / "near.log", **settings) as running:
+        yield running
+
+
+@pytest.mark.parametrize("interface", ["rest", "grpc"])
+def test_answers_are_those_of_the_engine(
+    service: RunningService, near: RunningService, interface: str
+) -> None:
+    url = near.url if interface == "rest" else f"grpc://{near.grpc_address}"
+    with Client(service.url) as direct, Client(url) as client:
+        for task, parameters in QUESTIONS:
+            expected = direct.predict(IMAGE, task, parameters, model="paligemma-mini")
+            assert client.predict(IMAGE, task, parameters, model=FAR).result == expected.result
+            *_, streamed = client.stream(IMAGE, task, parameters, model=FAR)
+            assert isinstance(streamed, Answer)
+            assert streamed.result == expected.result
+        options = AnswerOptions(tiles="2x2")
+        expected = direct.predict(IMAGE, *FIND, model="paligemma-mini", options=options)
+        tiled = client.predict(IMAGE, *FIND, model=FAR, options=options)
+    assert isinstance(tiled.result, DetectionsResult)
+    assert isinstance(expected.result, DetectionsResult)
+    assert len(tiled.result.detections) == len(expected.result.detections) > 0
+
+
+def test_engine_that_is_down_fails_alone(near: RunningService) -> None:
+    with Client(near.url) as client:
+        comparison = client.compare(IMAGE, *FIND)
+        assert [model.id for model in client.models()] == ["florence-2-mini", FAR, DOWN]
+    *answers, failed = comparison.answers
+    assert [answer.model for answer in answers] == ["florence-2-mini", FAR]
+    assert isinstance(failed, ModelFailure)
+    assert (failed.model, failed.error.code) == (DOWN, "not_ready")
+    assert "the engine of down is not ready" in near.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", ["florence-2-mini", FAR])
+def test_misplaced_boxes_are_named(near: RunningService, model: str) -> None:
+    task, parameters = FIND[0], {"labels": list(LABELS)}
+    scenes = list(drawn_scenes(60))
+    images = [scene.image for scene in scenes]
+    with Client(near.url) as client:
+        answers = list(client.predict_many(images, task, parameters, model=model))
+    for words, fault in FAULTS.items():
+        location = located(scenes, [misplaced(answer, fault) for answer in answers])
+        assert words in str(location)
+        assert bool(location.problem) == (words != "right within")
+
+
+def misplaced(answer: Any, fault: Fault) -> Answer:
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.result, DetectionsResult)
+    width, height = answer.image.width, answer.image.height
+
+    def moved(box: BoxXyxy) -> BoxXyxy:
+        x1, y1 = fault(box[0], box[1], width, height)
+        x2, y2 = fault(box[2], box[3], width, height)
+        return (x1, y1, min(x2, width), min(y2, height))
+
+    detections = []
+    for detection in answer.result.detections:
+        detections.append(replace(detection, box_xyxy=moved(detection.box_xyxy)))
+    return replace(answer, result=DetectionsResult(tuple(detections)))
+
+
+@pytest.mark.long
+def test_transformers_serve(exported: ModelStore, folder: Path) -> None:
+    """Text streams, boxes of a random model are none, and a kill in the middle is an error."""
+    model = str(folder / "tiny-qwen")
+    write_tiny_qwen(Path(model))
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", model]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
+    settings = settings_of(folder / "qwen.yaml", qwen=(f"{url}/v1", model, "qwen3-vl"))
+
+    def is_ready() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{url}/v1/models").is_success
+        return False
+
+    log = folder / "transformers.log"
+    with (
+        running_program(command, is_ready, log, {"HF_HUB_OFFLINE": "1"}) as engine,
+        forked_service(exported.home, folder / "qwen.log", **settings) as service,
+        Client(service.url, max_retries=0) as client,
+    ):
+        options = AnswerOptions(max_new_tokens=30)
+        *pieces, answer = client.stream(IMAGE, "captioning", model="qwen", options=options)
+        assert isinstance(answer, Answer)
+        assert "".join(map(str, pieces)) == answer.raw_text
+        assert answer.usage.generated_tokens == 30
+        boxes = client.predict(IMAGE, *FIND, model="qwen", options=options)
+        assert boxes.result == DetectionsResult(())
+        options = AnswerOptions(max_new_tokens=1000)
+        stream = client.stream(IMAGE, "captioning", model="qwen", options=options)
+        next(stream)
+        engine.kill()
+        with pytest.raises(NotReady, match="the engine of qwen"):
+            list(stream)
+        assert client.predict(IMAGE, "ocr", model="florence-2-mini").finish_reason == "stop"

@@ -1,0 +1,161 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.catalog import CatalogEntry, CatalogError, Dialect, parse_entry
+from tasks.families import FAMILIES
+from tasks.openai.parsing import written_objects
+from tasks.parsing import GeneratedText
+from tasks.results import DetectionsResult, Result, TextResult
+from tasks.table import TASKS, TaskParameters, parse_parameters
+from tests.support.answers import generated
+
+SIZE_WH = (2000, 500)
+FIND = "open_vocabulary_detection"
+LANGUAGE = FAMILIES["openai"]
+ROW = {"id": "far", "family": "openai", "url": "http://a:1/v1", "model": "org/m"}
+
+
+def entry_of(dialect: Dialect = "qwen3-vl", **fields: Any) -> CatalogEntry:
+    return parse_entry({**ROW, "dialect": dialect, **fields})
+
+
+def prompt(task_id: str, dialect: Dialect = "qwen3-vl", **values: Any) -> str:
+    parameters = parse_parameters(TASKS[task_id], values)
+    ((segment,),) = LANGUAGE.task_prompts(entry_of(dialect), task_id, parameters, SIZE_WH)
+    assert not segment.is_control
+    return segment.text
+
+
+def parse(
+    text: str | GeneratedText,
+    dialect: Dialect = "qwen3-vl",
+    task_id: str = FIND,
+    labels: tuple[str, ...] = ("cat", "Red Car"),
+) -> Result:
+    answer = GeneratedText(text, (), (), "stop") if isinstance(text, str) else text
+    parameters = TaskParameters(labels=labels)
+    entry = entry_of(dialect)
+    return LANGUAGE.parse_answer(entry, task_id, parameters, [answer], SIZE_WH, "polygon", None)
+
+
+def boxes(result: Result) -> list[tuple[str, list[float]]]:
+    assert isinstance(result, DetectionsResult)
+    return [(item.label, [round(side, 3) for side in item.box]) for item in result.detections]
+
+
+def test_prompts() -> None:
+    named = prompt(FIND, labels=["cat", 'a "b"'])
+    assert 'categories: "cat", "a \\"b\\"". For each, report bbox' in named
+    assert prompt(FIND, "gemma", labels=["cat"]).startswith('Detect "cat". Output a JSON list.')
+    assert "every object in the image" in prompt("object_detection")
+    assert "sentence: two cats" in prompt("phrase_grounding", caption="two cats")
+    assert prompt("captioning", detail="detailed", language="de").endswith("with the code de.")
+    assert prompt("visual_question_answering", question="why?") == "why?"
+    fields = json.loads(prompt(FIND, "diptych", labels=["Käse"]))
+    assert fields == {"task": FIND, "labels": ["Käse"]}
+
+
+def test_schema_is_that_of_the_prompt() -> None:
+    parameters = TaskParameters(labels=("cat",))
+    grammars = []
+    for dialect in ("qwen3-vl", "gemma", "diptych"):
+        entry = parse_entry({**ROW, "dialect": dialect})
+        grammars.append(LANGUAGE.answer_grammar(entry, FIND, parameters))
+        assert LANGUAGE.answer_grammar(entry, "ocr", parameters) is None
+    qwen, gemma, diptych = grammars
+    assert qwen is not None
+    assert gemma == qwen.replace("bbox_2d", "box_2d")
+    assert json.loads(qwen)["items"]["properties"]["label"]["enum"] == ["cat"]
+    assert diptych is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[{"bbox_2d": [0, 100, 500, 1000], "label": "cat"}]', [("cat", [0, 50, 1000, 500])]),
+        ('```json\n{"bbox_2d":[0,0,1,2]}\n``` done', [("", [0, 0, 2, 1])]),
+        ('{"label": "A CAT", "bbox_2d": [5, 6, 3, 4]}', [("cat", [6, 2, 10, 3])]),
+        (
+            '{"bbox_2d": [[0,0,1,1], [2,2,3,3], [4]], "label": "x"}',
+            [("x", [0, 0, 2, 0.5]), ("x", [4, 1, 6, 1.5])],
+        ),
+        ('{"bbox_2d": [0.5, 1, 1500, 2], "label": "dog"}', [("dog", [1, 0.5, 2000, 1])]),
+        ('{"bbox_2d": [1, 1, 1, 9], "label": "no area"}', []),
+        ('{"bbox_2d": [1, 2, 3], "label": "three"}', []),
+        ('{"box_2d": [1, 2, 3, 4], "label": "another dialect"}', []),
+        ('{"bbox_2d": [x1, y1, x2, y2], "label": "the form itself"}', []),
+        (
+            '{"bbox_2d": [0, 0, 1, 1], "names": {"zh": "\\u732b", "en": "cat"}}',
+            [("猫", [0, 0, 2, 0.5])],
+        ),
+        ('{ {"bbox_2d": [0, 0, 1, 1], "label": "a } b"}', [("a } b", [0, 0, 2, 0.5])]),
+        ('{"bbox_2d": [0, 0, 1, 1], "label": "cut', []),
+        ("I see no cats.", []),
+    ],
+)
+def test_boxes(text: str, expected: list[tuple[str, list[float]]]) -> None:
+    assert boxes(parse(text)) == expected
+
+
+def test_order_and_frame_of_gemma() -> None:
+    text = '[{"box_2d": [100, 0, 1000, 500], "label": "cat"}]'
+    assert boxes(parse(text, "gemma")) == [("cat", [0, 50, 1000, 500])]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_parsed"),
+    [("[]", True), ("```json\n[ ]\n```", True), ("", False), ("none", False), ("{}", False)],
+)
+def test_nothing_is_told_from_prose(text: str, is_parsed: bool) -> None:
+    assert parse(text) == DetectionsResult((), is_parsed)
+
+
+def test_scores_are_of_label_and_coordinates() -> None:
+    logprobs = {'"cat"}': -1.0, "[1,": -0.2, "2]": -0.4}
+    answer = generated('{"bbox_2d": [1, 2, 3, 9], "label": "cat"}', lambda t: logprobs.get(t, -0.3))
+    result = parse(answer)
+    assert isinstance(result, DetectionsResult)
+    (detection,) = result.detections
+    assert detection.score == pytest.approx(
+        2.718281828 ** -(1.0 + (0.2 + 0.3 + 0.3 + 0.3) / 4), 0.1
+    )
+
+
+def test_typed_results_of_a_diptych() -> None:
+    text = '{"detections": [{"box": [1, 2, 3, 4], "label": "cat", "score": null}]}'
+    assert boxes(parse(text, "diptych")) == [("cat", [1, 2, 3, 4])]
+    assert parse("oops", "diptych") == DetectionsResult((), is_parsed=False)
+    assert parse('{"text": "hi"}', "diptych", "ocr") == TextResult("hi", is_parsed=True)
+    assert parse("oops", "diptych", "ocr") == TextResult("", is_parsed=False)
+
+
+def test_thoughts_are_not_the_text() -> None:
+    text = "<think>The sign</think>\n\nSTOP"
+    assert parse(text, task_id="ocr") == TextResult("STOP", is_parsed=True)
+
+
+@given(st.text('{}[],:"\\ 0123456789abel_2dbox', max_size=60))
+def test_any_text_is_read(text: str) -> None:
+    for item in written_objects(text, "bbox_2d"):
+        assert all(text[start:end] for _, (start, end) in item.coordinates)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dialect": "french"}, "dialect"),
+        ({"url": "ftp://a"}, "url"),
+        ({"url": "http://user@a/v1"}, "url"),
+        ({"api_key_env": "a b"}, "api_key_env"),
+        ({"model": ""}, "engine.model"),
+        ({"tasks": {"none": None}}, "none"),
+        ({"family": "florence2"}, "source: Field required"),
+    ],
+)
+def test_bad_entry_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        parse_entry({**ROW, "dialect": "gemma", **change})
