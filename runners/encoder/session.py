@@ -82,6 +82,7 @@ _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_s
 
 Images = Sequence[Pixels] | Pixels  # B times (H, W, 3), resized RGB
 Staged = Future[int]  # the place of an image whose copy to the device is launched
+MaybeStaged = Sequence[Pixels | Staged] | Pixels
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
@@ -169,13 +170,11 @@ class FixedBatches:
         self._wait_for_copies()  # before the memory of rows is reused
         return features
 
-    def encode_rows(self, images: Sequence[Pixels | Staged] | Pixels) -> list[Tensor]:
-        """Return the features (N, C) of each image, in memory of its own: the cache would keep the
-        whole batch for a view.
-        """
+    def encode_rows(self, images: MaybeStaged) -> list[Tensor]:
+        """Return the features (N, C) of each image: a view would keep the whole batch alive."""
         return self._thread.submit(self._encode, images).result()
 
-    def _encode(self, images: Sequence[Pixels | Staged] | Pixels) -> list[Tensor]:
+    def _encode(self, images: MaybeStaged) -> list[Tensor]:
         rows: list[Tensor] = []
         for part in split_batch(len(images), self.sizes):
             rows.extend(map(torch.clone, self._replay(images[part])))
@@ -252,14 +251,14 @@ class FixedBatches:
                 message = "%s: too little memory for batches of %d images: %s"
                 logger.warning(message, self._name, size, str(error))
 
-    def _replay(self, images: Sequence[Pixels | Staged] | Pixels) -> Tensor:
+    def _replay(self, images: MaybeStaged) -> Tensor:
         """Return the features (B, N, C) of images; the next call overwrites them."""
         size = len(images)
-        staged: list[Staged] = []
+        staged: list[Staged] = []  # all copies are launched before the first is awaited
         for place, image in enumerate(images):
             staged.append(image if isinstance(image, Future) else self.stage(place, image))
-        for model_input, image in zip(self._pixels, staged, strict=False):
-            place = image.result()
+        for model_input, copied in zip(self._pixels, staged, strict=False):
+            place = copied.result()
             if self._copied:
                 self._copied[place].wait()
             model_input.copy_(self._staged[place], non_blocking=True)
@@ -312,9 +311,9 @@ def load_encoder(
         return CpuBatches(_open_session(file, num_threads), precision == "int8")
     # without a GPU, ONNX Runtime says what is missing
     if torch.cuda.is_available():
-        provider = choose_provider(cuda.provider, torch.cuda.get_device_capability())
-        if provider == "tensorrt":  # it lacks the fused operators of the float16 graph
-            file = folder / VISION_ENCODER_FILE
+        capability = torch.cuda.get_device_capability()
+        if choose_provider(cuda.provider, capability) == "tensorrt":
+            file = folder / VISION_ENCODER_FILE  # it lacks the fused operators of the float16 graph
             options = tensorrt_options(folder, precision, cuda.max_batch_size)
             cuda = replace(cuda, tensorrt=options)
     batches = FixedBatches(partial(_open_session, file, num_threads, cuda), device, cuda)
