@@ -71,9 +71,9 @@ class _Completion:
     def receive(self, chunk: Mapping[str, Any]) -> str:
         """Add a chunk or a whole completion; return its text. Raise ValueError for another form."""
         try:
-            usage = chunk.get("usage") or {}
-            self.num_prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self.num_generated_tokens = int(usage.get("completion_tokens") or 0)
+            if usage := chunk.get("usage"):
+                self.num_prompt_tokens = int(usage["prompt_tokens"])
+                self.num_generated_tokens = int(usage["completion_tokens"])
             choices = chunk.get("choices")
             return self._receive_choice(choices[0]) if choices else ""
         except (AttributeError, LookupError, TypeError) as error:

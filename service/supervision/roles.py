@@ -14,6 +14,7 @@ from typing import Literal
 from runners.options import runner_name
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
+from service.inference.engine_calls import EngineClient
 from service.inference.served_models import (
     adapters_of,
     chosen_precisions,
@@ -113,7 +114,9 @@ def check(role: Role, settings: Settings) -> None:
             Store(settings.batches_folder).prepare()
     for entry in served_entries(settings):
         if entry.engine is not None:
-            engine_model(entry, settings)
+            if not role.is_runner:
+                engine_model(entry, settings)
+                EngineClient(entry.id, entry.engine)
             continue
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)
