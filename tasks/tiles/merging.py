@@ -3,9 +3,9 @@
 Each object is returned once, in pixels of the image. A part of an object is joined with the part on
 the other side of an inner edge that cuts both: masks as their union, a line of text as one line.
 Of the boxes of one object the one that no inner edge cuts is kept, then the one with the best
-score. Two boxes of one view are never the same object: the model distinguished them. A part within
-a box that is not cut is dropped whatever its label: a model names a part of a circle otherwise. So
-is a cut box whose place another tile sees whole.
+score; of the readings of a line, the one with the most characters that are right by its score. A
+part within a box that is not cut is dropped whatever its label: a model names a part of a circle
+otherwise. So is a cut box whose place another tile sees whole, and a cut line if that tile has one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +44,8 @@ MAX_OBJECTS = 20_000  # found in all views; that many take a second
 _EDGE_SHARE = 0.02  # share of a tile's longer side
 _MIN_IOU = 0.5
 _MIN_COVERED = 0.8  # share of the smaller box
+_MIN_PART = 0.5  # share of a cut box
+_MIN_LINE = 0.25  # share of the smaller box; lines above each other have less in common
 _MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
 _MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
 _BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
@@ -85,6 +87,7 @@ class FoundBox:
     label: str  # '' if boxes are compared with all others
     views: frozenset[int]  # 0 is the whole image
     cut: tuple[bool, bool, bool, bool]  # sides that an inner edge cuts: left, top, right, bottom
+    seen: PixelBox  # its view, or the box around the views of its parts
     is_joined: bool = False
 
 
@@ -124,14 +127,18 @@ def _merged_objects(
             is_named = not isinstance(item, TextRegion) and task_id != _TASK_OF_CAPTIONS
             label = label_of(item) if is_named else ""
             cut = cut_sides(box, view.box, image_size_wh, slack_px)
-            boxes.append(FoundBox(item, box, label, frozenset({index}), cut))
+            boxes.append(FoundBox(item, box, label, frozenset({index}), cut, view.box))
     num_too_many = max(0, len(boxes) - MAX_OBJECTS)
     if num_too_many:
         surest = sorted(range(len(boxes)), key=lambda index: -rank_of(boxes[index].item))
         boxes = [boxes[index] for index in sorted(surest[:MAX_OBJECTS])]
     num_found = len(boxes)
     is_text = isinstance(views[0].result, TextRegionsResult)
-    if not is_text:
+    if is_text:
+        lines = [box for box in boxes if 0 not in box.views]
+        of_whole = boxes[: len(boxes) - len(lines)]
+        boxes = of_whole + [lines[index] for index in survivors(lines, is_text)]
+    else:
         are_seen = seen_whole(boxes, tiles, image_size_wh, slack_px)
         boxes = [boxes[index] for index in np.flatnonzero(~are_seen)]
     objects: list[FoundBox] = []
@@ -213,19 +220,16 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     cut = (left.cut[0], top.cut[1], right.cut[2], bottom.cut[3])
     views = frozenset[int]().union(*map(attrgetter("views"), parts))
     item = _joined_object(list(map(attrgetter("item"), parts)), box)
-    return FoundBox(item, box, parts[0].label, views, cut, is_joined=True)
+    seen = (left.seen[0], top.seen[1], right.seen[2], bottom.seen[3])
+    return FoundBox(item, box, parts[0].label, views, cut, seen, is_joined=True)
 
 
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
-    last = parts[-1]
-    score = min(map(attrgetter("score"), parts))
-    if isinstance(first, TextRegion) and isinstance(last, TextRegion):
-        top_left, _, _, bottom_left = first.quad
-        _, top_right, bottom_right, _ = last.quad
-        quad = (top_left, top_right, bottom_right, bottom_left)
-        return TextRegion(quad, reduce(joined_line, map(label_of, parts)), score)
+    score = min(parts, key=rank_of).score
+    if isinstance(first, TextRegion):
+        return reduce(_joined_lines, [part for part in parts if isinstance(part, TextRegion)])
     if isinstance(first, Instance):
         mask = first.mask and unite_masks(list(map(attrgetter("mask"), parts)))
         polygons = first.polygons
@@ -236,27 +240,42 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     return replace(first, box=box, score=score)
 
 
-def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
-    """Return the indices of the boxes that are kept, one for each object, in order.
+def _joined_lines(left: TextRegion, right: TextRegion) -> TextRegion:
+    x1, _, x2, _ = box_of(left)
+    x3, _, x4, _ = box_of(right)
+    num_common_chars = (x2 - x3) / (x2 - x1 + x4 - x3) * len(left.text + right.text)
+    top_left, _, _, bottom_left = left.quad
+    _, top_right, bottom_right, _ = right.quad
+    quad = (top_left, top_right, bottom_right, bottom_left)
+    text = joined_line(left.text, right.text, num_common_chars)
+    return TextRegion(quad, text, min(left.score, right.score))
 
-    Joined parts of an object yield to a view that saw all of it. Joined lines of text do not: a
-    view that sees more of a line reads it less well.
-    """
+
+def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
+    """Return the indices of the boxes that are kept, one for each object, in order."""
 
     def rank(index: int) -> tuple[bool, bool, float]:
         box = boxes[index]
-        return any(box.cut), box.is_joined and not is_text, -rank_of(box.item)
+        if isinstance(box.item, TextRegion):
+            return False, False, -box.item.score * len(box.item.text)
+        return any(box.cut), box.is_joined, -rank_of(box.item)  # a view that saw all is better
 
     order = sorted(range(len(boxes)), key=rank)
     arrays = BoxArrays.of([boxes[index] for index in order])
-    min_area_ratio = 0.0 if is_text else _MIN_AREA_RATIO
+    are_masks = any(isinstance(box.item, Instance) for box in boxes)
     are_kept = np.ones(len(boxes), dtype=np.bool_)
     for better, worse in near_pairs(arrays.low, arrays.high, are_kept):
-        are_others = arrays.views[better] != arrays.views[worse]
-        pair = better[are_others], worse[are_others]
-        is_same = arrays.same_objects(*pair, min_area_ratio)
-        for one, other in zip(*(indices[is_same].tolist() for indices in pair), strict=True):
-            if are_kept[one] and boxes[order[one]].views.isdisjoint(boxes[order[other]].views):
+        are_duplicates = arrays.are_duplicates(better, worse)
+        if is_text:
+            are_same = are_duplicates | arrays.are_parts_of_lines(worse, better)
+        else:
+            are_same = are_duplicates | arrays.are_parts(worse, better, are_masks)
+        # Two boxes without names in one view are two objects: the model distinguished them
+        are_duplicates &= arrays.labels[better] > 0
+        rows = np.column_stack([better, worse, are_duplicates])[are_same]
+        for one, other, is_duplicate in rows.tolist():
+            views = boxes[order[one]].views
+            if are_kept[one] and (is_duplicate or views.isdisjoint(boxes[order[other]].views)):
                 are_kept[other] = False
     return sorted(order[index] for index in np.flatnonzero(are_kept))
 
@@ -282,24 +301,22 @@ class BoxArrays:
     low: Floats  # (N, 2)
     high: Floats  # (N, 2)
     areas: Floats
-    labels: Floats  # equal for equal labels
-    views: Floats  # equal for equal views
+    labels: Floats  # equal for equal labels, 0 for ''
     are_cut: Flags  # (N, 4)
+    seen: Floats  # (N, 4)
 
     @classmethod
     def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
-        numbers: dict[str | frozenset[int], int] = {}
+        numbers = {"": 0}
         rows: list[tuple[float, ...]] = []
         for box in boxes:
             label = numbers.setdefault(box.label, len(numbers))
-            views = numbers.setdefault(box.views, len(numbers))
-            rows.append((*box.box, label, views, *box.cut))
-        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 10)
+            rows.append((*box.box, label, *box.cut, *box.seen))
+        columns = np.asarray(rows, dtype=np.float64).reshape(-1, 13)
         low = columns[:, :2]
         high = columns[:, 2:4]
         areas = (high - low).prod(axis=1)
-        labels, views = columns[:, 4:6].T
-        return cls(low, high, areas, labels, views, columns[:, 6:] > 0)
+        return cls(low, high, areas, columns[:, 4], columns[:, 5:9] > 0, columns[:, 9:])
 
     def continuations(self, axis: int, slack_px: float, may_overlap: Flags) -> Floats:
         """Return the pairs of a box and one that begins before its end and goes on beyond, (N, 3).
@@ -330,28 +347,39 @@ class BoxArrays:
                 continuations.append(rows)
         return np.concatenate(continuations)
 
-    def same_objects(self, better: Indices, worse: Indices, min_area_ratio: float) -> Flags:
-        """Return which pairs are of one object; a box that is cut is never the better of others."""
-        ends = np.minimum(self.high[better], self.high[worse])
-        starts = np.maximum(self.low[better], self.low[worse])
-        shared = np.clip(ends - starts, 0, None).prod(axis=1)
-        better_areas = self.areas[better]
-        worse_areas = self.areas[worse]
-        smaller = np.minimum(better_areas, worse_areas)
-        are_cut = np.any(self.are_cut, axis=1)
-        worse_is_smaller = worse_areas <= better_areas
-        smaller_is_cut = np.where(worse_is_smaller, are_cut[worse], are_cut[better])
-        is_covered = shared >= _MIN_COVERED * smaller
-        is_part = smaller_is_cut | (
-            smaller >= min_area_ratio * np.maximum(better_areas, worse_areas)
-        )
-        is_same_box = shared >= _MIN_IOU * (better_areas + worse_areas - shared)
-        is_same: Flags = is_same_box | (is_covered & is_part)
-        is_same &= self.labels[better] == self.labels[worse]
-        # a part looks like something else
-        is_same |= is_covered & worse_is_smaller & are_cut[worse] & ~are_cut[better]
-        is_same &= shared > 0
-        return is_same
+    def shared_areas(self, one: Indices, other: Indices) -> Floats:
+        ends = np.minimum(self.high[one], self.high[other])
+        starts = np.maximum(self.low[one], self.low[other])
+        shared: Floats = np.clip(ends - starts, 0, None).prod(axis=1)
+        shared[shared == 0] = -1  # so that a box without an area has no share of another one
+        return shared
+
+    def are_duplicates(self, one: Indices, other: Indices) -> Flags:
+        shared = self.shared_areas(one, other)
+        is_same: Flags = self.labels[one] == self.labels[other]
+        return is_same & (shared >= _MIN_IOU * (self.areas[one] + self.areas[other] - shared))
+
+    def are_parts(self, parts: Indices, wholes: Indices, are_masks: bool) -> Flags:
+        """Return which boxes are parts of others, which no inner edge cuts."""
+        shared = self.shared_areas(parts, wholes)
+        areas = self.areas[parts]
+        is_cut = self.are_cut[parts].any(axis=1)
+        is_covered = shared >= _MIN_COVERED * areas
+        is_part = is_covered & (areas >= _MIN_AREA_RATIO * self.areas[wholes])
+        is_part |= (shared >= _MIN_PART * areas) & (is_cut | are_masks)  # a phrase is one object
+        is_part &= self.labels[parts] == self.labels[wholes]
+        is_part |= is_covered & is_cut  # a part looks like something else
+        return np.logical_and(is_part, ~self.are_cut[wholes].any(axis=1))
+
+    def are_parts_of_lines(self, parts: Indices, lines: Indices) -> Flags:
+        """Return which lines have the place of others, or are cut where another view has a line."""
+        shared = self.shared_areas(parts, lines)
+        is_seen = self.low[parts] >= self.seen[lines, :2]
+        is_seen &= self.high[parts] <= self.seen[lines, 2:]
+        is_part = is_seen.all(axis=1) & self.are_cut[parts].any(axis=1)
+        smaller_areas = np.minimum(self.areas[parts], self.areas[lines])
+        is_part &= ~self.are_cut[lines].any(axis=1) & (shared >= _MIN_LINE * smaller_areas)
+        return np.logical_or(is_part, shared >= _MIN_COVERED * smaller_areas)
 
 
 def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:

@@ -6,13 +6,25 @@ from itertools import chain
 from tasks.results import BoxXyxy
 
 _MIN_SHARED_CHARS = 2  # a shorter end of a word is found at the start of any other
+_MIN_WORD_SHARE = 0.25  # share of the shorter of two readings of one word
 _MIN_ROW_OVERLAP = 0.5  # share of the lower of two boxes on one line
 
 
-def joined_line(left: str, right: str) -> str:
-    """Return two readings of a line of text, whose right one begins within the left one, as one."""
-    shared = _continued(left, right)
-    return f"{left} {right}".strip() if shared is None else shared
+def joined_line(left: str, right: str, num_common_chars: float = 0.0) -> str:
+    """Return two readings of a line of text, whose right one begins within the left one, as one.
+
+    About `num_common_chars` of both are at the same place: of two words there that differ, the
+    shorter one is cut.
+    """
+    line = _continued(left, right)
+    if line is None:
+        first = left.split()
+        second = right.split()
+        num_chars = min(len(first[-1]), len(second[0])) if first and second else 0
+        if num_chars and num_common_chars >= _MIN_WORD_SHARE * num_chars:
+            first[-1] = max(first[-1], second.pop(0), key=len)
+        line = " ".join(chain(first, second))
+    return line
 
 
 def reading_order(boxes: Sequence[BoxXyxy]) -> list[list[int]]:

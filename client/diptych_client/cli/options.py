@@ -143,7 +143,8 @@ class TaskOptions:
     def note_cost(self) -> None:
         if self.tiles == "auto":
             cost = "up to DIPTYCH_MAX_TILES tiles an image (64 by default), each costs an image"
-            logging.getLogger("diptych_client").info("tiles auto: %s; --tiles 16 asks fewer", cost)
+            less = "--tiles 16 or a larger --min-object-px asks fewer"
+            logging.getLogger("diptych_client").info("tiles auto: %s; %s", cost, less)
 
     def parameters(self) -> TaskParameters:
         lists = {"labels": listed(self.labels), "phrases": listed(self.phrases)}

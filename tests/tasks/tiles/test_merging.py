@@ -1,5 +1,6 @@
 """Results of views in pixels of the image, each object once; two tiles of 100 x 100."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ Sides = tuple[bool, bool, bool, bool]
 
 
 def part_of(view: int, box: BoxXyxy, cut: Sides, label: str = "a", score: float = 0.5) -> FoundBox:
-    return FoundBox(Detection(box, label, score), box, label, frozenset({view}), cut)
+    item = Detection(box, label, score)
+    return FoundBox(item, box, label, frozenset({view}), cut, VIEWS[view])
 
 
 def box_of(view: int, box: BoxXyxy, label: str = "a", score: float = 0.5) -> FoundBox:
@@ -125,12 +127,16 @@ def test_joined_parts() -> None:
     assert joined([PART]) is PART
     top = part_of(1, (10, 10, 50, 40), (True, False, False, True))
     bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True), score=0.4)
+    bottom = replace(bottom, seen=(80, 5, 180, 120))
     cut = (True, False, False, True)
     box = (10, 10, 60, 80)
     item = Detection(box, "a", 0.4)
-    assert joined([top, bottom]) == FoundBox(item, box, "a", frozenset({1, 2}), cut, True)
+    views = frozenset({1, 2})
+    assert joined([top, bottom]) == FoundBox(item, box, "a", views, cut, (0, 0, 180, 120), True)
     bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
     assert joined([bottom, top]).cut == (True, False, True, False)
+    unscored = [replace(part, item=replace(part.item, score=None)) for part in (top, bottom)]
+    assert joined(unscored).item.score is None
     right = part_of(2, (20, 0, 60, 20), UNCUT)  # begins higher
     assert joined([top, right]).box == (10, 0, 60, 40)
 
@@ -138,9 +144,13 @@ def test_joined_parts() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        # the same object in two views: the better one stays, of the same view both
+        # the same object in two views, or twice in one: the better one stays
         (box_of(0, (10, 10, 50, 50)), box_of(1, (12, 10, 50, 50), score=0.6), [1]),
-        (box_of(1, (10, 10, 50, 50)), box_of(1, (12, 10, 50, 50), score=0.6), [0, 1]),
+        (box_of(1, (0, 0, 20, 30)), box_of(1, (0, 10, 20, 40), score=0.6), [1]),
+        # in one view, but without a name, with less than half in common, or within the other
+        (box_of(1, (10, 10, 50, 50), ""), box_of(1, (12, 10, 50, 50), "", score=0.6), [0, 1]),
+        (box_of(1, (0, 0, 20, 30)), box_of(1, (0, 11, 20, 41), score=0.6), [0, 1]),
+        (box_of(1, (0, 0, 40, 40)), box_of(1, (0, 0, 30, 20), score=0.4), [0, 1]),
         (box_of(0, (10, 10, 50, 50)), box_of(1, (10, 10, 50, 50), label="b"), [0, 1]),
         # an object that an edge cuts is worse than one that is whole
         (box_of(0, (60, 10, 140, 50)), box_of(1, (60, 10, 100, 50), score=0.9), [0]),
@@ -148,9 +158,17 @@ def test_joined_parts() -> None:
         # half of either box is shared, and less than half
         (box_of(0, (0, 0, 20, 30)), box_of(1, (0, 10, 20, 40), score=0.6), [1]),
         (box_of(0, (0, 0, 20, 30)), box_of(1, (0, 11, 20, 41), score=0.6), [0, 1]),
-        # a quarter of a larger object is a part of it, and less is another object
-        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 0, 20, 20), score=0.6), [1]),
-        (box_of(0, (0, 0, 41, 40)), box_of(1, (0, 0, 20, 20), score=0.6), [0, 1]),
+        # a quarter of a larger object is a part of it unless it is surer, and less another object
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 0, 20, 20), score=0.4), [0]),
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 0, 20, 20), score=0.6), [0, 1]),
+        (box_of(0, (0, 0, 41, 40)), box_of(1, (0, 0, 20, 20), score=0.4), [0, 1]),
+        # half of a cut box is within one of its label
+        (box_of(0, (60, 10, 90, 50)), box_of(1, (80, 10, 100, 50), score=0.9), [0]),
+        (box_of(0, (60, 10, 89, 50)), box_of(1, (80, 10, 100, 50), score=0.9), [0, 1]),
+        (box_of(0, (60, 10, 90, 50)), box_of(1, (80, 10, 100, 50), label="b"), [0, 1]),
+        (box_of(2, (80, 10, 94, 50), score=0.4), box_of(1, (70, 10, 100, 50)), [0, 1]),
+        # boxes without an area have nothing in common
+        (box_of(0, (10, 10, 10, 50)), box_of(1, (10, 10, 10, 50)), [0, 1]),
         # four fifths of the smaller box are within the larger one
         (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 20, 40, 45), score=0.4), [0]),
         (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 21, 40, 46), score=0.4), [0, 1]),
@@ -164,11 +182,45 @@ def test_one_box_of_each_object(one: FoundBox, other: FoundBox, expected: list[i
 
 
 def test_joined_parts_and_a_view_of_all() -> None:
-    """A line of text of joined parts is not replaced."""
     parts = joined([box_of(1, (60, 20, 100, 60), score=0.9), box_of(2, (80, 20, 130, 60))])
     whole = box_of(0, (60, 20, 130, 60), score=0.1)
     assert survivors([parts, whole], is_text=False) == [1]
-    assert survivors([parts, whole], is_text=True) == [0]
+
+
+@pytest.mark.parametrize(
+    ("part", "line", "expected"),
+    [
+        ((84, 10, 99, 20), (90, 10, 130, 20), [1]),
+        ((80, 10, 99, 20), (90, 10, 130, 20), [1]),
+        ((79, 10, 99, 20), (90, 10, 130, 20), [0, 1]),  # begins before the tile of the line
+        ((84, 10, 97, 20), (90, 10, 130, 20), [0, 1]),  # not cut
+        ((84, 10, 100, 20), (96, 10, 130, 20), [1]),  # a quarter of it
+        ((84, 10, 100, 20), (96, 11, 130, 21), [0, 1]),
+        ((84, 10, 99, 20), (82, 14, 130, 24), [0, 1]),  # both are cut
+        ((84, 10, 99, 20), (82, 12, 130, 24), [1]),  # four fifths of it
+    ],
+)
+def test_part_of_a_line(part: BoxXyxy, line: BoxXyxy, expected: list[int]) -> None:
+    """It is dropped where the next tile, which sees all of its place, has a line."""
+    boxes: list[FoundBox] = []
+    mirrored: list[FoundBox] = []
+    for view, box, text in ((1, part, "ab"), (2, line, "abcd")):
+        region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), text, 0.5)
+        x1, y1, x2, y2 = box
+        boxes.append(replace(box_of(view, box, ""), item=region))
+        mirrored.append(replace(box_of(3 - view, (180 - x2, y1, 180 - x1, y2), ""), item=region))
+    assert survivors(boxes, is_text=True) == survivors(mirrored, is_text=True) == expected
+
+
+def test_parts_of_a_mask() -> None:
+    """A phrase is one object: half of a small part is within it, and no edge cuts the part."""
+
+    def instance(view: int, box: BoxXyxy) -> FoundBox:
+        return replace(box_of(view, box), item=Instance(box, "a", 0.5, (), None))
+
+    whole = instance(0, (0, 0, 90, 90))
+    assert survivors([whole, instance(1, (85, 10, 95, 20))], is_text=False) == [0]
+    assert survivors([whole, instance(1, (86, 10, 96, 20))], is_text=False) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +404,12 @@ PARTS = [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)]
             1,
         ),
         ([line("che qvick bnown", 10, 170, score=0.2)], *PARTS, "the quick brown fox", 2),
-        ([line("che qvick bnown", 8, 168, score=0.2)], *PARTS, "the quick brown fox", 2),
+        ([line("che qvick bnown", 8, 168, score=0.45)], *PARTS, "the quick brown fox", 2),
+        # a word that both tiles see is read once
+        ([], [line("MM", 84, 99, score=0.9)], [line("MILK", 84, 130)], "MILK", 1),
+        ([], [line("KILM", 84, 96, score=0.4)], [line("MILK", 86, 97)], "MILK", 1),
+        ([], [line("a big quay", 10, 99)], [line("quiz", 85, 130)], "a big quay", 1),
+        ([], [line("HELP", 60, 99)], [line("LO", 98, 130)], "HELP LO", 1),
         ([line("the quick brown fax", 10, 170, score=0.9)], *PARTS, "the quick brown fax", 2),
     ],
 )
