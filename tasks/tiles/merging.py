@@ -227,7 +227,7 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
-    score = min(parts, key=rank_of).score
+    least_sure = min(parts, key=rank_of)
     if isinstance(first, TextRegion):
         return reduce(_joined_lines, [part for part in parts if isinstance(part, TextRegion)])
     if isinstance(first, Instance):
@@ -235,9 +235,10 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
         polygons = first.polygons
         if polygons is not None:
             polygons = unite_rings(list(map(attrgetter("polygons"), parts)))
+        score = rank_of(least_sure)
         return replace(first, box=box, score=score, polygons=polygons, mask=mask)
     assert isinstance(first, Detection)
-    return replace(first, box=box, score=score)
+    return replace(first, box=box, score=least_sure.score)
 
 
 def _joined_lines(left: TextRegion, right: TextRegion) -> TextRegion:

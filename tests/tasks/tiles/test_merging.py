@@ -135,7 +135,7 @@ def test_joined_parts() -> None:
     assert joined([top, bottom]) == FoundBox(item, box, "a", views, cut, (0, 0, 180, 120), True)
     bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
     assert joined([bottom, top]).cut == (True, False, True, False)
-    unscored = [replace(part, item=replace(part.item, score=None)) for part in (top, bottom)]
+    unscored = [replace(part, item=Detection(part.box, "a", None)) for part in (top, bottom)]
     assert joined(unscored).item.score is None
     right = part_of(2, (20, 0, 60, 20), UNCUT)  # begins higher
     assert joined([top, right]).box == (10, 0, 60, 40)
