@@ -5,6 +5,7 @@ Commands, each with `--help`:
     python -m laboratory.evaluation      measure the accuracy of a running service on rendered
                                          scenes
     python -m laboratory.calibration     fit the calibrations of the embedded models' scores
+    python -m laboratory.label_errors    measure how `diptych review` finds errors put into labels
     python -m laboratory.tuning          write the scenes of the example of docs/fine-tuning.md
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)

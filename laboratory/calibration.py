@@ -121,18 +121,8 @@ def _fitted(url: str, model: str, task: str, dataset: Path, *options: str) -> di
     out = dataset.with_name(f"{model} {task} {dataset.name}")
     file = out.with_suffix(".json")
     diptych = Path(sys.executable).with_name("diptych")
-    command: list[str | Path] = [
-        diptych,
-        "--url",
-        url,
-        "evaluate",
-        dataset,
-        "--models",
-        model,
-        "--task",
-        task,
-    ]
-    command += ["--calibrate", file, "--gallery", "0", "--out", out, *options]
+    command: list[str | Path] = [diptych, "--url", url, "evaluate", dataset, "--models", model]
+    command += ["--task", task, "--calibrate", file, "--gallery", "0", "--out", out, *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
     (row,) = json.loads(file.read_text(encoding="utf-8"))["calibrations"]
     return dict(row)

@@ -24,18 +24,9 @@ from diptych_client.results import (
     TextRegionsResult,
     TextResult,
 )
-from export.scenes import (
-    CANVAS_PX,
-    COLORS,
-    SHAPES,
-    Scene,
-    SceneObject,
-    box_xyxy,
-    outline_xy,
-)
+from export.scenes import CANVAS_PX, COLORS, SHAPES, Scene, SceneObject, box_xyxy, outline_xy
 
 Parameters = Mapping[str, Any]
-
 
 _CANVAS = ImageSize(CANVAS_PX, CANVAS_PX)
 

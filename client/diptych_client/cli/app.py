@@ -39,6 +39,7 @@ from diptych_client.cli.options import (
     InputOptions,
     ModelIds,
     Overwrite,
+    ReportOptions,
     TaskOptions,
     listed,
     offered_task,
@@ -370,6 +371,31 @@ def evaluate(
 
     run = EvaluationRun(context.obj, dataset, options, dataset_options, input_options, task_options)
     raise typer.Exit(1 if run.run() else 0)
+
+
+@app.command()
+@with_options
+def review(
+    context: typer.Context,
+    dataset: DatasetPath,
+    options: ReportOptions,
+    dataset_options: DatasetOptions,
+    input_options: InputOptions,
+    task_options: TaskOptions,
+    merge: Annotated[Path | None, Option(help="Write DATASET with labels of this export.")] = None,
+) -> None:
+    """Rank images by how much models contradict their labels; write files to review them.
+
+    As `evaluate`, it resumes, and writes a report: its images are the most suspect ones, as in
+    review.json (COCO, for CVAT) and label_studio.json. `--merge` takes a person's labels back.
+    """
+    from diptych_client.cli.evaluate import EvaluationRun
+
+    parts = (dataset, EvaluateOptions(**asdict(options)), dataset_options, input_options)
+    run = EvaluationRun(context.obj, *parts, task_options, is_review=True)
+    if merge is None:
+        raise typer.Exit(1 if run.run() else 0)
+    run.merge(merge)
 
 
 @app.command()

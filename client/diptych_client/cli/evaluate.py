@@ -28,6 +28,7 @@ from diptych_client.cli.options import (
     output_folder,
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
+from diptych_client.evaluation.annotation import review
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.evaluator import (
     Evaluation,
@@ -46,13 +47,14 @@ from diptych_client.evaluation.questions import (
     AnswerLog,
     Asker,
     Form,
+    ObjectsTruth,
     Questionnaire,
     Sample,
     of_task,
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
-from diptych_client.inputs import ImageStore, Opening, open_images
+from diptych_client.inputs import Folder, ImageStore, Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
@@ -128,6 +130,7 @@ class EvaluationRun:
     dataset_options: DatasetOptions
     input_options: InputOptions
     task_options: TaskOptions
+    is_review: bool = False
 
     def run(self) -> int:
         """Evaluate the models, write the report and return the number of failed requests."""
@@ -137,6 +140,7 @@ class EvaluationRun:
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
             outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])
+            outputs.check(map(out.joinpath, review.FILES if self.is_review else ()))
             models = self._models()
             names = self._names(models)
             opening = self.input_options.opening(out)
@@ -148,6 +152,10 @@ class EvaluationRun:
             samples = list(questionnaire.samples(dataset))
             for line in plan_lines(dataset, questionnaire, samples):
                 logger.info(line)
+            if self.is_review and not any(
+                isinstance(sample.truth, ObjectsTruth) for sample in samples
+            ):
+                raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
             options = self.task_options.answer_options()
             log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
@@ -182,6 +190,10 @@ class EvaluationRun:
             counts = {"requests failed": failures.num_failures, **ignored}
             record = run_record(self.connection.url, settings, models, counts)
             evaluation = replace(evaluation, run=record)
+            if self.is_review:
+                reviewer = review.Reviewer(evaluator, samples, dataset.images)
+                ranked = reviewer.write(outputs, self.options.gallery)
+                evaluation = replace(evaluation, gallery=ranked)
             gallery = Gallery(dataset.store, evaluator, samples)
             document = write_report(outputs, evaluation, gallery)
             document |= {"report": str(report_files(out)[0]), "decided": verdict}
@@ -189,6 +201,22 @@ class EvaluationRun:
             if self.options.calibrate is not None:
                 self._calibrate(outputs, self.options.calibrate, models, evaluator)
         return failures.num_failures
+
+    def merge(self, export: Path) -> None:
+        """Write the dataset with the labels of the images that a person reviewed."""
+        out = output_folder(self.options.out, self.inputs, "merged")
+        opening = self.input_options.opening(out)
+        dataset = read_input(self.inputs, self.dataset_options, opening)
+        if not isinstance(dataset.store, Folder):
+            raise RunError(f"--merge needs images that are files; {dataset.name} is one file")
+        options = DatasetOptions(images=dataset.store.path)
+        reviewed = read_input([str(export)], options, replace(opening, work=out / "reviewed"))
+        images, num_changed = review.merged(dataset, reviewed)
+        with Outputs(out, self.input_options.overwrite) as outputs:
+            note_problems(opening.problems, outputs)
+            lines = "".join(json.dumps(review.row_of(labelled)) + "\n" for labelled in images)
+            path = outputs.write(out / "merged.jsonl", lines)
+        echo(f"{num_changed} of {len(images)} images have other labels in {path}")
 
     def _dataset(self, opening: Opening) -> Dataset:
         dataset = read_input(self.inputs, self.dataset_options, opening)

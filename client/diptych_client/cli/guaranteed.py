@@ -48,14 +48,7 @@ from diptych_client.evaluation.formats.writing import Target
 from diptych_client.evaluation.objects import run_lengths
 from diptych_client.evaluation.questions import Job, ObjectsTruth
 from diptych_client.geometry import RunLengthMask, corners
-from diptych_client.inputs import (
-    Folder,
-    ImageFile,
-    ImageStore,
-    Opening,
-    Problems,
-    open_images,
-)
+from diptych_client.inputs import Folder, ImageFile, ImageStore, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, Instance, InstancesResult, Model
 

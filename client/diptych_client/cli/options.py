@@ -210,12 +210,20 @@ class DatasetOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """Options of `evaluate` besides those of the task."""
+class ReportOptions:
+    """Options of `evaluate` and `review` besides those of the task."""
 
     models: ModelIds = None
     out: Annotated[Path | None, "Output folder; default: DATASET-TASK.", _FOLDER] = None
     sample: Annotated[int | None, "Number of images, drawn by --seed.", _COUNT] = None
+    concurrency: Concurrency = 8
+    gallery: Annotated[int, "Number of images in the report.", {"min": 0}] = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions(ReportOptions):
+    """Options of `evaluate` alone."""
+
     until_decided: Annotated[bool, "Stop when one of two models is known to be better."] = False
     equal_within: Annotated[
         float | None,
@@ -223,8 +231,6 @@ class EvaluateOptions:
         {"min": 0.01, "max": 99},
     ] = None
     without_tiles: Annotated[bool, "With --tiles: also ask without tiles, and compare."] = False
-    concurrency: Concurrency = 8
-    gallery: Annotated[int, "Number of images in the report.", {"min": 0}] = 200
     calibrate: Annotated[Path | None, "Fit probabilities of scores, write them here.", _FILE] = None
 
 

@@ -6,7 +6,8 @@ or in --images, under the name that was imported.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -34,7 +35,8 @@ def read_label_studio(path: Path, selection: Selection) -> Dataset | None:
     def read(task: Any, place: str) -> LabelledImage:
         captions: list[str] = []
         shapes = []
-        for result in _regions(task):
+        regions = _regions(task)
+        for result in regions or ():
             if (text := result.get("text")) and "x" not in result:
                 captions += [text] if isinstance(text, str) else text
             elif "x" in result or "points" in result:
@@ -43,27 +45,26 @@ def read_label_studio(path: Path, selection: Selection) -> Dataset | None:
         urls = [data[name] for name in ("image", *data) if isinstance(data.get(name), str)]
         if not urls:
             raise ValueError("the task names no image")
+        image = _imported_image(store, urls[0])
+        if regions is None:
+            return LabelledImage(image)
         objects = selection.objects(place, shapes, _region_object)
-        return LabelledImage(
-            _imported_image(store, urls[0]), objects, tuple(map(str, captions)) or None
-        )
+        return LabelledImage(image, objects, tuple(map(str, captions)) or None)
 
     return Dataset(selection.labelled_images(path, document, read), store)
 
 
-def _regions(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the regions of the last annotation that was not cancelled, or those of JSON-MIN."""
+def _regions(task: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the regions of JSON-MIN, or of the last annotation that was not cancelled, if any."""
     if "annotations" not in task:
-        for value in task.values():
-            if isinstance(value, list):
-                yield from value
-        return
-    regions: list[dict[str, Any]] = []
+        return list(
+            chain.from_iterable(value for value in task.values() if isinstance(value, list))
+        )
+    regions = None
     for annotation in task["annotations"]:
         if not annotation.get("was_cancelled"):
-            regions = annotation["result"]
-    for result in regions:
-        yield {**result, **result.get("value", {})}
+            regions = [{**result, **result.get("value", {})} for result in annotation["result"]]
+    return regions
 
 
 def _region_object(result: Mapping[str, Any]) -> TrueObject:

@@ -38,14 +38,7 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import joined_rings
-from diptych_client.inputs import (
-    MALFORMED,
-    Folder,
-    Problems,
-    files_below,
-    find_images,
-    path_within,
-)
+from diptych_client.inputs import MALFORMED, Folder, Problems, files_below, find_images, path_within
 from diptych_client.long_runs import RunError
 from diptych_client.results import Instance, box_of, category_of
 

@@ -171,8 +171,11 @@ def test_label_studio_counts_the_last_annotation(tmp_path: Path) -> None:
     first = tasks[0]["annotations"]
     first.insert(0, {"result": first[0]["result"][:1]})
     first.append({"was_cancelled": True, "result": []})
+    tasks[1]["annotations"] = first[-1:]
     file.write_text(json.dumps(tasks))
-    assert len(read_dataset(tmp_path).images[0].objects or ()) == 2
+    first_image, second, third = read_dataset(tmp_path).images
+    assert len(first_image.objects or ()) == 2
+    assert (second.objects, third.objects) == (None, ())
 
 
 def test_cvat_turned_box_is_its_outline(tmp_path: Path) -> None:
