@@ -235,8 +235,7 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
         polygons = first.polygons
         if polygons is not None:
             polygons = unite_rings(list(map(attrgetter("polygons"), parts)))
-        score = rank_of(least_sure)
-        return replace(first, box=box, score=score, polygons=polygons, mask=mask)
+        return replace(first, box=box, score=rank_of(least_sure), polygons=polygons, mask=mask)
     assert isinstance(first, Detection)
     return replace(first, box=box, score=least_sure.score)
 
