@@ -41,7 +41,7 @@ from wire.artifacts.manifest import (
 from wire.artifacts.model_store import artifact_folder
 
 if TYPE_CHECKING:
-    from runners.adapters.peft import VisionPart
+    from runners.adapters.peft import AdapterParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,10 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     with new_version(entry.id) as folder:
         save_file(dict(parts.language), folder / ADAPTER_FILE)
         manifest = _manifest(job)
-        if parts.vision.weights:
+        if parts.vision_weights:
             with in_transformers_form(_base_source(job)) as base:
-                manifest = _make_encoders(job, base.folder, parts.vision, folder, manifest)
-            summary += f" and {len(parts.vision.weights)} weights of its vision tower and projector"
+                manifest = _make_encoders(job, base.folder, parts, folder, manifest)
+            summary += f" and {len(parts.vision_weights)} weights of its vision tower and projector"
         if is_hub_entry(entry):
             row = {**entry_row(entry), "adapter_of": entry.adapter_of}
             (folder / ENTRY_FILE).write_text(json.dumps(row), encoding="utf-8")
@@ -136,7 +136,7 @@ def _manifest(job: AdapterJob) -> Manifest:
 
 
 def _make_encoders(
-    job: AdapterJob, checkpoint: Path, changes: "VisionPart", folder: Path, manifest: Manifest
+    job: AdapterJob, checkpoint: Path, changes: "AdapterParts", folder: Path, manifest: Manifest
 ) -> Manifest:
     """Write the vision encoders of an adapter into `folder`; `checkpoint` is its base's.
 

@@ -157,25 +157,14 @@ class KeyValueCache:
         """Zero positions of a slot: a masked NaN would still reach the slot's next sequence."""
         self._memory[:, :, slot, :, positions] = 0
 
-    def copy(
-        self,
-        sources: Sequence[int],
-        targets: Sequence[int],
-        positions: slice,
-        on_device: Tensor | None = None,
-    ) -> None:
-        """Copy `positions` of slots pairwise; all are read before any is written.
+    def copy(self, source: int, target: int, positions: slice) -> None:
+        """Copy `positions` of a slot, without a gather."""
+        self._memory[:, :, target, :, positions] = self._memory[:, :, source, :, positions]
 
-        `on_device` are sources and targets (2, M) that need not be copied there.
-        """
+    def copy_pairs(self, pairs: Tensor, positions: slice) -> None:
+        """Copy `positions` of slots, sources and targets (2, M), all read before any is written."""
         view = self._memory[:, :, :, :, positions]
-        if on_device is not None:
-            view.index_copy_(2, on_device[1], view.index_select(2, on_device[0]))
-        elif len(sources) == 1:  # a plain copy, without a gather
-            view[:, :, targets[0]] = view[:, :, sources[0]]
-        else:
-            source, target = to_device([sources, targets], self._memory.device)
-            view[:, :, target] = view[:, :, source]
+        view.index_copy_(2, pairs[1], view.index_select(2, pairs[0]))
 
 
 class SlotLengths:
@@ -198,18 +187,10 @@ class SlotLengths:
             self.on_host[slot] += 1
         self.on_device[slots.start : slots.stop].add_(1)
 
-    def decrement(self, slot: int) -> int:
-        """Remove the last token of a slot, and return its position."""
-        self.on_host[slot] -= 1
-        self.on_device[slot].sub_(1)
-        return self.on_host[slot]
-
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        if len(sources) == 1:  # without a transfer, which would wait for the device
-            self.on_host[targets[0]] = self.on_host[sources[0]]
-            self.on_device[targets[0]] = self.on_device[sources[0]]
-        else:
-            self.set(targets, [self.on_host[source] for source in sources])
+    def copy(self, source: int, target: int) -> None:
+        """Copy without a transfer, which would wait for the device."""
+        self.on_host[target] = self.on_host[source]
+        self.on_device[target] = self.on_device[source]
 
 
 _NO_PREFIX = -1
@@ -280,8 +261,8 @@ class PrefixCache:
         self._slots[prefix] = {}
         for moved, place in last_slots.items():
             self._put(moved, prefix, place)
-        self.memory.copy([last], [prefix], slice(0, self.lengths.on_host[last]))
-        self.lengths.copy([last], [prefix])
+        self.memory.copy(last, prefix, slice(0, self.lengths.on_host[last]))
+        self.lengths.copy(last, prefix)
 
     def _put(self, slot: int, prefix: int, place: int) -> None:
         self.of_slot[slot] = prefix
@@ -413,8 +394,10 @@ class SlotCache:
 
     def roll_back(self, slot: int) -> None:
         """Remove a slot's last token, added by a superfluous pass, and zero its keys and values."""
+        self.num_tokens.on_host[slot] -= 1
+        self.num_tokens.on_device[slot].sub_(1)
         last = self._shape.num_positions - 1  # where the token of a full slot is
-        position = min(self.num_tokens.decrement(slot), last)
+        position = min(self.num_tokens.on_host[slot], last)
         self.self_attention.clear(slot, slice(position, position + 1))
 
     def clear(self, slot: int) -> None:
@@ -423,24 +406,30 @@ class SlotCache:
         if self.prefixes is not None and self.prefixes.of_slot[slot] != _NO_PREFIX:
             self.prefixes.memory.clear(self.prefixes.of_slot[slot])
 
-    def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
-        """Add beams in `targets_of`, by the first slot of their sequence, after its prefill."""
+    def add_beams(self, slots_of: Sequence[Sequence[int]]) -> None:
+        """Copy the first slot of each sequence to its other ones, after its prefill."""
         sources: list[int] = []
         targets: list[int] = []
-        for source, beam_slots in targets_of.items():
-            sources += [source] * len(beam_slots)
-            targets += beam_slots
+        for first, *beams in slots_of:
+            sources += [first] * len(beams)
+            targets += beams
         if targets:
-            self._copy(sources, targets)
+            tokens = slice(0, max(self.num_tokens.on_host[slot] for slot in sources))
+            pairs = to_device([sources, targets], self._shape.device)
+            self.self_attention.copy_pairs(pairs, tokens)
 
     def free(self, slot: int, last: int) -> None:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""
         if self.prefixes is not None:
             self.prefixes.release(slot)
-        if slot != last:
-            if self.prefixes is not None:
-                self.prefixes.move(last, slot)
-            self._copy([last], [slot])
+        if slot == last:
+            return
+        if self.prefixes is not None:
+            self.prefixes.move(last, slot)
+        self.self_attention.copy(last, slot, slice(0, self.num_tokens.on_host[last]))
+        self.num_tokens.copy(last, slot)
+        self._starts[slot] = self._starts[last]
+        self.adapters[slot] = self.adapters[last]
 
     def reorder(
         self, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
@@ -450,15 +439,6 @@ class SlotCache:
         """
         start = min(self._starts[slot] for slot in sources)
         generated = slice(start, max(self.num_tokens.on_host[slot] for slot in sources))
-        self.self_attention.copy(sources, targets, generated, on_device)
-
-    def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy everything but prefixes, pairwise; all are read before any is written."""
-        tokens = slice(0, max(self.num_tokens.on_host[slot] for slot in sources))
-        self.self_attention.copy(sources, targets, tokens)
-        self.num_tokens.copy(sources, targets)
-        by_slot: Sequence[list[Any]] = (self._starts, self.adapters)
-        for values in by_slot:
-            copied = [values[source] for source in sources]
-            for target, value in zip(targets, copied, strict=True):
-                values[target] = value
+        if on_device is None:
+            on_device = to_device([sources, targets], self._shape.device)
+        self.self_attention.copy_pairs(on_device, generated)

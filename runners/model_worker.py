@@ -362,7 +362,12 @@ class ModelWorker:
         self._decoder.load(folder, num_cores(), adapters)
         self._hot_adapters: HotAdapters | None = None
         if options.adapters_folder is not None:
-            self._hot_adapters = self._watch_adapters(options.adapters_folder, manifest, folder)
+            max_bytes = self._decoder.max_adapter_bytes
+            limits = replace(options.adapter_limits, max_total_bytes=max_bytes)
+            scan = AdapterScan(options.adapters_folder)
+            options = replace(options, adapter_limits=limits)
+            self._hot_adapters = HotAdapters(scan, manifest, folder, options)
+            self._hot_adapters.watch(self._decoder.adapters)
         self._cache = VisionCache(
             self._model_id,
             options.max_cache_bytes,
@@ -377,20 +382,6 @@ class ModelWorker:
         return_freed_memory()
         watchdogs = [encoder.watchdog for encoder in self.encoders.values()]
         self.watchdogs = (*watchdogs, self._decoder.scheduler.watchdog)
-
-    def _watch_adapters(self, watched: Path, base: Manifest, base_folder: Path) -> HotAdapters:
-        options = self._options
-        hot_adapters = HotAdapters(
-            AdapterScan(watched),
-            base,
-            options.aliases,
-            base_folder,
-            replace(options.adapter_limits, max_total_bytes=self._decoder.max_adapter_bytes),
-            call_timeout_s=options.timeout_s,
-            read_timeout_s=min(options.limits.stuck_after_s, options.start_timeout_s / 2),
-        )
-        hot_adapters.watch(self._decoder.adapters)
-        return hot_adapters
 
     async def adapters(self) -> AdapterStates:
         refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)

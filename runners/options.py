@@ -81,10 +81,9 @@ def slots_that_fit(
     reserved_bytes: int,
     slot_bytes: int,
     num_sharing: int = 1,
-    limit: int = _MAX_CUDA_SLOTS,
 ) -> int:
     """Return how many slots fit into the free memory that `num_sharing` runners divide."""
-    return max(0, min(limit, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
+    return max(0, min(_MAX_CUDA_SLOTS, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

@@ -16,7 +16,7 @@ out.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +31,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,7 +51,7 @@ from wire.pixels import (
     read_call,
 )
 from wire.runner_channel import FeaturesMissing, RunnerCall
-from wire.runner_messages import EncodedImage, ImageToEncode, WritingEvent
+from wire.runner_messages import EncodedImage, ImageToEncode
 from wire.telemetry import tracing
 from wire.telemetry.metric_files import metrics
 from wire.telemetry.runner_metrics import START_TIME_SECONDS
@@ -208,37 +208,15 @@ class RunnerApi:
     async def _stream(self, request: Request) -> Response:
         events = self._worker.stream(await self._call(request))
         first = await while_connected(request.receive, anext(events))
-        return _EventLines(first, events)
 
-
-class _EventLines(Response):
-    """Streams one line of JSON per event; closes the generator when the client disconnects."""
-
-    media_type = "application/x-ndjson"
-
-    def __init__(self, first: WritingEvent, events: AsyncGenerator[WritingEvent, None]) -> None:
-        super().__init__()
-        del self.headers["content-length"]
-        self._first = first
-        self._events = events
-
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(event: WritingEvent) -> None:
-            line = event.model_dump_json().encode() + b"\n"
-            await send({"type": "http.response.body", "body": line, "more_body": True})
-
-        async def send_events() -> None:
-            async with aclosing(self._events) as events:
-                await send_event(self._first)
+        async def lines() -> AsyncGenerator[bytes, None]:
+            async with aclosing(events):
+                yield first.model_dump_json().encode() + b"\n"
                 async for event in events:
-                    await send_event(event)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    yield event.model_dump_json().encode() + b"\n"
 
-        await send(
-            {"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers}
-        )
-        with suppress(ClientDisconnect):
-            await while_connected(receive, send_events())
+        # cancelled when the caller disconnects, which closes the generators
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:

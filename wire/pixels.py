@@ -14,7 +14,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,32 +64,32 @@ def read_call(
 
     `message_bytes` is the value of `MESSAGE_BYTES_HEADER`.
     """
+    data: mmap.mmap | memoryview
     if message_bytes is None:
         call = WriteCall.model_validate_json(body)
-        return call, None if call.pixels is None else _mapped(call.pixels, shape_hwc)
-    if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
-        problem = f"{MESSAGE_BYTES_HEADER} is {message_bytes[:20]!r}"
-        raise ValueError(f"{problem}; it must be a length within the body, {len(body)} bytes")
-    length = int(message_bytes)
-    call = WriteCall.model_validate_json(body[:length])
-    return call, _shaped(memoryview(body)[length:], shape_hwc)
+        if call.pixels is None:
+            return call, None
+        data = _mapped(call.pixels)
+    else:
+        if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
+            problem = f"{MESSAGE_BYTES_HEADER} is {message_bytes[:20]!r}"
+            raise ValueError(f"{problem}; it must be a length within the body, {len(body)} bytes")
+        length = int(message_bytes)
+        call = WriteCall.model_validate_json(body[:length])
+        data = memoryview(body)[length:]
+    pixels = np.frombuffer(data, dtype=np.uint8)
+    size = np.prod(shape_hwc)
+    if pixels.size != size:
+        raise ValueError(f"the pixels have {pixels.size} bytes; an image of this model has {size}")
+    return call, pixels.reshape(shape_hwc)
 
 
-def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
+def _mapped(memory: PixelMemory) -> mmap.mmap:
     if not memory.name.startswith(_NAME_PREFIX):
         raise ValueError(f"cannot open the shared pixels: {memory.name} is not a name of pixels")
     try:
         fd = open_anonymous(memory.pid, memory.fd, memory.name)
         with os.fdopen(fd, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: empty memory
         raise ValueError(f"cannot open the shared pixels: {error}") from error
-    return _shaped(data, shape_hwc)
-
-
-def _shaped(data: Any, shape_hwc: tuple[int, int, int]) -> Pixels:
-    pixels = np.frombuffer(data, dtype=np.uint8)
-    size = np.prod(shape_hwc)
-    if pixels.size != size:
-        raise ValueError(f"the pixels have {pixels.size} bytes; an image of this model has {size}")
-    return pixels.reshape(shape_hwc)

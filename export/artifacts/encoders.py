@@ -26,7 +26,7 @@ from export.artifacts.onnx_graphs import (
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
 from export.errors import ExportError, SourceError
-from runners.adapters.peft import VisionPart
+from runners.adapters.peft import AdapterParts
 from wire.artifacts.manifest import ArtifactError, Precision, vision_encoder_file
 
 
@@ -101,7 +101,7 @@ def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
     return model
 
 
-def write_merged(checkpoint: Path, changes: VisionPart, output: Path) -> None:
+def write_merged(checkpoint: Path, changes: AdapterParts, output: Path) -> None:
     """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in
     float32.
 

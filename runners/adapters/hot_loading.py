@@ -13,7 +13,7 @@ its key.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ from typing import TypeVar
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
 from runners.kv_cache import use_decoder_stream
+from runners.options import RunnerOptions
 from wire.artifacts.adapter_folder import (
     MAX_ADAPTERS,
     SCAN_EVERY_S,
     AdapterFolder,
-    AdapterLimits,
     AdapterScan,
     adapter_build_key,
     reason_of,
@@ -39,26 +39,22 @@ _Read = TypeVar("_Read")
 
 
 class HotAdapters:
-    """The adapters of one base in a watched folder; calls end within `call_timeout_s`."""
+    """The adapters of one base in a watched folder."""
 
     def __init__(
         self,
         scan: AdapterScan,
         base: Manifest,
-        aliases: Sequence[str],
         base_folder: Path,
-        limits: AdapterLimits,
-        call_timeout_s: float,
-        read_timeout_s: float,
+        options: RunnerOptions,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scan = scan
         self._base = base
-        self._aliases = aliases
         self._base_decoder = base_folder / DECODER_FILE
-        self._limits = limits
-        self._call_timeout_s = call_timeout_s
-        self._read_timeout_s = read_timeout_s
+        self._options = options
+        self._limits = options.adapter_limits
+        self._read_timeout_s = min(options.limits.stuck_after_s, options.start_timeout_s / 2)
         self._now = now
         # build keys of the current versions, None for adapters of another base
         self._keys: dict[AdapterFolder, str | None] = {}
@@ -104,7 +100,7 @@ class HotAdapters:
 
     def _key(self, adapter: AdapterFolder) -> str | None:
         def read() -> str | None:
-            if not adapter.is_adapter_of(self._base, self._aliases):
+            if not adapter.is_adapter_of(self._base, self._options.aliases):
                 return None
             return adapter_build_key(adapter.hashes(self._limits.max_bytes), self._base.build_key)
 
@@ -125,7 +121,7 @@ class HotAdapters:
                 self._added[key] = None
             elif gone_s is None:
                 self._added[key] = now_s
-            elif now_s - gone_s > self._call_timeout_s:
+            elif now_s - gone_s > self._options.timeout_s:
                 loaded.remove(key)
                 del self._added[key]
                 logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)

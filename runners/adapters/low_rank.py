@@ -87,7 +87,7 @@ class AdapterPool:
         self.num_columns = num_columns
         self.num_bytes = 0
         self._device = device
-        self._owners = torch.full((num_columns,), _FREE, device=device)  # place of the adapter
+        self.owners = torch.full((num_columns,), _FREE, device=device)  # places of the adapters
         self._columns: dict[str, range] = {}
 
     def layer(self, width: int, sizes: Sequence[int]) -> LowRank:
@@ -107,14 +107,14 @@ class AdapterPool:
 
     def add(self, adapter: str, columns: range) -> None:
         """Open an adapter to rows; its matrices are in `columns` of all layers."""
-        self._owners[columns.start : columns.stop] = _place(columns)
+        self.owners[columns.start : columns.stop] = columns.start + 1
         self._columns = {**self._columns, adapter: columns}
 
     def remove(self, adapter: str) -> None:
         others = dict(self._columns)
         columns = others.pop(adapter, range(0))
         self._columns = others
-        self._owners[columns.start : columns.stop] = _FREE
+        self.owners[columns.start : columns.stop] = _FREE
 
     def places(self, by_row: Sequence[str | None]) -> list[int] | None:
         """Return the place of each row's adapter, or None if one has none."""
@@ -123,18 +123,10 @@ class AdapterPool:
             if adapter is None:
                 places.append(_BASE)
             elif adapter in self._columns:
-                places.append(_place(self._columns[adapter]))
+                places.append(self._columns[adapter].start + 1)
             else:
                 return None
         return places
-
-    def is_other(self, places: Tensor) -> Tensor:
-        """Return which columns (B, N) belong to another adapter than that of each row (B,)."""
-        return places[:, None] != self._owners
-
-
-def _place(columns: range) -> int:
-    return columns.start + 1
 
 
 @dataclass(slots=True)

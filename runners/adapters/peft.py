@@ -260,32 +260,25 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class VisionPart:
-    """Changed weights of vision tower and projector, by their names in transformers 5."""
-
-    products: Mapping[str, Product]
-    replaced: Mapping[str, Tensor]  # float32
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        return (*self.products, *self.replaced)
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterParts:
-    """All weights that an adapter changes."""
+    """All weights that an adapter changes; those of the vision part by transformers 5's names."""
 
     # the tensors of a runner's adapter file: two float32 matrices for each layer
     language: Mapping[str, Tensor]
-    vision: VisionPart
+    products: Mapping[str, Product]  # vision tower and projector
+    replaced: Mapping[str, Tensor]  # likewise, float32
+
+    @property
+    def vision_weights(self) -> tuple[str, ...]:
+        return (*self.products, *self.replaced)
 
 
 def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
     """Return the tensors of a runner's adapter file; raise `ArtifactError` for a vision part."""
     parts = read_parts(folder, base_decoder, limits)
-    if parts.vision.weights:
+    if parts.vision_weights:
         raise ArtifactError(
-            f"it changes {parts.vision.weights[0]} and thus needs its own vision encoder,"
+            f"it changes {parts.vision_weights[0]} and thus needs its own vision encoder,"
             " which only the export makes: add it to the catalog with adapter_of, run python -m"
             " export with its id, and restart"
         )
@@ -314,14 +307,14 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
             product = replace(product, up=base.padded(product.up))
         product.check(base.shape_of(f"{name_in_base}.weight"))
         language |= {name_in_base + DOWN: product.down, name_in_base + UP: product.up}
-    vision = VisionPart(products, _replaced(saved, config.modules_to_save or (), base))
-    if not language and not vision.weights:
+    replaced = _replaced(saved, config.modules_to_save or (), base)
+    if not (language or products or replaced):
         raise ArtifactError(f"{path} adapts no layer")
-    if both := sorted(vision.products.keys() & vision.replaced.keys()):
+    if both := sorted(products.keys() & replaced.keys()):
         raise ArtifactError(
             f"{path} has both a product for {both[0]} and the weight itself; only one is supported"
         )
-    return AdapterParts(language, vision)
+    return AdapterParts(language, products, replaced)
 
 
 def _read_tensors(

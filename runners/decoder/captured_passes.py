@@ -50,8 +50,7 @@ from runners.tokens.choice import (
     choose,
     choose_tokens,
     fits,
-    next_moves,
-    next_tokens,
+    next_inputs,
     unpack,
     with_wider_nucleus,
 )
@@ -243,11 +242,8 @@ class CapturedSteps:
             self._sampled_logits[:num_rows].copy_(logits)
         if is_first:
             return results
-        tokens = next_tokens(conditions, results, kind, self._end_token_ids)
-        self._inputs[0, :num_rows].copy_(tokens)
-        if kind.has_beams:
-            moves = next_moves(conditions, results, self._end_token_ids)
-            self._inputs[1:, :num_rows].copy_(moves)
+        following = next_inputs(conditions, results, kind, self._end_token_ids)
+        self._inputs[: len(following), :num_rows].copy_(following)
         return results
 
     def load(self, token_ids: Sequence[int]) -> None:

@@ -98,7 +98,7 @@ class EagerEngine:
         tokens for its time; `is_first`: read in a prefill.
         """
         can_read = not is_first or self._decoder.start_token_id is not None
-        if not (self._decoder.can_draft and can_read and len(sequences) <= MAX_SLOTS):
+        if not can_read or len(sequences) > MAX_SLOTS:
             return [()] * len(sequences)
         drafts = [sequence.propose() for sequence in sequences]
         lengths = list(map(len, drafts))
@@ -141,9 +141,10 @@ class EagerEngine:
         last_slot = first_slot + len(requests)
         logits = decoder.prefill(self.cache, embeds, lengths, slice(first_slot, last_slot), first)
         if first is not None:
-            self.cache.num_tokens.increment(range(first_slot, last_slot))
-        if max(map(len, slots_of)) > 1:
-            self.cache.add_beams({first: beams for first, *beams in slots_of})
+            self.cache.num_tokens.increment(
+                range(first_slot, 1 + max(chain.from_iterable(slots_of)))
+            )
+        self.cache.add_beams(slots_of)
         return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -202,7 +203,7 @@ class GraphEngine:
         adapters = self._decoder.adapters
         adapters.select(())
         if places is not None and adapters.pool is not None:
-            adapters.is_other = adapters.pool.is_other(places)
+            adapters.is_other = places[:, None] != adapters.pool.owners
         try:
             yield
         finally:
@@ -244,7 +245,7 @@ class GraphEngine:
         claimed = self.cache.claim(slots_of, lengths, adapters)
         self.prefills.run(requests, claimed, places)
         if self.cache.prefixes is None:  # not captured: every prefill would copy whole prompts
-            self.cache.add_beams({first: beams for first, *beams in slots_of})
+            self.cache.add_beams(slots_of)
         else:  # the start token is in the slots
             self.cache.num_tokens.increment(
                 range(first_slot, 1 + max(chain.from_iterable(slots_of)))
@@ -269,7 +270,7 @@ class GraphEngine:
             targets = inputs.claimed[..., 0]
             sources = slots[:, None].expand_as(targets)
             moves = torch.stack([sources.flatten(), targets.flatten()])
-            self.cache.self_attention.copy((), (), slice(0, 1), moves)  # of first tokens
+            self.cache.self_attention.copy_pairs(moves, slice(0, 1))  # of first tokens
         self.graphs.first_logits.index_copy_(0, inputs.rows, logits)
         return logits
 
@@ -311,18 +312,14 @@ class GraphEngine:
             prefix_length = max(prefixes.lengths.on_host[prefix] for prefix in read)
         has_adapters = any(self.cache.adapters[:num_slots])
         if has_adapters:
-            self._load_places(num_slots)
+            places = self._adapter_places(self.cache.adapters[:num_slots])
+            if places and places != self._loaded_places:
+                array_into(self._places[:num_slots], np.array(places))
+                self._loaded_places = places
         step = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
         logits = self.graphs.run(step)
         self.cache.num_tokens.increment(slots)
         return logits
-
-    def _load_places(self, num_slots: int) -> None:
-        """Put the places of the slots' adapters on the device, if changed."""
-        places = self._adapter_places(self.cache.adapters[:num_slots])
-        if places and places != self._loaded_places:
-            array_into(self._places[:num_slots], np.array(places))
-            self._loaded_places = places
 
     def _adapter_places(self, adapters: Sequence[str | None]) -> list[int] | None:
         """Return the place of each row's adapter in the pool, 0 for none; None if one has none."""

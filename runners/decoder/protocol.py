@@ -19,7 +19,6 @@ class Decoder(Protocol):
     rules: GenerationRules
     text: CheckpointText
     shape: DecoderShape
-    can_draft: bool  # False: read one token of each slot, as a measurement compares
     # begins every answer: a prefill reads it, and drafts after it; None: no such token
     start_token_id: int | None
 

@@ -36,6 +36,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from secrets import randbits
 
 import torch
@@ -295,11 +296,12 @@ class Scheduler:
             if scheduled.future.cancelled():
                 sequence.finish_reason = "stop"
         self._notify_and_finish()
-        if admitted := self._admitted():
+        if groups := self._admitted():
             start_s = self._now()
-            for group in self._groups(admitted):
+            for group in groups:
                 self._prefill(group)
             self._notify_and_finish()
+            admitted = chain.from_iterable(groups)
             clients = {scheduled.sequence.request.client for scheduled in admitted}
             self._queues.note_prefill(clients, self._now() - start_s)
         if self._live:
@@ -309,24 +311,20 @@ class Scheduler:
             self._notify_and_finish()
             self._queues.steps_s += self._now() - start_s
 
-    def _admitted(self) -> list[ScheduledSequence]:
-        """Return a half of a failed batch if none is live, or else dequeued sequences."""
+    def _admitted(self) -> list[list[ScheduledSequence]]:
+        """Return the sequences of each prefill: one of a failed batch, whose halves start when none
+        is live, or dequeued ones, captured and others.
+        """
         if self._retries or any(scheduled.is_retried for scheduled in self._live.values()):
             half = self._retries.popleft() if self._retries and not self._live else []
-            return [scheduled for scheduled in half if scheduled.admit(self._now())]
+            return [[scheduled] for scheduled in half if scheduled.admit(self._now())]
         with self._changed:
             if not self._queues.num_queued:
                 return []
             taken = self._queues.take(sequence.request for sequence in self._live)
             self._queue_depth.set(self._queues.num_queued)
-            return taken
-
-    def _groups(self, admitted: Sequence[ScheduledSequence]) -> list[list[ScheduledSequence]]:
-        """Return the sequences of each prefill: captured and others, retried ones alone."""
-        if admitted[0].is_retried:
-            return [[scheduled] for scheduled in admitted]
         by_kind: dict[bool, list[ScheduledSequence]] = {}
-        for scheduled in admitted:
+        for scheduled in taken:
             is_captured = self._batch.captures(scheduled.sequence.request)
             by_kind.setdefault(is_captured, []).append(scheduled)
         return list(by_kind.values())

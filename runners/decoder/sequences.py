@@ -124,9 +124,10 @@ class _Generation(ABC):
             allowed = masks.add(state)
         return RowConditions(forced, banned, allowed)
 
-    def deadline_error(self) -> SequenceError:
-        message = f"the deadline passed after {self.num_tokens} tokens"
-        return SequenceError("deadline_exceeded", message)
+    def check_deadline(self) -> None:
+        if time.monotonic() > self.request.deadline_s:
+            message = f"the deadline passed after {self.num_tokens} tokens"
+            raise SequenceError("deadline_exceeded", message)
 
     def non_finite_error(self) -> SequenceError:
         message = f"the logits of token {self.num_tokens} are not finite"
@@ -212,8 +213,7 @@ class SingleSequence(_Generation):
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         self.num_accepted = 0
         try:
-            if time.monotonic() > self.request.deadline_s:
-                raise self.deadline_error()
+            self.check_deadline()
             for choice, conditions, drafted in zip_longest(choices, self._conditions, self._draft):
                 self._append(choice, conditions)
                 if self.has_ended or choice.token_id != drafted:
@@ -305,8 +305,7 @@ class BeamSequence(_Generation):
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         """Keep the best open beams as rows, and end a search that cannot improve."""
         try:
-            if time.monotonic() > self.request.deadline_s:
-                raise self.deadline_error()
+            self.check_deadline()
             if any(math.isnan(choice.score) for choice in choices):
                 raise self.non_finite_error()
             possible = [choice for choice in choices if choice.score > -math.inf]

@@ -7,9 +7,6 @@ batch, S image and prompt (of a decode step: prefixes), W rows of a prefix, P po
 T tokens of a row, C hidden, A heads, D head size, V vocabulary.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, unflatten
 from torch.nn.functional import gelu, scaled_dot_product_attention
@@ -48,10 +45,12 @@ class BartDecoderLayer(BartLayer):
         self.cross_norm = weights.layer_norm("encoder_attn_layer_norm", _NORM_EPSILON)
 
 
-class Bart:
-    """A BartModel over cache slots; `config` has the values of transformers' BartConfig."""
+class Florence2Decoder:
+    """A Florence-2 checkpoint without its vision encoder: a BartModel over cache slots."""
 
-    def __init__(self, config: Mapping[str, Any], weights: DecoderWeights) -> None:
+    def __init__(self, checkpoint: DecoderCheckpoint) -> None:
+        config = checkpoint.config["text_config"]  # the values of transformers' BartConfig
+        weights = checkpoint.weights
         self.embeddings = weights.tensor("shared.weight")  # (V, C)
         self.head_size: int = config["d_model"] // config["decoder_attention_heads"]
         encoder = weights.at("encoder")
@@ -67,6 +66,30 @@ class Bart:
         self._decoder_layers = decoder.layers(
             config["decoder_layers"], lambda _, layer: BartDecoderLayer(layer)
         )
+        self.rules = checkpoint.rules
+        # `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py
+        self.text = CheckpointText(
+            checkpoint.tokenizer,
+            checkpoint.constraints,
+            pad_token_id=config["pad_token_id"],
+            start_ids=(config["bos_token_id"],),
+            end_ids=(config["eos_token_id"],),
+            bare_ids=checkpoint.tokenizer.bare_ids(),
+        )
+        self.shape = DecoderShape(
+            num_layers=config["decoder_layers"],
+            num_heads=config["decoder_attention_heads"],
+            num_positions=config["max_position_embeddings"],
+            head_size=self.head_size,
+            num_tokens=len(self.embeddings),
+            dtype=self.embeddings.dtype,
+            device=self.embeddings.device,
+            has_prefixes=True,
+        )
+        self.adapters = checkpoint.adapters
+        self.start_token_id: int | None = self.rules.decoder_start_token_id
+        if self.start_token_id is None:
+            self.start_token_id = config["decoder_start_token_id"]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.embeddings[token_ids]
@@ -138,36 +161,3 @@ def _attend_shared(
     attended = scaled_dot_product_attention(by_prefix, keys, values, mask)
     by_place = unflatten(attended, 2, (-1, queries.shape[2])).transpose(1, 2).flatten(0, 1)
     return by_place[reads.places]
-
-
-class Florence2Decoder(Bart):
-    """A Florence-2 checkpoint without its vision encoder."""
-
-    def __init__(self, checkpoint: DecoderCheckpoint) -> None:
-        text = checkpoint.config["text_config"]
-        super().__init__(text, checkpoint.weights)
-        self.rules = checkpoint.rules
-        # `<s> prompt </s>`; source: transformers, models/florence2/processing_florence2.py
-        self.text = CheckpointText(
-            checkpoint.tokenizer,
-            checkpoint.constraints,
-            pad_token_id=text["pad_token_id"],
-            start_ids=(text["bos_token_id"],),
-            end_ids=(text["eos_token_id"],),
-            bare_ids=checkpoint.tokenizer.bare_ids(),
-        )
-        self.shape = DecoderShape(
-            num_layers=text["decoder_layers"],
-            num_heads=text["decoder_attention_heads"],
-            num_positions=text["max_position_embeddings"],
-            head_size=self.head_size,
-            num_tokens=len(self.embeddings),
-            dtype=self.embeddings.dtype,
-            device=self.embeddings.device,
-            has_prefixes=True,
-        )
-        self.adapters = checkpoint.adapters
-        self.can_draft = True
-        self.start_token_id: int | None = self.rules.decoder_start_token_id
-        if self.start_token_id is None:
-            self.start_token_id = text["decoder_start_token_id"]

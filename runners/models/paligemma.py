@@ -9,9 +9,7 @@ positions, P positions attended to, C hidden, A heads, K key-value heads, D head
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, unflatten
@@ -60,10 +58,12 @@ class GemmaLayer:
         self.after_feed_forward = norm("post_feedforward_layernorm") if is_gemma2 else None
 
 
-class Gemma:
-    """A Gemma model over cache slots; `config` is transformers' GemmaConfig or Gemma2Config."""
+class PaliGemmaDecoder:
+    """A PaliGemma checkpoint without its vision encoder: a Gemma model over cache slots."""
 
-    def __init__(self, config: Mapping[str, Any], weights: DecoderWeights) -> None:
+    def __init__(self, checkpoint: DecoderCheckpoint) -> None:
+        config = checkpoint.config["text_config"]  # transformers' GemmaConfig or Gemma2Config
+        weights = checkpoint.weights
         self.head_size: int = config["head_dim"]
         self.num_key_value_heads: int = config["num_key_value_heads"]
         self._num_heads: int = config["num_attention_heads"]
@@ -87,6 +87,29 @@ class Gemma:
             num_layers,
             lambda index, layer: GemmaLayer(layer, epsilon, kinds[index] == "sliding_attention"),
         )
+        vision = checkpoint.config["vision_config"]
+        self.rules = checkpoint.rules
+        # `<bos> prompt \\n`; source: transformers, models/paligemma/processing_paligemma.py
+        self.text = CheckpointText(
+            checkpoint.tokenizer,
+            checkpoint.constraints,
+            pad_token_id=checkpoint.config["pad_token_id"],
+            start_ids=(checkpoint.config["bos_token_id"],),
+            end_ids=tuple(checkpoint.tokenizer.encode([("\n", False)])),
+            bare_ids={},
+        )
+        self.shape = DecoderShape(
+            num_layers=config["num_hidden_layers"],
+            num_heads=self.num_key_value_heads,
+            num_positions=config["max_position_embeddings"],
+            head_size=self.head_size,
+            num_tokens=len(self.embeddings),
+            dtype=self.embeddings.dtype,
+            device=self.embeddings.device,
+            num_image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
+        )
+        self.adapters = checkpoint.adapters
+        self.start_token_id: int | None = None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the scaled embeddings (…, C)."""
@@ -205,36 +228,3 @@ class Gemma:
         logits = self._head(self._norm(states)).flatten(0, 1)
         cap = self._logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-class PaliGemmaDecoder(Gemma):
-    """A PaliGemma checkpoint without its vision encoder."""
-
-    def __init__(self, checkpoint: DecoderCheckpoint) -> None:
-        config = checkpoint.config
-        text = config["text_config"]
-        vision = config["vision_config"]
-        super().__init__(text, checkpoint.weights)
-        self.rules = checkpoint.rules
-        # `<bos> prompt \\n`; source: transformers, models/paligemma/processing_paligemma.py
-        self.text = CheckpointText(
-            checkpoint.tokenizer,
-            checkpoint.constraints,
-            pad_token_id=config["pad_token_id"],
-            start_ids=(config["bos_token_id"],),
-            end_ids=tuple(checkpoint.tokenizer.encode([("\n", False)])),
-            bare_ids={},
-        )
-        self.shape = DecoderShape(
-            num_layers=text["num_hidden_layers"],
-            num_heads=self.num_key_value_heads,
-            num_positions=text["max_position_embeddings"],
-            head_size=self.head_size,
-            num_tokens=len(self.embeddings),
-            dtype=self.embeddings.dtype,
-            device=self.embeddings.device,
-            num_image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
-        )
-        self.adapters = checkpoint.adapters
-        self.can_draft = True
-        self.start_token_id: int | None = None

@@ -359,16 +359,11 @@ def _allowed_logprobs(
     if not kind.has_masks:
         return logprobs, torch.zeros_like(logprobs[:, :1])
     preferred = logprobs.argmax(dim=-1, keepdim=True)
-    bounds = token_bounds(conditions.field("allowed", num_rows), conditions.num_tokens)
-    return torch.minimum(logprobs, bounds, out=logprobs), preferred
-
-
-def token_bounds(allowed: Tensor, num_tokens: int) -> Tensor:
-    """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
-    set bit, else -inf. Looked-up bounds are faster than `torch.where`, and an eighth of the bytes.
-    """
+    # upper bounds: infinity at a set bit, else -inf. Looking them up is faster than `torch.where`
+    allowed = conditions.field("allowed", num_rows)
     bounds = functional.embedding(allowed.int(), _bounds_by_byte(allowed.device))  # (R, bytes, 8)
-    return bounds.flatten(1)[:, :num_tokens]
+    bounds = bounds.flatten(1)[:, : conditions.num_tokens]
+    return torch.minimum(logprobs, bounds, out=logprobs), preferred
 
 
 @lru_cache
@@ -448,29 +443,27 @@ def _best_candidates(
     return [best_ids, best_logprobs, merged, order // scores.shape[1]]
 
 
-def next_tokens(
+def next_inputs(
     conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor
 ) -> Tensor:
-    """Return the tokens (R,) that the first R slots read next; slots not written get any."""
-    token_ids = results[:, 0]
-    if kind.has_beams:
-        tokens, _ = _continued(conditions, results, end_token_ids)
-        is_beam = conditions.field("beams", len(results))[:, 0] >= 0
-        token_ids = torch.where(is_beam, tokens, token_ids)
-    rows = conditions.field("input_row", len(results))[:, 0]
-    known = conditions.field("input_token", len(results))[:, 0]
-    return torch.where(rows < 0, known, token_ids.long()[rows.clamp(0, len(results) - 1)])
-
-
-def next_moves(conditions: PackedConditions, results: Tensor, end_token_ids: Tensor) -> Tensor:
-    """Return the sources and targets (2, R) of the slots of beams before the next pass."""
+    """Return the tokens that the first R slots read next, any for slots not written, (1, R); with
+    beams also the sources and targets of their moves before that, (3, R).
+    """
     num_rows = len(results)
-    _, places = _continued(conditions, results, end_token_ids)
     rows = conditions.field("input_row", num_rows)[:, 0]
-    beams = places.long()[rows.clamp(0, num_rows - 1)].masked_fill(rows < 0, 0)  # (B,)
+    known = conditions.field("input_token", num_rows)[:, 0]
+    chosen = rows.clamp(0, num_rows - 1)
+    token_ids = results[:, 0]
+    if not kind.has_beams:
+        return torch.where(rows < 0, known, token_ids.long()[chosen])[None]
+    continued, places = _continued(conditions, results, end_token_ids)
+    is_beam = conditions.field("beams", num_rows)[:, 0] >= 0
+    token_ids = torch.where(is_beam, continued, token_ids)
+    tokens = torch.where(rows < 0, known, token_ids.long()[chosen])
+    beams = places.long()[chosen].masked_fill(rows < 0, 0)  # (B,)
     sources = conditions.field("parents", num_rows).gather(1, beams[:, None])[:, 0]
     targets = conditions.field("moved", num_rows)[:, 0]
-    return torch.stack([sources[targets.clamp(0, num_rows - 1)], targets])
+    return torch.stack([tokens, sources[targets.clamp(0, num_rows - 1)], targets])
 
 
 def _continued(

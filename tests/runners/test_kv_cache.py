@@ -38,16 +38,15 @@ def filled() -> KeyValueCache:
     return cache
 
 
-@pytest.mark.parametrize("is_on_device", [False, True])
 @pytest.mark.parametrize(("sources", "targets"), [([3], [1]), ([3, 2], [1, 0]), ([0, 1], [1, 0])])
-def test_copied_slots_equal_their_sources_before(
-    sources: list[int], targets: list[int], is_on_device: bool
-) -> None:
+def test_copied_slots_equal_their_sources_before(sources: list[int], targets: list[int]) -> None:
     cache = filled()
     expected = cache._memory.clone()
     expected[:, :, targets, :, 1:4] = expected[:, :, sources, :, 1:4].clone()
-    on_device = torch.tensor([sources, targets]) if is_on_device else None
-    cache.copy(sources, targets, slice(1, 4), on_device)
+    cache.copy_pairs(torch.tensor([sources, targets]), slice(1, 4))
+    assert torch.equal(cache._memory, expected)
+    expected[:, :, 2, :, :3] = expected[:, :, 0, :, :3]
+    cache.copy(0, 2, slice(0, 3))
     assert torch.equal(cache._memory, expected)
 
 
@@ -93,12 +92,8 @@ def test_lengths_are_equal_on_host_and_device() -> None:
     check(0, 5, 0, 7)
     lengths.increment(range(3))
     check(1, 6, 1, 7)
-    lengths.copy([3, 0], [0, 1])
-    check(7, 1, 1, 7)
-    lengths.copy([0], [2])
-    check(7, 1, 7, 7)
-    assert lengths.decrement(0) == 6
-    check(6, 1, 7, 7)
+    lengths.copy(3, 0)
+    check(7, 6, 1, 7)
 
 
 def add(prefixes: PrefixCache, *slots: int, name: int = 0) -> int:
@@ -268,7 +263,8 @@ def test_beams_continue_each_other(shape: DecoderShape) -> None:
     cache = SlotCache(shape, 4)
     claim(cache, [[0, 1, 2]], "a")
     write(cache, [[5]])
-    cache.add_beams({0: [1, 2]})
+    cache.num_tokens.increment(range(1, 3))
+    cache.add_beams([[0, 1, 2]])
     assert cache.adapters[:3] == ["a"] * 3
     assert cache.shared_prefixes(3) == ((1, 3) if cache.prefixes else (0, 1))
     write(cache, [[6], [7], [8]])

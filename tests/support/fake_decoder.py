@@ -81,7 +81,6 @@ class FakeDecoder:
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
     draft_widths: list[int] = field(default_factory=list)  # widths of the steps that read drafts
-    can_draft: bool = True
     start_token_id: int | None = START
     step_s: float = 0.0
     failing_steps: Sequence[int] = ()  # the numbers of steps that raise

@@ -1,15 +1,16 @@
 """Engines as on a GPU, captured by a fake; one notes the passes that are launched ahead."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import Tensor
 
 from runners.decoder.captured_passes import CudaGraph
-from runners.decoder.engines import GraphEngine
+from runners.decoder.engines import EagerEngine, GraphEngine
 from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import LiveSequence
 from runners.kv_cache import SlotCache
 from runners.tokens.choice import NextInputs
 
@@ -24,6 +25,17 @@ def make_endless(decoder: Decoder) -> None:
         forced_eos_token_id=None,
         no_repeat_ngram_size=0,
     )
+
+
+class WithoutDrafts(EagerEngine):
+    """Reads one token of each slot."""
+
+    def drafts(
+        self,
+        sequences: Sequence[LiveSequence],
+        is_first: bool = False,  # noqa: ARG002
+    ) -> list[Sequence[int]]:
+        return [()] * len(sequences)
 
 
 def graph_engine(decoder: Decoder, num_slots: int) -> GraphEngine:

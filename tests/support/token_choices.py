@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from runners.decoder.sequences import LiveSequence
 from runners.errors import SequenceError
-from runners.tokens.choice import RowConditions, choose_tokens, token_bounds
+from runners.tokens.choice import RowConditions, choose_tokens
 from runners.tokens.text import Constraint, ConstraintState, TokenMasks
 
 
@@ -28,11 +29,8 @@ def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
 
 def masked(constraint: Constraint, state: ConstraintState, logprobs: Tensor) -> Tensor:
     """Return `logprobs` (V,) with all tokens that `state` does not allow at -inf."""
-    packed = torch.zeros(1, -(-len(logprobs) // 8), dtype=torch.uint8)
-    allowed = torch.from_numpy(constraint.allowed(state).copy())[: packed.shape[1]]
-    packed[0, : len(allowed)] = allowed
-    (bounds,) = token_bounds(packed, len(logprobs))
-    return torch.minimum(logprobs, bounds)
+    bits = np.unpackbits(constraint.allowed(state), count=len(logprobs), bitorder="little")
+    return logprobs.masked_fill(torch.from_numpy(bits == 0), -torch.inf)
 
 
 def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:

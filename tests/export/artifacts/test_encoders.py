@@ -13,7 +13,7 @@ from export.artifacts.encoders import load_vision_model, make_encoders, write_me
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checks.reference import Reference
 from export.errors import SourceError
-from runners.adapters.peft import Product, VisionPart
+from runners.adapters.peft import AdapterParts, Product
 from runners.encoder.session import load_encoder
 from tests.support.export_cli import MODELS
 
@@ -50,7 +50,7 @@ def test_merged_weights_have_the_adapters_changes(tmp_path: Path) -> None:
     num_outputs, num_inputs = before.shape
     product = Product(PROJECTOR, 1, torch.full((1, num_inputs), 2.0), torch.ones(num_outputs, 1))
     bias = torch.full((num_outputs,), 3.0)
-    changes = VisionPart({f"{PROJECTOR}.weight": product}, {f"{PROJECTOR}.bias": bias})
+    changes = AdapterParts({}, {f"{PROJECTOR}.weight": product}, {f"{PROJECTOR}.bias": bias})
     write_merged(CHECKPOINT, changes, tmp_path / "merged.safetensors")
     merged = load_file(tmp_path / "merged.safetensors")
     assert merged.keys() == {f"{PROJECTOR}.weight", f"{PROJECTOR}.bias"}

@@ -88,11 +88,11 @@ def products_of(parts: AdapterParts) -> dict[str, Tensor]:
         if name.endswith(DOWN):
             layer = name.removesuffix(DOWN)
             weights[layer] = parts.language[layer + UP] @ down
-    for name, product in parts.vision.products.items():
+    for name, product in parts.products.items():
         matrix = product.up.flatten(1) @ product.down.flatten(1)
         shape = (len(product.up), *product.down.shape[1:])
         weights[name.removesuffix(".weight")] = matrix.view(shape)
-    return weights | dict(parts.vision.replaced)
+    return weights | dict(parts.replaced)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from runners.adapters import hot_loading
 from runners.adapters.hot_loading import HotAdapters
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
-from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
@@ -39,10 +38,9 @@ from wire.artifacts.adapter_folder import (
     adapter_build_key,
 )
 from wire.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
-from wire.runner_messages import EncodedImage
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
-CALL_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 60
 TIMEOUT_S = 30.0
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=8_000)
 
@@ -86,14 +84,18 @@ class Watched:
 
     def follow(self, read_timeout_s: float) -> None:
         """Restart with another limit."""
+        options = runner_options(FLORENCE.id, Settings(), ())
         self.adapters = HotAdapters(
             AdapterScan(self.folder, now=lambda: 1e12),
             self.base,
-            self.aliases,
             self.base_folder,
-            LIMITS,
-            CALL_TIMEOUT_S,
-            read_timeout_s,
+            replace(
+                options,
+                limits=replace(options.limits, stuck_after_s=read_timeout_s),
+                aliases=self.aliases,
+                adapter_limits=LIMITS,
+                timeout_s=CALL_TIMEOUT_S,
+            ),
             now=lambda: self.time_s,
         )
 
@@ -274,17 +276,11 @@ def test_a_runner_waits_for_half_of_its_start(
         start_timeout_s=0.4,
     )
     watched.loaded.released = threading.Event()
-    worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
-    limit_bytes = LIMITS.max_total_bytes
-    worker._decoder = SimpleNamespace(adapters=watched.loaded, max_adapter_bytes=limit_bytes)
-    worker._watch_adapters(watched.folder, watched.base, watched.base_folder)
+    scan = AdapterScan(watched.folder)
+    HotAdapters(scan, watched.base, watched.base_folder, options).watch(watched.loaded)
     assert "not all loaded after 0.2 s" in caplog.messages[-1]
     watched.loaded.released.set()
     wait_until(lambda: watched.loaded.keys != frozenset())
-
-
-async def no_batcher(_image_key: str) -> EncodedImage:
-    raise AssertionError("no image is encoded")
 
 
 def test_adapters_are_added_in_the_stream_of_the_decoder(

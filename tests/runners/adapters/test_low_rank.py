@@ -51,7 +51,7 @@ def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) 
             places = adapters.pool.places(by_row)
             assert places is not None
             assert len(set(places)) == len(set(by_row))
-            adapters.is_other = adapters.pool.is_other(torch.tensor(places))
+            adapters.is_other = torch.tensor(places)[:, None] != adapters.pool.owners
         result.append(layer(hidden_states))
     return result
 
@@ -96,7 +96,7 @@ def test_each_row_gets_base_and_its_own_products() -> None:
 def test_an_eager_pass_follows_a_captured_one() -> None:
     adapters, pool, layer = pooled_layer(4)
     adapters.add("large", tensors(5, "q"))  # has no place in the pool
-    adapters.is_other = pool.is_other(torch.zeros(1, dtype=torch.long))
+    adapters.is_other = pool.owners[None] != 0
     states = torch.ones(1, 1, WIDTH)
     assert layer(states).equal(layer.base(states))
     adapters.select(["large"])

@@ -15,6 +15,7 @@ from runners.kv_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.text import Constraints, GenerationRules, PromptWords
 from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder, tiny_tokenizer
+from tests.support.passes import WithoutDrafts
 from tests.support.token_choices import is_failure
 
 # A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.
@@ -124,8 +125,8 @@ def num_steps(decoder: FakeDecoder, *requests: SequenceRequest) -> int:
     """Return the number of steps after the prefill, and check that the answers are those without
     drafts.
     """
-    plain = FakeDecoder(can_draft=False, start_token_id=None, rules=decoder.rules)
-    assert generate_all(decoder, requests) == generate_all(plain, requests)
+    plain = FakeDecoder(start_token_id=None, rules=decoder.rules)
+    assert generate_all(decoder, requests) == generate_all(plain, requests, WithoutDrafts)
     assert plain.draft_widths == []
     return len(decoder.step_sizes)
 

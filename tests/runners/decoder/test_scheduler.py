@@ -3,7 +3,7 @@ others.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -140,11 +140,11 @@ class FailsAfterPrefill(SlotCache):
 
     failure: Exception | None = None
 
-    def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
+    def add_beams(self, slots_of: Sequence[Sequence[int]]) -> None:
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        super().add_beams(targets_of)
+        super().add_beams(slots_of)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")])

@@ -14,6 +14,7 @@ from export.checks.asking import Question
 from export.scenes import render_scene
 from laboratory.questions import questions
 from laboratory.scenes import evaluation_scene
+from runners.decoder.engines import EagerEngine, NewEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
@@ -24,6 +25,7 @@ from runners.options import SchedulerLimits
 from tasks.errors import TaskError
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.passes import WithoutDrafts
 from wire.artifacts.manifest import read_manifest
 
 NUM_ANSWERS = 20
@@ -54,29 +56,31 @@ def model(request: pytest.FixtureRequest, exported: ModelStore) -> Model:
 
 
 def generate(
-    decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int, can_draft: bool = True
+    decoder: Decoder,
+    requests: Sequence[SequenceRequest],
+    num_clients: int,
+    make_engine: NewEngine = EagerEngine,
 ) -> list[GeneratedSequence]:
     """Generate the answers to `requests`, `num_clients` at a time."""
-    scheduler = Scheduler(decoder, "drafts", SchedulerLimits(num_clients, num_clients, 4096))
+    limits = SchedulerLimits(num_clients, num_clients, 4096)
+    scheduler = Scheduler(decoder, "drafts", limits, make_engine)
 
     def answer(request: SequenceRequest) -> GeneratedSequence:
         return scheduler.submit([request])[0].result(TIMEOUT_S).sequence
 
-    decoder.can_draft = can_draft
     scheduler.start()
     try:
         with ThreadPoolExecutor(num_clients) as clients:
             return list(clients.map(answer, requests))
     finally:
         scheduler.stop()
-        decoder.can_draft = True
 
 
 @pytest.mark.parametrize("num_clients", [1, BESIDE])
 def test_drafts_change_no_token_and_no_probability(model: Model, num_clients: int) -> None:
     decoder, requests = model
     drafted = generate(decoder, requests, num_clients)
-    plain = generate(decoder, requests, num_clients, can_draft=False)
+    plain = generate(decoder, requests, num_clients, WithoutDrafts)
     for one, other in zip(drafted, plain, strict=True):
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -93,7 +97,7 @@ def test_drafts_save_passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> No
         return decode_step(cache, places)
 
     monkeypatch.setattr(decoder, "decode_step", counted)
-    generate(decoder, requests, 1, can_draft=False)
+    generate(decoder, requests, 1, WithoutDrafts)
     num_plain = len(widths)
     assert set(widths) == {1}
     generate(decoder, requests, 1)

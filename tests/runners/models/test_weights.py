@@ -22,8 +22,9 @@ MARGIN = 1.25
 LOAD = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
-from runners.models.florence2 import Bart
+from runners.models.florence2 import Florence2Decoder
 from runners.models.weights import DecoderWeights
 
 # Without the code of libraries: a call maps pages of it, or megabytes if they were just installed.
@@ -39,8 +40,11 @@ def peak_bytes():
 folder, precision = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 before = peak_bytes()
-config = json.loads((folder / "config.json").read_text())["text_config"]
-model = Bart(config, DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu"))
+weights = DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu")
+config = json.loads((folder / "config.json").read_text())
+tokenizer, rules = SimpleNamespace(bare_ids=dict), SimpleNamespace(decoder_start_token_id=2)
+parts = {"tokenizer": tokenizer, "rules": rules, "constraints": None, "adapters": None}
+model = Florence2Decoder(SimpleNamespace(config=config, weights=weights, **parts))
 print(peak_bytes() - before)
 """
 

@@ -31,8 +31,7 @@ from runners.tokens.choice import (
     choose,
     choose_tokens,
     fits,
-    next_moves,
-    next_tokens,
+    next_inputs,
     unpack,
     with_wider_nucleus,
 )
@@ -265,7 +264,8 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     packed.write([plain, plain], rows, kind, NextInputs([1, None], [0, 7]))
     result = choose(packed, logits, kind)
     assert unpack(result.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
-    assert next_tokens(packed, result, kind, torch.tensor([2])).tolist() == [int(result[1, 0]), 7]
+    following = next_inputs(packed, result, kind, torch.tensor([2]))
+    assert following[0].tolist() == [int(result[1, 0]), 7]
 
 
 @pytest.mark.parametrize("end_token_ids", [{2}, {2, 5}], ids=["one end token", "two end tokens"])
@@ -298,16 +298,16 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
                 inputs[slot] = row
             packed = PackedConditions(MAX_ROWS, size, DEVICE)
             kind = ChoiceKind.captured(conditions, NO_INPUTS)
-            next_inputs = NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots))
-            packed.write(conditions, [[0], [1, 2, 3]], kind, next_inputs)
+            slots_inputs = NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots))
+            packed.write(conditions, [[0], [1, 2, 3]], kind, slots_inputs)
             ids = torch.tensor(sorted(ends))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
             parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
             if not sequence.has_ended:
-                tokens = next_tokens(packed, results, kind, ids)[slots].tolist()
-                assert tokens == sequence.last_token_ids
-                moves = next_moves(packed, results, ids)[:, :3].tolist()
-                assert moves == [[slots[parent] for parent in parents], slots]
+                tokens, *moves = next_inputs(packed, results, kind, ids)
+                assert tokens[slots].tolist() == sequence.last_token_ids
+                moved = [slots[parent] for parent in parents]
+                assert [slot[:3].tolist() for slot in moves] == [moved, slots]
                 num_compared += 1
                 num_with_copies += sequence.beams[2].score < -1e8
     assert num_with_copies > 20
