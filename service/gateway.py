@@ -22,7 +22,6 @@ from service.admission.api_keys import ApiKeys, SharedLimits
 from service.admission.places import TrafficGaps
 from service.admission.threads import POSTPROCESSING
 from service.batches.worker import BatchWorker
-from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
@@ -43,6 +42,7 @@ from service.inference.served_models import (
     served_entries,
     unserved_models,
 )
+from service.rpc.server import GrpcServer
 from service.settings import Settings, settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging

@@ -15,7 +15,7 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -120,10 +120,7 @@ _SMALL_TIMEOUT_S = 10.0
 
 
 class Incoming:
-    """The messages of one call, which comes from `peer`.
-
-    Readers raise `ServiceError`, or StopAsyncIteration if the caller has sent all its messages.
-    """
+    """The messages of one call, which comes from `peer`."""
 
     def __init__(
         self,
@@ -138,57 +135,44 @@ class Incoming:
         # grpc writes ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT
         self.address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
-    async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
+    async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message | None:
         """Return the next message, of a call that has a place; `hold` counts its bytes."""
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                message = await anext(self._messages)
+                message = await anext(self._messages, None)
         except TimeoutError as error:
             problem = "the call's message was not received before the deadline"
             raise DeadlineExceeded(problem) from error
-        count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
-        if count > _MAX_VALUES:
-            problem = f"the message has more than {_MAX_VALUES} fields, elements and entries"
-            raise InvalidRequest(problem)
-        hold(_COPIES * len(message) + _VALUE_BYTES * count)
+        if message is not None:
+            count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
+            if count > _MAX_VALUES:
+                problem = f"the message has more than {_MAX_VALUES} fields, elements and entries"
+                raise InvalidRequest(problem)
+            hold(_COPIES * len(message) + _VALUE_BYTES * count)
         return self._parsed(message)
 
-    async def read_small(self) -> Message:
+    async def read_small(self) -> Message | None:
         """Return the next message of a call without a place, within seconds."""
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
-                message = await anext(self._messages)
+                message = await anext(self._messages, None)
         except TimeoutError as error:
             problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
             raise DeadlineExceeded(problem) from error
-        if len(message) > MAX_SMALL_BYTES:
+        if message is not None and len(message) > MAX_SMALL_BYTES:
             problem = f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
             raise ServiceError(problem, code="payload_too_large")
         return self._parsed(message)
 
-    def _parsed(self, message: bytes) -> Message:
+    def _parsed(self, message: bytes | None) -> Message | None:
         try:
-            return self._message_class.FromString(message)
+            return None if message is None else self._message_class.FromString(message)
         except DecodeError as error:
             raise InvalidRequest("the message is malformed: it is not one of the method") from error
 
 
 Messages = AsyncIterator[bytes]
 _NO_MESSAGE = "the call has no message"
-
-
-async def _read(incoming: Incoming, context: Context) -> Message:
-    try:
-        return await incoming.read_small()
-    except ServiceError as error:
-        await abort(context, error)
-        raise AssertionError("context.abort() returned") from error
-
-
-async def _messages(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
-    with suppress(StopAsyncIteration):
-        while True:
-            yield await _read(incoming, context)
 
 
 def metadata_of(context: Context) -> dict[str, str]:
@@ -234,12 +218,11 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             """Answer one message; the stream of health is written, not returned."""
             received = incoming(messages, context)
             if not is_ours:
-                await self._check_health_key(received, context)
-                try:
-                    message = await _read(received, context)
-                except StopAsyncIteration:
-                    await abort(context, InvalidRequest(_NO_MESSAGE))
-                return await behavior(message, context)
+                needs_key = self._settings.health_needs_key
+                async with aclosing(self._messages(received, context, needs_key)) as sent:
+                    async for message in sent:
+                        return await behavior(message, context)
+                await abort(context, InvalidRequest(_NO_MESSAGE))
             async with self._call(details.method, received, context) as (message, call):
                 return await behavior(message, call)
             raise AssertionError("context.abort() returned")
@@ -251,10 +234,8 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
                     called = self._call(details.method, received, context)
                     replies = behavior(*await stack.enter_async_context(called))
                 else:  # reflection
-                    requests = await stack.enter_async_context(
-                        aclosing(_messages(received, context))
-                    )
-                    replies = behavior(requests, context)
+                    requests = aclosing(self._messages(received, context, needs_key=False))
+                    replies = behavior(await stack.enter_async_context(requests), context)
                 async for reply in await stack.enter_async_context(aclosing(replies)):
                     yield reply
 
@@ -265,12 +246,17 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         stream = answer if is_written else answers
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
 
-    async def _check_health_key(self, health: Incoming, context: Context) -> None:
-        if self._settings.health_needs_key:
-            try:
-                self._api_keys.check(metadata_of(context).get("authorization"), health.address)
-            except ServiceError as error:
-                await abort(context, error)
+    async def _messages(
+        self, incoming: Incoming, context: Context, needs_key: bool
+    ) -> AsyncGenerator[Message, None]:
+        """Yield the messages of health or reflection."""
+        try:
+            if needs_key:
+                self._api_keys.check(metadata_of(context).get("authorization"), incoming.address)
+            while (message := await incoming.read_small()) is not None:
+                yield message
+        except ServiceError as error:
+            await abort(context, error)
 
     @asynccontextmanager
     async def _call(
@@ -313,10 +299,12 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             await abort(context, failure, (("x-request-id", request_id), trace))
 
     async def _message(self, method: str, incoming: Incoming, call: RequestContext) -> Message:
-        try:
-            if method.endswith(_LISTS):
-                return await incoming.read_small()
+        if method.endswith(_LISTS):
+            message = await incoming.read_small()
+        else:
             await self._core.places.take(call)
-            return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
-        except StopAsyncIteration:
-            raise InvalidRequest(_NO_MESSAGE) from None
+            hold = partial(self._core.places.hold, call)
+            message = await incoming.read(call.deadline_s, hold)
+        if message is None:
+            raise InvalidRequest(_NO_MESSAGE)
+        return message

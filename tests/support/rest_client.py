@@ -12,11 +12,11 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from service.admission.api_keys import ApiKeys
-from service.grpc_server import GrpcServer
 from service.http.boundary import STATUSES, RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
 from service.inference.core import Core
+from service.rpc.server import GrpcServer
 from service.settings import Settings
 from service.web.openapi import openapi_document
 from tests.support.fake_service import data_url, encoded, make_core, served_models

@@ -22,7 +22,7 @@ from service.inference.prediction import Piece, TilesSummary
 from service.inference.request_fields import PredictFields, parse_fields
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from service.rpc.vision import event_message, message_of, request_fields
+from service.rpc.server import event_message, message_of, request_fields
 from service.schema.rendering import answer_json, prediction_event
 from tasks.results import Detection, DetectionsResult, TextResult
 from tasks.scores import Guarantee

@@ -4,8 +4,8 @@ import pytest
 import trustme
 import yaml
 
-from service.grpc_server import grpc_credentials
 from service.inference.served_models import served_entries
+from service.rpc.server import grpc_credentials
 from service.settings import Settings, SettingsError
 from service.supervision.roles import Role, check_positions, check_runner_urls, check_tls_files
 from service.supervision.supervisor import bentoml_tls_options

@@ -10,10 +10,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.admission.api_keys import ApiKeys
-from service.grpc_server import GrpcServer
 from service.inference.core import Core
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
+from service.rpc.server import GrpcServer
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.core_calls import until
