@@ -6,11 +6,8 @@ unless DIPTYCH_PROCESSES=one has the gateway load them.
 """
 
 import asyncio
-import ctypes
 import logging
-import os
 from collections.abc import Coroutine, Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import bentoml
@@ -21,6 +18,7 @@ from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys, SharedLimits
 from service.admission.places import TrafficGaps
 from service.admission.threads import POSTPROCESSING
+from service.batches.store import Store
 from service.batches.worker import BatchWorker
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
@@ -58,8 +56,6 @@ from wire.telemetry.runner_metrics import START_TIME_SECONDS
 logger = logging.getLogger(__name__)
 
 _READY_EVERY_S = 0.2
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_LARGE_BLOCK_BYTES = 1_000_000
 
 _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)
@@ -72,7 +68,6 @@ class _Gateway:
     @bentoml.on_startup
     async def start(self) -> None:
         configure_logging(_SETTINGS.log_format)
-        _return_large_blocks()
         return_freed_memory_regularly()
         tracing.start(_SETTINGS.trace_options, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
@@ -111,7 +106,10 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.start()
         background.append(measure_loop_lag())
-        batches = BatchWorker.started(core, gaps, _SETTINGS)
+        batches = None
+        if _SETTINGS.batches_folder is not None and gaps is not None:
+            batches = BatchWorker(Store(_SETTINGS.batches_folder), core, gaps, _SETTINGS)
+            batches.start()
 
         async def drain() -> None:
             stopping = [] if batches is None else [batches.stop()]
@@ -149,19 +147,6 @@ class _Gateway:
         if self._places.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
         return all(await asyncio.gather(*(client.is_ready() for client in self._clients.values())))
-
-
-def _return_large_blocks() -> None:
-    """Make glibc return bodies and pixels to the system when they are freed.
-
-    By default each freed block of up to 32 MB raises the size below which blocks stay in the heap,
-    where a small one behind them keeps gigabytes resident. Runners keep glibc's default: their
-    tensors are made again at once.
-    """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # an operator's
-        return
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _publish(model: ServedModel, is_served: bool = True) -> None:

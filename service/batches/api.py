@@ -10,12 +10,11 @@ shares it can answer.
 
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
@@ -38,12 +37,22 @@ MAX_FILE_BYTES = 200_000_000
 MAX_FORM_BYTES = 10_000  # everything but the file
 _PIECE_BYTES = 1_000_000  # read or written at a time, in a thread
 _MAX_NAME_CHARS = 255
-_MAX_FILES = 10_000  # per page
-_MAX_BATCHES = 100
-_USUAL_BATCHES = 20
-_LIMIT = re.compile(r"[0-9]{1,5}")
-
 StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Body]]
+
+
+class _Query(BaseModel):
+    limit: int
+    after: str | None = None
+
+
+class _FilesQuery(_Query):
+    limit: int = Field(10_000, ge=1, le=10_000)
+    order: Literal["asc", "desc"] = "desc"
+    purpose: Literal["batch", "batch_output"] | None = None
+
+
+class _BatchesQuery(_Query):
+    limit: int = Field(20, ge=1, le=100)
 
 
 class _UploadForm:
@@ -183,14 +192,13 @@ class BatchesApi:
             raise
 
     async def list_files(self, store: Store, request: Request, context: RequestContext) -> Body:
-        order = _choice(request, "order", "desc", "asc")
-        purpose = _choice(request, "purpose", None, "batch", "batch_output")
+        query = validated(_FilesQuery, dict(request.query_params))
         files = await STORING.run(store.files, context.quota.owner)
-        if purpose is not None:
-            files = [file for file in files if file.purpose == purpose]
-        if order == "asc":
+        if query.purpose is not None:
+            files = [file for file in files if file.purpose == query.purpose]
+        if query.order == "asc":
             files.reverse()
-        return FileList.model_validate(_page(request, files, _MAX_FILES, _MAX_FILES))
+        return FileList.model_validate(_page(query, files))
 
     async def content(self, store: Store, request: Request, context: RequestContext) -> Body:
         file = await STORING.run(store.open, context.quota.owner, request.path_params["file_id"])
@@ -203,8 +211,9 @@ class BatchesApi:
         return await STORING.run(store.create_batch, context.quota.owner, batch_request)
 
     async def list_batches(self, store: Store, request: Request, context: RequestContext) -> Body:
+        query = validated(_BatchesQuery, dict(request.query_params))
         batches = await STORING.run(store.batches, context.quota.owner)
-        return BatchList.model_validate(_page(request, batches, _USUAL_BATCHES, _MAX_BATCHES))
+        return BatchList.model_validate(_page(query, batches))
 
 
 def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
@@ -217,31 +226,14 @@ def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
     return answer
 
 
-def _choice(request: Request, name: str, *allowed: str | None) -> str | None:
-    """Return a query parameter; the first of `allowed` is the default."""
-    value = request.query_params.get(name, allowed[0])
-    if value not in allowed:
-        choices = " or ".join(filter(None, allowed))
-        raise InvalidRequest(f"{name} must be {choices}, not {shown(value)}", name)
-    return value
-
-
-def _page(
-    request: Request,
-    objects: Sequence[FileObject] | Sequence[Batch],
-    usual_limit: int,
-    max_limit: int,
-) -> dict[str, object]:
+def _page(query: _Query, objects: Sequence[FileObject] | Sequence[Batch]) -> dict[str, object]:
     """Return the fields of a list: the objects behind `after`, at most `limit`."""
-    text = request.query_params.get("limit", str(usual_limit))
-    if not (_LIMIT.fullmatch(text) and 1 <= int(text) <= max_limit):
-        raise InvalidRequest(f"limit must be 1 to {max_limit}, not {shown(text)}", "limit")
-    after = request.query_params.get("after")
     ids = [item.id for item in objects]
-    if after is not None and after not in ids:
-        raise InvalidRequest(f"after is {shown(after)}; it must be an id in this list", "after")
-    start = 0 if after is None else ids.index(after) + 1
-    end = start + int(text)
+    if query.after is not None and query.after not in ids:
+        problem = f"after is {shown(query.after)}; it must be an id in this list"
+        raise InvalidRequest(problem, "after")
+    start = 0 if query.after is None else ids.index(query.after) + 1
+    end = start + query.limit
     page = objects[start:end]
     return {
         "data": page,

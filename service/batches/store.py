@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel
 
@@ -184,8 +184,11 @@ class Store:
 
     def _documents(self, kind: Kind, owner: str) -> list[str]:
         query = "SELECT document FROM objects WHERE owner = ? AND kind = ? ORDER BY id DESC"
+        return [document for (document,) in self._rows(query, owner, kind)]
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
         with self._transaction("BEGIN") as db:
-            return [document for (document,) in db.execute(query, (owner, kind))]
+            return db.execute(query, values).fetchall()
 
     def create_batch(self, owner: str, request: wire.BatchRequest) -> wire.Batch:
         """Raise `not_found` for the input, or `Overloaded` above a limit of the key."""
@@ -205,7 +208,7 @@ class Store:
             if _file(db, owner, request.input_file_id).purpose != "batch":
                 problem = f"{request.input_file_id} cannot be an input file"
                 raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
-            if _count(db, "batch", owner) >= MAX_BATCHES_PER_KEY:
+            if _usage(db, owner)[1] >= MAX_BATCHES_PER_KEY:
                 problem = f"this key has {MAX_BATCHES_PER_KEY} batches"
                 raise Overloaded(f"{problem}; each is removed after 30 days", wire.DAY_S)
             _insert(db, "batch", owner, state)
@@ -229,9 +232,7 @@ class Store:
     def open_batches(self) -> list[BatchState]:
         """Return the batches that have not ended, the oldest first."""
         query = f"SELECT document FROM objects WHERE {_IS_OPEN} ORDER BY id"
-        with self._transaction("BEGIN") as db:
-            documents = db.execute(query).fetchall()
-        return [BatchState.model_validate_json(document) for (document,) in documents]
+        return [BatchState.model_validate_json(document) for (document,) in self._rows(query)]
 
     def begin(self, state: BatchState, places: Sequence[LinePlace]) -> None:
         """Keep the requests of an input file that was checked."""
@@ -249,8 +250,7 @@ class Store:
             "SELECT line, start, num_bytes FROM requests"
             " WHERE batch_id = ? AND is_answer IS NULL ORDER BY line"
         )
-        with self._transaction("BEGIN") as db:
-            return [LinePlace(*row) for row in db.execute(query, (state.id,))]
+        return [LinePlace(*row) for row in self._rows(query, state.id)]
 
     def append(self, state: BatchState, lines: Sequence[OutputLine]) -> wire.Batch:
         """Keep lines of an unfinished output; raise `NoRoom` if they exceed the key's bytes."""
@@ -258,7 +258,7 @@ class Store:
         num_answers = sum(line.is_answer for line in lines)
         with self._changed(state.owner, state.id) as (db, current):
             num_bytes = sum(len(line.data) for line in lines)
-            if lines and _num_bytes(db, state.owner) + num_bytes > MAX_BYTES_PER_KEY:
+            if lines and _usage(db, state.owner)[2] + num_bytes > MAX_BYTES_PER_KEY:
                 raise NoRoom
             current.bytes += num_bytes
             current.batch.request_counts.completed += num_answers
@@ -370,21 +370,18 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(errno.EIO, str(error)) from error
 
 
-def _num_bytes(db: sqlite3.Connection, owner: str) -> int:
-    """Return the bytes of a key's files and unfinished outputs."""
-    query = "SELECT coalesce(sum(num_bytes), 0) FROM objects WHERE owner = ?"
-    return int(db.execute(query, (owner,)).fetchone()[0])
-
-
-def _count(db: sqlite3.Connection, kind: Kind, owner: str) -> int:
-    query = "SELECT count(*) FROM objects WHERE owner = ? AND kind = ?"
-    return int(db.execute(query, (owner, kind)).fetchone()[0])
+def _usage(db: sqlite3.Connection, owner: str) -> tuple[int, int, int]:
+    """Return the numbers of files and batches of a key, and of their bytes."""
+    counts = "coalesce(sum(kind = 'file'), 0), coalesce(sum(kind = 'batch'), 0)"
+    query = f"SELECT {counts}, coalesce(sum(num_bytes), 0) FROM objects WHERE owner = ?"
+    num_files, num_batches, num_bytes = db.execute(query, (owner,)).fetchone()
+    return num_files, num_batches, num_bytes
 
 
 def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
     """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
-    is_full = _num_bytes(db, owner) + num_bytes > MAX_BYTES_PER_KEY
-    if is_full or _count(db, "file", owner) >= MAX_FILES_PER_KEY:
+    num_files, _, used_bytes = _usage(db, owner)
+    if num_files >= MAX_FILES_PER_KEY or used_bytes + num_bytes > MAX_BYTES_PER_KEY:
         limits = f"{MAX_FILES_PER_KEY} files of {MAX_BYTES_PER_KEY} bytes together"
         raise Overloaded(f"this key has the maximum of {limits}; delete some", 60)
 

@@ -21,8 +21,8 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from service.admission.api_keys import NO_LIMITS, Quota
+from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, TrafficGaps
 from service.admission.threads import PARSING, STORING
 from service.batches import wire
@@ -156,8 +157,7 @@ class BatchWorker:
         self.gaps = gaps
         self.timeout_s = settings.request_timeout_s
         self._max_line_bytes = settings.max_body_bytes
-        self._turn = asyncio.Lock()  # its waiters are served in their order
-        self._turns: dict[str, asyncio.Lock] = {}  # key: owner
+        self.turns = ClientSlots(1, 1)  # API keys take turns to start a request
         self._checking = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # key: batch id
         # of each owner one batch is checked and one runs; key: batch id
@@ -166,19 +166,8 @@ class BatchWorker:
         self._next_clean_s = -math.inf
         self._leading: asyncio.Task[None] | None = None
 
-    @classmethod
-    def started(
-        cls, core: Core, gaps: TrafficGaps | None, settings: Settings
-    ) -> "BatchWorker | None":
-        if settings.batches_folder is None or gaps is None:
-            return None
-        store = Store(settings.batches_folder)
-        store.prepare()
-        worker = cls(store, core, gaps, settings)
-        worker.start()
-        return worker
-
     def start(self) -> None:
+        self.store.prepare()
         self._leading = asyncio.create_task(self._lead())
 
     async def stop(self) -> None:
@@ -187,13 +176,6 @@ class BatchWorker:
             self._leading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._leading
-
-    @asynccontextmanager
-    async def turn(self, owner: str) -> AsyncIterator[None]:
-        """Wait until a request may start; API keys take turns."""
-        async with self._turns.setdefault(owner, asyncio.Lock()), self._turn:
-            await self.gaps.wait()
-            yield
 
     async def _lead(self) -> None:
         lock = None
@@ -343,7 +325,8 @@ class BatchRun:
                 self._worker.release_lane(self._state)
                 await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 continue
-            async with self._worker.turn(self._state.owner):
+            async with self._worker.turns.slot(self._state.owner):
+                await self._worker.gaps.wait()
                 if self._is_stopped:
                     return
                 place = self._pending.popleft()
@@ -363,7 +346,7 @@ class BatchRun:
         lines: list[OutputLine] = []
         for place in self._store.unanswered(self._state):
             custom_id = parse_line(self._line(place)).custom_id
-            lines.append(_rendered(place, custom_id, error=_EXPIRED))
+            lines.append(_rendered(place, custom_id, False, error=_EXPIRED))
         self._store.append(self._state, lines)
 
     def _line(self, place: LinePlace) -> bytes:
@@ -397,7 +380,7 @@ class BatchRun:
         finally:
             await core.places.leave(context)
         response = {"status_code": status, "request_id": request_id, "body": body}
-        return _rendered(place, line.custom_id, response=response, is_answer=status == _OK)
+        return _rendered(place, line.custom_id, status == _OK, response=response)
 
     async def _answered(
         self, line: wire.BatchLine, context: RequestContext, is_last: bool
@@ -427,15 +410,10 @@ def _is_to_end(batch: wire.Batch) -> bool:
 
 
 def _rendered(
-    place: LinePlace,
-    custom_id: str,
-    *,
-    response: Mapping[str, object] | None = None,
-    error: Mapping[str, object] | None = None,
-    is_answer: bool = False,
+    place: LinePlace, custom_id: str, is_answer: bool, **outcome: Mapping[str, object]
 ) -> OutputLine:
     line_id = f"batch_req_{uuid.uuid4().hex}"
-    document = {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
+    document = {"id": line_id, "custom_id": custom_id, "response": None, "error": None, **outcome}
     return OutputLine(place.number, is_answer, to_json(document) + b"\n")
 
 

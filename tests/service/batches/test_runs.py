@@ -172,7 +172,8 @@ async def test_keys_take_turns(store: Store) -> None:
     order: list[str] = []
 
     async def start(owner: str) -> None:
-        async with worker.turn(owner):
+        async with worker.turns.slot(owner):
+            await gaps.wait()
             order.append(owner)
 
     gaps.begin_online()
