@@ -202,14 +202,11 @@ def _parsed(fields: Mapping[str, object]) -> tuple[PredictFields | CompareFields
 
 
 def used_names(fields: Mapping[str, object]) -> set[str]:
-    """Return the names that the strings of a step use."""
     texts = [fields[name] for name in _TEXT_FIELDS & fields.keys()]
     return set(_NAME.findall(json.dumps(texts)))
 
 
 def filled(fields: Mapping[str, object], values: Mapping[str, str]) -> dict[str, object]:
-    """Return the fields with every used name replaced by its value."""
-
     def fill(value: object) -> object:
         if isinstance(value, list):
             return list(map(fill, value))
@@ -385,7 +382,6 @@ class _Run:
 
 
 def step_objects(result: Result) -> list[StepObject]:
-    """Return the objects of a result in its order; a text has none."""
     name = "text" if isinstance(result, TextRegionsResult) else "label"
     objects: list[StepObject] = []
     for item in objects_of(result):

@@ -120,7 +120,6 @@ class _Gateway:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Finish the gRPC calls in flight, then close."""
         for task in self._background:
             task.cancel()
         if _SETTINGS.grpc_port:

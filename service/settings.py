@@ -298,7 +298,6 @@ class Settings(BaseModel):
         return self.device, None
 
     def runner_url(self, model_id: str) -> str | None:
-        """Return the URL of a model's runner, or None if it runs on this host."""
         return dict(map(split_runner_url, self.runner_urls)).get(model_id)
 
     @property

@@ -1,9 +1,5 @@
 """OpenAI's Files and Batches over the store; the batches are run by `service/batches/worker.py`.
 
-POST /v1/files    GET /v1/files    GET /v1/files/{file_id}[/content]  DELETE /v1/files/{file_id}
-POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}
-POST /v1/batches/{batch_id}/cancel
-
 A key sees its own files and batches only. Each call reads the store, so that any gateway that
 shares it can answer.
 """

@@ -157,7 +157,6 @@ class Store:
         return file
 
     def check_room(self, owner: str) -> None:
-        """Raise `Overloaded` at a limit of the key."""
         with self._transaction("BEGIN") as db:
             _check_room(db, owner, 1)
 

@@ -159,7 +159,6 @@ class RestBoundary:
         return True
 
     def refusal(self, request: Request) -> Response | None:
-        """Return the error response to a request without an accepted key, else None."""
         try:
             self._checked_quota(request, REST)
         except ServiceError as error:

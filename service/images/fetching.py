@@ -204,7 +204,6 @@ class ImageFetcher:
 
 
 def image_fetcher(settings: Settings) -> ImageFetcher | None:
-    """Return the fetcher of images by URL, or None if no host is allowed."""
     if not settings.url_hosts:
         return None
     hosts = list(map(AllowedHost.parse, settings.url_hosts))

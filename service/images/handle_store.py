@@ -212,7 +212,6 @@ class ImageStore(ABC):
         return StoredImage(handle.text, num_bytes - _SIZE.size, width, height, expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
-        """Return the file of an image."""
         return self._existing(owner, handle)[0][_SIZE.size :]
 
     def remove(self, owner: str, handle: ImageHandle) -> None:

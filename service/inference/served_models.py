@@ -212,7 +212,6 @@ def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[st
 
 
 def runner_processes(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
-    """Return the ids of those of `entries` whose runner is a process of this host."""
     return [] if settings.is_one_process else local_models(entries, settings)
 
 

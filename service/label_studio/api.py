@@ -1,8 +1,5 @@
 """Label Studio's ML backend protocol over the core, for all served models or for one.
 
-/integrations/label-studio[/MODEL]  + GET /health    GET /versions
-                                      POST /setup    POST /predict    POST /webhook
-
 Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL
 that has the message (GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic
 authentication, whose password is `KEY` or `KEY:TOKEN`, the API key of this service and an access

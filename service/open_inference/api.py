@@ -1,9 +1,5 @@
 """The Open Inference Protocol v2 over HTTP.
 
-GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a model, with or
-         without its version:
-GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
-
 A body is JSON followed by the raw bytes of tensors:
 
 JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of

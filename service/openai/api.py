@@ -1,7 +1,5 @@
 """OpenAI's chat completions over the core: a conversation becomes a task, an answer a completion.
 
-POST /v1/chat/completions
-
 The last message asks, follow-up questions are about the latest image. A text is a prompt in the
 model's own syntax (`<OD>`, `detect cat`), the fields of a request as JSON, or else a question. A
 completion has the generated text, or the typed result if `response_format` asks for JSON. GET

@@ -16,7 +16,6 @@ _UNAUTHORIZED = 401
 
 
 def problem(values: Settings) -> str | None:
-    """Return the problem of the service with these settings, or None."""
     connection = http.client.HTTPConnection(values.host, values.port, timeout=_TIMEOUT_S)
     if values.tls_certificate_file is not None:
         unverified = ssl.create_default_context()  # the certificate names the public host

@@ -49,7 +49,6 @@ class Role:
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "Role":
-        """Parse command-line arguments; raise `SettingsError`."""
         match tuple(arguments):
             case ():
                 return cls("all")
@@ -61,7 +60,6 @@ class Role:
 
     @property
     def is_runner(self) -> bool:
-        """True for a runner alone."""
         return self.name == "runner"
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
@@ -88,11 +86,9 @@ class Role:
         return [model for model in adapters_of(self.model_id, catalog.values()) if model in served]
 
     def front(self) -> str:
-        """Return the name of the BentoML service on the service's port."""
         return runner_name(self.model_id) if self.is_runner else GATEWAY
 
     def runners_behind(self, values: Settings) -> list[str]:
-        """Return the names of the gateway's runner processes on this host."""
         if self.name != "all" or values.is_one_process:
             return []
         return list(map(runner_name, runner_processes(served_entries(values), values)))
@@ -137,7 +133,6 @@ def check(role: Role, settings: Settings) -> None:
 
 
 def check_runner_urls(role: Role, settings: Settings) -> None:
-    """Raise `SettingsError` if a gateway alone has no URL for a runner."""
     missing = local_models(served_entries(settings), settings)
     if role.name == "gateway" and missing:
         raise SettingsError(

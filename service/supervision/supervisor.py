@@ -337,7 +337,6 @@ def _front(role: Role, values: Settings) -> Part:
 
 
 def bentoml_tls_options(settings: Settings) -> list[str]:
-    """Return the options of BentoML's worker for the HTTP port."""
     if settings.tls_certificate_file is None:
         return []
     certificate = str(settings.tls_certificate_file)

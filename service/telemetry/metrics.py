@@ -77,7 +77,6 @@ SHARED_LIMITS_UNANSWERED = Counter(
 
 
 async def measure_loop_lag() -> None:
-    """Measure how late the running event loop is, until cancelled."""
     while True:
         due_s = time.monotonic() + _LAG_EVERY_S
         await asyncio.sleep(_LAG_EVERY_S)

@@ -1,8 +1,5 @@
 """Pages for a browser, without a key: the playground, and the HTTP contract.
 
-GET / (redirects to /playground)    GET /playground       GET /playground/{file}
-GET /docs                           GET /docs/start.js    GET /openapi.json
-
 The playground is served before the models are ready; the page calls the API as any client does.
 """
 

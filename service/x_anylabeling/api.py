@@ -1,8 +1,5 @@
 """X-AnyLabeling's remote server protocol over the core.
 
-/integrations/x-anylabeling  + GET /health                     GET /v1/models
-                               GET /v1/models/{model}/info     POST /v1/predict
-
 The API key is in the header `Token`. Errors have the statuses and the body of the service's own
 interface, and not the 200 of X-AnyLabeling-Server, as X-AnyLabeling shows a failed status only.
 
@@ -36,14 +33,8 @@ from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
-from tasks.results import (
-    BoxXyxy,
-    DetectionsResult,
-    InstancesResult,
-    PointXy,
-    TextRegionsResult,
-    TextResult,
-)
+from tasks import results
+from tasks.results import BoxXyxy, PointXy
 from tasks.table import MAX_GIVEN_CHARS, TASKS
 from wire.disconnection import while_connected
 
@@ -105,7 +96,6 @@ class Call(_Body):
 
 
 def _authorization(request: Request) -> str | None:
-    """Return the key in the header `Token`, if any, as a bearer's."""
     headers = request.headers
     bearers = [f"Bearer {token}" for token in headers.getlist("token") if token]
     return ", ".join((*headers.getlist("authorization"), *bearers)) or None
@@ -219,7 +209,7 @@ def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -
     `epsilon_factor` is the tolerance of simplified polygons, as a share of their perimeter
     (OpenCV's approxPolyDP).
     """
-    if isinstance(answer.result, TextResult) and region is None:
+    if isinstance(answer.result, results.TextResult) and region is None:
         # True would delete the shapes
         return {"shapes": [], "description": answer.result.text, "replace": False}
     return {"shapes": list(_shapes(answer, epsilon_factor, region)), "description": ""}
@@ -227,19 +217,19 @@ def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -
 
 def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> Iterator[JsonObject]:
     match answer.result:
-        case DetectionsResult(detections):
+        case results.DetectionsResult(detections):
             for detection in detections:
                 yield _shape("rectangle", corners(detection.box), detection.label, detection.score)
-        case InstancesResult(instances):
+        case results.InstancesResult(instances):
             for instance in instances:
                 for ring in outlines(instance):
                     points = simplified(ring, epsilon_factor * ring.length)
                     yield _shape("polygon", points, instance.label, instance.score)
-        case TextRegionsResult(text_regions):
+        case results.TextRegionsResult(text_regions):
             for text_region in text_regions:
                 shape = _shape("polygon", text_region.quad, _TEXT_LABEL, text_region.score)
                 yield shape | {"description": text_region.text}
-        case TextResult(text) if region is not None:
+        case results.TextResult(text) if region is not None:
             yield _shape("rectangle", corners(region), text, None)
 
 
