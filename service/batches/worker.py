@@ -167,6 +167,7 @@ class BatchWorker:
         self._leading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Prepare the folder, and wait for its lock; raise `SettingsError`."""
         self.store.prepare()
         self._leading = asyncio.create_task(self._lead())
 

@@ -41,6 +41,7 @@ from starlette.routing import Route
 from service.admission.places import Place, RequestContext
 from service.admission.threads import PARSING, POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
+from service.http import boundary as http
 from service.http.body import BodyMemory, json_object, parse_image, parsed, read_bytes
 from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
 from service.images.fetching import ImageFetcher
@@ -58,7 +59,6 @@ from service.label_studio.mapping import (
     prediction,
     prompt_asks,
 )
-from service.schema.rendering import ErrorDetail, ErrorJson
 from service.settings import Settings, variable
 from service.validation import ModelT, validated
 from tasks.errors import shown
@@ -185,18 +185,14 @@ class LabelStudioApi:
         if not codes:
             raise InvalidRequest(f"no call fails with the status {shown(failed_status)}")
         code = codes[0]
-        message = unquote_plus(request.url.query)
-        detail = ErrorDetail(code=code, message=message, param=None, request_id=context.request_id)
-        return JSONResponse(ErrorJson(error=detail).model_dump(), STATUSES[code])
+        error = ServiceError(unquote_plus(request.url.query), code=code)
+        return JSONResponse(http.error_json(error, context.request_id), STATUSES[code])
 
     async def versions(self, request: Request, _context: RequestContext) -> Body:
-        models = _models(self._boundary.core(), request)
-        return {"versions": [version_of(model) for model in models]}
+        return {"versions": list(map(version_of, _models(self._boundary.core(), request)))}
 
     async def setup(self, request: Request, context: RequestContext) -> Body:
-        """Check the labelling configuration.
-
-        Return the version of the first model that can fill it.
+        """Return the version of the first model that can fill the labelling configuration.
 
         Label Studio asks for predictions of a task while it has none of that version.
         """
