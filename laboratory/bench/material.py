@@ -12,19 +12,26 @@ for every server, so only those with a single prompt are used.
 
 import json
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from export.artifacts.store import new_version, verified_manifest
-from export.checkpoints.bases import CATALOG_FILE
+from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes
-from laboratory.bench.random_weights import FLORENCE_2_BASE, write_random_checkpoint
+from laboratory.bench.random_weights import (
+    FLORENCE_2_BASE,
+    PALIGEMMA_3B,
+    Shape,
+    write_random_checkpoint,
+)
 from laboratory.questions import Question, questions
 from laboratory.scenes import evaluation_scene, png
 from tasks.catalog import CatalogEntry, load_catalog
@@ -34,7 +41,6 @@ from tasks.prompts import Prompt
 from tasks.table import TASKS, parse_parameters
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
-_ALL_LAYERS = 100
 _GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
 _PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
 _SIZE_PX = 768
@@ -53,6 +59,25 @@ _LENGTHS = {
 _SHORT_LENGTH = 8  # all other questions
 
 
+@dataclass(frozen=True, slots=True)
+class RandomModel:
+    """A checkpoint of random weights, and the catalog's entry for which it stands."""
+
+    id: str
+    base: str
+    shape: Shape
+    max_layers: int = 100
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to the entry
+
+
+FLORENCE_2 = RandomModel(RANDOM_MODEL, "florence-2-base", FLORENCE_2_BASE)
+_NUMBERS = {"parameters": 780_805_664, "mask_decoder": str(ROOT / "models/paligemma-mini/vae.npz")}
+PALIGEMMA = RandomModel(
+    "paligemma-3b-random", "paligemma-3b-mix-224", PALIGEMMA_3B, max_layers=2, changes=_NUMBERS
+)
+RANDOM_MODELS = {FLORENCE_2.id: FLORENCE_2, PALIGEMMA.id: PALIGEMMA}
+
+
 def main(folder: Path) -> None:
     """Write what is missing."""
     rows = []
@@ -61,7 +86,7 @@ def main(folder: Path) -> None:
     (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def make_model(folder: Path) -> CatalogEntry:
+def make_model(folder: Path, model: RandomModel = FLORENCE_2) -> CatalogEntry:
     """Write checkpoint and catalog, and artifacts that are not up to date; return the entry.
 
     Without photographs the default precisions stay: the answers of random weights are arbitrary.
@@ -69,7 +94,7 @@ def make_model(folder: Path) -> CatalogEntry:
     checkpoint = folder / "checkpoint"
     rules_file = checkpoint / GENERATION_CONFIG_FILE
     if not rules_file.is_file():
-        write_random_checkpoint(FLORENCE_2_BASE, checkpoint, _ALL_LAYERS, gain=_GAIN)
+        write_random_checkpoint(model.shape, checkpoint, model.max_layers, gain=_GAIN)
         # The end token is the last row of the vocabulary, a padding row; nothing forces an end.
         config = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8"))
         rules = json.loads(rules_file.read_text(encoding="utf-8"))
@@ -77,7 +102,7 @@ def make_model(folder: Path) -> CatalogEntry:
             rules.pop(name, None)
         rules["eos_token_id"] = config["text_config"]["vocab_size"] - 1
         rules_file.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
-    entry = write_catalog(folder)
+    entry = write_catalog(folder, model)
     job = replace(plan_job(entry, ExportOptions()), photographs=())
     current = verified_manifest(entry.id)
     if current is None or current.build_key != job.build_key:
@@ -86,15 +111,16 @@ def make_model(folder: Path) -> CatalogEntry:
     return entry
 
 
-def write_catalog(folder: Path) -> CatalogEntry:
-    """Write a catalog with the entry of florence-2-base over the bench's checkpoint."""
+def write_catalog(folder: Path, model: RandomModel = FLORENCE_2) -> CatalogEntry:
+    """Write a catalog with the entry of the model over its checkpoint."""
     listed = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))["models"]
-    (base,) = (entry for entry in listed if entry["id"] == "florence-2-base")
+    (base,) = (entry for entry in listed if entry["id"] == model.base)
     source = str((folder / "checkpoint").resolve())
-    entry = base | {"id": RANDOM_MODEL, "source": source, "revision": None, "weights_sha256": None}
+    entry = base | {"id": model.id, "source": source, "revision": None, "weights_sha256": None}
+    entry |= model.changes
     file = folder / "catalog.yaml"
     file.write_text(yaml.safe_dump({"models": [entry]}, sort_keys=False), encoding="utf-8")
-    return load_catalog(file)[RANDOM_MODEL]
+    return load_catalog(file)[model.id]
 
 
 def make_scenes(folder: Path, entry: CatalogEntry, num_scenes: int = 120) -> Scenes:

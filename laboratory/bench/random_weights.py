@@ -31,6 +31,7 @@ _GenerationConfig: Any = GenerationConfig
 GAIN = 2.0  # standard deviation of every weight matrix, times sqrt(fan in)
 # spread of biases, and of norms around their neutral value: a test notices a missing one
 _VECTOR_STD = 0.05
+_PATCH_PX = 14  # patch side of PaliGemma's vision tower
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -88,7 +89,32 @@ def florence2(d_model: int, embed_dim: int, num_layers: int, max_positions: int)
     return Shape(config, "florence-2-mini", 768, 577, torch.float16, generation, 0.05)
 
 
+def paligemma(image_size_px: int) -> Shape:
+    """Return PaliGemma-3B at one resolution.
+
+    Source: transformers, models/paligemma/convert_paligemma_weights_to_hf.py.
+    """
+
+    def config(max_layers: int) -> PaliGemmaConfig:
+        config = PaliGemmaConfig()
+        text_config: Any = config.text_config
+        text_config.vocab_size = 257216
+        text_config.num_hidden_layers = min(18, max_layers)
+        vision_config: Any = config.vision_config
+        vision_config.image_size = image_size_px
+        vision_config.intermediate_size = 4304
+        vision_config.num_hidden_layers = min(27, max_layers)
+        return PaliGemmaConfig(vision_config=vision_config, text_config=text_config)
+
+    num_image_tokens = (image_size_px // _PATCH_PX) ** 2
+    norms = {"language_model.norm.weight": 15.0}
+    return Shape(
+        config, "paligemma-mini", image_size_px, num_image_tokens, torch.bfloat16, {}, 0.003, norms
+    )
+
+
 FLORENCE_2_BASE = florence2(768, 128, 6, 1024)
+PALIGEMMA_3B = paligemma(224)
 
 
 def write_random_checkpoint(

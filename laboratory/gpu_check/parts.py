@@ -1,11 +1,8 @@
 """A model's encoder and decoder on a device, and images and requests for them."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
-from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
-from runners.decoder.sequences import SequenceRequest, WrittenSequence
+from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import CudaOptions, Encoder, load_encoder
 from runners.model_worker import to_request
 from runners.models.load import load_decoder
@@ -53,13 +49,16 @@ class Model:
         return self.manifest.model_id
 
     def encoder(
-        self, device: Device, precision: Precision | None = None, cuda: CudaOptions | None = None
+        self,
+        device: Device = "cuda",
+        precision: Precision | None = None,
+        cuda: CudaOptions | None = None,
     ) -> Encoder:
         """Load the encoder, by default in the device's precision."""
         precision = precision or self.manifest.precision[device]["encoder"]
         return load_encoder(self.folder, 0, precision, device, cuda)
 
-    def decoder(self, device: Device, precision: Precision | None = None) -> Decoder:
+    def decoder(self, device: Device = "cuda", precision: Precision | None = None) -> Decoder:
         """Load the decoder, by default in the device's precision."""
         return load_decoder(
             self.folder,
@@ -76,18 +75,10 @@ class Model:
         scenes = map(sample_scene, range(num))
         return np.stack([np.asarray(render_scene(scene, size_px)) for scene in scenes])
 
-    def features(self, device: Device) -> Tensor:
+    def features(self) -> Tensor:
         """Return features (N, C) that need no encoder."""
         size = self.manifest.num_image_tokens, self.manifest.hidden_size
-        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def endless(decoder: Decoder) -> Decoder:
-    """Make answers end only at their limit, so that all measured steps have as many rows."""
-    decoder.rules = replace(
-        decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
-    )
-    return decoder
+        return torch.randn(size, generator=torch.Generator().manual_seed(0)).to("cuda")
 
 
 def requests(
@@ -103,24 +94,6 @@ def requests(
     return batch
 
 
-def admitted(
-    decoder: Decoder,
-    model: Model,
-    device: Device,
-    options: Sequence[dict[str, Any]],
-    num_steps: int,
-) -> LiveBatch:
-    """Return a batch with a sequence for each of `options`, after the first of its steps."""
-    sequences = []
-    for of_sequence in options:
-        (request,) = requests(decoder, [model.features(device)], num_steps + 4, **of_sequence)
-        sequences.append(start_sequence(request, decoder.rules))
-    batch = LiveBatch(decoder, sum(sequence.request.num_beams for sequence in sequences))
-    batch.admit(sequences)
-    batch.step()
-    return batch
-
-
 @contextmanager
 def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
     """Run a scheduler over `decoder`."""
@@ -133,37 +106,12 @@ def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
         running.stop()
 
 
-def write(running: Scheduler, batch: Sequence[SequenceRequest]) -> list[WrittenSequence]:
+def write(running: Scheduler, batch: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
     """Generate all requests together."""
-    return [future.result(_TIMEOUT_S) for future in running.submit(batch)]
+    return [future.result(_TIMEOUT_S).sequence for future in running.submit(batch)]
 
 
-def synchronize(device: Device) -> None:
-    """Wait until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def elapsed_ms(work: Callable[[], object], device: Device) -> float:
-    """Return the duration of one run, until the device has finished it."""
-    synchronize(device)
-    start_s = time.perf_counter()
-    work()
-    synchronize(device)
-    return (time.perf_counter() - start_s) * 1000
-
-
-def median_ms(work: Callable[[], object], device: Device, num: int = 7) -> float:
-    """Return the median duration of `num` runs, after one that is not counted."""
-    work()
-    return round(statistics.median(elapsed_ms(work, device) for _ in range(num)), 3)
-
-
-def memory_bytes_per_s(device: Device) -> float:
-    """Return the bandwidth of the device's memory, measured by a copy, which reads and writes."""
-    size = 2**30 if device == "cuda" else 2**26
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    shortest_ms = min(elapsed_ms(partial(target.copy_, source), device) for _ in range(5))
-    return 2 * size / (shortest_ms / 1000)
+def equal_share(answers: list[GeneratedSequence], others: list[GeneratedSequence]) -> float:
+    """Return the share of answers with equal tokens."""
+    pairs = zip(answers, others, strict=True)
+    return sum(one.token_ids == other.token_ids for one, other in pairs) / len(answers)

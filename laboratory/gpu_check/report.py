@@ -1,37 +1,32 @@
-"""Checks against their aims, what to try where one is missed, and the report: all of them, what the
-libraries logged, and the host.
-"""
+"""Verdicts, what to try where an aim is missed, and the line for an issue."""
 
 import json
-import subprocess
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-from torch.utils.collect_env import get_pretty_env_info
-
-FILE = Path("gpu-report.json")
-KERNELS = "kernel names"  # only in the report
-_SMI = ("nvidia-smi", "-q")  # driver, ECC, MIG, clocks, processes
-_TIMEOUT_S = 60
+KERNELS = "kernel names"
+HOST = "host"  # libraries, and the state of the card
+_ONLY_IN_REPORT = (KERNELS, HOST)
+_FIGURES = {
+    "encoder": ("images, ms",),
+    "step": ("rows, ms",),
+    "throughput": ("images/s",),
+    "service": ("requests/s", "p50, ms", "p95, ms"),
+}
 _TO_TRY = {
-    "devices": "see `log` for the reason of a fallback; the driver must be 580 or later;"
-    " `rm -r build/gpu` and check again",
+    "devices": "see `log`; the driver must be 580 or later; `rm -r build/gpu` and check again",
     "features": "set DIPTYCH_ENCODER_PRECISION=float32, and report it with this file",
     "tokens": "few differences are rounding; many: set DIPTYCH_DECODER_PRECISION=float32",
-    "choices": "a captured choice differs from the eager one: report it with this file",
     "encoder": "see `log` for sizes without CUDA graphs; export the model again",
-    "prefill": "other processes on the card? `nvidia_smi` has clocks and processes",
-    "step": "see `log` for steps without CUDA graphs; other processes on the card? a sampled row"
-    " that costs the others time: report it with this file",
+    "prefill": "other processes on the card? `host` has clocks and processes",
+    "step": "see `log` for steps without CUDA graphs; other processes on the card?",
     "throughput": "see the checks before it: the slowest part limits it",
-    "memory": "memory grows under load: report it with this file",
     "service": "build/gpu-check-service.log has its log; statuses of 504 are a slow start",
-    "lost device": "the runner did not end: `measured` has its log",
 }
+_MAX_REASON_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +38,46 @@ class Verdict:
     is_met: bool
     check: str = ""
     model: str = ""
+    seconds: float = 0
+    log: str = ""  # the end of what its process printed
 
     def line(self) -> str:
-        """Return one line of JSON."""
-        measured = {name: value for name, value in self.measured.items() if name != KERNELS}
-        return json.dumps(asdict(self) | {"measured": measured})
+        """Return a line for the terminal; what to try is another."""
+        measured = json.dumps(_short(self.measured))
+        if self.is_met:
+            return f"ok in {self.seconds} s: {measured}"
+        reason = self.log.strip().rpartition("\n")[2][:_MAX_REASON_CHARS]
+        to_try = _TO_TRY.get(self.check.partition(",")[0], "report it with this file")
+        return f"MISSED in {self.seconds} s: {measured}; aim: {self.aim}; {reason}\n    {to_try}"
 
 
-def run(check: Callable[[], Verdict], name: str, model: str) -> Verdict:
-    """Return the verdict of a check; one that raises an error is a missed aim."""
-    try:
-        verdict = check()
-    except Exception as error:  # the others must still run
-        measured = {
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
-        }
-        verdict = Verdict(measured, "it runs", is_met=False)
-    return replace(verdict, check=name, model=model)
+def _short(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in measured.items() if name not in _ONLY_IN_REPORT}
 
 
-def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
-    report = {"host": host(), "log": list(log), "verdicts": list(map(asdict, verdicts))}
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+def append(path: Path, verdict: Verdict) -> None:
+    """Add a line of JSON to the report; it survives the end of this process and of the host."""
+    line = json.dumps(asdict(verdict)) + "\n"
+    with path.open("ab", buffering=0) as file:
+        file.write(line.encode())
+        os.fsync(file.fileno())
 
 
-def what_to_try(verdicts: Sequence[Verdict]) -> str:
-    """Return a line for each check whose aim is missed."""
-    lines = {}
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Return device, versions, verdict and figures in one line."""
+    host = "an unknown device"
+    missed: list[str] = []
+    figures: list[str] = []
     for verdict in verdicts:
+        title = f"{verdict.check} {verdict.model}".strip()
         if not verdict.is_met:
-            lines[verdict.check] = f"{verdict.check}: {_TO_TRY[verdict.check.partition(',')[0]]}"
-    return "\n".join(lines.values()) or f"all {len(verdicts)} aims are met"
-
-
-def host() -> dict[str, Any]:
-    """Return the versions of libraries and driver, and the state of the card."""
-    try:
-        run = subprocess.run(_SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        smi = run.stdout + run.stderr
-    except (OSError, subprocess.TimeoutExpired) as error:
-        smi = str(error)
-    return {
-        "libraries": get_pretty_env_info(),  # type: ignore[no-untyped-call]
-        "providers": onnxruntime.get_available_providers(),
-        "nvidia_smi": smi,
-    }
+            missed.append(title)
+        if verdict.check == "devices" and HOST in verdict.measured:
+            host = ", ".join(_short(verdict.measured).values())
+        for name in _FIGURES.get(verdict.check.partition(",")[0], ()):
+            if name in verdict.measured:
+                figures.append(f"{title} {name}: {json.dumps(verdict.measured[name])}")
+    result = f"all {len(verdicts)} aims are met"
+    if missed:
+        result = f"{len(missed)} of {len(verdicts)} aims are MISSED ({', '.join(missed)})"
+    return f"gpu-check of {host}: {'; '.join([result, *figures])}"

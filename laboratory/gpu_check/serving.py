@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice, product
-from operator import attrgetter
 from pathlib import Path
+from threading import Timer
 
+import numpy as np
 import torch
 import yaml
 from safetensors import safe_open
@@ -27,7 +28,7 @@ from laboratory.gpu_check.report import Verdict
 from laboratory.scenes import PLAIN_PX, png
 from loadtest.processes import ROOT, Launch, free_port, part_ids, running
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
-from wire.artifacts.manifest import DECODER_FILE, Device
+from wire.artifacts.manifest import DECODER_FILE
 
 _NUM_CLIENTS = 16
 _NUM_IMAGES = 16
@@ -37,23 +38,22 @@ _TIMEOUT_S = 60
 _LOG = ROOT / "build" / "gpu-check-service.log"
 
 
-def check_service(models: Sequence[Model], device: Device, seconds: float) -> Verdict:
+def check_service(model_ids: Sequence[str], seconds: float) -> Verdict:
     """Send requests to the service for `seconds`, and kill the first model's runner half-way."""
-    torch.cuda.empty_cache()  # the other checks' memory
     port = free_port()
-    runner = f"{models[0].id}-runner"
-    ids = list(map(attrgetter("id"), models))
+    ids = list(model_ids)
+    runner = f"{ids[0]}-runner"
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "DIPTYCH_HOST": "127.0.0.1",
             "DIPTYCH_PORT": str(port),
             "DIPTYCH_GRPC_PORT": "0",
             "DIPTYCH_MODELS": ",".join(ids),
-            "DIPTYCH_DEVICE": device,
+            "DIPTYCH_DEVICE": "cuda",
             "DIPTYCH_ADAPTERS": folder,
             "DIPTYCH_REQUEST_TIMEOUT_S": str(_REQUEST_TIMEOUT_S),
         }
-        ids += [_write_adapter(model, Path(folder)) for model in models]
+        ids += [_write_adapter(Model.of(model_id), Path(folder)) for model_id in model_ids]
         launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
         images = []
         for seed in range(_NUM_IMAGES):
@@ -61,14 +61,27 @@ def check_service(models: Sequence[Model], device: Device, seconds: float) -> Ve
         with running(launch, _LOG) as process_id:
             _wait_until_listed(launch.url, ids)
             before = part_ids(process_id)
-            outcomes = _load(launch.url, ids, images, seconds, before[runner])
+            answers = _load(launch.url, ids, images, seconds / 2)
+            latencies_ms = [1000 * latency_s for _, latency_s in answers]
+            killing = Timer(seconds / 4, os.kill, (before[runner], signal.SIGKILL))
+            killing.start()
+            answers += _load(launch.url, ids, images, seconds / 2)
+            killing.join()
+            answers += _load(launch.url, ids, images, 0)  # after the restart
             after = part_ids(process_id)
     restarted = [name for name in before if after.get(name) != before[name]]
-    rate = round(outcomes.total() / seconds, 1)
-    measured = {"models": len(ids), "requests/s": rate, "outcomes": dict(outcomes)}
+    outcomes = Counter(outcome for outcome, _ in answers)
+    p50, p95 = np.percentile(latencies_ms, (50, 95)).round(1).tolist()
+    measured = {
+        "models": len(ids),
+        "requests/s": round(2 * len(latencies_ms) / seconds, 1),
+        "p50, ms": p50,
+        "p95, ms": p95,
+        "outcomes, with a runner killed": dict(outcomes),
+        "restarted": restarted,
+    }
     is_met = outcomes.keys() == {"answered"} and restarted == [runner]
-    aim = "all answered, one runner restarted"
-    return Verdict(measured | {"restarted": restarted}, aim, is_met)
+    return Verdict(measured, "all answered, one runner restarted", is_met)
 
 
 def _write_adapter(model: Model, folder: Path) -> str:
@@ -105,35 +118,29 @@ def _wait_until_listed(url: str, ids: Sequence[str]) -> None:
 
 
 def _load(
-    url: str, ids: Sequence[str], images: Sequence[bytes], seconds: float, killed_id: int
-) -> Counter[str]:
-    """Return how often requests were answered, or failed with each error."""
+    url: str, ids: Sequence[str], images: Sequence[bytes], seconds: float
+) -> list[tuple[str, float]]:
+    """Send requests for `seconds`; return their outcomes and durations."""
     deadline_s = time.monotonic() + seconds
     questions = list(product(images, ids))
     options = AnswerOptions(max_new_tokens=30)
+    answers: list[tuple[str, float]] = []
 
-    def ask(image: bytes, model_id: str) -> str:
-        try:
-            client.predict(image, "captioning", model=model_id, options=options)
-        except DiptychError as error:
-            return error.code
-        return "answered"
-
-    def ask_all(place: int) -> Counter[str]:
-        outcomes = Counter[str]()
+    def ask_all(place: int) -> None:
         for image, model_id in islice(cycle(questions), place, None):
+            start_s = time.monotonic()
+            outcome = "answered"
+            try:
+                client.predict(image, "captioning", model=model_id, options=options)
+            except DiptychError as error:
+                outcome = error.code
+            answers.append((outcome, time.monotonic() - start_s))
             if time.monotonic() > deadline_s:
                 break
-            outcomes[ask(image, model_id)] += 1
-        return outcomes
 
     with (
         Client(url, timeout_s=_REQUEST_TIMEOUT_S, max_retries=0) as client,
         ThreadPoolExecutor(_NUM_CLIENTS) as pool,
     ):
-        futures = [pool.submit(ask_all, place) for place in range(_NUM_CLIENTS)]
-        time.sleep(seconds / 2)
-        os.kill(killed_id, signal.SIGKILL)
-        outcomes = sum((future.result() for future in futures), Counter[str]())
-        outcomes[ask(images[0], ids[0])] += 1  # answered after the restart
-    return outcomes
+        list(pool.map(ask_all, range(_NUM_CLIENTS)))
+    return answers

@@ -11,17 +11,25 @@ from typing import Any
 
 import pytest
 
+from laboratory.gpu_check.__main__ import parse, plan
 from runners.errors import EXIT_STATUS
-from tests.support.export_cli import EMBEDDED, ROOT, ModelStore, environment_with
+from tests.support.export_cli import ROOT, ModelStore, environment_with
 from tests.system.fake_cuda.environment import PYTHON, can_compile, is_installed, make, variables
 
 # cudaError: ECC, NVLink, contained ECC, busy, illegal address, assert, launch failure, unknown
 LOST = (214, 220, 226, 46, 700, 710, 719, 999)
+TOKENS = ("1 beams", "3 beams", "sampled", "constrained")
+# Lines of the check that a broken card misses.
+BROKEN = {
+    "numbers": ["features", *(f"tokens, {name}" for name in TOKENS)],
+    "memory": ["out of memory"],
+    "assert": ["lost device"],
+    "slow": ["step"],
+}
 # Graphs of a decoder, without and with adapters; the most kernels of a step, likewise.
 NUM_GRAPHS = {"florence-2-mini": (104, 152), "paligemma-mini": (77, 98)}
 MAX_KERNELS = {"florence-2-mini": (89, 185), "paligemma-mini": (141, 247)}
 MAX_CHOICE_KERNELS = 32
-
 
 MAX_ADMISSION_LAUNCHES = 6
 MAX_CAPTURE_BYTES = 100_000_000  # with the cache of 8 slots
@@ -83,6 +91,18 @@ def test_a_lost_device_is_noticed_after_any_error(exported: ModelStore) -> None:
     assert (run.returncode, run.stdout) == (EXIT_STATUS, ""), run.stderr
 
 
+def test_a_broken_card_misses_its_aim(exported: ModelStore) -> None:
+    """The long test has the other lines of each card."""
+    pairs = [(kind, names[0]) for kind, names in BROKEN.items()]
+    right = [f"right {name}" for _, name in pairs]
+    broken = [f"{kind} {name}" for kind, name in pairs]
+    verdicts = result_of(exported, "gpu_check", "florence-2-mini", *right, *broken)
+    assert [verdicts[line]["is_met"] for line in (*right, *broken)] == [True] * 4 + [False] * 4
+    measured = verdicts["right out of memory"]["measured"]
+    least_mb, most_mb = measured["needed by 1 and 16, MB"]
+    assert 0 < least_mb < most_mb < measured["ballast, MB"]
+
+
 @pytest.mark.long
 def test_passes_are_captured(exported: ModelStore, model_id: str) -> None:
     result = result_of(exported, "captures", model_id)
@@ -138,8 +158,11 @@ def test_failed_product_fails_its_sequence(exported: ModelStore) -> None:
 
 
 @pytest.mark.long
-def test_service_answers_while_a_runner_restarts(exported: ModelStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["right", *BROKEN])
+def test_gpu_check_of_a_whole_card(exported: ModelStore, tmp_path: Path, kind: str) -> None:
     settings = {"FAKE_CUDA_CARD": str(tmp_path / "card"), "FAKE_CUDA_MEMORY_MB": "9000"}
-    verdict = result_of(exported, "service", *EMBEDDED, "6", **settings)
-    assert verdict["is_met"], verdict
-    assert verdict["measured"]["models"] == 4
+    names = [check.name for check in plan(parse(["florence-2-mini"]))]
+    lines = [f"{kind} {name}" for name in names]
+    verdicts = result_of(exported, "gpu_check", "florence-2-mini", *lines, **settings)
+    for name, line in zip(names, lines, strict=True):
+        assert verdicts[line]["is_met"] == (name not in BROKEN.get(kind, ())), verdicts[line]

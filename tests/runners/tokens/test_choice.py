@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from laboratory.gpu_check.exactness import random_batch
 from runners.decoder.sequences import BeamSequence, SequenceRequest
 from runners.tokens.choice import (
     CAPTURED_KINDS,
@@ -50,6 +49,46 @@ RULED = RowConditions(banned=(3, 4))
 FORCED = RowConditions(forced=7)
 BEAM = RowConditions(beam_score=-1.5, num_candidates=6)
 EVERY = [GREEDY, SAMPLED, NARROW, UNLIMITED, CONSTRAINED, RULED, FORCED]
+
+
+def random_batch(
+    random: Random, num_tokens: int, max_rows: int
+) -> tuple[list[RowConditions], list[Sequence[int]]]:
+    """Return conditions of up to `max_rows` rows, and the rows of each sequence: one, or several
+    beams.
+    """
+    conditions: list[RowConditions] = []
+    sequences: list[Sequence[int]] = []
+    while not conditions or random.random() < 0.9:
+        num_beams = random.choice([1, 1, 3, 4])
+        if len(conditions) + num_beams > max_rows:
+            break
+        sequences.append(range(len(conditions), len(conditions) + num_beams))
+        conditions += _conditions(random, num_tokens, num_beams)
+    return conditions, sequences
+
+
+def _conditions(random: Random, num_tokens: int, num_beams: int) -> list[RowConditions]:
+    """Return the conditions on the rows of one sequence: of beams if there are several."""
+    mask = np.random.default_rng(random.getrandbits(32)).random(num_tokens) < random.choice(
+        [0.02, 0.5, 0.98]
+    )
+    mask[random.randrange(num_tokens)] = True
+    is_single = num_beams == 1
+    forced = random.randrange(num_tokens) if random.random() < 0.1 else None
+    is_constrained = forced is None and random.random() < 0.6
+    row = RowConditions(
+        forced=forced,
+        banned=[random.randrange(num_tokens) for _ in range(random.choice([0, 0, 1, 5]))],
+        allowed=np.packbits(mask, bitorder="little") if is_constrained else None,
+        temperature=random.choice([0.0, 0.3, 1.0]) if is_single else 0.0,
+        top_p=random.choice([0.1, 0.9, 1.0]),
+        uniform=random.random(),
+        num_candidates=1 if is_single else 2 * num_beams,
+    )
+    if is_single:
+        return [row]
+    return [replace(row, beam_score=-5 * random.random()) for _ in range(num_beams)]
 
 
 def logits_of(num_rows: int, size: int = SIZE) -> Tensor:

@@ -8,7 +8,7 @@ small        batches of an encoder with a part of a small card
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
 unnoticed    the same, and another error comes first
-service      the check of the service with both models, for some seconds
+gpu_check    lines "KIND CHECK" of the check of a GPU, on a right card or a broken one
 failed       a decoder in which one product fails and the device does not
 """
 
@@ -19,16 +19,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from laboratory.gpu_check.__main__ import parse, plan, run_all
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
-from laboratory.gpu_check.serving import check_service
 from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.captured_passes import capture_cuda_graph
@@ -47,6 +49,7 @@ from wire.artifacts.adapter_folder import DOWN, UP
 from wire.artifacts.manifest import DECODER_FILE
 
 RANK = 4  # of the adapter
+_ON_CARD = "tests.system.fake_cuda.cards:run_on_card"
 _ALL = 10**6  # allocations
 _NUM_STEPS = 300  # timed
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
@@ -226,7 +229,7 @@ def order(model: Model) -> dict[str, Any]:
     served = counted(serve)
     reload()
     with scheduler(decoder, 2) as running:
-        pending = requests(decoder, [model.features("cuda")], 2)
+        pending = requests(decoder, [model.features()], 2)
         scheduled = counted(lambda: write(running, pending))
     return {
         "served": served,
@@ -269,7 +272,7 @@ def memory(model: Model) -> dict[str, Any]:
         starts[f"{num} from {first}"] = _start(model, decoder, first, num)
     served = {}
     with scheduler(decoder, 8) as running:
-        pending = requests(decoder, [model.features("cuda")] * 8, 6)
+        pending = requests(decoder, [model.features()] * 8, 6)
         write(running, pending)
         torch.cuda.empty_cache()
         idle_bytes = counts()["num_bytes"]
@@ -288,7 +291,7 @@ def lost(model: Model, code: str) -> dict[str, Any]:
     """Lose the device while a decoder serves; the process should not return."""
     decoder = model.decoder("cuda")
     with scheduler(decoder, 2) as running:
-        pending = requests(decoder, [model.features("cuda")], 8)
+        pending = requests(decoder, [model.features()], 8)
         write(running, pending)
         _runtime.fake_cuda_lose_device(int(code))  # every later call fails
         return {"outcome": _outcome(lambda _: write(running, pending))}
@@ -298,7 +301,7 @@ def failed(model: Model) -> dict[str, Any]:
     """Fail a product once while a decoder serves; return the outcomes then and afterwards."""
     decoder = model.decoder("cuda")
     with scheduler(decoder, 2) as running:
-        (request,) = requests(decoder, [model.features("cuda")], 8)
+        (request,) = requests(decoder, [model.features()], 8)
         # too long for a captured prefill, whose products are replayed
         long = [replace(request, prompt_ids=(request.prompt_ids * 100)[:100])]
         # after cuBLASLt torch tries cuBLAS
@@ -307,13 +310,26 @@ def failed(model: Model) -> dict[str, Any]:
     return {"outcomes": outcomes}
 
 
-def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
-    return asdict(check_service([model, Model.of(other_id)], "cuda", float(seconds)))
+def gpu_check(model: Model, *lines: str) -> dict[str, Any]:
+    """Run checks of this model, or that of the service with both; return their verdicts."""
+    arguments = parse([model.id, "--seconds", "6"])
+    by_name = {check.name: check for check in plan(arguments)}
+    checks = []
+    for line in lines:
+        kind, _, name = line.partition(" ")
+        check = by_name[name]
+        values = kind, check.function, *check.arguments
+        checks.append(replace(check, function=_ON_CARD, arguments=values))
+    with TemporaryDirectory() as folder:
+        report = Path(folder, "report")
+        run_all(checks, report)
+        verdicts = map(json.loads, report.read_text().splitlines())
+        return dict(zip(lines, verdicts, strict=True))
 
 
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     scenario.__name__: scenario
-    for scenario in (captures, figures, order, small, memory, lost, unnoticed, failed, service)
+    for scenario in (captures, figures, order, small, memory, lost, unnoticed, failed, gpu_check)
 }
 
 
