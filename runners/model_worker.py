@@ -42,7 +42,6 @@ from runners.options import (
     default_prefill_tokens,
     encoder_batch_size,
     max_default_slots,
-    slots_that_fit,
 )
 from runners.tokens.choice import choice_bytes
 from wire.artifacts.adapter_folder import AdapterScan
@@ -227,7 +226,8 @@ class DecoderWorker:
         if self._options.adapters_folder is not None:  # adapters of all runners grow later
             room_bytes = self.max_adapter_bytes - self.adapters.num_bytes_with({})
             reserved_bytes += num_sharing * max(0, room_bytes)
-        num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
+        num_fitting = (free_bytes - reserved_bytes) // num_sharing // slot_bytes
+        num_slots = max(0, min(num_fitting, max_default_slots("cuda")))
         message = (
             f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into"
             f" {free_bytes / 1e9:.1f} GB of GPU memory, {reserved_bytes / 1e9:.1f} GB reserved;"

@@ -72,18 +72,8 @@ def encoder_batch_size(options: RunnerOptions) -> int:
 
 
 def max_default_slots(setting: DeviceSetting) -> int:
-    """Return a decoder's default number of slots; on a GPU `slots_that_fit` may be fewer."""
+    """Return a decoder's default number of slots; on a GPU fewer may fit."""
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS
-
-
-def slots_that_fit(
-    free_bytes: int,
-    reserved_bytes: int,
-    slot_bytes: int,
-    num_sharing: int = 1,
-) -> int:
-    """Return how many slots fit into the free memory that `num_sharing` runners divide."""
-    return max(0, min(_MAX_CUDA_SLOTS, (free_bytes - reserved_bytes) // num_sharing // slot_bytes))
 
 
 def default_positions(device: Device, num_image_tokens: int) -> int:

@@ -346,10 +346,6 @@ class FixedPrefill:
     claimed: Tensor  # (B, W, 5): all slots of each sequence, some maybe repeated
     adapter_places: Tensor | None = None  # (B,) in the pool; None: no adapters
 
-    def embeds(self, of_tokens: Tensor) -> Tensor:
-        is_image = (self.token_ids < 0)[..., None]
-        return torch.where(is_image, self.features.to(of_tokens.dtype), of_tokens)
-
 
 Compute = Callable[[FixedPrefill], Tensor]  # returns the logits (B, V)
 

@@ -255,7 +255,9 @@ class GraphEngine:
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
         self.cache.write_claimed(inputs.claimed.flatten(0, 1))
         slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
-        embeds = inputs.embeds(self._decoder.embed(inputs.token_ids.clamp(min=0)))
+        prompts = self._decoder.embed(inputs.token_ids.clamp(min=0))
+        is_image = (inputs.token_ids < 0)[..., None]
+        embeds = torch.where(is_image, inputs.features.to(prompts.dtype), prompts)
         lengths = inputs.num_prefix_tokens
         first = None
         start = self._decoder.start_token_id

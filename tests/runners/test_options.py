@@ -11,10 +11,8 @@ import torch
 from runners.model_worker import DecoderWorker
 from runners.models.layers import linear_layer
 from runners.options import (
-    CUDA_RESERVE_BYTES,
     default_prefill_tokens,
     max_default_slots,
-    slots_that_fit,
 )
 from service.inference.served_models import runner_options
 from service.settings import Settings
@@ -24,25 +22,6 @@ from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import ArtifactError, Device
 
 GB = 10**9
-
-
-@pytest.mark.parametrize(
-    ("free_gb", "slot_mb", "num_sharing", "expected"),
-    [
-        (70, 40, 1, 64),  # a large card: at most the limit
-        (6.5, 100, 1, 40),
-        (6.5, 100, 2, 20),  # two runners: half of what the reserve leaves
-        (2.6, 100, 1, 1),
-        (2.5, 100, 1, 0),
-        (1, 100, 1, 0),
-    ],
-)
-def test_slots_fill_what_the_reserve_leaves(
-    free_gb: float, slot_mb: int, num_sharing: int, expected: int
-) -> None:
-    free_bytes = int(free_gb * GB)
-    num_slots = slots_that_fit(free_bytes, CUDA_RESERVE_BYTES, slot_mb * 10**6, num_sharing)
-    assert num_slots == expected
 
 
 def test_defaults_of_a_device() -> None:
@@ -75,6 +54,8 @@ def worker(device: Device, num_sharing_gpu: int = 1, **adapters: Any) -> Any:
 def test_the_cache_of_features_is_reserved_too() -> None:
     assert worker("cuda").default_slots(free_bytes=8 * GB) == 50
     assert worker("cuda", num_sharing_gpu=2).default_slots(free_bytes=8 * GB) == 25
+    assert worker("cuda").default_slots(free_bytes=70 * GB) == 64  # at most the limit
+    assert worker("cuda").default_slots(free_bytes=3100 * 10**6) == 1
     message = r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER"
     with pytest.raises(RuntimeError, match=message):
         worker("cuda").default_slots(free_bytes=3 * GB)
