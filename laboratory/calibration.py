@@ -52,7 +52,7 @@ def main(models: Sequence[str]) -> None:
     launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_coco(folder / "scenes", difficult_scenes(300))
+        write_coco(folder / "scenes", difficult_scenes(1200))
         write_coco(folder / "sizes", images_of_all_sizes(300))
         write_coco(folder / "large", large_images(75))
         with running(launch, ROOT / "build" / "calibration.log"), Client(launch.url) as client:
@@ -69,12 +69,12 @@ def main(models: Sequence[str]) -> None:
 
 
 def difficult_scenes(num_scenes: int) -> Iterator[Labelled]:
-    """Yield scenes under every condition."""
+    """Yield scenes under all conditions, each of its own: familiarity needs independent ones."""
     for index in range(num_scenes):
         scene = evaluation_scene(_FIRST_SCENE + index)
-        for size_px, blur_px in _CONDITIONS:
-            image = render_scene(scene, size_px).filter(ImageFilter.GaussianBlur(blur_px))
-            yield labelled(image, scene.objects)
+        size_px, blur_px = _CONDITIONS[index % len(_CONDITIONS)]
+        image = render_scene(scene, size_px).filter(ImageFilter.GaussianBlur(blur_px))
+        yield labelled(image, scene.objects)
 
 
 def large_images(num_images: int) -> Iterator[Labelled]:

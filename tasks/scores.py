@@ -4,11 +4,19 @@ A calibration is fitted by `diptych evaluate --calibrate` for one task of one ch
 
     {"calibrations": [{"model": …, "checkpoint": sha256, "task": …,
                        "with_tiles": false, "min_object_share": 0.1,
-                       "scores": […], "probabilities": […]}]}
+                       "scores": […], "probabilities": […],
+                       "images": {"precision": …, "mean": base64, "components": base64,
+                                  "variances": […], "residual_variance": 0.1, "distances": […]}}]}
 
 `with_tiles`, which may be missing, is true if it holds for answers about images in tiles.
 `min_object_share`, which may be missing or null, is the size of the smallest object that the model
 still finds, as a share of the side of its input. `tiles: auto` makes the tiles so small.
+
+`images`, which may be missing or null, describes for which images it holds. An image's embedding is
+the mean of its features (C). Its Mahalanobis distance from `mean`, in little-endian float32, by the
+K `components`, in float16, is compared with `distances`, those of images that fitted none of these.
+The share of them as far away is its familiarity, a conformal p-value (arXiv 2104.08279): one in a
+hundred such images has less than 0.01.
 
 In the same file or another one are proofs:
 
@@ -22,9 +30,13 @@ and for the other fields of a request, such as the labels. An image in which mor
 objects have the score is not part of the proof: none of its objects is kept.
 """
 
+import base64
 import hashlib
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -35,6 +47,7 @@ from pydantic import (
     AfterValidator,
     FailFast,
     Field,
+    PlainValidator,
     StrictBool,
     TypeAdapter,
     ValidationError,
@@ -54,7 +67,9 @@ from tasks.results import (
 )
 from tasks.table import TASKS
 
+MIN_FAMILIARITY = 0.01  # of an image that a calibration holds for
 _MAX_ROWS = 1000  # a file
+_MAX_BASE64_CHARS = 4_000_000
 
 ObjectT = TypeVar("ObjectT", bound=FoundObject)
 
@@ -73,6 +88,50 @@ def _about_scores(fields: Mapping[str, object]) -> Mapping[str, object]:
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _OpenShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 _Points = Annotated[tuple[_Share, ...], Field(min_length=1), FailFast()]
+_Variance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Floats = NDArray[np.float32]
+
+
+def _decoded(dtype: str, encoded: object) -> _Floats:
+    if not isinstance(encoded, str) or len(encoded) > _MAX_BASE64_CHARS:
+        raise ValueError(f"not base64 of at most {_MAX_BASE64_CHARS} characters")
+    return np.frombuffer(base64.b64decode(encoded, validate=True), dtype).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageStatistics:
+    """Mean and covariance of the embeddings of a calibration's images."""
+
+    precision: str  # encoder's and decoder's, as the service lists it
+    mean: Annotated[_Floats, PlainValidator(partial(_decoded, "<f4"))] = field(repr=False)
+    components: Annotated[_Floats, PlainValidator(partial(_decoded, "<f2"))] = field(repr=False)
+    variances: Annotated[tuple[_Variance, ...], FailFast()]  # of the components
+    residual_variance: _Variance  # of every other direction
+    # increasing; with fewer than 100, no image could be below MIN_FAMILIARITY
+    distances: Annotated[tuple[_Distance, ...], Field(min_length=100), FailFast()]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.mean) * len(self.variances) == len(self.components):
+            sizes = f"{len(self.mean)} means and {len(self.variances)} variances"
+            raise ValueError(f"{len(self.components)} numbers of components for {sizes}")
+
+    def familiarity(self, embedding: str) -> float | None:
+        """Return that of an image; None without an embedding, as older runners send none."""
+        vector = np.frombuffer(base64.b64decode(embedding), "<f4")
+        if len(vector) != len(self.mean):
+            return None
+        offsets = vector - self.mean
+        projections = self.components.reshape(-1, len(offsets)) @ offsets
+        residual = max(0.0, float(offsets @ offsets - projections @ projections))
+        square = float(np.sum(projections**2 / self.variances)) + residual / self.residual_variance
+        distance = math.sqrt(square) if square < math.inf else math.inf  # NaN is far away
+        return 1 - bisect_left(self.distances, distance) / (1 + len(self.distances))
+
+
+def is_unfamiliar(familiarity: float | None) -> bool:
+    """Return True if a calibration does not hold for an image; it does where it is unknown."""
+    return familiarity is not None and familiarity < MIN_FAMILIARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +146,7 @@ class Calibration:
     with_tiles: StrictBool = False
     # share of the side of the model's input
     min_object_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    images: ImageStatistics | None = None
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.probabilities):

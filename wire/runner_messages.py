@@ -102,6 +102,7 @@ class FoundFeatures(BaseModel):
     outcome: CacheOutcome
     encode_s: float = 0.0  # the whole batch; 0 unless `outcome` is miss
     queue_s: float = 0.0  # waiting for the encoder
+    embedding: str = ""  # the features' mean (C,): base64 of little-endian float32
 
 
 class Outcomes(BaseModel):

@@ -62,6 +62,7 @@ class AnswerOptions:
     tiles: int | str | None = None  # off, auto, the maximum of tiles, or rows and columns as "2x3"
     overlap: float | None = None  # share of a tile's side that the next one has too
     min_object_px: int | None = None  # for `auto`
+    image_embedding: bool | None = None  # add the mean of the image's features; of predict alone
 
 
 # for editors, which complete it; a newer service may have others

@@ -30,6 +30,7 @@ from diptych_client.geometry import (
 if TYPE_CHECKING:
     import supervision
 
+MIN_FAMILIARITY = 0.01  # of an image that calibrations hold for
 UNNAMED = "object"  # class of boxes without a label
 MAX_CLASSES = 100_000  # that this process numbers
 _class_ids: dict[str, int] = {}
@@ -213,8 +214,14 @@ class Answer:
     tiles: Tiles | None = None  # set if `tiles` was asked for
     guarantee: Guarantee | None = None  # set if `min_precision` was asked for
     familiarity: float | None = None  # p-value that the image is like those of the calibration
+    image_embedding: str | None = None  # base64 of little-endian float32
     # path of the image, if it was given by one
     path: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_unfamiliar(self) -> bool:
+        """True for an image that is unlike those of the model's calibration."""
+        return self.familiarity is not None and self.familiarity < MIN_FAMILIARITY
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of REST."""

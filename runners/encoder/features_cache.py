@@ -42,6 +42,7 @@ class Encoding:
     started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
+    embedding: str = ""  # as in `FoundFeatures`
     task: "asyncio.Task[EncodedImage] | None" = None
 
 
@@ -75,7 +76,8 @@ class VisionCache:
         self._places = list(range(max_in_batcher))  # the free ones
         self._encode = encode
         self._stage = stage
-        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
+        getsizeof = attrgetter("tensor.nbytes")
+        self._features: LRUCache[str, CachedFeatures] = LRUCache(max_bytes, getsizeof=getsizeof)
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
@@ -87,7 +89,7 @@ class VisionCache:
         """
         if (features := self._features.get(image_key)) is not None:
             VISION_CACHE_REQUESTS.labels(self._model_id, "hit").inc()
-            return CachedFeatures(features, FoundFeatures(outcome="hit"))
+            return features
         outcome: CacheOutcome = "joined"
         encoding = self.encodings.get(image_key)
         if encoding is None:
@@ -107,7 +109,9 @@ class VisionCache:
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
         queue_s = max(0.0, time.monotonic() - start_s - encode_s)
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        source = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        source = FoundFeatures(
+            outcome=outcome, encode_s=encode_s, queue_s=queue_s, embedding=encoding.embedding
+        )
         return CachedFeatures(encoding.features, source)
 
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
@@ -140,6 +144,7 @@ class VisionCache:
             del self.encodings[image_key]
         features = encoding.features
         if features is not None and features.nbytes <= self._features.maxsize:
-            self._features[image_key] = features
+            source = FoundFeatures(outcome="hit", embedding=encoding.embedding)
+            self._features[image_key] = CachedFeatures(features, source)
             self._bytes.set(self._features.currsize)
         return encoded

@@ -29,6 +29,7 @@ PerThreadContext; its page of the TensorRT provider. Shapes: B batch, H and W th
 export, N image tokens, C hidden.
 """
 
+import base64
 import ctypes
 import logging
 import shutil
@@ -165,21 +166,26 @@ class FixedBatches:
 
     def encode(self, images: Images) -> Tensor:
         """Return features (B, N, C); only while none is staged, whose place an image would take."""
-        rows = self.encode_rows(images)
+        rows, _ = self.encode_rows(images)
         features = torch.stack(rows)
         self._wait_for_copies()  # before the memory of rows is reused
         return features
 
-    def encode_rows(self, images: MaybeStaged) -> list[Tensor]:
-        """Return the features (N, C) of each image: a view would keep the whole batch alive."""
+    def encode_rows(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
+        """Return the features (N, C) of each image: a view would keep the whole batch alive; and
+        their means (B, C), on the host.
+        """
         return self._thread.submit(self._encode, images).result()
 
-    def _encode(self, images: MaybeStaged) -> list[Tensor]:
+    def _encode(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
         rows: list[Tensor] = []
         for part in split_batch(len(images), self.sizes):
             rows.extend(map(torch.clone, self._replay(images[part])))
+        means = torch.stack([row.mean(dim=0) for row in rows])
+        host_means = torch.empty(means.shape, pin_memory=self._device == "cuda")
+        host_means.copy_(means, non_blocking=True)
         self._wait_for_copies()
-        return rows
+        return rows, host_means
 
     def _wait_for_copies(self) -> None:
         """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
@@ -455,11 +461,13 @@ class EncoderWorker:
         try:
             if isinstance(self._encoder, FixedBatches):
                 images = [encoding.staged or encoding.pixels for encoding in batch]
-                rows = self._encoder.encode_rows(images)
+                rows, means = self._encoder.encode_rows(images)
             else:  # views, maybe in shared memory
                 features = self._encoder.encode([encoding.pixels for encoding in batch])
                 rows = [*features] if len(batch) == 1 else [row.clone() for row in features]
-            for encoding, row in zip(batch, rows, strict=True):
+                means = features.mean(dim=1)
+            for encoding, row, mean in zip(batch, rows, means.numpy(), strict=True):
+                encoding.embedding = base64.b64encode(mean.tobytes()).decode()
                 encoding.features = row.to(self._features_device)
                 if encoding.features.is_cuda:
                     encoding.features.record_stream(decoder_stream())

@@ -29,11 +29,12 @@ from service.images.decoding import ImageView, LazyImage
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import ModelClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
+from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
-from tasks.scores import Calibration, Guarantee, keep_proved, refine
+from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge, placed
@@ -143,9 +144,11 @@ class QueuedModel:
         specs = self._specs(request, prompts, max(0.0, self.deadline_s - start_s))
         written = await self.runner.write(model.manifest, image, specs, on_text)
         parse_start_s = time.monotonic()
+        calibration = model.calibrations.get((request.task.id, False))
+        familiarity = _familiarity(calibration, request, image, written)
         # Fitted on the most likely answers; a sampled one with the same score is less often right.
-        is_sampled = request.fields.temperature > 0
-        calibration = None if is_sampled else model.calibrations.get((request.task.id, False))
+        if request.fields.temperature > 0 or is_unfamiliar(familiarity):
+            calibration = None
         size_wh = image.header.size_wh
         parse = partial(_parse, model, request, written, size_wh, calibration)
         # a thread takes longer to start than a short answer to parse; masks are decoded
@@ -164,7 +167,8 @@ class QueuedModel:
             "postprocess": end_s - parse_start_s,
             "total": image.open_s + waited_s + end_s - start_s,
         }
-        return Answer(model, request, size_wh, result, written, times_s, calibration is not None)
+        is_calibrated = calibration is not None
+        return Answer(model, request, size_wh, result, written, times_s, is_calibrated, familiarity)
 
     def _specs(
         self, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
@@ -225,6 +229,22 @@ def task_prompts(
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
     num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
     return prompts, num_written + num_characters // _CHARACTERS_PER_TOKEN
+
+
+def _familiarity(
+    calibration: Calibration | None, request: TaskRequest, image: LazyImage, written: WrittenAnswers
+) -> float | None:
+    """Return that of a whole image; raise `ServiceError` if nothing is proved about it."""
+    if calibration is None or calibration.images is None or isinstance(image, ImageView):
+        return None
+    familiarity = calibration.images.familiarity(written.features.embedding)
+    if is_unfamiliar(familiarity):
+        UNFAMILIAR_IMAGES.labels(calibration.model).inc()
+        if request.fields.min_precision is not None:
+            problem = f"the image is unlike those that {calibration.model} was calibrated on"
+            message = f"{problem}, and nothing is proved about it; omit min_precision"
+            raise ServiceError(message, "min_precision", "unsupported_task")
+    return familiarity
 
 
 def _parse(
@@ -303,6 +323,7 @@ async def _tiled_answer(
         _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
         times_s,
         is_calibrated=answers[0].is_calibrated and is_fitted,
+        familiarity=answers[0].familiarity,
         tiles=replace(tiles, merged=merged.num_merged),
     )
 
@@ -360,7 +381,12 @@ async def _answers(
             answer = await queued.answer(request, view)
         if view is image:
             return answer
-        return replace(answer, result=await POSTPROCESSING.run(placed, answer.result, box, size_wh))
+        result = answer.result
+        if is_unfamiliar((await running[0]).familiarity):  # the whole image
+            about = (request, answer.written, answer.image_size_wh)
+            parse = partial(_parse, answer.model, *about, None)
+            result = await POSTPROCESSING.run(parse)
+        return replace(answer, result=await POSTPROCESSING.run(placed, result, box, size_wh))
 
     answers: list[Answer] = []
     views = [whole, *boxes]

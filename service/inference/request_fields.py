@@ -100,6 +100,8 @@ class PredictFields(GenerationFields):
     """Model id; defaults to the first that offers the task."""
     stream: bool = False
     """true streams server-sent events: text as it is written, then the answer."""
+    image_embedding: bool = False
+    """true adds the mean of the image's features to the answer."""
 
 
 class CompareFields(GenerationFields):

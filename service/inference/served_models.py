@@ -5,6 +5,7 @@ and what decides the answer, but not the form of masks.
 """
 
 import json
+import logging
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,9 @@ from wire.artifacts.model_store import artifact_folder, check_base
 # keyed by task, and whether the image is asked about in tiles
 Calibrations = Mapping[tuple[str, bool], Calibration]
 
+logger = logging.getLogger(__name__)
+
+_INT8 = ("int8", "encoder int8")
 _OF_ENGINE = "of its engine"  # in place of a precision
 _ENGINE_IMAGE_TOKENS = 1024  # an estimate, for the cost of a request
 _UNDECIDING = {"mask_format", "min_score", "min_precision"}
@@ -354,7 +358,8 @@ def served_scoring(
     """Return the calibration of each task, without and with tiles, and the proofs about scores.
 
     Calibrations of the settings replace those of the artifacts. Raise `SettingsError` for an
-    invalid file, or one of another checkpoint of the model.
+    invalid file, or one of another checkpoint of the model. Features at int8 are not compared with
+    others.
     """
     if settings.calibration == ("off",):
         return {}, ()
@@ -371,7 +376,11 @@ def served_scoring(
             proofs += [proof for proof in read_proofs(file) if proof.model == manifest.model_id]
     except CheckpointFileError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
-    for calibration in calibrations.values():
+    for key, calibration in calibrations.items():
+        images = calibration.images
+        if images and images.precision.startswith(_INT8) != precision.startswith(_INT8):
+            logger.warning("images of %s are unknown: statistics of %s", key[0], images.precision)
+            calibrations[key] = replace(calibration, images=None)
         if calibration.checkpoint != manifest.checkpoint:
             about = f"the calibration of {manifest.model_id} for {calibration.task}"
             raise _stale(about, "checkpoint", calibration.checkpoint, manifest.checkpoint)

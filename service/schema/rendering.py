@@ -20,6 +20,7 @@ from service.images.inputs import ImageInput
 from service.inference.core import Comparison, Core, Fields
 from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_error
+from service.inference.request_fields import PredictFields
 from service.inference.served_models import ServedModel, ServedModels
 from tasks.catalog import CatalogEntry
 from tasks.scores import calibration_key
@@ -196,6 +197,7 @@ class AnswerJson(Wire):
     familiarity: float | None = Field(
         None, ge=0, le=1, description="how like the images of the calibration; null: unknown"
     )
+    image_embedding: str | None = Field(None, exclude_if=_is_none)
     tiles: TilesJson | None = Field(
         None, exclude_if=_is_none, description="what `tiles` of the request did"
     )
@@ -298,6 +300,8 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         times_ms[stage] = round(time_s * 1000, 3)
     times_ms["queue"] = round(times_ms.pop("encode_queue") + times_ms.pop("decode_queue"), 3)
     parameters = answer.request.parameters
+    fields = answer.request.fields
+    has_embedding = isinstance(fields, PredictFields) and fields.image_embedding
     width, height = answer.image_size_wh
     document = {
         "id": request_id,
@@ -309,6 +313,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         "finish_reason": answer.written.finish_reason,
         "calibrated": answer.is_calibrated,
         "familiarity": answer.familiarity,
+        "image_embedding": answer.written.features.embedding if has_embedding else None,
         "tiles": answer.tiles,
         "guarantee": answer.guarantee,
         "image": {"width": width, "height": height},

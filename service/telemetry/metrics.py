@@ -48,6 +48,11 @@ CONSTRAINED_TOKENS = Counter(
 UNPARSED_OUTPUTS = Counter(
     "diptych_unparsed_outputs_total", "Answers whose text could not be parsed.", ["model", "task"]
 )
+UNFAMILIAR_IMAGES = Counter(
+    "diptych_unfamiliar_images_total",
+    "Answers about images that are unlike those the model was calibrated on.",
+    ["model"],
+)
 MODEL_INFO = Gauge(
     "diptych_model_info",
     "Served models: 1; 0 for an adapter that is no longer served.",

@@ -103,6 +103,7 @@ TILED = replace(
     tiles=Tiles(2, 3, 5, 1, 4),
     guarantee=Guarantee(0.95, 0.9, 0.5, 4, 80, 2),
     familiarity=0.25,
+    image_embedding="AACAPw==",
 )
 OUTCOMES = (
     StepAnswer(PLAIN, 0, (1, 2, 3, 4)),

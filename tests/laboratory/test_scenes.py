@@ -35,7 +35,7 @@ def test_coco_labels_are_in_pixels_of_the_image(tmp_path: Path) -> None:
 
 
 def test_scenes_of_each_condition() -> None:
-    plain, blurred, small, least = (image for image, _ in difficult_scenes(1))
+    plain, blurred, small, least = (image for image, _ in difficult_scenes(4))
     assert [image.width for image in (plain, blurred, small, least)] == [384, 384, 40, 22]
     steepest = []
     for image in (plain, blurred):

@@ -1,6 +1,7 @@
 """A runner without weights: meaningless features, and a canned text for each prompt."""
 
 import asyncio
+import base64
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -165,6 +166,10 @@ class FakeChannel:
     async def _encode(self, image_key: str) -> EncodedImage:
         encoding = self._cache.encodings[image_key]
         encoding.features, encoded = await self._encoder.encode(encoding.pixels)
+        if encoding.features is not None:
+            encoding.embedding = base64.b64encode(
+                encoding.features.mean(0).numpy().tobytes()
+            ).decode()
         return encoded
 
 

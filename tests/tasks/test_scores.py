@@ -1,8 +1,10 @@
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -19,6 +21,7 @@ from tasks.scores import (
     Calibration,
     Guarantee,
     Proof,
+    is_unfamiliar,
     keep_proved,
     read_calibrations,
     read_proofs,
@@ -116,6 +119,16 @@ PROOF_ROW: dict[str, Any] = {
 }
 
 
+IMAGES: dict[str, Any] = {
+    "precision": "float32",
+    "mean": "AACAPwAAAEA=",  # 1, 2
+    "components": "ADwAAA==",  # 1, 0
+    "variances": [4],
+    "residual_variance": 0.25,
+    "distances": [0.1 * number for number in range(199)],
+}
+
+
 def written(tmp_path: Path, **rows: Any) -> Path:
     path = tmp_path / "c.json"
     path.write_text(json.dumps(rows))
@@ -130,6 +143,47 @@ def test_calibration_file(tmp_path: Path) -> None:
     assert read_proofs(path) == ()
     path = written(tmp_path, proofs=[PROOF_ROW])
     assert (read_calibrations(path), read_proofs(path)) == ((), (Proof(**PROOF_ROW),))
+
+
+@pytest.mark.parametrize(
+    ("vector", "num_nearer"),
+    [
+        ((1, 2), 0),
+        ((5, 2), 20),  # two standard deviations along the component
+        ((5.1, 2), 21),
+        ((1, 3.01), 21),  # beside it
+        ((1, 1000), 199),
+        ((np.nan, 2), 199),
+    ],
+)
+def test_familiarity(tmp_path: Path, vector: tuple[float, float], num_nearer: int) -> None:
+    (calibration,) = read_calibrations(written(tmp_path, calibrations=[ROW | {"images": IMAGES}]))
+    assert calibration.images is not None
+    embedding = base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
+    familiarity = calibration.images.familiarity(embedding)
+    assert familiarity == pytest.approx(1 - num_nearer / 200)
+    assert is_unfamiliar(familiarity) == (num_nearer == 199)
+    assert calibration.images.familiarity("") is None
+    assert not is_unfamiliar(None)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "reason"),
+    [
+        ("mean", [1, "AACA", "!", "A" * 4_000_004, ""], "images"),
+        ("components", ["ADw=", "ADwAAAAA"], "numbers of components for 2 means and 1 var"),
+        ("variances", [[], [0], [-1], [float("nan")]], "images"),
+        ("residual_variance", [0, float("inf")], "images"),
+        ("distances", [list(range(99)), [float("nan")] * 100, [-1] * 100], "images"),
+    ],
+)
+def test_bad_statistics_are_refused(
+    tmp_path: Path, key: str, values: list[Any], reason: str
+) -> None:
+    for value in values:
+        path = written(tmp_path, calibrations=[ROW | {"images": IMAGES | {key: value}}])
+        with pytest.raises(CheckpointFileError, match=rf"not a valid calibration file.*{reason}"):
+            read_calibrations(path)
 
 
 @pytest.mark.parametrize(

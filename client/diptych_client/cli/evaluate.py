@@ -156,7 +156,8 @@ class EvaluationRun:
                 isinstance(sample.truth, ObjectsTruth) for sample in samples
             ):
                 raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
-            options = self.task_options.answer_options()
+            has_embeddings = True if self.options.calibrate else None
+            options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
             log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
             asker = Asker(log, failures, self.options.concurrency)
@@ -185,6 +186,10 @@ class EvaluationRun:
             evaluation = evaluator.evaluate(dataset.name, samples, seed, self.options.gallery)
             if evaluation.doubts:
                 verdict = ""
+            for name, number in evaluator.num_unfamiliar.items():
+                share = f"{number} of {evaluation.num_samples} samples"
+                choices[f"{name}: unlike its calibration"] = share
+                logger.warning("%s: %s are unlike the images of its calibration", name, share)
             settings = {**self._settings(verdict), **choices}
             ignored = {**opening.problems.counts, **dataset.inventory.ignored}
             counts = {"requests failed": failures.num_failures, **ignored}
@@ -288,8 +293,7 @@ class EvaluationRun:
         for model in models:
             measure = evaluator.measures.get(model.id)
             scored = measure.scored() if isinstance(measure, ObjectsMeasure) else None
-            calibration = fit_calibration(model.id, model.checkpoint, task, scored, with_tiles)
-            calibrations.append(calibration)
+            calibrations.append(fit_calibration(model, task, scored, with_tiles))
         outputs.write(path, json.dumps({"calibrations": calibrations}, indent=1) + "\n")
         logger.info("the calibration is %s", path)
 

@@ -155,7 +155,7 @@ class TaskOptions:
         return AnswerOptions(**self._values(AnswerOptions))
 
     def _values(self, kind: type[Any]) -> dict[str, Any]:
-        names = set(map(attrgetter("name"), fields(kind))) - {"mask_format"}
+        names = set(map(attrgetter("name"), fields(kind))) - {"mask_format", "image_embedding"}
         return {name: getattr(self, name) for name in names}
 
 

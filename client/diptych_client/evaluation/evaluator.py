@@ -248,6 +248,8 @@ class Evaluator:
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
     ranked: list[RankedSample] = field(default_factory=list)
     num_unanswered: int = 0
+    # samples that are unlike the images of a model's calibration
+    num_unfamiliar: Counter[str] = field(default_factory=Counter)
     truth_kind: type[Truth] | None = None
 
     def evaluate(
@@ -297,6 +299,7 @@ class Evaluator:
                 self.num_unanswered += 1
                 return
             predictions[model] = prediction
+        self.num_unfamiliar.update(name for name in predictions if predictions[name].is_unfamiliar)
         image = self.image_numbers.setdefault(sample.image.name, len(self.image_numbers))
         self.images.append(image)
         differences = []

@@ -8,6 +8,7 @@ violators (Zadrozny and Elkan, 2002, "Transforming classifier scores into accura
 probability estimates", section 3).
 """
 
+import base64
 import io
 import math
 from collections import Counter
@@ -29,7 +30,7 @@ from diptych_client.evaluation.statistics import Details, Estimator, Metric, Out
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match
-from diptych_client.results import Instance, Item, box_of, rank_of
+from diptych_client.results import Instance, Item, Model, box_of, rank_of
 
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
@@ -39,6 +40,11 @@ _RECALLS = np.linspace(0, 1, 101)
 _AT_50 = [0]  # the first of COCO's thresholds of IoU
 
 MIN_ANSWERS = 200  # to be calibrated
+_MIN_REFERENCES = 100  # of fewer images, none is told apart
+_MAX_REFERENCES = 1000
+_MAX_EMBEDDINGS = 4000
+_MAX_COMPONENTS = 128  # .7 MB of a file at 2,048 features
+_SHRINKAGE = 0.1
 MIN_OBJECTS = 200  # true ones, for their smallest size
 _MIN_RECALL_SHARE = 0.95  # recall, as a share of the larger half's
 _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
@@ -184,6 +190,7 @@ class ScoredAnswers:
     # true objects: sizes as shares of the image's side, and whether each was found
     shares: Floats = field(default_factory=lambda: np.zeros(0))
     are_found: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    embeddings: Sequence[str] = ()  # of the first images
 
     def calibration_error(self) -> float:
         """Return the expected error, by bins of the score (Guo et al., 2017, section 2)."""
@@ -207,6 +214,7 @@ class ObjectsMeasure:
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
     is_calibrated: bool = False
+    embeddings: list[str] = field(default_factory=list)
     _matches: dict[IouType, tuple[ClassMatches, ...]] = field(default_factory=dict)
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
@@ -214,6 +222,8 @@ class ObjectsMeasure:
         image = prediction.image
         self.sizes.append(image)
         self.is_calibrated |= prediction.is_calibrated
+        if prediction.embedding is not None and len(self.embeddings) < _MAX_EMBEDDINGS:
+            self.embeddings.append(prediction.embedding)
         numbers = {label: number for number, label in enumerate(self.names.classes, 1)}
         truths = []
         for true in truth.objects:
@@ -296,6 +306,7 @@ class ObjectsMeasure:
             self.is_calibrated,
             shares[:, 0],
             shares[:, 1].astype(bool),
+            self.embeddings,
         )
 
     def details(self) -> Details:
@@ -316,7 +327,7 @@ class ObjectsMeasure:
 
 
 def fit_calibration(
-    model: str, checkpoint: str, task: str, answers: ScoredAnswers | None, with_tiles: bool = False
+    model: Model, task: str, answers: ScoredAnswers | None, with_tiles: bool = False
 ) -> dict[str, Any]:
     """Return the calibration of one task of a model as the service reads it.
 
@@ -327,25 +338,58 @@ def fit_calibration(
         raise RunError(f"--calibrate needs a task and a dataset with objects; {task} has none here")
     if answers.is_calibrated:
         raise RunError(
-            f"{model} answers {task} with calibrated scores, and --calibrate needs the original"
+            f"{model.id} answers {task} with calibrated scores, and --calibrate needs the original"
             " ones: start the service with DIPTYCH_CALIBRATION=off and choose another --out"
         )
     num_answers = len(answers.scores)
     if num_answers < MIN_ANSWERS:
         raise RunError(
-            f"--calibrate needs {MIN_ANSWERS} answered objects; {model} answered {num_answers}"
+            f"--calibrate needs {MIN_ANSWERS} answered objects; {model.id} answered {num_answers}"
         )
     share = None if with_tiles else min_object_share(answers.shares, answers.are_found)
     scores, probabilities = isotonic(answers.scores, answers.is_right)
+    images = image_statistics(answers.embeddings)
     return {
-        "model": model,
-        "checkpoint": checkpoint,
+        "model": model.id,
+        "checkpoint": model.checkpoint,
         "task": task,
         "with_tiles": with_tiles,
         "min_object_share": share,
         "num_answers": num_answers,
         "scores": scores,
         "probabilities": probabilities,
+        "images": images and {"precision": model.precision, **images},
+    }
+
+
+def image_statistics(embeddings: Sequence[str]) -> dict[str, Any] | None:
+    """Return what the service tells images apart by; None for fewer than 200 images.
+
+    Half of the images, up to 1,000, are references. The others fit mean and covariance, which is
+    shrunk towards its mean variance (Ledoit and Wolf, 2004).
+    """
+    num_references = min(len(embeddings) // 2, _MAX_REFERENCES)
+    if num_references < _MIN_REFERENCES:
+        return None
+    rows = [np.frombuffer(base64.b64decode(embedding), "<f4") for embedding in embeddings]
+    references, fitted = np.split(np.random.default_rng(0).permutation(rows), [num_references])
+    mean = fitted.mean(axis=0)
+    raw_variances, axes = np.linalg.eigh(np.cov(fitted, rowvar=False))
+    target = max(float(raw_variances.mean()), 1e-12)  # equal images have none
+    variances = (1 - _SHRINKAGE) * raw_variances[::-1] + _SHRINKAGE * target
+    leading = variances[:_MAX_COMPONENTS]
+    residual = float(variances[min(_MAX_COMPONENTS, len(mean) - 1) :].mean())
+    components = axes.T[::-1][:_MAX_COMPONENTS].astype("<f2")
+    offsets = references - mean
+    projections = offsets @ components.T.astype(np.float32)
+    rests = np.maximum(np.sum(offsets**2, axis=1) - np.sum(projections**2, axis=1), 0)
+    distances = np.sqrt(np.sum(projections**2 / leading, axis=1) + rests / residual)
+    return {
+        "mean": base64.b64encode(mean.tobytes()).decode(),
+        "components": base64.b64encode(components.tobytes()).decode(),
+        "variances": leading.tolist(),
+        "residual_variance": residual,
+        "distances": np.sort(distances).round(4).tolist(),
     }
 
 

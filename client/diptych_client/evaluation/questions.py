@@ -322,6 +322,8 @@ class Prediction:
     text: str | None
     image: ImageSize
     is_calibrated: bool = False
+    is_unfamiliar: bool = False
+    embedding: str | None = None  # of the image
 
 
 class AnswerLog:
@@ -390,8 +392,14 @@ class AnswerLog:
                     item = replace(item, label=parameters.phrase)
                 items.append(item)
         first = answers[0]
-        is_calibrated = any(answer.calibrated for answer in answers)
-        return Prediction(tuple(items), text_of(first.result), first.image, is_calibrated)
+        return Prediction(
+            tuple(items),
+            text_of(first.result),
+            first.image,
+            any(answer.calibrated for answer in answers),
+            first.is_unfamiliar,
+            first.image_embedding,
+        )
 
 
 def _in_form(form: Form, parameters: TaskParameters) -> TaskParameters:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,11 +257,16 @@ def test_calibration_is_written(diptych: Diptych, folder: Path) -> None:
     write_labels(folder, ["a.png", "b.png"])
     path = folder.with_name("c.json")
     many = DetectionsResult(DETECTIONS.detections[:1] * 100)
-    answers = [answer(many, model="first")] * 2
+    answers = [replace(answer(many, model="first"), familiarity=0.001, image_embedding="AAAA")] * 2
     words = ("--calibrate", path)
-    assert evaluate(diptych, folder, *words, models=["first"], answers=answers)[0] == 0
+    status, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
+    assert (status, [b'name="image_embedding"' in one.body for one in received]) == (0, [True] * 2)
     (row,) = json.loads(path.read_text())["calibrations"]
     assert (row["model"], row["num_answers"], row["with_tiles"]) == ("first", 200, False)
+    assert row["images"] is None
+    run = report_of(folder.with_name("out"))["run"]
+    assert isinstance(run, dict)
+    assert run["first: unlike its calibration"] == "2 of 2 samples"
 
 
 @pytest.mark.parametrize(

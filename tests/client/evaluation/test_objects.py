@@ -1,10 +1,12 @@
 """AP equals pycocotools', for all images and for resampled ones; calibration of scores."""
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ SIZE = ImageSize(200, 150)
 NUM_IMAGES = 40
 CAR: BoxXyxy = (10, 10, 40, 30)
 TASK = "object_detection"
+MODEL: Any = SimpleNamespace(id="m", checkpoint="c", precision="float32")
 Sample = tuple[tuple[TrueObject, ...], tuple[Item, ...]]
 
 
@@ -251,7 +254,7 @@ def test_smallest_object_is_nearly_as_often_found() -> None:
 def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
     shares = np.linspace(0.001, 1, 1000)
     answers = replace(overconfident(4000, seed=0), shares=shares, are_found=shares > 0.1)
-    fitted = [fit_calibration("m", "c", TASK, answers, with_tiles) for with_tiles in (False, True)]
+    fitted = [fit_calibration(MODEL, TASK, answers, with_tiles) for with_tiles in (False, True)]
     (tmp_path / "c.json").write_text(json.dumps({"calibrations": fitted}))
     calibration, tiled = read_calibrations(tmp_path / "c.json")  # the service's reader
     assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
@@ -262,6 +265,47 @@ def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
     calibrated = answered(scores, unseen.is_right)
     assert unseen.calibration_error() > 0.15
     assert calibrated.calibration_error() < 0.03
+
+
+def embedded(vectors: ArrayLike) -> list[str]:
+    rows = np.asarray(vectors, "<f4")
+    return [base64.b64encode(row.tobytes()).decode() for row in rows]
+
+
+@pytest.mark.parametrize("num_features", [3, 200])  # fewer than the components, and more
+def test_file_tells_images_apart(tmp_path: Path, num_features: int) -> None:
+    rng = np.random.default_rng(0)
+    spread = np.geomspace(100, 0.1, num_features)
+    vectors = 1000 + spread * rng.normal(size=(2000, num_features))
+    answers = replace(overconfident(MIN_ANSWERS, 0), embeddings=embedded(vectors[:1000]))
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"calibrations": [fit_calibration(MODEL, TASK, answers)]}))
+    (calibration,) = read_calibrations(path)  # the service's reader
+    images = calibration.images
+    assert images is not None
+    assert len(images.distances) == 500
+
+    def values(rows: ArrayLike) -> Any:
+        return np.array([images.familiarity(row) for row in embedded(rows)], dtype=float)
+
+    unseen = values(vectors[1000:])
+    for level in (0.01, 0.1, 0.5):
+        assert (unseen < level).mean() == pytest.approx(level, abs=0.1 * (1 - level))
+    assert np.median(unseen) == pytest.approx(0.5, abs=0.1)
+    assert values(vectors[:1] + 100 * spread) == pytest.approx(1 / 501)
+    off_axis = np.zeros(num_features)
+    off_axis[-1] = 100
+    assert values(vectors[:1] + off_axis) == pytest.approx(1 / 501)
+
+
+def test_few_images_are_not_told_apart() -> None:
+    for num_images, num_references in ((199, None), (200, 100), (2600, 1000)):
+        vectors = np.random.default_rng(0).normal(size=(num_images, 2))
+        answers = replace(overconfident(MIN_ANSWERS, 0), embeddings=embedded(vectors))
+        images = fit_calibration(MODEL, TASK, answers)["images"]
+        assert (images and len(images["distances"])) == num_references
+    equal = replace(overconfident(MIN_ANSWERS, 0), embeddings=embedded(np.ones((200, 2))))
+    assert min(fit_calibration(MODEL, TASK, equal)["images"]["variances"]) > 0
 
 
 FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"
@@ -277,8 +321,8 @@ FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"
 )
 def test_other_answers_are_not_calibrated(answers: ScoredAnswers | None, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        fit_calibration("m", "c", TASK, answers)
-    assert fit_calibration("m", "c", TASK, overconfident(MIN_ANSWERS, 0))
+        fit_calibration(MODEL, TASK, answers)
+    assert fit_calibration(MODEL, TASK, overconfident(MIN_ANSWERS, 0))
 
 
 def matches_of(rng: np.random.Generator, num_images: int) -> tuple[ClassMatches, ...]:

@@ -52,6 +52,7 @@ class Encoder:
             raise self.failure
         if self.failed is None:
             self.cache.encodings[image_key].features = FEATURES.clone()
+            self.cache.encodings[image_key].embedding = f"of {image_key}"
         return EncodedImage(encode_s=self.encode_s, failed=self.failed)
 
 
@@ -76,6 +77,7 @@ async def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
     second: Any = await cache.get("1", None)
     assert (first.source.outcome, second.source.outcome) == ("miss", "hit")
     assert second.tensor is first.tensor
+    assert first.source.embedding == second.source.embedding == "of 1"
     assert torch.equal(first.tensor, FEATURES)
     assert (second.source.encode_s, second.source.queue_s) == (0.0, 0.0)
     assert len(encoder.keys) == 1
@@ -90,6 +92,7 @@ async def test_concurrent_calls_join_one_encoding(encode_s: float) -> None:
     released.set()
     miss, *joined = [(await call).source for call in waiting]
     assert [miss.outcome, *(source.outcome for source in joined)] == ["miss", *["joined"] * 4]
+    assert {source.embedding for source in (miss, *joined)} == {"of 1"}
     assert len(encoder.keys) == 1
     assert (miss.encode_s, joined[0].encode_s) == (encode_s, 0.0)
     assert all(0 < source.queue_s < 60 for source in joined)

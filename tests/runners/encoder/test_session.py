@@ -2,6 +2,7 @@
 here in the CPU provider, that ignores CUDA graphs.
 """
 
+import base64
 import logging
 import shutil
 import threading
@@ -260,6 +261,8 @@ def check_features(batches: FixedBatches, encoder_file: str) -> None:
         pixels = random_pixels(num_images)
         features = batches.encode(pixels)
         torch.testing.assert_close(features, encoder.encode(pixels), atol=ROUNDING, rtol=0)
+        _, means = batches.encode_rows(pixels)
+        torch.testing.assert_close(means, features.sum(1) / features.shape[1])
 
 
 def test_captures_follow_all_runs_and_checks_all_captures(artifacts: Path) -> None:
@@ -412,4 +415,7 @@ def test_a_failed_batch_is_encoded_one_by_one(
     assert failed == [None, Failed(code="internal", message=message), None]
     features = [encoding.features for encoding in batch]
     assert [None if value is None else int(value.max()) for value in features] == [1, None, 3]
+    embeddings = [base64.b64decode(encoding.embedding) for encoding in batch]
+    of_one, of_three = (np.full(4, value, "<f4").tobytes() for value in (1, 3))
+    assert embeddings == [of_one, b"", of_three]
     assert worker.watchdog.started_s is None

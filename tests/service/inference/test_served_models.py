@@ -109,6 +109,18 @@ def test_calibrations_of_the_settings(tmp_path: Path) -> None:
     assert probabilities(tmp_path, tiled) == {OD: 0.1, REGIONS: 0.2, f"{OD} with tiles": 0.5}
 
 
+def test_features_at_int8_are_compared_with_their_own(tmp_path: Path) -> None:
+    numbers = {"mean": "AACAPw==", "components": "ADw=", "variances": [1], "residual_variance": 1}
+    rows = []
+    for task, precision in ((OD, "encoder int8, decoder float32"), (REGIONS, "float32")):
+        images = {"precision": precision, "distances": list(range(100)), **numbers}
+        rows.append(calibration(0.5, task) | {"images": images})
+    write(tmp_path / CALIBRATION_FILE, *rows)
+    for precision, task in (("int8", OD), ("encoder float16, decoder int8", REGIONS)):
+        calibrations, _ = served_scoring(CALIBRATED, tmp_path, Settings(), precision)
+        assert [name for (name, _), fitted in calibrations.items() if fitted.images] == [task]
+
+
 def test_calibration_of_another_checkpoint(tmp_path: Path) -> None:
     assert served_scoring(MANIFEST, tmp_path, Settings(), "float32") == ({}, ())
     write(tmp_path / CALIBRATION_FILE)

@@ -28,13 +28,12 @@ from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.writing import Target, class_indices, write_dataset
 from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Answer, Detection, Instance
+from diptych_client.results import Detection, Instance
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 Box = Detection | Instance
 Leasts = Mapping[str, float]  # least score by label in lower case; of `ANY` for the others
 ANY = ""
-MIN_FAMILIARITY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +52,6 @@ class Agreement:
         return replace(first, answer=replace(first.answer, result=kind(tuple(boxes))))
 
 
-def is_unfamiliar(answer: Answer) -> bool:
-    return answer.familiarity is not None and answer.familiarity < MIN_FAMILIARITY
-
-
 def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
     """Return the boxes with at least the score of their label.
 
@@ -65,7 +60,7 @@ def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
     by_model: list[tuple[str, Any]] = []
     for record in records:
         by_model += [(record.answer.model, box) for box in record.items]
-    if any(is_unfamiliar(record.answer) for record in records):
+    if any(record.answer.is_unfamiliar for record in records):
         return Agreement(records, (), (), tuple(by_model), is_unlike=True)
     boxes = list(map(itemgetter(1), by_model))
     if len(records) == 1:

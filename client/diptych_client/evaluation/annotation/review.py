@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from diptych_client.evaluation.annotation.consensus import Agreement, is_unfamiliar, write_review
+from diptych_client.evaluation.annotation.consensus import Agreement, write_review
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject
 from diptych_client.evaluation.evaluator import Evaluator, Measure, RankedSample
 from diptych_client.evaluation.formats.writing import Target
@@ -85,7 +85,7 @@ def contradictions(
     assert isinstance(answer.result, DetectionsResult)
     detections = answer.result.detections
     boxes = [LabelledBox(detection.label, detection.box_xyxy) for detection in detections]
-    weight = _UNFAMILIAR_WEIGHT if is_unfamiliar(answer) else 1.0
+    weight = _UNFAMILIAR_WEIGHT if answer.is_unfamiliar else 1.0
     for pair in match(labels, boxes):
         given = None if pair.truth is None else labels[pair.truth]
         suggested = None if pair.answer is None else detections[pair.answer]
@@ -136,7 +136,7 @@ class Reviewer:
                     by_model.append(list(contradictions(labels, answer, recalls[answer.model])))
                 suspects = joined(by_model)
                 kinds = set(map(attrgetter("kind"), suspects))
-                kinds |= {"unfamiliar" for answer in answers if is_unfamiliar(answer)}
+                kinds |= {"unfamiliar" for answer in answers if answer.is_unfamiliar}
                 suspicion = max(map(attrgetter("suspicion"), suspects), default=0.0)
                 sample_rank = RankedSample(index, suspicion, 0.0, suspicion, frozenset(kinds))
                 ranking.append((sample_rank, suspects))

@@ -9,6 +9,7 @@ export function usage({
   vision_cache: cache,
   finish_reason: reason,
   calibrated,
+  familiarity,
   guarantee,
   result,
 }) {
@@ -16,6 +17,7 @@ export function usage({
     ["Tokens", `${image} image + ${prompt} prompt → ${written}`],
     ["Vision cache", cache],
     ...("text" in result ? [] : [["Scores", calibrated ? "calibrated probabilities" : "not calibrated"]]),
+    ...((familiarity ?? 1) < 0.01 ? [["Image", "unlike the images this model was calibrated on"]] : []),
     ...(guarantee ? [["Proved", provedWords(guarantee)]] : []),
     ...(reason === "length" ? [["Ended", "at the token limit"]] : []),
   ];
