@@ -198,6 +198,7 @@ class EvaluationRun:
             if self.is_review:
                 reviewer = review.Reviewer(evaluator, samples, dataset.images)
                 ranked = reviewer.write(outputs, self.options.gallery)
+                logger.info("what to review: %s in %s", ", ".join(review.FILES), out)
                 evaluation = replace(evaluation, gallery=ranked)
             gallery = Gallery(dataset.store, evaluator, samples)
             document = write_report(outputs, evaluation, gallery)

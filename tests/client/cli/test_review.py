@@ -15,6 +15,7 @@ from tests.support.scripted_services import Script, Step
 
 TASK = "object_detection"
 A, B = OBJECTS["a.png"], OBJECTS["b.png"]
+CROWD = {"label": "dog", "box": [70.0, 50.0, 90.0, 70.0], "iscrowd": True}
 CAT = detection("cat", (0, 0, 9, 9))  # not a class of the dataset
 # c.png lacks a label; a box of a.png is of another class; b.png is of another kind of image
 FOUND = {
@@ -34,7 +35,11 @@ def answers(model: str) -> list[Step]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    return write_json_lines(tmp_path / "images")
+    folder = write_json_lines(tmp_path / "images")
+    row = {"image": "c.png", "objects": [CROWD]}  # lines of one image are joined
+    with (folder / "labels.jsonl").open("a") as file:
+        file.write(json.dumps(row))
+    return folder
 
 
 def review(diptych: Diptych, dataset: Path, *words: object) -> tuple[int, int]:
@@ -49,8 +54,12 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def test_the_worst_labels_are_first(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
-    assert review(diptych, dataset, "--task", TASK) == (0, 3)
     out = dataset.with_name("out")
+    out.mkdir()
+    (out / "review.json").write_text("mine")
+    assert review(diptych, dataset, "--task", TASK) == (1, 0)
+    (out / "review.json").unlink()
+    assert review(diptych, dataset, "--task", TASK) == (0, 3)
     worst, second, last = rows_of(out / "ranking.jsonl")
     assert worst["image"] == "c.png"
     assert (second["image"], second["suspicion"]) == ("a.png", 0.6)
@@ -70,13 +79,15 @@ def test_the_worst_labels_are_first(diptych: Diptych, dataset: Path, capsys: Cap
         ("a.png", 0.6, ["other class"]),
         ("b.png", 0.0, ["unfamiliar"]),
     ]
-    assert str(out / "report.html") in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert str(out / "report.html") in output.out
+    assert "what to review: ranking.jsonl, review.json, label_studio.json in " in output.err
     assert review(diptych, dataset, "--task", TASK, "--gallery", 1) == (0, 0)  # resumes
     assert len(rows_of(out / "ranking.jsonl")) == 3
     assert len(json.loads((out / "label_studio.json").read_text())) == 1
 
 
-def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path) -> None:
+def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
     """The labels and the suggestions are in both files; what a person exports is merged."""
     review(diptych, dataset, "--task", TASK)
     out = dataset.with_name("out")
@@ -88,7 +99,7 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path) -> None:
     untouched = ("--merge", out / "review.json")
     assert review(diptych, dataset, *untouched) == (0, 0)
     merged = rows_of(out / "merged.jsonl")
-    assert [len(row["objects"]) for row in merged] == [2, 1, 0]
+    assert [len(row["objects"]) for row in merged] == [2, 1, 1]
     tasks = json.loads((out / "label_studio.json").read_text())
     assert [row["model_version"] for row in tasks[0]["predictions"]] == ["labels", "first"]
     tasks[0]["annotations"] = [{"result": tasks[0]["predictions"][1]["result"]}]
@@ -98,13 +109,17 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path) -> None:
     assert review(diptych, dataset, "--merge", export) == (0, 0)
     merged, before = rows_of(out / "merged.jsonl"), merged
     assert merged[:2] == before[:2]
-    (accepted,) = merged[2]["objects"]
+    crowd, accepted = merged[2]["objects"]
+    assert crowd == CROWD
     assert accepted.pop("box") == pytest.approx([5, 5, 25, 25])
     assert accepted == {"label": "dog", "iscrowd": False}
     assert (dataset / "labels.jsonl").read_bytes() == given
-    tasks[0]["data"]["image"] = "/data/other.png"
-    export.write_text(json.dumps(tasks[:1]))
+    for row in coco["images"]:
+        row["file_name"] = f"other-{row['file_name']}"
+    export.write_text(json.dumps(coco))
     assert review(diptych, dataset, "--merge", export)[0] == 1
+    assert "no image of export.json, such as other-c.png, is known" in capsys.readouterr().err
+    export.write_text(json.dumps(tasks))
     (out / "merged.jsonl").write_text("edited")
     assert review(diptych, dataset, "--merge", export)[0] == 1
     assert (out / "merged.jsonl").read_text() == "edited"
