@@ -49,6 +49,7 @@ _KINDS: Mapping[Kind, str] = {  # of errors, by those of answers
 }
 _SUGGESTED = "suggested: "  # before the class of a suggestion, which is no label
 _UNFAMILIAR_WEIGHT = 0.1
+_UNSCORED = 0.5  # score of an object whose model gives none
 _LABELS = "labels"  # in place of a model
 _ROUNDING_PX = 0.05  # CVAT writes two decimals
 
@@ -92,10 +93,9 @@ def contradictions(
         if suggested is None:
             assert given is not None
             suspicion = recalls[given.label]
-        elif given is None:
-            suspicion = suggested.score * (1 - overlap(suggested.box_xyxy, labels))
         else:
-            suspicion = suggested.score * (1 - pair.credit)
+            suspicion = _UNSCORED if suggested.score is None else suggested.score
+            suspicion *= 1 - (overlap(suggested.box_xyxy, labels) if given is None else pair.credit)
         if pair.kind != "right" and suspicion > 0:
             suspicion *= weight
             yield Suspect(_KINDS[pair.kind], suspicion, given, suggested, answer.model)

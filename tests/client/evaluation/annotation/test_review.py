@@ -47,6 +47,7 @@ def box(x: float) -> BoxXyxy:
         ([], [detection("car", BOX)], "missing", 0.9),
         ([CAR], [detection("car", BOX), detection("car", box(20))], "missing", 0.6),  # IoU 1/3
         ([CAR], [detection("dog", BOX)], "other class", 0.9),
+        ([CAR], [Detection(BOX, "dog")], "other class", 0.5),  # without a score
         ([CAR], [detection("car", box(14))], "moved", 0.9 * 0.6),  # IoU 2/3: 4 of 10 thresholds
         ([CAR], [detection("car", box(20))], "moved", 0.9),
         ([CAR], [], "extra", 0.75),
