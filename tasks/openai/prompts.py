@@ -1,12 +1,12 @@
 """Prompts for models behind an engine that speaks OpenAI's protocol, and the form of their answers.
 
-A dialect is data: how a model is asked for boxes and writes them, as JSON. Every other question is
-a plain sentence.
+A dialect is data: the sentences that ask a model for boxes, as it was trained, and how it writes
+them, as JSON. Every other question is a plain sentence.
 
     qwen3-vl   [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}], 0 to 1000. Source: QwenLM/Qwen3-VL,
                cookbooks/2d_grounding.ipynb and ocr.ipynb
-    gemma      [{"box_2d": [y1, x1, y2, x2], "label": "cat"}], 0 to 1000. Source: google-gemini/
-               cookbook, quickstarts/Spatial_understanding.ipynb, whose form Gemma shares
+    gemma      [{"box_2d": [y1, x1, y2, x2], "label": "cat"}], 0 to 1000. Source: Google,
+               ai.google.dev/gemma/docs/capabilities/vision/image ("Object Detection")
     diptych    the fields of POST /v1/predict, answered by its `result`, in pixels
 """
 
@@ -25,7 +25,6 @@ _CAPTIONS = {
     "paragraph": "Describe the image in one long paragraph.",
 }
 _READ_TEXT = "Read all the text in the image. Answer with the text only."
-_ANY_OBJECTS = "every object in the image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,9 @@ class BoxForm:
     key: str
     is_y_first: bool
     side: int  # coordinates are from 0 to this on both axes
-    request: str
-    form: str
+    request: str  # {names}: of what is wanted
+    last_joint: str  # between the last two names
+    any_objects: str  # in place of names
 
     def box_xyxy(self, numbers: Sequence[float], image_size_wh: tuple[int, int]) -> BoxXyxy | None:
         """Return a written box in pixels, within the image; None if it has no area."""
@@ -52,21 +52,20 @@ BOX_FORMS: Mapping[Dialect, BoxForm] = {
         key="bbox_2d",
         is_y_first=False,
         side=1000,
-        request="Locate every instance that belongs to the following categories: {names}.",
-        form=(
-            'For each, report bbox coordinates in JSON format like this: {"bbox_2d": [x1, y1, x2,'
-            ' y2], "label": "category"}'
+        request=(
+            'Locate every instance that belongs to the following categories: "{names}". Report'
+            " bbox coordinates in JSON format."
         ),
+        last_joint=", ",
+        any_objects="every object",
     ),
     "gemma": BoxForm(
         key="box_2d",
         is_y_first=True,
         side=1000,
-        request="Detect {names}.",
-        form=(
-            "Output a JSON list. Each entry has the 2D bounding box in the key box_2d, as [y_min,"
-            " x_min, y_max, x_max] normalized to 0-1000, and the name in the key label."
-        ),
+        request="detect {names}, output only ```json",
+        last_joint=" and ",
+        any_objects="all objects",
     ),
 }
 
@@ -86,7 +85,7 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
         fields = {name: value for name, value in asdict(parameters).items() if value is not None}
         return json.dumps({"task": task_id, **fields}, ensure_ascii=False)
     if TASKS[task_id].result_kind == "detections":
-        return f"{form.request.format(names=_object_names(parameters))} {form.form}"
+        return form.request.format(names=_object_names(parameters, form))
     sentence = parameters.question or _READ_TEXT
     if task_id == "captioning":
         sentence = _CAPTIONS[parameters.detail or "short"]
@@ -95,11 +94,11 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
     return f"{sentence} Answer in the language with the code {parameters.language}."
 
 
-def _object_names(parameters: TaskParameters) -> str:
+def _object_names(parameters: TaskParameters, form: BoxForm) -> str:
     if parameters.caption is not None:
         return f"the noun phrases of this sentence: {parameters.caption}"
-    names = asked_names(parameters)
-    return ", ".join(json.dumps(name, ensure_ascii=False) for name in names) or _ANY_OBJECTS
+    *others, last = asked_names(parameters) or (form.any_objects,)
+    return form.last_joint.join(filter(None, [", ".join(others), last]))
 
 
 def asked_names(parameters: TaskParameters) -> tuple[str, ...]:

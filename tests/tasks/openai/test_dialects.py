@@ -1,4 +1,6 @@
 import json
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from tasks.catalog import CatalogEntry, CatalogError, Dialect, parse_entry
 from tasks.families import FAMILIES
 from tasks.openai.parsing import written_objects
+from tasks.openai.prompts import BOX_FORMS
 from tasks.parsing import GeneratedText
 from tasks.results import DetectionsResult, Result, TextResult
 from tasks.table import TASKS, TaskParameters, parse_parameters
@@ -48,10 +51,12 @@ def boxes(result: Result) -> list[tuple[str, list[float]]]:
 
 
 def test_prompts() -> None:
-    named = prompt(FIND, labels=["cat", 'a "b"'])
-    assert 'categories: "cat", "a \\"b\\"". For each, report bbox' in named
-    assert prompt(FIND, "gemma", labels=["cat"]).startswith('Detect "cat". Output a JSON list.')
-    assert "every object in the image" in prompt("object_detection")
+    named = prompt(FIND, labels=["cat", "{dog}", "bird"])
+    assert 'following categories: "cat, {dog}, bird". Report bbox' in named
+    named = prompt(FIND, "gemma", labels=["cat", "dog", "bird"])
+    assert named == "detect cat, dog and bird, output only ```json"
+    assert prompt(FIND, "gemma", labels=["cat"]).startswith("detect cat, output")
+    assert 'categories: "every object"' in prompt("object_detection")
     assert "sentence: two cats" in prompt("phrase_grounding", caption="two cats")
     assert prompt("captioning", detail="detailed", language="de").endswith("with the code de.")
     assert prompt("visual_question_answering", question="why?") == "why?"
@@ -99,6 +104,20 @@ def test_schema_is_that_of_the_prompt() -> None:
 )
 def test_boxes(text: str, expected: list[tuple[str, list[float]]]) -> None:
     assert boxes(parse(text)) == expected
+
+
+RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("answer", RECORDED, ids=itemgetter("source"))
+def test_recorded_answers(answer: dict[str, Any]) -> None:
+    """Texts that Qwen3-VL (three of Qwen2.5-VL), Gemma 4 and Gemini wrote, from their sources."""
+    boxes = []
+    for item in written_objects(answer["text"], BOX_FORMS[answer["dialect"]].key):
+        coordinates = [number for number, _ in item.coordinates]
+        for start in range(0, len(coordinates) - 3, 4):
+            boxes.append([coordinates[start : start + 4], item.label])
+    assert boxes == [[box, " ".join(label.split())] for box, label in answer["boxes"]]
 
 
 def test_order_and_frame_of_gemma() -> None:
