@@ -13,14 +13,15 @@ know nothing of the labels. Needs the extra `evaluate`.
 
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych_client.cli.options import GuaranteeOptions
 from diptych_client.cli.terminal import logger, note_problems
@@ -54,21 +55,12 @@ from diptych_client.results import Detection, Instance, InstancesResult, Model
 
 AnswerImages = Callable[[ImageStore, Iterable[ImageFile]], list[Records]]
 Truths = dict[ImageFile, ObjectsTruth]
+Known = tuple[Records, ObjectsTruth]
 
 DEFAULT_MAX_WRONG = 0.05
 _MAX_PILOT = 200
 _SEED = 0
 _DIGEST_BYTES = 8
-
-
-class KnownImage:
-    """An image with answers and true labels."""
-
-    def __init__(self, data: bytes, records: Records, truth: ObjectsTruth) -> None:
-        self.digest = blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
-        self.appearance = appearance(data)
-        self.records = records
-        self.truth = truth
 
 
 @dataclass(slots=True)
@@ -92,7 +84,7 @@ class GuaranteedRun:
         Raise `RunError` if nothing is proved, before most images are sent.
         """
         options = self.options
-        self._read_suggestions(options.reviewed)
+        self._read_reviewed(options.reviewed)
         assert options.labelled is not None
         selection = Selection(options.labelled_images, options.split, self.problems)
         work = self.target.outputs.folder / "labelled" / "input"
@@ -129,7 +121,7 @@ class GuaranteedRun:
         path = self.target.outputs.folder / "guarantee.json"
         self.target.outputs.write(path, json.dumps(document, indent=1))
 
-    def _read_suggestions(self, reviewed_path: Path | None) -> None:
+    def _read_reviewed(self, reviewed_path: Path | None) -> None:
         """Read what was suggested earlier, and a person's labels of it.
 
         Raise `RunError` without all images that were drawn at random: leaving out the hard ones
@@ -171,38 +163,39 @@ class GuaranteedRun:
         used = set(map(partial(path_of, self.folder), (*pilot, *self.reviewed)))
         labelled = [image for image in truths if path_of(store, image) not in used]
         drawn = [image for image in self.reviewed if image.name in self.suggested]
-        known = []
+        known = {}
+        num_known = 0
         for place, images, true_labels in (
             (store, labelled, truths),
             (self.folder, drawn, self.reviewed),
         ):
             for records in self.answer(place, images):
+                num_known += 1
                 image = records[0].image
-                known.append(KnownImage(place.read(image), records, true_labels[image]))
+                data = place.read(image)
+                digest = blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+                known[digest] = (appearance(data), (records, true_labels[image]))
+        distinct = self._distinct(known)
+        if len(distinct) < num_known:
+            count = f"{num_known - len(distinct)} of {num_known} labelled images"
+            self.sentences.append(f"{count} nearly repeat others and do not count")
+            logger.info(self.sentences[-1])
         options = self.options
         wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
         missed = options.max_missed and Promise(options.max_missed, options.confidence)
         promises = Promises(wrong, missed or None, options.per_class)
         pilot_answers = self.answer(self.folder, pilot)
-        return prove(self._distinct(known), pilot_answers, self.min_iou, promises)
+        return prove(distinct, pilot_answers, self.min_iou, promises)
 
-    def _distinct(self, known: list[KnownImage]) -> list[tuple[Records, ObjectsTruth]]:
-        """Return answers and true labels in the order of the bets, of near-duplicates the first."""
+    def _distinct(self, known: Mapping[str, tuple[NDArray[np.float32], Known]]) -> list[Known]:
+        """Return known images in the order of the bets, of near-duplicates the first."""
         path = self.target.outputs.folder / "order.json"
         order = _read_texts(path)
-        by_digest = {image.digest: image for image in known}
-        order += sorted(by_digest.keys() - set(order))
-        images = [by_digest[digest] for digest in order if digest in by_digest]
+        order += sorted(known.keys() - set(order))
         self.target.outputs.write(path, json.dumps(order))
-        is_repeat = repeats(np.array(list(map(attrgetter("appearance"), images))))
-        distinct = []
-        for index in np.flatnonzero(~is_repeat).tolist():
-            distinct.append((images[index].records, images[index].truth))
-        if num_repeats := len(known) - len(distinct):
-            note = f"{num_repeats} of {len(known)} labelled images nearly repeat others"
-            self.sentences.append(f"{note} and do not count")
-            logger.info(self.sentences[-1])
-        return distinct
+        images = [known[digest] for digest in order if digest in known]
+        is_repeat = repeats(np.array(list(map(itemgetter(0), images))))
+        return [images[index][1] for index in np.flatnonzero(~is_repeat).tolist()]
 
     def _accepted(self, guarantee: Guarantee, records: Records) -> Agreement:
         """Return a person's labels, or proved ones."""

@@ -21,9 +21,9 @@ Near-duplicates of an image are not further evidence: the first one counts.
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Self
 
@@ -93,15 +93,13 @@ def repeats(appearances: NDArray[np.float32]) -> Flags:
 
 @dataclass(frozen=True, slots=True)
 class JudgedImage:
-    """The confidence of each box of an image, whether it is right, and its label in lower case.
+    """Whether each box that models agree on is right.
 
     The score of an object is the best one of its boxes, accepted or not; `NOT_FOUND` without any.
     """
 
-    confidences: tuple[float, ...]
     is_right: tuple[bool, ...]
-    labels: tuple[str, ...]
-    object_scores: tuple[float, ...] = ()
+    object_scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +123,6 @@ class Scores:
         """Return the number of scores of each image that are not below the least."""
         images = self.images[self.scores >= least]
         return np.bincount(images, minlength=self.num_images).astype(np.float64)
-
-
-def is_of(labels: NDArray[np.object_], label: str) -> Flags:
-    """Return which labels are the one, or all for `ANY`."""
-    is_label: Flags = (labels == label) | (label == ANY)
-    return is_label
 
 
 def labels_of(agreed: Agreement) -> tuple[str, ...]:
@@ -157,10 +149,9 @@ def truth_of(labelled: LabelledImage, job: Job) -> ObjectsTruth | None:
     return ObjectsTruth(objects)
 
 
-def judge_labels(records: Records, truth: ObjectsTruth, min_iou: float) -> JudgedImage:
-    agreed = agreement(records, min_iou, ALL)
+def judge(agreed: Agreement, truth: ObjectsTruth, min_iou: float) -> JudgedImage:
     boxes = [*agreed.accepted, *map(itemgetter(1), agreed.differing)]
-    overlaps = _overlaps(boxes, truth.objects, records[0].answer.image)
+    overlaps = _overlaps(boxes, truth.objects, agreed.records[0].answer.image)
     scores = np.array(list(map(attrgetter("score"), boxes)))[:, None]
     hit_scores = np.where(overlaps >= min_iou, scores, NOT_FOUND)
     object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
@@ -173,12 +164,7 @@ def judge_labels(records: Records, truth: ObjectsTruth, min_iou: float) -> Judge
             taken = int(np.argmax(overlaps[index]))
             if not is_crowd[taken]:
                 overlaps[:, taken] = -1
-    return JudgedImage(
-        agreed.confidences,
-        tuple(is_right),
-        labels_of(agreed),
-        tuple(object_scores[~is_crowd].tolist()),
-    )
+    return JudgedImage(tuple(is_right), tuple(object_scores[~is_crowd].tolist()))
 
 
 def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
@@ -441,13 +427,11 @@ def prove(
     """
     if not labelled:
         raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
-    samples = [agreement(records, min_iou, ALL) for records in pilot]
-    judged = [judge_labels(records, truth, min_iou) for records, truth in labelled]
-    sampled = Scores.of(list(map(attrgetter("confidences"), samples)))
-    sampled_labels = _joined(map(labels_of, samples))
-    boxes = Scores.of(list(map(attrgetter("confidences"), judged)))
-    labels = _joined(map(attrgetter("labels"), judged))
-    is_right = _joined(map(attrgetter("is_right"), judged)).astype(bool)
+    sampled, sampled_labels = _boxes([agreement(records, min_iou, ALL) for records in pilot])
+    agreements = [agreement(records, min_iou, ALL) for records, _ in labelled]
+    boxes, labels = _boxes(agreements)
+    judged = list(map(judge, agreements, map(itemgetter(1), labelled), repeat(min_iou)))
+    is_right = np.array(list(chain.from_iterable(map(attrgetter("is_right"), judged))), dtype=bool)
     classes = np.unique(sampled_labels).tolist() if promises.is_by_class else [ANY]
     level = (1 - promises.wrong.confidence) / max(len(classes), 1)
     wrong = replace(promises.wrong, confidence=1 - level)
@@ -455,8 +439,8 @@ def prove(
     others: Sequence[Proved] = ()
     unproved: dict[str, RunError] = {}
     for label in classes:
-        rules = candidates(sampled.where(is_of(sampled_labels, label)))
-        is_class = is_of(labels, label)
+        rules = candidates(sampled.where((sampled_labels == label) | (label == ANY)))
+        is_class = (labels == label) | (label == ANY)
         try:
             proved, *others = decide(boxes.where(is_class), is_right[is_class], rules, wrong)
             accepting[label] = replace(proved, promise=promises.wrong)
@@ -475,7 +459,7 @@ def prove(
     by_class = {}
     for label, proof in accepting.items():
         least = proof.rule.min_confidence
-        is_class = is_of(labels, label)
+        is_class = (labels == label) | (label == ANY)
         is_common = boxes.where(is_class).counts(least) <= proof.rule.max_labels
         is_accepted = is_class & (boxes.scores >= least) & is_common[boxes.images]
         for name in np.unique(labels[is_accepted]).tolist():
@@ -484,8 +468,10 @@ def prove(
     return Guarantee(accepting, reviewing, min_iou, tuple(others), by_class, tuple(unproved))
 
 
-def _joined(rows: Iterable[Iterable[object]]) -> NDArray[np.object_]:
-    return np.array(list(chain.from_iterable(rows)), dtype=object)
+def _boxes(agreements: Sequence[Agreement]) -> tuple[Scores, NDArray[np.object_]]:
+    """Return the confidences of agreed boxes, and their labels in lower case."""
+    labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
+    return Scores.of(list(map(attrgetter("confidences"), agreements))), labels
 
 
 def _percent(share: float) -> str:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
-from diptych_client.evaluation.annotation.consensus import Records
+from diptych_client.evaluation.annotation.consensus import Records, agreement
 from diptych_client.evaluation.annotation.guarantee import (
+    ALL,
     NOT_FOUND,
     JudgedImage,
     Promise,
@@ -22,7 +23,7 @@ from diptych_client.evaluation.annotation.guarantee import (
     candidates,
     decide,
     decide_review,
-    judge_labels,
+    judge,
     prove,
     repeats,
     truth_of,
@@ -72,10 +73,9 @@ def test_box_is_right_at_an_object(
     object_scores: tuple[float, ...],
 ) -> None:
     answer = record(DetectionsResult(tuple(Detection(*box) for box in boxes)))
-    judged = judge_labels((answer,), ObjectsTruth(tuple(objects)), min_iou)
-    names = tuple(label.casefold() for _, label, _ in boxes)
-    scores = tuple(score for *_, score in boxes)
-    assert judged == JudgedImage(scores, is_right, names, object_scores)
+    agreed = agreement((answer,), min_iou, ALL)
+    judged = judge(agreed, ObjectsTruth(tuple(objects)), min_iou)
+    assert judged == JudgedImage(is_right, object_scores)
 
 
 def test_masks_are_compared_where_both_have_one() -> None:
@@ -84,7 +84,8 @@ def test_masks_are_compared_where_both_have_one() -> None:
     hole = [4.0, 4.0, 8.0, 4.0, 8.0, 8.0, 4.0, 8.0]
     for segmentation, is_right in ((None, True), ([hole], False)):
         true = TrueObject("ring", ring.box_xyxy, segmentation)
-        assert judge_labels((answer,), ObjectsTruth((true,)), 0.5).is_right == (is_right,)
+        agreed = agreement((answer,), 0.5, ALL)
+        assert judge(agreed, ObjectsTruth((true,)), 0.5).is_right == (is_right,)
 
 
 def test_two_models_have_the_lower_score() -> None:
@@ -92,8 +93,9 @@ def test_two_models_have_the_lower_score() -> None:
     two = record(DetectionsResult((Detection(SHIFTED, "car", 0.6),)))
     truth = ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR)))
     # the other boxes find objects, too
-    judged = JudgedImage((0.6,), (True,), ("car",), (0.9, 0.4))
-    assert judge_labels((one, two), truth, 0.5) == judged
+    agreed = agreement((one, two), 0.5, ALL)
+    assert agreed.confidences == (0.6,)
+    assert judge(agreed, truth, 0.5) == JudgedImage((True,), (0.9, 0.4))
 
 
 OBJECTS = (TRUE_CAR, TrueObject("dog", FAR))
@@ -146,15 +148,19 @@ def test_near_duplicates_of_many_images() -> None:
 PROMISE = Promise(0.05, 0.95)
 
 
-def labels(*confidences: float, is_right: bool = True) -> JudgedImage:
-    return JudgedImage(confidences, (is_right,) * len(confidences), ("car",) * len(confidences))
+Labels = tuple[tuple[float, ...], bool]  # the confidences of an image, and whether they are right
+
+
+def labels(*confidences: float, is_right: bool = True) -> Labels:
+    return confidences, is_right
 
 
 def proved(
-    judged: Sequence[JudgedImage], rules: dict[Rule, float], promise: Promise = PROMISE
+    judged: Sequence[Labels], rules: dict[Rule, float], promise: Promise = PROMISE
 ) -> tuple[Proved, ...]:
-    is_right = np.concatenate([image.is_right for image in judged])
-    return decide(Scores.of([image.confidences for image in judged]), is_right, rules, promise)
+    boxes = Scores.of([confidences for confidences, _ in judged])
+    is_right = np.array([is_right for _, is_right in judged])[boxes.images]
+    return decide(boxes, is_right, rules, promise)
 
 
 def test_rules_cover_more_and_at_last_all() -> None:
@@ -267,3 +273,33 @@ def test_proof_accepts_and_reviews_from_its_scores() -> None:
         prove([(answers(0.9), false)] * 99, pilot, *promises)
     with pytest.raises(RunError, match="objects are in neither list"):
         prove([*labelled, *[(answers(), true)] * 999], pilot, *promises)
+
+
+def test_classes_share_the_level() -> None:
+    boxes = (Detection(CAR, "Car", 0.9), Detection(FAR, "dog", 0.9))
+    image = ((record(DetectionsResult(boxes)),), ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR))))
+    pilot = [image[0]] * 20
+    promises = Promises(PROMISE, is_by_class=True)
+    with pytest.raises(RunError, match="77 labelled images prove no threshold"):
+        prove([image] * 77, pilot, 0.5, promises)  # 64 would prove a single class
+    guarantee = prove([image] * 78, pilot, 0.5, promises)
+    assert [(label, proof.promise) for label, proof in guarantee.accepting.items()] == [
+        ("car", PROMISE),
+        ("dog", PROMISE),
+    ]
+    assert guarantee.by_class == {"car": (0, 78), "dog": (0, 78)}
+    agreed = guarantee.accept((record(DetectionsResult((*boxes, boxes[0]))),))
+    assert [box.label for box in agreed.accepted] == ["dog"]  # too many cars
+    with pytest.raises(RunError, match="no class is in a sample"):
+        prove([image] * 78, [answers()], 0.5, promises)
+
+
+def test_wrong_boxes_are_counted_by_class() -> None:
+    boxes = (Detection(CAR, "car", 0.9), Detection(FAR, "dog", 0.9), Detection(FAR, "cat", 0.3))
+    image = (record(DetectionsResult(boxes)),)
+    labelled = [(image, ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR))))] * 290
+    labelled += [(image, ObjectsTruth((TRUE_CAR,)))] * 10
+    pilot = [(record(DetectionsResult(boxes[:2])),)] * 20
+    guarantee = prove(labelled, pilot, 0.5, Promises(PROMISE))
+    assert guarantee.by_class == {"car": (0, 300), "dog": (10, 300)}
+    assert guarantee.sentences()[-1].endswith("by class: car 0 % of 300, dog 3.33 % of 300")
