@@ -198,6 +198,7 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     assert loosely.scored().are_found.tolist() == [True]
     rows = sorted(zip(scored.scores.tolist(), scored.is_right.tolist(), strict=True), reverse=True)
     assert rows == [(0.9, True), (0.8, False), (0.7, False), (0.6, False)]
+    assert measure.details().calibration_error == pytest.approx(100 * (0.1 + 0.8 + 0.7 + 0.6) / 4)
 
 
 def answered(scores: ArrayLike, is_right: ArrayLike, is_calibrated: bool = False) -> ScoredAnswers:

@@ -110,6 +110,8 @@ def test_tables_and_json_have_the_same_numbers(evaluation: Evaluation) -> None:
     samples = [Sample(ImageFile(name, 1, 1), (TaskParameters(),), None) for name in OBJECTS]
     document = json_document(evaluation, samples)
     assert metrics.rows[0][:2] == ("mAP", "100.0 [100.0, 100.0]")
+    errors = [details.calibration_error for details in evaluation.details.values()]
+    assert metrics.rows[-1] == ("calibration error", *(f"{error:.1f}" for error in errors))
     assert [row["sample"] for row in document["gallery"]] == list(OBJECTS)
     assert document["sentences"][2] == (
         "No verdict: second-model found none of the labelled objects."

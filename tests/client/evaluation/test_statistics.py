@@ -17,6 +17,7 @@ from diptych_client.evaluation.statistics import (
     mean,
     ratio,
 )
+from diptych_client.matching import Floats
 
 RNG = np.random.default_rng(5)
 
@@ -47,6 +48,23 @@ def test_interval_is_that_of_standard_error() -> None:
     assert width(interval) == pytest.approx(200 * 1.96 * np.std(values) / 20, rel=0.1)
     total = estimates({"A": [Metric("n", np.sum)]}, [0, 1, 2], seed=0).intervals["A"]["n"]
     assert (total.low, total.value, total.high) == (300, 300, 300)  # as many images are drawn
+
+
+def test_interval_is_without_bias() -> None:
+    values = np.linspace(0, 1, 10)
+
+    def variance(weights: Floats) -> float:
+        return float(weights @ values**2 / 10 - (weights @ values / 10) ** 2)
+
+    interval = estimates({"A": [Metric("v", variance)]}, range(10), seed=0).intervals["A"]["v"]
+    bias = (interval.low + interval.high) / 2 - interval.value
+    assert bias == pytest.approx(interval.value / 10, rel=0.3)
+
+
+def test_interval_ends_where_values_do() -> None:
+    values = [1.0] * 39 + [0.0]
+    assert estimated(A=values).intervals["A"]["mAP"].high == 100
+    assert estimated(A=[1 - value for value in values]).intervals["A"]["mAP"].low == 0
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:

@@ -266,6 +266,9 @@ def test_proof_accepts_and_reviews_from_its_scores() -> None:
     assert [box.score for box in agreed.accepted] == [0.95]
     assert [box.score for _, box in agreed.differing] == [0.9]
     assert guarantee.accept(answers(0.9, 0.9)).accepted == ()  # too many labels
+    (entry,) = answers(0.1)
+    unlike = replace(entry, answer=replace(entry.answer, familiarity=0.0))
+    assert len(guarantee.accept((unlike,)).differing) == 1
     assert "at most 30 % of the objects are in neither list" in guarantee.sentences()[-1]
     with pytest.raises(RunError, match="no labelled image is left"):
         prove([], pilot, *promises)
@@ -299,6 +302,7 @@ def test_wrong_boxes_are_counted_by_class() -> None:
     image = (record(DetectionsResult(boxes)),)
     labelled = [(image, ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR))))] * 290
     labelled += [(image, ObjectsTruth((TRUE_CAR,)))] * 10
+    labelled.append(((record(DetectionsResult(boxes * 2)),), ObjectsTruth(())))  # too many boxes
     pilot = [(record(DetectionsResult(boxes[:2])),)] * 20
     guarantee = prove(labelled, pilot, 0.5, Promises(PROMISE))
     assert guarantee.by_class == {"car": (0, 300), "dog": (10, 300)}
