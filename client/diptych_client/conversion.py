@@ -33,7 +33,7 @@ MAX_PDF_PIXELS = 50_000_000
 _PDF_SCALE = 200 / 72  # pixels per point
 _JPEG_QUALITY = 95
 _START_BYTES = 12  # enough to tell a format
-_SENT = ("JPEG", "PNG", "WEBP")
+SENT = ("JPEG", "PNG", "WEBP")
 _LOSSY = ("AVIF", "HEIF")
 # First bytes, and what reads them, of each format; Image.open would try all formats of Pillow.
 _READERS = {
@@ -107,7 +107,7 @@ def is_sendable(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return format_of(file.read(_START_BYTES)) in _SENT
+        return format_of(file.read(_START_BYTES)) in SENT
 
 
 def read_image_file(path: Path) -> bytes:
@@ -131,7 +131,7 @@ def converted(data: bytes, page: int | None = None) -> bytes:
     """Return one page as PNG or JPEG, a file of an unknown format as it is; raise `OSError`."""
     file_format = format_of(data)
     try:
-        if file_format in ("", *_SENT):
+        if file_format in ("", *SENT):
             if page not in (None, 1):
                 raise ValueError(f"there is no page {page}")
             return data

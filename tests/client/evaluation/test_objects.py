@@ -344,7 +344,8 @@ def matches_of(rng: np.random.Generator, num_images: int) -> tuple[ClassMatches,
 
 @pytest.mark.long
 @pytest.mark.parametrize("num_images", [60, 200])
-def test_interval_covers_true_map(num_images: int) -> None:
+def test_interval_covers_true_map(num_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych_client.evaluation.statistics.NUM_RESAMPLES", 200)
     rng = np.random.default_rng(0)
     many = matches_of(rng, 20_000)
     thresholds: tuple[slice | list[int], ...] = (slice(None), [0])

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diptych_client.conversion import DAMAGED
+from diptych_client.conversion import DAMAGED, SENT
 from diptych_client.evaluation.annotation.consensus import (
     ANY,
     Agreement,
@@ -70,7 +70,7 @@ def appearance(data: bytes) -> NDArray[np.float32]:
     It is 0 of an image of a single tone, and of one that cannot be opened: they are like no other.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=SENT) as image:
             image.draft("L", (4 * _SIDE_PX, 4 * _SIDE_PX))
             small = image.convert("L").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
     except DAMAGED:
