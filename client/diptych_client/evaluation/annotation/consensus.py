@@ -9,7 +9,7 @@ the dataset are
     label_studio.json   Label Studio's tasks: the images of review.json, with the whole answer of
                         each model as a prediction
 
-The confidence of a box is its score; of a box of two models the lower score.
+The confidence of a box is its score, 0 without one; of a box of two models the lower score.
 """
 
 import json
@@ -28,7 +28,7 @@ from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.writing import Target, class_indices, write_dataset
 from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Detection, Instance
+from diptych_client.results import Detection, Instance, rank_of
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 Box = Detection | Instance
@@ -71,9 +71,9 @@ def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
     confidences = []
     agreeing = set[int]()
     for i, j in pairs:
-        confidence = min(boxes[i].score, boxes[j].score)
+        confidence = min(rank_of(boxes[i]), rank_of(boxes[j]))
         if confidence >= leasts.get(boxes[i].label.casefold(), leasts.get(ANY, math.inf)):
-            accepted.append(max(boxes[i], boxes[j], key=attrgetter("score")))
+            accepted.append(max(boxes[i], boxes[j], key=rank_of))
             confidences.append(confidence)
             agreeing |= {i, j}
     others = sorted(set(range(len(boxes))) - agreeing)

@@ -47,7 +47,7 @@ from diptych_client.evaluation.statistics import SHARE_CAUTION, log_wealth
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats
-from diptych_client.results import Instance
+from diptych_client.results import Instance, rank_of
 
 NOT_FOUND = -math.inf  # the score of an object without a box
 ALL = {ANY: 0.0}  # accepts every box
@@ -152,7 +152,7 @@ def truth_of(labelled: LabelledImage, job: Job) -> ObjectsTruth | None:
 def judge(agreed: Agreement, truth: ObjectsTruth, min_iou: float) -> JudgedImage:
     boxes = [*agreed.accepted, *map(itemgetter(1), agreed.differing)]
     overlaps = _overlaps(boxes, truth.objects, agreed.records[0].answer.image)
-    scores = np.array(list(map(attrgetter("score"), boxes)))[:, None]
+    scores = np.array(list(map(rank_of, boxes)))[:, None]
     hit_scores = np.where(overlaps >= min_iou, scores, NOT_FOUND)
     object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
     is_crowd = np.array(list(map(attrgetter("is_crowd"), truth.objects)), dtype=bool)
@@ -363,7 +363,7 @@ class Guarantee:
         if self.reviewing is None or agreed.is_unlike:
             return agreed
         least = self.reviewing.rule.min_confidence
-        review = [entry for entry in agreed.differing if entry[1].score >= least]
+        review = [entry for entry in agreed.differing if rank_of(entry[1]) >= least]
         return replace(agreed, differing=tuple(review))
 
     def sentences(self) -> list[str]:

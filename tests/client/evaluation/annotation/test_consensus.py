@@ -85,6 +85,8 @@ def test_one_model_is_accepted_from_a_score() -> None:
     assert agreed.differing == (("a", CAR_5),)
     pair = agreement((only, answered("b", DetectionsResult((CAR_5,)))), 0.5, {ANY: 0.0})
     assert pair.confidences == (0.5,)  # the lower score
+    unscored = answered("b", DetectionsResult((replace(CAR_5, score=None),)))
+    assert agreement((only, unscored), 0.5, {ANY: 0.0}).confidences == (0.0,)
 
 
 def test_scores_are_those_of_a_class() -> None:
