@@ -222,7 +222,9 @@ class EvaluationRun:
             note_problems(opening.problems, outputs)
             lines = "".join(json.dumps(review.row_of(labelled)) + "\n" for labelled in images)
             path = outputs.write(out / "merged.jsonl", lines)
-        echo(f"{num_changed} of {len(images)} images have other labels in {path}")
+        summary = {"merged": str(path), "images": len(images), "changed": num_changed}
+        sentence = f"{num_changed} of {len(images)} images have other labels in {path}"
+        echo(json.dumps(summary) if self.input_options.as_json else sentence)
 
     def _dataset(self, opening: Opening) -> Dataset:
         dataset = read_input(self.inputs, self.dataset_options, opening)

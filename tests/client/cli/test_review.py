@@ -106,7 +106,10 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
     tasks[1]["annotations"] = []  # not reviewed
     export = dataset.with_name("export.json")
     export.write_text(json.dumps(tasks))
-    assert review(diptych, dataset, "--merge", export) == (0, 0)
+    capsys.readouterr()
+    assert review(diptych, dataset, "--merge", export, "--json") == (0, 0)
+    summary = {"merged": str(out / "merged.jsonl"), "images": 3, "changed": 1}
+    assert json.loads(capsys.readouterr().out) == summary
     merged, before = rows_of(out / "merged.jsonl"), merged
     assert merged[:2] == before[:2]
     crowd, accepted = merged[2]["objects"]
@@ -118,7 +121,8 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
         row["file_name"] = f"other-{row['file_name']}"
     export.write_text(json.dumps(coco))
     assert review(diptych, dataset, "--merge", export)[0] == 1
-    assert "no image of export.json, such as other-c.png, is known" in capsys.readouterr().err
+    names = "it names 'other-c.png', the dataset 'a.png'"
+    assert f"export.json has no image of the dataset: {names}" in capsys.readouterr().err
     export.write_text(json.dumps(tasks))
     (out / "merged.jsonl").write_text("edited")
     assert review(diptych, dataset, "--merge", export)[0] == 1

@@ -204,8 +204,10 @@ def recalls_of(measure: Measure) -> dict[str, float]:
 def merged(dataset: Dataset, reviewed: Dataset) -> tuple[list[LabelledImage], int]:
     """Return the images with a person's labels, and the number of changes; or raise `RunError`."""
     objects_of = {labelled.image.name: labelled.objects for labelled in reviewed.images}
-    if objects_of.keys().isdisjoint(labelled.image.name for labelled in dataset.images):
-        raise RunError(f"no image of {reviewed.name}, such as {next(iter(objects_of))}, is known")
+    names = [labelled.image.name for labelled in dataset.images]
+    if objects_of.keys().isdisjoint(names):
+        names_differ = f"it names {next(iter(objects_of))!r}, the dataset {names[0]!r}"
+        raise RunError(f"{reviewed.name} has no image of the dataset: {names_differ}")
     images = []
     for labelled in dataset.images:
         objects = objects_of.get(labelled.image.name)
