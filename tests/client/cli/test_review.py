@@ -121,8 +121,8 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
         row["file_name"] = f"other-{row['file_name']}"
     export.write_text(json.dumps(coco))
     assert review(diptych, dataset, "--merge", export)[0] == 1
-    names = "it names 'other-c.png', the dataset 'a.png'"
-    assert f"export.json has no image of the dataset: {names}" in capsys.readouterr().err
+    reason = "it names 'other-c.png', the dataset 'a.png'"
+    assert f"export.json has no image of the dataset: {reason}" in capsys.readouterr().err
     export.write_text(json.dumps(tasks))
     (out / "merged.jsonl").write_text("edited")
     assert review(diptych, dataset, "--merge", export)[0] == 1
