@@ -259,6 +259,17 @@ def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(cache: SlotCache) 
 
 
 @by_shape
+def test_a_moved_sequence_keeps_the_start_of_its_answer(shape: DecoderShape) -> None:
+    cache = SlotCache(shape, 3)
+    claimed = cache.claim([[0], [1, 2]], [4, 2], [None, None])
+    cache.write_claimed(torch.tensor(list(chain.from_iterable(claimed))))
+    write(cache, [[5], [6], [7]])
+    cache.free(0, 2)
+    cache.reorder([0, 1], [1, 0])
+    assert [tokens_of(cache, slot) for slot in range(2)] == [[6], [7]]
+
+
+@by_shape
 def test_beams_continue_each_other(shape: DecoderShape) -> None:
     cache = SlotCache(shape, 4)
     claim(cache, [[0, 1, 2]], "a")

@@ -116,6 +116,11 @@ def test_weights_that_cannot_be_served_are_named(
         parts(tmp_path, tensors, modules_to_save=modules)
 
 
+def test_whole_weights_alone_are_an_adapter(tmp_path: Path) -> None:
+    read = parts(tmp_path, NORM, modules_to_save=["norm"])
+    assert read.vision_weights == ("model.vision_tower.norm.weight",)
+
+
 def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
     write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
     message = r"it changes model\.multi_modal_projector\.linear\.weight .* python -m export"
