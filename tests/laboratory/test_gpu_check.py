@@ -41,9 +41,8 @@ def succeed() -> Verdict:
     return Verdict({"id": os.getpid(), KERNELS: ["gemm"]}, "<= 3", is_met=True)
 
 
-def hang() -> Verdict:
-    print("process", os.getpid(), flush=True)
-    time.sleep(600)
+def hang(seconds: float) -> Verdict:
+    time.sleep(seconds)
     return succeed()
 
 
@@ -66,7 +65,7 @@ def check(name: str, *arguments: Any, **options: Any) -> Check:
 
 FAULTS = [
     check("succeed"),
-    check("hang", limit_s=0.5),
+    check("hang", 20, limit_s=0.5),
     check("crash"),
     check("leave", 70),
     check("leave", 0),
@@ -75,7 +74,7 @@ FAULTS = [
     check("succeed", status=70),
     check("succeed"),
 ]
-ENDLESS = [check("succeed"), check("succeed"), check("hang")]
+ENDLESS = [check("succeed"), check("succeed"), check("hang", 600)]
 
 
 def start(checks: str, report: Path) -> "subprocess.Popen[str]":
@@ -85,6 +84,7 @@ def start(checks: str, report: Path) -> "subprocess.Popen[str]":
 
 def test_a_fault_costs_its_own_line(tmp_path: Path) -> None:
     report = tmp_path / "gpu-report.json"
+    report.write_text("that of an earlier check\n")
     process = start("FAULTS", report)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1

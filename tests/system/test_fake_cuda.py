@@ -166,3 +166,7 @@ def test_gpu_check_of_a_whole_card(exported: ModelStore, tmp_path: Path, kind: s
     verdicts = result_of(exported, "gpu_check", "florence-2-mini", *lines, **settings)
     for name, line in zip(names, lines, strict=True):
         assert verdicts[line]["is_met"] == (name not in BROKEN.get(kind, ())), verdicts[line]
+    service = verdicts[f"{kind} service"]["measured"]
+    assert service["models"] == 4
+    assert 0 < service["p50, ms"] <= service["p95, ms"]
+    assert "libnvinfer" in verdicts[f"{kind} encoder, TensorRT"]["measured"]["missing"]

@@ -312,8 +312,8 @@ def failed(model: Model) -> dict[str, Any]:
 
 def gpu_check(model: Model, *lines: str) -> dict[str, Any]:
     """Run checks of this model, or that of the service with both; return their verdicts."""
-    arguments = parse([model.id, "--seconds", "6"])
-    by_name = {check.name: check for check in plan(arguments)}
+    arguments = parse([model.id, "paligemma-mini", "--seconds", "6"])
+    by_name = {check.name: check for check in reversed(plan(arguments))}
     checks = []
     for line in lines:
         kind, _, name = line.partition(" ")
