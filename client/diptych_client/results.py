@@ -213,7 +213,8 @@ class Answer:
     labels: tuple[str, ...] | None = None  # labels or phrases as the service understood them
     tiles: Tiles | None = None  # set if `tiles` was asked for
     guarantee: Guarantee | None = None  # set if `min_precision` was asked for
-    familiarity: float | None = None  # p-value that the image is like those of the calibration
+    # p-value that the image is like those of the calibration; null in JSON if it is unknown
+    familiarity: float | None = field(default_factory=lambda: None)
     image_embedding: str | None = None  # base64 of little-endian float32
     # path of the image, if it was given by one
     path: str | None = field(default=None, compare=False, repr=False)
