@@ -81,7 +81,8 @@ def large_images(num_images: int) -> Iterator[Labelled]:
     """Yield images with a shape in each of many cells; every fourth is textured and has none."""
     for index in range(num_images):
         num_shapes = 0 if index % 4 == 3 else 12
-        image, boxes = _in_cells(index, (2000, 1500), Grid(3, 4), num_shapes, (48, 400))
+        canvas = _background(index, (2000, 1500))
+        image, boxes = in_cells(index, canvas, Grid(3, 4), num_shapes, (48, 400))
         if not boxes:
             levels = default_rng(index).integers(0, 256, (188, 250, 3), np.uint8)
             image = Image.blend(image, Image.fromarray(levels).resize(image.size), 0.3)
@@ -91,19 +92,17 @@ def large_images(num_images: int) -> Iterator[Labelled]:
 def images_of_all_sizes(num_images: int) -> Iterator[Labelled]:
     """Yield images with one to four shapes of .03 to .33 of the side; training has .11 on."""
     for index in range(num_images):
-        yield _in_cells(index, (768, 768), Grid(2, 2), 1 + index % 4, (23, 253))
+        canvas = _background(index, (768, 768))
+        yield in_cells(index, canvas, Grid(2, 2), 1 + index % 4, (23, 253))
 
 
-def _in_cells(
-    index: int, size_wh: tuple[int, int], grid: Grid, num_shapes: int, sizes_px: tuple[int, int]
+def in_cells(
+    index: int, image: Image.Image, grid: Grid, num_shapes: int, sizes_px: tuple[int, int]
 ) -> Labelled:
-    """Return an image with shapes at random places of different cells, so that none touch."""
-    seed = _FIRST_LARGE_SEED + index
-    rng = default_rng(seed)
-    background = sample_scene(seed, num_objects=0).background
-    image = render_background(background, PLAIN_PX).resize(size_wh)
+    """Draw shapes at random places of different cells of an image, so that none touch."""
+    rng = default_rng(_FIRST_LARGE_SEED + index)
     boxes = []
-    for left, top, right, bottom in rng.permutation(tile_boxes(grid, size_wh, 0.0))[:num_shapes]:
+    for left, top, right, bottom in rng.permutation(tile_boxes(grid, image.size, 0.0))[:num_shapes]:
         radius = float(np.exp(rng.uniform(*np.log(sizes_px)))) / 2
         margin = radius + 4
         x = float(rng.uniform(left + margin, right - margin))
@@ -114,6 +113,11 @@ def _in_cells(
         draw_ring(image, outline_xy(drawn), drawn.rgb)
         boxes.append((shape, box_xyxy(drawn)))
     return image, boxes
+
+
+def _background(index: int, size_wh: tuple[int, int]) -> Image.Image:
+    background = sample_scene(_FIRST_LARGE_SEED + index, num_objects=0).background
+    return render_background(background, PLAIN_PX).resize(size_wh)
 
 
 def _fitted(url: str, model: str, task: str, dataset: Path, *options: str) -> dict[str, Any]:
