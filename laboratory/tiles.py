@@ -128,10 +128,14 @@ def main(url: str) -> None:
             row += found_row(client, model, photographs())
             row += [*words_row(client, model, 0.2), *words_row(client, model, 0.3)]
             rows.append(row + star_row(client, model))
-    found = ("recall", "false", "twice")
-    read = ("right of 144", "extra")
-    header = [f"canvases: {name}" for name in found] + [f"photographs: {name}" for name in found]
-    header += [f"words, .2: {name}" for name in read] + [f"words, .3: {name}" for name in read]
+    box_columns = ("recall", "false", "twice")
+    word_columns = ("right of 144", "extra")
+    header = [f"canvases: {name}" for name in box_columns] + [
+        f"photographs: {name}" for name in box_columns
+    ]
+    header += [f"words, .2: {name}" for name in word_columns] + [
+        f"words, .3: {name}" for name in word_columns
+    ]
     print(table(["model", *header, "instances of a star"], rows))
 
 

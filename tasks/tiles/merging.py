@@ -87,7 +87,7 @@ class FoundBox:
     label: str  # '' if boxes are compared with all others
     views: frozenset[int]  # 0 is the whole image
     cut: tuple[bool, bool, bool, bool]  # sides that an inner edge cuts: left, top, right, bottom
-    seen: PixelBox  # its view, or the box around the views of its parts
+    view_box: PixelBox  # its view, or the box around the views of its parts
     is_joined: bool = False
 
 
@@ -220,8 +220,8 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     cut = (left.cut[0], top.cut[1], right.cut[2], bottom.cut[3])
     views = frozenset[int]().union(*map(attrgetter("views"), parts))
     item = _joined_object(list(map(attrgetter("item"), parts)), box)
-    seen = (left.seen[0], top.seen[1], right.seen[2], bottom.seen[3])
-    return FoundBox(item, box, parts[0].label, views, cut, seen, is_joined=True)
+    view_box = (left.view_box[0], top.view_box[1], right.view_box[2], bottom.view_box[3])
+    return FoundBox(item, box, parts[0].label, views, cut, view_box, is_joined=True)
 
 
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
@@ -303,7 +303,7 @@ class BoxArrays:
     areas: Floats
     labels: Floats  # equal for equal labels, 0 for ''
     are_cut: Flags  # (N, 4)
-    seen: Floats  # (N, 4)
+    view_boxes: Floats  # (N, 4)
 
     @classmethod
     def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
@@ -311,7 +311,7 @@ class BoxArrays:
         rows: list[tuple[float, ...]] = []
         for box in boxes:
             label = numbers.setdefault(box.label, len(numbers))
-            rows.append((*box.box, label, *box.cut, *box.seen))
+            rows.append((*box.box, label, *box.cut, *box.view_box))
         columns = np.asarray(rows, dtype=np.float64).reshape(-1, 13)
         low = columns[:, :2]
         high = columns[:, 2:4]
@@ -374,8 +374,8 @@ class BoxArrays:
     def are_parts_of_lines(self, parts: Indices, lines: Indices) -> Flags:
         """Return which lines have the place of others, or are cut where another view has a line."""
         shared = self.shared_areas(parts, lines)
-        is_seen = self.low[parts] >= self.seen[lines, :2]
-        is_seen &= self.high[parts] <= self.seen[lines, 2:]
+        is_seen = self.low[parts] >= self.view_boxes[lines, :2]
+        is_seen &= self.high[parts] <= self.view_boxes[lines, 2:]
         is_part = is_seen.all(axis=1) & self.are_cut[parts].any(axis=1)
         smaller_areas = np.minimum(self.areas[parts], self.areas[lines])
         is_part &= ~self.are_cut[lines].any(axis=1) & (shared >= _MIN_LINE * smaller_areas)

@@ -184,7 +184,7 @@ def _explanations(fits: Floats) -> dict[str, Floats]:
     cropped = (shortest - sides) / (2 * shortest)
     resized_to = " x ".join(f"{side:.0f}" for side in pixels_wh)
     zeros = np.zeros_like(sides)
-    named = {
+    candidates = {
         "": (zeros, zeros + 1),
         "the engine pads images to squares, around the image": (centred, sides / longest),
         "the engine pads images to squares, right and below": (zeros, sides / longest),
@@ -200,7 +200,7 @@ def _explanations(fits: Floats) -> dict[str, Floats]:
         ),
     }
     explanations = {}
-    for name, (offsets, its_scales) in named.items():
+    for name, (offsets, its_scales) in candidates.items():
         explanations[name] = np.stack([offsets, its_scales], axis=2)
     return explanations
 

@@ -65,7 +65,7 @@ def test_the_worst_labels_are_first(diptych: Diptych, dataset: Path, capsys: Cap
     assert (second["image"], second["suspicion"]) == ("a.png", 0.6)
     assert second["kinds"] == ["other class"]
     (label,) = second["labels"]
-    assert (label["kind"], label["given"]["label"], label["model"]) == (
+    assert (label["kind"], label["label"]["label"], label["model"]) == (
         "other class",
         "dog",
         "first",

@@ -127,7 +127,7 @@ def test_joined_parts() -> None:
     assert joined([PART]) is PART
     top = part_of(1, (10, 10, 50, 40), (True, False, False, True))
     bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True), score=0.4)
-    bottom = replace(bottom, seen=(80, 5, 180, 120))
+    bottom = replace(bottom, view_box=(80, 5, 180, 120))
     cut = (True, False, False, True)
     box = (10, 10, 60, 80)
     item = Detection(box, "a", 0.4)

@@ -12,7 +12,7 @@ as suspect as its worst label. ObjectLab scores the first three, as overlooked, 
 located (Tkachenko, Thyagarajan and Mueller, 2023, arXiv 2309.00832).
 
     ranking.jsonl    {"image": name, "suspicion": …, "kinds": […], "labels": [{"kind": …,
-                     "suspicion": …, "given": {…}, "suggested": {…}, "model": …}]}\n…
+                     "suspicion": …, "label": {…}, "suggested": {…}, "model": …}]}\n…
     review.json, label_studio.json, merged.jsonl: see docs/evaluation.md
 """
 
@@ -60,16 +60,16 @@ class Suspect:
 
     kind: str
     suspicion: float
-    given: LabelledBox | None
+    label: LabelledBox | None
     suggested: Detection | None
     model: str
 
     def is_of(self, other: "Suspect") -> bool:
         """Return True if both are the same label, or one object without a label."""
-        if self.given is not None or self.suggested is None or other.suggested is None:
-            return self.given is other.given
+        if self.label is not None or self.suggested is None or other.suggested is None:
+            return self.label is other.label
         iou = pairwise_iou([self.suggested.box_xyxy], [other.suggested.box_xyxy])
-        return other.given is None and bool(iou[0, 0] >= SAME_OBJECT_IOU)
+        return other.label is None and bool(iou[0, 0] >= SAME_OBJECT_IOU)
 
 
 def overlap(box: BoxXyxy, labels: Sequence[LabelledBox]) -> float:
@@ -88,17 +88,17 @@ def contradictions(
     boxes = [LabelledBox(detection.label, detection.box_xyxy) for detection in detections]
     weight = _UNFAMILIAR_WEIGHT if answer.is_unfamiliar else 1.0
     for pair in match(labels, boxes):
-        given = None if pair.truth is None else labels[pair.truth]
+        label = None if pair.truth is None else labels[pair.truth]
         suggested = None if pair.answer is None else detections[pair.answer]
         if suggested is None:
-            assert given is not None
-            suspicion = recalls[given.label]
+            assert label is not None
+            suspicion = recalls[label.label]
         else:
             suspicion = _UNSCORED if suggested.score is None else suggested.score
-            suspicion *= 1 - (overlap(suggested.box_xyxy, labels) if given is None else pair.credit)
+            suspicion *= 1 - (overlap(suggested.box_xyxy, labels) if label is None else pair.credit)
         if pair.kind != "right" and suspicion > 0:
             suspicion *= weight
-            yield Suspect(_KINDS[pair.kind], suspicion, given, suggested, answer.model)
+            yield Suspect(_KINDS[pair.kind], suspicion, label, suggested, answer.model)
 
 
 def joined(by_model: Sequence[Sequence[Suspect]]) -> list[Suspect]:
@@ -187,8 +187,8 @@ class Reviewer:
                 label = f"{_SUGGESTED}{suspect.suggested.label}"
                 boxes.append((suspect.model, replace(suspect.suggested, label=label)))
         answers = self._answers(sample)
-        given = replace(answers[0], model=_LABELS, result=DetectionsResult(tuple(labels)))
-        records = [Record(sample.image, answer) for answer in (given, *answers)]
+        labelled = replace(answers[0], model=_LABELS, result=DetectionsResult(tuple(labels)))
+        records = [Record(sample.image, answer) for answer in (labelled, *answers)]
         return Agreement(tuple(records), (), (), tuple(boxes))
 
 

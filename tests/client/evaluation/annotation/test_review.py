@@ -93,7 +93,7 @@ def test_models_are_averaged() -> None:
         ("other class", 0.4, "first"),
         ("extra", 0.375, "second"),
     ]
-    assert [row.given for row in suspects] == [None, None, *labels]
+    assert [row.label for row in suspects] == [None, None, *labels]
     assert suspects[0].suggested == detection("dog", box(42), 0.7)  # the surest
 
 
