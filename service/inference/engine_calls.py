@@ -31,7 +31,7 @@ from PIL import Image
 
 from imaging.containers import read_container
 from service.admission.threads import DECODING
-from service.errors import InvalidRequest, NotReady, Overloaded
+from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.decoding import ImageView, LazyImage
 from service.inference.runner_calls import OnText, WrittenAnswers
 from service.settings import SettingsError
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_TOKENS = 1024
 _MAX_RESPONSE_BYTES = 4_000_000
+_MAX_ANSWER_CHARS = 300_000
+_MAX_TOKENS = 2**31 - 1  # gRPC's int32
 _MAX_MESSAGE_CHARS = 200  # of an engine's error
 _MAX_ERROR_BYTES = 20_000
 _MAX_LOSSLESS_PIXELS = 8_000_000
@@ -61,6 +63,7 @@ class _Completion:
     """What has arrived of a chat completion."""
 
     pieces: list[str] = field(default_factory=list)
+    num_chars: int = 0
     token_bytes: list[bytes] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
@@ -72,8 +75,8 @@ class _Completion:
         """Add a chunk or a whole completion; return its text. Raise ValueError for another form."""
         try:
             if usage := chunk.get("usage"):
-                self.num_prompt_tokens = int(usage["prompt_tokens"])
-                self.num_generated_tokens = int(usage["completion_tokens"])
+                self.num_prompt_tokens = _count(usage.get("prompt_tokens"))
+                self.num_generated_tokens = _count(usage.get("completion_tokens"))
             choices = chunk.get("choices")
             return self._receive_choice(choices[0]) if choices else ""
         except (AttributeError, LookupError, TypeError) as error:
@@ -83,13 +86,18 @@ class _Completion:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         logprobs = choice.get("logprobs") or {}
         for token in logprobs.get("content") or ():
-            self.token_bytes.append(bytes(token.get("bytes") or token["token"].encode()))
-            self.logprobs.append(float(token["logprob"]))
+            self.token_bytes.append(bytes(list(token.get("bytes") or token["token"].encode())))
+            logprob = token["logprob"]
+            self.logprobs.append(math.nan if logprob is None else float(logprob))
         message = choice.get("delta") or choice.get("message") or {}
         text = message.get("content") or ""
         if not isinstance(text, str):
             raise TypeError("content is not a string")
         if text:
+            text = text.encode(errors="replace").decode()  # no half of a surrogate pair
+            self.num_chars += len(text)
+            if self.num_chars > _MAX_ANSWER_CHARS:
+                raise ValueError(f"more than {_MAX_ANSWER_CHARS} characters")
             self.pieces.append(text)
             self.first_text_s = self.first_text_s or time.monotonic()
         return text
@@ -98,7 +106,8 @@ class _Completion:
         """Return the offset in the text after each token; none if the tokens are not the text's."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         texts = list(map(decoder.decode, self.token_bytes))
-        is_whole = "".join(texts) == "".join(self.pieces)
+        # some engines also list the token that ended the text
+        is_whole = "".join(texts).startswith("".join(self.pieces))
         if not is_whole or not all(map(math.isfinite, self.logprobs)):
             return []
         return list(accumulate(map(len, texts)))
@@ -113,11 +122,12 @@ class EngineClient:
         self._name = f"the engine of {model_id}"
         self._engine = engine
         self._headers: dict[str, str] = {}
+        self._key = ""
         if (name := engine.api_key_env) is not None:
-            key = os.environ.get(name, "").strip()
-            if not key:
+            self._key = os.environ.get(name, "").strip()
+            if not self._key:
                 raise SettingsError(f"{model_id}: api_key_env names {name}, which is not set")
-            self._headers["Authorization"] = f"Bearer {key}"
+            self._headers["Authorization"] = f"Bearer {self._key}"
         self._session: aiohttp.ClientSession | None = None
         self._takes_extras = True  # a schema, log-probabilities, options of the stream
 
@@ -134,12 +144,14 @@ class EngineClient:
         """Log a warning if the engine does not list the model."""
         url = self._url("/models")
         try:
-            async with asyncio.timeout(_CONNECT_S), self._opened().get(url) as response:
-                response.raise_for_status()
-                body = await response.content.read(_MAX_RESPONSE_BYTES)
+            got = self._opened().get(url, allow_redirects=False)
+            async with asyncio.timeout(_CONNECT_S), got as response:
+                self._check_status(response)
+                body = await _body(response, _MAX_RESPONSE_BYTES)
             is_listed = json.dumps(self._engine.model).encode() in body
-        except (aiohttp.ClientError, TimeoutError) as error:
-            logger.warning("%s is not ready at %s: %r", self._name, url, error)
+        except (aiohttp.ClientError, TimeoutError, ServiceError) as error:
+            # not its repr: aiohttp's has the headers of the request, and the key
+            logger.warning("%s is not ready at %s: %s", self._name, url, str(error) or "timeout")
             return
         if not is_listed:
             logger.warning("%s does not list %s at %s", self._name, self._engine.model, url)
@@ -233,8 +245,8 @@ class EngineClient:
                 has_failed = True
                 await asyncio.sleep(_RETRY_PAUSE_S)
                 continue
-            except (aiohttp.ClientError, ValueError) as error:
-                logger.warning("%s: %r", self._name, error)
+            except (aiohttp.ClientError, ValueError, RecursionError) as error:
+                logger.warning("%s: %s", self._name, error)  # its repr may have the key
                 raise NotReady(
                     f"{self._name} broke off its answer, or sent no chat completion"
                 ) from error
@@ -257,11 +269,14 @@ class EngineClient:
         posted = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
         async with posted as response:
             if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
-                return _message(await response.content.read(_MAX_ERROR_BYTES))
+                return self._message(await _body(response, _MAX_ERROR_BYTES))
             self._check_status(response)
             async for chunk in _chunks(response):
                 if chunk.get("error"):
-                    return _message(chunk)
+                    message = self._message(chunk)
+                    if completion.pieces:
+                        raise NotReady(f"{self._name} broke off its answer: {message}")
+                    raise InvalidRequest(f"{self._name} refuses the request: {message}")
                 if (text := completion.receive(chunk)) and on_text is not None:
                     on_text(text)
         if completion.finish_reason is None:
@@ -284,6 +299,20 @@ class EngineClient:
             case _:
                 problem = "answers"
         raise NotReady(f"{self._name} {problem}: status {response.status}")
+
+    def _message(self, error: object) -> str:
+        """Return the message of an engine's error, bounded, in one line, without the key."""
+        if isinstance(error, bytes):
+            error = error.decode(errors="replace")
+            with suppress(ValueError, RecursionError):
+                error = json.loads(error)
+        for key in ("error", "message", "detail"):
+            if isinstance(error, dict) and key in error:
+                error = error[key]
+        message = " ".join(str(error).split())
+        if self._key:
+            message = message.replace(self._key, "[key]")
+        return message[:_MAX_MESSAGE_CHARS]
 
     def _url(self, path: str) -> str:
         return self._engine.url.rstrip("/") + path
@@ -316,20 +345,21 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Mapping[str
                 event = line.strip().removeprefix(b"data:").strip()
                 if event.startswith(b"{"):
                     yield json.loads(event)
-    if not is_stream:
+    if not is_stream and rest.lstrip().startswith(b"{"):
         yield json.loads(rest)
 
 
-def _message(error: object) -> str:
-    """Return the message of an engine's error, bounded and in one line."""
-    if isinstance(error, bytes):
-        error = error.decode(errors="replace")
-        with suppress(ValueError):
-            error = json.loads(error)
-    for key in ("error", "message", "detail"):
-        if isinstance(error, dict) and key in error:
-            error = error[key]
-    return " ".join(str(error).split())[:_MAX_MESSAGE_CHARS]
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > max_bytes:
+            break
+    return bytes(body[:max_bytes])
+
+
+def _count(tokens: object) -> int:
+    return tokens if isinstance(tokens, int) and 0 <= tokens <= _MAX_TOKENS else 0
 
 
 async def data_url(image: LazyImage) -> str:

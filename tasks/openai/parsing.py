@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -19,13 +20,7 @@ from tasks.catalog import CatalogEntry
 from tasks.openai.prompts import BOX_FORMS, BoxForm, asked_names, dialect_of
 from tasks.paligemma import MaskDecoder
 from tasks.parsing import GeneratedText, Location, Span, resolve_label
-from tasks.results import (
-    Detection,
-    DetectionsResult,
-    MaskFormat,
-    Result,
-    TextResult,
-)
+from tasks.results import Detection, DetectionsResult, MaskFormat, Result, TextResult, rank_of
 from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind, TaskParameters
 
 # An open string ends with the text, so that each character is read once.
@@ -33,6 +28,7 @@ _TOKEN = re.compile(
     r'"(?P<string>(?:[^"\\]|\\.?)*+)(?:"|\Z)|(?<!\w)(?P<number>-?\d{1,9}(?:\.\d{1,9})?)(?!\w)|[][{}:,]',
     re.DOTALL,
 )
+_MAX_OBJECTS = 1000  # suppression compares all pairs
 _NOTHING = re.compile(r"\[\s*\]")
 _END_OF_THOUGHT = "</think>"
 
@@ -59,25 +55,35 @@ def parse_answer(
     form = BOX_FORMS.get(dialect_of(entry))
     kind = TASKS[task_id].result_kind
     if form is None:
-        return _typed_result(answers[0].text, kind)
+        return _typed_result(answers[0].text, kind, image_size_wh)
     if kind == "text":
         text = answers[0].text.rpartition(_END_OF_THOUGHT)[2].strip()
         return TextResult(text, is_parsed=True)
 
-    detections = tuple(_detections(answers[0], parameters, form, image_size_wh))
+    written = _detections(answers[0], parameters, form, image_size_wh)
+    detections = tuple(islice(written, _MAX_OBJECTS))
     is_parsed = bool(detections) or _NOTHING.search(answers[0].text) is not None
     return DetectionsResult(detections, is_parsed)
 
 
-def _typed_result(text: str, kind: ResultKind) -> Result:
-    """Read the `result` of POST /v1/predict."""
+def _typed_result(text: str, kind: ResultKind, image_size_wh: tuple[int, int]) -> Result:
+    """Read the `result` of POST /v1/predict; objects that no result has are dropped."""
     try:
         typed = _TYPED_RESULT.validate_json(text)
     except ValidationError:
         typed = {}
     if kind == "text":
         return TextResult(typed.get("text", ""), is_parsed="text" in typed)
-    return DetectionsResult(typed.get("detections", ()), is_parsed="detections" in typed)
+    written = typed.get("detections", ())[:_MAX_OBJECTS]
+    detections = tuple(item for item in written if _is_possible(item, image_size_wh))
+    return DetectionsResult(detections, is_parsed="detections" in typed)
+
+
+def _is_possible(item: Detection, image_size_wh: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = item.box
+    width, height = image_size_wh
+    is_within = 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    return is_within and 0 <= rank_of(item) <= 1
 
 
 def _detections(
@@ -130,8 +136,10 @@ def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
                 elif not opened[-1].label:
                     opened[-1].label, opened[-1].label_span = item.label, item.label_span
                 key = ""
-            case "[" | "]":
-                num_brackets += 1 if token[0] == "[" else -1
+            case "[":
+                num_brackets += 1
+            case "]":
+                num_brackets = max(0, num_brackets - 1)
             case ":":
                 key = string
             case "," if num_brackets <= 0:
@@ -147,4 +155,5 @@ def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
 def _unescaped(string: str) -> str:
     with suppress(ValueError):
         string = json.loads(f'"{string}"', strict=False)
+    string = string.encode(errors="replace").decode()  # no half of a surrogate pair
     return " ".join(string.split())[:MAX_TEXT_CHARS]

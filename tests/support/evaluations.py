@@ -28,7 +28,7 @@ def prediction(
     return Prediction(tuple(items), text, image)
 
 
-def detection(label: str, box: BoxXyxy, score: float = 0.9) -> Detection:
+def detection(label: str, box: BoxXyxy, score: float | None = 0.9) -> Detection:
     return Detection(box, label, score)
 
 

@@ -35,7 +35,7 @@ SQUARE = (0.0, 0.0, 10.0, 10.0)
 QUAD = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))
 
 
-def box(score: float, label: str = "cat", place: BoxXyxy = SQUARE) -> Detection:
+def box(score: float | None, label: str = "cat", place: BoxXyxy = SQUARE) -> Detection:
     return Detection(place, label, score)
 
 
@@ -266,7 +266,7 @@ def test_long_task_is_cut(tmp_path: Path) -> None:
     [
         ((), (), 0),
         ((0.5, 0.49), (0.5,), 1),
-        ((0.9, 0.4, 0.8), (0.9, 0.8), 1),
+        ((0.9, 0.4, 0.8, None), (0.9, 0.8), 2),
         ((0.9, 0.8, 0.7), (), 3),  # more than the proof is about
     ],
 )

@@ -61,7 +61,7 @@ from diptych_client.evaluation.texts import TextsMeasure
 from diptych_client.inputs import ImageStore
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
-from diptych_client.results import Instance, Item, Model, box_of, label_of
+from diptych_client.results import Instance, Item, Model, box_of, label_of, rank_of
 
 NUM_TRIAL_IMAGES = 20  # labelled images that decide in which form a model is asked for classes
 _GROWTH = 10  # a tenth more images between two looks of a race
@@ -92,7 +92,7 @@ class JudgedPhrase:
 def judge_phrase(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
     name = phrase.label.casefold()
     answers = [item for item in prediction.items if label_of(item).casefold() == name]
-    item = max(answers, key=attrgetter("score"), default=None)
+    item = max(answers, key=rank_of, default=None)
     box_iou = None
     mask_iou = None
     if phrase.box_xyxy is not None:

@@ -6,6 +6,7 @@ engine that swaps axes, pads, crops or resizes leaves fits of its own, which nam
 Outliers, the model's own errors, are trimmed.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ _BACKGROUND_RGB = (235, 235, 235)
 _RADII = (0.12, 0.2)  # shares of a side
 _BORDER = 0.004  # share of a side: a box so near to it may have been cut
 _MIN_BOXES = 8  # of one shape of image
+_MIN_WHOLE = 4  # of those, away from the borders
 _MAX_MOVED = 0.015  # share of a side
 _EDGES = np.array([0.15, 0.85])  # where two fits are compared
 
@@ -108,12 +110,16 @@ def located(scenes: Sequence[DrawnScene], answers: Sequence[Answer | Exception])
                 pairs[size_wh].append(np.array([box, found_box]) / sides)
     num_boxes = sum(map(len, pairs.values()))
     num_expected = sum(len(scene.boxes) for scene in scenes)
-    if min(map(len, pairs.values())) < _MIN_BOXES:
+    stacked = {size_wh: np.reshape(boxes, (-1, 2, 4)) for size_wh, boxes in pairs.items()}
+    whole = {}
+    for size_wh, boxes in stacked.items():
+        is_whole = (boxes[:, 1] > _BORDER) & (boxes[:, 1] < 1 - _BORDER)
+        whole[size_wh] = boxes[is_whole.all(axis=1)]
+    if min(map(len, pairs.values())) < _MIN_BOXES or min(map(len, whole.values())) < _MIN_WHOLE:
         return Location("too few boxes to tell where they land", 0, 0, num_boxes, num_expected)
-    stacked = {size_wh: np.array(boxes) for size_wh, boxes in pairs.items()}  # (N, 2, 4)
     errors = [np.abs(boxes[:, 1] - boxes[:, 0]).max(axis=1) for boxes in stacked.values()]
     median, high = np.quantile(np.concatenate(errors), [0.5, 0.95]).tolist()
-    return Location(_problem(stacked), median, high, num_boxes, num_expected)
+    return Location(_problem(whole), median, high, num_boxes, num_expected)
 
 
 def _best_box(answer: Answer | Exception, label: str) -> BoxXyxy | None:
@@ -149,11 +155,9 @@ def _fits(pairs: Mapping[tuple[int, int], Floats], is_swapped: bool) -> tuple[Fl
     errors = []
     for row, size_wh in enumerate(SIZES_WH):
         centres = (pairs[size_wh][:, :, :2] + pairs[size_wh][:, :, 2:]) / 2  # (N, 2, axes)
-        answered_boxes = pairs[size_wh][:, 1]
-        is_whole = (answered_boxes > _BORDER).all(1) & (answered_boxes < 1 - _BORDER).all(1)
         for axis in (0, 1):
-            truth = centres[is_whole, 0, 1 - axis if is_swapped else axis]
-            fits[row, axis], error = _trimmed_fit(truth, centres[is_whole, 1, axis])
+            truth = centres[:, 0, 1 - axis if is_swapped else axis]
+            fits[row, axis], error = _trimmed_fit(truth, centres[:, 1, axis])
             errors.append(error)
     return fits, float(np.mean(errors))
 
@@ -179,7 +183,7 @@ def _explanations(fits: Floats) -> dict[str, Floats]:
     scales = fits[:, :, 1]
     common = float(np.median(scales))
     pixels_wh = np.median(scales * sides, axis=0)
-    share = float(np.median(scales / sides))
+    share = float(np.median(scales / sides)) or math.inf
     centred = (longest - sides) / (2 * longest)
     cropped = (shortest - sides) / (2 * shortest)
     resized_to = " x ".join(f"{side:.0f}" for side in pixels_wh)

@@ -147,7 +147,8 @@ def test_best_answer_to_a_phrase_counts() -> None:
     measure = PhrasesMeasure()
     truth = PhrasesTruth((TruePhrase("left dog", BOX), TruePhrase("car", BOX)))
     better = detection("Left dog", (0.0, 0.0, 10.0, 5.0), 0.9)  # IoU one half
-    answers = [detection("left dog", FAR, 0.2), better, detection("car", FAR)]
+    worse = [detection("left dog", FAR, 0.2), detection("left dog", FAR, None)]
+    answers = [*worse, better, detection("car", FAR)]
     outcome = measure.add(truth, prediction(answers))
     assert values(measure) == {"accuracy at IoU 0.5": 0.5}
     assert outcome.error == 0.5

@@ -11,7 +11,14 @@ from cvat_sdk.auto_annotation.driver import _DetectionFunctionContextImpl
 from cvat_sdk.masks import decode_mask
 from PIL import Image
 
-from diptych_client import Answer, ImageSize, InstancesResult, RunLengthMask
+from diptych_client import (
+    Answer,
+    Detection,
+    DetectionsResult,
+    ImageSize,
+    InstancesResult,
+    RunLengthMask,
+)
 from diptych_client.integrations.cvat import create
 from diptych_client.results import Instance
 from tests.support.client_answers import DETECTIONS, FAR_SQUARE, INSTANCES, SQUARE, answer
@@ -51,6 +58,12 @@ def test_rectangles_are_one_request_with_key_and_model(tmp_path: Path) -> None:
     assert request.key == "Bearer secret"
     for text in (b"open_vocabulary_detection", b"0.125", b"m-7"):
         assert text in request.body
+
+
+def test_boxes_without_score_or_of_another_label() -> None:
+    boxes = (Detection((0, 0, 4, 2), "circle"), Detection((0, 0, 4, 2), "ring", 0.9))
+    (shape,), _ = detected([answer(DetectionsResult(boxes))])
+    assert (shape.label_id, shape.score) == (1, 0.0)
 
 
 def test_masks_are_those_of_the_answer_without_empty_ones() -> None:

@@ -27,6 +27,8 @@ from tests.support.image_files import encoded
 
 KEY = "sk-very-secret"
 BOXES = '[{"bbox_2d": [100, 200, 500, 600], "label": "cat"}]'
+BIG_TOKEN = {"token": "x", "bytes": 10**12, "logprob": -1}  # its bytes are no list
+JSON = {"Content-Type": "application/json"}
 FIND: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["cat"]}
 Script = Callable[["Engine"], None]
 
@@ -37,6 +39,9 @@ class Engine(Handler):
     protocol_version = "HTTP/1.1"
     scripts: list[Script]
     bodies: list[dict[str, Any]]
+
+    def do_GET(self) -> None:
+        self.scripts[0](self)
 
     def do_POST(self) -> None:
         self.bodies.append(json.loads(self.body()) | {"key": self.headers["Authorization"]})
@@ -66,12 +71,15 @@ def stream(*chunks: Mapping[str, Any], is_cut: bool = False) -> Script:
     return send
 
 
-def text_stream(text: str, logprob: float | None = None) -> Script:
+def text_stream(text: str, logprob: float | None = None, end: str = "") -> Script:
+    """Return what sends each character as a token; `end` is a token outside the text."""
     chunks = []
     for character in text:
         token = {"token": character, "logprob": logprob, "bytes": list(character.encode())}
         logprobs = None if logprob is None else {"content": [token]}
         chunks.append(chunk(delta={"content": character}, logprobs=logprobs))
+    if end:
+        chunks.append(chunk(delta={}, logprobs={"content": [{"token": end, "logprob": -0.5}]}))
     usage = {"usage": {"prompt_tokens": 70, "completion_tokens": len(text)}, "choices": []}
     return stream(*chunks, chunk(delta={}, finish_reason="stop"), usage)
 
@@ -109,8 +117,9 @@ def failure(core: Core, **options: Any) -> ServiceError:
     return raised.value
 
 
-def test_boxes_have_scores_of_their_tokens() -> None:
-    with engine_core(text_stream(BOXES, logprob=-0.01)) as (core, engine):
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_boxes_have_scores_of_their_tokens(end: str) -> None:
+    with engine_core(text_stream(BOXES, logprob=-0.01, end=end)) as (core, engine):
         answer = asked(core)
     assert isinstance(answer.result, DetectionsResult)
     (detection,) = answer.result.detections
@@ -137,10 +146,21 @@ def test_without_probabilities_scores_are_null(logprob: float | None) -> None:
     assert [detection.score for detection in result.detections] == [None]
 
 
+@pytest.mark.parametrize("count", [-5, 10**30, None, math.inf, "7"])
+def test_counts_that_cannot_be_are_unknown(count: Any) -> None:
+    usage = {"usage": {"prompt_tokens": count, "completion_tokens": count}}
+    logprobs = {"content": [{"token": "\u00e9", "logprob": None}]}
+    answer = chunk(delta={"content": "\u00e9\ud83d"}, logprobs=logprobs, finish_reason="stop")
+    with engine_core(stream(answer | usage)) as (core, _):
+        written = asked(core).written
+    assert written.text == "\u00e9?"
+    assert (written.usage.prompt_tokens, written.usage.generated_tokens) == (0, 1)
+
+
 def test_engine_that_ignores_stream() -> None:
     whole = {"choices": [{"message": {"content": BOXES}, "finish_reason": "length"}]}
     body = json.dumps(whole, indent=1)
-    with engine_core(status(200, body, **{"Content-Type": "application/json"})) as (core, _):
+    with engine_core(status(200, body, **JSON)) as (core, _):
         answer = asked(core)
     assert answer.written.text == BOXES
     assert answer.written.finish_reason == "length"
@@ -194,7 +214,14 @@ def test_refusal_of_the_request() -> None:
         (stream(chunk(delta={"content": "x"})), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x"}), is_cut=True), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x" * 5_000_000})), "not_ready", "broke off"),
+        (stream(*100 * [chunk(delta={"content": "x" * 4000})]), "not_ready", "broke off"),
+        (stream(chunk(delta={"content": "x"}), {"error": "no GPU"}), "not_ready", "answer: no GPU"),
         (stream({"choices": [7]}), "not_ready", "no chat completion"),
+        (stream(chunk(logprobs={"content": [BIG_TOKEN]})), "not_ready", "no chat completion"),
+        (status(200, '{"error": ' + "[" * 100_000 + "\n"), "not_ready", "no chat completion"),
+        (status(200, "[7]", **JSON), "not_ready", "no chat completion"),
+        (status(400, "[" * 100_000), "invalid_request", "refuses the request: [[["),
+        (status(400, f"bad key {KEY}"), "invalid_request", "bad key [key]"),
     ],
 )
 def test_failures(script: Script, code: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +232,31 @@ def test_failures(script: Script, code: str, words: str, monkeypatch: pytest.Mon
     assert words in error.message
     assert KEY not in error.message
     assert engine.bodies[0]["key"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (status(401), "refuses the operator's key"),
+        (status(302, Location="/elsewhere"), "status 302"),
+        (lambda engine: engine.wfile.write(b"garbage\r\n\r\n"), "is not ready"),
+        (status(200, "[" + " " * 3_000_000 + '"org/m"]'), ""),
+    ],
+)
+def test_check_at_the_start(
+    script: Script, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FAR_KEY", KEY)
+
+    async def check(client: Any) -> None:
+        await client.check()
+        await client.close()
+
+    with engine_core(script, api_key_env="FAR_KEY") as (core, _):
+        asyncio.run(check(core.runners["far"]))
+    assert words in caplog.text
+    assert bool(caplog.text) == bool(words)
+    assert KEY not in caplog.text
 
 
 def test_broken_connection_is_tried_once_more() -> None:

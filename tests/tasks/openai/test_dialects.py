@@ -98,6 +98,8 @@ def test_schema_is_that_of_the_prompt() -> None:
             [("猫", [0, 0, 2, 0.5])],
         ),
         ('{ {"bbox_2d": [0, 0, 1, 1], "label": "a } b"}', [("a } b", [0, 0, 2, 0.5])]),
+        ('{"a": [{"b": 1}], "bbox_2d": [0, 0, 1, 1]}', [("", [0, 0, 2, 0.5])]),
+        ('{"bbox_2d": [0, 0, 1, 1], "label": "a\\ud83d"}', [("a?", [0, 0, 2, 0.5])]),
         ('{"bbox_2d": [0, 0, 1, 1], "label": "cut', []),
         ("I see no cats.", []),
     ],
@@ -147,9 +149,16 @@ def test_scores_are_of_label_and_coordinates() -> None:
 def test_typed_results_of_a_diptych() -> None:
     text = '{"detections": [{"box": [1, 2, 3, 4], "label": "cat", "score": null}]}'
     assert boxes(parse(text, "diptych")) == [("cat", [1, 2, 3, 4])]
+    for change in ('"score": 1.5', '"score": NaN', '"box": [1, 2, NaN, 4]', '"box": [3, 2, 1, 4]'):
+        assert boxes(parse(text.replace('"score": null', change), "diptych")) == []
     assert parse("oops", "diptych") == DetectionsResult((), is_parsed=False)
     assert parse('{"text": "hi"}', "diptych", "ocr") == TextResult("hi", is_parsed=True)
     assert parse("oops", "diptych", "ocr") == TextResult("", is_parsed=False)
+
+
+def test_number_of_boxes_is_limited() -> None:
+    text = '{"bbox_2d": [' + "0,0,1,1," * 1001 + "0]}"
+    assert len(boxes(parse(text))) == 1000
 
 
 def test_thoughts_are_not_the_text() -> None:

@@ -39,7 +39,7 @@ export class View extends EventTarget {
    * @param {import("./shapes.js").Shape[]} shapes
    */
   kept(model, shapes) {
-    if (!this.minPrecision) return shapes.filter((shape) => shape.score >= this.minScore);
+    if (!this.minPrecision) return shapes.filter((shape) => (shape.score ?? 1) >= this.minScore);
     const proof = this.proofOf(model);
     const found = proof ? shapes.filter((shape) => shape.score >= proof.min_score) : [];
     return found.length > (proof?.max_labels ?? 0) ? [] : found;

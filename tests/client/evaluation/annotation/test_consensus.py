@@ -30,6 +30,7 @@ SHIFTED_9 = Detection(SHIFTED, "Car", 0.9)
 DOG_2 = Detection(SHIFTED, "dog", 0.2)
 DOG_9 = Detection(CAR, "dog", 0.9)
 FAR_9 = Detection(FAR, "car", 0.9)
+UNSCORED = Detection(CAR, "car", None)
 VEHICLE_8 = Detection(CAR, "vehicle", 0.8)
 HALF_9 = Detection(HALF, "car", 0.9)
 HALF_DOG = Detection(HALF, "dog", 0.2)
@@ -62,6 +63,8 @@ def answered(model: str, result: Result, name: str = "a.png") -> Record:
         ((CAR_5,), (SHIFTED_9,), (0.9, 0.0), (), (("a", CAR_5), ("b", SHIFTED_9))),
         ((CAR_5,), (DOG_9,), (0, 0.0), (), (("a", CAR_5), ("b", DOG_9))),
         ((CAR_9,), (CAR_5,), (0.5, 0.5), (CAR_9,), ()),
+        ((UNSCORED,), (CAR_5,), RULE, (CAR_5,), ()),
+        ((UNSCORED,), (CAR_5,), (0.5, 0.1), (), (("a", UNSCORED), ("b", CAR_5))),
         ((CAR_9,), (CAR_5,), (0.5, 0.51), (), (("a", CAR_9), ("b", CAR_5))),
     ],
 )

@@ -60,13 +60,14 @@ FAR_7 = (FAR, "car", 0.7)
         ([(HALF, "car", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),
         ([SHIFTED_9], [TRUE_CAR], 0.9, (False,), (NOT_FOUND,)),
         ([(CAR, "", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),  # a task without labels
+        ([(CAR, "car", None)], [TRUE_CAR], 0.5, (True,), (0.0,)),
         ([], [TRUE_CAR], 0.5, (), (NOT_FOUND,)),
         # any number of boxes of a crowd is right
         ([CAR_9, SHIFTED_9], [TrueObject("car", CROWD, is_crowd=True)], 0.5, (True, True), ()),
     ],
 )
 def test_box_is_right_at_an_object(
-    boxes: list[tuple[BoxXyxy, str, float]],
+    boxes: list[tuple[BoxXyxy, str, float | None]],
     objects: list[TrueObject],
     min_iou: float,
     is_right: tuple[bool, ...],
@@ -246,7 +247,7 @@ def test_few_of_a_thousand_draws_prove_too_much(num_images: int, num_labels: int
     assert number <= 50 + 2 * 7  # two standard errors
 
 
-def answers(*scores: float) -> Records:
+def answers(*scores: float | None) -> Records:
     return (record(DetectionsResult(tuple(Detection(CAR, "car", score) for score in scores))),)
 
 
@@ -262,7 +263,7 @@ def test_proof_accepts_and_reviews_from_its_scores() -> None:
     shares = [proof["min_precision"] for proof in guarantee.proofs()]
     assert shares == [0.8, 0.9, 0.95, 0.98, 0.99]
     accepting = replace(guarantee.accepting[""], rule=Rule(0.95, 1))
-    agreed = replace(guarantee, accepting={"": accepting}).accept(answers(0.95, 0.9, 0.89))
+    agreed = replace(guarantee, accepting={"": accepting}).accept(answers(0.95, 0.9, 0.89, None))
     assert [box.score for box in agreed.accepted] == [0.95]
     assert [box.score for _, box in agreed.differing] == [0.9]
     assert guarantee.accept(answers(0.9, 0.9)).accepted == ()  # too many labels
