@@ -6,6 +6,8 @@ Commands, each with `--help`:
                                          scenes
     python -m laboratory.calibration     fit the calibrations of the embedded models' scores
     python -m laboratory.label_errors    measure how `diptych review` finds errors put into labels
+    python -m laboratory.familiarity     kinds of images that calibrations notice as unlike theirs
+    python -m laboratory.tiles           measure answers in tiles of a running service
     python -m laboratory.tuning          write the scenes of the example of docs/fine-tuning.md
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)
