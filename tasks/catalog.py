@@ -327,6 +327,8 @@ def parse_entry(row: object) -> CatalogEntry:
             raise CatalogError(f"{entry.id}: {name} must be greater than 0, not 0")
     if (entry.family == "openai") != (entry.engine is not None):
         raise CatalogError(f"{entry.id}: url, model and dialect are of the family openai only")
+    if entry.engine is not None and (entry.templates or entry.adapter_of is not None):
+        raise CatalogError(f"{entry.id}: a model of an engine has no templates and no adapters")
     return entry
 
 

@@ -150,8 +150,9 @@ class EngineClient:
                 body = await _body(response, _MAX_RESPONSE_BYTES)
             is_listed = json.dumps(self._engine.model).encode() in body
         except (aiohttp.ClientError, TimeoutError, ServiceError) as error:
-            # not its repr: aiohttp's has the headers of the request, and the key
-            logger.warning("%s is not ready at %s: %s", self._name, url, str(error) or "timeout")
+            # its repr may have the headers of the request, and the key
+            kind = type(error).__name__
+            logger.warning("%s is not ready at %s: %s %s", self._name, url, kind, error)
             return
         if not is_listed:
             logger.warning("%s does not list %s at %s", self._name, self._engine.model, url)

@@ -69,7 +69,7 @@ class Role:
         """
         if not self.is_runner:
             return dict(environment)
-        others = (variable("runner_urls"), variable("devices"), variable("processes"))
+        others = set(map(variable, ("runner_urls", "devices", "processes", "remote_models")))
         common = {name: value for name, value in environment.items() if name not in others}
         models = ",".join([self.model_id, *self._adapters(environment)])
         for pair in environment.get(variable("devices"), "").split(","):
@@ -110,6 +110,8 @@ def check(role: Role, settings: Settings) -> None:
             Store(settings.batches_folder).prepare()
     for entry in served_entries(settings):
         if entry.engine is not None:
+            if role.is_runner and entry.id == role.model_id:
+                raise SettingsError(f"{entry.id} has no runner: an engine serves it")
             if not role.is_runner:
                 engine_model(entry, settings)
                 EngineClient(entry.id, entry.engine)

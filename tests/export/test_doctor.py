@@ -1,7 +1,11 @@
+import json
 import os
 import shutil
 from pathlib import Path
 
+import pytest
+
+from export import doctor
 from tests.support import forked_python
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 
@@ -39,3 +43,10 @@ def test_served_model_that_is_not_exported_is_a_failure(exported: ModelStore) ->
     assert run.returncode == 1
     assert "ok        florence-2-mini: " in run.stdout
     assert "failure   florence-2-base: no artifacts of florence-2-base" in run.stdout
+
+
+def test_engine_has_no_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"id": "far", "family": "openai", "url": "http://a/v1", "model": "m"}
+    (tmp_path / "catalog.json").write_text(json.dumps({"models": [{**row, "dialect": "gemma"}]}))
+    monkeypatch.setattr(doctor, "CATALOG_FILE", tmp_path / "catalog.json")
+    assert str(doctor.artifacts("far")) == "ok        far: an engine serves it"

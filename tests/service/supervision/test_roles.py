@@ -7,7 +7,13 @@ import yaml
 from service.inference.served_models import served_entries
 from service.rpc.server import grpc_credentials
 from service.settings import Settings, SettingsError
-from service.supervision.roles import Role, check_positions, check_runner_urls, check_tls_files
+from service.supervision.roles import (
+    Role,
+    check,
+    check_positions,
+    check_runner_urls,
+    check_tls_files,
+)
 from service.supervision.supervisor import bentoml_tls_options
 from tests.support.catalog import ROOT
 from tests.support.fake_service import FLORENCE_ID, served_models
@@ -52,6 +58,7 @@ def test_runner_alone() -> None:
         "DIPTYCH_MODELS": "b",
         "DIPTYCH_RUNNER_URLS": "b=http://x",
         "DIPTYCH_PROCESSES": "one",
+        "DIPTYCH_REMOTE_MODELS": "remote.yaml",
         "DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0",
         "DIPTYCH_PORT": "1",
         "PATH": "/bin",
@@ -95,6 +102,16 @@ def test_adapter_has_no_runner(tmp_path: Path, setting: dict[str, tuple[str]]) -
     values = Settings(models=(A, "tuned"), catalog=catalog_with(tmp_path, "tuned"))
     with pytest.raises(SettingsError, match=f"names tuned, an adapter; name its base {A}"):
         served_entries(values.model_copy(update=setting))
+
+
+def test_engine_has_no_runner(tmp_path: Path) -> None:
+    row = {"id": "far", "family": "openai", "url": "http://a/v1", "model": "m"}
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(yaml.safe_dump({"models": [{**row, "dialect": "gemma"}]}))
+    values = Settings(models=("far",), catalog=catalog)
+    check(Role.parse(("gateway",)), values)
+    with pytest.raises(SettingsError, match="far has no runner: an engine serves it"):
+        check(Role.parse(("runner", "far")), values)
 
 
 MANIFEST = served_models().get(FLORENCE_ID).manifest

@@ -181,6 +181,7 @@ def test_any_text_is_read(text: str) -> None:
         ({"api_key_env": "a b"}, "api_key_env"),
         ({"model": ""}, "engine.model"),
         ({"tasks": {"none": None}}, "none"),
+        ({"tasks": {"captioning": {"template": "describe"}}}, "has no templates"),
         ({"family": "florence2"}, "source: Field required"),
     ],
 )
