@@ -205,18 +205,15 @@ class Output:
         """Return the path of a file that is removed at the end or start of a run."""
         return self._path(f"{_INCOMPLETE}/{name}")
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Yield all rows, numbered from 1; one shard at a time is in memory."""
-        number = 0
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows; one shard at a time is in memory."""
         for index in range(self.job.num_shards):
             with file_system(self.uri)[0].open(self._path(self._name(index)), "rb") as stream:
-                for row in read_rows(stream, self.job.shard_format):
-                    number += 1
-                    yield number, row
+                yield from read_rows(stream, self.job.shard_format)
 
     def counts(self) -> tuple[int, int]:
         """Return the number of images, and of those that failed."""
-        are_failed = Counter(row.error is not None for _, row in self.rows())
+        are_failed = Counter(row.error is not None for row in self.rows())
         return are_failed.total(), are_failed[True]
 
     def _name(self, index: int) -> str:
@@ -315,7 +312,7 @@ def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:
 
 
 def _images(output: Output) -> Iterator[dict[str, Any]]:
-    for number, row in output.rows():
+    for number, row in enumerate(output.rows(), 1):
         if row.error is None:
             size = {"width": row.width, "height": row.height}
             yield {"id": number, "file_name": row.key, **size}
@@ -324,7 +321,7 @@ def _images(output: Output) -> Iterator[dict[str, Any]]:
 def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
     """Yield the annotation of every object; new categories are added to `category_ids`."""
     annotation_id = 0
-    for image_id, row in output.rows():
+    for image_id, row in enumerate(output.rows(), 1):
         result = row.result or {}
         objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
         for value in objects:

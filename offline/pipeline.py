@@ -15,10 +15,11 @@ import logging
 import math
 import os
 import pickle
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -65,7 +66,7 @@ _READING = FairThreads("reading", 8)  # of images, whose files may be remote
 _MAX_DEATHS = 2  # workers that died at the same image
 
 
-def load_answerer(job: Job, settings: Settings) -> "Answerer":
+async def load_answerer(job: Job, settings: Settings) -> "Answerer":
     """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
     model = models[job.build["model"]]
@@ -133,7 +134,10 @@ class Answerer:
 
     async def rows_one_by_one(self, shard: Shard, attempt: Attempt) -> list[Row]:
         """Return the same rows, except for images that killed their worker, one at a time."""
-        async with self._alone, self._all_places():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._alone)
+            for _ in range(self._num_places):
+                await stack.enter_async_context(self._places)
             images = images_of(shard)
             rows: list[Row] = []
             while True:
@@ -151,16 +155,6 @@ class Answerer:
                     return rows
                 rows.append(self._lost(image.key) if deaths else await self._answered(image))
 
-    @asynccontextmanager
-    async def _all_places(self) -> AsyncIterator[None]:
-        for _ in range(self._num_places):
-            await self._places.acquire()
-        try:
-            yield
-        finally:
-            for _ in range(self._num_places):
-                self._places.release()
-
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image, also for an error of the image or the model."""
         row = Row(image.key, self._model.id, self._task)
@@ -170,7 +164,8 @@ class Answerer:
             if self._request is None:
                 return await self._analyzed(row, data, context)
             async with self._core.opened(data, context) as opened:
-                row = _sized(row, opened.header.size_wh)
+                width, height = opened.header.size_wh
+                row = replace(row, width=width, height=height)
                 answer = await self._core.answer(self._model, self._request, opened, context)
             return replace(
                 row,
@@ -198,17 +193,13 @@ class Answerer:
             for answer in step["answers"]:
                 for name in _RUN_FIELDS & answer.keys():
                     del answer[name]
-        return replace(_sized(row, analysis.image_size_wh), result={"steps": steps})
+        width, height = analysis.image_size_wh
+        return replace(row, width=width, height=height, result={"steps": steps})
 
     def _lost(self, key: str) -> Row:
         """Return the row of an image that is not answered again."""
         message = "its worker died twice: among other images, and with this image alone"
         return Row(key, self._model.id, self._task, error=RowError("worker_died", message))
-
-
-def _sized(row: Row, size_wh: tuple[int, int]) -> Row:
-    width, height = size_wh
-    return replace(row, width=width, height=height)
 
 
 class ShardActor:
@@ -218,11 +209,8 @@ class ShardActor:
         self._output = Output(output_uri, job)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="answers", daemon=True).start()
-
-        async def load() -> Answerer:
-            return load_answerer(job, settings)
-
-        self._answerer = asyncio.run_coroutine_threadsafe(load(), self._loop).result()
+        answerer = load_answerer(job, settings)
+        self._answerer = asyncio.run_coroutine_threadsafe(answerer, self._loop).result()
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, int]:
         """Return the number of failed images of a shard."""
@@ -248,6 +236,7 @@ def start_ray(address: str | None) -> None:
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
+        "_temp_dir": tempfile.gettempdir(),  # the run's own, removed at its end
     }
     options = local if address is None else {}
     ray.init(address or "local", logging_level=logging.WARNING, **options)
@@ -277,8 +266,7 @@ def answer_shards(
     output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
 ) -> Iterator[int]:
     """Process and write the numbered shards; yield the number of failed images of each."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     hosts = [node["Resources"] for node in nodes if node["Alive"]]
     pool = Pool.of(hosts, settings.device, num_actors)

@@ -26,8 +26,6 @@ from offline.filesystems import InputError, StoredFile, list_files
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _ROWS_READ_AT_ONCE = 16
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException)
-
-
 # typeshed lacks them.
 _NO_END = (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 

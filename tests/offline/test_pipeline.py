@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from offline.__main__ import read_steps
+from offline.command import read_steps
 from offline.filesystems import InputError
 from offline.output import Attempt, Output, Row, RowError
 from offline.pipeline import Answerer, Pool
@@ -34,6 +34,7 @@ from tests.support.image_files import png
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OTHER_BUILD = """
+import asyncio
 from offline.pipeline import load_answerer
 from offline.output import Job, build_of
 from service.inference.served_models import load_served_models
@@ -45,7 +46,8 @@ fields = {"task": "object_detection"}
 build = build_of(model, fields, settings)
 assert build["calibration"] is not None
 assert build_of(model, {"task": "captioning"}, settings)["calibration"] is None
-load_answerer(Job({**build, "build_key": "theirs"}, fields, "jsonl", 1, 1, ""), settings)
+job = Job({**build, "build_key": "theirs"}, fields, "jsonl", 1, 1, "")
+asyncio.run(load_answerer(job, settings))
 """
 SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
 NUM_PLACES = 4  # two for each slot

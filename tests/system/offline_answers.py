@@ -25,7 +25,7 @@ async def main(model: str, task: str, *files: str) -> None:
     fields = {"task": task}
     build = build_of(load_served_models(settings)[model], fields, settings)
     job = Job(build, fields, "jsonl", len(files), 1, "")
-    answerer = load_answerer(job, settings)
+    answerer = await load_answerer(job, settings)
     for row in await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files))):
         print(json.dumps(asdict(row)), flush=True)
 

@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from offline.output import Row, RowError, write_rows
 from tests.support.export_cli import ROOT, ModelStore
+from tests.support.forked_python import run as run_forked
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService
 from tests.support.scene_images import write_scenes
@@ -28,6 +32,7 @@ NUM_SCENES = 60
 SHARD_SIZE = 20
 START_S = 120
 RUN_S = 300
+STOP_S = 30
 AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 # A file system of fsspec's: to open a file of it kills the process.
 KILLER = """
@@ -81,6 +86,35 @@ class OfflineJob:
         return rows
 
 
+def folder_of(run: "subprocess.Popen[str]") -> Path:
+    (command,) = psutil.Process(run.pid).children()
+    return Path(command.environ()["TMPDIR"])
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                processes.append(process)
+    return processes
+
+
+def stop(run: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """End a run by a signal, which is repeated; nothing of it is left but its output."""
+    folder = folder_of(run)
+    for _ in range(3):
+        run.send_signal(number)
+    _, stderr = run.communicate(timeout=STOP_S)
+    assert run.returncode == 128 + number
+    resume = f"python -m offline: ended by {number.name}; the same command resumes"
+    assert stderr.splitlines()[-1] == resume
+    assert "Traceback" not in stderr
+    assert "Stack" not in stderr
+    assert not folder.exists()
+    assert not processes_in(folder)
+
+
 def actor_of(run: "subprocess.Popen[str]") -> int:
     """Return the process that holds the model."""
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(run.pid)}
@@ -113,7 +147,7 @@ def test_run_answers_as_the_service(
     options = f"--model {PALIGEMMA} --task instance_segmentation -Fphrase=circle"
     job = OfflineJob(exported, scenes, tmp_path / "out", options)
     run = job.run()
-    assert run.returncode == 1, run.stderr
+    assert run.returncode == 3, run.stderr
     assert f"{NUM_SCENES + 1} images in" in run.stdout
     assert run.stdout.endswith("; 1 failed\n")
     rows = {Path(row["key"]): row for row in job.rows()}
@@ -144,6 +178,68 @@ def test_impossible_run_is_refused(
     assert (run.returncode, run.stdout) == (2, "")
     assert message in run.stderr
     assert not output.exists()
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The longest temporary folder that a run may be given."""
+    with TemporaryDirectory(prefix="of-26-bytes--", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_longer_temporary_folder_is_refused(temporary: Path) -> None:
+    longer = Path(f"{temporary}-")
+    longer.mkdir()
+    try:
+        run = run_forked(("-m", "offline"), os.environ | {"TMPDIR": str(longer)})
+    finally:
+        longer.rmdir()
+    assert (run.returncode, run.stdout) == (2, "")
+    assert f"{longer} has more than 26 bytes" in run.stderr
+
+
+def test_signals_while_starting_and_writing(
+    exported: ModelStore, temporary: Path, tmp_path: Path
+) -> None:
+    """What a signal ends is resumed, and an image that failed is a status of its own."""
+    scenes = write_scenes(tmp_path / "scenes", 1)
+    options = f"--model {FLORENCE} --task object_detection --format coco"
+    job = OfflineJob(exported, scenes, tmp_path / "out", options)
+    with job.running() as run:
+        wait_until(lambda: (job.output / "job.json").exists() or run.poll() is not None, START_S)
+        wait_until(lambda: list(folder_of(run).glob("session_*/sockets/raylet")), START_S)
+        assert len(processes_in(folder_of(run))) > 1
+        stop(run, signal.SIGTERM)
+    part = job.output / "part-00000000.parquet"
+    os.mkfifo(part)  # to read it takes for ever
+    with job.running() as run:
+        wait_until(lambda: list(job.output.glob(".incomplete/annotations*")), START_S)
+        stop(run, signal.SIGINT)
+    part.unlink()
+    row = Row("0000.png", FLORENCE, "object_detection", error=RowError("internal", "broken"))
+    with part.open("wb") as stream:
+        write_rows(stream, [row], "parquet")
+    assert job.run().returncode == 3
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_run_is_resumed(
+    exported: ModelStore, number: signal.Signals, tmp_path: Path
+) -> None:
+    scenes = write_scenes(tmp_path / "scenes", 400)
+    options = f"--model {FLORENCE} --task object_detection"
+    job = OfflineJob(exported, scenes, tmp_path / "out", options)
+    with job.running() as run:
+        wait_until(lambda: len(job.parts()) >= 2 or run.poll() is not None, START_S)
+        stop(run, number)
+    done = job.parts()
+    assert 2 <= len(done) < 400 / SHARD_SIZE
+    assert job.run().returncode == 0
+    assert done.items() <= job.parts().items()
+    assert [row["key"] for row in job.rows()] == list(map(str, sorted(scenes.iterdir())))
 
 
 @pytest.mark.long
@@ -187,7 +283,7 @@ def test_killer_images_are_rows_with_an_error(
     pq.write_table(pa.table({"image": images}), table)
     job = OfflineJob(exported, table, tmp_path / "out", f"--model {FLORENCE} --task captioning")
     run = job.run()
-    assert run.returncode == 1, run.stderr
+    assert run.returncode == 3, run.stderr
     assert f"{NUM_SCENES} images in {job.output}; 2 failed\n" in run.stdout
     rows = job.rows()
     assert [row["key"] for row in rows] == images
