@@ -243,6 +243,7 @@ def test_stopped_run_is_resumed(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("temporary")
 def test_kills_lose_and_repeat_nothing(exported: ModelStore, tmp_path: Path) -> None:
     """First of the worker, then of the run, which is resumed."""
     scenes = write_scenes(tmp_path / "scenes", 400)
