@@ -120,7 +120,7 @@ class HotAdapters:
         return version if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
-        models = [model for model in self._catalog.values() if model.entry.adapter_of is None]
+        models = [model for model in self._catalog.values() if model.id in self._runners]
         bases = [
             model for model in models if folder.is_adapter_of(model.manifest, model.entry.aliases)
         ]

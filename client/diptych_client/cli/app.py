@@ -435,16 +435,15 @@ def locate(
     """Check on drawn scenes that a model's boxes land where the objects are."""
     from diptych_client.evaluation.locating import LABELS, drawn_scenes, located
 
-    scenes = list(drawn_scenes(images))
     with context.obj.client() as client:
         answers = client.predict_many(
-            [scene.image for scene in scenes],
+            (scene.image for scene in drawn_scenes(images)),
             "open_vocabulary_detection",
             TaskParameters(labels=LABELS),
             model=model,
             progress=sys.stderr.isatty(),
         )
-        location = located(scenes, list(answers))
+        location = located(drawn_scenes(images), answers)
     echo(f"{model}: {location}")
     raise typer.Exit(1 if location.problem else 0)
 

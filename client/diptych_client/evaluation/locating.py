@@ -7,7 +7,7 @@ Outliers, the model's own errors, are trimmed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,10 +98,15 @@ class Location:
         return f"{self.problem}; {boxes}"
 
 
-def located(scenes: Sequence[DrawnScene], answers: Sequence[Answer | Exception]) -> Location:
+def located(scenes: Iterable[DrawnScene], answers: Iterable[Answer | Exception]) -> Location:
     """Return where the boxes of the answers are; an error counts as an answer without boxes."""
     pairs: dict[tuple[int, int], list[Floats]] = {size_wh: [] for size_wh in SIZES_WH}
+    num_expected = 0
+    problem = "too few boxes to tell where they land"
     for scene, answer in zip(scenes, answers, strict=True):
+        num_expected += len(scene.boxes)
+        if isinstance(answer, Exception):
+            problem = str(answer)
         size_wh = scene.image.size
         sides = np.array([*size_wh, *size_wh])
         for label, box in scene.boxes.items():
@@ -109,14 +114,13 @@ def located(scenes: Sequence[DrawnScene], answers: Sequence[Answer | Exception])
             if found_box is not None:
                 pairs[size_wh].append(np.array([box, found_box]) / sides)
     num_boxes = sum(map(len, pairs.values()))
-    num_expected = sum(len(scene.boxes) for scene in scenes)
     stacked = {size_wh: np.reshape(boxes, (-1, 2, 4)) for size_wh, boxes in pairs.items()}
     whole = {}
     for size_wh, boxes in stacked.items():
         is_whole = (boxes[:, 1] > _BORDER) & (boxes[:, 1] < 1 - _BORDER)
         whole[size_wh] = boxes[is_whole.all(axis=1)]
     if min(map(len, pairs.values())) < _MIN_BOXES or min(map(len, whole.values())) < _MIN_WHOLE:
-        return Location("too few boxes to tell where they land", 0, 0, num_boxes, num_expected)
+        return Location(problem, 0, 0, num_boxes, num_expected)
     errors = [np.abs(boxes[:, 1] - boxes[:, 0]).max(axis=1) for boxes in stacked.values()]
     median, high = np.quantile(np.concatenate(errors), [0.5, 0.95]).tolist()
     return Location(_problem(whole), median, high, num_boxes, num_expected)

@@ -17,3 +17,4 @@ def test_same_boxes_everywhere(shares: tuple[float, float], problem: str) -> Non
         box = (low * width, low * height, high * width, high * height)
         answers.append(answer(DetectionsResult(tuple(Detection(box, name) for name in LABELS))))
     assert problem in located(scenes, answers).problem
+    assert located(scenes, 50 * [ValueError("no engine")]).problem == "no engine"

@@ -10,8 +10,9 @@ import pytest
 
 from service.inference.hot_adapters import HotAdapters
 from service.inference.runner_calls import RunnerClient
-from service.inference.served_models import ServedModel, ServedModels
+from service.inference.served_models import ServedModel, ServedModels, engine_model
 from service.settings import Settings
+from tasks.catalog import parse_entry
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
@@ -43,9 +44,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.channels = {model_id: FakeChannel(FakeEncoder(), FakeDecoder({})) for model_id in BOTH}
-        runners = {
-            model.id: RunnerClient(model.id, self.channels[model.id]) for model in self.models
-        }
+        runners = {model_id: RunnerClient(model_id, self.channels[model_id]) for model_id in BOTH}
         scan = AdapterScan(self.folder, now=lambda: 1e12)
         self.adapters = HotAdapters(scan, self.models, runners, self.settings, self._publish)
 
@@ -107,6 +106,19 @@ def test_adapter_names_a_base_alias(watched: Watched) -> None:
     watched.__post_init__()
     watched.answer(watched.write("tuned", base="an/alias"))
     assert watched.update() == [*BOTH, "tuned"]
+
+
+def test_adapter_of_an_engine_is_refused(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"id": "far", "family": "openai", "url": "http://a/v1", "model": "org/m"}
+    far = engine_model(parse_entry({**row, "dialect": "gemma"}), watched.settings)
+    watched.models.set_models({model.id: model for model in [*watched.models, far]})
+    watched.__post_init__()
+    watched.answer(watched.write("tuned"))
+    watched.write("other", b"others", base="org/m")
+    assert watched.update() == [*BOTH, "far", "tuned"]
+    assert "its base 'org/m' is not served" in caplog.text
 
 
 def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
