@@ -34,10 +34,10 @@ import base64
 import hashlib
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -56,7 +56,6 @@ from typing_extensions import TypedDict
 
 from tasks.errors import CheckpointFileError, first_problem, shown
 from tasks.results import (
-    BoxXyxy,
     FoundObject,
     Result,
     box_of,
@@ -66,6 +65,7 @@ from tasks.results import (
     with_objects,
 )
 from tasks.table import TASKS
+from tasks.tiles.merging import near_pairs
 
 MIN_FAMILIARITY = 0.01  # of an image that a calibration holds for
 _MAX_ROWS = 1000  # a file
@@ -270,25 +270,19 @@ def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
 
 def suppress(objects: tuple[ObjectT, ...], max_iou: float) -> tuple[ObjectT, ...]:
     """Return the objects, in order, that overlap no better one of their label by more."""
-    overlaps = _overlaps(list(map(box_of, objects))) > max_iou
-    labels = list(map(label_of, objects))
-    best: list[int] = []
-    for index in sorted(range(len(objects)), key=lambda index: -rank_of(objects[index])):
-        rivals = [other for other in best if labels[other] == labels[index]]
-        if not overlaps[index, rivals].any():
-            best.append(index)
-    return tuple(objects[index] for index in sorted(best))
-
-
-def _overlaps(boxes: Sequence[BoxXyxy]) -> NDArray[np.float64]:
-    """Return the intersection over union of all pairs, (N, N)."""
-    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    order = sorted(range(len(objects)), key=lambda index: -rank_of(objects[index]))
+    corners = np.asarray(list(map(box_of, objects)), dtype=np.float64).reshape(-1, 4)[order]
+    _, labels = np.unique([label_of(objects[index]) for index in order], return_inverse=True)
     low = corners[:, :2]
     high = corners[:, 2:]
-    sides = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
-    intersection = np.clip(sides, 0, None).prod(axis=2)
     areas = (high - low).prod(axis=1)
-    union = areas[:, None] + areas[None] - intersection
-    overlaps: NDArray[np.float64] = np.zeros_like(union)
-    np.divide(intersection, union, out=overlaps, where=union > 0)
-    return overlaps
+    are_kept = np.ones(len(objects), dtype=np.bool_)
+    for better, worse in near_pairs(low, high, are_kept):
+        sides = np.minimum(high[better], high[worse]) - np.maximum(low[better], low[worse])
+        shared = np.clip(sides, 0, None).prod(axis=1)
+        are_rivals = shared > max_iou * (areas[better] + areas[worse] - shared)
+        are_rivals &= labels[better] == labels[worse]
+        for one, other in np.column_stack([better, worse])[are_rivals].tolist():
+            if are_kept[one]:
+                are_kept[other] = False
+    return tuple(objects[index] for index in sorted(compress(order, are_kept)))

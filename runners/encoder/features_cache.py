@@ -117,7 +117,7 @@ class VisionCache:
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
             with self._depth.track_inprogress():
-                if self._places:
+                if self._places and not encoding.turn.is_set():  # one that ended may have set it
                     encoding.place = self._places.pop()
                     encoding.turn.set()
                 await encoding.turn.wait()

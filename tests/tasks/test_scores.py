@@ -1,5 +1,6 @@
 import base64
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def test_suppression(others: list[Detection], max_iou: float, indices: list[int]
 def test_small_boxes_are_suppressed() -> None:
     half = (box(0.9, place=(0, 0, 0.1, 0.1)), box(0.5, place=(0, 0, 0.1, 0.05)))
     assert suppress(half, 0.49) == half[:1]
+
+
+def test_suppression_compares_near_boxes_alone() -> None:
+    boxes = tuple(box(0.5, place=(2.0 * left, 0, 2.0 * left + 1, 1)) for left in range(3000))
+    tracemalloc.start()
+    try:
+        assert suppress(boxes, 0.5) == boxes
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10_000_000  # all pairs would be 72 MB
 
 
 def test_text_regions_are_suppressed_by_their_boxes() -> None:

@@ -190,3 +190,18 @@ async def test_images_in_the_batcher_have_places_of_their_own() -> None:
         assert encoder.places.pop() in (0, 1)
         encoder.places.clear()
         released.clear()
+
+
+async def test_a_place_given_before_the_first_turn_is_the_only_one() -> None:
+    released = asyncio.Event()
+    cache = Encoder(released, num_places=2).cached()
+    for suffix in "ab":  # the second image begins as the first one ends, while a place is free
+        tasks = await begun(cache.get(f"1{suffix}", PIXELS))
+        tasks.append(asyncio.create_task(cache.get(f"2{suffix}", PIXELS)))
+        released.set()
+        await asyncio.gather(*tasks)
+        released.clear()
+    tasks = await begun(cache.get("3", PIXELS), cache.get("4", PIXELS))
+    assert len(cache.encodings) == sum(one.turn.is_set() for one in cache.encodings.values()) == 2
+    released.set()
+    await asyncio.gather(*tasks)
