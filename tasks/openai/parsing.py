@@ -122,7 +122,9 @@ def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
     key = ""  # of the value that is read
     string = ""  # the last one, a key if a colon follows
     num_brackets = 0
-    for token in _TOKEN.finditer(text):
+    # a thought may have boxes, and prose a lone quotation mark
+    start = text.find("{", max(0, text.rfind(_END_OF_THOUGHT)))
+    for token in _TOKEN.finditer(text, start) if start >= 0 else ():
         item = opened[-1]
         match token[0]:
             case "{":

@@ -88,6 +88,9 @@ def status(code: int, text: str = "", **headers: str) -> Script:
     return lambda engine: engine.send(code, text.encode(), headers)
 
 
+LONG_CHUNK = chunk(delta={"content": "x" * 4000}, finish_reason="stop")
+
+
 @contextmanager
 def engine_core(*scripts: Script, **fields: Any) -> Iterator[tuple[Core, type[Engine]]]:
     engine = type("Scripted", (Engine,), {"scripts": list(scripts), "bodies": []})
@@ -214,7 +217,7 @@ def test_refusal_of_the_request() -> None:
         (stream(chunk(delta={"content": "x"})), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x"}), is_cut=True), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x" * 5_000_000})), "not_ready", "broke off"),
-        (stream(*100 * [chunk(delta={"content": "x" * 4000})]), "not_ready", "broke off"),
+        (stream(*100 * [LONG_CHUNK]), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x"}), {"error": "no GPU"}), "not_ready", "answer: no GPU"),
         (stream({"choices": [7]}), "not_ready", "no chat completion"),
         (stream(chunk(logprobs={"content": [BIG_TOKEN]})), "not_ready", "no chat completion"),

@@ -102,6 +102,8 @@ def test_schema_is_that_of_the_prompt() -> None:
         ('{"bbox_2d": [0, 0, 1, 1], "label": "a\\ud83d"}', [("a?", [0, 0, 2, 0.5])]),
         ('{"bbox_2d": [0, 0, 1, 1], "label": "cut', []),
         ("I see no cats.", []),
+        ('<think>{"bbox_2d": [0, 0, 1, 1]}</think>', []),
+        ('A 5" cat: {"bbox_2d": [0, 0, 1, 1], "label": "cat"}', [("cat", [0, 0, 2, 0.5])]),
     ],
 )
 def test_boxes(text: str, expected: list[tuple[str, list[float]]]) -> None:
