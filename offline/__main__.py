@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from functools import partial
 from tempfile import TemporaryDirectory, gettempdir
 
 import psutil
@@ -33,7 +32,7 @@ def main() -> int:
             [sys.executable, "-m", "offline.command", *sys.argv[1:]],
             env=process_environment(os.environ) | variables,
             process_group=0,
-            preexec_fn=partial(_begin, os.getpid()),
+            preexec_fn=_begin,
         )
         while (status := command.poll()) is None:
             if (number := signal.sigwait(_SIGNALS)) != signal.SIGCHLD:
@@ -50,8 +49,8 @@ def main() -> int:
     return 128 - status
 
 
-def _begin(parent: int) -> None:
-    end_with(parent)
+def _begin() -> None:
+    end_with(os.getppid())
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -167,7 +167,7 @@ class Output:
         files.makedirs(folder, exist_ok=True)
         present = {posixpath.basename(path) for path in files.ls(folder, detail=False)}
         if _MANIFEST in present:
-            self.job.check(files.cat_file(self._path(_MANIFEST)).decode(), self._path(_MANIFEST))
+            self.job.check(files.cat_file(self.path(_MANIFEST)).decode(), self.path(_MANIFEST))
         elif present - {_INCOMPLETE} and not self.overwrite:
             raise InputError(
                 f"{self.uri} has files but no {_MANIFEST}; choose an empty folder, or one of this"
@@ -184,8 +184,8 @@ class Output:
     def remove_incomplete(self) -> None:
         """Remove what killed processes have left."""
         files, _ = file_system(self.uri)
-        if files.exists(self._path(_INCOMPLETE)):
-            files.rm(self._path(_INCOMPLETE), recursive=True)
+        if files.exists(self.path(_INCOMPLETE)):
+            files.rm(self.path(_INCOMPLETE), recursive=True)
 
     def write_shard(self, index: int, rows: Sequence[Row]) -> None:
         shard_format = self.job.shard_format
@@ -195,20 +195,16 @@ class Output:
         """Write a file completely, or not at all; it replaces one of the same name."""
         files, _ = file_system(self.uri)
         # a worker may be lost, and live on
-        incomplete = self.incomplete_path(f"{name}.{uuid.uuid4().hex}")
-        files.makedirs(self._path(_INCOMPLETE), exist_ok=True)
+        incomplete = self.path(f"{_INCOMPLETE}/{name}.{uuid.uuid4().hex}")
+        files.makedirs(self.path(_INCOMPLETE), exist_ok=True)
         with files.open(incomplete, "wb") as stream:
             content(stream)
-        files.mv(incomplete, self._path(name))
-
-    def incomplete_path(self, name: str) -> str:
-        """Return the path of a file that is removed at the end or start of a run."""
-        return self._path(f"{_INCOMPLETE}/{name}")
+        files.mv(incomplete, self.path(name))
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows; one shard at a time is in memory."""
         for index in range(self.job.num_shards):
-            with file_system(self.uri)[0].open(self._path(self._name(index)), "rb") as stream:
+            with file_system(self.uri)[0].open(self.path(self._name(index)), "rb") as stream:
                 yield from read_rows(stream, self.job.shard_format)
 
     def counts(self) -> tuple[int, int]:
@@ -219,7 +215,7 @@ class Output:
     def _name(self, index: int) -> str:
         return f"{_PREFIX}{index:08}.{self.job.shard_format}"
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
         return posixpath.join(file_system(self.uri)[1], name)
 
 
@@ -260,7 +256,7 @@ class Attempt:
 
     @property
     def _path(self) -> str:
-        return self.output.incomplete_path(f"part-{self.index:08}.attempt-{self.number:04}")
+        return self.output.path(f"{_INCOMPLETE}/part-{self.index:08}.attempt-{self.number:04}")
 
 
 def write_rows(stream: IO[bytes], rows: Sequence[Row], shard_format: ShardFormat) -> None:
@@ -314,8 +310,7 @@ def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:
 def _images(output: Output) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(output.rows(), 1):
         if row.error is None:
-            size = {"width": row.width, "height": row.height}
-            yield {"id": number, "file_name": row.key, **size}
+            yield {"id": number, "file_name": row.key, "width": row.width, "height": row.height}
 
 
 def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
