@@ -104,7 +104,7 @@ class AnnotationRun:
                 )
                 answers, dataset = run.label(self.connection.models)
                 notes = run.sentences
-        notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
+        notes.append(f"{len(answers)} of {len(images)} images have answers; see {dataset}")
         if failures.num_failures:
             notes.append(f"{failures.num_failures} requests failed, see {failures.path}")
         summary = {
@@ -165,6 +165,8 @@ class AnnotationRun:
         return complete
 
     def _write(self, target: Target, answers: Sequence[Records]) -> tuple[Path, list[str]]:
+        # an earlier run may have left it: it is not true of this dataset
+        target.outputs.remove(target.outputs.folder / "guarantee.json")
         if not self.options.consensus:
             return write_dataset(target, list(map(itemgetter(0), answers))), []
         leasts = {ANY: self.options.accept_score}

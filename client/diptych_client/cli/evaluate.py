@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from diptych_client.evaluation.questions import (
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
-from diptych_client.inputs import Folder, ImageStore, Opening, open_images
+from diptych_client.inputs import Folder, Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
@@ -120,6 +120,21 @@ def _names(form: Form) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
 
 
+@dataclass(slots=True)
+class Plan:
+    """What is asked of which models, and what a run finds on the way."""
+
+    models: tuple[Model, ...]
+    names: tuple[str, ...]  # of the models, also without tiles
+    dataset: Dataset
+    questionnaire: Questionnaire
+    samples: list[Sample]
+    ignored: Mapping[str, int]
+    trial: Sequence[Sample] = ()  # samples that choose the forms
+    findings: dict[str, str] = field(default_factory=dict)  # for the record
+    verdict: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
     """One run of the command."""
@@ -134,79 +149,112 @@ class EvaluationRun:
 
     def run(self) -> int:
         """Evaluate the models, write the report and return the number of failed requests."""
-        task = self.task_options.task
-        seed = self.task_options.seed or 0
-        out = output_folder(self.options.out, self.inputs, task)
+        out = output_folder(self.options.out, self.inputs, self.task_options.task)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
             outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])
             outputs.check(map(out.joinpath, review.FILES if self.is_review else ()))
-            models = self._models()
-            names = self._names(models)
-            opening = self.input_options.opening(out)
-            dataset = self._dataset(opening)
-            note_problems(opening.problems, outputs)
-            prompts = read_prompts(self.dataset_options.prompts)
-            parameters = self.task_options.parameters()
-            questionnaire = Questionnaire(task, parameters, prompts, dataset.classes)
-            samples = list(questionnaire.samples(dataset))
-            for line in plan_lines(dataset, questionnaire, samples):
-                logger.info(line)
-            if self.is_review and not any(
-                isinstance(sample.truth, ObjectsTruth) for sample in samples
-            ):
-                raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
-            has_embeddings = True if self.options.calibrate else None
-            options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
-            log = stack.enter_context(AnswerLog.open(out / "answers.jsonl", task, options))
-            failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-            asker = Asker(log, failures, self.options.concurrency)
-            trial = trial_of(samples) if len(questionnaire.forms()) > 1 else []
-            choices = {}
-            for name in names if trial else ():
-                self._choose_form(name, asker, questionnaire, trial, dataset.store)
-                prompts_of_model = questionnaire.in_form(log.forms[name])
-                path = out / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
-                outputs.write(path, yaml.safe_dump(prompts_of_model))
-                choice = _names(log.forms[name]) or "names as written"
-                choices[f"{name} is asked"] = choice
-                logger.info("%s is asked %s; see %s", name, choice, path)
-            verdict = ""
-            if self.options.until_decided:
-                race = Race(
-                    asker, dataset.store, names, questionnaire.names, self.options.equal_within
-                )
-                used = set(map(attrgetter("image"), trial))  # they prove nothing any more
-                others = [sample for sample in samples if sample.image not in used]
-                samples, verdict = self._race(race, others)
-            else:
-                for name in names:
-                    ask(self.connection, asker, dataset.store, samples, name)
-            evaluator = Evaluator(log, names, questionnaire.names)
-            evaluation = evaluator.evaluate(dataset.name, samples, seed, self.options.gallery)
-            if evaluation.doubts:
-                verdict = ""
-            for name, number in evaluator.num_unfamiliar.items():
-                share = f"{number} of {evaluation.num_samples} samples"
-                choices[f"{name}: unlike its calibration"] = share
-                logger.warning("%s: %s are unlike the images of its calibration", name, share)
-            settings = {**self._settings(verdict), **choices}
-            ignored = {**opening.problems.counts, **dataset.inventory.ignored}
-            counts = {"requests failed": failures.num_failures, **ignored}
-            record = run_record(self.connection.url, settings, models, counts)
-            evaluation = replace(evaluation, run=record)
-            if self.is_review:
-                reviewer = review.Reviewer(evaluator, samples, dataset.images)
-                ranked = reviewer.write(outputs, self.options.gallery)
-                logger.info("what to review: %s in %s", ", ".join(review.FILES), out)
-                evaluation = replace(evaluation, gallery=ranked)
-            gallery = Gallery(dataset.store, evaluator, samples)
-            document = write_report(outputs, evaluation, gallery)
-            document |= {"report": str(report_files(out)[0]), "decided": verdict}
-            print_conclusions(evaluation, document, failures, self.input_options.as_json)
-            if self.options.calibrate is not None:
-                self._calibrate(outputs, self.options.calibrate, models, evaluator)
-        return failures.num_failures
+            plan = self._plan(outputs)
+            asker = self._asker(stack, outputs)
+            self._choose_forms(plan, asker, outputs)
+            self._ask(plan, asker)
+            self._report(plan, asker, outputs)
+        return asker.failures.num_failures
+
+    def _plan(self, outputs: Outputs) -> Plan:
+        models = self._models()
+        names = self._names(models)
+        opening = self.input_options.opening(outputs.folder)
+        dataset = self._dataset(opening)
+        note_problems(opening.problems, outputs)
+        prompts = read_prompts(self.dataset_options.prompts)
+        task = self.task_options.task
+        questionnaire = Questionnaire(
+            task, self.task_options.parameters(), prompts, dataset.classes
+        )
+        samples = list(questionnaire.samples(dataset))
+        for line in plan_lines(dataset, questionnaire, samples):
+            logger.info(line)
+        truths = map(attrgetter("truth"), samples)
+        if self.is_review and not any(isinstance(truth, ObjectsTruth) for truth in truths):
+            raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
+        ignored = {**opening.problems.counts, **dataset.inventory.ignored}
+        return Plan(models, names, dataset, questionnaire, samples, ignored)
+
+    def _asker(self, stack: ExitStack, outputs: Outputs) -> Asker:
+        out = outputs.folder
+        has_embeddings = True if self.options.calibrate else None
+        options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
+        log = AnswerLog.open(out / "answers.jsonl", self.task_options.task, options)
+        answers = stack.enter_context(log)
+        failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
+        return Asker(answers, failures, self.options.concurrency)
+
+    def _choose_forms(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
+        """Ask the models in all forms; leave the best ones in the log, and in files of prompts."""
+        forms = plan.questionnaire.forms()
+        plan.trial = trial_of(plan.samples) if len(forms) > 1 else []
+        for name in plan.names if plan.trial else ():
+            for form in forms:
+                asker.log.forms[name] = form
+                ask(self.connection, asker, plan.dataset.store, plan.trial, name)
+            form = best_form(asker.log, plan.trial, name, plan.questionnaire.names, forms)
+            asker.log.forms[name] = form
+            path = outputs.folder / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
+            outputs.write(path, yaml.safe_dump(plan.questionnaire.in_form(form)))
+            choice = _names(form) or "names as written"
+            plan.findings[f"{name} is asked"] = choice
+            logger.info("%s is asked %s; see %s", name, choice, path)
+
+    def _ask(self, plan: Plan, asker: Asker) -> None:
+        """Send all requests, or those of a race."""
+        store = plan.dataset.store
+        if not self.options.until_decided:
+            for name in plan.names:
+                ask(self.connection, asker, store, plan.samples, name)
+            return
+        names = plan.questionnaire.names
+        race = Race(asker, store, plan.names, names, self.options.equal_within)
+        used = set(map(attrgetter("image"), plan.trial))  # they prove nothing any more
+        others = [sample for sample in plan.samples if sample.image not in used]
+
+        async def run(advance: Callable[[], None]) -> list[Sample]:
+            async with self.connection.async_client() as client:
+                return await race.run(client, others, advance)
+
+        plan.samples = run_with_progress(2 * _num_requests(others), run, "until decided")
+        plan.verdict = race.sentence()
+
+    def _report(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
+        evaluator = Evaluator(asker.log, plan.names, plan.questionnaire.names)
+        evaluation = self._evaluation(plan, evaluator, asker.failures)
+        if self.is_review:
+            reviewer = review.Reviewer(evaluator, plan.samples, plan.dataset.images)
+            ranked = reviewer.write(outputs, self.options.gallery)
+            logger.info("what to review: %s in %s", ", ".join(review.FILES), outputs.folder)
+            evaluation = replace(evaluation, gallery=ranked)
+        gallery = Gallery(plan.dataset.store, evaluator, plan.samples)
+        document = write_report(outputs, evaluation, gallery)
+        report = str(report_files(outputs.folder)[0])
+        document |= {"report": report, "decided": plan.verdict}
+        print_conclusions(evaluation, document, asker.failures, self.input_options.as_json)
+        if self.options.calibrate is not None:
+            self._calibrate(outputs, self.options.calibrate, plan.models, evaluator)
+
+    def _evaluation(self, plan: Plan, evaluator: Evaluator, failures: FailureLog) -> Evaluation:
+        seed = self.task_options.seed or 0
+        gallery = self.options.gallery
+        evaluation = evaluator.evaluate(plan.dataset.name, plan.samples, seed, gallery)
+        if evaluation.doubts:
+            plan.verdict = ""
+        for name, number in evaluator.num_unfamiliar.items():
+            share = f"{number} of {evaluation.num_samples} samples"
+            plan.findings[f"{name}: unlike its calibration"] = share
+            logger.warning("%s: %s are unlike the images of its calibration", name, share)
+        settings = {**self._settings(plan.verdict), **plan.findings}
+        counts = {"requests failed": failures.num_failures, **plan.ignored}
+        record = run_record(self.connection.url, settings, plan.models, counts)
+        return replace(evaluation, run=record)
 
     def merge(self, export: Path) -> None:
         """Write the dataset with the labels of the images that a person reviewed."""
@@ -224,6 +272,11 @@ class EvaluationRun:
             path = outputs.write(out / "merged.jsonl", lines)
         summary = {"merged": str(path), "images": len(images), "changed": num_changed}
         sentence = f"{num_changed} of {len(images)} images have other labels in {path}"
+        num_emptied = 0
+        for before, labelled in zip(dataset.images, images, strict=True):
+            num_emptied += bool(before.objects) and not labelled.objects
+        if num_emptied:
+            sentence += f"; {num_emptied} of them have no labels any more"
         echo(json.dumps(summary) if self.input_options.as_json else sentence)
 
     def _dataset(self, opening: Opening) -> Dataset:
@@ -233,21 +286,6 @@ class EvaluationRun:
         seed = self.task_options.seed or 0
         images = drawn(dataset.images, self.options.sample, seed, is_ordered)
         return replace(dataset, images=images)
-
-    def _choose_form(
-        self,
-        model: str,
-        asker: Asker,
-        questionnaire: Questionnaire,
-        trial: Sequence[Sample],
-        store: ImageStore,
-    ) -> None:
-        """Ask a model in all forms, and leave the best one in the log."""
-        forms = questionnaire.forms()
-        for form in forms:
-            asker.log.forms[model] = form
-            ask(self.connection, asker, store, trial, model)
-        asker.log.forms[model] = best_form(asker.log, trial, model, questionnaire.names, forms)
 
     def _settings(self, verdict: str) -> dict[str, Any]:
         parameters = self.task_options.parameters()
@@ -278,14 +316,6 @@ class EvaluationRun:
         if self.options.until_decided and len(names) != 2:
             raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")
         return tuple(names)
-
-    def _race(self, race: Race, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
-        async def run(advance: Callable[[], None]) -> list[Sample]:
-            async with self.connection.async_client() as client:
-                return await race.run(client, samples, advance)
-
-        sent = run_with_progress(2 * _num_requests(samples), run, "until decided")
-        return sent, race.sentence()
 
     def _calibrate(
         self, outputs: Outputs, path: Path, models: Sequence[Model], evaluator: Evaluator

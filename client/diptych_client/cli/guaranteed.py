@@ -94,10 +94,10 @@ class GuaranteedRun:
         try:
             guarantee = self._prove(truths, store, pilot)
         except RunError as error:
-            place = self._suggest(pilot)
-            if not place:
+            sentence = self._suggest(pilot)
+            if not sentence:
                 raise
-            raise RunError(f"{error}; {place}: give the labels of all by --reviewed") from error
+            raise RunError(f"{error}; {sentence}") from error
         for sentence in guarantee.sentences():
             self.sentences.append(sentence)
             logger.info(sentence)
@@ -220,21 +220,29 @@ class GuaranteedRun:
         logger.info("%s has what is proved for the service", path)
 
     def _suggest(self, pilot: Sequence[ImageFile]) -> str:
-        """Draw images, record them before a person sees them, and return where they are."""
+        """Draw images, record them before a person sees them, and return where they are.
+
+        The list has those of earlier runs, too, that a person did not label.
+        """
+        if not self.options.suggest:
+            return ""
         known = {*self.suggested, *map(attrgetter("name"), pilot)}
         others = [image for image in self.images if image.name not in known]
-        number = min(self.options.suggest or 0, len(others))
+        unlabelled = {*self.suggested}.difference(map(attrgetter("name"), self.reviewed))
+        waiting = [image for image in self.images if image.name in unlabelled]
+        number = min(max(self.options.suggest - len(waiting), 0), len(others))
         drawn = random.Random(len(self.suggested)).sample(others, number)
-        if not drawn:
-            return ""
+        if not waiting and not drawn:
+            return "no image is left to suggest"
         review = []
-        for records in self.answer(self.folder, drawn):
-            self.suggested.append(records[0].image.name)
+        for records in self.answer(self.folder, (*waiting, *drawn)):
+            if records[0].image.name not in unlabelled:
+                self.suggested.append(records[0].image.name)
             review.append(agreement(records, self.min_iou, {}))
         outputs = self.target.outputs
         outputs.write(outputs.folder / "suggestions.json", json.dumps(self.suggested))
         path = write_review(self.target, "suggested_", review)
-        return f"{len(review)} images to label next are in {path}"
+        return f"{len(review)} images to label next are in {path}: give all labels by --reviewed"
 
 
 def read_truths(

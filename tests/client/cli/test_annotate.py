@@ -42,12 +42,12 @@ def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys
     words = ("--concurrency", "1", "--max-retries", "0")
     assert annotate(diptych, folder, *words, script=script) == 1
     printed = capsys.readouterr().out
-    assert f"2 of 3 images are in {folder}-annotations/annotations.json" in printed
+    assert f"2 of 3 images have answers; see {folder}-annotations/annotations.json" in printed
     assert "1 requests failed, see " in printed
     script = Script([answer(DETECTIONS)])
     assert annotate(diptych, folder, *words, script=script) == 0
     assert len(script.received) == 1
-    assert "3 of 3 images are in " in capsys.readouterr().out
+    assert "3 of 3 images have answers; see " in capsys.readouterr().out
 
 
 def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captured) -> None:
@@ -60,7 +60,7 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     script = Script([*[answer(DETECTIONS)] * 3, Refusal("overloaded"), *[answer(DETECTIONS)] * 2])
     cut = ("--consensus", "--out", folder.with_name("cut"), "--max-retries", 0)
     assert annotate(diptych, folder, *cut, models=("a", "b"), script=script) == 1
-    assert "2 of 3 images are in " in capsys.readouterr().out
+    assert "2 of 3 images have answers; see " in capsys.readouterr().out
 
 
 def test_missing_extra_is_named(

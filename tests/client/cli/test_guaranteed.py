@@ -113,6 +113,9 @@ def test_proved_labels_are_accepted(
     output = capsys.readouterr().out
     assert "at most 10 % of the accepted labels are wrong, with 90 % confidence" in output
     assert f"2 images are to be reviewed, see {out / 'review.json'}" in output
+    script = MarkedScript([], listings=listings("object_detection", "detections", "first"))
+    assert diptych(script, "annotate", photos, "--task", "object_detection", "--out", out) == 0
+    assert not (out / "guarantee.json").exists()  # of the labels that were there
 
 
 def test_labelled_may_be_a_split_of_an_archive(
@@ -242,20 +245,26 @@ def test_random_suggestions_count_for_the_proof(
     error = capsys.readouterr().err
     assert "5 labelled images prove no threshold" in error
     assert "; 2 images to label next are in" in error
+    assert annotate(diptych, photos, labels, "--suggest", 2) == (1, 0)  # the same
+    assert annotate(diptych, photos, labels, "--suggest", 4) == (1, 1)
+    assert "; 3 images to label next are in" in capsys.readouterr().err
     out = tmp_path / "out"
     drawn = [name for name, _ in annotations(out / "suggested_review.json")]
     pilot = json.loads((out / "pilot.json").read_text())
     assert len(pilot) == 200
     assert set(drawn).isdisjoint(pilot)
     reviewed = tmp_path / "reviewed.jsonl"
-    missing = f"has no labels of {drawn[1]}; the images that were drawn at random prove only"
-    for names, message in ((drawn, "7 labelled images prove no"), (drawn[:1], missing)):
+    names_left = ", ".join(sorted(drawn[1:]))
+    missing = f"has no labels of {names_left}; the images that were drawn at random"
+    for names, message in ((drawn, "8 labelled images prove no"), (drawn[:1], missing)):
         write_lines(reviewed, dict.fromkeys(names, TRUE_CAR))
         assert annotate(diptych, photos, labels, "--reviewed", reviewed)[0] == 1
         assert message in capsys.readouterr().err
     labels = write_lines(photos / "labels.jsonl", dict.fromkeys(drawn, TRUE_CAR))
     assert annotate(diptych, photos, labels, "--reviewed", labels)[0] == 1
-    assert "2 labelled images prove no" in capsys.readouterr().err  # each counts once
+    assert "3 labelled images prove no" in capsys.readouterr().err  # each counts once
+    assert annotate(diptych, photos, labels, "--reviewed", labels, "--suggest", 1)[0] == 1
+    assert "no image is left to suggest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[[]]", "null", '{"image": "a", "is_random": 1}', "[" * 100_000])

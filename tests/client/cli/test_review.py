@@ -117,6 +117,10 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
     assert accepted.pop("box") == pytest.approx([5, 5, 25, 25])
     assert accepted == {"label": "dog", "iscrowd": False}
     assert (dataset / "labels.jsonl").read_bytes() == given
+    export.write_text(json.dumps(coco | {"annotations": []}))  # of images that nobody annotated
+    capsys.readouterr()
+    assert review(diptych, dataset, "--merge", export) == (0, 0)
+    assert "merged.jsonl; 1 of them have no labels any more" in capsys.readouterr().out
     for row in coco["images"]:
         row["file_name"] = f"other-{row['file_name']}"
     export.write_text(json.dumps(coco))

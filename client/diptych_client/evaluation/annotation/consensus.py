@@ -25,7 +25,12 @@ import numpy as np
 
 from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
-from diptych_client.evaluation.formats.writing import Target, class_indices, write_dataset
+from diptych_client.evaluation.formats.writing import (
+    Target,
+    class_indices,
+    remove_image,
+    write_dataset,
+)
 from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
 from diptych_client.results import Detection, Instance, rank_of
@@ -107,7 +112,9 @@ def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Pa
     accepted = []
     left = []
     for image in agreements:
-        if not image.is_unlike:
+        if image.is_unlike:
+            remove_image(target, image.records[0].image.name)
+        else:
             accepted.append(image.record(image.accepted))
         if image.differing or image.is_unlike:
             left.append(image)

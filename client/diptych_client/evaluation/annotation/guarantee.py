@@ -176,9 +176,9 @@ def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageS
         return np.zeros((len(boxes), len(objects)))
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)[:, None]
     names = np.array([true.label.casefold() for true in objects], dtype=object)
-    masks = [box.to_mask(image) for box in boxes if isinstance(box, Instance)]
-    if len(masks) == len(boxes) and all(true.segmentation is not None for true in objects):
-        answered = list(map(encoded_mask, masks))
+    instances = [box for box in boxes if isinstance(box, Instance)]
+    if len(instances) == len(boxes) and all(true.segmentation is not None for true in objects):
+        answered = [encoded_mask(box.to_mask(image)) for box in instances]  # one in memory
         expected = [run_lengths(true.segmentation, image) for true in objects]
     else:
         answered = list(map(xywh, map(attrgetter("box_xyxy"), boxes)))
@@ -414,6 +414,23 @@ class Guarantee:
         return sorted(proofs, key=itemgetter("min_precision"))
 
 
+@dataclass(frozen=True, slots=True)
+class AgreedBoxes:
+    """Confidences of the boxes that models agree on, and their labels in lower case."""
+
+    scores: Scores
+    labels: NDArray[np.object_]
+
+    @classmethod
+    def of(cls, agreements: Sequence[Agreement]) -> Self:
+        labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
+        return cls(Scores.of(list(map(attrgetter("confidences"), agreements))), labels)
+
+    def is_of(self, label: str) -> Flags:
+        is_same: Flags = (self.labels == label) | (label == ANY)
+        return is_same
+
+
 def prove(
     labelled: Sequence[tuple[Records, ObjectsTruth]],
     pilot: Sequence[Records],
@@ -427,51 +444,70 @@ def prove(
     """
     if not labelled:
         raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
-    sampled, sampled_labels = _boxes([agreement(records, min_iou, ALL) for records in pilot])
+    sampled = AgreedBoxes.of([agreement(records, min_iou, ALL) for records in pilot])
     agreements = [agreement(records, min_iou, ALL) for records, _ in labelled]
-    boxes, labels = _boxes(agreements)
+    boxes = AgreedBoxes.of(agreements)
     judged = list(map(judge, agreements, map(itemgetter(1), labelled), repeat(min_iou)))
     is_right = np.array(list(chain.from_iterable(map(attrgetter("is_right"), judged))), dtype=bool)
-    classes = np.unique(sampled_labels).tolist() if promises.is_by_class else [ANY]
+    proofs = _proofs(sampled, boxes, is_right, promises)
+    accepting = {}
+    for label, (proof, *_) in filter(itemgetter(1), proofs.items()):
+        accepting[label] = replace(proof, promise=promises.wrong)
+    return Guarantee(
+        accepting,
+        promises.missed and _reviewing(sampled.scores, judged, promises.missed),
+        min_iou,
+        proofs.get(ANY, ())[1:],
+        _counts_by_class(accepting, boxes, is_right),
+        tuple(sorted(proofs.keys() - accepting.keys())),
+    )
+
+
+def _proofs(
+    sampled: AgreedBoxes, boxes: AgreedBoxes, is_right: Flags, promises: Promises
+) -> dict[str, tuple[Proved, ...]]:
+    """Return the proofs of each class, or of `ANY`; raise `RunError` if there are none."""
+    classes = np.unique(sampled.labels).tolist() if promises.is_by_class else [ANY]
     level = (1 - promises.wrong.confidence) / max(len(classes), 1)
     wrong = replace(promises.wrong, confidence=1 - level)
-    accepting: dict[str, Proved] = {}
-    others: Sequence[Proved] = ()
-    unproved: dict[str, RunError] = {}
+    proofs: dict[str, tuple[Proved, ...]] = {}
+    errors = []
     for label in classes:
-        rules = candidates(sampled.where((sampled_labels == label) | (label == ANY)))
-        is_class = (labels == label) | (label == ANY)
+        rules = candidates(sampled.scores.where(sampled.is_of(label)))
+        is_class = boxes.is_of(label)
         try:
-            proved, *others = decide(boxes.where(is_class), is_right[is_class], rules, wrong)
-            accepting[label] = replace(proved, promise=promises.wrong)
+            proofs[label] = decide(boxes.scores.where(is_class), is_right[is_class], rules, wrong)
         except RunError as error:
-            unproved[label] = error
-    if not accepting:
-        raise next(iter(unproved.values()), RunError("no class is in a sample of the images"))
-    reviewing = None
-    if promises.missed is not None:
-        scores = [0.0]
-        if len(sampled.scores):
-            scores += np.unique(np.quantile(sampled.scores, _REVIEW_QUANTILES)).tolist()
-        objects = Scores.of(list(map(attrgetter("object_scores"), judged)))
-        max_objects = common_count(sampled.counts(NOT_FOUND))
-        reviewing = decide_review(objects, max_objects, scores, promises.missed)
-    by_class = {}
+            proofs[label] = ()
+            errors.append(error)
+    if not any(proofs.values()):
+        raise next(iter(errors), RunError("no class is in a sample of the images"))
+    return proofs
+
+
+def _reviewing(sampled: Scores, judged: Sequence[JudgedImage], promise: Promise) -> Proved:
+    scores = [0.0]
+    if len(sampled.scores):
+        scores += np.unique(np.quantile(sampled.scores, _REVIEW_QUANTILES)).tolist()
+    objects = Scores.of(list(map(attrgetter("object_scores"), judged)))
+    return decide_review(objects, common_count(sampled.counts(NOT_FOUND)), scores, promise)
+
+
+def _counts_by_class(
+    accepting: Mapping[str, Proved], boxes: AgreedBoxes, is_right: Flags
+) -> dict[str, tuple[int, int]]:
+    """Return the wrong and all accepted boxes of each class."""
+    counts = {}
     for label, proof in accepting.items():
         least = proof.rule.min_confidence
-        is_class = (labels == label) | (label == ANY)
-        is_common = boxes.where(is_class).counts(least) <= proof.rule.max_labels
-        is_accepted = is_class & (boxes.scores >= least) & is_common[boxes.images]
-        for name in np.unique(labels[is_accepted]).tolist():
-            is_name = is_accepted & (labels == name)
-            by_class[name] = (int((is_name & ~is_right).sum()), int(is_name.sum()))
-    return Guarantee(accepting, reviewing, min_iou, tuple(others), by_class, tuple(unproved))
-
-
-def _boxes(agreements: Sequence[Agreement]) -> tuple[Scores, NDArray[np.object_]]:
-    """Return the confidences of agreed boxes, and their labels in lower case."""
-    labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
-    return Scores.of(list(map(attrgetter("confidences"), agreements))), labels
+        scores = boxes.scores
+        is_class = boxes.is_of(label)
+        is_common = scores.where(is_class).counts(least) <= proof.rule.max_labels
+        is_accepted = is_class & (scores.scores >= least) & is_common[scores.images]
+        for name in np.unique(boxes.labels[is_accepted]).tolist():
+            is_name = is_accepted & (boxes.labels == name)
+            counts[name] = (int((is_name & ~is_right).sum()), int(is_name.sum()))
+    return counts
 
 
 def _percent(share: float) -> str:

@@ -45,14 +45,14 @@ class Writer:
     write: Callable[[Export], Path]
     results: tuple[str, ...]
     images: str = ""
-    has_label_files: bool = False  # one for each image
+    label_files: str = ""  # one for each image
 
 
 WRITERS: dict[DatasetFormat, Writer] = {
     "coco": Writer(write_coco, _BOXES),
-    "yolo": Writer(write_yolo, _BOXES, "images/{split}", True),
-    "voc": Writer(write_voc, _BOXES, "JPEGImages", True),
-    "labelme": Writer(write_labelme, _BOXES, "{split}", True),
+    "yolo": Writer(write_yolo, _BOXES, "images/{split}", "labels/{split}/{stem}.txt"),
+    "voc": Writer(write_voc, _BOXES, "JPEGImages", "Annotations/{stem}.xml"),
+    "labelme": Writer(write_labelme, _BOXES, "{split}", "{split}/{stem}.json"),
     "csv": Writer(write_csv, (*_BOXES, "text"), "{split}"),
     "paligemma": Writer(write_paligemma, ("detections", "text"), "{split}"),
     "florence2": Writer(write_florence2, ("detections", "text"), "{split}"),
@@ -94,7 +94,7 @@ def check_format(
                 raise RunError(f"{image.name}: {rule}")
     names = map(converted_name, map(attrgetter("name"), images))
     stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
-    for stem, count in stems.items() if writer.has_label_files else ():
+    for stem, count in stems.items() if writer.label_files else ():
         if count > 1:
             raise RunError(f"{count} images would share the labels of {stem}: rename all but one")
 
@@ -127,6 +127,18 @@ def write_dataset(target: Target, records: Sequence[Record]) -> Path:
     if writer.images:
         export.link_images(writer.images)
     return writer.write(export)
+
+
+def remove_image(target: Target, name: str) -> None:
+    """Remove an image and its labels that an earlier run wrote."""
+    writer = WRITERS[target.dataset_format]
+    path = PurePosixPath(converted_name(name))
+    places = [f"{writer.images}/{path}"] if writer.images else []
+    if writer.label_files:
+        places.append(writer.label_files.replace("{stem}", str(path.with_suffix(""))))
+    for split in SPLITS:
+        for place in places:
+            target.outputs.remove(target.outputs.folder / place.replace("{split}", split))
 
 
 def split_of(name: str, val_share: float) -> str:

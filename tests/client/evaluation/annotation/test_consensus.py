@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
 from diptych_client.evaluation.annotation.consensus import ANY, agreement, write_consensus
-from diptych_client.evaluation.formats.writing import Target
+from diptych_client.evaluation.formats.writing import DatasetFormat, Target, write_dataset
 from diptych_client.evaluation.questions import Job, Record
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs
@@ -114,6 +114,19 @@ def test_unlike_images_are_reviewed_whole(
     boxes = [annotation["model"] for annotation in review["annotations"]]
     counts = (len(dataset["images"]), len(dataset["annotations"]), len(review["images"]), boxes)
     assert counts == ((0, 0, 2, ["a", "b"]) if is_unlike else (2, 1, 0, []))
+
+
+@pytest.mark.parametrize("dataset_format", ["yolo", "voc", "labelme"])
+def test_unlike_images_leave_the_dataset(dataset_format: DatasetFormat, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    known = answered("a", DetectionsResult((CAR_9,)))
+    unlike = replace(known, answer=replace(known.answer, familiarity=0.0))
+    with Outputs(tmp_path / "out") as outputs:
+        target = Target(dataset_format, outputs, tmp_path, JOB, 0.5)
+        write_dataset(target, [known])
+        assert len(list(outputs.folder.rglob("a.*"))) == 2
+        write_consensus(target, [agreement((unlike,), 0.5, {})])
+        assert not list(outputs.folder.rglob("a.*"))
 
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
