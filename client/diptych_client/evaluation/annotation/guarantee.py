@@ -336,7 +336,7 @@ def decide_review(
 def _unproved(shares: Shares, promise: Promise, claim: str) -> RunError:
     return RunError(
         f"{len(shares.parts)} labelled images prove no threshold: {_percent(shares.share)} of all"
-        f" {claim}; asked were at most {promise}: label more images, allow more, or use two models"
+        f" {claim}; needed is at most {promise}: label more images, allow more, or use two models"
     )
 
 
@@ -455,7 +455,7 @@ def prove(
         accepting[label] = replace(proof, promise=promises.wrong)
     return Guarantee(
         accepting,
-        promises.missed and _reviewing(sampled.scores, judged, promises.missed),
+        _reviewing(sampled.scores, judged, promises.missed) if promises.missed else None,
         min_iou,
         proofs.get(ANY, ())[1:],
         _counts_by_class(accepting, boxes, is_right),

@@ -192,7 +192,7 @@ def test_unproved_rule_passes_no_level_on() -> None:
     judged = [labels(0.9, is_right=False), labels(0.1)] * 200
     tested = {Rule(0.9, 1): 1.0, Rule(0.1, 1): 0.0}
     claim = (
-        "400 labelled images prove no threshold: 50 % of all labels are wrong; asked were at most"
+        "400 labelled images prove no threshold: 50 % of all labels are wrong; needed is at most"
     )
     with pytest.raises(RunError, match=f"{claim} 60 % with 95 % confidence"):
         proved(judged, tested, Promise(0.6, 0.95))
