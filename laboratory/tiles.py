@@ -8,6 +8,7 @@ across a seam: instances. Requests are of 4 x 5 tiles, of stars 2 x 3.
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import starmap
 
 import numpy as np
 from numpy.random import default_rng
@@ -80,10 +81,12 @@ def found_row(client: Client, model: str, images: Iterator[Labelled]) -> list[st
     labels = {} if model == "florence-2-mini" else {"labels": list(SHAPES)}
     for image, boxes in images:
         answer = client.predict(png(image), _FINDING[model], labels, model=model, options=options)
+        truths = list(starmap(LabelledBox, boxes))
         answered = [LabelledBox(label_of(item), box_of(item)) for item in items_of(answer.result)]
-        kinds = Counter(pair.kind for pair in match([LabelledBox(*box) for box in boxes], answered))
+        kinds = Counter(pair.kind for pair in match(truths, answered))
         num_right = kinds["right"] + kinds["loosely placed"]
-        overlaps = pairwise_iou(*[[box.box_xyxy for box in answered]] * 2) >= 0.5
+        places = [box.box_xyxy for box in answered]
+        overlaps = pairwise_iou(places, places) >= 0.5
         names = np.array([box.label for box in answered])
         same = overlaps & (names[:, None] == names) if len(names) else overlaps
         counts += Counter(

@@ -67,7 +67,7 @@ from tasks.results import (
 from tasks.table import TASKS
 from tasks.tiles.merging import near_pairs
 
-MIN_FAMILIARITY = 0.01  # of an image that a calibration holds for
+MIN_FAMILIARITY = 0.01  # a calibration holds for images from here on
 _MAX_ROWS = 1000  # a file
 _MAX_BASE64_CHARS = 4_000_000
 
@@ -106,8 +106,8 @@ class ImageStatistics:
     precision: str  # encoder's and decoder's, as the service lists it
     mean: Annotated[_Floats, PlainValidator(partial(_decoded, "<f4"))] = field(repr=False)
     components: Annotated[_Floats, PlainValidator(partial(_decoded, "<f2"))] = field(repr=False)
-    variances: Annotated[tuple[_Variance, ...], FailFast()]  # of the components
-    residual_variance: _Variance  # of every other direction
+    variances: Annotated[tuple[_Variance, ...], FailFast()]  # one a component
+    residual_variance: _Variance  # every other direction has it
     # increasing; with fewer than 100, no image could be below MIN_FAMILIARITY
     distances: Annotated[tuple[_Distance, ...], Field(min_length=100), FailFast()]
 

@@ -60,7 +60,7 @@ _AT_ITS_SIZE = Image.Resampling.NEAREST
 
 @dataclass(slots=True)
 class _Completion:
-    """What has arrived of a chat completion."""
+    """The received part of a chat completion."""
 
     pieces: list[str] = field(default_factory=list)
     num_chars: int = 0
@@ -111,6 +111,23 @@ class _Completion:
         if not is_whole or not all(map(math.isfinite, self.logprobs)):
             return []
         return list(accumulate(map(len, texts)))
+
+    def written(self, sent_s: float) -> Written:
+        """Return the sequence as a runner would have written it; `sent_s`: time.monotonic()."""
+        end_s = time.monotonic()
+        first_s = self.first_text_s or end_s
+        ends = self.token_ends()
+        return Written(
+            text="".join(self.pieces),
+            token_ends=ends,
+            logprobs=[min(0.0, value) for value in self.logprobs] if ends else [],
+            finish_reason="length" if self.finish_reason == "length" else "stop",
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=self.num_generated_tokens or len(self.logprobs),
+            queue_s=0.0,
+            prefill_s=first_s - sent_s,
+            decode_s=end_s - first_s,
+        )
 
 
 class EngineClient:
@@ -174,20 +191,7 @@ class EngineClient:
         sent_s = time.monotonic()
         with span("POST /chat/completions", kind=SpanKind.CLIENT):
             completion = await self._completion(spec, url, on_text)
-        end_s = time.monotonic()
-        first_s = completion.first_text_s or end_s
-        ends = completion.token_ends()
-        written = Written(
-            text="".join(completion.pieces),
-            token_ends=ends,
-            logprobs=[min(0.0, value) for value in completion.logprobs] if ends else [],
-            finish_reason="length" if completion.finish_reason == "length" else "stop",
-            num_prompt_tokens=completion.num_prompt_tokens,
-            num_generated_tokens=completion.num_generated_tokens or len(completion.logprobs),
-            queue_s=0.0,
-            prefill_s=first_s - sent_s,
-            decode_s=end_s - first_s,
-        )
+        written = completion.written(sent_s)
         return WrittenAnswers(
             (written,),
             FoundFeatures(outcome="miss"),

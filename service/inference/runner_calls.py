@@ -108,7 +108,7 @@ CallEvent = CallBegun | TextPiece | SequenceEnd
 
 
 class ModelClient(Protocol):
-    """Calls to what answers for one model: its runner, or an engine (engine_calls.py)."""
+    """Calls to the runner of one model, or to the engine that serves it (engine_calls.py)."""
 
     async def write(
         self,

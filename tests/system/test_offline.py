@@ -202,7 +202,7 @@ def test_longer_temporary_folder_is_refused(temporary: Path) -> None:
 def test_signals_while_starting_and_writing(
     exported: ModelStore, temporary: Path, tmp_path: Path
 ) -> None:
-    """What a signal ends is resumed, and an image that failed is a status of its own."""
+    """A run resumes after a signal; failed images have an exit status of their own."""
     scenes = write_scenes(tmp_path / "scenes", 1)
     options = f"--model {FLORENCE} --task object_detection --format coco"
     job = OfflineJob(exported, scenes, tmp_path / "out", options)

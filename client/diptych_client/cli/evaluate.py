@@ -122,10 +122,10 @@ def _names(form: Form) -> str:
 
 @dataclass(slots=True)
 class Plan:
-    """What is asked of which models, and what a run finds on the way."""
+    """The models, the samples and the questions of a run, and its findings."""
 
     models: tuple[Model, ...]
-    names: tuple[str, ...]  # of the models, also without tiles
+    names: tuple[str, ...]  # columns: each model, with --without-tiles also without
     dataset: Dataset
     questionnaire: Questionnaire
     samples: list[Sample]

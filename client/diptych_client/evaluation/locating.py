@@ -79,7 +79,7 @@ def _overlap(first: BoxXyxy, second: BoxXyxy) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What is wrong with the places of a model's boxes; "" if nothing is."""
+    """The fault in the places of a model's boxes, "" without one, and the errors of the boxes."""
 
     problem: str
     # errors of the boxes' worst corners, shares of the side: the median and the 95th percentile
@@ -91,10 +91,8 @@ class Location:
     def __str__(self) -> str:
         boxes = f"{self.num_boxes} of {self.num_expected} objects found"
         if not self.problem:
-            middle, high = (
-                f"{100 * error:.1f} %" for error in (self.median_error, self.high_error)
-            )
-            return f"right within {middle} of the side, 95 of 100 within {high}; {boxes}"
+            middle = f"right within {100 * self.median_error:.1f} % of the side"
+            return f"{middle}, 95 of 100 within {100 * self.high_error:.1f} %; {boxes}"
         return f"{self.problem}; {boxes}"
 
 
@@ -140,9 +138,11 @@ def _problem(pairs: Mapping[tuple[int, int], Floats]) -> str:
         return "x and y are swapped: the order of the dialect's coordinates is wrong"
     explanations = _explanations(straight)
     deviations = {name: _deviation(straight, fits).max() for name, fits in explanations.items()}
+    if deviations[""] <= _MAX_MOVED:
+        return ""
     name = min(deviations, key=deviations.__getitem__)
-    if deviations[""] <= _MAX_MOVED or deviations[name] <= _MAX_MOVED:
-        return "" if deviations[""] <= _MAX_MOVED else name
+    if deviations[name] <= _MAX_MOVED:
+        return name
     moves = _deviation(straight, explanations[""])
     shape, axis = np.unravel_index(moves.argmax(), moves.shape)
     width, height = SIZES_WH[shape]

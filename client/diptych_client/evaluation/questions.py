@@ -134,7 +134,7 @@ class ClassNames:
         return self.class_of.get(label_of(item).casefold(), label_of(item))
 
 
-Prompts = Mapping[str, tuple[str, ...]]  # of each label; the first one is sent
+Prompts = Mapping[str, tuple[str, ...]]  # key: label; the first prompt is sent
 Form = Mapping[str, str]  # what is asked instead of a prompt
 
 
@@ -184,7 +184,7 @@ class Questionnaire:
 
     def _names(self, classes: tuple[str, ...]) -> ClassNames:
         class_of = {}
-        for label in reversed(classes):  # of two classes with the same form it is the first one's
+        for label in reversed(classes):  # the first of two classes with the same form has it
             class_of.update(dict.fromkeys(map(str.casefold, forms_of(label)), label))
         for label in classes:
             for name in (label, *self.prompts.get(label, ())):
@@ -323,7 +323,7 @@ class Prediction:
     image: ImageSize
     is_calibrated: bool = False
     is_unfamiliar: bool = False
-    embedding: str | None = None  # of the image
+    embedding: str | None = None  # the image's
 
 
 class AnswerLog:

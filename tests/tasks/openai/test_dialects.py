@@ -47,7 +47,10 @@ def parse(
 
 def boxes(result: Result) -> list[tuple[str, list[float]]]:
     assert isinstance(result, DetectionsResult)
-    return [(item.label, [round(side, 3) for side in item.box]) for item in result.detections]
+    rows = []
+    for item in result.detections:
+        rows.append((item.label, [round(side, 3) for side in item.box]))
+    return rows
 
 
 def test_prompts() -> None:
