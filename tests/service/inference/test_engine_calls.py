@@ -169,12 +169,25 @@ def test_engine_that_ignores_stream() -> None:
     assert answer.written.finish_reason == "length"
 
 
-def test_upright_jpeg_is_sent_as_it_is() -> None:
+def test_only_upright_jpegs_are_sent_as_they_are() -> None:
+    picture = Image.new("RGB", (8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: on its side
     with engine_core(text_stream("a cat")) as (core, engine):
-        asked(core, encoded(Image.new("RGB", (8, 8)), "JPEG"))
-    assert engine.bodies[0]["messages"][0]["content"][0]["image_url"]["url"].startswith(
-        "data:image/jpeg;base64,"
-    )
+        asked(core, encoded(picture, "JPEG"))
+        asked(core, encoded(picture, "JPEG", exif=exif))
+    media_types = []
+    for body in engine.bodies:
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        media_types.append(url.partition(";")[0])
+    assert media_types == ["data:image/jpeg", "data:image/png"]
+
+
+def test_probabilities_above_one_are_one() -> None:
+    with engine_core(text_stream(BOXES, logprob=1000.0)) as (core, _):
+        result = asked(core).result
+    assert isinstance(result, DetectionsResult)
+    assert [detection.score for detection in result.detections] == [1.0]
 
 
 def test_text_streams() -> None:
