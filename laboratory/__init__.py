@@ -1,4 +1,4 @@
-"""How accurate, how fast and how fair the service is, measured on the embedded models.
+"""How accurate and how fast the service is, measured on the embedded models.
 
 Commands, each with `--help`:
 
@@ -7,11 +7,10 @@ Commands, each with `--help`:
     python -m laboratory.calibration     fit the calibrations of the embedded models' scores
     python -m laboratory.label_errors    measure how `diptych review` finds errors put into labels
     python -m laboratory.familiarity     kinds of images that calibrations notice as unlike theirs
-    python -m laboratory.tiles           measure answers in tiles of a running service
+    python -m laboratory.tiles           measure boxes in tiles of a running service
     python -m laboratory.tuning          write the scenes of the example of docs/fine-tuning.md
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)
-    python -m laboratory.fairness        measure what one client's heavy work costs another
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
     questions      questions of every task about a scene, with their true answers

@@ -31,10 +31,7 @@ _OF_EVERY_MODEL = (
     Check("features", f"{_EXACTNESS}:check_features"),
     Check("tokens, 1 beams", f"{_EXACTNESS}:check_tokens", ({"num_beams": 1},)),
     Check("encoder", f"{_SPEED}:check_encoder"),
-    Check("encoder, NHWC", f"{_SPEED}:measure_encoder", ({"prefer_nhwc": True},), usual_s=5),
-    Check(
-        "encoder, TensorRT", f"{_SPEED}:measure_encoder", ({"provider": "tensorrt"},), limit_s=900
-    ),
+    Check("encoder, TensorRT", f"{_SPEED}:measure_tensorrt", limit_s=900),
     Check("prefill", f"{_SPEED}:check_prefill"),
     Check("step", f"{_SPEED}:check_step", usual_s=20),
 )

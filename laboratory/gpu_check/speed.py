@@ -49,11 +49,11 @@ def check_encoder(model_id: str) -> Verdict:
     return Verdict(measured, aim, captured == sizes and is_fast)
 
 
-def measure_encoder(model_id: str, options: dict[str, Any]) -> Verdict:
-    """Time another way to run the encoder; the host may lack it."""
+def measure_tensorrt(model_id: str) -> Verdict:
+    """Time the encoder in TensorRT, which the host may lack."""
     model = Model.of(model_id)
     try:
-        encoder = model.encoder(cuda=CudaOptions(**options))
+        encoder = model.encoder(cuda=CudaOptions(provider="tensorrt"))
     except (OSError, RuntimeError) as error:
         return Verdict({"missing": str(error)}, "it is measured", is_met=True)
     return Verdict({"images, ms": _images_ms(model, encoder)}, "it is measured", is_met=True)

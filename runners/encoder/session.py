@@ -135,7 +135,6 @@ class CudaOptions:
     name: str = "the encoder"  # shown in the log
     with_graphs: bool = True
     provider: EncoderProvider = "auto"
-    prefer_nhwc: bool = False  # the layout of convolutions in the CUDA provider
     tensorrt: Mapping[str, str] | None = None  # options of its provider, None: CUDA's runs
 
 
@@ -382,7 +381,7 @@ def execution_providers(cuda: CudaOptions | None, with_graphs: bool) -> list[Any
     if cuda is None:
         return [_CPU_PROVIDER]
     graphs = str(int(with_graphs))
-    options = _CUDA_OPTIONS | {"prefer_nhwc": str(int(cuda.prefer_nhwc))}
+    options = dict(_CUDA_OPTIONS)
     if cuda.max_bytes is not None:
         options["gpu_mem_limit"] = str(cuda.max_bytes)
     if cuda.tensorrt is None:

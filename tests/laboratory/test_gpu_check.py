@@ -18,7 +18,7 @@ from laboratory.gpu_check.report import HOST, KERNELS, Verdict, summary
 from tests.support.export_cli import ROOT
 
 OF_WIDTHS = [
-    *("features", "tokens, 1 beams", "encoder", "encoder, NHWC", "encoder, TensorRT"),
+    *("features", "tokens, 1 beams", "encoder", "encoder, TensorRT"),
     *("prefill", "step", "throughput"),
 ]
 OF_SERVED = [

@@ -396,9 +396,7 @@ def grpc_failure(channel: grpc.Channel, case: Case) -> str | None:
 
 @contextmanager
 def small_growth(service: RunningService, num_bytes: int) -> Iterator[None]:
-    """Check that the block leaves no memory with the gateway, and that another key's captions are
-    answered meanwhile; what they are delayed by is measured by `laboratory.fairness`.
-    """
+    """Check that the block leaves no memory, and that another key's captions are answered."""
 
     def ask_caption() -> None:
         response = service.predict(headers=bearer(OTHER_KEY), task="captioning", model=MODEL)

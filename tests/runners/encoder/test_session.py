@@ -85,14 +85,12 @@ def test_encoders_of_a_process_share_the_memory_of_activations(exported: ModelSt
 
 def test_providers_of_a_gpu() -> None:
     assert execution_providers(None, False) == ["CPUExecutionProvider"]
-    (cuda, options), cpu = execution_providers(CudaOptions(prefer_nhwc=True), False)
+    (cuda, options), cpu = execution_providers(CudaOptions(), False)
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert (options["enable_cuda_graph"], "gpu_mem_limit" in options) == ("0", False)
-    assert options["prefer_nhwc"] == "1"
     (_, options), _ = execution_providers(CudaOptions(max_bytes=2**30), True)
     assert (options["enable_cuda_graph"], options["gpu_mem_limit"]) == ("1", "1073741824")
-    assert options["prefer_nhwc"] == "0"
     with_tensorrt = CudaOptions(max_bytes=5, tensorrt={"trt_fp16_enable": "1"})
     (tensorrt, first), (_, second), _ = execution_providers(with_tensorrt, True)
     assert tensorrt == "TensorrtExecutionProvider"
