@@ -23,6 +23,8 @@ ErrorCode = Literal[
     "internal",
 ]
 
+_RETRYABLE: tuple[ErrorCode, ...] = ("overloaded", "not_ready")
+
 
 class ServiceError(Exception):
     """Base of all errors that a client receives; `param` names an invalid field."""
@@ -34,6 +36,7 @@ class ServiceError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code or type(self).code
+        self.retry_after_s: int | None = 1 if self.code in _RETRYABLE else None
         self.message = message
         self.param = param
         self.model: str | None = None
@@ -58,8 +61,9 @@ class Overloaded(ServiceError):
     code = "overloaded"
 
     def __init__(self, message: str, retry_after_s: float = 1) -> None:
-        self.retry_after_s = max(1, math.ceil(retry_after_s))
-        super().__init__(f"{message}; retry after {self.retry_after_s} s")
+        wait_s = max(1, math.ceil(retry_after_s))
+        super().__init__(f"{message}; retry after {wait_s} s")
+        self.retry_after_s: int = wait_s
 
 
 class NotReady(ServiceError):

@@ -29,7 +29,6 @@ from service.errors import (
     ErrorCode,
     InvalidRequest,
     NotReady,
-    Overloaded,
     ServiceError,
 )
 from service.http.body import BodyMemory
@@ -203,8 +202,14 @@ def error_response(
     error: Exception, request_id: str, interface: Interface, status: int | None = None
 ) -> Response:
     failure = record_failure(error, interface.api, request_id)
+    return failure_response(failure, request_id, interface, status)
+
+
+def failure_response(
+    failure: ServiceError, request_id: str, interface: Interface, status: int | None = None
+) -> Response:
     headers = {"X-Request-Id": request_id}
-    if isinstance(failure, Overloaded):
+    if failure.retry_after_s is not None:
         headers["Retry-After"] = str(failure.retry_after_s)
     if failure.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"

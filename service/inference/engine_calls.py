@@ -52,6 +52,7 @@ _MAX_ERROR_BYTES = 20_000
 _MAX_LOSSLESS_PIXELS = 8_000_000
 _CONNECT_S = 5.0
 _RETRY_PAUSE_S = 0.2
+_PLAIN_S = 600.0  # an engine that refused extras is sent them again, as the request may be why
 _DEFAULT_RETRY_S = 5.0
 _MAX_RETRY_S = 60.0
 _KEEP_ALIVE_S = 4.0
@@ -146,7 +147,8 @@ class EngineClient:
                 raise SettingsError(f"{model_id}: api_key_env names {name}, which is not set")
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._session: aiohttp.ClientSession | None = None
-        self._takes_extras = True  # a schema, log-probabilities, options of the stream
+        # until then no schema, log-probabilities and options of the stream; time.monotonic()
+        self._plain_until_s = -math.inf
 
     async def is_ready(self) -> bool:
         """Return True: an engine that is down is an error of its model's answers alone."""
@@ -236,7 +238,8 @@ class EngineClient:
         self, spec: SequenceSpec, image_url: str, on_text: OnText | None
     ) -> _Completion:
         body = self._body(spec, image_url)
-        extras = self._extras(spec) if self._takes_extras else {}
+        is_plain = time.monotonic() < self._plain_until_s
+        extras = {} if is_plain else self._extras(spec)
         has_failed = False
         while True:
             completion = _Completion()
@@ -256,9 +259,10 @@ class EngineClient:
                     f"{self._name} broke off its answer, or sent no chat completion"
                 ) from error
             if refusal is None:
-                if not extras and self._takes_extras:
-                    self._takes_extras = False
-                    logger.warning("%s takes no schema and no logprobs: no scores", self._name)
+                if not extras and not is_plain:
+                    self._plain_until_s = time.monotonic() + _PLAIN_S
+                    problem = "refused a schema and logprobs: no scores for"
+                    logger.warning("%s %s %g s", self._name, problem, _PLAIN_S)
                 return completion
             if not extras:
                 raise InvalidRequest(f"{self._name} refuses the request: {refusal}")

@@ -33,7 +33,7 @@ from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
-from tasks.results import Result, TextResult
+from tasks.results import Result, TextResult, objects_of
 from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
@@ -167,7 +167,8 @@ class QueuedModel:
             "postprocess": end_s - parse_start_s,
             "total": image.open_s + waited_s + end_s - start_s,
         }
-        is_calibrated = calibration is not None
+        has_scores = all(item.score is not None for item in objects_of(result))
+        is_calibrated = calibration is not None and has_scores
         return Answer(model, request, size_wh, result, written, times_s, is_calibrated, familiarity)
 
     def _specs(
@@ -322,7 +323,7 @@ async def _tiled_answer(
         merged.result,
         _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
         times_s,
-        is_calibrated=answers[0].is_calibrated and is_fitted,
+        is_calibrated=is_fitted and all(answer.is_calibrated for answer in answers),
         familiarity=answers[0].familiarity,
         tiles=replace(tiles, merged=merged.num_merged),
     )

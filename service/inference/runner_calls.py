@@ -3,8 +3,8 @@
 The first call has no pixels. If the runner has no features of the image, the pixels are decoded,
 resized and sent with a second call; those of a small image that is new to this process, with the
 first. The runner encodes an image once for all calls that send it. After a broken connection the
-sequences that had not ended are called for once more: calls are idempotent, and text that was
-already sent is not sent again.
+sequences that had not ended are called for again, at most three times: calls are idempotent, and
+text that was already sent is not sent again.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ from wire.telemetry.tracing import span
 
 logger = logging.getLogger(__name__)
 
-_RETRY_PAUSE_S = 0.1  # time to notice other connections that broke, too
+# before each repetition: the process that ends, or a proxy that has not noticed, may take the first
+_RETRY_PAUSES_S = (0.1, 0.4, 1.0)
 _MAX_KNOWN_IMAGES = 16_384
 # the field that a failure of a sequence is about
 _PARAMS = {
@@ -194,7 +195,7 @@ class RunnerClient:
         pixels = None
         preprocess_s = 0.0
         needs_pixels = image_key not in self._known_images and image.header.is_light
-        is_repeated = False
+        pauses_s = iter(_RETRY_PAUSES_S)
         unfinished = list(range(len(specs)))
         while unfinished:
             if needs_pixels and pixels is None:
@@ -219,10 +220,10 @@ class RunnerClient:
                 if isinstance(error, FeaturesMissing) and pixels is None:
                     needs_pixels = True
                     continue
-                if is_repeated or not isinstance(error, RunnerUnreachable):
+                pause_s = next(pauses_s, None)
+                if pause_s is None or not isinstance(error, RunnerUnreachable):
                     raise _call_error(self._model_id, error) from error
-                is_repeated = True
-                await asyncio.sleep(_RETRY_PAUSE_S)
+                await asyncio.sleep(pause_s)
                 continue
             if unfinished:
                 problem = "ended the stream before the answer was complete"

@@ -35,20 +35,26 @@ from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import Place, RequestContext
 from service.admission.threads import PARSING, POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
-from service.http import boundary as http
 from service.http.body import BodyMemory, json_object, parse_image, parsed, read_bytes
-from service.http.boundary import STATUSES, Body, Interface, RestBoundary, authorization
+from service.http.boundary import (
+    STATUSES,
+    Body,
+    Interface,
+    RestBoundary,
+    authorization,
+    failure_response,
+)
 from service.images.fetching import ImageFetcher
 from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core
 from service.inference.prediction import Answer
-from service.inference.recording import record_failure
+from service.inference.recording import record_error, record_failure
 from service.inference.served_models import ServedModel
 from service.label_studio.mapping import (
     MAX_CONFIG_CHARS,
@@ -77,6 +83,7 @@ MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studi
 _MAX_TASKS_IN_FLIGHT = 4  # of one call: their images are in memory
 _MAX_ANSWERS_IN_FLIGHT = 12  # of one call; more would only wait in the service's queues
 _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
+_OF_ONE_MODEL = {"not_ready", "internal"}  # after the others a task would be sent again
 
 _PORTS = {"http": 80, "https": 443}
 _SAFE_IN_PATHS = "/?&=%+,:;@~!$'()*"
@@ -184,9 +191,8 @@ class LabelStudioApi:
         codes = [code for code, status in STATUSES.items() if str(status) == failed_status]
         if not codes:
             raise InvalidRequest(f"no call fails with the status {shown(failed_status)}")
-        code = codes[0]
-        error = ServiceError(unquote_plus(request.url.query), code=code)
-        return JSONResponse(http.error_json(error, context.request_id), STATUSES[code])
+        error = ServiceError(unquote_plus(request.url.query), code=codes[0])
+        return failure_response(error, context.request_id, LABEL_STUDIO)
 
     async def versions(self, request: Request, _context: RequestContext) -> Body:
         return {"versions": list(map(version_of, _models(self._boundary.core(), request)))}
@@ -430,32 +436,49 @@ class Batch:
     async def _results_of(
         self, data: object, questions: Sequence[Question]
     ) -> dict[str, list[JsonObject]]:
-        """Return the results of each version of a model, image by image; raise `ServiceError`."""
+        """Return the results of each version of a model, image by image; raise `ServiceError`.
+
+        A model that is down or defective is left out while others answer.
+        """
         results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
+        failures: dict[str, ServiceError] = {}
         for key in dict.fromkeys(ask.control.image_key for _, ask in questions):
             context = replace(self._context, place=Place())  # counts the image
+            running: list[tuple[str, asyncio.Task[list[JsonObject] | ServiceError]]] = []
             try:
                 source = data.get(key) if isinstance(data, Mapping) else None
                 image = await self._images.read(source, context)
-                running: list[tuple[ServedModel, asyncio.Task[list[JsonObject]]]] = []
                 async with asyncio.TaskGroup() as group:
                     for model, ask in questions:
                         if ask.control.image_key == key:
                             task = group.create_task(self._results(image, model, ask))
-                            running.append((model, task))
+                            running.append((version_of(model), task))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
                 await self._core.places.leave(context)
-            for model, task in running:
-                results_of[version_of(model)] += task.result()
+            for version, task in running:
+                outcome = task.result()
+                if isinstance(outcome, ServiceError):
+                    failures[version] = outcome
+                else:
+                    results_of[version] += outcome
+        for version, failure in failures.items():
+            if len(results_of) == 1:
+                raise failure
+            del results_of[version]
+            record_error(failure, self._context.api, self._context.request_id)
         return results_of
 
-    async def _results(self, image: bytes, model: ServedModel, ask: Ask) -> list[JsonObject]:
+    async def _results(
+        self, image: bytes, model: ServedModel, ask: Ask
+    ) -> list[JsonObject] | ServiceError:
         """Return the results of one task; none for a variant that the model does not offer."""
         try:
             answer = await self._answer(image, ask.fields | {"model": model.id})
         except ServiceError as error:
+            if error.code in _OF_ONE_MODEL:
+                return error
             if error.code != "unsupported_task":
                 raise
             return []

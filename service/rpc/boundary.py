@@ -34,7 +34,7 @@ from service.admission.api_keys import ApiKeys
 from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new, shutting_down
 from service.admission.threads import current_client
-from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, Overloaded, ServiceError
+from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, ServiceError
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
 from service.rpc.proto import vision_pb2 as pb
@@ -189,7 +189,7 @@ async def abort(
     trailing = [*ids, ("diptych-code", error.code)]
     if error.param is not None:
         trailing.append(("diptych-param", error.param))
-    if isinstance(error, Overloaded):
+    if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))
     await context.abort(CODES[error.code], error.message, tuple(trailing))
 

@@ -115,6 +115,7 @@ def test_not_ready_before_the_start() -> None:
     api = Client(RestBoundary(SETTINGS))
     responses = [api.get("/v1/models"), api.get("/openapi.json"), api.predict(OCR)]
     assert [error_of(response)["code"] for response in responses] == ["not_ready"] * 3
+    assert [response.headers["retry-after"] for response in responses] == ["1"] * 3
 
 
 def num_requests(status: str, api: str = "rest", model: str = "none", task: str = "none") -> float:

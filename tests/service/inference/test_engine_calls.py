@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from service.inference.served_models import ServedModels, engine_model
 from service.settings import Settings, SettingsError
 from tasks.catalog import parse_entry
 from tasks.results import DetectionsResult
+from tasks.scores import Calibration
 from tests.support.fake_service import PNG, context
 from tests.support.http_servers import Handler, serving
 from tests.support.image_files import encoded
@@ -143,10 +145,16 @@ def test_boxes_have_scores_of_their_tokens(end: str) -> None:
 
 @pytest.mark.parametrize("logprob", [None, math.nan])
 def test_without_probabilities_scores_are_null(logprob: float | None) -> None:
-    with engine_core(text_stream(BOXES, logprob)) as (core, _):
-        result = asked(core, min_score=0.5).result
-    assert isinstance(result, DetectionsResult)
-    assert [detection.score for detection in result.detections] == [None]
+    with engine_core(text_stream(BOXES, logprob), text_stream(BOXES, -0.01)) as (core, _):
+        fitted = Calibration("far", "", FIND["task"], (0.0, 1.0), (0.0, 0.5))
+        calibrations = {(FIND["task"], False): fitted}
+        far = replace(core.models.get("far"), calibrations=calibrations)
+        core.models = ServedModels({"far": far})
+        answer = asked(core, min_score=0.5)
+        scored = asked(core)
+    assert isinstance(answer.result, DetectionsResult)
+    assert [detection.score for detection in answer.result.detections] == [None]
+    assert (answer.is_calibrated, scored.is_calibrated) == (False, True)
 
 
 @pytest.mark.parametrize("count", [-5, 10**30, None, math.inf, "7"])
@@ -201,13 +209,15 @@ def test_text_streams() -> None:
         assert asyncio.run(pieces(core)) == list("two cats")
 
 
-def test_refused_extras_are_left_out_from_then_on() -> None:
+def test_refused_extras_are_left_out_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = status(422, '{"detail": "logprobs is not supported"}')
     with engine_core(refusal, text_stream(BOXES)) as (core, engine):
         asked(core)
         asked(core)
+        monkeypatch.setattr(core.runners["far"], "_plain_until_s", time.monotonic())
+        asked(core)
     with_schema = ["response_format" in body for body in engine.bodies]
-    assert with_schema == [True, False, False]
+    assert with_schema == [True, False, False, True]
 
 
 def test_refusal_of_the_request() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from imaging.files import ImageLimits
 from service.errors import NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
+from service.inference import runner_calls
 from service.inference.runner_calls import (
     CallBegun,
     CallEvent,
@@ -158,15 +159,18 @@ class BreakingChannel(FakeChannel):
                 raise RunnerUnreachable("killed")
 
 
-def test_unfinished_sequences_are_repeated() -> None:
+def test_unfinished_sequences_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses_s = runner_calls._RETRY_PAUSES_S
+    assert 0.5 < sum(pauses_s) < 3  # a killed runner is back, and a dead one refused soon
+    monkeypatch.setattr(runner_calls, "_RETRY_PAUSES_S", (0.0,) * len(pauses_s))
     channel = BreakingChannel(FakeEncoder(), writer())
-    channel.num_broken = 1
-    answers = streamed_by(channel, 3)
-    assert answers.text == "a circle\na circle\na circle"
-    assert [len(call.sequences) for call in channel.calls] == [3, 2]
-    channel.num_broken = 2
+    channel.num_broken = 3
+    answers = streamed_by(channel, 4)
+    assert answers.text == "\n".join(["a circle"] * 4)
+    assert [len(call.sequences) for call in channel.calls] == [4, 3, 2, 1]
+    channel.num_broken = 4
     with pytest.raises(NotReady, match="starting or restarting"):
-        streamed_by(channel, 3)
+        streamed_by(channel, 5)
 
 
 class ShortChannel(FakeChannel):

@@ -36,6 +36,7 @@ from tests.support.fake_service import (
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 from tests.support.label_studio_config import basic_auth, labelled, view
 from tests.support.rest_client import Client, client, error_of
+from wire.runner_channel import RunnerUnreachable
 from wire.runner_messages import Failed
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
@@ -46,6 +47,7 @@ LABEL_STUDIO = {"User-Agent": "heartex/1.23.2"}
 
 
 PATH = "/integrations/label-studio"
+MODEL_PATH = f"{PATH}/{FLORENCE_ID}"
 VERSIONS = [f"{FLORENCE_ID}@00000000", f"{PALIGEMMA_ID}@00000000"]
 RED_CIRCLE = view(labelled("RectangleLabels", "red circle"))
 CAPTION = '<TextArea name="caption" toName="image"/>'
@@ -154,9 +156,22 @@ def test_failed_task_names_its_error() -> None:
 
 def test_temporary_failure_has_no_prediction() -> None:
     api = florence({"What does the image describe?": Failed(code="internal", message="x")})
-    tasks = results(view(CAPTION), data_url(PNG), "data:image/png;base64,AAAA", api=api)
+    images = (data_url(PNG), "data:image/png;base64,AAAA")
+    tasks = results(view(CAPTION), *images, api=api, path=MODEL_PATH)
     assert tasks[0] == []
     assert tasks[1][0]["model_version"].startswith("failed: ")
+    ((prediction,), _) = results(view(CAPTION), *images, api=api)  # the other model's
+    assert prediction["model_version"] == VERSIONS[1]
+    assert prediction["result"]
+
+
+def test_all_models_are_down() -> None:
+    down = FakeDecoder({}, failure=RunnerUnreachable("killed"))
+    api = client(make_core(decoders={FLORENCE_ID: down, PALIGEMMA_ID: down}))
+    call = {"tasks": [{"data": {"image": data_url(PNG)}}], "label_config": view(CAPTION)}
+    response = post("predict", call, api)
+    assert error_of(response)["code"] == "not_ready"
+    assert response.headers["retry-after"] == "1"
 
 
 def test_many_tasks_in_few_places() -> None:
@@ -220,6 +235,7 @@ def test_error_is_in_the_redirect() -> None:
     message = "the labelling configuration has none of the tags"
     assert location.startswith(f"{PATH}/failed/400?{message.replace(' ', '+')}")
     assert error_of(client().get(location))["message"].startswith(message)
+    assert client().get(f"{PATH}/failed/503?x").headers["retry-after"] == "1"
     assert client().get(f"{PATH}/failed/999?x").status_code == 400
 
 
@@ -325,7 +341,6 @@ def test_number_of_predictions_is_limited() -> None:
         assert post("setup", {"schema": fitting}).status_code == 200
 
 
-MODEL_PATH = f"{PATH}/{FLORENCE_ID}"
 CONFIG = view(labelled("RectangleLabels", "red circle"), CAPTION)
 SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=60)
 

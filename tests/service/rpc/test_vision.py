@@ -176,6 +176,7 @@ async def test_draining_admits_no_call() -> None:
         for call in (stub.ListModels(pb.ListModelsRequest()), stub.Predict(OCR)):
             code, metadata = await refused(call)
             assert (code, metadata["diptych-code"]) == (grpc.StatusCode.UNAVAILABLE, "not_ready")
+            assert metadata["retry-after"] == "1"
 
 
 async def test_malformed_message() -> None:
