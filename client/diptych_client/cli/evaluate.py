@@ -327,6 +327,9 @@ class EvaluationRun:
             measure = evaluator.measures.get(model.id)
             scored = measure.scored() if isinstance(measure, ObjectsMeasure) else None
             calibrations.append(fit_calibration(model, task, scored, with_tiles))
+            if scored is not None and scored.num_unscored:
+                count = f"{scored.num_unscored} objects without a score"
+                logger.warning("%s: %s are left out of the calibration", model.id, count)
         outputs.write(path, json.dumps({"calibrations": calibrations}, indent=1) + "\n")
         logger.info("the calibration is %s", path)
 

@@ -30,7 +30,7 @@ from diptych_client.evaluation.statistics import Details, Estimator, Metric, Out
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match
-from diptych_client.results import Instance, Item, Model, box_of, rank_of
+from diptych_client.results import Instance, Item, Model, box_of
 
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
@@ -78,7 +78,9 @@ def truth_row(true: TrueObject, image: ImageSize) -> Row:
 def answer_row(item: Item, image: ImageSize) -> Row:
     """Return an answer as COCO.loadRes would: of a mask, its pixels are the area."""
     box = xywh(box_of(item))
-    row: Row = {"bbox": box, "area": box[2] * box[3], "score": rank_of(item), "iscrowd": 0}
+    # NaN ranks last, too
+    score = math.nan if item.score is None else item.score
+    row: Row = {"bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
     if isinstance(item, Instance):
         mask = item.to_mask(image)
         row |= {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}
@@ -182,11 +184,12 @@ def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: Sequence[Row
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswers:
-    """Scores of answered objects, and whether each is right."""
+    """Scores of the answered objects that have one, and whether each is right."""
 
     scores: Floats
     is_right: Flags
     is_calibrated: bool  # the service calibrated some of the scores
+    num_unscored: int = 0
     # true objects: sizes as shares of the image's side, and whether each was found
     shares: Floats = field(default_factory=lambda: np.zeros(0))
     are_found: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
@@ -299,11 +302,14 @@ class ObjectsMeasure:
 
         is_right = joined("is_right")[0]
         is_counted = is_right | joined("is_wrong")[0]
+        is_unscored = np.isnan(joined("scores"))
+        is_fitted = is_counted & ~is_unscored
         shares = np.array(self.true_shares, dtype=np.float64).reshape(-1, 2)
         return ScoredAnswers(
-            joined("scores")[is_counted],
-            is_right[is_counted],
+            joined("scores")[is_fitted],
+            is_right[is_fitted],
             self.is_calibrated,
+            int((is_counted & is_unscored).sum()),
             shares[:, 0],
             shares[:, 1].astype(bool),
             self.embeddings,
@@ -342,9 +348,16 @@ def fit_calibration(
             " ones: start the service with DIPTYCH_CALIBRATION=off and choose another --out"
         )
     num_answers = len(answers.scores)
-    if num_answers < MIN_ANSWERS:
+    if answers.num_unscored and not num_answers:
         raise RunError(
-            f"--calibrate needs {MIN_ANSWERS} answered objects; {model.id} answered {num_answers}"
+            f"--calibrate needs scores; all {answers.num_unscored} objects that {model.id} answered"
+            " have none: its engine must return log-probabilities (`logprobs`)"
+        )
+    if num_answers < MIN_ANSWERS:
+        unscored = f" and {answers.num_unscored} without" if answers.num_unscored else ""
+        raise RunError(
+            f"--calibrate needs {MIN_ANSWERS} answered objects with scores;"
+            f" {model.id} answered {num_answers}{unscored}"
         )
     share = None if with_tiles else min_object_share(answers.shares, answers.are_found)
     scores, probabilities = isotonic(answers.scores, answers.is_right)

@@ -253,20 +253,25 @@ def test_labelled_model_has_metrics_by_class(
     assert "2 samples of 2 images answered by every model\n" in output
 
 
-def test_calibration_is_written(diptych: Diptych, folder: Path) -> None:
-    write_labels(folder, ["a.png", "b.png"])
+def test_calibration_is_written(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    write_labels(folder, ["a.png", "b.png", "c.png"])
     path = folder.with_name("c.json")
-    many = DetectionsResult(DETECTIONS.detections[:1] * 100)
-    answers = [replace(answer(many, model="first"), familiarity=0.001, image_embedding="AAAA")] * 2
+    star = DETECTIONS.detections[0]
+    answers = []
+    for box in (star, star, replace(star, score=None)):
+        many = answer(DetectionsResult((box,) * 100), model="first")
+        answers.append(replace(many, familiarity=0.001, image_embedding="AAAA"))
     words = ("--calibrate", path)
     status, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
-    assert (status, [b'name="image_embedding"' in one.body for one in received]) == (0, [True] * 2)
+    assert (status, [b'name="image_embedding"' in one.body for one in received]) == (0, [True] * 3)
     (row,) = json.loads(path.read_text())["calibrations"]
     assert (row["model"], row["num_answers"], row["with_tiles"]) == ("first", 200, False)
     assert row["images"] is None
     run = report_of(folder.with_name("out"))["run"]
     assert isinstance(run, dict)
-    assert run["first: unlike its calibration"] == "2 of 2 samples"
+    assert run["first: unlike its calibration"] == "3 of 3 samples"
+    message = "first: 100 objects without a score are left out of the calibration"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

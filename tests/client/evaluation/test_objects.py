@@ -188,11 +188,13 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     measure = ObjectsMeasure(NAMES)
     outcome = measure.add(ObjectsTruth((TrueObject("car", CAR),)), prediction(answers))
     assert outcome.error == 1 - 2 / 4
-    measure.add(ObjectsTruth(()), prediction([Detection((0, 0, 5, 5), "car", 0.6)]))
+    wrong = Detection((0, 0, 5, 5), "car", 0.6)
+    measure.add(ObjectsTruth(()), prediction([replace(wrong, score=None), wrong]))
     scored = measure.scored()
     assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # 100 x 80 pixels
     assert scored.are_found.tolist() == [True]
-    assert measure.details().kinds == {"right": 1, "extra": 3}
+    assert scored.num_unscored == 1  # by its engine; it is not of the score 0
+    assert measure.details().kinds == {"right": 1, "extra": 4}
     loosely = measured([((TrueObject("car", CAR),), (Detection((10, 10, 30, 30), "car", 1.0),))])
     assert loosely.details().kinds == {"loosely placed": 1}
     assert loosely.scored().are_found.tolist() == [True]
@@ -309,14 +311,16 @@ def test_few_images_are_not_told_apart() -> None:
     assert min(fit_calibration(MODEL, TASK, equal)["images"]["variances"]) > 0
 
 
-FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"
+FEW = f"needs {MIN_ANSWERS} answered objects with scores; m answered {MIN_ANSWERS - 1}"
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
         (None, "needs a task and a dataset with objects"),
-        (overconfident(MIN_ANSWERS - 1, 0), FEW),
+        (overconfident(MIN_ANSWERS - 1, 0), f"{FEW}$"),
+        (replace(overconfident(MIN_ANSWERS - 1, 0), num_unscored=9), f"{FEW} and 9 without"),
+        (replace(answered([], []), num_unscored=9), "all 9 objects that m answered have none"),
         (answered(np.ones(MIN_ANSWERS), np.ones(MIN_ANSWERS), True), "DIPTYCH_CALIBRATION=off"),
     ],
 )
