@@ -27,7 +27,7 @@ from diptych_client.evaluation.formats.writing import (
     write_dataset,
 )
 from diptych_client.evaluation.questions import AnswerLog, Asker, Job, Record, Sample
-from diptych_client.inputs import ImageFile, ImageStore, open_images
+from diptych_client.inputs import Folder, ImageFile, ImageStore, Problems, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 
 
@@ -51,6 +51,38 @@ def ask(
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of the models to images; those of `folder` are kept in `out`."""
+
+    connection: ConnectionOptions
+    jobs: Sequence[Job]
+    failures: FailureLog
+    concurrency: int
+    folder: Folder
+    out: Path
+
+    def to(self, store: ImageStore, images: Iterable[ImageFile]) -> list[Records]:
+        """Return the records of each image that every model answered, now or in an earlier run."""
+        # equal names of two folders are not one image
+        path = (self.out if store == self.folder else self.out / "labelled") / "journal.jsonl"
+        first = self.jobs[0]
+        samples = [Sample(image, (first.parameters,), None) for image in images]
+        complete = []
+        with AnswerLog.open(path, first.task, first.options) as log:
+            asker = Asker(log, self.failures, self.concurrency)
+            for job in self.jobs:
+                ask(self.connection, asker, store, samples, job.model)
+            for sample in samples:
+                records = []
+                for job in self.jobs:
+                    for answer in log.answers(sample, job.model) or ():
+                        records.append(Record(sample.image, answer))
+                if len(records) == len(self.jobs):
+                    complete.append(tuple(records))
+        return complete
+
+
+@dataclass(frozen=True, slots=True)
 class AnnotationRun:
     """One run of the command."""
 
@@ -64,64 +96,66 @@ class AnnotationRun:
     def run(self) -> int:
         """Label the images and write the dataset; return the number of failed requests."""
         self._check_options()
-        out = output_folder(self.options.out, self.inputs, "annotations")
+        options = self.options
+        out = output_folder(options.out, self.inputs, "annotations")
         opening = self.input_options.opening(out)
-        opened = open_images(self.inputs, opening)
-        store, images = opened.images(opening.problems)
+        folder, images = open_images(self.inputs, opening).images(opening.problems)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
-            dataset_format = self.options.dataset_format
-            check_outputs(dataset_format, outputs, store.path, images)
+            check_outputs(options.dataset_format, outputs, folder.path, images)
             outputs.check(filter(None, [self.guarantee.thresholds]))
-            if self.guarantee.labelled is None:
-                note_problems(opening.problems, outputs)
             jobs = self._jobs(images)
-            target = Target(dataset_format, outputs, store.path, jobs[0], self.options.val_share)
+            form = options.dataset_format
+            target = Target(form, outputs, folder.path, jobs[0], options.val_share)
             out.mkdir(parents=True, exist_ok=True)
             failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-
-            def answer(place: ImageStore, images: Iterable[ImageFile]) -> list[Records]:
-                # equal names of two folders are not one image
-                path = (out if place == store else out / "labelled") / "journal.jsonl"
-                with AnswerLog.open(path, jobs[0].task, jobs[0].options) as log:
-                    asker = Asker(log, failures, self.options.concurrency)
-                    return self._answers(asker, jobs, place, images)
-
-            if self.guarantee.labelled is None:
-                answers = answer(store, images)
-                dataset, notes = self._write(target, answers)
-            else:
-                from diptych_client.cli.guaranteed import GuaranteedRun
-
-                run = GuaranteedRun(
-                    answer,
-                    target,
-                    store,
-                    images,
-                    self.guarantee,
-                    self.options.iou,
-                    opening.problems,
-                )
-                answers, dataset = run.label(self.connection.models)
-                notes = run.sentences
-        notes.append(f"{len(answers)} of {len(images)} images have answers; see {dataset}")
+            answers = Answers(self.connection, jobs, failures, options.concurrency, folder, out)
+            num_labelled, dataset, notes = self._label(target, answers, images, opening.problems)
+        notes.append(f"{num_labelled} of {len(images)} images have answers; see {dataset}")
         if failures.num_failures:
             notes.append(f"{failures.num_failures} requests failed, see {failures.path}")
         summary = {
             "dataset": str(dataset),
             "images": len(images),
-            "labelled": len(answers),
+            "labelled": num_labelled,
             "failed": failures.num_failures,
             "left_out": dict(opening.problems.counts),
         }
         echo(json.dumps(summary) if self.input_options.as_json else "\n".join(notes))
         return failures.num_failures
 
+    def _label(
+        self, target: Target, answers: Answers, images: Sequence[ImageFile], problems: Problems
+    ) -> tuple[int, Path, list[str]]:
+        """Return the number of labelled images, the path of the dataset, and notes about it."""
+        if self.guarantee.labelled is not None:
+            from diptych_client.cli.guaranteed import GuaranteedRun
+
+            iou = self.options.iou
+            run = GuaranteedRun(answers, target, images, self.guarantee, iou, problems)
+            num_labelled, dataset = run.label()
+            return num_labelled, dataset, run.sentences
+        note_problems(problems, target.outputs)
+        records = answers.to(answers.folder, images)
+        # an earlier run may have left it: it is not true of this dataset
+        target.outputs.remove(target.outputs.folder / "guarantee.json")
+        if not self.options.consensus:
+            return len(records), write_dataset(target, list(map(itemgetter(0), records))), []
+        leasts = {ANY: self.options.accept_score}
+        agreements = [agreement(answered, self.options.iou, leasts) for answered in records]
+        num_labels = sum(len(image.accepted) for image in agreements)
+        dataset, note = write_consensus(target, agreements)
+        warning = (
+            f"{num_labels} labels have two models' consent, which proves nothing: both may err"
+            " alike; --labelled proves a share of errors"
+        )
+        return len(records), dataset, [note, warning]
+
     def _check_options(self) -> None:
         if self.guarantee.labelled is None:
             if replace(self.guarantee, confidence=NO_GUARANTEE.confidence) != NO_GUARANTEE:
-                names = "--max-wrong, --max-missed, --per-class, --thresholds, --split, --suggest"
-                raise RunError(f"{names} and --reviewed need --labelled: images with true labels")
+                names = "--max-wrong, --per-class, --thresholds and --split"
+                raise RunError(f"{names} need --labelled: images with true labels")
             return
         if self.options.accept_score or self.task_options.min_precision:
             hint = "omit --accept-score and --min-precision"
@@ -146,34 +180,3 @@ class AnnotationRun:
         parameters = self.task_options.parameters()
         answer_options = self.task_options.answer_options()
         return [Job(task.id, model, parameters, answer_options) for model in models]
-
-    def _answers(
-        self, asker: Asker, jobs: Sequence[Job], store: ImageStore, images: Iterable[ImageFile]
-    ) -> list[Records]:
-        """Return the records of each image that every model answered, now or in an earlier run."""
-        samples = [Sample(image, (jobs[0].parameters,), None) for image in images]
-        for job in jobs:
-            ask(self.connection, asker, store, samples, job.model)
-        complete = []
-        for sample in samples:
-            records = []
-            for job in jobs:
-                for answer in asker.log.answers(sample, job.model) or ():
-                    records.append(Record(sample.image, answer))
-            if len(records) == len(jobs):
-                complete.append(tuple(records))
-        return complete
-
-    def _write(self, target: Target, answers: Sequence[Records]) -> tuple[Path, list[str]]:
-        # an earlier run may have left it: it is not true of this dataset
-        target.outputs.remove(target.outputs.folder / "guarantee.json")
-        if not self.options.consensus:
-            return write_dataset(target, list(map(itemgetter(0), answers))), []
-        leasts = {ANY: self.options.accept_score}
-        agreements = [agreement(records, self.options.iou, leasts) for records in answers]
-        num_labels = sum(len(image.accepted) for image in agreements)
-        dataset, note = write_consensus(target, agreements)
-        warning = (
-            f"{num_labels} labels have two models' consent, which proves nothing: both may err"
-        )
-        return dataset, [note, f"{warning} alike; --labelled proves a share of errors"]

@@ -1,11 +1,7 @@
-"""`annotate --labelled`: accepts labels that labelled images prove, and suggests more to label.
+"""`annotate --labelled`: accepts labels that labelled images prove.
 
-    pilot.json          names of the images whose answers fix the rules that are tested
-    order.json          digests of the labelled images in the order of the bets
-    suggestions.json    names of the images that a person was asked to label
-
-Suggested images are drawn at random: their labels are a part of the proof. Those of others, which a
-person chose, are final in the dataset, but never enter the proof or the choice of rules.
+    pilot.json    names of the images whose answers fix the rules that are tested
+    order.json    digests of the labelled images in the order of the bets
 
 Bets depend on the order: images of earlier runs come first, others follow by their digests, which
 know nothing of the labels. Needs the extra `evaluate`.
@@ -13,7 +9,7 @@ know nothing of the labels. Needs the extra `evaluate`.
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -23,38 +19,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych_client.cli.annotate import Answers
 from diptych_client.cli.options import GuaranteeOptions
 from diptych_client.cli.terminal import logger, note_problems
 from diptych_client.evaluation.annotation.consensus import (
     ANY,
     Agreement,
-    Box,
     Records,
-    agreement,
     write_consensus,
-    write_review,
 )
 from diptych_client.evaluation.annotation.guarantee import (
     Guarantee,
     Promise,
-    Promises,
     appearance,
     prove,
     repeats,
     truth_of,
 )
-from diptych_client.evaluation.dataset import Selection, read_json
+from diptych_client.evaluation.dataset import read_json
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import Target
-from diptych_client.evaluation.objects import run_lengths
-from diptych_client.evaluation.questions import Job, ObjectsTruth
-from diptych_client.geometry import RunLengthMask, corners
+from diptych_client.evaluation.questions import ObjectsTruth
 from diptych_client.inputs import Folder, ImageFile, ImageStore, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
-from diptych_client.results import Detection, Instance, InstancesResult, Model
 
-AnswerImages = Callable[[ImageStore, Iterable[ImageFile]], list[Records]]
-Truths = dict[ImageFile, ObjectsTruth]
 Known = tuple[Records, ObjectsTruth]
 
 DEFAULT_MAX_WRONG = 0.05
@@ -63,53 +51,65 @@ _SEED = 0
 _DIGEST_BYTES = 8
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class GuaranteedRun:
     """The labelling of a folder by what labelled images prove."""
 
-    answer: AnswerImages
+    answers: Answers
     target: Target
-    folder: Folder
     images: Sequence[ImageFile]
     options: GuaranteeOptions
     min_iou: float
     problems: Problems
-    suggested: list[str] = field(default_factory=list)
-    reviewed: Truths = field(default_factory=dict)  # a person's labels of images of the folder
     sentences: list[str] = field(default_factory=list)  # for the user
 
-    def label(self, served_models: Callable[[], Iterable[Model]]) -> tuple[list[Records], Path]:
-        """Write the accepted labels; return the answers and the path of the dataset.
+    def label(self) -> tuple[int, Path]:
+        """Write the labels; return the number of labelled images and the path of the dataset.
 
         Raise `RunError` if nothing is proved, before most images are sent.
         """
-        options = self.options
-        self._read_reviewed(options.reviewed)
-        assert options.labelled is not None
-        selection = Selection(options.labelled_images, options.split, self.problems)
-        work = self.target.outputs.folder / "labelled" / "input"
-        truths, store = read_truths(options.labelled, selection, self.target.job, work)
+        truths, store = self._truths()
         note_problems(self.problems, self.target.outputs)
-        pilot = self._pilot(set(map(partial(path_of, store), truths)))
-        try:
-            guarantee = self._prove(truths, store, pilot)
-        except RunError as error:
-            sentence = self._suggest(pilot)
-            if not sentence:
-                raise
-            raise RunError(f"{error}; {sentence}") from error
+        guarantee = self._prove(truths, store)
         for sentence in guarantee.sentences():
-            self.sentences.append(sentence)
-            logger.info(sentence)
-        if options.thresholds is not None:
-            self._write_thresholds(options.thresholds, guarantee, served_models())
-        answers = self.answer(self.folder, self.images)
-        agreements = list(map(partial(self._accepted, guarantee), answers))
+            self._note(sentence)
+        if self.options.thresholds is not None:
+            self._write_thresholds(self.options.thresholds, guarantee)
+        records = self.answers.to(self.answers.folder, self.images)
+        agreements = list(map(guarantee.accept, records))
         self._write_guarantee(guarantee, agreements)
         dataset, note = write_consensus(self.target, agreements)
         self.sentences.append(note)
-        self.sentences += filter(None, [self._suggest(pilot)])
-        return answers, dataset
+        return len(records), dataset
+
+    def _note(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+        logger.info(sentence)
+
+    def _truths(self) -> tuple[dict[ImageFile, ObjectsTruth], ImageStore]:
+        """Read the true labels; raise `RunError` if there are none.
+
+        An image may have several lines in its file.
+        """
+        options = self.options
+        assert options.labelled is not None
+        work = self.target.outputs.folder / "labelled" / "input"  # of an archive
+        opened = open_images([str(options.labelled)], Opening(work, self.problems))
+        images = options.labelled_images
+        dataset = read_dataset(opened.path, images, options.split, self.problems)
+        truths: dict[ImageFile, ObjectsTruth] = {}
+        for labelled in dataset.images:
+            truth = truth_of(labelled, self.target.job)
+            if truth is not None:
+                earlier = truths.get(labelled.image, ObjectsTruth(()))
+                truths[labelled.image] = ObjectsTruth((*earlier.objects, *truth.objects))
+        if not truths:
+            counts = dataset.inventory.labels
+            labels = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+            cause = f"it has {labels}" if labels else dataset.note or self.problems.summary()
+            task = self.target.job.task
+            raise RunError(f"{options.labelled} has no true labels for {task}; {cause}")
+        return truths, dataset.store
 
     def _write_guarantee(self, guarantee: Guarantee, agreements: Sequence[Agreement]) -> None:
         document = asdict(guarantee)
@@ -121,27 +121,6 @@ class GuaranteedRun:
         path = self.target.outputs.folder / "guarantee.json"
         self.target.outputs.write(path, json.dumps(document, indent=1))
 
-    def _read_reviewed(self, reviewed_path: Path | None) -> None:
-        """Read what was suggested earlier, and a person's labels of it.
-
-        Raise `RunError` without all images that were drawn at random: leaving out the hard ones
-        would prove nothing.
-        """
-        self.suggested = _read_texts(self.target.outputs.folder / "suggestions.json")
-        if reviewed_path is None:
-            return
-        selection = Selection(self.folder.path, None, self.problems)
-        work = self.target.outputs.folder / "reviewed" / "input"
-        truths, _ = read_truths(reviewed_path, selection, self.target.job, work)
-        for image in self.images:
-            if image in truths:
-                self.reviewed[image] = truths[image]
-        missing = {*self.suggested}.difference(map(attrgetter("name"), self.reviewed))
-        if missing or not self.reviewed:
-            names = f"{', '.join(sorted(missing)):.1000}" or f"any image of {self.folder.path}"
-            rule = "the images that were drawn at random prove only together"
-            raise RunError(f"--reviewed {reviewed_path} has no labels of {names}; {rule}")
-
     def _pilot(self, labelled: set[Path | None]) -> list[ImageFile]:
         """Return the images whose answers fix the rules: the same at every look."""
         path = self.target.outputs.folder / "pilot.json"
@@ -151,7 +130,7 @@ class GuaranteedRun:
             return earlier
         unlabelled = []
         for image in self.images:
-            if path_of(self.folder, image) not in labelled:
+            if path_of(self.answers.folder, image) not in labelled:
                 unlabelled.append(image)
         if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
@@ -159,33 +138,26 @@ class GuaranteedRun:
         self.target.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
         return pilot
 
-    def _prove(self, truths: Truths, store: ImageStore, pilot: Sequence[ImageFile]) -> Guarantee:
-        used = set(map(partial(path_of, self.folder), (*pilot, *self.reviewed)))
+    def _prove(self, truths: Mapping[ImageFile, ObjectsTruth], store: ImageStore) -> Guarantee:
+        pilot = self._pilot(set(map(partial(path_of, store), truths)))
+        folder = self.answers.folder
+        used = set(map(partial(path_of, folder), pilot))
         labelled = [image for image in truths if path_of(store, image) not in used]
-        drawn = [image for image in self.reviewed if image.name in self.suggested]
+        answers = self.answers.to(store, labelled)
         known = {}
-        num_known = 0
-        for place, images, true_labels in (
-            (store, labelled, truths),
-            (self.folder, drawn, self.reviewed),
-        ):
-            for records in self.answer(place, images):
-                num_known += 1
-                image = records[0].image
-                data = place.read(image)
-                digest = blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
-                known[digest] = (appearance(data), (records, true_labels[image]))
+        for records in answers:
+            image = records[0].image
+            data = store.read(image)
+            digest = blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+            known[digest] = (appearance(data), (records, truths[image]))
         distinct = self._distinct(known)
-        if len(distinct) < num_known:
-            count = f"{num_known - len(distinct)} of {num_known} labelled images"
-            self.sentences.append(f"{count} nearly repeat others and do not count")
-            logger.info(self.sentences[-1])
+        if num_repeats := len(answers) - len(distinct):
+            count = f"{num_repeats} of {len(answers)} labelled images"
+            self._note(f"{count} nearly repeat others and do not count")
         options = self.options
-        wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
-        missed = options.max_missed and Promise(options.max_missed, options.confidence)
-        promises = Promises(wrong, missed or None, options.per_class)
-        pilot_answers = self.answer(self.folder, pilot)
-        return prove(distinct, pilot_answers, self.min_iou, promises)
+        promise = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
+        pilot_answers = self.answers.to(folder, pilot)
+        return prove(distinct, pilot_answers, self.min_iou, promise, options.per_class)
 
     def _distinct(self, known: Mapping[str, tuple[NDArray[np.float32], Known]]) -> list[Known]:
         """Return known images in the order of the bets, of near-duplicates the first."""
@@ -197,16 +169,10 @@ class GuaranteedRun:
         is_repeat = repeats(np.array(list(map(itemgetter(0), images))))
         return [images[index][1] for index in np.flatnonzero(~is_repeat).tolist()]
 
-    def _accepted(self, guarantee: Guarantee, records: Records) -> Agreement:
-        """Return a person's labels, or proved ones."""
-        truth = self.reviewed.get(records[0].image)
-        if truth is None:
-            return guarantee.accept(records)
-        labels = _true_labels(records, truth)
-        return Agreement(records, tuple(labels), (1.0,) * len(labels), ())
-
-    def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
-        (model,) = [served for served in models if served.id == self.target.job.model]
+    def _write_thresholds(self, path: Path, guarantee: Guarantee) -> None:
+        with self.answers.connection.client() as client:
+            served = {model.id: model for model in client.models()}
+        model = served[self.target.job.model]
         fields = self.target.job.fields()
         common = {
             "model": fields.pop("model"),
@@ -218,57 +184,6 @@ class GuaranteedRun:
         rows = [common | proof for proof in guarantee.proofs()]
         self.target.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
         logger.info("%s has what is proved for the service", path)
-
-    def _suggest(self, pilot: Sequence[ImageFile]) -> str:
-        """Draw images, record them before a person sees them, and return where they are.
-
-        The list has those of earlier runs, too, that a person did not label.
-        """
-        if not self.options.suggest:
-            return ""
-        known = {*self.suggested, *map(attrgetter("name"), pilot)}
-        others = [image for image in self.images if image.name not in known]
-        unlabelled = {*self.suggested}.difference(map(attrgetter("name"), self.reviewed))
-        waiting = [image for image in self.images if image.name in unlabelled]
-        number = min(max(self.options.suggest - len(waiting), 0), len(others))
-        drawn = random.Random(len(self.suggested)).sample(others, number)
-        if not waiting and not drawn:
-            return "no image is left to suggest"
-        review = []
-        for records in self.answer(self.folder, (*waiting, *drawn)):
-            if records[0].image.name not in unlabelled:
-                self.suggested.append(records[0].image.name)
-            review.append(agreement(records, self.min_iou, {}))
-        outputs = self.target.outputs
-        outputs.write(outputs.folder / "suggestions.json", json.dumps(self.suggested))
-        path = write_review(self.target, "suggested_", review)
-        return f"{len(review)} images to label next are in {path}: give all labels by --reviewed"
-
-
-def read_truths(
-    path: Path, selection: Selection, job: Job, work: Path
-) -> tuple[Truths, ImageStore]:
-    """Read the true labels for a job; raise `RunError` if there are none.
-
-    An archive is unpacked to `work`. An image may have several lines in its file.
-    """
-    problems = selection.problems
-    opened = open_images([str(path)], Opening(work, problems))
-    dataset = read_dataset(opened.path, selection.images, selection.split, problems)
-    truths: Truths = {}
-    for labelled in dataset.images:
-        truth = truth_of(labelled, job)
-        earlier = truths.get(labelled.image)
-        if truth is not None and earlier is not None:
-            truth = ObjectsTruth((*earlier.objects, *truth.objects))
-        if truth is not None:
-            truths[labelled.image] = truth
-    if not truths:
-        counts = dataset.inventory.labels
-        labels = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-        cause = f"it has {labels}" if labels else dataset.note or problems.summary()
-        raise RunError(f"{path} has no true labels for {job.task}; {cause}")
-    return truths, dataset.store
 
 
 def _read_texts(path: Path) -> list[str]:
@@ -282,20 +197,3 @@ def _read_texts(path: Path) -> list[str]:
 def path_of(store: ImageStore, image: ImageFile) -> Path | None:
     """Return where an image is; None if it is a row of a file."""
     return (store.path / image.name).resolve() if isinstance(store, Folder) else None
-
-
-def _true_labels(records: Records, truth: ObjectsTruth) -> list[Box]:
-    answer = records[0].answer
-    labels: list[Box] = []
-    for true in truth.objects:
-        if not isinstance(answer.result, InstancesResult):
-            labels.append(Detection(true.box_xyxy, true.label, 1.0))
-        elif true.segmentation is None:
-            labels.append(Instance(true.box_xyxy, true.label, 1.0, (corners(true.box_xyxy),)))
-        else:
-            runs = run_lengths(true.segmentation, answer.image)
-            counts = runs["counts"]
-            text = counts.decode() if isinstance(counts, bytes) else counts
-            mask = RunLengthMask(tuple(runs["size"]), text)
-            labels.append(Instance(true.box_xyxy, true.label, 1.0, mask=mask))
-    return labels

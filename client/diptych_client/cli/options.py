@@ -24,7 +24,7 @@ from diptych_client.image_sources import DEFAULT_MAX_PIXELS
 from diptych_client.inputs import DEFAULT_EVERY_S, Opening, Problems
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key, split_list
-from diptych_client.results import Model, Task
+from diptych_client.results import Task
 
 _LISTED = "repeatable, or comma-separated"
 # the titles above options in the help, by the first of each
@@ -67,10 +67,6 @@ class ConnectionOptions:
 
     def async_client(self) -> AsyncClient:
         return AsyncClient(**self._arguments())
-
-    def models(self) -> tuple[Model, ...]:
-        with self.client() as client:
-            return client.models()
 
     def _arguments(self) -> dict[str, Any]:
         arguments = asdict(self)
@@ -186,11 +182,6 @@ class GuaranteeOptions:
         float | None, "Largest share of wrong labels among the accepted; default: 0.05.", _OPEN
     ] = None
     confidence: Annotated[float, "Confidence of the guarantee.", _OPEN] = 0.95
-    max_missed: Annotated[
-        float | None, "Largest share of objects neither in the dataset nor for review.", _OPEN
-    ] = None
-    suggest: Annotated[int | None, "Number of images for a person to label next.", _COUNT] = None
-    reviewed: Annotated[Path | None, "A person's final labels of suggested images."] = None
     thresholds: Annotated[Path | None, "Write what is proved here, for the service."] = None
     per_class: Annotated[bool, "Prove --max-wrong for each class."] = False
 

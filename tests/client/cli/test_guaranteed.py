@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult
+from diptych_client.evaluation.formats.reading import read_dataset
 from tasks.scores import read_proofs
 from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import answer
@@ -132,13 +133,6 @@ def test_labelled_may_be_a_split_of_an_archive(
     assert "no label file of the split test; its splits: train, val" in capsys.readouterr().err
 
 
-def test_review_list_may_miss_a_share(diptych: Diptych, tmp_path: Path) -> None:
-    photos = write_images(tmp_path / "photos", ["unsure"] + ["sure"] * 11)
-    labels = write_labels(tmp_path / "labelled", ["sure"] * 70 + ["unsure"] * 5)
-    assert annotate(diptych, photos, labels, "--max-missed", 0.3)[0] == 0
-    assert annotations(tmp_path / "out" / "review.json") == []
-
-
 @pytest.mark.parametrize(
     ("kinds", "truths", "message"),
     [
@@ -196,11 +190,12 @@ def test_order_of_bets_is_kept(diptych: Diptych, photos: Path, tmp_path: Path) -
     labels = write_labels(tmp_path / "labelled", MANY)
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join(lines[:40]))
-    annotate(diptych, photos, labels)
+    annotate(diptych, photos, labels, "--format", "csv")
     order = json.loads((tmp_path / "out" / "order.json").read_text())
     assert order == sorted(order)
     labels.write_text("\n".join(lines))
-    annotate(diptych, photos, labels)
+    annotate(diptych, photos, labels, "--format", "csv")
+    assert read_dataset(tmp_path / "out").inventory.format == "CSV"  # the lists are no labels
     later = json.loads((tmp_path / "out" / "order.json").read_text())
     assert (len(order), len(later), later[:40]) == (40, 75, order)
     assert later[40:] == sorted(later[40:])
@@ -223,52 +218,8 @@ def test_each_class_is_proved(diptych: Diptych, tmp_path: Path, capsys: Captured
     assert "wrong on the labelled images, by class: car 0 % of 60" in output
 
 
-def test_reviewed_images_are_final(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
-    labels = write_labels(tmp_path / "labelled", MANY)
-    assert annotate(diptych, photos, labels)[0] == 0
-    out = tmp_path / "out"
-    reviewed = write_lines(tmp_path / "reviewed.jsonl", {"1.jpg": TRUE_DOG})
-    assert annotate(diptych, photos, labels, "--reviewed", reviewed) == (0, 0)
-    accepted = [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
-    assert annotations(out / "annotations.json") == accepted
-    assert annotations(out / "review.json") == [("3.jpg", 0.3)]
-    accepting = json.loads((out / "guarantee.json").read_text())["accepting"]
-    assert accepting["num_images"] == 75  # a chosen image is not drawn at random
-
-
-def test_random_suggestions_count_for_the_proof(
-    diptych: Diptych, tmp_path: Path, capsys: Captured
-) -> None:
-    photos = write_images(tmp_path / "photos", ["sure"] * 203)
-    labels = write_labels(tmp_path / "labelled", ["sure"] * 5)
-    assert annotate(diptych, photos, labels, "--suggest", 2) == (1, 5 + 200 + 2)
-    error = capsys.readouterr().err
-    assert "5 labelled images prove no threshold" in error
-    assert "; 2 images to label next are in" in error
-    assert annotate(diptych, photos, labels, "--suggest", 2) == (1, 0)  # the same
-    assert annotate(diptych, photos, labels, "--suggest", 4) == (1, 1)
-    assert "; 3 images to label next are in" in capsys.readouterr().err
-    out = tmp_path / "out"
-    drawn = [name for name, _ in annotations(out / "suggested_review.json")]
-    pilot = json.loads((out / "pilot.json").read_text())
-    assert len(pilot) == 200
-    assert set(drawn).isdisjoint(pilot)
-    reviewed = tmp_path / "reviewed.jsonl"
-    names_left = ", ".join(sorted(drawn[1:]))
-    missing = f"has no labels of {names_left}; the images that were drawn at random"
-    for names, message in ((drawn, "8 labelled images prove no"), (drawn[:1], missing)):
-        write_lines(reviewed, dict.fromkeys(names, TRUE_CAR))
-        assert annotate(diptych, photos, labels, "--reviewed", reviewed)[0] == 1
-        assert message in capsys.readouterr().err
-    labels = write_lines(photos / "labels.jsonl", dict.fromkeys(drawn, TRUE_CAR))
-    assert annotate(diptych, photos, labels, "--reviewed", labels)[0] == 1
-    assert "3 labelled images prove no" in capsys.readouterr().err  # each counts once
-    assert annotate(diptych, photos, labels, "--reviewed", labels, "--suggest", 1)[0] == 1
-    assert "no image is left to suggest" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("text", ["[[]]", "null", '{"image": "a", "is_random": 1}', "[" * 100_000])
-@pytest.mark.parametrize("name", ["pilot.json", "order.json", "suggestions.json"])
+@pytest.mark.parametrize("name", ["pilot.json", "order.json"])
 def test_malformed_file_of_earlier_run(
     name: str, text: str, diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -287,9 +238,6 @@ def test_pilot_and_other_images_prove_nothing(
     piloted = write_lines(photos / "labels.jsonl", {f"{n}.jpg": TRUE_CAR for n in range(4)})
     annotate(diptych, photos, piloted)
     assert "no labelled image is left" in capsys.readouterr().err
-    other = write_lines(tmp_path / "reviewed.jsonl", {"other.jpg": TRUE_CAR})
-    annotate(diptych, photos, labels, "--reviewed", other)
-    assert "reviewed.jsonl has no labels of any image of" in capsys.readouterr().err
     every = write_labels(tmp_path / "all", ["sure"] * 60)
     annotate(diptych, every.parent, every, "--out", tmp_path / "out2")
     assert "all 60 images are labelled already" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Pa
         if image.differing or image.is_unlike:
             left.append(image)
     dataset = write_dataset(target, accepted)
-    review = write_review(target, "", left)
+    review = write_review(target, left)
     note = f"{len(left)} images are to be reviewed, see {review}"
     if num_unlike := len(agreements) - len(accepted):
         reason = "unlike those that the models were calibrated on: no box of them is accepted"
@@ -127,7 +127,7 @@ def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Pa
     return dataset, note
 
 
-def write_review(target: Target, prefix: str, agreements: Sequence[Agreement]) -> Path:
+def write_review(target: Target, agreements: Sequence[Agreement]) -> Path:
     """Write the boxes that are left to a person; return the path of their list."""
     outputs = target.outputs
     models: list[str] = []
@@ -139,5 +139,5 @@ def write_review(target: Target, prefix: str, agreements: Sequence[Agreement]) -
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
     tasks = list(map(label_studio_task, map(attrgetter("records"), agreements)))
-    outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
-    return outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))
+    outputs.write(outputs.folder / "label_studio.json", json.dumps(tasks))
+    return outputs.write(outputs.folder / "review.json", json.dumps(document))

@@ -47,9 +47,8 @@ from diptych_client.evaluation.statistics import SHARE_CAUTION, log_wealth
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats
-from diptych_client.results import Instance, rank_of
+from diptych_client.results import Instance
 
-NOT_FOUND = -math.inf  # the score of an object without a box
 ALL = {ANY: 0.0}  # accepts every box
 _PHRASES = ("phrase_grounding", "instance_segmentation")
 
@@ -57,7 +56,6 @@ _COVERAGES = np.arange(1, 21) / 20
 _STARTS: Mapping[float, float] = {0.4: 0.2, 0.8: 0.3, 1.0: 0.5}  # error level, by coverage
 _COMMON_COUNT = 0.99  # share of images with at most `max_labels`
 _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong boxes, for the service
-_REVIEW_QUANTILES = np.arange(1, 20) / 20
 
 _SIDE_PX = 32
 _SIMILAR = 0.98  # cosine; JPEG of quality 30 keeps .98, 99 % of drawn scenes are below .85
@@ -92,19 +90,8 @@ def repeats(appearances: NDArray[np.float32]) -> Flags:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedImage:
-    """Whether each box that models agree on is right.
-
-    The score of an object is the best one of its boxes, accepted or not; `NOT_FOUND` without any.
-    """
-
-    is_right: tuple[bool, ...]
-    object_scores: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of the boxes or objects of several images."""
+    """Scores of the boxes of several images."""
 
     scores: Floats  # (N,)
     images: NDArray[np.int64]  # (N,) index of the image
@@ -149,22 +136,18 @@ def truth_of(labelled: LabelledImage, job: Job) -> ObjectsTruth | None:
     return ObjectsTruth(objects)
 
 
-def judge(agreed: Agreement, truth: ObjectsTruth, min_iou: float) -> JudgedImage:
-    boxes = [*agreed.accepted, *map(itemgetter(1), agreed.differing)]
-    overlaps = _overlaps(boxes, truth.objects, agreed.records[0].answer.image)
-    scores = np.array(list(map(rank_of, boxes)))[:, None]
-    hit_scores = np.where(overlaps >= min_iou, scores, NOT_FOUND)
-    object_scores = hit_scores.max(axis=0, initial=NOT_FOUND)
-    is_crowd = np.array(list(map(attrgetter("is_crowd"), truth.objects)), dtype=bool)
+def judge(agreed: Agreement, truth: ObjectsTruth, min_iou: float) -> tuple[bool, ...]:
+    """Return whether each box that models agree on is right."""
+    overlaps = _overlaps(agreed.accepted, truth.objects, agreed.records[0].answer.image)
     is_right = [False] * len(agreed.accepted)
     order = np.argsort(-np.array(agreed.confidences), kind="stable")
     for index in order.tolist():  # the surest takes the object that it overlaps most
         if (overlaps[index] >= min_iou).any():
             is_right[index] = True
             taken = int(np.argmax(overlaps[index]))
-            if not is_crowd[taken]:
+            if not truth.objects[taken].is_crowd:
                 overlaps[:, taken] = -1
-    return JudgedImage(tuple(is_right), tuple(object_scores[~is_crowd].tolist()))
+    return tuple(is_right)
 
 
 def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
@@ -200,15 +183,6 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
-class Promises:
-    """Promises of wrong boxes, of each class alone if requested, and of missed objects."""
-
-    wrong: Promise
-    missed: Promise | None = None
-    is_by_class: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """Boxes from `min_confidence` on are accepted, of images with at most `max_labels` of them."""
 
@@ -216,23 +190,20 @@ class Rule:
     max_labels: int
 
 
-class Shares:
-    """Parts and wholes of each image under a rule, none of an image with more than `max_labels`.
+class Accepted:
+    """The labels that a rule accepts of each image, and the wrong ones among them.
 
-    The parts are wrong among accepted labels, or missed among true objects. `start` is the part of
-    the error level that starts with the rule.
+    `start` is the part of the error level that starts with the rule.
     """
 
-    def __init__(self, rule: Rule, start: float, parts: Floats, wholes: Floats) -> None:
-        is_common = wholes <= rule.max_labels
+    def __init__(self, rule: Rule, start: float, boxes: Scores, wrong_boxes: Scores) -> None:
+        num_boxes = boxes.counts(rule.min_confidence)
+        is_common = num_boxes <= rule.max_labels
         self.rule = rule
         self.start = start
-        self.parts = parts * is_common
-        self.wholes = wholes * is_common
-
-    @property
-    def share(self) -> float:
-        return float(self.parts.sum() / max(self.wholes.sum(), 1))
+        self.num_wrong = wrong_boxes.counts(rule.min_confidence) * is_common
+        self.num_labels = num_boxes * is_common
+        self.share = float(self.num_wrong.sum() / max(self.num_labels.sum(), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,18 +226,13 @@ def candidates(pilot: Scores) -> dict[Rule, float]:
         starts[confidence] = starts.get(confidence, 0.0) + _STARTS.get(coverage, 0.0)
     rules = {}
     for confidence, start in starts.items():
-        rules[Rule(confidence, common_count(pilot.counts(confidence)))] = start
+        counts = pilot.counts(confidence) if pilot.num_images else [1]
+        common = int(np.quantile(counts, _COMMON_COUNT, method="higher"))
+        rules[Rule(confidence, max(common, 1))] = start
     return rules
 
 
-def common_count(counts: Floats) -> int:
-    """Return a number of labels that few images exceed."""
-    if not len(counts):
-        return 1
-    return max(int(np.quantile(counts, _COMMON_COUNT, method="higher")), 1)
-
-
-def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
+def last_proved(tested: Sequence[Accepted], promise: Promise) -> Accepted | None:
     """Return the last rule whose hypothesis "the share is exceeded" is rejected, by fallback.
 
     Nothing is proved that the images, taken together, contradict.
@@ -274,16 +240,17 @@ def last_proved(tested: Sequence[Shares], promise: Promise) -> Shares | None:
     s = promise.max_share
     excesses = []  # W - s A of each image; its mean is negative if the share is below s
     highest = []
-    for shares in tested:
-        excesses.append((1 - s) * shares.parts - s * (shares.wholes - shares.parts))
-        highest.append((1 - s) * shares.rule.max_labels)
+    for accepted in tested:
+        num_right = accepted.num_labels - accepted.num_wrong
+        excesses.append((1 - s) * accepted.num_wrong - s * num_right)
+        highest.append((1 - s) * accepted.rule.max_labels)
     wealths = log_wealth(np.stack(excesses, axis=1), np.array(highest), SHARE_CAUTION).tolist()
     level = 0.0
     proved = None
-    for shares, wealth in zip(tested, wealths, strict=True):
-        level += shares.start * (1 - promise.confidence)
-        if level and wealth >= -math.log(level) and shares.share <= s:
-            proved = shares
+    for accepted, wealth in zip(tested, wealths, strict=True):
+        level += accepted.start * (1 - promise.confidence)
+        if level and wealth >= -math.log(level) and accepted.share <= s:
+            proved = accepted
         else:
             level = 0.0
     return proved
@@ -297,55 +264,28 @@ def decide(
     Raise `RunError` if the promise is not proved.
     """
     wrong_boxes = boxes.where(~is_right)
-    tested = []
-    for rule, start in rules.items():
-        accepted = boxes.counts(rule.min_confidence)
-        tested.append(Shares(rule, start, wrong_boxes.counts(rule.min_confidence), accepted))
+    tested = [Accepted(rule, start, boxes, wrong_boxes) for rule, start in rules.items()]
     proofs = []
     for share in dict.fromkeys((promise.max_share, *_OTHER_SHARES)):
         proof_promise = replace(promise, max_share=share)
         best = last_proved(tested, proof_promise)
         if best is not None:
-            coverage = float(best.wholes.sum()) / len(boxes.scores)
+            coverage = float(best.num_labels.sum()) / len(boxes.scores)
             proofs.append(Proved(proof_promise, best.rule, best.share, coverage, boxes.num_images))
         elif not proofs:
-            raise _unproved(tested[-1], promise, "labels are wrong")
+            raise RunError(
+                f"{boxes.num_images} labelled images prove no threshold:"
+                f" {_percent(tested[-1].share)} of all labels are wrong; needed is at most"
+                f" {promise}: label more images, allow more, or use two models"
+            )
     return tuple(proofs)
-
-
-def decide_review(
-    objects: Scores, max_objects: int, scores: Sequence[float], promise: Promise
-) -> Proved:
-    """Return the shortest review list that is proved to miss at most the promised share of objects.
-
-    The list holds boxes from a score on; the ascending `scores` are tested until one is not proved.
-    Images with more than `max_objects` are not part of the promise. Raise `RunError` if none is.
-    """
-    wholes = objects.counts(NOT_FOUND)
-    tested: list[Shares] = []
-    for score in scores:
-        missed = wholes - objects.counts(score)
-        start = 0.0 if tested else 1.0
-        tested.append(Shares(Rule(score, max_objects), start, missed, wholes))
-    best = last_proved(tested, promise)
-    if best is None:
-        raise _unproved(tested[0], promise, "objects are in neither list")
-    return Proved(promise, best.rule, best.share, 1 - best.share, objects.num_images)
-
-
-def _unproved(shares: Shares, promise: Promise, claim: str) -> RunError:
-    return RunError(
-        f"{len(shares.parts)} labelled images prove no threshold: {_percent(shares.share)} of all"
-        f" {claim}; needed is at most {promise}: label more images, allow more, or use two models"
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """Proved rules of the accepted boxes, by class or of `ANY`, and of the review list."""
+    """Proved rules of the accepted boxes, by class or of `ANY`."""
 
     accepting: Mapping[str, Proved]
-    reviewing: Proved | None
     min_iou: float
     others: tuple[Proved, ...] = ()  # accepted boxes with other shares of wrong ones
     # wrong and all accepted boxes of the labelled images, by class
@@ -359,12 +299,7 @@ class Guarantee:
         for label, proof in self.accepting.items():
             if sum(label in (ANY, name) for name in labels) > proof.rule.max_labels:
                 del leasts[label]
-        agreed = agreement(records, self.min_iou, leasts)
-        if self.reviewing is None or agreed.is_unlike:
-            return agreed
-        least = self.reviewing.rule.min_confidence
-        review = [entry for entry in agreed.differing if rank_of(entry[1]) >= least]
-        return replace(agreed, differing=tuple(review))
+        return agreement(records, self.min_iou, leasts)
 
     def sentences(self) -> list[str]:
         sentences = []
@@ -387,17 +322,7 @@ class Guarantee:
         for label, (num_wrong, num_accepted) in self.by_class.items():
             share = _percent(num_wrong / num_accepted)
             shares.append(f"{label or 'object'} {share} of {num_accepted}")
-        sentences.append(f"wrong on the labelled images, by class: {', '.join(shares)}")
-        if self.reviewing is not None:
-            missed = self.reviewing.promise
-            rule = self.reviewing.rule
-            sentences.append(
-                f"at most {_percent(missed.max_share)} of the objects are in neither list,"
-                f" with {_percent(missed.confidence)} confidence, in images with at most"
-                f" {rule.max_labels} objects: the review list has boxes with a score of at least"
-                f" {rule.min_confidence:.3f}"
-            )
-        return sentences
+        return [*sentences, f"wrong on the labelled images, by class: {', '.join(shares)}"]
 
     def proofs(self) -> list[dict[str, Any]]:
         """Return the proved thresholds as the service reads them, but for model and request."""
@@ -435,62 +360,56 @@ def prove(
     labelled: Sequence[tuple[Records, ObjectsTruth]],
     pilot: Sequence[Records],
     min_iou: float,
-    promises: Promises,
+    promise: Promise,
+    is_by_class: bool = False,
 ) -> Guarantee:
-    """Choose what is accepted, and reviewed if missed objects have a promise.
+    """Choose what is accepted.
 
     The answers to a pilot sample of the other images fix the classes and rules that are tested.
-    Raise `RunError` if a promise is not proved, of classes if none is.
+    Raise `RunError` if the promise is not proved, of classes if it is of none.
     """
     if not labelled:
         raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
     sampled = AgreedBoxes.of([agreement(records, min_iou, ALL) for records in pilot])
     agreements = [agreement(records, min_iou, ALL) for records, _ in labelled]
     boxes = AgreedBoxes.of(agreements)
-    judged = list(map(judge, agreements, map(itemgetter(1), labelled), repeat(min_iou)))
-    is_right = np.array(list(chain.from_iterable(map(attrgetter("is_right"), judged))), dtype=bool)
-    proofs = _proofs(sampled, boxes, is_right, promises)
-    accepting = {}
-    for label, (proof, *_) in filter(itemgetter(1), proofs.items()):
-        accepting[label] = replace(proof, promise=promises.wrong)
+    judged = map(judge, agreements, map(itemgetter(1), labelled), repeat(min_iou))
+    is_right = np.array(list(chain.from_iterable(judged)), dtype=bool)
+    classes = np.unique(sampled.labels).tolist() if is_by_class else [ANY]
+    proofs = _proofs(classes, sampled, boxes, is_right, promise)
+    accepting = {label: replace(first, promise=promise) for label, (first, *_) in proofs.items()}
     return Guarantee(
         accepting,
-        _reviewing(sampled.scores, judged, promises.missed) if promises.missed else None,
         min_iou,
         proofs.get(ANY, ())[1:],
         _counts_by_class(accepting, boxes, is_right),
-        tuple(sorted(proofs.keys() - accepting.keys())),
+        tuple(sorted(set(classes) - accepting.keys())),
     )
 
 
 def _proofs(
-    sampled: AgreedBoxes, boxes: AgreedBoxes, is_right: Flags, promises: Promises
+    classes: Sequence[str],
+    sampled: AgreedBoxes,
+    boxes: AgreedBoxes,
+    is_right: Flags,
+    promise: Promise,
 ) -> dict[str, tuple[Proved, ...]]:
     """Return the proofs of each class, or of `ANY`; raise `RunError` if there are none."""
-    classes = np.unique(sampled.labels).tolist() if promises.is_by_class else [ANY]
-    level = (1 - promises.wrong.confidence) / max(len(classes), 1)
-    wrong = replace(promises.wrong, confidence=1 - level)
-    proofs: dict[str, tuple[Proved, ...]] = {}
+    level = (1 - promise.confidence) / max(len(classes), 1)
+    proofs = {}
     errors = []
     for label in classes:
         rules = candidates(sampled.scores.where(sampled.is_of(label)))
         is_class = boxes.is_of(label)
+        scores = boxes.scores.where(is_class)
+        of_class = replace(promise, confidence=1 - level)
         try:
-            proofs[label] = decide(boxes.scores.where(is_class), is_right[is_class], rules, wrong)
+            proofs[label] = decide(scores, is_right[is_class], rules, of_class)
         except RunError as error:
-            proofs[label] = ()
             errors.append(error)
-    if not any(proofs.values()):
+    if not proofs:
         raise next(iter(errors), RunError("no class is in a sample of the images"))
     return proofs
-
-
-def _reviewing(sampled: Scores, judged: Sequence[JudgedImage], promise: Promise) -> Proved:
-    scores = [0.0]
-    if len(sampled.scores):
-        scores += np.unique(np.quantile(sampled.scores, _REVIEW_QUANTILES)).tolist()
-    objects = Scores.of(list(map(attrgetter("object_scores"), judged)))
-    return decide_review(objects, common_count(sampled.counts(NOT_FOUND)), scores, promise)
 
 
 def _counts_by_class(

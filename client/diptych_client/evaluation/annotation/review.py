@@ -173,7 +173,7 @@ class Reviewer:
         labels = TaskParameters(labels=self.evaluator.names.classes)
         job = Job(self.evaluator.log.task, _LABELS, labels, DEFAULT_OPTIONS)
         images = [self._agreement(*entry) for entry in ranking[:number] if entry[1]]
-        write_review(Target("coco", outputs, outputs.folder, job), "", images)
+        write_review(Target("coco", outputs, outputs.folder, job), images)
         return tuple(map(itemgetter(0), ranking[:number]))
 
     def _agreement(self, ranked: RankedSample, suspects: Iterable[Suspect]) -> Agreement:

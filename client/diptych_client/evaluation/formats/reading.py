@@ -87,8 +87,7 @@ _NAMES = ", ".join(dict.fromkeys(form.name for form in FORMATS))
 _NOTES = "notes.json"  # Label Studio's, beside its exports of COCO and YOLO
 _RECORD = "written.jsonl"  # of a folder that `annotate` wrote; the following are its logs and lists
 _LISTS = re.compile(
-    r"(guarantee|pilot|(suggested_)?(review|label_studio))\.json"
-    r"|(journal|failures|suggestions|written|suggested|review)\.jsonl"
+    r"(guarantee|label_studio|order|pilot|review)\.json|(failures|journal|review|written)\.jsonl"
 )
 _MAX_LISTED_FILES = 10
 _MAX_HEAD_BYTES = 80

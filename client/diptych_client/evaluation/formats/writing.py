@@ -31,8 +31,6 @@ _FILES = (
     "guarantee.json",
     "label_studio.json",
     "review.json",
-    "suggested_label_studio.json",
-    "suggested_review.json",
 )
 _FOLDERS = ("labels", "Annotations", "ImageSets", *SPLITS)
 _LABEL_SUFFIXES = (".csv", ".json", ".jsonl", ".txt", ".xml")

@@ -12,17 +12,13 @@ from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParam
 from diptych_client.evaluation.annotation.consensus import Records, agreement
 from diptych_client.evaluation.annotation.guarantee import (
     ALL,
-    NOT_FOUND,
-    JudgedImage,
     Promise,
-    Promises,
     Proved,
     Rule,
     Scores,
     appearance,
     candidates,
     decide,
-    decide_review,
     judge,
     prove,
     repeats,
@@ -50,20 +46,20 @@ FAR_7 = (FAR, "car", 0.7)
 
 
 @pytest.mark.parametrize(
-    ("boxes", "objects", "min_iou", "is_right", "object_scores"),
+    ("boxes", "objects", "min_iou", "is_right"),
     [
-        ([SHIFTED_9, (CAR, "dog", 0.8), FAR_7], [TRUE_CAR], 0.5, (True, False, False), (0.9,)),
+        ([SHIFTED_9, (CAR, "dog", 0.8), FAR_7], [TRUE_CAR], 0.5, (True, False, False)),
         # a second box of an object is wrong, whatever its order
-        ([(CAR, "car", 0.5), SHIFTED_9], [TRUE_CAR], 0.5, (False, True), (0.9,)),
+        ([(CAR, "car", 0.5), SHIFTED_9], [TRUE_CAR], 0.5, (False, True)),
         # a box takes the object that it covers best
-        ([CAR_9, RIGHT_5], [TrueObject("car", SHIFTED), TRUE_CAR], 0.7, (True, True), (0.9, 0.9)),
-        ([(HALF, "car", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),
-        ([SHIFTED_9], [TRUE_CAR], 0.9, (False,), (NOT_FOUND,)),
-        ([(CAR, "", 0.9)], [TRUE_CAR], 0.5, (True,), (0.9,)),  # a task without labels
-        ([(CAR, "car", None)], [TRUE_CAR], 0.5, (True,), (0.0,)),
-        ([], [TRUE_CAR], 0.5, (), (NOT_FOUND,)),
+        ([CAR_9, RIGHT_5], [TrueObject("car", SHIFTED), TRUE_CAR], 0.7, (True, True)),
+        ([(HALF, "car", 0.9)], [TRUE_CAR], 0.5, (True,)),
+        ([SHIFTED_9], [TRUE_CAR], 0.9, (False,)),
+        ([(CAR, "", 0.9)], [TRUE_CAR], 0.5, (True,)),  # a task without labels
+        ([(CAR, "car", None)], [TRUE_CAR], 0.5, (True,)),
+        ([], [TRUE_CAR], 0.5, ()),
         # any number of boxes of a crowd is right
-        ([CAR_9, SHIFTED_9], [TrueObject("car", CROWD, is_crowd=True)], 0.5, (True, True), ()),
+        ([CAR_9, SHIFTED_9], [TrueObject("car", CROWD, is_crowd=True)], 0.5, (True, True)),
     ],
 )
 def test_box_is_right_at_an_object(
@@ -71,12 +67,10 @@ def test_box_is_right_at_an_object(
     objects: list[TrueObject],
     min_iou: float,
     is_right: tuple[bool, ...],
-    object_scores: tuple[float, ...],
 ) -> None:
     answer = record(DetectionsResult(tuple(Detection(*box) for box in boxes)))
     agreed = agreement((answer,), min_iou, ALL)
-    judged = judge(agreed, ObjectsTruth(tuple(objects)), min_iou)
-    assert judged == JudgedImage(is_right, object_scores)
+    assert judge(agreed, ObjectsTruth(tuple(objects)), min_iou) == is_right
 
 
 def test_masks_are_compared_where_both_have_one() -> None:
@@ -86,17 +80,16 @@ def test_masks_are_compared_where_both_have_one() -> None:
     for segmentation, is_right in ((None, True), ([hole], False)):
         true = TrueObject("ring", ring.box_xyxy, segmentation)
         agreed = agreement((answer,), 0.5, ALL)
-        assert judge(agreed, ObjectsTruth((true,)), 0.5).is_right == (is_right,)
+        assert judge(agreed, ObjectsTruth((true,)), 0.5) == (is_right,)
 
 
 def test_two_models_have_the_lower_score() -> None:
     one = record(DetectionsResult((Detection(CAR, "car", 0.9), Detection(FAR, "dog", 0.4))))
     two = record(DetectionsResult((Detection(SHIFTED, "car", 0.6),)))
     truth = ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR)))
-    # the other boxes find objects, too
     agreed = agreement((one, two), 0.5, ALL)
     assert agreed.confidences == (0.6,)
-    assert judge(agreed, truth, 0.5) == JudgedImage((True,), (0.9, 0.4))
+    assert judge(agreed, truth, 0.5) == (True,)
 
 
 OBJECTS = (TRUE_CAR, TrueObject("dog", FAR))
@@ -205,20 +198,6 @@ def test_64_right_labels_prove_five_percent() -> None:
         proved([labels(1.0)] * 63, tested)
 
 
-def test_review_list_is_as_short_as_proved() -> None:
-    objects = [[0.9], [0.9], [0.5], [0.1]] * 100
-    decision = decide_review(Scores.of(objects), 1, [0.0, 0.3, 0.6], Promise(0.4, 0.95))
-    assert decision == Proved(Promise(0.4, 0.95), Rule(0.3, 1), 0.25, 0.75, 400)
-    with pytest.raises(RunError, match="50 % of all objects are in neither list"):
-        decide_review(Scores.of([[NOT_FOUND], [0.9]] * 100), 1, [0.0, 0.3], PROMISE)
-    # boxes from the score on are listed
-    listed = Scores.of([[0.3]] * 400)
-    assert decide_review(listed, 1, [0.0, 0.3, 0.6], PROMISE).rule == Rule(0.3, 1)
-    one_missed = [[0.9]] * 10 + [[0.2]] + [[0.9]] * 65  # proved with twice the level
-    decision = decide_review(Scores.of(one_missed), 1, [0.0, 0.3], Promise(0.1, 0.95))
-    assert decision.rule == Rule(0.0, 1)
-
-
 def num_proved(num_draws: int, num_images: int, num_labels: int, share_wrong: float) -> int:
     """Return how often a share above 5 % is proved; the labels of an image are wrong together."""
     rng = np.random.default_rng(1)
@@ -251,42 +230,36 @@ def answers(*scores: float | None) -> Records:
     return (record(DetectionsResult(tuple(Detection(CAR, "car", score) for score in scores))),)
 
 
-def test_proof_accepts_and_reviews_from_its_scores() -> None:
+def test_proof_accepts_from_its_scores() -> None:
     true, false = (ObjectsTruth((TrueObject(label, CAR),)) for label in ("car", "dog"))
     labelled = [(answers(0.9), true)] * 300 + [(answers(0.4), true)] * 60 + [(answers(0.2), false)]
-    promises = (0.5, Promises(Promise(0.02, 0.9), Promise(0.3, 0.9)))
+    promise = (0.5, Promise(0.02, 0.9))
     pilot = [answers(0.9)] * 80 + [answers(0.4)] * 15 + [answers(0.2)] * 5
-    guarantee = prove(labelled, pilot, *promises)
+    guarantee = prove(labelled, pilot, *promise)
     assert guarantee.accepting[""].rule == Rule(0.2, 1)
-    assert guarantee.reviewing is not None
-    assert guarantee.reviewing.rule.min_confidence == 0.9
     shares = [proof["min_precision"] for proof in guarantee.proofs()]
     assert shares == [0.8, 0.9, 0.95, 0.98, 0.99]
     accepting = replace(guarantee.accepting[""], rule=Rule(0.95, 1))
     agreed = replace(guarantee, accepting={"": accepting}).accept(answers(0.95, 0.9, 0.89, None))
     assert [box.score for box in agreed.accepted] == [0.95]
-    assert [box.score for _, box in agreed.differing] == [0.9]
+    assert [box.score for _, box in agreed.differing] == [0.9, 0.89, None]
     assert guarantee.accept(answers(0.9, 0.9)).accepted == ()  # too many labels
     (entry,) = answers(0.1)
     unlike = replace(entry, answer=replace(entry.answer, familiarity=0.0))
     assert len(guarantee.accept((unlike,)).differing) == 1
-    assert "at most 30 % of the objects are in neither list" in guarantee.sentences()[-1]
     with pytest.raises(RunError, match="no labelled image is left"):
-        prove([], pilot, *promises)
+        prove([], pilot, *promise)
     with pytest.raises(RunError, match="of all labels are wrong"):
-        prove([(answers(0.9), false)] * 99, pilot, *promises)
-    with pytest.raises(RunError, match="objects are in neither list"):
-        prove([*labelled, *[(answers(), true)] * 999], pilot, *promises)
+        prove([(answers(0.9), false)] * 99, pilot, *promise)
 
 
 def test_classes_share_the_level() -> None:
     boxes = (Detection(CAR, "Car", 0.9), Detection(FAR, "dog", 0.9))
     image = ((record(DetectionsResult(boxes)),), ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR))))
     pilot = [image[0]] * 20
-    promises = Promises(PROMISE, is_by_class=True)
     with pytest.raises(RunError, match="77 labelled images prove no threshold"):
-        prove([image] * 77, pilot, 0.5, promises)  # 64 would prove a single class
-    guarantee = prove([image] * 78, pilot, 0.5, promises)
+        prove([image] * 77, pilot, 0.5, PROMISE, is_by_class=True)  # 64 would prove a single class
+    guarantee = prove([image] * 78, pilot, 0.5, PROMISE, is_by_class=True)
     assert [(label, proof.promise) for label, proof in guarantee.accepting.items()] == [
         ("car", PROMISE),
         ("dog", PROMISE),
@@ -295,7 +268,7 @@ def test_classes_share_the_level() -> None:
     agreed = guarantee.accept((record(DetectionsResult((*boxes, boxes[0]))),))
     assert [box.label for box in agreed.accepted] == ["dog"]  # too many cars
     with pytest.raises(RunError, match="no class is in a sample"):
-        prove([image] * 78, [answers()], 0.5, promises)
+        prove([image] * 78, [answers()], 0.5, PROMISE, is_by_class=True)
 
 
 def test_wrong_boxes_are_counted_by_class() -> None:
@@ -305,6 +278,6 @@ def test_wrong_boxes_are_counted_by_class() -> None:
     labelled += [(image, ObjectsTruth((TRUE_CAR,)))] * 10
     labelled.append(((record(DetectionsResult(boxes * 2)),), ObjectsTruth(())))  # too many boxes
     pilot = [(record(DetectionsResult(boxes[:2])),)] * 20
-    guarantee = prove(labelled, pilot, 0.5, Promises(PROMISE))
+    guarantee = prove(labelled, pilot, 0.5, PROMISE)
     assert guarantee.by_class == {"car": (0, 300), "dog": (10, 300)}
     assert guarantee.sentences()[-1].endswith("by class: car 0 % of 300, dog 3.33 % of 300")
