@@ -57,7 +57,7 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _wait_until_ready(launch, process, log)
         yield process.pid
     finally:
-        started = _tree(process.pid)
+        started = process_tree(process.pid)
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_S)
@@ -78,7 +78,7 @@ def free_port() -> int:
 def part_ids(process_id: int) -> dict[str, int]:
     """Return the ids of a service's supervisor and of the processes that it started, by name."""
     ids = {}
-    for process in _tree(process_id):
+    for process in process_tree(process_id):
         with suppress(psutil.NoSuchProcess):
             words = " ".join(process.cmdline()).replace("\0", " ").split()
             name = "supervisor" if process.pid == process_id else f"process {process.pid}"
@@ -88,7 +88,7 @@ def part_ids(process_id: int) -> dict[str, int]:
     return ids
 
 
-def _tree(process_id: int) -> list[psutil.Process]:
+def process_tree(process_id: int) -> list[psutil.Process]:
     """Return a process and its descendants.
 
     Process groups would not do: a server's workers may lead their own.

@@ -4,6 +4,7 @@ A new image is a drawn one with a patch of a random colour: the service's vision
 contain it. It is encoded before its request is due, in 2 ms for 640 x 480.
 """
 
+import base64
 import io
 import itertools
 import json
@@ -119,6 +120,10 @@ class Question:
         return {"task": self.task} | model | self.parameters
 
     @property
+    def data_url(self) -> str:
+        return f"data:image/jpeg;base64,{base64.b64encode(self.image.jpeg).decode()}"
+
+    @property
     def repeat_key(self) -> tuple[object, ...] | None:
         """Key of all questions with the same answer; None for an image that is sent once."""
         if self.image.number is None:
@@ -160,11 +165,11 @@ class Questions:
         self._mix = mix
         self._tasks = offered_tasks(mix, listing)
         self._rng = rng
-        self._drawn = [_draw(size.size_wh, rng) for size in mix.image_sizes]
+        self._drawn = [draw_scenes(size.size_wh, rng) for size in mix.image_sizes]
         numbers = itertools.count()
         self._repeated = []
         for scenes in self._drawn:
-            images = [SentImage(_jpeg(scene), scene.size, next(numbers)) for scene in scenes]
+            images = [SentImage(jpeg_of(scene), scene.size, next(numbers)) for scene in scenes]
             self._repeated.append(images)
 
     def next(self, api: Api) -> Question:
@@ -194,10 +199,10 @@ class Questions:
         x = self._rng.randrange(image.width - width)
         y = self._rng.randrange(image.height - height)
         image.paste(tuple(self._rng.randbytes(3)), (x, y, x + width, y + height))
-        return SentImage(_jpeg(image), image.size, None)
+        return SentImage(jpeg_of(image), image.size, None)
 
 
-def _draw(size_wh: tuple[int, int], rng: random.Random) -> Sequence[Image.Image]:
+def draw_scenes(size_wh: tuple[int, int], rng: random.Random) -> Sequence[Image.Image]:
     """Return scenes of one to four shapes that may overlap."""
     scenes = []
     for _ in range(_NUM_DRAWN):
@@ -211,7 +216,7 @@ def _draw(size_wh: tuple[int, int], rng: random.Random) -> Sequence[Image.Image]
     return scenes
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg_of(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -1,0 +1,490 @@
+"""A hundred thousand requests or images: what grows, and what is lost when processes are killed.
+
+`service` starts the service with both embedded models and six API keys, and sends requests over
+every interface, batches beside them. A runner and a gateway are killed six times. `offline` runs
+`python -m offline` over images of which one of 500 is broken, kills its worker once, and ends and
+resumes the run once. A growth is the slope of a line through the samples of a process's longest
+life, without its warm-up. The exit status is 1 if a check failed.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from matplotlib import pyplot
+from openai import OpenAI
+
+from loadtest.figures import processor_name, table
+from loadtest.processes import ROOT, Launch, free_port, process_tree, running
+from loadtest.senders import CONNECTION_FAILED, LEFT, OK, Checker, GrpcSender, Reply, RestSender
+from loadtest.traffic import Question, Questions, draw_scenes, jpeg_of, read_mix
+
+PER = 10_000  # requests or images
+# Growth that is allowed; counts are whole, so half of one is none.
+LIMITS = {
+    "service": {"MB": 1.0, "files": 0.5, "threads": 0.5, "series": 0.5, "shm MB": 0.5},
+    "offline": {"MB of all": 5.0},
+}
+MODELS = ("florence-2-mini", "paligemma-mini")
+_KEYS = [f"key-{number}" for number in range(6)]
+_NUM_CLIENTS = 12
+_NUM_KILLS = 6
+_DISTURBED_S = 15.0  # after a kill; a process is ready again within 10 s
+_BATCH_SIZE = 50
+_PREDICT = "/v1/predict"
+_NUM_SCENES = 1000
+_BROKEN_EVERY = 500
+_SHARD_SIZE = 250
+
+Amounts = dict[str, float]
+Life = list[tuple[int, Amounts]]  # requests or images done, and what the process used then
+
+
+@dataclass(slots=True)
+class Watch:
+    """What processes use, beside the number of requests or images done."""
+
+    every_s: float
+    read: Callable[[], tuple[int, dict[str, Amounts]]]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        is_over = threading.Event()
+        thread = threading.Thread(target=self._run, args=(is_over, time.monotonic()))
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def _run(self, is_over: threading.Event, start_s: float) -> None:
+        while not is_over.wait(self.every_s):
+            done, use = self.read()
+            at_s = round(time.monotonic() - start_s, 1)
+            self.samples.append({"at_s": at_s, "done": done, "use": use})
+
+    def longest_lives(self, warm_up: int) -> dict[str, Life]:
+        """Return samples after the warm-up by name: a process is "name#id"."""
+        lives: dict[str, Life] = {}
+        for sample in self.samples:
+            for process, amounts in sample["use"].items():
+                lives.setdefault(process, []).append((sample["done"], amounts))
+        longest: dict[str, Life] = {}
+        for process, life in lives.items():
+            warm = [(done, amounts) for done, amounts in life if done >= life[0][0] + warm_up]
+            name = process.partition("#")[0]
+            if len(warm) > max(4, len(longest.get(name, ()))):
+                longest[name] = warm
+        return longest
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The outcome of a run."""
+
+    watch: Watch
+    counts: dict[str, Any]
+    faults: list[str]
+
+
+def growth(life: Life, quantity: str) -> float:
+    """Return the slope of a quantity, per 10,000 requests or images."""
+    done = [count / PER for count, _ in life]
+    return statistics.linear_regression(done, [amounts[quantity] for _, amounts in life]).slope
+
+
+def use_of(processes: list[psutil.Process]) -> dict[str, Amounts]:
+    """Return memory (proportional set size), open files and threads of each process."""
+    use = {}
+    for process in processes:
+        with suppress(psutil.Error):
+            words = " ".join(process.cmdline()).replace("\0", " ").split()
+            name = words[0].rpartition("/")[2].partition("(")[0]
+            for option in ("-m", "--service-name"):
+                if option in words:
+                    name = words[words.index(option) + 1]
+            use[f"{name}#{process.pid}"] = {
+                "MB": process.memory_full_info().pss / 1e6,
+                "files": float(process.num_fds()),
+                "threads": float(process.num_threads()),
+            }
+    return use
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Counts of replies, and those that should not be."""
+
+    disturbances: list[float] = field(default_factory=list)  # time.monotonic() of kills
+    replies: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, way: str, reply: Reply, status: str, start_s: float) -> None:
+        end_s = time.monotonic()
+        is_disturbed = any(
+            kill_s <= end_s and start_s <= kill_s + _DISTURBED_S for kill_s in self.disturbances
+        )
+        with self._lock:
+            self.replies[f"{way}: {status}" + " (killed)" * is_disturbed] += 1
+            if not _is_right(way, reply, status, is_disturbed):
+                self.faults.append(f"{way}: {status}, {reply.http_status}")
+
+
+def _is_right(way: str, reply: Reply, status: str, is_disturbed: bool) -> bool:
+    if way.startswith("hostile"):
+        return 400 <= reply.http_status < 500 or (is_disturbed and status != OK)
+    if status in (OK, LEFT):
+        return True
+    if status == CONNECTION_FAILED:
+        return is_disturbed
+    is_busy = reply.http_status == 429 or (reply.http_status == 503 and is_disturbed)
+    return is_busy and reply.has_retry_after
+
+
+class Client:
+    """Sends questions over one interface after the other, with one API key."""
+
+    def __init__(self, url: str, grpc_address: str, key: str, checker: Checker) -> None:
+        self._rest = RestSender(url, 1, key)
+        self._grpc = GrpcSender(grpc_address, False, key)
+        self._grpc.connect()
+        self._checker = checker
+        rest, far = self._rest, self._grpc
+        self._ways: dict[str, tuple[int, Callable[[Question], Reply]]] = {
+            "rest": (30, rest.predict),
+            "grpc": (16, far.predict),
+            "stream": (12, rest.stream),
+            "stream left": (3, rest.leave_stream),
+            "grpc stream left": (3, far.leave_stream),
+            "compare": (4, rest.compare),
+            "openai": (8, rest.chat),
+            "open inference": (7, rest.infer),
+            "stored image": (5, rest.store),
+            "analysis": (4, rest.analyze),
+            "tiles": (3, rest.predict),
+            "hostile rest": (3, rest.predict),
+            "hostile grpc": (2, far.predict),
+        }
+
+    def send(self, questions: Questions, rng: random.Random, outcomes: Outcomes) -> None:
+        weights = [weight for weight, _ in self._ways.values()]
+        (way,) = rng.choices(list(self._ways), weights)
+        question = questions.next("compare" if way == "compare" else "rest")
+        if way == "tiles":
+            tiles = {"task": "object_detection", "parameters": {"tiles": "1x2"}}
+            question = replace(question, model=MODELS[0], result_key="detections", **tiles)
+        elif way.startswith("hostile"):
+            jpeg = hostile(rng, question.image.jpeg)
+            question = replace(question, image=replace(question.image, jpeg=jpeg))
+        start_s = time.monotonic()
+        reply = self._ways[way][1](question)
+        outcomes.add(way, reply, self._checker.status(question, reply), start_s)
+
+
+def hostile(rng: random.Random, jpeg: bytes) -> bytes:
+    """Return bytes that are no image: cut, without a header, random, none, or far too large."""
+    huge = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0\0\0\0\0"
+    return rng.choice([jpeg[: len(jpeg) // 3], jpeg[2:], rng.randbytes(4000), b"", huge])
+
+
+def service(count: int, folder: Path) -> Run:
+    """Send requests to a service until `count` are answered."""
+    keys = folder / "keys"
+    hashes = [hashlib.sha256(key.encode()).hexdigest() for key in _KEYS]
+    keys.write_text("\n".join([*hashes, ""]), encoding="utf-8")
+    port, grpc_port = free_port(), free_port()
+    settings = {
+        "DIPTYCH_MODELS": ",".join(MODELS),
+        "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": str(grpc_port),
+        "DIPTYCH_GATEWAY_WORKERS": "2",
+        "DIPTYCH_API_KEYS_FILE": str(keys),
+        "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
+        "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
+        "DIPTYCH_IMAGES_MB": "20",  # full soon, as the cache
+        "DIPTYCH_VISION_CACHE_MB": "32",
+    }
+    launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
+    outcomes = Outcomes()
+    log = folder / "service.log"
+    with running(launch, log) as process_id:
+        mix = replace(read_mix(ROOT / "loadtest" / "traffic_mix.yaml"), deadline_s=60)
+        listing = RestSender(launch.url, 1, _KEYS[0]).get("/v1/tasks")
+        questions = Questions(mix, listing, random.Random(0))
+        checker = Checker(mix.answers_repeat)
+
+        def read() -> tuple[int, dict[str, Amounts]]:
+            own = {"all": service_use(launch.url, log)}
+            return outcomes.replies.total(), own | use_of(process_tree(process_id))
+
+        def run_client(number: int) -> None:
+            key, rng = _KEYS[number % len(_KEYS)], random.Random(number)
+            client = Client(launch.url, f"127.0.0.1:{grpc_port}", key, checker)
+            while outcomes.replies.total() < count:
+                client.send(questions, rng, outcomes)
+
+        is_over = threading.Event()
+        watch = Watch(1 + count / PER, read)
+        with watch.running(), ThreadPoolExecutor(_NUM_CLIENTS + 2) as threads:
+            batches = threads.submit(run_batches, launch.url, questions, outcomes, is_over)
+            killer = threads.submit(_kill, process_id, count, outcomes)
+            try:
+                list(threads.map(run_client, range(_NUM_CLIENTS)))
+            finally:
+                is_over.set()
+            killer.result()
+            counts = dict(sorted(outcomes.replies.items())) | {"batch lines": batches.result()}
+    return Run(watch, counts, outcomes.faults)
+
+
+def service_use(url: str, log: Path) -> Amounts:
+    """Return what the processes of a service use together."""
+    series = 0
+    for _ in range(20):  # a gateway may be killed meanwhile
+        with suppress(httpx.TransportError):
+            lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
+            series = sum(not line.startswith("#") for line in lines)
+            break
+    shm_mb = shutil.disk_usage("/dev/shm").used / 1e6
+    return {"series": series, "shm MB": shm_mb, "log MB": log.stat().st_size / 1e6}
+
+
+def _kill(process_id: int, count: int, outcomes: Outcomes) -> None:
+    """Kill a gateway and a runner: the latest and PaliGemma's, then the oldest and Florence-2's."""
+    for number in range(_NUM_KILLS):
+        while outcomes.replies.total() < count * (number + 0.5) / _NUM_KILLS:
+            time.sleep(0.1)
+        is_first_half = number < _NUM_KILLS / 2
+        runner = f"{MODELS[is_first_half]}-runner"
+        victims: dict[str, list[int]] = {"diptych": [], runner: []}
+        for name in use_of(process_tree(process_id)):
+            part, _, process = name.partition("#")
+            if part in victims:
+                victims[part].append(int(process))
+        outcomes.disturbances.append(time.monotonic())
+        for ids in victims.values():
+            os.kill(max(ids) if is_first_half else min(ids), signal.SIGKILL)
+
+
+def run_batches(
+    url: str, questions: Questions, outcomes: Outcomes, is_over: threading.Event
+) -> int:
+    """Run one batch after the other, and return the number of their lines, each answered once."""
+    with OpenAI(base_url=f"{url}/v1", api_key=_KEYS[0], max_retries=20) as api:
+        for num_batches in itertools.count():
+            if is_over.is_set():
+                return num_batches * _BATCH_SIZE
+            name = api.files.create(file=_batch_file(questions), purpose="batch").id
+            batch = api.batches.create(
+                input_file_id=name, endpoint=_PREDICT, completion_window="24h"
+            )
+            while batch.status in ("validating", "in_progress", "finalizing"):
+                time.sleep(1)
+                batch = api.batches.retrieve(batch.id)
+            ids: Counter[str] = Counter()
+            if batch.output_file_id:
+                for line in api.files.content(batch.output_file_id).text.splitlines():
+                    ids[json.loads(line)["custom_id"]] += 1
+            if ids != Counter(map(str, range(_BATCH_SIZE))):
+                outcomes.faults.append(f"batch: {batch.status}, {batch.request_counts}, {ids}")
+    return 0
+
+
+def _batch_file(questions: Questions) -> tuple[str, bytes]:
+    lines = []
+    for number in range(_BATCH_SIZE):
+        question = questions.next("rest")
+        body = question.fields() | {"image": question.data_url}
+        line = {"custom_id": str(number), "method": "POST", "url": _PREDICT, "body": body}
+        lines.append(json.dumps(line))
+    return "requests.jsonl", "\n".join(lines).encode()
+
+
+def offline(count: int, folder: Path) -> Run:
+    """Answer `count` images in two runs: the first loses its worker, and is ended."""
+    images, session, output = folder / "images", folder / "tmp", folder / "answers"
+    session.mkdir()
+    scenes = write_images(images, count)
+    options = f"--model {MODELS[0]} --task captioning --format jsonl --shard-size {_SHARD_SIZE}"
+    command = [sys.executable, "-m", "offline", str(images), "--output", str(output)]
+    environment = os.environ | {"TMPDIR": str(session)}
+
+    def start() -> psutil.Popen:
+        return psutil.Popen(
+            command + options.split(), cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+
+    def wait_for(share: float) -> None:
+        while run.poll() is None and _num_rows(output) < count * share:
+            time.sleep(0.5)
+
+    with (folder / "offline.log").open("w", encoding="utf-8") as log:
+        run = start()
+        watch = Watch(
+            1 + count / PER, lambda: (_num_rows(output), offline_use(run, session, output))
+        )
+        with watch.running():
+            wait_for(0.2)
+            for process in process_tree(run.pid):
+                if "MapWorker" in process.name():
+                    process.kill()
+            wait_for(0.5)
+            run.terminate()
+            statuses = [run.wait()]
+            run = start()
+            statuses.append(run.wait())
+    faults = offline_faults(output, scenes)
+    if statuses != [143, 3]:
+        faults.append(f"exit statuses {statuses}: {(folder / 'offline.log').read_text()[-2000:]}")
+    return Run(watch, {"exit statuses": statuses}, faults)
+
+
+def write_images(folder: Path, count: int) -> dict[str, int | None]:
+    """Write scenes with a comment of their own (JPEG's COM segment); return scenes by file.
+
+    One of 500 is broken: its scene is None.
+    """
+    rng = random.Random(0)
+    drawn: list[bytes] = []
+    while len(drawn) < _NUM_SCENES:
+        drawn += map(jpeg_of, draw_scenes((224, 224), rng))
+    scenes: dict[str, int | None] = {}
+    folder.mkdir()
+    for number in range(count):
+        scene = number % _NUM_SCENES
+        file = folder / f"{number:08}.jpg"
+        comment = b"\xff\xfe\0\x0a" + f"{number:08}".encode()
+        jpeg = drawn[scene][:2] + comment + drawn[scene][2:]
+        is_broken = number % _BROKEN_EVERY == _BROKEN_EVERY // 2
+        file.write_bytes(hostile(rng, jpeg) if is_broken else jpeg)
+        scenes[str(file)] = None if is_broken else scene
+    return scenes
+
+
+def _num_rows(output: Path) -> int:
+    return _SHARD_SIZE * len(list(output.glob("part-*")))
+
+
+def offline_use(process: psutil.Popen, session: Path, output: Path) -> dict[str, Amounts]:
+    """Return what the processes use, each and together."""
+    use = use_of(process_tree(process.pid))
+    total = sum(amounts["MB"] for amounts in use.values())
+    disk = {"session MB on disk": _size_mb(session), "output MB on disk": _size_mb(output)}
+    return use | {f"all#{process.pid}": {"MB of all": total} | disk}
+
+
+def _size_mb(folder: Path) -> float:
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.lstat().st_blocks * 512
+    return size / 1e6
+
+
+def offline_faults(output: Path, scenes: dict[str, int | None]) -> list[str]:
+    """Return what is wrong: every image has one row, and all rows of a scene have one text."""
+    faults = []
+    num_rows: Counter[str] = Counter()
+    texts: dict[int, str] = {}
+    for part in sorted(output.glob("part-*")):
+        for line in part.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            num_rows[row["key"]] += 1
+            scene = scenes.get(row["key"])
+            is_failed = row["error"] is not None
+            text = row["raw_text"]
+            if is_failed != (scene is None) or (scene and texts.setdefault(scene, text) != text):
+                faults.append(line)
+    if num_rows != Counter(scenes.keys()):
+        faults.append(f"{num_rows.total()} rows of {len(scenes)} images")
+    return faults
+
+
+def plot(samples: list[dict[str, Any]], unit: str, file: Path) -> None:
+    """Draw the memory of the processes over requests or images."""
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    lives: dict[str, list[tuple[int, float]]] = {}
+    for sample in samples:
+        for process, amounts in sample["use"].items():
+            memory_mb = amounts.get("MB", amounts.get("MB of all"))
+            if memory_mb is not None:
+                lives.setdefault(process, []).append((sample["done"], memory_mb))
+    colors: dict[str, str] = {}
+    for process, life in lives.items():
+        name = process.partition("#")[0]
+        if len(life) > len(samples) / 20:
+            label = None if name in colors else name
+            color = colors.setdefault(name, f"C{len(colors)}")
+            axes.plot(*zip(*life, strict=True), color=color, label=label)
+    axes.set(xlabel=unit, ylabel="PSS, MB", ylim=(0, None))
+    axes.legend(fontsize="small")
+    figure.savefig(file, bbox_inches="tight")
+
+
+def report(kind: str, count: int, run: Run) -> tuple[list[str], dict[str, Any]]:
+    """Return the lines of a report and the record, whose `faults` include passed limits."""
+    faults = list(run.faults)
+    growths = {}
+    rows = []
+    for name, life in run.watch.longest_lives(count // 10).items():
+        for quantity, first in life[0][1].items():
+            slope = growth(life, quantity)
+            growths[f"{name}, {quantity}"] = round(slope, 2)
+            rows.append((f"{name}, {quantity}", f"{first:.1f}", f"{slope:.2f}"))
+            if slope > LIMITS[kind].get(quantity, math.inf):
+                faults.append(f"{name}: {slope:.2f} {quantity} per {PER}")
+    header = ("process", "after the warm-up", f"growth per {PER:,}")
+    lines = [table(header, rows), *(f"{name}: {value}" for name, value in run.counts.items())]
+    lines += [*faults[:20], f"{len(faults)} faults"]
+    machine = f"{processor_name()}, {os.cpu_count()} cores"
+    record = {"kind": kind, "count": count, "machine": machine, "counts": run.counts}
+    return lines, record | {"faults": faults, "growths": growths, "samples": run.watch.samples}
+
+
+def main() -> int:
+    """Run, print the report, and write `endurance-KIND.json` and `.svg`."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.endurance", description=__doc__)
+    parser.add_argument("kind", choices=tuple(LIMITS))
+    parser.add_argument("--count", type=int, default=100_000, help="requests or images")
+    parser.add_argument("--record", type=Path, default=ROOT / "build", help="folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="end-", dir="/tmp") as folder:
+        run = {"service": service, "offline": offline}[options.kind](options.count, Path(folder))
+    lines, record = report(options.kind, options.count, run)
+    print("\n".join(lines))
+    options.record.mkdir(parents=True, exist_ok=True)
+    file = options.record / f"endurance-{options.kind}.json"
+    file.write_text(json.dumps(record), encoding="utf-8")
+    plot(
+        run.watch.samples,
+        "requests" if options.kind == "service" else "images",
+        file.with_suffix(".svg"),
+    )
+    return 1 if record["faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
