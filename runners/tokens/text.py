@@ -85,7 +85,7 @@ ConstraintState = LLMatcher
 _TOKEN_RULES = {"location": re.compile(r"<loc_?\d+>"), "segmentation": re.compile(r"<seg\d{3}>")}
 # llguidance's default allows only one tokenization of a text that the grammar forces.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
-_MAX_COMPILED = 256  # grammars
+_MAX_COMPILED = 64  # grammars, 180 kB each; another takes 1.2 ms
 _FEW_STATES = 8  # their masks take less time than to wake a thread
 _MAX_MASK_THREADS = 4
 

@@ -1,6 +1,8 @@
 """Linear layers of all precisions against plain products, and masks as biases."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +20,9 @@ from runners.models.layers import (
     max_weight,
     quantize_rows,
 )
+from tests.support.forked_python import ROOT
 from tests.support.forked_python import run as run_forked
+from wire.host import process_environment
 
 # absolute, for sums of up to 1,024 products near 1: x86 stays below 1e-4, Arm below 2e-4
 CLOSE = 3e-4
@@ -34,6 +38,23 @@ for dtype in (torch.float32, torch.bfloat16):
     weight = torch.zeros(96, 64, dtype=dtype)
     if can_pack(weight):
         PackedLinear.of(weight, None)(weight)
+"""
+# Without limits, the numbers of rows keep 160 MB.
+ROWS = """
+import torch
+from psutil import Process
+from runners.models.layers import PackedLinear
+from wire.host import return_freed_memory
+
+layer = PackedLinear.of(torch.zeros(256, 256), None)
+states = torch.zeros(1000, 256)
+layer(states)
+before = Process().memory_info().rss
+for num_rows in range(700, 1000):
+    layer(states[:num_rows])
+return_freed_memory()
+growth_mb = (Process().memory_info().rss - before) / 1e6
+assert growth_mb < 100, growth_mb
 """
 
 
@@ -97,6 +118,11 @@ def test_float32_and_bfloat16_on_a_cpu_are_packed() -> None:
 def test_bfloat16_is_not_packed_where_onednn_lacks_it() -> None:
     run = run_forked(["-c", PACKS], os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"})
     assert run.returncode == 0, run.stderr
+
+
+def test_products_of_many_numbers_of_rows_take_little_memory() -> None:
+    command = [sys.executable, "-c", ROWS]
+    subprocess.run(command, cwd=ROOT, env=process_environment(os.environ), check=True)
 
 
 def test_an_int8_product_is_that_of_rounded_numbers(states: Tensor) -> None:
