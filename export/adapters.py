@@ -69,10 +69,7 @@ class AdapterJob:
 
 
 def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> str:
-    """Store the artifacts of an adapter; return a line about them.
-
-    Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
-    """
+    """Store an adapter; return a line about it. Raise `ExportError` or `ArtifactError`."""
     job = plan_adapter(entry, options)
     current = verified_manifest(entry.id) if if_changed else None
     if current and current.build_key in (job.build_key, job.build_key_with_encoder):
@@ -178,10 +175,7 @@ def _make_encoders(
 
 
 def _base_source(job: AdapterJob) -> Source:
-    """Return the checkpoint that the base was exported from, which its vision part is merged into.
-
-    Raise `SourceError` if it is not there.
-    """
+    """Return the checkpoint that the base was exported from; raise `SourceError`."""
     base = job.base
     root = ROOT if base.source == find_entry(base.model_id).source else Path.cwd()
     source = resolve_source(base.source, base.revision, base.family, root)

@@ -123,12 +123,7 @@ def read_golden(file: Path = GOLDEN_FILE) -> GoldenFile:
         raise SourceError(f"{file} has no published answers: {one_line(error)}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of the model: its precision on a device."""
-
-    precision: Precision
-    device: Device
+Part = tuple[Precision, Device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,34 +140,33 @@ class GoldenCheck:
         precision = self.manifest.precision
         encoder_on = encoder_device("auto")
         decoder_on = decoder_device("auto")
-        default = (
-            Part(precision[encoder_on]["encoder"], encoder_on),
-            Part(precision[decoder_on]["decoder"], decoder_on),
+        default: tuple[Part, Part] = (
+            (precision[encoder_on]["encoder"], encoder_on),
+            (precision[decoder_on]["decoder"], decoder_on),
         )
-        float32 = Part("float32", "cpu")
+        float32: Part = ("float32", "cpu")
         for encoder, decoder in dict.fromkeys((default, (float32, float32))):
             yield from self._findings(encoder, decoder)
 
     def _findings(self, encoder: Part, decoder: Part) -> Iterator[Finding]:
+        manifest = self.manifest
         resized = []
         for image in self.images.values():
-            resized.append(resize(image, self.manifest.image_size_wh, self.manifest.resample))
-        rows = encode(self.folder, encoder.precision, resized, encoder.device)
+            resized.append(resize(image, manifest.image_size_wh, manifest.resample))
+        rows = encode(self.folder, encoder[0], resized, encoder[1])
         features = dict(zip(self.images, rows, strict=True))
         longest = max(answer.max_new_tokens for answer in self.answers)
-        max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
+        max_positions = manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
         is_large = needs_of(self.entry).is_large
-        family = self.manifest.family
         loaded = load_for_checks(
-            self.folder, family, decoder.precision, is_large, max_positions, decoder.device
+            self.folder, manifest.family, decoder[0], is_large, max_positions, decoder[1]
         )
         for answer in self.answers:
             try:
                 finding = self._compare(loaded, answer, features[answer.image])
             except (SequenceError, TaskError) as error:
                 finding = Finding("failure", f"no answer: {error}")
-            precisions = f"{encoder.precision}+{decoder.precision}"
-            where = f"{precisions} {answer.image} {answer.prompt!r}"
+            where = f"{encoder[0]}+{decoder[0]} {answer.image} {answer.prompt!r}"
             yield Finding(finding.verdict, f"{where}: {finding.text}")
 
     def _compare(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
@@ -252,7 +246,7 @@ def print_reach(file: Path) -> int:
                 outcome = "excluded"
             elif grammar is not None:
                 # A decoder that follows the grammar can write the text and end.
-                state = constraints.get(grammar).start.deep_copy()
+                state = constraints.get(grammar).matcher.deep_copy()
                 ids = tokenizer.encode(answer.text, add_special_tokens=False).ids
                 is_whole = state.try_consume_tokens(ids) == len(ids) and state.is_accepting()
                 outcome = "can write it" if is_whole else "cannot write it"

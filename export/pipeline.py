@@ -83,7 +83,8 @@ def _make_artifacts(
     check_vocabulary(checkpoint, tensors)
     tensors.check_tied()
     image_input = read_image_input(load_processor(checkpoint).image_processor)
-    facts = facts_of(tensors, image_input)
+    side_px, _ = image_input.size_wh
+    facts = CheckpointFacts(tensors.num_parameters, tensors.context_window, side_px)
     if is_hub_entry(job.entry):
         job = replace(job, entry=facts.applied_to(job.entry))
         (folder / ENTRY_FILE).write_text(json.dumps(entry_row(job.entry)), encoding="utf-8")
@@ -114,10 +115,6 @@ def _make_artifacts(
     return manifest
 
 
-def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointFacts:
-    return CheckpointFacts(tensors.num_parameters, tensors.context_window, image_input.size_wh[0])
-
-
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file of an artifact folder, without its manifest."""
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
@@ -128,10 +125,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def _run_reference(
     job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
 ) -> tuple[Manifest, ReferenceAnswers]:
-    """Write the configuration and answer the probes; the model is freed on return.
-
-    The manifest has no files and no measurements.
-    """
+    """Write the configuration, answer the probes, and free the model; return a draft manifest."""
     checkpoint = job.source.folder
     if is_large:
         reference = Reference.stream(checkpoint, MAX_RESIDENT_BYTES)

@@ -10,7 +10,7 @@ drawn `SUPERSAMPLING` times as large and reduced.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, cos, floor, pi, sin
+from math import ceil, cos, floor, inf, pi, sin
 from pathlib import Path
 from string import ascii_uppercase, digits
 from typing import Literal, TypeVar, get_args
@@ -30,7 +30,6 @@ BoxXYXY = tuple[float, float, float, float]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-SIZES: tuple[Size, ...] = get_args(Size)
 CANVAS_PX = 192
 
 
@@ -89,14 +88,14 @@ class Scene:
     word: Word | None
 
 
-_FOLDER = Path(__file__).with_name("dejavu")
-_FONT_FILES: dict[FontFace, str] = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
+_FONT_FILES = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
 
 
 @lru_cache(maxsize=128)
 def load_font(font_face: FontFace, font_size_px: float) -> ImageFont.FreeTypeFont:
     if font_face != "pillow":
-        return ImageFont.truetype(_FOLDER / _FONT_FILES[font_face], font_size_px)
+        file = Path(__file__).parent / "dejavu" / _FONT_FILES[font_face]
+        return ImageFont.truetype(file, font_size_px)
     font = ImageFont.load_default(font_size_px)
     assert isinstance(font, ImageFont.FreeTypeFont)  # of a Pillow built with FreeType
     return font
@@ -115,11 +114,7 @@ Point = tuple[float, float]
 Ring = tuple[Point, ...]
 
 STAR_INNER_RADIUS = 0.45
-NUM_CIRCLE_POINTS = 12
-NUM_SMOOTH_POINTS = 72
-
-_UNIT_SQUARE: Ring = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
-_UNIT_TRIANGLE: Ring = ((0.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
+NUM_CIRCLE_POINTS = 72
 
 
 def _points_around(radii: tuple[float, ...]) -> Ring:
@@ -130,27 +125,24 @@ def _points_around(radii: tuple[float, ...]) -> Ring:
     return tuple(points)
 
 
-_UNIT_RINGS = {
+_UNIT_RINGS: dict[Shape, Ring] = {
     "circle": _points_around((1.0,) * NUM_CIRCLE_POINTS),
-    "square": _UNIT_SQUARE,
-    "triangle": _UNIT_TRIANGLE,
+    "square": ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
+    "triangle": ((0.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
     "star": _points_around((1.0, STAR_INNER_RADIUS) * 5),
 }
-_UNIT_OUTLINES = _UNIT_RINGS | {"circle": _points_around((1.0,) * NUM_SMOOTH_POINTS)}
-
-
-def polygon_xy(scene_object: SceneObject) -> Ring:
-    """Return the polygon that a model is trained to answer; a circle has 12 points."""
-    return _placed(_UNIT_RINGS[scene_object.shape], scene_object)
 
 
 def outline_xy(scene_object: SceneObject) -> Ring:
-    """Return the outline as it is drawn, with a smooth circle."""
-    return _placed(_UNIT_OUTLINES[scene_object.shape], scene_object)
+    """Return the outline as it is drawn."""
+    center_x, center_y = scene_object.center_xy
+    radius = scene_object.radius_px
+    unit_ring = _UNIT_RINGS[scene_object.shape]
+    return tuple((center_x + radius * x, center_y + radius * y) for x, y in unit_ring)
 
 
 def box_xyxy(scene_object: SceneObject) -> BoxXYXY:
-    return ring_box_xyxy(polygon_xy(scene_object))
+    return ring_box_xyxy(outline_xy(scene_object))
 
 
 def ring_box_xyxy(ring: Ring) -> BoxXYXY:
@@ -163,12 +155,6 @@ def are_apart(first: BoxXYXY, second: BoxXYXY, gap_px: float) -> bool:
     horizontal = max(second[0] - first[2], first[0] - second[2])
     vertical = max(second[1] - first[3], first[1] - second[3])
     return max(horizontal, vertical) >= gap_px
-
-
-def _placed(unit_ring: Ring, scene_object: SceneObject) -> Ring:
-    center_x, center_y = scene_object.center_xy
-    radius = scene_object.radius_px
-    return tuple((center_x + radius * x, center_y + radius * y) for x, y in unit_ring)
 
 
 MIN_GAP_PX = 4.0
@@ -195,13 +181,12 @@ _FONT_FACES: tuple[FontFace, ...] = get_args(FontFace)
 T = TypeVar("T")
 
 
-def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | None = None) -> Scene:
+def sample_scene(seed: int, num_objects: int | None = None) -> Scene:
     """Return a seed's scene; by default 1 to 4 objects, and a word in half of all scenes."""
     rng = default_rng(seed)
-    drawn_num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
-    drawn_has_word = bool(rng.random() < 0.5)
-    num_objects = drawn_num_objects if num_objects is None else num_objects
-    has_word = drawn_has_word if has_word is None else has_word
+    sampled_num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
+    has_word = bool(rng.random() < 0.5)
+    num_objects = sampled_num_objects if num_objects is None else num_objects
     brightness: Brightness = "dark" if rng.random() < 0.5 else "light"
     background = Background(
         brightness=brightness,
@@ -266,9 +251,8 @@ def _place(
     for _ in range(_MAX_ATTEMPTS):
         x, y = (margin + (CANVAS_PX - 2 * margin) * rng.random(2)).tolist()
         placed = replace(unplaced, center_xy=(x, y))
-        is_in_line = any(
-            abs(x - other.center_xy[0]) < MIN_CENTER_DISTANCE_X_PX for other in objects
-        )
+        distances = [abs(x - other.center_xy[0]) for other in objects]
+        is_in_line = min(distances, default=inf) < MIN_CENTER_DISTANCE_X_PX
         if not is_in_line and all(are_apart(box_xyxy(placed), box, MIN_GAP_PX) for box in taken):
             return placed
     return None

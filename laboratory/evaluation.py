@@ -131,10 +131,7 @@ def evaluate(
 
 
 def score_answer(result: Result, question: Question, image: ImageSize) -> Measures:
-    """Score a result against that of a question `scaled` to the image.
-
-    Raise ValueError if the result has another kind than the task's.
-    """
+    """Score a result; raise ValueError if it has another kind than the `scaled` question's task."""
     match question.truth, result:
         case TextResult(text), TextResult(answer):
             return _exactness(answer == text, answer, text)

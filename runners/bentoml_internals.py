@@ -67,9 +67,7 @@ def run_worker(
     options: Sequence[str],
     protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
-    """Serve `name` of `service` (MODULE:ATTRIBUTE) on `fd` until exit; `protocol` replaces
-    uvicorn's.
-    """
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) until exit; `protocol` replaces uvicorn's."""
     import uvicorn.config
     from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
@@ -80,9 +78,7 @@ def run_worker(
 
 
 def keep_loggers(formatter: object | None, line_filter: object) -> None:
-    """Keep loggers when BentoML configures a worker's logging, whose lines pass `line_filter` and
-    are formatted by `formatter`.
-    """
+    """Keep loggers when BentoML configures a worker's; filter and format its lines."""
     from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False

@@ -56,9 +56,7 @@ def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
 
 
 class EncoderBatcher:
-    """Encodes images in one thread, in order; those that wait while a batch runs are the next
-    batch.
-    """
+    """Encodes images in order, in one thread; those that wait during a batch are the next."""
 
     def __init__(
         self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int

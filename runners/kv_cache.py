@@ -311,9 +311,7 @@ class SlotCache:
         num_prefix_tokens: Sequence[int],
         adapters: Sequence[str | None],
     ) -> list[list[ClaimedSlot]]:
-        """Start sequences in free slots that follow all in use, on the host; `write_claimed`
-        follows.
-        """
+        """Start sequences in the free slots after all used, on the host; then `write_claimed`."""
         claimed: list[list[ClaimedSlot]] = []
         for slots, length, adapter in zip(slots_of, num_prefix_tokens, adapters, strict=True):
             prefix = 0

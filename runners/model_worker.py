@@ -401,9 +401,7 @@ class ModelWorker:
         return self.encoders[encoding.adapter].stage(encoding)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
-        """Encode a batch in the batcher's thread, the images of each encoder together; return the
-        outcomes in order.
-        """
+        """Encode in the batcher's thread, the images of each encoder together; keep the order."""
         pending: dict[str | None, dict[str, Encoding]] = {}  # by adapter and image key
         for image in images:
             encoding = self._cache.encodings.get(image.image_key)  # another thread removes them

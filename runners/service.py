@@ -144,10 +144,7 @@ async def _disconnected(_request: Request, _error: Exception) -> Response:
 
 
 class RunnerApi:
-    """The routes of one model; `start` must be called before the process listens.
-
-    `is_draining` is True once `drain` has been called.
-    """
+    """The routes of one model; call `start` before the process listens."""
 
     build_key: str | None = None  # of the loaded build
 

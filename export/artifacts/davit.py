@@ -54,9 +54,7 @@ _fused_attention: Any = FusedAttention  # `apply` has types from torch 2.15 on
 
 
 class TokenRowsDavit(nn.Module):
-    """Runs the layers of transformers' `Florence2VisionBackbone`; with `is_for_one_image`, a batch
-    is one image.
-    """
+    """The layers of `Florence2VisionBackbone`; `is_for_one_image`: a batch is one image."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()

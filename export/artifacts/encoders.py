@@ -124,10 +124,7 @@ def write_merged(checkpoint: Path, changes: AdapterParts, output: Path) -> None:
 
 
 def use_fast_tower(model: Any) -> TokenRowsDavit | None:
-    """Replace the vision tower of `model` by its faster form.
-
-    Return it, or None if the family has none.
-    """
+    """Replace the vision tower by its faster form, and return that; None if the family has none."""
     if model.config.model_type != "florence2":
         return None
     tower = TokenRowsDavit(model.model.vision_tower)

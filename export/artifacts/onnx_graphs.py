@@ -54,9 +54,7 @@ def export_vision_encoder(
     output: Path,
     is_for_one_image: bool = False,
 ) -> None:
-    """Write `module` to `output` in float32, for images of exactly `size_wh`, in batches or one at
-    a time.
-    """
+    """Write `module` in float32, for images of exactly `size_wh`, in batches or one by one."""
     width, height = size_wh
     # a dynamic batch of one would be traced as a constant
     batch_size = 1 if is_for_one_image else 2
@@ -88,9 +86,7 @@ def write_float16(folder: Path) -> None:
 
 
 def write_int8(source: Path, output: Path) -> None:
-    """Quantise products with weights; attention multiplies two activations: quantising them would
-    gain little and lose more accuracy.
-    """
+    """Quantise products with weights, but not attention: little gain, a larger loss of accuracy."""
     logging.disable(logging.WARNING)  # it recommends optimisations that ours replace
     try:
         quantize_dynamic(
@@ -111,9 +107,7 @@ _Shapes = Mapping[str, NDArray[np.int64]]  # by names of tensors
 
 
 def make_shapes_constant(file: Path) -> None:
-    """Replace the shape arithmetic of the graph in `file`, whose only input has a dynamic first
-    axis.
-    """
+    """Replace the shape arithmetic of a graph whose only input has a dynamic first axis."""
     model = onnx.load(file)
     graph = model.graph
     arithmetic = shape_arithmetic(graph)
@@ -159,9 +153,7 @@ def shape_arithmetic(graph: GraphProto) -> set[str]:
 
 
 def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
-    """Return the shapes of the tensors for batches of `batch_size`, where they do not depend on
-    values.
-    """
+    """Return the tensors' shapes for that batch size, where they do not depend on values."""
     graph = model.graph
     (graph_input,) = graph.input
     input_type = graph_input.type.tensor_type
@@ -207,9 +199,7 @@ def _compute(
 
 
 def _needed(nodes: Sequence[NodeProto], names: Iterable[str]) -> tuple[list[NodeProto], set[str]]:
-    """Return those of `nodes` that compute the tensors `names`, in order, and all tensors that they
-    use.
-    """
+    """Return the `nodes` that compute the tensors `names`, in order, and all tensors they use."""
     tensors = set(names)
     needed = list[NodeProto]()
     for node in reversed(nodes):

@@ -33,10 +33,7 @@ class ImageInput:
 
 
 def read_image_input(image_processor: Any) -> ImageInput:
-    """Read the settings of a transformers image processor.
-
-    Raise `SourceError` if a step is unsupported.
-    """
+    """Read transformers' settings; raise `SourceError` if a step is unsupported."""
     size = dict(image_processor.size)
     steps = {step: bool(getattr(image_processor, step, False)) for step in _STEPS}
     if steps != _STEPS or not {"height", "width"} <= size.keys():

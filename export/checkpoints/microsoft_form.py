@@ -271,15 +271,13 @@ def write_weights(name: str, files: Sequence[Path], num_tokens: int, output: Pat
 
 
 def _resized(name: str, embeddings: Tensor, num_tokens: int) -> Tensor:
-    """Return the embeddings with rows for `num_tokens`, rounded up.
-
-    A new row is the mean of all: its logit is the mean of the logits, so it is never chosen.
-    """
+    """Return embeddings with rows for `num_tokens`, rounded up."""
     num_rows, _ = embeddings.shape
     if num_rows < num_tokens - 1:  # all but <image>
         raise SourceError(
             f"{name} has embeddings of {num_rows} tokens; its tokenizer has {num_tokens - 1}"
         )
     num_padded = max(num_rows, -(-num_tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)
+    # the logit of a mean row is the mean of all logits, and never the largest
     mean = embeddings.float().mean(0, keepdim=True).to(embeddings.dtype)
     return torch.cat([embeddings, mean.expand(num_padded - num_rows, -1)])

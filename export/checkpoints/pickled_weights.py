@@ -39,10 +39,7 @@ _DTYPES = {
 
 
 def write_safetensors(pickled: Path, output: Path) -> None:
-    """Write the tensors of a pickled file as safetensors, under the same names.
-
-    Raise `SourceError` if it contains anything else, or is damaged.
-    """
+    """Write a pickled file's tensors; raise `SourceError` if it has other content or is damaged."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(pickled.absolute())],
         cwd=_ROOT,

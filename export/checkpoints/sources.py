@@ -76,10 +76,7 @@ class Source:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint's tensors, those that transformers reads.
-
-    Raise `SourceError` for an invalid index.
-    """
+    """Return the files that transformers reads tensors from; raise `SourceError`."""
     root = _weights_root(folder)
     if root is None or root.suffix != ".json":
         return [root] if root else []
@@ -163,10 +160,7 @@ def _check_complete(source: Source) -> None:
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """Return the `config.json` of a checkpoint, which names its model's type.
-
-    Raise `SourceError`.
-    """
+    """Return a checkpoint's `config.json`; raise `SourceError` if it names no type of model."""
     try:
         config: dict[str, Any] = json.loads((source.folder / CONFIG_FILE).read_text("utf-8"))
         config["model_type"]

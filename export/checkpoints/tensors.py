@@ -54,9 +54,7 @@ class _Place:
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
-    """The tensors that the checkpoint's model has; reading one maps it for as long as it is
-    referenced.
-    """
+    """The tensors of the checkpoint's model; each is mapped for as long as it is referenced."""
 
     def __init__(self, places: Mapping[str, _Place], dtype: torch.dtype, model: Any) -> None:
         self._stored = places
@@ -70,10 +68,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Find all tensors.
-
-        Raise `SourceError` if one is missing or has another shape than the model's.
-        """
+        """Find all tensors; raise `SourceError` if one is missing or has another shape."""
         with torch.device("meta"):
             model = empty_model(folder)
         expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -120,9 +115,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str) -> None:
-        """Read the weights of `module`, whose name in the model is `prefix`, except those on the
-        meta device.
-        """
+        """Read the weights of a module, `prefix` in the model, except those on the meta device."""
         for weights in (module.named_parameters(prefix), module.named_buffers(prefix)):
             for name, weight in weights:
                 if name in self._names and not weight.is_meta:
@@ -202,10 +195,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _places(folder: Path, model: Any, expected: Mapping[str, object]) -> dict[str, _Place]:
-    """Return the stored tensors of the model under transformers' names.
-
-    The rules are those of `from_pretrained`.
-    """
+    """Return the model's stored tensors under transformers' names, as `from_pretrained` does."""
     renamings: Any = get_model_conversion_mapping(model)
     places = {}
     for shard in weight_files(folder):
@@ -222,10 +212,7 @@ def _places(folder: Path, model: Any, expected: Mapping[str, object]) -> dict[st
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
-    """Load a checkpoint's model, casting each weight to `dtype` as it is read.
-
-    Raise `SourceError` if it lacks a weight, or has one of another shape.
-    """
+    """Load a model in `dtype`; raise `SourceError` if a weight is missing or of another shape."""
     CheckpointTensors.open(folder)
     try:
         model = _Model.from_pretrained(

@@ -298,10 +298,7 @@ class AnswerCheck:
     def of(
         cls, job: ExportJob, folder: Path, draft: Manifest, is_large: bool = False
     ) -> "AnswerCheck":
-        """Choose the pictures and prompts by their cost.
-
-        Raise `SourceError` for an unreadable image.
-        """
+        """Choose pictures and prompts by their cost; raise `SourceError` for a bad image."""
         cost = job.entry.parameters * draft.num_image_tokens
         num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / cost))
         num_each = 2 if num_prompts >= 2 * len(job.photographs) else 1

@@ -62,9 +62,7 @@ class HalfEncoder:
 
 
 def round_in_float32(model: ModelProto) -> None:
-    """Turn a float16 graph into one of float32 that casts each operator's output to float16 and
-    back.
-    """
+    """Turn a float16 graph into a float32 one that rounds each operator's output to float16."""
     graph = model.graph
     other_types = set[str]()  # outputs of operators outside ONNX have no inferred type: all half
     inferred = onnx.shape_inference.infer_shapes(model).graph

@@ -139,9 +139,7 @@ def _requests(scene: Scene) -> list[tuple[str, dict[str, object]]]:
 
 
 def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
-    """Return images by name that drive activations to extremes: the products of like tokens add
-    up.
-    """
+    """Return images, by name, of extreme activations: products of like tokens add up."""
     width, height = size_wh
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return {
@@ -167,10 +165,7 @@ def measure(
     expected: ReferenceAnswers,
     is_large: bool = False,
 ) -> Measured:
-    """Return the measurements for the manifest, without precisions that fail.
-
-    The float32 decoder of a large model runs layer by layer. Raise `ParityError`.
-    """
+    """Return the manifest's measurements, without precisions that fail; raise `ParityError`."""
     images = list(map(attrgetter("image"), probes))
     encoders = measure_encoders(
         folder, entry, precisions["encoder"], images, expected.image_features
@@ -215,10 +210,7 @@ def measure_encoders(
     images: Sequence[Image.Image],
     expected_features: Tensor,
 ) -> MeasuredEncoders:
-    """Compare the encoders with the reference's features of `images`; raise `ParityError`.
-
-    Remove the files of precisions that fail.
-    """
+    """Compare the encoders; remove the files of those that fail; raise `ParityError`."""
     logger.info("comparing image features with transformers")
     features = encode(folder, "float32", images)
     parity = compare_features(features, expected_features)
@@ -255,10 +247,7 @@ def leaving_out_broken(part: Part, entry: CatalogEntry, precision: Precision) ->
 def measure_half_encoder(
     folder: Path, images: Mapping[str, Image.Image], float32_features: Tensor
 ) -> Measured:
-    """Measure the float16 encoder in true half arithmetic.
-
-    Raise `ParityError` if it fails on one of `images`.
-    """
+    """Measure the float16 encoder in half arithmetic; raise `ParityError` if an image fails."""
     rows = encode(folder, "float16", list(images.values()))
     for name, row, expected in zip(images, rows, float32_features, strict=True):
         compare(f"the float16 encoder on the {name} image", [row], [expected])
@@ -266,10 +255,7 @@ def measure_half_encoder(
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Measured:
-    """Return the difference of rows (…, C) from float32's.
-
-    Raise `ParityError` if the mean of the cosines, over C, is below `MIN_MEAN_COSINE`.
-    """
+    """Return the difference of rows (…, C); raise `ParityError` below `MIN_MEAN_COSINE`."""
     cosines = []
     errors = []
     largest = []
@@ -289,10 +275,7 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
 
 
 def compare_features(features: Tensor, expected: Tensor) -> Measured:
-    """Return the difference from the reference's image features (B, N, C).
-
-    Raise `ParityError` if they differ by more than rounding or are not finite.
-    """
+    """Return the difference (B, N, C); raise `ParityError` if it is more than rounding, or NaN."""
     if features.shape != expected.shape:
         raise ParityError(
             f"image features have shape {tuple(features.shape)}; the reference has"
@@ -314,10 +297,7 @@ def compare_features(features: Tensor, expected: Tensor) -> Measured:
 def compare_tokens(
     answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]
 ) -> Measured:
-    """Compare answers token by token.
-
-    Raise `ParityError` at a difference that is not a near tie.
-    """
+    """Compare answers; raise `ParityError` at a difference that is not a near tie."""
     num_near_ties = 0
     for index, (answer, expected) in enumerate(zip(answers, expected_answers, strict=True)):
         step = first_difference(answer, expected.token_ids)

@@ -132,16 +132,14 @@ class Reference:
             ended_answers.append(GreedyAnswer(tuple(answer[:num_tokens]), tuple(top_logits)))
         return tuple(ended_answers)
 
-    def prompt_text(self, text: str) -> str:
-        """Return the processor's prompt: Florence-2's adds the image token itself."""
-        return text if self.model.config.model_type == "florence2" else f"<image>{text}"
-
     def inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
         """Return the processor's inputs, padded on the left for decoders that continue them."""
-        self.processor.tokenizer.padding_side = (
-            "right" if self.model.config.is_encoder_decoder else "left"
-        )
-        prompts = list(map(self.prompt_text, texts))
+        prompts = list(texts)
+        side = "right"
+        if not self.model.config.is_encoder_decoder:
+            prompts = list(map("<image>{}".format, texts))  # Florence-2's processor adds it itself
+            side = "left"
+        self.processor.tokenizer.padding_side = side
         return self.processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
 
     def arguments(self, inputs: Any, image_features: Tensor, max_new_tokens: int) -> dict[str, Any]:
@@ -188,21 +186,18 @@ class StreamedWeights(DecoderWeights):
     buffers: Buffers | None = None  # None: of what stays in memory
 
     def layers(self, num_layers: int, build: Callable[[int, Self], LayerT]) -> Sequence[LayerT]:
-        """Return a stack of layers; each is built of its index and its weights when it is read."""
+        """Return a stack of layers: the first stay in memory, the others are built at each use."""
         streamed = replace(self, buffers={})
-        resident = list[LayerT]()
+        builders = list[Callable[[], LayerT]]()
         num_bytes = 0
         for index in range(num_layers):
             weights = self.at(f"layers.{index}")
             num_bytes += weights.num_bytes
             if num_bytes > self.max_resident_bytes:
-                break
-            resident.append(build(index, weights))
-
-        def build_streamed(index: int) -> LayerT:
-            return build(index, streamed.at(f"layers.{index}"))
-
-        return _StreamedLayers(resident, num_layers, build_streamed)
+                builders.append(partial(build, index, streamed.at(f"layers.{index}")))
+            else:
+                builders.append(partial(_resident, build(index, weights)))
+        return _BuiltLayers(builders)
 
     @property
     def num_bytes(self) -> int:
@@ -241,21 +236,19 @@ def load_for_checks(
     return load_decoder(folder, family, precision, device, max_positions, weights_of)
 
 
-class _StreamedLayers(Sequence[LayerT], Generic[LayerT]):
-    """Layers that are built when they are read, except the first, which are resident."""
+def _resident(layer: LayerT) -> LayerT:
+    return layer
 
-    def __init__(
-        self, resident: Sequence[LayerT], num_layers: int, build: Callable[[int], LayerT]
-    ) -> None:
-        self._resident = resident
-        self._indices = range(num_layers)
-        self._build = build
+
+class _BuiltLayers(Sequence[LayerT], Generic[LayerT]):
+    """Layers, each returned by a function when it is read."""
+
+    def __init__(self, builders: Sequence[Callable[[], LayerT]]) -> None:
+        self._builders = builders
 
     # no caller takes a slice
     def __getitem__(self, index: int) -> LayerT:  # type: ignore[override]
-        if index < len(self._resident):
-            return self._resident[index]
-        return self._build(self._indices[index])
+        return self._builders[index]()
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._builders)

@@ -84,10 +84,7 @@ class Batches:
         self._num_image_tokens = self._encode(blank).shape[1]
 
     def tokenized(self, example: Example) -> TokenizedExample:
-        """Return the ids of an example.
-
-        Raise `ExportError` if it has more tokens than the model has positions.
-        """
+        """Return the ids; raise `ExportError` if they exceed the model's positions."""
         prompt = (self._bos_id, *self._encoded(example.prompt))
         answer = (*self._encoded(example.answer), self._eos_id)
         if self._is_encoder_decoder:
@@ -142,9 +139,7 @@ class Batches:
         return self._tokenizer.encode([(segment.text, segment.is_control) for segment in segments])
 
     def _image_features(self, path: Path) -> Tensor:
-        """Return the features (N, C) of an image, encoded alone: they do not depend on the batch,
-        nor on a resume.
-        """
+        """Return features (N, C) of an image alone: no batch and no resume changes them."""
         if path not in self._features:
             try:
                 image = read_image(path)

@@ -62,10 +62,7 @@ def main() -> None:
 
 
 def measures_of(rounds: Sequence[Round]) -> dict[str, float]:
-    """Return the measures of rounds; those of short answers are NaN without any.
-
-    Percentiles are answers, by nearest rank.
-    """
+    """Return the measures; percentiles are answers, by nearest rank, NaN without short ones."""
     rates = []
     token_rates = []
     latencies_ms = []

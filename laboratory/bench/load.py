@@ -179,10 +179,7 @@ def form(question: BenchQuestion, is_ours: bool) -> dict[str, str]:
 
 
 def drive(url: str, is_ours: bool, requests: Sequence[BenchQuestion], num_clients: int) -> Round:
-    """Send `requests` in order with a number of clients, and wait for all answers.
-
-    Raise `aiohttp.ClientResponseError` if the server answers with an error.
-    """
+    """Send `requests` in order and wait for all; raise `aiohttp.ClientResponseError`."""
     return asyncio.run(_drive(url, is_ours, requests, num_clients))
 
 

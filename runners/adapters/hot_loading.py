@@ -62,9 +62,7 @@ class HotAdapters:
         self.refused: dict[str, str] = {}  # current versions by key: the reason
 
     def watch(self, loaded: Adapters) -> None:
-        """Update `loaded` once a second in a thread; return after the first update or
-        `read_timeout_s`.
-        """
+        """Update `loaded` once a second in a thread; return after the first, or the timeout."""
         is_updated = threading.Event()
 
         def run() -> None:

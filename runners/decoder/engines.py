@@ -121,9 +121,7 @@ class EagerEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        """Process images and prompts into free slots: the first of each sequence, then further
-        beams.
-        """
+        """Process images and prompts into free slots: each sequence's first, then beams."""
         decoder = self._decoder
         slots_of = slots_from(first_slot, requests)
         adapters = list(map(attrgetter("adapter"), requests))

@@ -21,13 +21,7 @@ from torch import Tensor
 
 from runners.errors import SequenceError
 from runners.tokens.choice import Choice, RowConditions
-from runners.tokens.text import (
-    Constraint,
-    ConstraintState,
-    GenerationRules,
-    PromptWords,
-    TokenMasks,
-)
+from runners.tokens.text import Constraint, GenerationRules, PromptWords, TokenMasks
 from wire.runner_messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
@@ -114,14 +108,12 @@ class _Generation(ABC):
         return self.generated()
 
     def row_conditions(
-        self, token_ids: Sequence[int], state: ConstraintState | None, masks: TokenMasks
+        self, token_ids: Sequence[int], constraint: Constraint | None, masks: TokenMasks
     ) -> RowConditions:
         """Return the conditions of rules and constraint after `token_ids`; `masks` follow."""
         forced = self.rules.forced_token(len(token_ids), self.request.max_new_tokens)
         banned = self.rules.banned_tokens(token_ids) if self.rules.no_repeat_ngram_size else ()
-        allowed = None
-        if forced is None and self.request.constraint is not None and state is not None:
-            allowed = masks.add(state)
+        allowed = masks.add(constraint) if forced is None and constraint is not None else None
         return RowConditions(forced, banned, allowed)
 
     def check_deadline(self) -> None:
@@ -151,11 +143,11 @@ class SingleSequence(_Generation):
     num_constrained: int = 0
     _draft: Sequence[int] = ()
     _conditions: Sequence[RowConditions] = ()  # one for the next token, one after each draft token
-    _state: ConstraintState | None = field(init=False)  # None: unconstrained
+    _constraint: Constraint | None = field(init=False)  # None: unconstrained
     _random: Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self._state = None if self.request.constraint is None else self.request.constraint.start
+        self._constraint = self.request.constraint
         self._random = Random(self.request.seed)
 
     @property
@@ -177,29 +169,22 @@ class SingleSequence(_Generation):
         num_tokens = len(self.token_ids)
         forced = self.rules.forced_token(num_tokens, self.request.max_new_tokens)
         draft = [] if forced is None else [forced]
-        constraint = self.request.constraint
         words = self.request.prompt_words
-        if constraint is not None and words is not None and self._state is not None:
-            allowed = constraint.allowed(self._state)
-            draft += words.continuation(self._state, allowed, self.token_ids)
+        if self._constraint is not None and words is not None:
+            draft += words.continuation(self._constraint, self.token_ids)
         return draft[: self.request.max_new_tokens - num_tokens - 1]
 
     def conditions(self, masks: TokenMasks, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         request = self.request
-        constraint = request.constraint
+        constraint = self._constraint
         written = [*self.token_ids] if draft else self.token_ids  # the draft follows
-        state = self._state
         conditions: list[RowConditions] = []
         for token_id in (None, *draft):
             if token_id is not None:
-                if (
-                    constraint is not None
-                    and state is not None
-                    and conditions[-1].allowed is not None
-                ):
-                    state = constraint.after(state, token_id)
+                if constraint is not None and conditions[-1].allowed is not None:
+                    constraint = constraint.after(token_id)
                 written.append(token_id)
-            row = self.row_conditions(written, state, masks)
+            row = self.row_conditions(written, constraint, masks)
             if request.temperature:
                 uniform = self._random.random()
                 row = replace(
@@ -230,11 +215,11 @@ class SingleSequence(_Generation):
             return
         if not math.isfinite(choice.logprob):
             raise self.non_finite_error()
-        constraint = self.request.constraint
-        if constraint is not None and self._state is not None and conditions.allowed is not None:
-            if self._state is constraint.start:  # which other sequences share
-                self._state = self._state.deep_copy()
-            constraint.consume(self._state, choice.token_id)
+        if self._constraint is not None and conditions.allowed is not None:
+            if self._constraint is self.request.constraint:  # which other sequences share
+                matcher = self._constraint.matcher.deep_copy()
+                self._constraint = replace(self._constraint, matcher=matcher)
+            self._constraint.consume(choice.token_id)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
         self.num_constrained += choice.is_constrained
@@ -257,7 +242,7 @@ class Beam:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     score: float = 0.0
-    state: ConstraintState | None = None
+    constraint: Constraint | None = None
     num_constrained: int = 0  # tokens that the constraint chose against the model
     parent: int = 0  # the row that it extends
     finish_reason: FinishReason | None = None  # of a complete answer
@@ -267,12 +252,11 @@ class Beam:
 class BeamSequence(_Generation):
     """A sequence with `num_beams` rows."""
 
-    beams: list[Beam] = field(default_factory=lambda: [Beam()])
+    beams: list[Beam] = field(init=False)
     finished: list[Beam] = field(default_factory=list)  # best first, at most `num_beams`
 
     def __post_init__(self) -> None:
-        if self.request.constraint is not None:
-            self.beams = [Beam(state=self.request.constraint.start)]
+        self.beams = [Beam(constraint=self.request.constraint)]
 
     @property
     def num_tokens(self) -> int:
@@ -298,7 +282,7 @@ class BeamSequence(_Generation):
         num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.request.num_beams
         conditions: list[RowConditions] = []
         for beam in self.beams:
-            row = self.row_conditions(beam.token_ids, beam.state, masks)
+            row = self.row_conditions(beam.token_ids, beam.constraint, masks)
             conditions.append(replace(row, beam_score=beam.score, num_candidates=num_candidates))
         return conditions
 
@@ -326,16 +310,16 @@ class BeamSequence(_Generation):
 
     def _extended(self, choice: Choice) -> Beam:
         before = self.beams[choice.row]
-        state = before.state
+        constraint = before.constraint
         forced = self.rules.forced_token(len(before.token_ids), self.request.max_new_tokens)
-        if self.request.constraint is not None and state is not None and forced is None:
-            state = self.request.constraint.after(state, choice.token_id)
+        if constraint is not None and forced is None:
+            constraint = constraint.after(choice.token_id)
         token_ids = (*before.token_ids, choice.token_id)
         return Beam(
             token_ids,
             logprobs=(*before.logprobs, choice.logprob),
             score=choice.score,
-            state=state,
+            constraint=constraint,
             num_constrained=before.num_constrained + choice.is_constrained,
             parent=choice.row,
             finish_reason=self.finish_reason_of(token_ids),

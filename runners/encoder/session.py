@@ -391,9 +391,7 @@ def execution_providers(cuda: CudaOptions | None, with_graphs: bool) -> list[Any
 
 
 def tensorrt_options(folder: Path, precision: Precision, max_batch_size: int) -> dict[str, str]:
-    """Verify the graph; return the options of its engines, which are stored for the newest graph
-    and versions.
-    """
+    """Verify the graph; return the options of its engines, stored for the newest versions only."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest, {VISION_ENCODER_FILE})
     version = ctypes.CDLL("libnvinfer.so.10").getInferLibVersion()

@@ -57,10 +57,7 @@ Linear = Callable[[Tensor], Tensor]  # (…, in) -> (…, out)
 def linear_layer(
     weight: Tensor, bias: Tensor | None, precision: Precision, is_shared: bool = False
 ) -> Linear:
-    """Return the layer of a matrix (out, in) and an optional bias (out,), in its dtype.
-
-    `is_shared`: without a copy of the matrix where its precision allows.
-    """
+    """Return the layer of a matrix (out, in); `is_shared`: without a copy of it, if possible."""
     if precision == "int8":
         is_x86 = platform.machine() in _X86
         return (Int8Linear if is_x86 else Int8WeightLinear).of(weight, bias)

@@ -80,8 +80,6 @@ class GenerationRules:
         return [written[i + size - 1] for i in starts if written[i : i + size - 1] == tail]
 
 
-ConstraintState = LLMatcher
-
 _TOKEN_RULES = {"location": re.compile(r"<loc_?\d+>"), "segmentation": re.compile(r"<seg\d{3}>")}
 # llguidance's default allows only one tokenization of a text that the grammar forces.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
@@ -90,41 +88,41 @@ _FEW_STATES = 8  # their masks take less time than to wake a thread
 _MAX_MASK_THREADS = 4
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Constraint:
-    """A compiled grammar."""
+    """A compiled grammar after the tokens of an answer, none at first."""
 
-    def __init__(self, start: ConstraintState, eos_token_ids: frozenset[int]) -> None:
-        self.start = start
-        self._eos_token_ids = eos_token_ids
+    matcher: LLMatcher
+    eos_token_ids: frozenset[int]
 
-    def after(self, state: ConstraintState, token_id: int) -> ConstraintState:
-        """Return the state after `token_id`; raise `SequenceError` if `state` does not allow it."""
-        following = state.deep_copy()
-        self.consume(following, token_id)
+    def after(self, token_id: int) -> "Constraint":
+        """Return it after one more token; raise `SequenceError` if that is not allowed."""
+        following = Constraint(self.matcher.deep_copy(), self.eos_token_ids)
+        following.consume(token_id)
         return following
 
-    def consume(self, state: ConstraintState, token_id: int) -> None:
-        """Change a state that nobody else has: a copy takes as long as its answer."""
-        if token_id not in self._eos_token_ids and not state.consume_token(token_id):
-            message = f"the grammar failed at token {token_id}: {state.get_error()}"
+    def consume(self, token_id: int) -> None:
+        """Change one that no other answer has: a copy takes as long as its answer."""
+        if token_id not in self.eos_token_ids and not self.matcher.consume_token(token_id):
+            message = f"the grammar failed at token {token_id}: {self.matcher.get_error()}"
             raise SequenceError("internal", message)
 
-    def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
-        """Return the tokens that `state` allows, a bit each."""
-        return np.frombuffer(state.compute_bitmask(), np.uint8)
+    def allowed(self) -> NDArray[np.uint8]:
+        """Return the allowed next tokens, a bit each."""
+        return np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
 
 
 class TokenMasks:
     """The masks of the rows of a pass, a bit for each token: added one by one, computed together.
 
-    Valid until `clear`. A state has one row, however often it is added.
+    Valid until `clear`. A constraint has one row, however often it is added.
     """
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
         self._bits = allocate_token_bitmask(0, num_tokens)
         self._masks: list[NDArray[np.uint8]] = []  # views of the rows
-        self._states: list[tuple[ConstraintState, int]] = []  # a state and its row
+        self._states: list[tuple[LLMatcher, int]] = []  # a state and its row
         self._rows: dict[int, int] = {}  # rows by identity of their state
 
     def clear(self, num_rows: int) -> None:
@@ -135,11 +133,11 @@ class TokenMasks:
             self._bits = allocate_token_bitmask(num_rows, self._num_tokens)
             self._masks = list(self._bits.view(np.uint8))
 
-    def add(self, state: ConstraintState) -> NDArray[np.uint8]:
-        """Return the mask of `state`, which `compute` fills."""
-        row = self._rows.setdefault(id(state), len(self._states))
+    def add(self, constraint: Constraint) -> NDArray[np.uint8]:
+        """Return the mask of `constraint`, which `compute` fills."""
+        row = self._rows.setdefault(id(constraint.matcher), len(self._states))
         if row == len(self._states):
-            self._states.append((state, row))
+            self._states.append((constraint.matcher, row))
         return self._masks[row]
 
     def compute(self) -> None:
@@ -263,14 +261,13 @@ class PromptWords:
     token_ids: Sequence[int]
     first_ids: Sequence[int]
 
-    def continuation(
-        self, state: ConstraintState, allowed: NDArray[np.uint8], written: Sequence[int]
-    ) -> list[int]:
+    def continuation(self, constraint: Constraint, written: Sequence[int]) -> list[int]:
         """Return the words of the prompt that are likely to follow, those not `written` yet first.
 
-        Where few tokens are `allowed` (a bit each), as in labels, they start with one of them;
-        elsewhere they follow the last token.
+        Where few tokens are allowed, as in labels, they start with one of them; elsewhere they
+        follow the last token.
         """
+        allowed = constraint.allowed()
         spellings = [*enumerate(self.first_ids, 1), *enumerate(self.token_ids, 1)]
         runs: list[list[int]] = []
         if int(np.bitwise_count(allowed).sum()) <= _FEW_ALLOWED:
@@ -282,7 +279,7 @@ class PromptWords:
                 if written[-1:] == [token_id]:
                     runs.append([*self.token_ids[end : end + _MAX_COPIED]])
         best = min(filter(None, runs), key=lambda run: run[0] in written, default=[])
-        return best[: state.validate_tokens(best)]
+        return best[: constraint.matcher.validate_tokens(best)]
 
 
 @dataclass(frozen=True, slots=True)

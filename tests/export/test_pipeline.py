@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.artifacts.vision_module import read_image_input
+from export.checkpoints.bases import CheckpointFacts
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
 from export.checkpoints.sources import in_transformers_form
 from export.checkpoints.tensors import CheckpointTensors
 from export.checks.parity import ProbePlan
 from export.checks.reference import load_processor
 from export.errors import ParityError
-from export.pipeline import facts_of, make_artifacts
+from export.pipeline import make_artifacts
 from laboratory.bench.random_weights import write_random_checkpoint
 from tests.support.export_cli import MODELS
 from tests.support.microsoft_form import update_json
@@ -137,7 +138,9 @@ def test_real_widths_pass_parity(name: str, tmp_path: Path, artifacts: Path) -> 
         tensors = CheckpointTensors.open(source.folder)
         image_input = read_image_input(load_processor(source.folder).image_processor)
     # the entry of the released model, with the numbers of the small one
-    entry = facts_of(tensors, image_input).applied_to(job.entry)
+    side_px, _ = image_input.size_wh
+    facts = CheckpointFacts(tensors.num_parameters, tensors.context_window, side_px)
+    entry = facts.applied_to(job.entry)
     small = replace(job, entry=entry, photographs=())
     manifest = make_artifacts(small, artifacts, probe_plan=PROBES)
     assert manifest == read_manifest(artifacts)

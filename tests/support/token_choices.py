@@ -9,7 +9,7 @@ from torch import Tensor
 from runners.decoder.sequences import LiveSequence
 from runners.errors import SequenceError
 from runners.tokens.choice import RowConditions, choose_tokens
-from runners.tokens.text import Constraint, ConstraintState, TokenMasks
+from runners.tokens.text import Constraint, TokenMasks
 
 
 def conditions_of(sequence: LiveSequence, num_tokens: int) -> Sequence[RowConditions]:
@@ -27,14 +27,14 @@ def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
     return sequence.advance(choices)
 
 
-def masked(constraint: Constraint, state: ConstraintState, logprobs: Tensor) -> Tensor:
-    """Return `logprobs` (V,) with all tokens that `state` does not allow at -inf."""
-    bits = np.unpackbits(constraint.allowed(state), count=len(logprobs), bitorder="little")
+def masked(constraint: Constraint, logprobs: Tensor) -> Tensor:
+    """Return `logprobs` (V,) with all tokens that `constraint` does not allow at -inf."""
+    bits = np.unpackbits(constraint.allowed(), count=len(logprobs), bitorder="little")
     return logprobs.masked_fill(torch.from_numpy(bits == 0), -torch.inf)
 
 
-def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
-    return masked(constraint, state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
+def allowed_ids(constraint: Constraint, size: int = 2**18) -> list[int]:
+    return masked(constraint, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
 
 
 def is_failure(code: str) -> Callable[[BaseException | None], bool]:

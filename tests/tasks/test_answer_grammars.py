@@ -41,12 +41,11 @@ class Language:
         grammar = FAMILIES[self.family].answer_grammar(entry, task_id, parameters)
         assert grammar is not None
         constraint = self.constraints.get(grammar)
-        state = constraint.start
         token_ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         for token_id in [*token_ids, EOS_ID[self.family]]:
-            if not constraint.allowed(state)[token_id >> 3] >> (token_id & 7) & 1:
+            if not constraint.allowed()[token_id >> 3] >> (token_id & 7) & 1:
                 return False
-            state = constraint.after(state, token_id)
+            constraint = constraint.after(token_id)
         return True
 
 

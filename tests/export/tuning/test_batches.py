@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_processors_own_inputs(
             labels = processor.tokenizer(f"<s>{answer}</s>", return_tensors="pt")["input_ids"]
             inputs["labels"] = labels
         else:
-            prompt = reference.prompt_text(text)
+            prompt = f"<image>{text}"
             inputs = processor(images=image, text=prompt, suffix=answer, return_tensors="pt")
         expected = reference.model(**inputs).logits[0]
         torch.testing.assert_close(logits[index, : len(expected)], expected, atol=1e-3, rtol=1e-3)

@@ -41,10 +41,9 @@ def prompt(letters: str) -> PromptWords:
 
 def continuation(grammar: str, words: PromptWords, written: Sequence[int]) -> list[int]:
     constraint = CONSTRAINTS.get(grammar)
-    state = constraint.start
     for token_id in written:
-        state = constraint.after(state, token_id)
-    return words.continuation(state, constraint.allowed(state), written)
+        constraint = constraint.after(token_id)
+    return words.continuation(constraint, written)
 
 
 A_B = [FIRST["A"], SPACED["B"]]

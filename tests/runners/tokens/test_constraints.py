@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from runners.errors import SequenceError
-from runners.tokens.text import Constraint, Constraints, ConstraintState, TokenMasks
+from runners.tokens.text import Constraint, Constraints, TokenMasks
 from tests.support import token_choices
 from tests.support.fake_decoder import tiny_tokenizer
 from tests.support.token_choices import is_failure, masked
@@ -28,17 +28,16 @@ CONSTRAINTS = Constraints(tiny_tokenizer(TEXT, CONTROL), {EOS})
 BOXES = "start: (TEXT location{2})*\nTEXT: /(?s:.)+/"
 
 
-def allowed_ids(constraint: Constraint, state: ConstraintState) -> set[int]:
-    return set(token_choices.allowed_ids(constraint, state, 2 * SIZE))
+def allowed_ids(constraint: Constraint) -> set[int]:
+    return set(token_choices.allowed_ids(constraint, 2 * SIZE))
 
 
 def allowed_after(grammar: str, *token_ids: int) -> set[int]:
     constraint = CONSTRAINTS.get(grammar)
-    state = constraint.start
     for token_id in token_ids:
-        assert token_id in allowed_ids(constraint, state)
-        state = constraint.after(state, token_id)
-    return allowed_ids(constraint, state)
+        assert token_id in allowed_ids(constraint)
+        constraint = constraint.after(token_id)
+    return allowed_ids(constraint)
 
 
 @pytest.mark.parametrize(
@@ -66,33 +65,30 @@ def test_allowed_tokens_by_grammar_and_prefix(
 
 
 def test_every_path_through_a_grammar_spells_its_text() -> None:
-    constraint = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}')
     rng = random.Random(0)
     for _ in range(50):
-        state = constraint.start
+        constraint = CONSTRAINTS.get('start: ("ab ;ä" location{4}){1,2}')
         written = []
-        while (token_id := rng.choice(sorted(allowed_ids(constraint, state)))) != EOS:
+        while (token_id := rng.choice(sorted(allowed_ids(constraint)))) != EOS:
             written.append(token_id)
-            state = constraint.after(state, token_id)
+            constraint = constraint.after(token_id)
         text = b"".join(b"L" if token_id in LOCATIONS else BYTES[token_id] for token_id in written)
         assert text.decode() in ("ab ;äLLLL", "ab ;äLLLLab ;äLLLL")
 
 
 def test_a_state_is_unchanged_when_beams_continue_from_it() -> None:
-    constraint = CONSTRAINTS.get(BOXES)
-    state = constraint.after(constraint.start, 9)
-    before = allowed_ids(constraint, state)
-    text = constraint.after(state, 11)
-    box = constraint.after(state, 3)
-    assert allowed_ids(constraint, text) == before
-    assert allowed_ids(constraint, box) == {*LOCATIONS}
-    assert allowed_ids(constraint, state) == before
+    constraint = CONSTRAINTS.get(BOXES).after(9)
+    before = allowed_ids(constraint)
+    text = constraint.after(11)
+    box = constraint.after(3)
+    assert allowed_ids(text) == before
+    assert allowed_ids(box) == {*LOCATIONS}
+    assert allowed_ids(constraint) == before
 
 
 def test_allowed_tokens_keep_their_log_probabilities() -> None:
     logprobs = torch.log_softmax(torch.arange(SIZE, dtype=torch.float32), dim=-1)
-    constraint = CONSTRAINTS.get("start: location | <sep>")
-    rows = masked(constraint, constraint.start, logprobs)
+    rows = masked(CONSTRAINTS.get("start: location | <sep>"), logprobs)
     assert rows[[SEPARATOR, *LOCATIONS]].tolist() == logprobs[[SEPARATOR, *LOCATIONS]].tolist()
     assert rows[[0, EOS, *CODES, *TEXT]].tolist() == [-math.inf] * (4 + len(TEXT))
 
@@ -108,7 +104,7 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
     with pytest.raises(
         SequenceError, check=is_failure("internal"), match="the grammar failed at token 9"
     ):
-        constraint.after(constraint.start, 9)
+        constraint.after(9)
 
 
 def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
@@ -116,22 +112,21 @@ def test_end_token_without_a_text_is_never_allowed_and_loads() -> None:
     leaves nothing.
     """
     never_ends = Constraints(tiny_tokenizer(TEXT, CONTROL), {SIZE + 5}).get("start: location")
-    after = never_ends.after(never_ends.start, LOCATIONS[0])
-    assert SIZE + 5 not in allowed_ids(never_ends, after)
+    assert SIZE + 5 not in allowed_ids(never_ends.after(LOCATIONS[0]))
 
 
 def test_masks_of_a_pass_are_those_of_each_state() -> None:
     """Few states, then enough for threads; some are added twice, as unfinished beams share one."""
     constraint = CONSTRAINTS.get(BOXES)
-    box = constraint.after(constraint.start, 9)
+    box = constraint.after(9)
     masks = TokenMasks(CONSTRAINTS.num_tokens)
     for num_states in (1, 3, 40):
-        states = [constraint.start, *[box.deep_copy() for _ in range(num_states)]]
+        states = [constraint, *[constraint.after(9) for _ in range(num_states)]]
         for index in range(1, num_states, 3):
-            states[index] = constraint.after(box, LOCATIONS[0])
+            states[index] = box.after(LOCATIONS[0])
         states += states
         masks.clear(len(states))
         rows = [masks.add(state) for state in states]
         masks.compute()
         for state, row in zip(states, rows, strict=True):
-            assert row.tolist() == constraint.allowed(state).tolist()
+            assert row.tolist() == state.allowed().tolist()
