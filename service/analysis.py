@@ -167,8 +167,7 @@ def _step(position: str, document: object, models: ServedModels) -> Step:
         if "stream" in fields:
             raise InvalidRequest("stream is a field of the whole request", "stream")
         has_region = options.each is not None and _takes_region(fields)
-        sample = fields | {"region": _SAMPLE_REGION} if has_region else fields
-        common, request = _parsed(sample)
+        common, request = _parsed(fields | {"region": _SAMPLE_REGION} if has_region else fields)
         if isinstance(common, CompareFields):
             step_models = models.compared(common.models, request.task.id)
         else:
@@ -178,7 +177,6 @@ def _step(position: str, document: object, models: ServedModels) -> Step:
 
 @contextmanager
 def _of_step(position: str, step_id: str = "") -> Iterator[None]:
-    """Make errors of a step those of the request, which name the step."""
     try:
         yield
     except ServiceError as error:
@@ -391,16 +389,13 @@ def step_objects(result: Result) -> list[StepObject]:
 
 def crop_around(box: BoxXyxy, margin: float, image_size_wh: tuple[int, int]) -> PixelBox:
     """Return the whole pixels of a box and its margin that lie in the image, at least one."""
-    x1, y1, x2, y2 = box
-    left, right = _side(x1, x2, margin, image_size_wh[0])
-    top, bottom = _side(y1, y2, margin, image_size_wh[1])
-    return left, top, right, bottom
-
-
-def _side(start: float, end: float, margin: float, side_px: int) -> tuple[int, int]:
-    margin_px = margin * (end - start)
-    first = min(max(0, math.floor(start - margin_px)), side_px - 1)
-    return first, max(first + 1, min(side_px, math.ceil(end + margin_px)))
+    firsts: list[int] = []
+    lasts: list[int] = []
+    for start, end, side_px in zip(box[:2], box[2:], image_size_wh, strict=True):
+        margin_px = margin * (end - start)
+        firsts.append(min(max(0, math.floor(start - margin_px)), side_px - 1))
+        lasts.append(max(firsts[-1] + 1, min(side_px, math.ceil(end + margin_px))))
+    return firsts[0], firsts[1], lasts[0], lasts[1]
 
 
 def within(box: BoxXyxy, crop: PixelBox) -> BoxXyxy:

@@ -26,10 +26,10 @@ from service.http_app import rest_app
 from service.images.fetching import image_fetcher
 from service.images.handle_store import image_store
 from service.inference.core import Core
-from service.inference.engine_calls import EngineClient
+from service.inference.engine_calls import EngineClient, ModelClient
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
-from service.inference.runner_calls import ModelClient, RunnerClient
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
     ServedModels,

@@ -20,11 +20,11 @@ from service.analysis import stream_analysis
 from service.batches.api import BatchesApi
 from service.errors import InvalidRequest
 from service.http import boundary as http
-from service.http.body import read_body, read_images_body
+from service.http.body import read_body
 from service.http.boundary import REST, Body, Endpoint, RestBoundary
 from service.images.handle_store import stored
 from service.images.inputs import ImageHandle, ImageInput
-from service.inference.core import Core
+from service.inference.core import MAX_IMAGES, Core
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
 from service.open_inference.api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
@@ -39,6 +39,7 @@ from wire.telemetry.metric_files import metrics
 
 _PREFIXES = ("/v1", PREFIX, LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
 _NOT_FOUND = HTTPException(404)
+_READ_IMAGES = partial(read_body, max_images=MAX_IMAGES)
 
 Fields = Mapping[str, object]
 Stream = Callable[[Core, ImageInput, Fields, RequestContext], AsyncGenerator[Any, None]]
@@ -77,13 +78,17 @@ class RestApi:
 
         async def answer(request: Request, context: RequestContext) -> Body:
             core = self._boundary.core()
-            body = await self._boundary.read(read_images_body, request, context)
+            body = await self._boundary.read(_READ_IMAGES, request, context)
             if stream is not None and body.fields.get("stream") is True:
                 if body.images is not None:
                     message = "stream is true, which needs image; images is given"
                     raise InvalidRequest(message, "stream")
                 events = stream(core, body.image, body.fields, context)
-                form = partial(_event_texts, event_json, context.request_id)
+
+                def form(event: Any) -> list[str]:
+                    name, document = event_json(event, context.request_id)
+                    return [http.server_sent_event(json.dumps(document), name)]
+
                 return await http.event_stream(request, context, REST, events, form)
             answer_one = partial(answering, core, body.fields)
             if body.images is None:
@@ -130,11 +135,6 @@ class RestApi:
         handle = ImageHandle(request.path_params["image_id"])
         await STORING.run(images.remove, context.quota.owner, handle)
         return rendering.DeletedImageJson(id=handle.text)
-
-
-def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str]:
-    name, document = event_json(event, request_id)
-    return [http.server_sent_event(json.dumps(document), name)]
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:

@@ -56,7 +56,6 @@ def is_store_url(text: str) -> bool:
 
 
 def _matching(pattern: str, allowed: str) -> AfterValidator:
-    """Return the check that a whole text matches."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):

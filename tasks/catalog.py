@@ -186,15 +186,13 @@ class CatalogEntry:
         object.__setattr__(self, "templates", templates)
 
     def has_labels(self, task_id: str) -> bool:
-        """Return True if objects of the task's answers have labels."""
         override = self.tasks.get(task_id)
         return override is None or override.labels
 
 
 def model_id_of(name: str) -> str:
     """Return the id of a model that is named by it, or by its repository as `hf:owner/name`."""
-    is_hub = name.startswith(HUB_PREFIX)
-    return hub_model_id(name.removeprefix(HUB_PREFIX)) if is_hub else name
+    return hub_model_id(name.removeprefix(HUB_PREFIX)) if name.startswith(HUB_PREFIX) else name
 
 
 def hub_model_id(repository: str) -> str:

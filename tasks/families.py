@@ -7,10 +7,9 @@ import tasks.florence2
 import tasks.openai
 import tasks.paligemma
 from tasks.catalog import CatalogEntry
-from tasks.paligemma import MaskDecoder
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import AskedTask, Prompt
-from tasks.results import MaskFormat, Result
+from tasks.results import Result
 from tasks.table import Family, TaskParameters
 
 
@@ -38,17 +37,7 @@ class FamilyLanguage(Protocol):
         engine of OpenAI's protocol a JSON Schema.
         """
 
-    def parse_answer(
-        self,
-        entry: CatalogEntry,
-        task_id: str,
-        parameters: TaskParameters,
-        answers: Sequence[GeneratedText],
-        image_size_wh: tuple[int, int],
-        mask_format: MaskFormat,
-        mask_decoder: MaskDecoder | None,
-        banned_phrases: frozenset[str] = frozenset(),
-    ) -> Result:
+    def parse_answer(self, task: AnsweredTask, answers: Sequence[GeneratedText]) -> Result:
         """Return the typed result of the answers, given in the order of the prompts."""
 
 

@@ -6,17 +6,14 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from tasks.results import (
-    Detection,
-    DetectionsResult,
-    FoundObject,
-    InstancesResult,
-    Result,
-    TextRegionsResult,
-)
-from tasks.table import ResultKind
+from tasks import results
+from tasks.catalog import CatalogEntry
+from tasks.table import ResultKind, TaskParameters
+
+if TYPE_CHECKING:
+    from tasks.paligemma import MaskDecoder
 
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
 
@@ -58,6 +55,19 @@ class GeneratedText:
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredTask:
+    """The task that a model has answered, and what a parser needs besides the texts."""
+
+    entry: CatalogEntry
+    task_id: str
+    parameters: TaskParameters
+    image_size_wh: tuple[int, int]
+    mask_format: results.MaskFormat = "polygon"
+    mask_decoder: "MaskDecoder | None" = None  # PaliGemma's
+    banned_phrases: frozenset[str] = frozenset()  # Florence-2's: of a caption, without boxes
+
+
+@dataclass(frozen=True, slots=True)
 class Location:
     """A location token in a text."""
 
@@ -75,10 +85,12 @@ def in_pieces(runs: Iterable[Locations], num_locations: int) -> Iterator[Locatio
             yield run[start : start + num_locations]
 
 
-_RESULTS: dict[ResultKind, type[DetectionsResult | InstancesResult | TextRegionsResult]] = {
-    "detections": DetectionsResult,
-    "instances": InstancesResult,
-    "text_regions": TextRegionsResult,
+_RESULTS: dict[
+    ResultKind, type[results.DetectionsResult | results.InstancesResult | results.TextRegionsResult]
+] = {
+    "detections": results.DetectionsResult,
+    "instances": results.InstancesResult,
+    "text_regions": results.TextRegionsResult,
 }
 
 
@@ -86,22 +98,22 @@ def read_objects(
     kind: ResultKind,
     answers: Sequence[GeneratedText],
     names_per_prompt: Sequence[Sequence[str]],
-    read: Callable[[GeneratedText, Sequence[str]], Iterable[FoundObject]],
+    read: Callable[[GeneratedText, Sequence[str]], Iterable[results.FoundObject]],
     is_strict: bool,
     banned: frozenset[str] = frozenset(),
-) -> Result:
+) -> results.Result:
     """Return the objects that `read` finds in each answer, for the names of its prompt.
 
     If `is_strict`, boxes with other labels than these names are dropped: for a name that is not in
     the image a model may write another one. Only the raw text keeps it.
     """
-    objects: list[FoundObject] = []
+    objects: list[results.FoundObject] = []
     is_parsed = True
     for answer, names in zip(answers, names_per_prompt, strict=True):
         written = tuple(read(answer, names))
         is_parsed &= bool(written) or not answer.text.strip()
         for item in written:
-            if isinstance(item, Detection):
+            if isinstance(item, results.Detection):
                 is_other = is_strict and bool(names) and item.label not in names
                 if is_other or item.label in banned:
                     continue

@@ -135,6 +135,5 @@ def join_segments(*segments: PromptSegment) -> Prompt:
     groups = groupby(present, key=attrgetter("is_control"))
     joined: list[PromptSegment] = []
     for is_control, group in groups:
-        text = "".join(segment.text for segment in group)
-        joined.append(PromptSegment(text, is_control))
+        joined.append(PromptSegment("".join(segment.text for segment in group), is_control))
     return tuple(joined)

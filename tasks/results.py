@@ -126,7 +126,6 @@ def box_of(item: FoundObject) -> BoxXyxy:
 
 
 def label_of(item: FoundObject) -> str:
-    """Return the label of an object, or the text of a region."""
     return item.text if isinstance(item, TextRegion) else item.label
 
 

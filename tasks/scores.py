@@ -252,7 +252,6 @@ def refine(
 
 
 def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
-    """Return a result with the objects that a proof keeps."""
     certain = [item for item in objects_of(result) if rank_of(item) >= proof.min_score]
     proved = with_objects(result, certain)
     if len(objects_of(proved)) > proof.max_labels:

@@ -61,12 +61,10 @@ class Parameter:
 
     @property
     def is_text(self) -> bool:
-        """True for a text and for names."""
         return self.schema in (_TEXT, _NAME, _NAMES)
 
     @property
     def is_list(self) -> bool:
-        """True for names."""
         return self.schema is _NAMES
 
     def parse(self, value: object) -> str | tuple[str, ...] | BoxXyxy:
@@ -84,8 +82,7 @@ class Parameter:
 
 def _refusal(name: str, allowed: str, value: object) -> ParameterError:
     """Return the error of a parameter, or of an item of it such as `labels[1]`."""
-    param = name.partition("[")[0]
-    return ParameterError(param, f"{name} must be {allowed}, not {shown(value)}")
+    return ParameterError(name.partition("[")[0], f"{name} must be {allowed}, not {shown(value)}")
 
 
 def _parse_names(name: str, value: object) -> tuple[str, ...]:
@@ -95,8 +92,7 @@ def _parse_names(name: str, value: object) -> tuple[str, ...]:
     for index, item in enumerate(value):
         text = _parse_text(f"{name}[{index}]", item, is_name=True)
         if text.casefold() in texts:
-            message = f"{name} must be unique ignoring case; {text!r} is repeated"
-            raise ParameterError(name, message)
+            raise ParameterError(name, f"{name} must be unique ignoring case; {text!r} is repeated")
         texts[text.casefold()] = text
     return tuple(texts.values())
 
@@ -106,8 +102,7 @@ def _parse_box(name: str, value: object) -> BoxXyxy:
     numbers = [number for number in corners if isinstance(number, float) or type(number) is int]
     in_range = [0 <= number <= MAX_COORDINATE_PX for number in numbers]  # false for NaN
     if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
-        allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
-        raise _refusal(name, allowed, value)
+        raise _refusal(name, f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}", value)
     x1, y1, x2, y2 = map(float, numbers)
     if not (x1 < x2 and y1 < y2):
         raise _refusal(name, "a box with x1 < x2 and y1 < y2", value)

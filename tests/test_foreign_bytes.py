@@ -29,7 +29,7 @@ from service.analysis import StepObject, check_prompts, parse_plan
 from service.batches.api import read_upload
 from service.batches.worker import parse_line
 from service.errors import ServiceError
-from service.http.body import json_object, read_images_body
+from service.http.body import json_object, read_body
 from service.images.inputs import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.mapping import parse_config
@@ -202,7 +202,7 @@ READERS = {
     ),
     "steps": of_service(read_steps, STEPS),
     "images_form": of_service(
-        lambda data: asyncio.run(read_images_body(request([data], FORM), memory())),
+        lambda data: asyncio.run(read_body(request([data], FORM), memory(), 32)),
         form(file_part("images", IMAGE), file_part("images", IMAGE), part("steps", "[{}]")),
     ),
     "image_url": of_service(

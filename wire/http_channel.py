@@ -54,7 +54,6 @@ class HttpChannel:
             return Outcomes.model_validate_json(await response.read())
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield events as they arrive; closing the generator closes the connection."""
         async with self._response("/stream", call) as response:
             rest = b""
             # lines of any length: aiohttp 3.14's own `readline` has a limit
@@ -71,7 +70,6 @@ class HttpChannel:
         return None if body is None else AdapterStates.model_validate_json(body)
 
     async def close(self) -> None:
-        """Close idle connections; make no call after that."""
         if self._session is not None:
             await self._session.close()
 

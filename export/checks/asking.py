@@ -14,7 +14,7 @@ from runners.model_worker import AnswerText, to_request
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt, PromptSegment
 from tasks.results import Result
 from tasks.table import TASKS, TaskParameters, parse_parameters
@@ -100,12 +100,7 @@ class Question:
         answer.push(sequence.token_ids)
         # as one token: scores are not compared
         generated = GeneratedText(answer.text, (len(answer.text),), (0.0,), sequence.finish_reason)
-        return FAMILIES[self.entry.family].parse_answer(
-            self.entry,
-            self.task_id,
-            self.parameters,
-            [generated],
-            image_size_wh,
-            "polygon",
-            mask_decoder,
+        task = AnsweredTask(
+            self.entry, self.task_id, self.parameters, image_size_wh, mask_decoder=mask_decoder
         )
+        return FAMILIES[self.entry.family].parse_answer(task, [generated])

@@ -175,7 +175,6 @@ class SharedLimits:
         await self._answer(self._store.ping)
 
     async def take(self, owner: str, unit: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` and return 0, else return the seconds until it is available."""
         keys = [f"diptych:{owner}:{unit}"]
         wait_s = await self._answer(partial(self._take, keys=keys, args=[per_minute, amount]))
         return None if wait_s is None else float(wait_s)
@@ -196,7 +195,6 @@ class SharedLimits:
         return task
 
     async def close(self) -> None:
-        """Finish pending releases, then close the connections."""
         await asyncio.gather(*self._releases)
         await self._store.aclose()
 

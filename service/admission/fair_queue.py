@@ -87,7 +87,6 @@ class ClientSlots:
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for as long as the context lasts."""
         of_client = self._slots_of.setdefault(client, asyncio.Semaphore(self._num_of_client))
         async with of_client, self._slots:
             yield

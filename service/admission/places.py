@@ -133,11 +133,6 @@ class TrafficGaps:
         return self._quiet_since_s + _QUIET_S - self._now()
 
 
-def shutting_down() -> NotReady:
-    hint = "retry on another replica, or here in a minute"
-    return NotReady(f"the service is shutting down; {hint}")
-
-
 class Places:
     """All requests in flight or queued, and their memory."""
 
@@ -157,6 +152,12 @@ class Places:
     @property
     def num_bytes(self) -> int:
         return self._memory.total
+
+    def check_open(self) -> None:
+        """Raise `NotReady` once `close` was called."""
+        if self.is_closed:
+            hint = "retry on another replica, or here in a minute"
+            raise NotReady(f"the service is shutting down; {hint}")
 
     async def close(self) -> None:
         """Admit no more requests, and return when none has a place."""

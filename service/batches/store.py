@@ -267,7 +267,6 @@ class Store:
         return current.batch
 
     def end(self, state: BatchState, errors: list[wire.BatchError]) -> wire.Batch:
-        """Make the files of a batch and set its last status; with errors it has failed."""
         output = self._written(state, "output", is_answer=True)
         error_output = self._written(state, "error", is_answer=False)
         with self._changed(state.owner, state.id) as (db, current):
@@ -283,7 +282,6 @@ class Store:
         return current.batch
 
     def remove_expired(self, now_s: float) -> None:
-        """Remove files and batches that are no longer kept, and what killed processes left."""
         with self._transaction() as db:
             is_old = "json_extract(document, '$.batch.created_at') < ?"
             query = f"DELETE FROM objects WHERE NOT ({_IS_OPEN}) AND {is_old}"
@@ -393,8 +391,7 @@ def _document(db: sqlite3.Connection, kind: Kind, owner: str, object_id: str) ->
 
 
 def _not_found(kind: Kind, object_id: str) -> ServiceError:
-    message = f"no {kind} {shown(object_id)} of this API key"
-    return ServiceError(message, f"{kind}_id", "not_found")
+    return ServiceError(f"no {kind} {shown(object_id)} of this API key", f"{kind}_id", "not_found")
 
 
 def _file(db: sqlite3.Connection, owner: str, file_id: str) -> wire.FileObject:
@@ -433,15 +430,12 @@ def _set_last_status(batch: wire.Batch, errors: list[wire.BatchError]) -> None:
         batch.finalizing_at = now_s
     if errors:
         batch.status = "failed"
-        batch.failed_at = now_s
         batch.errors = wire.BatchErrors(data=errors)
     elif batch.cancelling_at is not None and not is_whole:
         batch.status = "cancelled"
-        batch.cancelled_at = now_s
     elif now_s >= batch.expires_at:
         batch.status = "expired"
-        batch.expired_at = now_s
     else:
         batch.status = "completed"
-        batch.completed_at = now_s
         batch.cancelling_at = None
+    setattr(batch, f"{batch.status}_at", now_s)

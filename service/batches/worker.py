@@ -244,7 +244,6 @@ class BatchWorker:
             self.release_lane(state)
 
     def release_lane(self, state: BatchState) -> None:
-        """Let the next batch of a key begin."""
         if self._lanes.pop(state.id, None) is not None:
             self._changed.set()
 

@@ -27,7 +27,6 @@ from starlette.requests import Request
 from service.admission.threads import PARSING, current_client
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
-from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
 from tasks.errors import shown
 
@@ -103,14 +102,11 @@ def _num_occurrences(body: bytes, marks: bytes, maximum: int) -> int:
 
 def parsed_bytes(body: bytes) -> int:
     """Return an upper bound of the memory that parsing a body takes in addition to the body."""
-    is_wide = not body.isascii() or _has_escapes(body)
+    starts = range(0, len(body) if b"\\" in body else 0, PIECE_BYTES)
+    has_escapes = any(body.find(b"\\u", start, start + PIECE_BYTES + 1) >= 0 for start in starts)
+    is_wide = has_escapes or not body.isascii()
     num_values = _num_occurrences(body, _VALUE_MARKS, _MAX_COUNTED_VALUES)
     return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
-
-
-def _has_escapes(body: bytes) -> bool:
-    starts = range(0, len(body) if b"\\" in body else 0, PIECE_BYTES)
-    return any(body.find(b"\\u", start, start + PIECE_BYTES + 1) >= 0 for start in starts)
 
 
 _SCHEMAS: dict[str, dict[str, Any]] = {
@@ -213,25 +209,17 @@ def _malformed(error: Exception | str) -> InvalidRequest:
     return InvalidRequest(f"the multipart body is malformed: {str(error)[:_MAX_ERROR_CHARS]}")
 
 
-async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
-    """Read a form or JSON with an `image`; raise `InvalidRequest` or `UnsupportedImage`."""
-    return await read_images_body(request, memory, max_images=1)
+async def read_body(request: Request, memory: BodyMemory, max_images: int = 1) -> RequestBody:
+    """Read a form or JSON with an `image`, or up to `max_images` images.
 
-
-async def read_images_body(
-    request: Request, memory: BodyMemory, max_images: int = MAX_IMAGES
-) -> RequestBody:
-    """Read a body as `read_body` does, which may have several `images` in place of `image`."""
-    content_type = request.headers.get("content-type", "")
-    mime_type = content_type.split(";")[0].strip().lower()
+    Raise `InvalidRequest` or `UnsupportedImage`.
+    """
     split = partial(_split, max_images)
-    if mime_type == _JSON:
+    if _checked_type(request, FORM, _JSON) == _JSON:
         body = await read_bytes(request, memory)
         return await parsed(lambda data: split(json_object(data)), body, memory)
-    if mime_type != FORM:
-        raise _unsupported_type(mime_type, f"{FORM} or {_JSON}")
     body = await read_bytes(request, memory, _FORM_COPIES)
-    return await off_loop(partial(_read_form, split, content_type), body)
+    return await off_loop(partial(_read_form, split, request.headers["content-type"]), body)
 
 
 def _split(max_images: int, document: dict[str, object]) -> RequestBody:
@@ -273,14 +261,16 @@ def _read_form(
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
-    mime_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if mime_type != _JSON:
-        raise _unsupported_type(mime_type, _JSON)
+    _checked_type(request, _JSON)
     return await parsed(json_object, await read_bytes(request, memory), memory)
 
 
-def _unsupported_type(mime_type: str, allowed: str) -> InvalidRequest:
-    return InvalidRequest(f"Content-Type is {shown(mime_type)}; it must be {allowed}")
+def _checked_type(request: Request, *allowed: str) -> str:
+    mime_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if mime_type not in allowed:
+        types = " or ".join(allowed)
+        raise InvalidRequest(f"Content-Type is {shown(mime_type)}; it must be {types}")
+    return mime_type
 
 
 async def parsed(parse: Callable[[bytes], ParsedT], body: bytes, memory: BodyMemory) -> ParsedT:
@@ -295,7 +285,6 @@ async def off_loop(function: Callable[[bytes], ParsedT], body: bytes) -> ParsedT
 
 
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
-    """Read a body of any content, and hold memory for so many copies of it."""
     declared = request.headers.get("content-length", "0")
     num_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
     body = io.BytesIO()  # returns its bytes without a copy
@@ -341,8 +330,7 @@ def parse_image(image: object) -> ImageInput:
         if starts and text.find("=", 0, starts[-1]) >= 0:
             raise ValueError("Excess data after padding")
         for start in starts:
-            piece = text[start : start + PIECE_BYTES]
-            decoded.write(binascii.a2b_base64(piece, strict_mode=True))
+            decoded.write(binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True))
         return decoded.getvalue()
     except (binascii.Error, ValueError) as error:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
@@ -380,8 +368,7 @@ def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
     for text in texts:
         split: list[str] = []
         if len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_ELEMENTS:
-            matches = _ELEMENT.finditer(text)
-            split = [(match[1] or match[2] or "").strip() for match in matches]
+            split = [(match[1] or match[2] or "").strip() for match in _ELEMENT.finditer(text)]
         elements += list(filter(None, split)) or [text]
     return list(map(_number, elements)) if is_numeric else elements
 

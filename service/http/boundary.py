@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
-from service.admission.places import RequestContext, request_id_or_new, shutting_down
+from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import current_client
 from service.analysis import Analysis, StepAnswer
 from service.errors import (
@@ -117,8 +117,8 @@ class RestBoundary:
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
             core = self._core
             try:
-                if core is not None and core.places.is_closed:
-                    raise shutting_down()
+                if core is not None:
+                    core.places.check_open()
                 limit_s = self.settings.request_timeout_s
                 header = request.headers.get("x-deadline-ms")
                 timeout_s = limit_s if header is None else min(limit_s, _timeout_s(header))
@@ -252,31 +252,24 @@ async def event_stream(
 ) -> Response:
     """Return the response that sends each of `events` as it arrives; a disconnect closes them."""
     first = await while_connected(request.receive, anext(events))
-    return _ClosingResponse(_body(first, events, form, context, interface))
 
+    async def body() -> AsyncGenerator[str, None]:
+        is_ended = False
+        event: EventT | None = first
+        try:
+            async with aclosing(events):
+                while event is not None:
+                    is_ended = isinstance(event, Answer | Analysis)
+                    for text in form(event):
+                        yield text
+                    event = await anext(events, None)
+        except Exception as error:
+            is_ended = True
+            failure = record_failure(error, interface.api, context.request_id)
+            document = interface.error_form(failure, context.request_id)
+            yield server_sent_event(json.dumps(document), "error")
+        finally:
+            if not is_ended:
+                record_gone_client(interface.api, context.request_id)
 
-async def _body(
-    first: EventT,
-    events: Events[EventT],
-    form: Form[EventT],
-    context: RequestContext,
-    interface: Interface,
-) -> AsyncGenerator[str, None]:
-    is_ended = False
-    event: EventT | None = first
-    try:
-        async with aclosing(events):
-            while event is not None:
-                is_ended = isinstance(event, Answer | Analysis)
-                for text in form(event):
-                    yield text
-                event = await anext(events, None)
-    except Exception as error:
-        is_ended = True
-        failure = record_failure(error, interface.api, context.request_id)
-        yield server_sent_event(
-            json.dumps(interface.error_form(failure, context.request_id)), "error"
-        )
-    finally:
-        if not is_ended:
-            record_gone_client(interface.api, context.request_id)
+    return _ClosingResponse(body())

@@ -394,8 +394,7 @@ class ValkeyImages(ImageStore):
             return HandleIds(calls.execute()[1])
 
     def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
-        arguments = (owner, name, file, *astuple(self.limits))
-        return int(self._script(keys=[_PREFIX], args=arguments))
+        return int(self._script(keys=[_PREFIX], args=(owner, name, file, *astuple(self.limits))))
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
         member = f"{owner}/{name}"

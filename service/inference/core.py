@@ -20,16 +20,10 @@ from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
+from service.inference import recording
+from service.inference.engine_calls import ModelClient
 from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, answer_about
-from service.inference.recording import (
-    answer_span,
-    as_service_error,
-    note_status,
-    record_answer,
-    record_error,
-)
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
-from service.inference.runner_calls import ModelClient
 from service.inference.served_models import ServedModel, ServedModels
 from service.settings import Settings
 
@@ -155,7 +149,7 @@ class Core:
         is_refused = len(refusals) == len(outcomes)
         for outcome in outcomes[1:] if is_refused else outcomes:  # what is raised is recorded later
             if isinstance(outcome, ServiceError):
-                record_error(outcome, context.api, context.request_id)
+                recording.record_error(outcome, context.api, context.request_id)
         if is_refused:
             raise refusals[0]
         return Comparison(request, size_wh, tuple(zip(models, outcomes, strict=True)))
@@ -196,18 +190,18 @@ class Core:
             self._max_running,
             partial(self.places.hold, context),
         )
-        with answer_span(model.id, request.task.id, context.request_id):
+        with recording.answer_span(model.id, request.task.id, context.request_id):
             try:
                 answer = await answer_about(queued, request, image, on_piece)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others
-                failure = as_service_error(error, context.request_id, model.id)
+                failure = recording.as_service_error(error, context.request_id, model.id)
                 failure.model = model.id
                 failure.task = request.task.id
-                note_status(failure.code)
+                recording.note_status(failure.code)
                 raise failure from error.__cause__ if failure is error else error
-            record_answer(answer, context.api, context.request_id)
+            recording.record_answer(answer, context.api, context.request_id)
             return answer
 
     @asynccontextmanager

@@ -33,7 +33,7 @@ from imaging.containers import read_container
 from service.admission.threads import DECODING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.decoding import ImageView, LazyImage
-from service.inference.runner_calls import OnText, WrittenAnswers
+from service.inference.runner_calls import OnText, RunnerClient, WrittenAnswers
 from service.settings import SettingsError
 from tasks.catalog import Engine
 from wire.artifacts.manifest import Manifest
@@ -139,6 +139,7 @@ class EngineClient:
         self._model_id = model_id
         self._name = f"the engine of {model_id}"
         self._engine = engine
+        self._url = engine.url.rstrip("/")
         self._headers: dict[str, str] = {}
         self._key = ""
         if (name := engine.api_key_env) is not None:
@@ -160,8 +161,7 @@ class EngineClient:
             self._session = None
 
     async def check(self) -> None:
-        """Log a warning if the engine does not list the model."""
-        url = self._url("/models")
+        url = f"{self._url}/models"
         try:
             got = self._opened().get(url, allow_redirects=False)
             async with asyncio.timeout(_CONNECT_S), got as response:
@@ -274,7 +274,7 @@ class EngineClient:
         """Receive a completion; return the message of an engine that refuses the request."""
         headers: dict[str, str] = {}
         PROPAGATOR.inject(headers)
-        url = self._url("/chat/completions")
+        url = f"{self._url}/chat/completions"
         posted = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
         async with posted as response:
             if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
@@ -323,9 +323,6 @@ class EngineClient:
             message = message.replace(self._key, "[key]")
         return message[:_MAX_MESSAGE_CHARS]
 
-    def _url(self, path: str) -> str:
-        return self._engine.url.rstrip("/") + path
-
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -336,6 +333,9 @@ class EngineClient:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+
+ModelClient = RunnerClient | EngineClient
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Mapping[str, Any]]:
@@ -377,8 +377,7 @@ async def data_url(image: LazyImage) -> str:
     is_upright = container.format == "JPEG" and container.orientation in (None, 1)
     if is_upright and not isinstance(image, ImageView):
         return await DECODING.run(_encoded, image.data)
-    pixels = await image.resized(image.header.size_wh, _AT_ITS_SIZE)
-    return await DECODING.run(_encoded, pixels)
+    return await DECODING.run(_encoded, await image.resized(image.header.size_wh, _AT_ITS_SIZE))
 
 
 def _encoded(image: bytes | Pixels) -> str:

@@ -78,14 +78,12 @@ class HotAdapters:
             await asyncio.sleep(SCAN_EVERY_S)
 
     async def update(self) -> None:
-        """Read new adapters, list those that are loaded, and remove those that are gone."""
         self._versions = await STORING.run(self._read_all)
         models = {name: version.model for name, version in self._versions.items() if version.model}
         states: dict[str, AdapterStates | None] = {}
         for name, model in models.items():
             if self._listed.get(name) is not model and model.runner_id not in states:
-                channel = self._runners[model.runner_id].channel
-                states[model.runner_id] = await channel.adapters()
+                states[model.runner_id] = await self._runners[model.runner_id].channel.adapters()
         listed: dict[str, ServedModel] = {}
         for name, model in models.items():
             state = states.get(model.runner_id) or _NONE_YET

@@ -26,12 +26,13 @@ from service.admission.fair_queue import FairQueue
 from service.admission.threads import POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.images.decoding import ImageView, LazyImage
+from service.inference.engine_calls import ModelClient
 from service.inference.request_fields import TaskRequest
-from service.inference.runner_calls import ModelClient, WrittenAnswers
+from service.inference.runner_calls import WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
 from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.errors import ParameterError, UnsupportedTask
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult, objects_of
 from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine
@@ -259,16 +260,16 @@ def _parse(
     for sequence in written.sequences:
         ends = sequence.token_ends
         texts.append(GeneratedText(sequence.text, ends, sequence.logprobs, sequence.finish_reason))
-    result = model.language.parse_answer(
+    task = AnsweredTask(
         model.entry,
         request.task.id,
         request.parameters,
-        texts,
         size_wh,
         request.fields.mask_format,
         model.mask_decoder,
         model.banned_phrases,
     )
+    result = model.language.parse_answer(task, texts)
     min_score = request.fields.min_score
     nms_iou = request.fields.nms_iou
     is_refined = calibration is not None or min_score > 0 or nms_iou is not None
@@ -341,8 +342,7 @@ async def _tiles(
     grid = grid_of(tiling, size_wh, share, queued.max_tiles)
     if grid.num_tiles > queued.max_tiles:
         size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-        message = f"tiles has {size}; the service allows {queued.max_tiles}"
-        raise InvalidRequest(message, "tiles")
+        raise InvalidRequest(f"tiles has {size}; the service allows {queued.max_tiles}", "tiles")
     boxes = tile_boxes(grid, size_wh, fields.overlap)
     try:
         async with asyncio.timeout(queued.deadline_s - time.monotonic()):
@@ -385,8 +385,7 @@ async def _answers(
         result = answer.result
         if is_unfamiliar((await running[0]).familiarity):  # the whole image
             about = (request, answer.written, answer.image_size_wh)
-            parse = partial(_parse, answer.model, *about, None)
-            result = await POSTPROCESSING.run(parse)
+            result = await POSTPROCESSING.run(partial(_parse, answer.model, *about, None))
         return replace(answer, result=await POSTPROCESSING.run(placed, result, box, size_wh))
 
     answers: list[Answer] = []
@@ -419,8 +418,7 @@ def _merged(request: TaskRequest, answers: Sequence[Answer], boxes: Sequence[Pix
 
 def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
     """Return the sequences of all views as one answer; it is cut if objects are left out."""
-    outcomes = {part.features.outcome for part in parts}
-    outcome = min(outcomes, key=("miss", "joined", "hit").index)
+    outcome = min({part.features.outcome for part in parts}, key=("miss", "joined", "hit").index)
     features = parts[0].features.model_copy(update={"outcome": outcome})
     return replace(
         parts[0],

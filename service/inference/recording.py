@@ -4,12 +4,12 @@ Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
-from opentelemetry.trace import get_current_span
+from opentelemetry.trace import Span, get_current_span
 
 from service.errors import ErrorCode, ServiceError
 from service.inference.prediction import Answer, Stage
@@ -33,8 +33,7 @@ _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_
 _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadline_exceeded"})
 
 
-@contextmanager
-def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
+def answer_span(model: str, task: str, request_id: str) -> AbstractContextManager[Span]:
     attributes = {
         gen_ai.GEN_AI_OPERATION_NAME: _OPERATION,
         gen_ai.GEN_AI_PROVIDER_NAME: "diptych",
@@ -42,12 +41,10 @@ def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
         "diptych.task": task,
         "diptych.request_id": request_id,
     }
-    with span(f"{_OPERATION} {model}", attributes):
-        yield
+    return span(f"{_OPERATION} {model}", attributes)
 
 
 def note_status(status: str) -> None:
-    """Set the outcome of a failed request on the current span: error code or client_gone."""
     current = get_current_span()
     current.set_attribute(_STATUS, status)
     if status in _FAULTS:
@@ -55,7 +52,6 @@ def note_status(status: str) -> None:
 
 
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
-    """Count, log and trace an answer; the current span is that of the answer."""
     labels = (answer.model.id, answer.request.task.id)
     usage = answer.written.usage
     times_s = answer.times_s

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -106,25 +105,6 @@ class CallBegun:
 
 
 CallEvent = CallBegun | TextPiece | SequenceEnd
-
-
-class ModelClient(Protocol):
-    """Calls to the runner of one model, or to the engine that serves it (engine_calls.py)."""
-
-    async def write(
-        self,
-        manifest: Manifest,
-        image: LazyImage,
-        specs: Sequence[SequenceSpec],
-        on_text: OnText | None = None,
-    ) -> WrittenAnswers:
-        """Return the written sequences, in order; raise `ServiceError`."""
-
-    async def is_ready(self) -> bool:
-        """Return True if a call would be taken."""
-
-    async def close(self) -> None:
-        """Free the connections; make no call after that."""
 
 
 class RunnerClient:
@@ -226,8 +206,8 @@ class RunnerClient:
                 await asyncio.sleep(pause_s)
                 continue
             if unfinished:
-                problem = "ended the stream before the answer was complete"
-                raise ServiceError(f"the runner of {self._model_id} {problem}")
+                problem = f"the runner of {self._model_id} ended the stream before the answer was"
+                raise ServiceError(f"{problem} complete")
 
 
 class StreamedText:

@@ -148,7 +148,6 @@ class ServedModels:
         return self._offering[task_id]
 
     def chosen(self, model_id: str | None, task_id: str) -> ServedModel:
-        """Return the model of an id, by default the first that offers the task."""
         if model_id is None:
             return self.offering(task_id)[0]
         model = self.get(model_id)

@@ -279,7 +279,6 @@ def questions_of(
 
 
 def first_questions(questions: Sequence[Question]) -> list[Question]:
-    """Return each task with the first model that offers it."""
     first: dict[int, Question] = {}
     for model, ask in questions:
         first.setdefault(id(ask), (model, ask))
@@ -314,8 +313,7 @@ class LabelStudioHost:
             [allowed], settings.max_body_bytes, settings.url_timeout_s, lambda _address: True
         )
         url = settings.label_studio_url.rstrip("/")
-        origin = f"{parts.scheme}://{parts.netloc}"
-        return cls(url, origin, fetcher, settings.url_timeout_s)
+        return cls(url, f"{parts.scheme}://{parts.netloc}", fetcher, settings.url_timeout_s)
 
     def path_of(self, source: str) -> str | None:
         """Return the path of a file of this Label Studio, or None for any other source."""
@@ -473,7 +471,6 @@ class Batch:
     async def _results(
         self, image: bytes, model: ServedModel, ask: Ask
     ) -> list[JsonObject] | ServiceError:
-        """Return the results of one task; none for a variant that the model does not offer."""
         try:
             answer = await self._answer(image, ask.fields | {"model": model.id})
         except ServiceError as error:

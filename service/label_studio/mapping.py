@@ -85,7 +85,6 @@ class Control:
 
     @property
     def is_prompt(self) -> bool:
-        """True for a text written by the user, not by a model."""
         return self.tag == "TextArea" and self.name.startswith(_PROMPT)
 
     def is_set(self, attribute: str) -> bool:
@@ -442,7 +441,6 @@ def _text_value(control: Control, text: str) -> JsonObject | None:
 
 
 def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> JsonObject:
-    """Return a prediction, whose score is the mean of its results'."""
     listed = list(results)
     scores = [result["score"] for result in listed if "score" in result]
     return {

@@ -130,8 +130,7 @@ def _input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
         value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
         if value["type"] == "array":
             length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
-            datatypes = _DATATYPES[value["items"]["type"]]
-            specs[name] = InputSpec(name, datatypes, length, is_list=True)
+            specs[name] = InputSpec(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
         else:
             is_required = name in ("image", "task")
             specs[name] = InputSpec(name, _DATATYPES[value["type"]], is_required=is_required)
@@ -142,7 +141,6 @@ _INPUTS = _input_specs(TASKS.values())
 
 
 def request_context(request: InferRequest, context: RequestContext) -> RequestContext:
-    """Return `context` with the request's id and `timeout`, microseconds."""
     timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
         problem = f"the parameter timeout is {shown(timeout_us)}"
@@ -409,7 +407,6 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Response:
-    """Return a response whose only element is the body of /v1/predict."""
     output: JsonObject = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     document = {
         "model_name": answer.model.id,

@@ -327,8 +327,7 @@ class OpenAiApi:
 
     async def chat(self, request: Request, context: RequestContext) -> Body:
         core = self._boundary.core()
-        body = await self._boundary.read(read_json, request, context)
-        chat = validated(ChatRequest, body)
+        chat = validated(ChatRequest, await self._boundary.read(read_json, request, context))
         if not chat.stream:
             return await while_connected(request.receive, complete(chat, core, context))
         await _check_format(chat.response_format)
@@ -419,14 +418,12 @@ def image_of(chat: ChatRequest) -> ImageInput:
 
 
 def fields_of(chat: ChatRequest, core: Core) -> Fields:
-    """Return the fields of POST /v1/predict with the meaning of the last message."""
     last = chat.messages[-1]
     if last.role != "user":
         raise InvalidRequest(f"the last message is of {last.role}; it must be of user", "messages")
     texts = [part.text for part in last.content if isinstance(part, TextPart)]
     if len(texts) != 1:
-        problem = f"the last message has {len(texts)} text parts; send one"
-        raise InvalidRequest(problem, "messages")
+        raise InvalidRequest(f"the last message has {len(texts)} text parts; send one", "messages")
     entry = core.models.get(chat.model).entry
     try:
         prompt = _asked_in_json(texts[0]) or FAMILIES[entry.family].read_prompt(entry, texts[0])

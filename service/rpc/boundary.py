@@ -32,7 +32,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 
 from service.admission.api_keys import ApiKeys
 from service.admission.fair_queue import ClientSlots
-from service.admission.places import RequestContext, request_id_or_new, shutting_down
+from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import current_client
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, ServiceError
 from service.inference.core import Core
@@ -242,14 +242,12 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         serializer = handler.response_serializer
         if handler.unary_unary is not None:
             return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
-        is_written = handler.unary_stream is not None and not is_ours
-        stream = answer if is_written else answers
+        stream = answer if handler.unary_stream is not None and not is_ours else answers
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
 
     async def _messages(
         self, incoming: Incoming, context: Context, needs_key: bool
     ) -> AsyncGenerator[Message, None]:
-        """Yield the messages of health or reflection."""
         try:
             if needs_key:
                 self._api_keys.check(metadata_of(context).get("authorization"), incoming.address)
@@ -272,8 +270,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             context.set_trailing_metadata((trace,))
             failure = call = None
             try:
-                if self._core.places.is_closed:
-                    raise shutting_down()
+                self._core.places.check_open()
                 quota = self._api_keys.check(metadata.get("authorization"), incoming.address)
                 await quota.take_request()
                 current_client.set(quota.name)
@@ -303,8 +300,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             message = await incoming.read_small()
         else:
             await self._core.places.take(call)
-            hold = partial(self._core.places.hold, call)
-            message = await incoming.read(call.deadline_s, hold)
+            message = await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
         if message is None:
             raise InvalidRequest(_NO_MESSAGE)
         return message

@@ -188,8 +188,7 @@ def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
         return None
     key = settings.tls_key_file.read_bytes()
-    certificate = settings.tls_certificate_file.read_bytes()
-    return grpc.ssl_server_credentials([(key, certificate)])
+    return grpc.ssl_server_credentials([(key, settings.tls_certificate_file.read_bytes())])
 
 
 class GrpcServer:

@@ -17,7 +17,7 @@ from service.admission.places import RequestContext
 from service.analysis import Analysis, StepAnswer, analyze
 from service.errors import ErrorCode, ServiceError
 from service.images.inputs import ImageInput
-from service.inference.core import Comparison, Core, Fields
+from service.inference.core import Core, Fields
 from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_error
 from service.inference.request_fields import PredictFields
@@ -329,19 +329,6 @@ def _image_json(size_wh: tuple[int, int]) -> ImageJson:
     return ImageJson(width=width, height=height)
 
 
-def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:
-    answers: list[AnswerJson | ModelErrorJson] = []
-    for model, outcome in comparison.answers:
-        if isinstance(outcome, ServiceError):
-            error = error_detail(outcome, request_id)
-            answers.append(ModelErrorJson(model=model.id, error=error))
-        else:
-            answers.append(answer_json(outcome, request_id))
-    image = _image_json(comparison.image_size_wh)
-    task_id = comparison.request.task.id
-    return ComparisonJson(id=request_id, task=task_id, image=image, answers=answers)
-
-
 def error_detail(error: ServiceError, request_id: str) -> ErrorDetail:
     return ErrorDetail(
         code=error.code, message=error.message, param=error.param, request_id=request_id
@@ -381,7 +368,18 @@ async def predicted(
 async def compared(
     core: Core, fields: Mapping[str, object], image: ImageInput, context: RequestContext
 ) -> ComparisonJson:
-    return comparison_json(await core.compare(image, fields, context), context.request_id)
+    comparison = await core.compare(image, fields, context)
+    request_id = context.request_id
+    answers: list[AnswerJson | ModelErrorJson] = []
+    for model, outcome in comparison.answers:
+        if isinstance(outcome, ServiceError):
+            error = error_detail(outcome, request_id)
+            answers.append(ModelErrorJson(model=model.id, error=error))
+        else:
+            answers.append(answer_json(outcome, request_id))
+    image_json = _image_json(comparison.image_size_wh)
+    task_id = comparison.request.task.id
+    return ComparisonJson(id=request_id, task=task_id, image=image_json, answers=answers)
 
 
 async def analyzed(
@@ -455,7 +453,6 @@ def models_json(models: ServedModels) -> JsonObject:
 
 
 def catalog_json(models: ServedModels) -> JsonObject:
-    """Return the served models, then the catalog's others with their serve commands."""
     rows = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     for entry, precision in models.unserved:
         row = _row(entry, precision)

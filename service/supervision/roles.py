@@ -78,7 +78,6 @@ class Role:
         return common | {variable("models"): models}
 
     def _adapters(self, environment: Mapping[str, str]) -> list[str]:
-        """Return the adapters of a runner's model among the served models of `environment`."""
         models = environment.get(variable("models"), "").split(",")
         served = [model_id_of(model.strip()) for model in models]
         path = environment.get(variable("catalog")) or Settings.model_fields["catalog"].default

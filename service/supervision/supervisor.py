@@ -112,7 +112,6 @@ class WorkerProcess:
             _become(self.part, self.number, self._others, supervisor)
 
     def note_end(self, status: int) -> None:
-        """Record the end of the process with its status of os.waitpid()."""
         code = os.waitstatus_to_exitcode(status)
         if self._is_wanted:
             logger.error(
@@ -136,8 +135,7 @@ class WorkerProcess:
 def _spawned(part: Part, number: int) -> int:
     """Start a process of `part` without forking; return its id. It ends with this one."""
     listener = part.listener.fileno()
-    numbers = map(str, (number, listener, os.getpid()))
-    arguments = [_SPAWNED, part.name, *numbers, *part.options]
+    arguments = [_SPAWNED, part.name, *map(str, (number, listener, os.getpid())), *part.options]
     command = [sys.executable, "-m", "service.supervision.supervisor", *arguments]
     os.set_inheritable(listener, True)
     try:
@@ -178,8 +176,7 @@ def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> Non
         from service.http.connections import ConnectionLimits, bounded_connection
 
         limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
-        shared = _NUM_CONNECTIONS[: values.gateway_workers]
-        protocol = bounded_connection(limits, shared, number)
+        protocol = bounded_connection(limits, _NUM_CONNECTIONS[: values.gateway_workers], number)
     run_worker("service.gateway:Gateway", part, listener, options, protocol)
 
 
@@ -252,7 +249,6 @@ class Supervisor:
 
 
 def start(arguments: Sequence[str]) -> None:
-    """Run until a stop signal, or exit with one line about the setting or artifact to fix."""
     try:
         role = Role.parse(arguments)
         environment = role.environment(os.environ)
@@ -265,7 +261,6 @@ def start(arguments: Sequence[str]) -> None:
 
 
 def main(role: Role) -> None:
-    """Run a role, whose settings and artifacts are checked, until a stop signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
     values = settings()
     configure_logging(values.log_format)
@@ -332,8 +327,7 @@ def run_folder() -> Iterator[Path]:
 
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
-    listener = _listen(values.host, values.port, "port")
-    return Part(role.front(), listener, values.url, tls_options)
+    return Part(role.front(), _listen(values.host, values.port, "port"), values.url, tls_options)
 
 
 def bentoml_tls_options(settings: Settings) -> list[str]:
@@ -367,7 +361,6 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
 
 
 def serve_spawned(arguments: Sequence[str]) -> None:
-    """Serve in a process that was not forked from the supervisor."""
     part, number, listener, parent, *options = arguments
     end_with(int(parent))
     use_metric_files()

@@ -69,7 +69,6 @@ class RepeatedWarnings(logging.Filter):
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Configure the loggers of this project; BentoML's are left alone."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
     handler.addFilter(RepeatedWarnings())

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -9,35 +10,29 @@ _LAG_EVERY_S = 0.05
 # 1 ms to 60 s
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
+_seconds = partial(Histogram, buckets=_BUCKETS_S)
+
 REQUESTS = Counter(
     "diptych_requests_total",
     "Outcomes of requests, one for each model of a comparison; api oip is Open Inference;"
     " status is ok, an error code, or client_gone.",
     ["api", "model", "task", "status"],
 )
-REQUEST_SECONDS = Histogram(
+REQUEST_SECONDS = _seconds(
     "diptych_request_seconds",
     "Time of a request from its image and task to its answer.",
     ["model", "task"],
-    buckets=_BUCKETS_S,
 )
-STAGE_SECONDS = Histogram(
-    "diptych_stage_seconds",
-    "Time of one stage of a request.",
-    ["model", "task", "stage"],
-    buckets=_BUCKETS_S,
+STAGE_SECONDS = _seconds(
+    "diptych_stage_seconds", "Time of one stage of a request.", ["model", "task", "stage"]
 )
-TIME_TO_FIRST_TOKEN_SECONDS = Histogram(
+TIME_TO_FIRST_TOKEN_SECONDS = _seconds(
     "diptych_time_to_first_token_seconds",
     "Time of a request from its image and task to its first token.",
     ["model", "task"],
-    buckets=_BUCKETS_S,
 )
-TIME_PER_OUTPUT_TOKEN_SECONDS = Histogram(
-    "diptych_time_per_output_token_seconds",
-    "Time per token after the first.",
-    ["model", "task"],
-    buckets=_BUCKETS_S,
+TIME_PER_OUTPUT_TOKEN_SECONDS = _seconds(
+    "diptych_time_per_output_token_seconds", "Time per token after the first.", ["model", "task"]
 )
 GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Generated tokens.", ["model", "task"])
 CONSTRAINED_TOKENS = Counter(
@@ -64,10 +59,9 @@ REQUEST_MEMORY_BYTES = Gauge(
     "Memory of the bodies of requests, of images by URL, and of what is parsed of them.",
     multiprocess_mode="livesum",
 )
-EVENT_LOOP_LAG_SECONDS = Histogram(
+EVENT_LOOP_LAG_SECONDS = _seconds(
     "diptych_event_loop_lag_seconds",
     "Time by which the gateway's event loop runs late, measured 20 times a second.",
-    buckets=_BUCKETS_S,
 )
 BATCH_REQUESTS_WAITING = Gauge(
     "diptych_batch_requests_waiting",

@@ -224,8 +224,7 @@ def _own_operations() -> Iterator[Operation]:
         "description": "An image of another API key is not found.",
     }
     stored = _response("the image", _reference(StoredImageJson.__name__))
-    shown = _operation("showImage", "Describe a stored image.", stored)
-    yield "get", image_path, shown | of_image
+    yield "get", image_path, _operation("showImage", "Describe a stored image.", stored) | of_image
     deleted = _response("its id", _reference(DeletedImageJson.__name__))
     removed = _operation("deleteImage", "Delete a stored image.", deleted)
     yield "delete", image_path, removed | of_image
@@ -351,7 +350,6 @@ def _schemas_of(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> Js
 def _task_bodies(
     name: str, models: ServedModels, fields_class: type[GenerationFields]
 ) -> JsonObject:
-    """Return the schemas of a body with a task, which decides on its parameters."""
     common = dict.fromkeys(["image", "images", *fields_class.model_fields], True)
     rules: list[JsonObject] = []
     for task_id in _offered(models):

@@ -46,8 +46,7 @@ class Pages:
         models = self._boundary.core().models
         described = tuple((model.id, frozenset(model.entry.task_ids)) for model in models)
         if described != self._described:  # it takes 70 ms, and callers need no key
-            document = await PARSING.run(openapi_document, models)
-            self._document = bytes(JSONResponse(document).body)
+            self._document = bytes(JSONResponse(await PARSING.run(openapi_document, models)).body)
             self._described = described
         return Response(self._document, media_type="application/json")
 

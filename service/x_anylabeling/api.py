@@ -198,8 +198,7 @@ def request_fields(call: Call, task_ids: tuple[str, ...]) -> JsonObject:
         name, _ = _TEXTS[task_id]
         fields[name] = params.text_prompt
         if name == "labels":
-            labels = map(str.strip, _SEPARATORS.split(params.text_prompt))
-            fields[name] = list(filter(None, labels))
+            fields[name] = list(filter(None, map(str.strip, _SEPARATORS.split(params.text_prompt))))
     return fields
 
 

@@ -121,7 +121,6 @@ def _phrase(
 
 
 def quantize(position_px: float, side_px: int) -> int:
-    """Return the bin of a position on a side of `side_px` pixels."""
     return min(max(math.floor(position_px * NUM_BINS / side_px), 0), NUM_BINS - 1)
 
 

@@ -17,12 +17,12 @@ closing `</poly>`; it sorts a box's corners, and drops boxes without area. `raw_
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from tasks.catalog import CatalogEntry
+from tasks import results
 from tasks.florence2.grammar import (
     dequantize,
     split_phrases,
@@ -31,56 +31,31 @@ from tasks.florence2.grammar import (
 )
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.parsing import (
+    AnsweredTask,
     GeneratedText,
     Locations,
     in_pieces,
     read_objects,
     resolve_label,
 )
-from tasks.results import (
-    Detection,
-    FoundObject,
-    Instance,
-    MaskFormat,
-    Result,
-    TextRegion,
-    TextResult,
-    bounding_box,
-)
 from tasks.run_length import encode_rings
-from tasks.table import TASKS, TaskParameters
+from tasks.table import TASKS
 
 _MIN_POLYGON_LOCATIONS = 6  # three points
 
 
-def parse_answer(
-    entry: CatalogEntry,
-    task_id: str,
-    parameters: TaskParameters,
-    answers: Sequence[GeneratedText],
-    image_size_wh: tuple[int, int],
-    mask_format: MaskFormat,
-    mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
-    banned_phrases: frozenset[str] = frozenset(),
-) -> Result:
-    """Return the typed result of the answers; banned phrases of a caption have no boxes."""
-    kind = TASKS[task_id].result_kind
+def parse_answer(task: AnsweredTask, answers: Sequence[GeneratedText]) -> results.Result:
+    parameters = task.parameters
+    kind = TASKS[task.task_id].result_kind
     if kind == "text":
         read_text = text_without_tokens if parameters.region is None else text_before_tokens
         text = read_text(answers[0].text)
-        return TextResult(text, is_parsed=bool(text) or not answers[0].text.strip())
-
-    read: Callable[[GeneratedText, Sequence[str]], Iterator[FoundObject]]
-    if kind == "detections":
-        is_named = task_id != "region_proposal"
-        read = partial(_detections, is_named=is_named, image_size_wh=image_size_wh)
-    elif kind == "instances":
-        read = partial(_instances, image_size_wh=image_size_wh, mask_format=mask_format)
-    else:
-        read = partial(_text_regions, image_size_wh=image_size_wh)
-    banned = frozenset() if parameters.caption is None else banned_phrases
+        return results.TextResult(text, is_parsed=bool(text) or not answers[0].text.strip())
+    readers = {"detections": _detections, "instances": _instances, "text_regions": _text_regions}
+    read = partial(readers[kind], task)
+    banned = frozenset() if parameters.caption is None else task.banned_phrases
     names_per_prompt = asked_per_prompt(parameters)
-    return read_objects(kind, answers, names_per_prompt, read, entry.forced_names, banned)
+    return read_objects(kind, answers, names_per_prompt, read, task.entry.forced_names, banned)
 
 
 def read_banned_phrases(processor_config: Path) -> frozenset[str]:
@@ -93,9 +68,10 @@ def read_banned_phrases(processor_config: Path) -> frozenset[str]:
 
 
 def _detections(
-    answer: GeneratedText, names: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
-) -> Iterator[Detection]:
+    task: AnsweredTask, answer: GeneratedText, names: Sequence[str]
+) -> Iterator[results.FoundObject]:
     """Yield boxes of two corners, or around polygons; named ones without a name are dropped."""
+    is_named = task.task_id != "region_proposal"
     is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
         label = phrase.label if is_named else ""
@@ -108,36 +84,34 @@ def _detections(
         else:
             outlines = [[corners] for corners in in_pieces(chain(*phrase.instances), 4)]
         for runs in outlines:
-            rings = [dequantize(run, image_size_wh) for run in runs]
-            if box := bounding_box(chain(*rings)):
+            rings = [dequantize(run, task.image_size_wh) for run in runs]
+            if box := results.bounding_box(chain(*rings)):
                 spans = phrase.label_spans if is_named else ()
-                yield Detection(box, label, answer.score(spans, runs))
+                yield results.Detection(box, label, answer.score(spans, runs))
 
 
 def _instances(
-    answer: GeneratedText,
-    names: Sequence[str],
-    image_size_wh: tuple[int, int],
-    mask_format: MaskFormat,
-) -> Iterator[Instance]:
+    task: AnsweredTask, answer: GeneratedText, names: Sequence[str]
+) -> Iterator[results.FoundObject]:
+    size_wh = task.image_size_wh
     for phrase in split_phrases(answer.text):
         for polygons in _polygons(phrase.instances):
-            rings = tuple(dequantize(polygon, image_size_wh) for polygon in polygons)
-            if box := bounding_box(chain(*rings)):
+            rings = tuple(dequantize(polygon, size_wh) for polygon in polygons)
+            if box := results.bounding_box(chain(*rings)):
                 score = answer.score(phrase.label_spans, polygons)
                 label = resolve_label(phrase.label, names)
-                mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
-                yield Instance(box, label, score, rings if mask is None else None, mask)
+                mask = encode_rings(rings, size_wh) if task.mask_format == "rle" else None
+                yield results.Instance(box, label, score, rings if mask is None else None, mask)
 
 
 def _text_regions(
-    answer: GeneratedText, _names: Sequence[str], image_size_wh: tuple[int, int]
-) -> Iterator[TextRegion]:
+    task: AnsweredTask, answer: GeneratedText, _names: Sequence[str]
+) -> Iterator[results.FoundObject]:
     for phrase in split_phrases(answer.text):
         for piece in in_pieces(chain(*phrase.instances), 8) if phrase.label else ():
-            top_left, top_right, bottom_right, bottom_left = dequantize(piece, image_size_wh)
+            top_left, top_right, bottom_right, bottom_left = dequantize(piece, task.image_size_wh)
             quad = (top_left, top_right, bottom_right, bottom_left)
-            yield TextRegion(quad, phrase.label, answer.score(phrase.label_spans, [piece]))
+            yield results.TextRegion(quad, phrase.label, answer.score(phrase.label_spans, [piece]))
 
 
 def _polygons(instances: Iterable[Sequence[Locations]]) -> list[list[Locations]]:

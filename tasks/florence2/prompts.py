@@ -74,7 +74,6 @@ _TOKENS: dict[str, tuple[str, str, str]] = {
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per label or phrase."""
     has_own_tokens = task_id == _QUESTION_TASK and task_id not in entry.templates
     if has_own_tokens and (own_token := _own_token_prompt(parameters.question or "")):
         return (own_token,)
@@ -112,8 +111,7 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
             allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
             message = f"<{token}> must be followed by {allowed}, not by {rest[:80]!r}"
             raise ParameterError("messages", message)
-        tokens = _LOCATION.finditer(rest)
-        locations = [Location(int(token[1]), token.span()) for token in tokens]
+        locations = [Location(int(token[1]), token.span()) for token in _LOCATION.finditer(rest)]
         top_left, bottom_right = dequantize(locations, (1, 1))
         return AskedTask(task_id, values, (*top_left, *bottom_right))
     if parameter:

@@ -16,12 +16,10 @@ from itertools import islice
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from tasks.catalog import CatalogEntry
 from tasks.openai.prompts import BOX_FORMS, BoxForm, asked_names, dialect_of
-from tasks.paligemma import MaskDecoder
-from tasks.parsing import GeneratedText, Location, Span, resolve_label
-from tasks.results import Detection, DetectionsResult, MaskFormat, Result, TextResult, rank_of
-from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind, TaskParameters
+from tasks.parsing import AnsweredTask, GeneratedText, Location, Span, resolve_label
+from tasks.results import Detection, DetectionsResult, Result, TextResult, rank_of
+from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind
 
 # An open string ends with the text, so that each character is read once.
 _TOKEN = re.compile(
@@ -41,26 +39,15 @@ class _TypedResult(TypedDict, total=False):
 _TYPED_RESULT = TypeAdapter(_TypedResult)
 
 
-def parse_answer(
-    entry: CatalogEntry,
-    task_id: str,
-    parameters: TaskParameters,
-    answers: Sequence[GeneratedText],
-    image_size_wh: tuple[int, int],
-    mask_format: MaskFormat,  # noqa: ARG001  # no task has masks
-    mask_decoder: MaskDecoder | None,  # noqa: ARG001
-    banned_phrases: frozenset[str] = frozenset(),  # noqa: ARG001  # Florence-2's
-) -> Result:
-    """Return the typed result of the answer to `task_prompts`."""
-    form = BOX_FORMS.get(dialect_of(entry))
-    kind = TASKS[task_id].result_kind
+def parse_answer(task: AnsweredTask, answers: Sequence[GeneratedText]) -> Result:
+    form = BOX_FORMS.get(dialect_of(task.entry))
+    kind = TASKS[task.task_id].result_kind
     if form is None:
-        return _typed_result(answers[0].text, kind, image_size_wh)
+        return _typed_result(answers[0].text, kind, task.image_size_wh)
     if kind == "text":
-        text = answers[0].text.rpartition(_END_OF_THOUGHT)[2].strip()
-        return TextResult(text, is_parsed=True)
+        return TextResult(answers[0].text.rpartition(_END_OF_THOUGHT)[2].strip(), is_parsed=True)
 
-    written = _detections(answers[0], parameters, form, image_size_wh)
+    written = _detections(task, answers[0], form)
     detections = tuple(islice(written, _MAX_OBJECTS))
     is_parsed = bool(detections) or _NOTHING.search(answers[0].text) is not None
     return DetectionsResult(detections, is_parsed)
@@ -86,17 +73,12 @@ def _is_possible(item: Detection, image_size_wh: tuple[int, int]) -> bool:
     return is_within and 0 <= rank_of(item) <= 1
 
 
-def _detections(
-    answer: GeneratedText,
-    parameters: TaskParameters,
-    form: BoxForm,
-    image_size_wh: tuple[int, int],
-) -> Iterator[Detection]:
+def _detections(task: AnsweredTask, answer: GeneratedText, form: BoxForm) -> Iterator[Detection]:
     for item in written_objects(answer.text, form.key):
-        label = resolve_label(item.label, asked_names(parameters))
+        label = resolve_label(item.label, asked_names(task.parameters))
         for start in range(0, len(item.coordinates) - 3, 4):
             corners = item.coordinates[start : start + 4]
-            box = form.box_xyxy([value for value, _ in corners], image_size_wh)
+            box = form.box_xyxy([value for value, _ in corners], task.image_size_wh)
             if box is None:
                 continue
             locations = [Location(0, span) for _, span in corners]

@@ -42,8 +42,7 @@ class BoxForm:
         """Return a written box in pixels, within the image; None if it has no area."""
         width, height = image_size_wh
         y_first = numbers if self.is_y_first else [numbers[1], numbers[0], numbers[3], numbers[2]]
-        shares = [min(max(number / self.side, 0.0), 1.0) for number in y_first]
-        y1, x1, y2, x2 = shares
+        y1, x1, y2, x2 = [min(max(number / self.side, 0.0), 1.0) for number in y_first]
         return bounding_box([(x1 * width, y1 * height), (x2 * width, y2 * height)])
 
 

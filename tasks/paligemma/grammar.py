@@ -70,7 +70,6 @@ def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
 
 
 def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of an answer; labels are names of the request if the entry forces them."""
     if task_id not in _HEADS:
         return None
     rules = _FREE
@@ -106,7 +105,6 @@ def quantize(position_px: float, side_px: int) -> int:
 
 
 def dequantize(bin_index: int, side_px: int) -> float:
-    """Return the pixel position of a bin on a side of `side_px` pixels."""
     return bin_index * side_px / (NUM_BINS - 1)
 
 

@@ -101,8 +101,7 @@ class MaskDecoder:
             for (row, column), matrix in zip(np.ndindex(2, 2), self.matrices[layer], strict=True)
         ]
         grid = np.stack(phases, axis=2).reshape(height, width, 2, 2, -1)
-        interleaved = grid.transpose(0, 2, 1, 3, 4)
-        return interleaved.reshape(2 * height, 2 * width, -1) + self.biases[layer]
+        return grid.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1) + self.biases[layer]
 
 
 def _read_tensors(path: Path) -> dict[str, Floats]:
@@ -113,8 +112,7 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            names = expected.keys() & archive.files
-            present = {name: np.asarray(archive[name]) for name in names}
+            present = {name: np.asarray(archive[name]) for name in expected.keys() & archive.files}
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise CheckpointFileError(f"{path} cannot be read as an .npz of arrays: {error}") from error
     for name, shape in expected.items():
@@ -133,8 +131,7 @@ def _matrix(weight: Floats) -> Floats:
 
 def _patches(x: Floats, side: int) -> Floats:
     """Return the `side` x `side` windows of x with a zero border: (H', W', C * side²)."""
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    windows = sliding_window_view(padded, (side, side), axis=(0, 1))
+    windows = sliding_window_view(np.pad(x, ((1, 1), (1, 1), (0, 0))), (side, side), axis=(0, 1))
     return windows.reshape(*windows.shape[:2], -1)
 
 
@@ -181,8 +178,7 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
     places = np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), end)) / FIELD_SIDE
     xs = x1 + places * (x2 - x1)
     ys = y1 + places * (y2 - y1)
-    separate = contourpy.LineType.Separate
-    generator = contourpy.contour_generator(xs, ys, closed, line_type=separate)
+    generator = contourpy.contour_generator(xs, ys, closed, line_type=contourpy.LineType.Separate)
     rings: list[Ring] = []
     for points in generator.lines(0.0):
         # rounding in contourpy's sum of two shares puts points of the border beyond it

@@ -42,7 +42,6 @@ _DETAILS = {"caption": "short", "describe": "detailed"}
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per name."""
     template = entry_template(entry, task_id, parameters) or _template(entry, task_id, parameters)
     override = entry.tasks.get(task_id)
     if override is not None and override.separator is not None:

@@ -208,7 +208,6 @@ def parts_of_objects(boxes: Sequence[FoundBox], slack_px: float, is_text: bool) 
 
 
 def joined(parts: Sequence[FoundBox]) -> FoundBox:
-    """Return the object of all parts, which is as sure as its least sure part."""
     if len(parts) == 1:
         return parts[0]
     parts = sorted(parts, key=lambda part: part.box)
@@ -396,8 +395,7 @@ def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:
     for part in shapely.get_parts(shapely.unary_union(united)):
         if isinstance(part, shapely.Polygon):
             for outline in (part.exterior, *part.interiors):
-                points = tuple((x, y) for x, y in outline.coords[:-1])
-                outlines.append(points)
+                outlines.append(tuple((x, y) for x, y in outline.coords[:-1]))
     return tuple(outlines)
 
 

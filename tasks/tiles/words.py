@@ -28,7 +28,6 @@ def joined_line(left: str, right: str, num_common_chars: float = 0.0) -> str:
 
 
 def reading_order(boxes: Sequence[BoxXyxy]) -> list[list[int]]:
-    """Return the indices of the boxes line by line, each from left to right."""
     lines: list[list[int]] = []
     for index in sorted(range(len(boxes)), key=lambda index: boxes[index][1]):
         _, top, _, bottom = boxes[index]

@@ -24,7 +24,7 @@ from export.golden import (
 from export.scenes import render_scene, sample_scene
 from tasks.catalog import load_catalog
 from tasks.families import FAMILIES
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tests.support.export_cli import ModelStore
 from tests.support.hub import REPOSITORY, running_hub
 from wire.artifacts.manifest import read_manifest, write_manifest
@@ -86,9 +86,8 @@ def test_published_text_parses_to_the_published_regions(
     assert question.task_id is not None
     text = answer.text.replace("<s>", "")  # the runner drops such tokens
     written = GeneratedText(text, (len(text),), (0.0,), "stop")
-    result = FAMILIES[entry.family].parse_answer(
-        entry, question.task_id, question.parameters, [written], size_wh, "polygon", None
-    )
+    task = AnsweredTask(entry, question.task_id, question.parameters, size_wh)
+    result = FAMILIES[entry.family].parse_answer(task, [written])
     assert answer.regions is not None
     assert has_regions(result, answer.regions), result
     assert not has_regions(result, answer.regions[1:])

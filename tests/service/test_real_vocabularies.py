@@ -20,7 +20,7 @@ from export.golden import read_golden
 from runners.tokens.text import Constraints, PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.table import TASKS, Family, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
@@ -162,10 +162,9 @@ def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
         answer = GeneratedText(
             text, tuple(accumulate(map(len, pieces))), (0.0,) * len(pieces), "stop"
         )
+        answered = AnsweredTask(entry, task, parameters, IMAGE_WH, mask_decoder=MASK_DECODER)
         read, expected = (
-            language.parse_answer(
-                entry, task, parameters, [model_answer], IMAGE_WH, "polygon", MASK_DECODER
-            )
+            language.parse_answer(answered, [model_answer])
             for model_answer in (answer, generated(text, lambda _: 0.0))
         )
         assert read == expected

@@ -67,7 +67,7 @@ class FakeDecoder:
     num_cancelled: int = 0
     ended: asyncio.Event | None = None  # streams end only when this is set
     broken: Exception | None = None  # raised by a stream after its first piece
-    num_broken: int = 2  # number of streams that raise it
+    num_broken: int = 4  # number of streams that raise it: a call and its repetitions
 
     async def write(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]

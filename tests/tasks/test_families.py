@@ -9,7 +9,7 @@ import tasks.florence2.grammar
 import tasks.paligemma.grammar
 from tasks.catalog import parse_entry
 from tasks.families import FAMILIES
-from tasks.parsing import Location
+from tasks.parsing import AnsweredTask, Location
 from tasks.prompts import PromptSegment, join_segments
 from tasks.results import objects_of
 from tasks.table import FAMILY_NAMES, TASKS, Family, parse_parameters
@@ -53,9 +53,8 @@ def test_offered_tasks_have_prompts_and_results(family: Family) -> None:
         assert all(prompts)
         empty = "[]" if entry is ENGINE and task_id in BOX_TASKS else ""
         answers = [generated(empty) for _ in prompts]
-        result = FAMILIES[family].parse_answer(
-            entry, task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
-        )
+        task = AnsweredTask(entry, task_id, parameters, (640, 480), mask_decoder=MASK_DECODER)
+        result = FAMILIES[family].parse_answer(task, answers)
         assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
         assert (result.is_parsed, objects_of(result)) == (True, ())
 

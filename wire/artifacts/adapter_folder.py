@@ -106,7 +106,6 @@ class AdapterFolder:
         return self.base_name() in (base.model_id, base.source, *aliases)
 
     def is_current(self) -> bool:
-        """Return True if the files have not changed since this version was found."""
         return _version(self.path) == self.files
 
 

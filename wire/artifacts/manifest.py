@@ -58,7 +58,6 @@ FILES_OF_GATEWAY = frozenset(
 
 
 def vision_encoder_file(precision: Precision) -> str:
-    """Return the file name of the vision encoder at a precision."""
     return VISION_ENCODER_FILE if precision == "float32" else f"vision_encoder.{precision}.onnx"
 
 
@@ -149,7 +148,6 @@ def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozens
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the checkpoint's `config.json`."""
     config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return config
 

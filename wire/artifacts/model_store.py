@@ -16,7 +16,6 @@ os.environ.setdefault("BENTOML_HOME", str(Path(__file__).parents[2] / ".bentoml"
 
 
 def store_home() -> Path:
-    """Return the folder of BentoML's stores."""
     return Path(os.environ["BENTOML_HOME"]).expanduser()
 
 

@@ -82,8 +82,7 @@ def start(options: TraceOptions, part: str) -> None:
         "process.pid": os.getpid(),
     }
     sampler = ParentBased(TraceIdRatioBased(options.sample))
-    resource = Resource.create(attributes)
-    provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
+    provider = TracerProvider(sampler, Resource.create(attributes), shutdown_on_exit=False)
     spans = BatchSpanProcessor(OTLPSpanExporter(options.endpoint.rstrip("/") + "/v1/traces"))
     provider.add_span_processor(spans)
     _tracer = provider.get_tracer("diptych")
@@ -100,7 +99,6 @@ def stop() -> None:
 
 
 def are_made() -> bool:
-    """Return True if this process makes spans."""
     return _tracer is not None
 
 

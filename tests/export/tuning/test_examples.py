@@ -24,7 +24,7 @@ from export.errors import ExportError
 from export.tuning.examples import Example, TuningImage, make_examples, read_labels
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
 from tasks.table import TaskParameters
@@ -92,9 +92,8 @@ def assert_read(
 ) -> None:
     """Compare what the parser reads, boxes to a bin of 1000 on a side of 320 pixels."""
     texts = [GeneratedText(answer, (len(answer),), (-0.1,), "stop") for answer in answers]
-    result = FAMILIES[entry.family].parse_answer(
-        entry, task, parameters, texts, SIZE_WH, "polygon", None
-    )
+    answered = AnsweredTask(entry, task, parameters, SIZE_WH)
+    result = FAMILIES[entry.family].parse_answer(answered, texts)
     assert isinstance(result, DetectionsResult)
     assert [detection.label for detection in result.detections] == [box.label for box in expected]
     for detection, box in zip(result.detections, expected, strict=True):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.catalog import CatalogEntry
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
+from tasks.parsing import AnsweredTask
 from tasks.results import MaskFormat, TextResult, label_of, objects_of, rank_of
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
@@ -41,7 +42,8 @@ def parse(
 ) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
     answers = [generated(text, logprob_of) for text in texts]
-    return parse_answer(entry, task_id, parameters, answers, size_wh, mask_format, None, banned)
+    task = AnsweredTask(entry, task_id, parameters, size_wh, mask_format, None, banned)
+    return parse_answer(task, answers)
 
 
 def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:

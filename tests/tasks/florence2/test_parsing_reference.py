@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
 from tasks.florence2.parsing import parse_answer
+from tasks.parsing import AnsweredTask
 from tasks.results import Detection, Instance, TextRegion, TextResult, objects_of
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
@@ -120,8 +121,9 @@ def test_differences_from_the_reference(
 def ours(case: Case, text: str) -> Objects | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
     banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
-    request = (RELEASED["florence2"], case.task_id, parameters, [generated(text)], IMAGE_WH)
-    result = parse_answer(*request, "polygon", None, banned)
+    entry = RELEASED["florence2"]
+    task = AnsweredTask(entry, case.task_id, parameters, IMAGE_WH, banned_phrases=banned)
+    result = parse_answer(task, [generated(text)])
     if isinstance(result, TextResult):
         return result.text
     objects: Objects = []

@@ -11,7 +11,7 @@ from tasks.catalog import CatalogEntry, CatalogError, Dialect, parse_entry
 from tasks.families import FAMILIES
 from tasks.openai.parsing import written_objects
 from tasks.openai.prompts import BOX_FORMS
-from tasks.parsing import GeneratedText
+from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.results import DetectionsResult, Result, TextResult
 from tasks.table import TASKS, TaskParameters, parse_parameters
 from tests.support.answers import generated
@@ -41,8 +41,8 @@ def parse(
 ) -> Result:
     answer = GeneratedText(text, (), (), "stop") if isinstance(text, str) else text
     parameters = TaskParameters(labels=labels)
-    entry = entry_of(dialect)
-    return LANGUAGE.parse_answer(entry, task_id, parameters, [answer], SIZE_WH, "polygon", None)
+    task = AnsweredTask(entry_of(dialect), task_id, parameters, SIZE_WH)
+    return LANGUAGE.parse_answer(task, [answer])
 
 
 def boxes(result: Result) -> list[tuple[str, list[float]]]:

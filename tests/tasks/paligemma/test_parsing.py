@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.paligemma import MaskDecoder
 from tasks.paligemma.parsing import parse_answer
+from tasks.parsing import AnsweredTask
 from tasks.results import MaskFormat, TextResult, label_of, objects_of, rank_of
 from tasks.run_length import decode_mask
 from tasks.table import TASKS, parse_parameters
@@ -42,7 +43,8 @@ def parse(
 ) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
     answers = [generated(text, logprob_of) for text in texts]
-    return parse_answer(entry, task_id, parameters, answers, size_wh, mask_format, mask_decoder)
+    task = AnsweredTask(entry, task_id, parameters, size_wh, mask_format, mask_decoder)
+    return parse_answer(task, answers)
 
 
 def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
