@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import fill
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from diptych_client.conversion import DAMAGED, encoded, read_image_file, rgb_of
 from diptych_client.geometry import Ring, corners
@@ -32,19 +32,12 @@ from diptych_client.results import (
     text_of,
 )
 
-Color = tuple[int, int, int]
+Color = tuple[int, ...]  # RGB
 Colors = Mapping[str, Color]
 
 # Okabe and Ito, distinguishable with colour blindness; without black
-PALETTE: tuple[Color, ...] = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 114, 178),
-    (240, 228, 66),
-)
+_HEX_COLORS = "#56b4e9 #e69f00 #009e73 #d55e00 #cc79a7 #0072b2 #f0e442"
+PALETTE = tuple(map(ImageColor.getrgb, _HEX_COLORS.split()))
 _MASK_OPACITY = 0.45
 _HTML_SIZE_WH = (900, 900)
 
@@ -131,7 +124,6 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
 
 
 def _with_text(picture: Image.Image, text: str) -> Image.Image:
-    """Return the picture with a text below it."""
     font = _font(picture)
     num_columns = max(10, round(picture.width / (font.size * 0.55)))
     wrapped = "\n".join(fill(line, num_columns) for line in text.splitlines())

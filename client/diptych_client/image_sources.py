@@ -28,7 +28,7 @@ from diptych_client.conversion import (
     rgb_of,
     split_page,
 )
-from diptych_client.errors import DiptychError, new_error
+from diptych_client.errors import new_error
 from diptych_client.geometry import ImageSize
 from diptych_client.requests import Request, StoredImage
 from diptych_client.results import (
@@ -68,18 +68,8 @@ class Tensor(Protocol):
     def detach(self) -> Any: ...
 
 
-ImageSource: TypeAlias = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | Image.Image
-    | StoredImage
-    | NDArray[Any]
-    | Tensor
-    | ReadableFile
-)
+_File: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
+ImageSource: TypeAlias = _File | Image.Image | StoredImage | NDArray[Any] | Tensor | ReadableFile
 
 
 def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
@@ -99,10 +89,7 @@ def path_of(image: ImageSource) -> str | None:
 
 
 def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
-    """Return a file, converted if need be, or pixels, without EXIF data, as PNG.
-
-    Raise `DiptychError`.
-    """
+    """Return a file, converted if need be, or pixels, without EXIF data, as PNG."""
     match image:
         case StoredImage():
             return image.data
@@ -130,7 +117,8 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
         message = f"cannot read the image: {error!s:.300}"
         raise new_error("unreadable_file", message, "image") from error
     kinds = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
-    raise _refusal(f"an image must be {kinds}, got {type(image).__name__}")
+    message = f"an image must be {kinds}, got {type(image).__name__}"
+    raise new_error("invalid_request", message, "image")
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
@@ -140,7 +128,8 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
     if not is_image or pixels.dtype != np.uint8:
         shapes = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         values = "floats from 0 to 1, integers from 0 to 255, uint16 to 65535, or bool"
-        raise _refusal(f"an array must be {shapes}, {values}; got {array.dtype} {array.shape}")
+        message = f"an array must be {shapes}, {values}; got {array.dtype} {array.shape}"
+        raise new_error("invalid_request", message, "image")
     if has_channels and array.shape[2] == 1:
         pixels = pixels[:, :, 0]
     elif has_channels and bgr:
@@ -158,10 +147,6 @@ def _eight_bits(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind in "iuf" and array.min() >= 0 and array.max() <= (1 if is_float else 255):
         return (np.round(array * 255) if is_float else array).astype(np.uint8)
     return array
-
-
-def _refusal(message: str) -> DiptychError:
-    return new_error("invalid_request", message, "image")
 
 
 @dataclass(frozen=True, slots=True)

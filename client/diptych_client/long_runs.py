@@ -4,7 +4,6 @@ r"""Runs that survive an interruption, and that replace no file of the user's.
 `FailureLog` lists those that failed, and `Outputs` writes the results. The files:
 
     journal.jsonl, answers.jsonl   logs of answers; a killed process loses at most one line
-    failures.jsonl                 {request…, "code": …, "message": …}\n…
     written.jsonl                  {"written": path, "state": size and time}\n…
 
 A log is locked by the process that has it open. A file is recorded in written.jsonl before it is

@@ -48,11 +48,11 @@ from diptych_client.transports.messages import (
     TASKS,
     Call,
     Operation,
+    check_status,
     form_values,
     from_json,
     to_json,
 )
-from diptych_client.transports.rest_transports import check_status
 from service.rpc.server import message_of, request_fields
 from service.schema.rendering import AnalysisJson, AnswerJson, ComparisonJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer

@@ -6,7 +6,6 @@ step's task.
 
 import asyncio
 import atexit
-import io
 import json
 import socket
 import sys
@@ -25,6 +24,7 @@ from urllib.request import url2pathname
 import typer
 import yaml
 from PIL import Image, ImageDraw
+from PIL.Image import DecompressionBombError
 from rich.console import Console, Group, RenderableType
 from typer import Argument, BadParameter, Option
 from typer.core import TyperGroup
@@ -133,8 +133,7 @@ ImagePath = Annotated[
 ImageInputs = Annotated[list[str], Argument(help=f"{_INPUTS}, or `-`.", parser=image_name)]
 Inputs = Annotated[list[str], Argument(help=f"{_INPUTS}.", parser=local_name)]
 DatasetPath = Annotated[
-    list[str],
-    Argument(help="A folder, file or archive with labels; or images.", parser=local_name),
+    list[str], Argument(help="A folder, file or archive with labels; or images.", parser=local_name)
 ]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
@@ -145,14 +144,7 @@ _RECIPES = Path(__file__).parents[1] / "recipes"
 _MAX_OPENED_PIXELS = 1_000_000_000
 _CONNECT_S = 5.0
 _PORTS = {"http": 80, "https": 443}
-_FAILURES = (
-    DiptychError,
-    RunError,
-    OSError,
-    ValueError,
-    yaml.YAMLError,
-    Image.DecompressionBombError,
-)
+_FAILURES = (DiptychError, RunError, OSError, ValueError, yaml.YAMLError, DecompressionBombError)
 
 
 def main() -> None:
@@ -488,10 +480,8 @@ def _predicted(client: Client) -> str:
     task_id = "captioning" if "captioning" in tasks else tasks[0]
     image = Image.new("RGB", (320, 240), "white")
     ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill="orange")
-    file = io.BytesIO()
-    image.save(file, "PNG")
     start_s = time.monotonic()
-    answer = client.predict(file.getvalue(), task_id)
+    answer = client.predict(image, task_id)
     total_ms = 1000 * (time.monotonic() - start_s)
     stages = asdict(answer.timings_ms)
     network_ms = max(0.0, total_ms - stages.pop("total"))
@@ -546,15 +536,12 @@ class Recipe:
 
 
 def shipped_recipes() -> list[Recipe]:
-    return list(map(_read_recipe, sorted(_RECIPES.glob("*.yaml"))))
+    return [read_recipe(path.stem) for path in sorted(_RECIPES.glob("*.yaml"))]
 
 
 def read_recipe(name_or_path: str) -> Recipe:
     shipped = _RECIPES / f"{name_or_path}.yaml"
-    return _read_recipe(shipped if shipped.is_file() else Path(name_or_path))
-
-
-def _read_recipe(path: Path) -> Recipe:
+    path = shipped if shipped.is_file() else Path(name_or_path)
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     steps = document.get("steps") if isinstance(document, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):

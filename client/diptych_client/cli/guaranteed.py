@@ -22,12 +22,7 @@ from numpy.typing import NDArray
 from diptych_client.cli.annotate import Answers
 from diptych_client.cli.options import GuaranteeOptions
 from diptych_client.cli.terminal import logger, note_problems
-from diptych_client.evaluation.annotation.consensus import (
-    ANY,
-    Agreement,
-    Records,
-    write_consensus,
-)
+from diptych_client.evaluation.annotation.consensus import ANY, Agreement, Records, write_consensus
 from diptych_client.evaluation.annotation.guarantee import (
     Guarantee,
     Promise,

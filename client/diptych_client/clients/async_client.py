@@ -17,18 +17,8 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying
 
-from diptych_client.clients.caller import (
-    DEFAULT_CONCURRENCY,
-    Caller,
-    Options,
-    Parameters,
-)
-from diptych_client.errors import (
-    DiptychError,
-    ImageExpired,
-    NotFound,
-    affects_every_image,
-)
+from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
+from diptych_client.errors import DiptychError, ImageExpired, NotFound, affects_every_image
 from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
@@ -54,16 +44,14 @@ from diptych_client.transports.messages import (
     TASKS,
     Call,
     Operation,
+    check_status,
     check_stream_is_complete,
     event_from_sse,
-    parsed,
-    removal,
-)
-from diptych_client.transports.rest_transports import (
-    check_status,
     http_request,
     http_result,
     key_headers,
+    parsed,
+    removal,
     request_errors,
 )
 
@@ -276,7 +264,6 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
                     await self._call(removal(stored.id), Request(), self._transport.send)
 
     async def models(self) -> tuple[Model, ...]:
-        """Return the served models."""
         return await self._call(MODELS, Request(), self._transport.send)
 
     async def tasks(self) -> tuple[Task, ...]:
@@ -284,7 +271,6 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         return await self._call(TASKS, Request(), self._transport.send)
 
     async def close(self) -> None:
-        """Close the connection."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

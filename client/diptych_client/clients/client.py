@@ -13,18 +13,8 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import Retrying
 
-from diptych_client.clients.caller import (
-    DEFAULT_CONCURRENCY,
-    Caller,
-    Options,
-    Parameters,
-)
-from diptych_client.errors import (
-    DiptychError,
-    ImageExpired,
-    NotFound,
-    affects_every_image,
-)
+from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
+from diptych_client.errors import DiptychError, ImageExpired, NotFound, affects_every_image
 from diptych_client.image_sources import ImageSource, encoded_image, restored, sent_image
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
@@ -50,16 +40,14 @@ from diptych_client.transports.messages import (
     TASKS,
     Call,
     Operation,
+    check_status,
     check_stream_is_complete,
     event_from_sse,
-    parsed,
-    removal,
-)
-from diptych_client.transports.rest_transports import (
-    check_status,
     http_request,
     http_result,
     key_headers,
+    parsed,
+    removal,
     request_errors,
 )
 
@@ -270,7 +258,6 @@ class Client(Caller[RestTransport | GrpcTransport]):
                     self._call(removal(stored.id), Request(), self._transport.send)
 
     def models(self) -> tuple[Model, ...]:
-        """Return the served models."""
         return self._call(MODELS, Request(), self._transport.send)
 
     def tasks(self) -> tuple[Task, ...]:
@@ -278,7 +265,6 @@ class Client(Caller[RestTransport | GrpcTransport]):
         return self._call(TASKS, Request(), self._transport.send)
 
     def close(self) -> None:
-        """Close the connection."""
         self._transport.close()
 
     def __enter__(self) -> Self:

@@ -1,15 +1,9 @@
-r"""The requests about each image of a dataset, and their answers in a log.
+"""The requests about each image of a dataset, and their answers in a log.
 
-Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
-automobile as one. Names as label files have them (`Traffic_Lights`) are also asked in the forms of
-ordinary English, and each model is asked in the form that it understands best.
-
-The log has a line for each answer:
-
-    {"key": …, "image": …, "model": …, "parameters": {…}, "answer": {…}}
-
-The key is a hash of image, task, model, parameters and options. Only keys and offsets are in
-memory. A killed process leaves at most one incomplete last line; only its request is sent again.
+Labels become prompts, which a file may name. Names as label files have them (`Traffic_Lights`) are
+also asked in the forms of ordinary English, and each model is asked in the form that it understands
+best. The log has a line for each answer, by a hash of image, task, model, parameters and options.
+Only these keys and offsets are in memory.
 """
 
 import json
@@ -256,14 +250,9 @@ class Questionnaire:
                 return (replace(parameters, region=region),), TextsTruth((labelled.text,))
         return (parameters,), None
 
-    def _varied(self, name: str, values: Iterable[object]) -> tuple[TaskParameters, ...]:
+    def _varied(self, name: str, values: Iterable[Any]) -> tuple[TaskParameters, ...]:
         """Return the parameters with each value of one of them."""
-
-        def varied(value: object) -> TaskParameters:
-            changes: dict[str, Any] = {name: value}
-            return replace(self.parameters, **changes)
-
-        return tuple(map(varied, values))
+        return tuple(replace(self.parameters, **{name: value}) for value in values)
 
     def _objects(self, labelled: LabelledImage) -> ObjectsTruth | None:
         """Return the objects of the classes that count."""

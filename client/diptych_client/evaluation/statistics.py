@@ -2,9 +2,8 @@
 
 Intervals: images are drawn with replacement. The draws give bias and standard error of a normal
 interval (Davison and Hinkley, 1997, Bootstrap Methods and their Application, section 5.2.1):
-percentiles would repeat the bias of mAP, and cover it in .75 of the cases. All samples of a drawn
-image count, and the same draw is used for every model and metric, so that the difference of two
-models is paired.
+percentiles would repeat the bias of mAP, and cover it in .75 of the cases. The same draw is used
+for every model and metric: differences of two models are paired.
 
 Betting: a bettor stakes a share of a wealth of 1 on every image and gains where a bounded value is
 negative. While its mean is zero or more, the wealth ever reaches 1 / level with a probability of at

@@ -2,12 +2,7 @@
 
 Two boxes agree if they have the same label, an IoU of at least 0.5, or more if requested, and both
 at least the least score of the label, unless a box of another label that one model alone found lies
-there. No box of an image is accepted that is unlike those that a model was calibrated on. Beside
-the dataset are
-
-    review.json         COCO: the other boxes, each with `review: true` and its `model`
-    label_studio.json   Label Studio's tasks: the images of review.json, with the whole answer of
-                        each model as a prediction
+there. No box of an image is accepted that is unlike those that a model was calibrated on.
 
 The confidence of a box is its score, 0 without one; of a box of two models the lower score.
 """

@@ -33,13 +33,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from diptych_client.conversion import DAMAGED, SENT
-from diptych_client.evaluation.annotation.consensus import (
-    ANY,
-    Agreement,
-    Box,
-    Records,
-    agreement,
-)
+from diptych_client.evaluation.annotation.consensus import ANY, Agreement, Box, Records, agreement
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import Job, ObjectsTruth
@@ -99,7 +93,6 @@ class Scores:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]]) -> Self:
-        """Return the scores in the rows of images."""
         images = np.repeat(np.arange(len(rows)), list(map(len, rows)))
         return cls(np.array(list(chain.from_iterable(rows)), np.float64), images, len(rows))
 

@@ -1,4 +1,4 @@
-r"""Label errors: how much the answers of models contradict the labels of a dataset, worst first.
+"""Label errors: how much the answers of models contradict the labels of a dataset, worst first.
 
 The suspicion of a label, or of an object without one, is the mean over the models of
 
@@ -10,10 +10,6 @@ The suspicion of a label, or of an object without one, is the mean over the mode
 A model that confirms a label adds 0; one that does not know such images counts a tenth. An image is
 as suspect as its worst label. ObjectLab scores the first three, as overlooked, swapped and badly
 located (Tkachenko, Thyagarajan and Mueller, 2023, arXiv 2309.00832).
-
-    ranking.jsonl    {"image": name, "suspicion": …, "kinds": […], "labels": [{"kind": …,
-                     "suspicion": …, "label": {…}, "suggested": {…}, "model": …}]}\n…
-    review.json, label_studio.json, merged.jsonl: see docs/evaluation.md
 """
 
 import json

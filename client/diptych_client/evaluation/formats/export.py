@@ -57,15 +57,12 @@ class Export:
     def link_images(self, place: str) -> None:
         for split, records in self.splits.items():
             for record in records:
-                self._link(place, record.image.name, split)
-
-    def _link(self, place: str, name: str, split: str) -> None:
-        path = self._only_path(place, name, split)
-        source = self.folder / name
-        if source.exists():
-            self.outputs.link(source, path)
-        else:  # the converted name of a page, or of a file of another format
-            self.outputs.write(path, read_image_file(source.with_suffix("")))
+                path = self._only_path(place, record.image.name, split)
+                source = self.folder / record.image.name
+                if source.exists():
+                    self.outputs.link(source, path)
+                else:  # the converted name of a page, or of a file of another format
+                    self.outputs.write(path, read_image_file(source.with_suffix("")))
 
     def _only_path(self, place: str, name: str, split: str) -> Path:
         path = self._path(place, name, split)

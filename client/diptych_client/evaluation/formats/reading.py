@@ -18,11 +18,9 @@ from diptych_client.evaluation.dataset import (
     label_counts,
     splits_in,
 )
+from diptych_client.evaluation.formats.boxes import read_createml, read_cvat, read_fiftyone
 from diptych_client.evaluation.formats.coco import read_coco
-from diptych_client.evaluation.formats.createml import read_createml
 from diptych_client.evaluation.formats.csv_tables import is_csv_labels, read_csv
-from diptych_client.evaluation.formats.cvat import read_cvat
-from diptych_client.evaluation.formats.fiftyone_export import read_fiftyone
 from diptych_client.evaluation.formats.hugging_face import read_hugging_face
 from diptych_client.evaluation.formats.json_lines import read_json_lines
 from diptych_client.evaluation.formats.label_studio import read_label_studio
