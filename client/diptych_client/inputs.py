@@ -100,11 +100,9 @@ class ImageFile:
 
 
 class ImageStore(Protocol):
-    """The place of the image files."""
+    """The place of the image files; `read` raises `OSError` for one that cannot be read."""
 
-    def read(self, image: ImageFile) -> bytes:
-        """Return the file of an image; raise `OSError` if it cannot be read."""
-        ...
+    def read(self, image: ImageFile) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +332,7 @@ def _unpack(archive: Path, folder: Path, left_out: Problems) -> None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, float, int, IO[bytes]]]:
-    """Yield name, time of change, size and content of each file: neither links nor devices.
-
-    The content is never longer than the size.
-    """
+    """Yield name, time of change, maximum size and content of each file: no links or devices."""
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as zipped:
             for entry in zipped.infolist():

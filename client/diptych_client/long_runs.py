@@ -33,10 +33,7 @@ class RunError(Exception):
 
 
 class AppendLog:
-    """A locked file of JSON lines that is only appended to and read.
-
-    Values are found by their offset, so that a long log need not be held in memory.
-    """
+    """A locked file of JSON lines, only appended to and read: values are found by their offset."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
@@ -51,10 +48,7 @@ class AppendLog:
     @classmethod
     @contextmanager
     def open(cls, path: Path, first_key: str) -> Iterator[Self]:
-        """Open or create a log whose first line is an object that begins with a key.
-
-        Raise `RunError` for another file, and if another process has the log open.
-        """
+        """Open or create a log whose first line begins with a key; raise `RunError` for others."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileIO(path, "a+") as file:
             try:
@@ -98,10 +92,7 @@ class AppendLog:
 
 
 def _lock(file: FileIO) -> None:
-    """Lock a file until it is closed; raise if another process has locked it.
-
-    The error is Windows' `PermissionError` or `BlockingIOError`.
-    """
+    """Lock a file until it is closed; raise `PermissionError` (Windows) or `BlockingIOError`."""
     if sys.platform == "win32":
         import msvcrt
 

@@ -117,10 +117,7 @@ def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Return the elements of a comma-separated list; quotes hold an element with a comma.
-
-    Raise `InvalidRequest` for an element that is too long.
-    """
+    """Return the elements of a comma-separated list; quotes hold an element with a comma."""
     try:
         (row,) = csv.reader([" ".join(text.splitlines())], skipinitialspace=True)
     except csv.Error as error:

@@ -29,6 +29,7 @@ from rich.console import Console, Group, RenderableType
 from typer import Argument, BadParameter, Option
 from typer.core import TyperGroup
 
+from diptych_client.cli import terminal
 from diptych_client.cli.annotate import AnnotationRun
 from diptych_client.cli.options import (
     AnnotateOptions,
@@ -44,16 +45,6 @@ from diptych_client.cli.options import (
     listed,
     offered_task,
     with_options,
-)
-from diptych_client.cli.terminal import (
-    analysis_view,
-    answer_view,
-    echo,
-    models_view,
-    note_problems,
-    set_verbosity,
-    table_view,
-    tasks_view,
 )
 from diptych_client.clients.client import Client
 from diptych_client.conversion import MAX_CONVERTED_BYTES, converted_name
@@ -153,18 +144,18 @@ def main() -> None:
     try:
         app(prog_name="diptych")
     except ImportError as error:
-        echo(f"error: {error}; docs/client.md lists the extras", is_error=True)
+        terminal.echo(f"error: {error}; docs/client.md lists the extras", is_error=True)
     except Unauthorized as error:
-        echo(f"error: {error}; give the key by --api-key-file FILE", is_error=True)
+        terminal.echo(f"error: {error}; give the key by --api-key-file FILE", is_error=True)
     except _FAILURES as error:
         message = str(error).replace("\n", "\\n")  # one line
-        echo(f"error: {message}", is_error=True)
+        terminal.echo(f"error: {message}", is_error=True)
     sys.exit(1)
 
 
 def _show_version(is_given: bool) -> None:
     if is_given:
-        echo(f"diptych {version('diptych-client')}")
+        terminal.echo(f"diptych {version('diptych-client')}")
         raise typer.Exit
 
 
@@ -187,7 +178,7 @@ def connect(
     ] = False,
 ) -> None:
     """Run vision tasks on a Diptych service."""
-    set_verbosity(quiet, verbose)
+    terminal.set_verbosity(quiet, verbose)
     context.obj = connection
 
 
@@ -207,7 +198,7 @@ def predict(
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
         store, images = opened.images(opening.problems)
-        note_problems(opening.problems, None)
+        terminal.note_problems(opening.problems, None)
         is_one = len(images) == 1 and opened.files is not None
         drawings: list[Path | None] = [draw] * len(images)
         if draw is not None and not is_one:
@@ -229,7 +220,7 @@ def predict(
             if not is_one:
                 num_failed += print_row(image.name, answer, input_options.as_json)
             elif isinstance(answer, Answer):
-                _print(input_options.as_json, answer, answer_view(answer))
+                _print(input_options.as_json, answer, terminal.answer_view(answer))
             else:
                 raise answer
     raise typer.Exit(1 if num_failed else 0)
@@ -248,12 +239,12 @@ def print_row(name: str, answer: Answer | DiptychError, as_json: bool) -> int:
         row["answer"] = to_json(answer)
     else:
         row["error"] = to_json(answer.detail)
-        echo(f"error: {name}: {answer}", is_error=True)
+        terminal.echo(f"error: {name}: {answer}", is_error=True)
     if as_json:
-        echo(json.dumps(row, ensure_ascii=False))
+        terminal.echo(json.dumps(row, ensure_ascii=False))
     elif isinstance(answer, Answer):
-        echo(f"\n{name}")
-        Console().print(answer_view(answer))
+        terminal.echo(f"\n{name}")
+        Console().print(terminal.answer_view(answer))
     return int("error" in row)
 
 
@@ -279,7 +270,7 @@ def compare(
             models=listed(models),
             options=task_options.answer_options(),
         )
-    _print(as_json, comparison, Group(*map(answer_view, comparison.answers)))
+    _print(as_json, comparison, Group(*map(terminal.answer_view, comparison.answers)))
     if draw is not None:
         save_drawing(draw_comparison(open_upright(image), comparison), draw)
 
@@ -298,14 +289,14 @@ def analyze(
     with context.obj.client() as client:
         steps = read_recipe(recipe).filled(label or (), client.tasks())
         analysis = client.analyze(image, steps)
-    _print(as_json, analysis, analysis_view(analysis))
+    _print(as_json, analysis, terminal.analysis_view(analysis))
 
 
 @app.command("recipes")
 def list_recipes() -> None:
     """List the recipes of `analyze`."""
     for recipe in shipped_recipes():
-        echo(f"{recipe.name}: {recipe.description}")
+        terminal.echo(f"{recipe.name}: {recipe.description}")
 
 
 @app.command("models")
@@ -313,7 +304,7 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the served models."""
     with context.obj.client() as client:
         models = client.models()
-    _print(as_json, models, models_view(models))
+    _print(as_json, models, terminal.models_view(models))
 
 
 @app.command("tasks")
@@ -321,7 +312,7 @@ def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
     """List the tasks with their parameters and the models that offer them."""
     with context.obj.client() as client:
         tasks = client.tasks()
-    _print(as_json, tasks, tasks_view(tasks))
+    _print(as_json, tasks, terminal.tasks_view(tasks))
 
 
 @app.command()
@@ -411,11 +402,11 @@ def check(
         labelled = read_input(dataset, dataset_options, opening)
         if task:
             labelled = of_task(labelled, task)
-        note_problems(opening.problems, None)
+        terminal.note_problems(opening.problems, None)
         prompts = read_prompts(dataset_options.prompts)
         questionnaire = Questionnaire(task, TaskParameters(), prompts, labelled.classes)
         samples = list(questionnaire.samples(labelled))
-        echo("\n".join(plan_lines(labelled, questionnaire, samples)))
+        terminal.echo("\n".join(plan_lines(labelled, questionnaire, samples)))
 
 
 @app.command()
@@ -436,7 +427,7 @@ def locate(
             progress=sys.stderr.isatty(),
         )
         location = located(drawn_scenes(images), answers)
-    echo(f"{model}: {location}")
+    terminal.echo(f"{model}: {location}")
     raise typer.Exit(1 if location.problem else 0)
 
 
@@ -459,7 +450,7 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     lines = []
     for row in rows:
         lines.append((row["name"], "ok" if row["is_right"] else "failed", row["found"]))
-    _print(as_json, rows, table_view(("check", "result", "found"), lines))
+    _print(as_json, rows, terminal.table_view(("check", "result", "found"), lines))
     raise typer.Exit(0 if rows[-1]["is_right"] else 1)
 
 
@@ -501,7 +492,9 @@ def index_reports(
     from diptych_client.evaluation.report import write_index
 
     rows = write_index(reports, out, overwrite)
-    echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}")
+    terminal.echo(
+        json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}"
+    )
 
 
 @app.command("mcp")
@@ -564,6 +557,6 @@ def save_drawing(picture: Image.Image, path: Path) -> None:
 
 def _print(as_json: bool, value: object, view: RenderableType) -> None:
     if as_json:
-        echo(json.dumps(to_json(value), indent=2, ensure_ascii=False))
+        terminal.echo(json.dumps(to_json(value), indent=2, ensure_ascii=False))
     else:
         Console().print(view)

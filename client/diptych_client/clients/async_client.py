@@ -29,31 +29,14 @@ from diptych_client.requests import (
     TaskId,
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
+from diptych_client.transports import messages
 from diptych_client.transports.grpc_transports import (
     GrpcChannel,
     event_from_message,
     grpc_result,
     status_errors,
 )
-from diptych_client.transports.messages import (
-    ANALYZE,
-    COMPARE,
-    MODELS,
-    PREDICT,
-    STORE,
-    TASKS,
-    Call,
-    Operation,
-    check_status,
-    check_stream_is_complete,
-    event_from_sse,
-    http_request,
-    http_result,
-    key_headers,
-    parsed,
-    removal,
-    request_errors,
-)
+from diptych_client.transports.messages import Call, Operation
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
@@ -64,28 +47,28 @@ class AsyncRestTransport:
     """REST: a pool of connections."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=key_headers(api_key))
+        self._http = httpx.AsyncClient(base_url=url, headers=messages.key_headers(api_key))
 
     async def send(self, call: Call[ResultT]) -> ResultT:
-        with request_errors(call):
-            response = await self._http.send(http_request(self._http, call))
-        return http_result(response, call)
+        with messages.request_errors(call):
+            response = await self._http.send(messages.http_request(self._http, call))
+        return messages.http_result(response, call)
 
     async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
-        request = http_request(self._http, call, is_stream=True)
+        request = messages.http_request(self._http, call, is_stream=True)
         event = None
-        with request_errors(call):
+        with messages.request_errors(call):
             response = await self._http.send(request, stream=True)
             async with aclosing(response):
                 if not response.is_success:
                     await response.aread()
-                    check_status(response, call)
+                    messages.check_status(response, call)
                 events: Any = EventSource(response).aiter_sse()
                 async with aclosing(events):
                     async for sse in events:
-                        event = parsed(event_from_sse, sse, call)
+                        event = messages.parsed(messages.event_from_sse, sse, call)
                         yield event
-        check_stream_is_complete(event, call)
+        messages.check_stream_is_complete(event, call)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -103,14 +86,14 @@ class AsyncGrpcTransport(GrpcChannel):
     async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
         event = None
         with status_errors(call):
-            messages = self.start(call, is_stream=True)
+            replies = self.start(call, is_stream=True)
             try:
-                async for message in messages:
-                    event = parsed(event_from_message, message, call)
+                async for reply in replies:
+                    event = messages.parsed(event_from_message, reply, call)
                     yield event
             finally:
-                messages.cancel()
-        check_stream_is_complete(event, call)
+                replies.cancel()
+        messages.check_stream_is_complete(event, call)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -149,7 +132,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """
         fields = {"task": task, "model": model}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        answer = await self._ask(PREDICT, request, self._transport.send)
+        answer = await self._ask(messages.PREDICT, request, self._transport.send)
         return restored(answer, request)
 
     async def predict_many(
@@ -216,7 +199,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """
         fields = {"task": task, "model": model}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        first, events = await self._ask(PREDICT, request, self._start)
+        first, events = await self._ask(messages.PREDICT, request, self._start)
         async with aclosing(events):
             yield restored(first, request)
             async for event in events:
@@ -235,7 +218,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """Return concurrent answers of several models, by default all that offer the task."""
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
-        comparison = await self._ask(COMPARE, request, self._transport.send)
+        comparison = await self._ask(messages.COMPARE, request, self._transport.send)
         return restored(comparison, request)
 
     async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
@@ -246,7 +229,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         sent = await asyncio.to_thread(sent_image, image)
         stored = image if isinstance(image, StoredImage) else None
         request = Request(sent, {"steps": tuple(steps)}, stored)
-        return await self._ask(ANALYZE, request, self._transport.send)
+        return await self._ask(messages.ANALYZE, request, self._transport.send)
 
     @asynccontextmanager
     async def image(self, image: ImageSource) -> AsyncGenerator[StoredImage, None]:
@@ -261,14 +244,14 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         finally:
             if stored.id is not None:
                 with suppress(DiptychError):  # it expires by itself
-                    await self._call(removal(stored.id), Request(), self._transport.send)
+                    await self._call(messages.removal(stored.id), Request(), self._transport.send)
 
     async def models(self) -> tuple[Model, ...]:
-        return await self._call(MODELS, Request(), self._transport.send)
+        return await self._call(messages.MODELS, Request(), self._transport.send)
 
     async def tasks(self) -> tuple[Task, ...]:
         """Return all tasks, each with its parameters' JSON Schema and its models."""
-        return await self._call(TASKS, Request(), self._transport.send)
+        return await self._call(messages.TASKS, Request(), self._transport.send)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -299,7 +282,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         image.id = None
         if isinstance(self._transport, AsyncRestTransport):
             with suppress(NotFound):  # the service stores none
-                image.id = await self._call(STORE, Request(image.data), self._transport.send)
+                image.id = await self._call(
+                    messages.STORE, Request(image.data), self._transport.send
+                )
 
     async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:
         events = self._transport.stream(call)

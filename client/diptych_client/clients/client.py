@@ -25,31 +25,14 @@ from diptych_client.requests import (
     TaskId,
 )
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
+from diptych_client.transports import messages
 from diptych_client.transports.grpc_transports import (
     GrpcChannel,
     event_from_message,
     grpc_result,
     status_errors,
 )
-from diptych_client.transports.messages import (
-    ANALYZE,
-    COMPARE,
-    MODELS,
-    PREDICT,
-    STORE,
-    TASKS,
-    Call,
-    Operation,
-    check_status,
-    check_stream_is_complete,
-    event_from_sse,
-    http_request,
-    http_result,
-    key_headers,
-    parsed,
-    removal,
-    request_errors,
-)
+from diptych_client.transports.messages import Call, Operation
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
@@ -60,28 +43,28 @@ class RestTransport:
     """REST: a pool of connections."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        self._http = httpx.Client(base_url=url, headers=key_headers(api_key))
+        self._http = httpx.Client(base_url=url, headers=messages.key_headers(api_key))
 
     def send(self, call: Call[ResultT]) -> ResultT:
-        with request_errors(call):
-            response = self._http.send(http_request(self._http, call))
-        return http_result(response, call)
+        with messages.request_errors(call):
+            response = self._http.send(messages.http_request(self._http, call))
+        return messages.http_result(response, call)
 
     def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
-        request = http_request(self._http, call, is_stream=True)
+        request = messages.http_request(self._http, call, is_stream=True)
         event = None
-        with request_errors(call):
+        with messages.request_errors(call):
             response = self._http.send(request, stream=True)
             with closing(response):
                 if not response.is_success:
                     response.read()
-                    check_status(response, call)
+                    messages.check_status(response, call)
                 events: Any = EventSource(response).iter_sse()
                 with closing(events):
                     for sse in events:
-                        event = parsed(event_from_sse, sse, call)
+                        event = messages.parsed(messages.event_from_sse, sse, call)
                         yield event
-        check_stream_is_complete(event, call)
+        messages.check_stream_is_complete(event, call)
 
     def close(self) -> None:
         self._http.close()
@@ -99,14 +82,14 @@ class GrpcTransport(GrpcChannel):
     def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
         event = None
         with status_errors(call):
-            messages = self.start(call, is_stream=True)
+            replies = self.start(call, is_stream=True)
             try:
-                for message in messages:
-                    event = parsed(event_from_message, message, call)
+                for reply in replies:
+                    event = messages.parsed(event_from_message, reply, call)
                     yield event
             finally:
-                messages.cancel()
-        check_stream_is_complete(event, call)
+                replies.cancel()
+        messages.check_stream_is_complete(event, call)
 
     def close(self) -> None:
         self._channel.close()
@@ -145,7 +128,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         """
         fields = {"task": task, "model": model}
         request = self._prepare(image, bgr, fields, parameters, options)
-        answer = self._ask(PREDICT, request, self._transport.send)
+        answer = self._ask(messages.PREDICT, request, self._transport.send)
         return restored(answer, request)
 
     def predict_many(
@@ -210,7 +193,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         """
         fields = {"task": task, "model": model}
         request = self._prepare(image, bgr, fields, parameters, options)
-        first, events = self._ask(PREDICT, request, self._start)
+        first, events = self._ask(messages.PREDICT, request, self._start)
         with closing(events):
             yield restored(first, request)
             for event in events:
@@ -229,7 +212,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         """Return concurrent answers of several models, by default all that offer the task."""
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = self._prepare(image, bgr, fields, parameters, options)
-        comparison = self._ask(COMPARE, request, self._transport.send)
+        comparison = self._ask(messages.COMPARE, request, self._transport.send)
         return restored(comparison, request)
 
     def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
@@ -240,7 +223,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         sent = sent_image(image)
         stored = image if isinstance(image, StoredImage) else None
         request = Request(sent, {"steps": tuple(steps)}, stored)
-        return self._ask(ANALYZE, request, self._transport.send)
+        return self._ask(messages.ANALYZE, request, self._transport.send)
 
     @contextmanager
     def image(self, image: ImageSource) -> Generator[StoredImage, None, None]:
@@ -255,14 +238,14 @@ class Client(Caller[RestTransport | GrpcTransport]):
         finally:
             if stored.id is not None:
                 with suppress(DiptychError):  # it expires by itself
-                    self._call(removal(stored.id), Request(), self._transport.send)
+                    self._call(messages.removal(stored.id), Request(), self._transport.send)
 
     def models(self) -> tuple[Model, ...]:
-        return self._call(MODELS, Request(), self._transport.send)
+        return self._call(messages.MODELS, Request(), self._transport.send)
 
     def tasks(self) -> tuple[Task, ...]:
         """Return all tasks, each with its parameters' JSON Schema and its models."""
-        return self._call(TASKS, Request(), self._transport.send)
+        return self._call(messages.TASKS, Request(), self._transport.send)
 
     def close(self) -> None:
         self._transport.close()
@@ -293,7 +276,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         image.id = None
         if isinstance(self._transport, RestTransport):
             with suppress(NotFound):  # the service stores none
-                image.id = self._call(STORE, Request(image.data), self._transport.send)
+                image.id = self._call(messages.STORE, Request(image.data), self._transport.send)
 
     def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
         events = self._transport.stream(call)

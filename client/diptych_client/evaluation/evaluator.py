@@ -363,10 +363,7 @@ def trial_of(samples: Iterable[Sample]) -> list[Sample]:
 def best_form(
     log: AnswerLog, trial: Sequence[Sample], model: str, names: ClassNames, forms: Sequence[Form]
 ) -> Form:
-    """Return the form with the least error, of equal ones the first.
-
-    Only samples count that have answers in all forms.
-    """
+    """Return the form with the least error, over the samples with answers in all forms."""
     rows = []
     for form in forms:
         log.forms[model] = form
@@ -426,10 +423,7 @@ class Race:
     async def run(
         self, client: AsyncClient, samples: Sequence[Sample], advance: Callable[[], None]
     ) -> list[Sample]:
-        """Send images to both models until they are told apart; return the samples that were sent.
-
-        Raise `RunError` if no image has labels.
-        """
+        """Send images to both models until they are told apart; return the samples of these."""
         by_image = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
         margin = None if self.equal_within is None else self.equal_within / 100
         num_sent = 0

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator, default_rng
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from diptych_client.geometry import BoxXyxy
-from diptych_client.results import Answer, DetectionsResult, rank_of
+from diptych_client.matching import Floats, pairwise_iou
+from diptych_client.results import Answer, box_of, items_of, label_of, rank_of
 
 LABELS = ("circle", "square")
 SIZES_WH = ((640, 640), (1200, 1200), (1024, 768), (768, 1024), (900, 600))
@@ -28,8 +28,6 @@ _MIN_BOXES = 8  # of one shape of image
 _MIN_WHOLE = 4  # of those, away from the borders
 _MAX_MOVED = 0.015  # share of a side
 _EDGES = np.array([0.15, 0.85])  # where two fits are compared
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ def _drawn_scene(size_wh: tuple[int, int], rng: Generator) -> DrawnScene:
     draw = ImageDraw.Draw(image)
     first, second = rng.permutation(_COLORS)[:2]
     circle = square = _random_square(size_wh, rng)
-    while _overlap(circle, square):
+    while pairwise_iou([circle], [square]).any():
         square = _random_square(size_wh, rng)
     draw.ellipse(circle, fill=str(first))
     draw.rectangle(square, fill=str(second))
@@ -63,18 +61,9 @@ def _random_square(size_wh: tuple[int, int], rng: Generator) -> BoxXyxy:
     width, height = size_wh
     radius = float(rng.uniform(*_RADII))
     x, y = rng.uniform(1.1 * radius, 1 - 1.1 * radius, 2).tolist()
-    return (
-        (x - radius) * width,
-        (y - radius) * height,
-        (x + radius) * width,
-        (y + radius) * height,
-    )
-
-
-def _overlap(first: BoxXyxy, second: BoxXyxy) -> bool:
-    across = min(first[2], second[2]) - max(first[0], second[0])
-    down = min(first[3], second[3]) - max(first[1], second[1])
-    return min(across, down) > 0
+    left, right = ((x - radius) * width, (x + radius) * width)
+    top, bottom = ((y - radius) * height, (y + radius) * height)
+    return (left, top, right, bottom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +94,14 @@ def located(scenes: Iterable[DrawnScene], answers: Iterable[Answer | Exception])
         num_expected += len(scene.boxes)
         if isinstance(answer, Exception):
             problem = str(answer)
+            continue
         size_wh = scene.image.size
         sides = np.array([*size_wh, *size_wh])
         for label, box in scene.boxes.items():
-            found_box = _best_box(answer, label)
-            if found_box is not None:
-                pairs[size_wh].append(np.array([box, found_box]) / sides)
+            items = [item for item in items_of(answer.result) if label_of(item) == label]
+            if items:
+                best = max(items, key=rank_of)
+                pairs[size_wh].append(np.array([box, box_of(best)]) / sides)
     num_boxes = sum(map(len, pairs.values()))
     stacked = {size_wh: np.reshape(boxes, (-1, 2, 4)) for size_wh, boxes in pairs.items()}
     whole = {}
@@ -122,13 +113,6 @@ def located(scenes: Iterable[DrawnScene], answers: Iterable[Answer | Exception])
     errors = [np.abs(boxes[:, 1] - boxes[:, 0]).max(axis=1) for boxes in stacked.values()]
     median, high = np.quantile(np.concatenate(errors), [0.5, 0.95]).tolist()
     return Location(_problem(whole), median, high, num_boxes, num_expected)
-
-
-def _best_box(answer: Answer | Exception, label: str) -> BoxXyxy | None:
-    if not isinstance(answer, Answer) or not isinstance(answer.result, DetectionsResult):
-        return None
-    boxes = [item for item in answer.result.detections if item.label == label]
-    return max(boxes, key=rank_of).box_xyxy if boxes else None
 
 
 def _problem(pairs: Mapping[tuple[int, int], Floats]) -> str:
@@ -146,11 +130,8 @@ def _problem(pairs: Mapping[tuple[int, int], Floats]) -> str:
     moves = _deviation(straight, explanations[""])
     shape, axis = np.unravel_index(moves.argmax(), moves.shape)
     width, height = SIZES_WH[shape]
-    side = ("width", "height")[axis]
-    return (
-        f"boxes are moved by {moves.max():.2f} of the {side} at {width} x {height}:"
-        " frame or resize of the engine"
-    )
+    amount = f"{moves.max():.2f} of the {('width', 'height')[axis]}"
+    return f"boxes are moved by {amount} at {width} x {height}: frame or resize of the engine"
 
 
 def _fits(pairs: Mapping[tuple[int, int], Floats], is_swapped: bool) -> tuple[Floats, float]:
@@ -192,20 +173,16 @@ def _explanations(fits: Floats) -> dict[str, Floats]:
     cropped = (shortest - sides) / (2 * shortest)
     resized_to = " x ".join(f"{side:.0f}" for side in pixels_wh)
     zeros = np.zeros_like(sides)
+    farther = f"boxes are {common:.3f} times as far from the corner: resize or frame"
+    in_pixels = f"boxes are in pixels, 1 to {1 / share:.0f}: the dialect's frame is wrong"
     candidates = {
         "": (zeros, zeros + 1),
         "the engine pads images to squares, around the image": (centred, sides / longest),
         "the engine pads images to squares, right and below": (zeros, sides / longest),
         "the engine crops images to squares": (cropped, sides / shortest),
-        f"boxes are {common:.3f} times as far from the corner: resize or frame": (
-            zeros,
-            zeros + common,
-        ),
+        farther: (zeros, zeros + common),
         f"boxes are in pixels of images resized to {resized_to}": (zeros, pixels_wh / sides),
-        f"boxes are in pixels, 1 to {1 / share:.0f}: the dialect's frame is wrong": (
-            zeros,
-            share * sides,
-        ),
+        in_pixels: (zeros, share * sides),
     }
     explanations = {}
     for name, (offsets, its_scales) in candidates.items():

@@ -277,9 +277,7 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     return document
 
 
-def write_index(
-    reports: Sequence[Path], out: Path, overwrite: bool = False
-) -> list[dict[str, Any]]:
+def write_index(reports: Sequence[Path], out: Path, overwrite: bool) -> list[dict[str, Any]]:
     """Write a page over several reports and return its rows: what can be told apart.
 
     An earlier index is replaced, another file only with `overwrite`. Raise `RunError` for a file

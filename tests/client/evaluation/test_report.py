@@ -158,7 +158,7 @@ def test_link_of_an_index_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report.mkdir()
     row = {"task": "", "dataset": "", "num_images": 0, "run": {"date": ""}, "sentences": []}
     (report / "report.json").write_text(json.dumps(row))
-    write_index([report], Path("index.html"))
+    write_index([report], Path("index.html"), overwrite=False)
     assert 'href="javascript%3Aalert%281%29%23/report.html"' in Path("index.html").read_text()
 
 

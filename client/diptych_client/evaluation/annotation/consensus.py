@@ -53,10 +53,7 @@ class Agreement:
 
 
 def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
-    """Return the boxes with at least the score of their label.
-
-    Of two agreeing boxes the higher score is accepted.
-    """
+    """Return the boxes with at least the score of their label; of two agreeing ones the surer."""
     by_model: list[tuple[str, Any]] = []
     for record in records:
         by_model += [(record.answer.model, box) for box in record.items]
@@ -100,10 +97,7 @@ def _agreeing_pairs(boxes: Sequence[Box], num_first: int, min_iou: float) -> lis
 
 
 def write_consensus(target: Target, agreements: Sequence[Agreement]) -> tuple[Path, str]:
-    """Write the accepted boxes and the review list.
-
-    Return the path of the dataset, and how many images are to be reviewed, and why.
-    """
+    """Write accepted boxes and review list; return the path of the dataset, and a note on both."""
     accepted = []
     left = []
     for image in agreements:

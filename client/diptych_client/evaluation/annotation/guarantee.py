@@ -84,20 +84,28 @@ def repeats(appearances: NDArray[np.float32]) -> Flags:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores of the boxes of several images."""
+class AgreedBoxes:
+    """The boxes that models agree on in several images: confidences, and labels in lower case."""
 
     scores: Floats  # (N,)
+    labels: NDArray[np.object_]  # (N,)
     images: NDArray[np.int64]  # (N,) index of the image
     num_images: int
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[float]]) -> Self:
+    def of(cls, agreements: Sequence[Agreement]) -> Self:
+        rows = list(map(attrgetter("confidences"), agreements))
         images = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-        return cls(np.array(list(chain.from_iterable(rows)), np.float64), images, len(rows))
+        labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
+        return cls(np.array(list(chain.from_iterable(rows)), float), labels, images, len(rows))
 
     def where(self, mask: Flags) -> Self:
-        return replace(self, scores=self.scores[mask], images=self.images[mask])
+        parts = (self.scores[mask], self.labels[mask], self.images[mask])
+        return type(self)(*parts, self.num_images)
+
+    def is_of(self, label: str) -> Flags:
+        is_same: Flags = (self.labels == label) | (label == ANY)
+        return is_same
 
     def counts(self, least: float) -> Floats:
         """Return the number of scores of each image that are not below the least."""
@@ -144,10 +152,7 @@ def judge(agreed: Agreement, truth: ObjectsTruth, min_iou: float) -> tuple[bool,
 
 
 def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:
-    """Return the IoU, (boxes, objects); -1 where the labels differ.
-
-    A box without a label has that of every object.
-    """
+    """Return the IoU, (boxes, objects); -1 where labels differ, which a box may lack."""
     if not boxes or not objects:
         return np.zeros((len(boxes), len(objects)))
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)[:, None]
@@ -189,7 +194,9 @@ class Accepted:
     `start` is the part of the error level that starts with the rule.
     """
 
-    def __init__(self, rule: Rule, start: float, boxes: Scores, wrong_boxes: Scores) -> None:
+    def __init__(
+        self, rule: Rule, start: float, boxes: AgreedBoxes, wrong_boxes: AgreedBoxes
+    ) -> None:
         num_boxes = boxes.counts(rule.min_confidence)
         is_common = num_boxes <= rule.max_labels
         self.rule = rule
@@ -210,7 +217,7 @@ class Proved:
     num_images: int
 
 
-def candidates(pilot: Scores) -> dict[Rule, float]:
+def candidates(pilot: AgreedBoxes) -> dict[Rule, float]:
     """Return rules of growing coverage, with the part of the error level that starts with each."""
     descending = sorted(pilot.scores.tolist(), reverse=True) or [0.0]
     starts: dict[float, float] = {}
@@ -250,7 +257,7 @@ def last_proved(tested: Sequence[Accepted], promise: Promise) -> Accepted | None
 
 
 def decide(
-    boxes: Scores, is_right: Flags, rules: Mapping[Rule, float], promise: Promise
+    boxes: AgreedBoxes, is_right: Flags, rules: Mapping[Rule, float], promise: Promise
 ) -> tuple[Proved, ...]:
     """Return the proved rules with the largest coverage: of the promise, then of other shares.
 
@@ -332,23 +339,6 @@ class Guarantee:
         return sorted(proofs, key=itemgetter("min_precision"))
 
 
-@dataclass(frozen=True, slots=True)
-class AgreedBoxes:
-    """Confidences of the boxes that models agree on, and their labels in lower case."""
-
-    scores: Scores
-    labels: NDArray[np.object_]
-
-    @classmethod
-    def of(cls, agreements: Sequence[Agreement]) -> Self:
-        labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
-        return cls(Scores.of(list(map(attrgetter("confidences"), agreements))), labels)
-
-    def is_of(self, label: str) -> Flags:
-        is_same: Flags = (self.labels == label) | (label == ANY)
-        return is_same
-
-
 def prove(
     labelled: Sequence[tuple[Records, ObjectsTruth]],
     pilot: Sequence[Records],
@@ -392,12 +382,11 @@ def _proofs(
     proofs = {}
     errors = []
     for label in classes:
-        rules = candidates(sampled.scores.where(sampled.is_of(label)))
+        rules = candidates(sampled.where(sampled.is_of(label)))
         is_class = boxes.is_of(label)
-        scores = boxes.scores.where(is_class)
         of_class = replace(promise, confidence=1 - level)
         try:
-            proofs[label] = decide(scores, is_right[is_class], rules, of_class)
+            proofs[label] = decide(boxes.where(is_class), is_right[is_class], rules, of_class)
         except RunError as error:
             errors.append(error)
     if not proofs:
@@ -412,10 +401,9 @@ def _counts_by_class(
     counts = {}
     for label, proof in accepting.items():
         least = proof.rule.min_confidence
-        scores = boxes.scores
         is_class = boxes.is_of(label)
-        is_common = scores.where(is_class).counts(least) <= proof.rule.max_labels
-        is_accepted = is_class & (scores.scores >= least) & is_common[scores.images]
+        is_common = boxes.where(is_class).counts(least) <= proof.rule.max_labels
+        is_accepted = is_class & (boxes.scores >= least) & is_common[boxes.images]
         for name in np.unique(boxes.labels[is_accepted]).tolist():
             is_name = is_accepted & (boxes.labels == name)
             counts[name] = (int((is_name & ~is_right).sum()), int(is_name.sum()))

@@ -42,10 +42,7 @@ from diptych_client.long_runs import RunError
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A reader, the suffixes of its files, and where its file is in a folder.
-
-    Without patterns, it reads the folder.
-    """
+    """A reader, its files' suffixes, and their patterns in a folder; without any it reads this."""
 
     name: str
     read: Callable[[Path, Selection], Dataset | None]
@@ -97,10 +94,7 @@ def read_dataset(
     split: str | None = None,
     problems: Problems | None = None,
 ) -> Dataset:
-    """Read a dataset of any known format; `images` is the folder of its images, if elsewhere.
-
-    Labels that are damaged are left out, and added to `problems`.
-    """
+    """Read a dataset of any known format; `images` is the folder of its images, if elsewhere."""
     selection = Selection(images, split, problems or Problems())
     problems = selection.problems
     dataset = _read(_inner_folder(path, selection), selection)

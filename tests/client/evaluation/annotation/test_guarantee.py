@@ -12,10 +12,10 @@ from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParam
 from diptych_client.evaluation.annotation.consensus import Records, agreement
 from diptych_client.evaluation.annotation.guarantee import (
     ALL,
+    AgreedBoxes,
     Promise,
     Proved,
     Rule,
-    Scores,
     appearance,
     candidates,
     decide,
@@ -145,6 +145,12 @@ PROMISE = Promise(0.05, 0.95)
 Labels = tuple[tuple[float, ...], bool]  # the confidences of an image, and whether they are right
 
 
+def boxes_of(rows: Sequence[Sequence[float]]) -> AgreedBoxes:
+    scores = np.array([score for row in rows for score in row])
+    images = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    return AgreedBoxes(scores, np.full(len(scores), "", dtype=object), images, len(rows))
+
+
 def labels(*confidences: float, is_right: bool = True) -> Labels:
     return confidences, is_right
 
@@ -152,22 +158,22 @@ def labels(*confidences: float, is_right: bool = True) -> Labels:
 def proved(
     judged: Sequence[Labels], rules: dict[Rule, float], promise: Promise = PROMISE
 ) -> tuple[Proved, ...]:
-    boxes = Scores.of([confidences for confidences, _ in judged])
+    boxes = boxes_of([confidences for confidences, _ in judged])
     is_right = np.array([is_right for _, is_right in judged])[boxes.images]
     return decide(boxes, is_right, rules, promise)
 
 
 def test_rules_cover_more_and_at_last_all() -> None:
-    rules = candidates(Scores.of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
+    rules = candidates(boxes_of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
     confidences = [rule.min_confidence for rule in rules]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[-1] == 0  # the lowest
     assert sum(rules.values()) == pytest.approx(1)
     assert [rule.max_labels for rule in rules] == [2] * len(rules)
-    (first, *_) = candidates(Scores.of([[0.9], [0.9], [0.5] * 3]))
+    (first, *_) = candidates(boxes_of([[0.9], [0.9], [0.5] * 3]))
     assert first == Rule(0.9, 1)  # labels from the confidence on count
-    assert candidates(Scores.of([])) == candidates(Scores.of([[]])) == {Rule(0.0, 1): 1.0}
-    assert candidates(Scores.of([[1.0]] * 5)) == {Rule(1.0, 1): 1.0}
+    assert candidates(boxes_of([])) == candidates(boxes_of([[]])) == {Rule(0.0, 1): 1.0}
+    assert candidates(boxes_of([[1.0]] * 5)) == {Rule(1.0, 1): 1.0}
 
 
 def test_largest_proved_coverage_is_chosen() -> None:
@@ -203,9 +209,9 @@ def num_proved(num_draws: int, num_images: int, num_labels: int, share_wrong: fl
     rng = np.random.default_rng(1)
     count = 0
     for _ in range(num_draws):
-        scores = Scores.of(rng.random((num_images, num_labels)).tolist())
+        scores = boxes_of(rng.random((num_images, num_labels)).tolist())
         is_right = np.repeat(rng.random(num_images) >= share_wrong, num_labels)
-        rules = candidates(Scores.of(rng.random((40, num_labels)).tolist()))
+        rules = candidates(boxes_of(rng.random((40, num_labels)).tolist()))
         with suppress(RunError):
             count += bool(decide(scores, is_right, rules, PROMISE))
     return count
