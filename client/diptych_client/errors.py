@@ -20,10 +20,7 @@ class ErrorDetail:
 
 
 class DiptychError(Exception):
-    """Base class of all errors of a call; `retry_after_s` are seconds to wait, if known.
-
-    `message` says what is wrong, what was given, what is allowed; `request_id` is in the log.
-    """
+    """Base class of all errors of a call; `retry_after_s` are seconds to wait, if known."""
 
     def __init_subclass__(cls, code: str = "") -> None:
         _CLASSES[code] = cls
@@ -32,10 +29,25 @@ class DiptychError(Exception):
         super().__init__(f"{detail.code}: {detail.message}")
         self.detail = detail
         self.retry_after_s = retry_after_s
-        self.code = detail.code
-        self.message = detail.message
-        self.param = detail.param
-        self.request_id = detail.request_id
+
+    @property
+    def code(self) -> str:
+        """Name of the error in the API, such as `unknown_model`."""
+        return self.detail.code
+
+    @property
+    def message(self) -> str:
+        """Text without the code: what is wrong, what was given, what is allowed."""
+        return self.detail.message
+
+    @property
+    def param(self) -> str | None:
+        return self.detail.param
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request in the service's log."""
+        return self.detail.request_id
 
 
 class InvalidRequest(DiptychError, ValueError, code="invalid_request"):
