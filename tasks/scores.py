@@ -55,15 +55,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from tasks.errors import CheckpointFileError, first_problem, shown
-from tasks.results import (
-    FoundObject,
-    Result,
-    box_of,
-    label_of,
-    objects_of,
-    rank_of,
-    with_objects,
-)
+from tasks.results import FoundObject, Result, box_of, label_of, objects_of, rank_of, with_objects
 from tasks.table import TASKS
 from tasks.tiles.merging import near_pairs
 

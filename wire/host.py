@@ -136,10 +136,7 @@ def show_as(title: str) -> None:
     """Overwrite the command line that `ps` shows, cut to the length it had, on Linux."""
     if is_portable():
         return
-    with (
-        open("/proc/self/stat", encoding="utf-8") as stat,
-        open("/proc/self/mem", "r+b") as memory,
-    ):
+    with open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/self/mem", "r+b") as memory:
         start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
         memory.seek(start)
         memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))

@@ -24,13 +24,7 @@ from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import current_client
 from service.analysis import Analysis, StepAnswer
-from service.errors import (
-    DeadlineExceeded,
-    ErrorCode,
-    InvalidRequest,
-    NotReady,
-    ServiceError,
-)
+from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory
 from service.inference.core import Core
 from service.inference.prediction import Answer, Piece

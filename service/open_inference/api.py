@@ -23,13 +23,13 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, PrivateAttr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -66,6 +66,7 @@ MAX_TENSORS = 100  # inputs, outputs or parameters of a request; each name occur
 MAX_ID_CHARS = 256
 MAX_ELEMENTS = 1000  # per tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
+_OF_PROTOCOL = ("timeout", "binary_data_output")  # parameters that are not fields
 _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
 _LENGTH = struct.Struct("<I")
 # format characters of struct
@@ -99,138 +100,6 @@ class InputSpec:
         return [-1 if self.length is None else self.length]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An input as received: raw bytes, or its elements in JSON types."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: bytes | Sequence[object]
-
-
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A request as received."""
-
-    id: str  # empty: none
-    inputs: tuple[Tensor, ...]
-    parameters: Mapping[str, object]
-    outputs: tuple[str, ...]
-    wants_raw: bool  # the result as raw bytes
-
-
-def _input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
-    schemas: JsonObject = {"image": {"type": "string"}}
-    schemas |= GenerationFields.model_json_schema()["properties"]
-    for parameter in chain.from_iterable(task.parameters for task in tasks):
-        schemas[parameter.name] = parameter.json_schema()
-    specs: dict[str, InputSpec] = {}
-    for name, schema in schemas.items():
-        value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
-        if value["type"] == "array":
-            length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
-            specs[name] = InputSpec(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
-        else:
-            is_required = name in ("image", "task")
-            specs[name] = InputSpec(name, _DATATYPES[value["type"]], is_required=is_required)
-    return specs
-
-
-_INPUTS = _input_specs(TASKS.values())
-
-
-def request_context(request: InferRequest, context: RequestContext) -> RequestContext:
-    timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
-    if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
-        problem = f"the parameter timeout is {shown(timeout_us)}"
-        raise InvalidRequest(f"{problem}; it must be a whole number of microseconds", "timeout")
-    end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
-    request_id = request.id if is_valid_request_id(request.id) else context.request_id
-    return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
-
-
-def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
-    """Return the image and the other fields in their JSON types; raise `InvalidRequest`."""
-    options = {
-        name: value
-        for name, value in request.parameters.items()
-        if name != "timeout" and not name.startswith(_FOR_TRITON)
-    }
-    fields = dict(options)
-    for tensor in request.inputs:
-        if tensor.name not in _INPUTS:
-            problem = f"unknown input {shown(tensor.name)}; the inputs are {', '.join(_INPUTS)}"
-            raise InvalidRequest(problem, "inputs")
-        if tensor.name in fields:
-            raise InvalidRequest(f"{tensor.name} occurs twice; send it once", tensor.name)
-        fields[tensor.name] = _value(tensor)
-    for name in options:
-        if name not in _INPUTS or name == "image":
-            raise InvalidRequest(f"unknown parameter {shown(name)}", "parameters")
-    for name in request.outputs:
-        if name != OUTPUT:
-            problem = f"unknown output {shown(name)}; the only output is {OUTPUT}"
-            raise InvalidRequest(problem, "outputs")
-    image = fields.pop("image", None)
-    if image is None:
-        raise missing_image()
-    image = file_or_handle(image) if isinstance(image, bytes) else parse_image(image)
-    return RequestBody(image, {**fields, "model": model.id})
-
-
-def _value(tensor: Tensor) -> object:
-    spec = _INPUTS[tensor.name]
-    *batch, length = tensor.shape or (-1,)
-    is_length = 0 <= length <= MAX_ELEMENTS and spec.length in (None, length)
-    if tensor.datatype not in spec.datatypes or batch not in ([], [1]) or not is_length:
-        size = spec.length or "n"
-        allowed = f"{' or '.join(spec.datatypes)} of shape [{size}] or [1, {size}]"
-        sent = f"{shown(tensor.datatype)} of shape {shown(list(tensor.shape[:4]))}"
-        raise _invalid(tensor, f"is {sent}; it must be {allowed}")
-    try:
-        elements = _elements(tensor, length)
-        if len(elements) != length:
-            raise ValueError(f"{len(elements)} elements")
-        if spec.name == "image":
-            return elements[0]
-        values = [item.decode() if isinstance(item, bytes) else item for item in elements]
-    except (ValueError, struct.error) as error:
-        raise _invalid(tensor, f"does not fit datatype and shape: {error}") from error
-    return values if spec.is_list else values[0]
-
-
-def _elements(tensor: Tensor, length: int) -> Sequence[object]:
-    """Return the elements; raise `struct.error` or `ValueError` for bytes that do not fit."""
-    data = tensor.data
-    if not isinstance(data, bytes):
-        return data
-    if tensor.datatype != "BYTES":
-        return struct.unpack(f"<{length}{_ELEMENTS[tensor.datatype]}", data)
-    texts: list[bytes] = []
-    start = 0
-    while start < len(data) and len(texts) < length:
-        (num_bytes,) = _LENGTH.unpack_from(data, start)
-        start += _LENGTH.size
-        texts.append(data[start : start + num_bytes])
-        start += num_bytes
-    if start != len(data):
-        raise ValueError(f"{len(data)} bytes in place of {start}")
-    return texts
-
-
-def _invalid(tensor: Tensor, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"input {tensor.name} {problem}", tensor.name)
-
-
-def _specs(model: ServedModel) -> Iterable[InputSpec]:
-    return _input_specs(TASKS[task_id] for task_id in model.entry.task_ids).values()
-
-
-def _names(model: ServedModel) -> JsonObject:
-    return {"name": model.id, "platform": f"diptych_{model.entry.family}"}
-
-
 # A batch of one may be nested; the elements are counted when a tensor is read.
 _DATA: dict[str, JsonValue] = {"maxItems": MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
 
@@ -246,16 +115,34 @@ class _Input(StrictModel):
     parameters: _InputParameters = _InputParameters()
     data: Annotated[list[Any], Field(json_schema_extra=_DATA)] | None = None
 
-    def content(self, raw: bytes) -> bytes | list[Any]:
-        """Return the elements, of which a batch of one may be nested, or the bytes in `raw`."""
+    _raw: bytes = PrivateAttr(b"")
+
+    def receive(self, raw: bytes) -> None:
+        """Take the bytes after the JSON; raise `InvalidRequest` for another number of them."""
         size = self.parameters.binary_data_size
         if (size is None) == (self.data is None) or len(raw) != (size or 0):
             problem = "needs data, or binary_data_size and as many bytes after the JSON"
             raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
-        if self.data is None:
-            return raw
-        is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
-        return self.data[0] if is_nested else self.data
+        self._raw = raw
+
+    def elements(self, length: int) -> Sequence[object]:
+        """Return the elements; raise `struct.error` or `ValueError` for bytes that do not fit."""
+        if self.data is not None:  # a batch of one may be nested
+            is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
+            return self.data[0] if is_nested else self.data
+        data = self._raw
+        if self.datatype != "BYTES":
+            return struct.unpack(f"<{length}{_ELEMENTS[self.datatype]}", data)
+        texts: list[bytes] = []
+        start = 0
+        while start < len(data) and len(texts) < length:
+            (num_bytes,) = _LENGTH.unpack_from(data, start)
+            start += _LENGTH.size
+            texts.append(data[start : start + num_bytes])
+            start += num_bytes
+        if start != len(data):
+            raise ValueError(f"{len(data)} bytes in place of {start}")
+        return texts
 
 
 class _OutputParameters(StrictModel):
@@ -285,6 +172,98 @@ class InferJson(StrictModel):
             raise InvalidRequest(problem, "binary_data_output")
         flags = {output.parameters.binary_data for output in self.outputs}
         return True in flags or (default and flags != {False})
+
+
+def _input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
+    schemas: JsonObject = {"image": {"type": "string"}}
+    schemas |= GenerationFields.model_json_schema()["properties"]
+    for parameter in chain.from_iterable(task.parameters for task in tasks):
+        schemas[parameter.name] = parameter.json_schema()
+    specs: dict[str, InputSpec] = {}
+    for name, schema in schemas.items():
+        value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
+        if value["type"] == "array":
+            length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
+            specs[name] = InputSpec(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
+        else:
+            is_required = name in ("image", "task")
+            specs[name] = InputSpec(name, _DATATYPES[value["type"]], is_required=is_required)
+    return specs
+
+
+_INPUTS = _input_specs(TASKS.values())
+
+
+def request_context(request: InferJson, context: RequestContext) -> RequestContext:
+    timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
+    if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
+        problem = f"the parameter timeout is {shown(timeout_us)}"
+        raise InvalidRequest(f"{problem}; it must be a whole number of microseconds", "timeout")
+    end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
+    request_id = request.id if is_valid_request_id(request.id) else context.request_id
+    return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
+
+
+def request_body(request: InferJson, model: ServedModel) -> RequestBody:
+    """Return the image and the other fields in their JSON types; raise `InvalidRequest`."""
+    options = {
+        name: value
+        for name, value in request.parameters.items()
+        if name not in _OF_PROTOCOL and not name.startswith(_FOR_TRITON)
+    }
+    fields = dict(options)
+    for tensor in request.inputs:
+        if tensor.name not in _INPUTS:
+            problem = f"unknown input {shown(tensor.name)}; the inputs are {', '.join(_INPUTS)}"
+            raise InvalidRequest(problem, "inputs")
+        if tensor.name in fields:
+            raise InvalidRequest(f"{tensor.name} occurs twice; send it once", tensor.name)
+        fields[tensor.name] = _value(tensor)
+    for name in options:
+        if name not in _INPUTS or name == "image":
+            raise InvalidRequest(f"unknown parameter {shown(name)}", "parameters")
+    for output in request.outputs:
+        if output.name != OUTPUT:
+            problem = f"unknown output {shown(output.name)}; the only output is {OUTPUT}"
+            raise InvalidRequest(problem, "outputs")
+    image = fields.pop("image", None)
+    if image is None:
+        raise missing_image()
+    image = file_or_handle(image) if isinstance(image, bytes) else parse_image(image)
+    return RequestBody(image, {**fields, "model": model.id})
+
+
+def _value(tensor: _Input) -> object:
+    spec = _INPUTS[tensor.name]
+    *batch, length = tensor.shape or [-1]
+    is_length = 0 <= length <= MAX_ELEMENTS and spec.length in (None, length)
+    if tensor.datatype not in spec.datatypes or batch not in ([], [1]) or not is_length:
+        size = spec.length or "n"
+        allowed = f"{' or '.join(spec.datatypes)} of shape [{size}] or [1, {size}]"
+        sent = f"{shown(tensor.datatype)} of shape {shown(tensor.shape[:4])}"
+        raise _invalid(tensor, f"is {sent}; it must be {allowed}")
+    try:
+        elements = tensor.elements(length)
+        if len(elements) != length:
+            raise ValueError(f"{len(elements)} elements")
+        if spec.name == "image":
+            return elements[0]
+        values = [item.decode() if isinstance(item, bytes) else item for item in elements]
+    except (ValueError, struct.error) as error:
+        raise _invalid(tensor, f"does not fit datatype and shape: {error}") from error
+    return values if spec.is_list else values[0]
+
+
+def _invalid(tensor: _Input, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"input {tensor.name} {problem}", tensor.name)
+
+
+def _specs(model: ServedModel) -> Iterable[InputSpec]:
+    return _input_specs(TASKS[task_id] for task_id in model.entry.task_ids).values()
+
+
+def _names(model: ServedModel) -> JsonObject:
+    return {"name": model.id, "platform": f"diptych_{model.entry.family}"}
 
 
 class OpenInferenceError(StrictModel):
@@ -367,7 +346,7 @@ class OpenInferenceRest:
         json_length = request.headers.get("inference-header-content-length")
         parse = partial(read_request, json_length=json_length)
 
-        async def read(request: Request, memory: BodyMemory) -> InferRequest:
+        async def read(request: Request, memory: BodyMemory) -> InferJson:
             if json_length is None:
                 return await parsed(parse, await read_bytes(request, memory), memory)
             return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
@@ -382,7 +361,7 @@ class OpenInferenceRest:
         return write_answer(answer, infer, context.request_id)
 
 
-def read_request(body: bytes, json_length: str | None) -> InferRequest:
+def read_request(body: bytes, json_length: str | None) -> InferJson:
     """Read a request; `json_length` is the value of the header. Raise `InvalidRequest`."""
     start = len(body)
     if json_length is not None:
@@ -391,22 +370,18 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
             problem = f"Inference-Header-Content-Length is {shown(json_length)}"
             raise InvalidRequest(f"{problem}; it must be at most the {len(body)} bytes of the body")
         start = int(json_length)
-    document = validated(InferJson, json_object(body[:start]))
-    inputs: list[Tensor] = []
-    for tensor in document.inputs:
+    request = validated(InferJson, json_object(body[:start]))
+    for tensor in request.inputs:
         num_bytes = tensor.parameters.binary_data_size or 0
-        data = tensor.content(body[start : start + num_bytes])
-        inputs.append(Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+        tensor.receive(body[start : start + num_bytes])
         start += num_bytes
     if start != len(body):
         raise InvalidRequest(f"the body has {len(body) - start} bytes after its last input")
-    parameters = dict(document.parameters)
-    parameters.pop("binary_data_output", None)
-    outputs = tuple(output.name for output in document.outputs)
-    return InferRequest(document.id, tuple(inputs), parameters, outputs, document.wants_raw())
+    request.wants_raw()  # refuses another value than true and false
+    return request
 
 
-def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Response:
+def write_answer(answer: Answer, request: InferJson, request_id: str) -> Response:
     output: JsonObject = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     document = {
         "model_name": answer.model.id,
@@ -415,7 +390,7 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Resp
         "outputs": [output],
     }
     text = answer_json(answer, request_id).model_dump_json()
-    if not request.wants_raw:
+    if not request.wants_raw():
         output["data"] = [text]
         return JSONResponse(document)
     element = text.encode()
