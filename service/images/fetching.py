@@ -10,8 +10,9 @@ import ipaddress
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urljoin
 
@@ -67,6 +68,7 @@ def system_addresses(host: str) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
+@dataclass(frozen=True, slots=True)
 class CheckedResolver(AbstractResolver):
     """Gives aiohttp the addresses of a name if all of them are allowed.
 
@@ -74,18 +76,15 @@ class CheckedResolver(AbstractResolver):
     checked and used address are the same.
     """
 
-    def __init__(
-        self, look_up: Callable[[str], Awaitable[Sequence[str]]], is_allowed: Callable[[str], bool]
-    ) -> None:
-        self._look_up = look_up
-        self._is_allowed = is_allowed
+    look_up: Callable[[str], Awaitable[Sequence[str]]]
+    is_allowed: Callable[[str], bool]
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return all addresses; raise `gaierror` without any, or if one is not allowed."""
-        addresses = await self._look_up(host)
-        if not addresses or not all(map(self._is_allowed, addresses)):
+        addresses = await self.look_up(host)
+        if not addresses or not all(map(self.is_allowed, addresses)):
             raise socket.gaierror(f"{host} has no allowed address")
         results: list[ResolveResult] = []
         for address in addresses:
@@ -101,6 +100,7 @@ class CheckedResolver(AbstractResolver):
         """Do nothing: it holds nothing."""
 
 
+@dataclass(frozen=True, slots=True)
 class ImageFetcher:
     """Fetches images from the allowed hosts; `is_allowed` decides on each address of a host.
 
@@ -108,28 +108,22 @@ class ImageFetcher:
     cancelled: it counts until its thread returns, which RES_OPTIONS (resolv.conf(5)) bounds.
     """
 
-    def __init__(
-        self,
-        allowed: Sequence[AllowedHost],
-        max_bytes: int,
-        timeout_s: float,
-        is_allowed: Callable[[str], bool] = is_public,
-        look_up: Callable[[str], Sequence[str]] = system_addresses,
-    ) -> None:
-        self._allowed = allowed
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._is_allowed = is_allowed
-        self._look_up = look_up
-        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
-        self._lookups = FairShare(_MAX_LOOKUPS)
+    allowed: Sequence[AllowedHost]
+    max_bytes: int
+    timeout_s: float
+    is_allowed: Callable[[str], bool] = is_public
+    look_up: Callable[[str], Sequence[str]] = system_addresses
+    threads: Executor = field(
+        init=False, default_factory=lambda: ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
+    )
+    lookups: FairShare = field(init=False, default_factory=lambda: FairShare(_MAX_LOOKUPS))
 
     async def addresses(self, client: str, host: str) -> Sequence[str]:
         """Return a host's addresses; raise `OSError`, or `Overloaded` for many look-ups."""
         loop = asyncio.get_running_loop()
-        self._lookups.take(client, 1, "host names being resolved")
-        work = self._threads.submit(self._look_up, host)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._lookups.remove, client, 1))
+        self.lookups.take(client, 1, "host names being resolved")
+        work = self.threads.submit(self.look_up, host)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self.lookups.remove, client, 1))
         return await asyncio.wrap_future(work)
 
     async def fetch(
@@ -140,7 +134,7 @@ class ImageFetcher:
         authorization: str | None = None,
     ) -> bytes:
         """Return the body at a URL, counted by `hold`; every host receives the authorization."""
-        resolver = CheckedResolver(partial(self.addresses, context.quota.name), self._is_allowed)
+        resolver = CheckedResolver(partial(self.addresses, context.quota.name), self.is_allowed)
         headers = {} if authorization is None else {"Authorization": authorization}
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -151,22 +145,22 @@ class ImageFetcher:
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(),  # no timeout here: the whole fetch has one
         )
-        timeout_s = min(self._timeout_s, context.deadline_s - time.monotonic())
+        timeout_s = min(self.timeout_s, context.deadline_s - time.monotonic())
         try:
             async with session, asyncio.timeout(timeout_s):
-                return await self._follow(session, check_url(url.text, self._allowed), hold)
+                return await self._follow(session, check_url(url.text, self.allowed), hold)
         except TimeoutError as error:
             problem = "the image could not be fetched from its URL"
             if time.monotonic() >= context.deadline_s:
                 raise DeadlineExceeded(f"{problem} before the deadline") from error
-            raise _failed(f"{problem} within {self._timeout_s:g} s") from error
+            raise _failed(f"{problem} within {self.timeout_s:g} s") from error
 
     async def _follow(
         self, session: aiohttp.ClientSession, url: CheckedUrl, hold: Callable[[int], None]
     ) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                if ip_address(url.host) is not None and not self._is_allowed(url.host):
+                if ip_address(url.host) is not None and not self.is_allowed(url.host):
                     raise socket.gaierror(f"{url.host} is not allowed")
                 async with session.get(url.text, allow_redirects=False) as response:
                     if response.status not in _REDIRECT_STATUSES:
@@ -179,7 +173,7 @@ class ImageFetcher:
                 raise _failed(f"{host} {problem}") from error
             with suppress(ValueError):  # what cannot be joined is refused next
                 location = urljoin(url.text, location)
-            url = check_url(location, self._allowed)
+            url = check_url(location, self.allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
@@ -197,8 +191,8 @@ class ImageFetcher:
         return bytes(body)
 
     def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._max_bytes:
-            limit = f"the maximum of {self._max_bytes} bytes"
+        if num_bytes > self.max_bytes:
+            limit = f"the maximum of {self.max_bytes} bytes"
             problem = f"the image at the URL is larger than {limit}"
             raise ServiceError(problem, "image", "payload_too_large")
 

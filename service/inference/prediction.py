@@ -168,8 +168,9 @@ class QueuedModel:
             "postprocess": end_s - parse_start_s,
             "total": image.open_s + waited_s + end_s - start_s,
         }
-        has_scores = all(item.score is not None for item in objects_of(result))
-        is_calibrated = calibration is not None and has_scores
+        is_calibrated = calibration is not None
+        if is_calibrated:
+            is_calibrated = all(item.score is not None for item in objects_of(result))
         return Answer(model, request, size_wh, result, written, times_s, is_calibrated, familiarity)
 
     def _specs(

@@ -26,7 +26,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
 from typing import Annotated, Any, Self, TypeVar
@@ -349,15 +349,15 @@ class LabelStudioHost:
             raise InvalidRequest(problem, "image") from error
 
 
+@dataclass(slots=True)
 class TaskImages:
     """Reads the images of one call."""
 
-    def __init__(self, core: Core, host: LabelStudioHost | None, token: str) -> None:
-        self._core = core
-        self._host = host
-        self._token = token
-        self._authorization: str | None = None
-        self._exchange = asyncio.Lock()  # the token is exchanged once per call
+    core: Core
+    host: LabelStudioHost | None
+    token: str
+    authorization: str | None = None
+    exchange: asyncio.Lock = field(default_factory=asyncio.Lock)  # the token's, once per call
 
     async def read(self, source: object, context: RequestContext) -> bytes:
         """Return the image file that a task names; raise `ServiceError`.
@@ -366,25 +366,25 @@ class TaskImages:
         """
         if not isinstance(source, str) or not source:
             raise InvalidRequest(f"the task's image is {shown(source)}; it must be a URL", "image")
-        path = None if self._host is None else self._host.path_of(source)
-        if self._host is None or path is None:
+        path = None if self.host is None else self.host.path_of(source)
+        if self.host is None or path is None:
             if source.startswith("/"):
                 problem = f"the image is a file of Label Studio, and {_SETTING} is not set"
                 raise InvalidRequest(problem, "image")
             image = await PARSING.run(parse_image, source)
-            return image if isinstance(image, bytes) else await self._core.fetched(image, context)
+            return image if isinstance(image, bytes) else await self.core.fetched(image, context)
         if len(path) > MAX_URL_CHARS:
             raise InvalidRequest(f"the image's path exceeds {MAX_URL_CHARS} characters", "image")
-        url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
-        authorization = await self._header(self._host)
-        hold = partial(self._core.places.hold, context)
-        return await self._host.fetcher.fetch(url, context, hold, authorization)
+        url = ImageUrl(self.host.origin + quote(path, safe=_SAFE_IN_PATHS))
+        authorization = await self._header(self.host)
+        hold = partial(self.core.places.hold, context)
+        return await self.host.fetcher.fetch(url, context, hold, authorization)
 
     async def _header(self, host: LabelStudioHost) -> str:
-        async with self._exchange:
-            if self._authorization is None:
-                self._authorization = await host.authorization(self._token)
-            return self._authorization
+        async with self.exchange:
+            if self.authorization is None:
+                self.authorization = await host.authorization(self.token)
+            return self.authorization
 
 
 class Batch:

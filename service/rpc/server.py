@@ -5,6 +5,7 @@ may be arrays without names.
 """
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -191,38 +192,32 @@ def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([(key, settings.tls_certificate_file.read_bytes())])
 
 
+@dataclasses.dataclass
 class GrpcServer:
     """Listens from `start` to `stop`; its health is SERVING while `is_ready` returns True."""
 
-    def __init__(
-        self,
-        core: Core,
-        api_keys: ApiKeys,
-        settings: Settings,
-        is_ready: Callable[[], Awaitable[bool]],
-    ) -> None:
-        self._core = core
-        self._api_keys = api_keys
-        self._settings = settings
-        self._is_ready = is_ready
-        self._health = health.aio.HealthServicer()
-        self._watching: asyncio.Task[None] | None = None
+    core: Core
+    api_keys: ApiKeys
+    settings: Settings
+    is_ready: Callable[[], Awaitable[bool]]
+    _health: Any = dataclasses.field(init=False, default_factory=health.aio.HealthServicer)
+    _watching: asyncio.Task[None] | None = dataclasses.field(init=False, default=None)
 
     async def start(self) -> None:
-        max_message_bytes = self._settings.max_body_bytes + _FIELDS_BYTES
+        max_message_bytes = self.settings.max_body_bytes + _FIELDS_BYTES
         options = [
             *_OPTIONS,
             ("grpc.max_receive_message_length", max_message_bytes),
-            *(_SEVERAL_GATEWAYS if self._settings.gateway_workers > 1 else _ONE_GATEWAY),
+            *(_SEVERAL_GATEWAYS if self.settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
-        boundary = GrpcBoundary(self._core, self._api_keys, self._settings)
+        boundary = GrpcBoundary(self.core, self.api_keys, self.settings)
         self._server = grpc.aio.server(interceptors=[boundary], options=options)
-        pb_grpc.add_VisionServicer_to_server(VisionApi(self._core), self._server)
+        pb_grpc.add_VisionServicer_to_server(VisionApi(self.core), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (VISION, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
-        credentials = grpc_credentials(self._settings)
+        address = f"{self.settings.host}:{self.settings.grpc_port}"
+        credentials = grpc_credentials(self.settings)
         if credentials is None:
             port = self._server.add_insecure_port(address)
         else:
@@ -230,7 +225,7 @@ class GrpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
-        logger.info("gRPC is listening on %s:%d", self._settings.host, port)
+        logger.info("gRPC is listening on %s:%d", self.settings.host, port)
 
     async def set_not_serving(self) -> None:
         """Set health to NOT_SERVING for good, whatever `is_ready` returns."""
@@ -246,7 +241,7 @@ class GrpcServer:
     async def _watch(self) -> None:
         while True:
             states = health_pb2.HealthCheckResponse
-            await self._set_health(states.SERVING if await self._is_ready() else states.NOT_SERVING)
+            await self._set_health(states.SERVING if await self.is_ready() else states.NOT_SERVING)
             await asyncio.sleep(_HEALTH_EVERY_S)
 
     async def _set_health(self, status: int) -> None:

@@ -188,18 +188,16 @@ _FRONT_MARGIN_S = 10.0  # beyond the deadline of its last request
 _RUNNERS_STOP_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
 class Supervisor:
     """The processes of one start: `front` share the service's port, `runners` are behind.
 
     The caller has blocked `_SIGNALS` in the main thread.
     """
 
-    def __init__(
-        self, front: Sequence[WorkerProcess], runners: Sequence[WorkerProcess], metrics: Path
-    ) -> None:
-        self._front = front
-        self._runners = runners
-        self._metrics = metrics
+    front: Sequence[WorkerProcess]
+    runners: Sequence[WorkerProcess]
+    metrics: Path
 
     def run(self, max_request_s: float) -> None:
         """Keep all processes running until a stop signal arrives; a second one is ignored."""
@@ -208,10 +206,10 @@ class Supervisor:
             pass
         logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
         # has its own copy of the socket; a draining gateway answers not_ready
-        for process in self._front:
+        for process in self.front:
             process.part.listener.close()
-        self._stop(self._front, max_request_s + _FRONT_MARGIN_S)
-        self._stop(self._runners, _RUNNERS_STOP_S)
+        self._stop(self.front, max_request_s + _FRONT_MARGIN_S)
+        self._stop(self.runners, _RUNNERS_STOP_S)
         logger.info("stopped")
 
     def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
@@ -229,11 +227,11 @@ class Supervisor:
 
     def _next_signal(self) -> int:
         """Start due processes, wait for a signal, record ended processes; return the signal."""
-        for process in (*self._front, *self._runners):
+        for process in (*self.front, *self.runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
         # every child that has ended; process 1 of a container also inherits orphans
-        running = {process.pid: process for process in (*self._front, *self._runners)}
+        running = {process.pid: process for process in (*self.front, *self.runners)}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -243,8 +241,8 @@ class Supervisor:
                 return received
             if (ended := running.get(pid)) is not None:
                 ended.note_end(status)
-                remove_live_gauges(self._metrics, f"{ended.part.name}-{ended.number}")
-            for temporary in self._metrics.parent.glob(f"*-{pid}/"):
+                remove_live_gauges(self.metrics, f"{ended.part.name}-{ended.number}")
+            for temporary in self.metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
