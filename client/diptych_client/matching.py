@@ -3,7 +3,6 @@
 Used between a model and the truth, and between two models.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -72,13 +71,6 @@ def greedy_pairs(iou: Floats, threshold: float) -> list[tuple[int, int]]:
     return pairs
 
 
-def coco_credit(iou: float) -> float:
-    """Return the share of the thresholds 0.5, 0.55, …, 0.95 that an IoU reaches."""
-    if iou < SAME_OBJECT_IOU:
-        return 0.0
-    return min(math.floor((iou - 0.5) / 0.05 + 1e-9) + 1, 10) / 10
-
-
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
     """Pair boxes of the same class, then of others, then nearby ones; the rest has no partner."""
     iou = pairwise_iou([box.box_xyxy for box in truths], [box.box_xyxy for box in answers])
@@ -91,12 +83,14 @@ def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list
         ("wrong class", iou - same_class_iou, SAME_OBJECT_IOU),
         ("badly placed", same_class_iou, NEARBY_IOU),
     )
+    num_thresholds = np.minimum(np.floor((same_class_iou - 0.5) / 0.05 + 1e-9) + 1, 10)
+    credit = np.where(same_class_iou < SAME_OBJECT_IOU, 0, num_thresholds / 10)
     pairs: list[Pair] = []
     is_missed = np.ones(len(truths), dtype=bool)
     is_extra = np.ones(len(answers), dtype=bool)
     for kind, round_iou, threshold in rounds:
         for row, column in greedy_pairs(round_iou * np.outer(is_missed, is_extra), threshold):
-            pairs.append(Pair(kind, row, column, coco_credit(same_class_iou[row, column])))
+            pairs.append(Pair(kind, row, column, float(credit[row, column])))
             is_missed[row] = False
             is_extra[column] = False
     pairs += [Pair("missed", row, None) for row in np.flatnonzero(is_missed).tolist()]

@@ -304,9 +304,8 @@ class Evaluator:
         self.images.append(image)
         differences = []
         for (first, second), scores in self.agreements.items():
-            outcome = disagreement(
-                (first, second), self.names, predictions[first], predictions[second]
-            )
+            pair = (predictions[first], predictions[second])
+            outcome = disagreement((first, second), self.names, *pair)
             differences.append(outcome)
             scores.append(1 - outcome.error)
         outcomes: list[Outcome] = []
@@ -318,10 +317,9 @@ class Evaluator:
         errors = list(map(attrgetter("error"), outcomes)) or [0.0]
         disagreements = list(map(attrgetter("error"), differences)) or [0.0]
         kinds = frozenset().union(*map(attrgetter("kinds"), outcomes or differences))
-        difference = max(errors) - min(errors)
-        self.ranked.append(
-            RankedSample(index, fmean(errors), fmean(disagreements), difference, kinds)
-        )
+        spread = max(errors) - min(errors)
+        rank = RankedSample(index, fmean(errors), fmean(disagreements), spread, kinds)
+        self.ranked.append(rank)
 
     def _create_measures(self, truth: Truth) -> None:
         """Create the measures of the first truth; raise `RunError` for a truth of another kind."""

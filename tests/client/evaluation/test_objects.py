@@ -190,6 +190,8 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     assert outcome.error == 1 - 2 / 4
     wrong = Detection((0, 0, 5, 5), "car", 0.6)
     measure.add(ObjectsTruth(()), prediction([replace(wrong, score=None), wrong]))
+    crowd = TrueObject("car", CAR, is_crowd=True)
+    measure.add(ObjectsTruth((crowd,)), prediction([Detection(CAR, "car", None)]))  # ignored
     scored = measure.scored()
     assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # 100 x 80 pixels
     assert scored.are_found.tolist() == [True]

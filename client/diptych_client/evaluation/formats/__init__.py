@@ -1,1 +1,1 @@
-"""Formats of datasets: a module reads and writes one; reading.py and writing.py list them."""
+"""Readers and writers of datasets, which reading.py and writing.py list."""

@@ -115,10 +115,11 @@ def check_outputs(
 def write_dataset(target: Target, records: Sequence[Record]) -> Path:
     """Write the records in the splits of their images; return the path of the dataset."""
     writer = WRITERS[target.dataset_format]
-    if writer.images:
-        records = list(map(_with_converted_name, records))
     splits: dict[str, list[Record]] = {"train": []}
     for record in records:
+        if writer.images:
+            image = replace(record.image, name=converted_name(record.image.name))
+            record = replace(record, image=image)
         splits.setdefault(split_of(record.image.name, target.val_share), []).append(record)
     classes = class_indices(records, target.job.requested_labels())
     export = Export(target.outputs, target.folder, target.job, splits, classes)
@@ -143,11 +144,6 @@ def split_of(name: str, val_share: float) -> str:
     """Return the split of an image, which no other image changes."""
     number = int.from_bytes(blake2b(name.encode(), digest_size=4).digest())
     return "val" if number < val_share * 2**32 else "train"
-
-
-def _with_converted_name(record: Record) -> Record:
-    image = replace(record.image, name=converted_name(record.image.name))
-    return replace(record, image=image)
 
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
