@@ -62,9 +62,7 @@ class DecodedImage:
     def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
         """Decode a file and, if a size is given, resize it: one thread for a new image."""
         rgb = decode_image(data, limits)
-        if first is None:
-            return cls(rgb, {})
-        return cls(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
+        return cls(rgb, {} if first is None else {first: _resized(rgb, *first)})
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -340,6 +338,6 @@ def _refusal(error: ImageError) -> ServiceError:
 
 
 def _resized(
-    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
+    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
 ) -> Pixels:
     return np.asarray(resize(rgb, size_wh, resample, crop), dtype=np.uint8)

@@ -145,11 +145,12 @@ class QueuedModel:
         specs = self._specs(request, prompts, max(0.0, self.deadline_s - start_s))
         written = await self.runner.write(model.manifest, image, specs, on_text)
         parse_start_s = time.monotonic()
-        calibration = model.calibrations.get((request.task.id, False))
-        familiarity = _familiarity(calibration, request, image, written)
-        # Fitted on the most likely answers; a sampled one with the same score is less often right.
-        if request.fields.temperature > 0 or is_unfamiliar(familiarity):
-            calibration = None
+        familiarity = None
+        if calibration := model.calibrations.get((request.task.id, False)):
+            familiarity = _familiarity(calibration, request, image, written)
+            # Fitted on the most likely answers; a sampled one with the score is less often right.
+            if request.fields.temperature > 0 or is_unfamiliar(familiarity):
+                calibration = None
         size_wh = image.header.size_wh
         parse = partial(_parse, model, request, written, size_wh, calibration)
         # a thread takes longer to start than a short answer to parse; masks are decoded
@@ -235,10 +236,10 @@ def task_prompts(
 
 
 def _familiarity(
-    calibration: Calibration | None, request: TaskRequest, image: LazyImage, written: WrittenAnswers
+    calibration: Calibration, request: TaskRequest, image: LazyImage, written: WrittenAnswers
 ) -> float | None:
     """Return that of a whole image; raise `ServiceError` if nothing is proved about it."""
-    if calibration is None or calibration.images is None or isinstance(image, ImageView):
+    if calibration.images is None or isinstance(image, ImageView):
         return None
     familiarity = calibration.images.familiarity(written.features.embedding)
     if is_unfamiliar(familiarity):

@@ -214,7 +214,9 @@ def test_refused_extras_are_left_out_for_a_while(monkeypatch: pytest.MonkeyPatch
     with engine_core(refusal, text_stream(BOXES)) as (core, engine):
         asked(core)
         asked(core)
-        monkeypatch.setattr(core.runners["far"], "_plain_until_s", time.monotonic())
+        client: Any = core.runners["far"]
+        assert 0 < client._plain_until_s - time.monotonic() <= 600
+        monkeypatch.setattr(client, "_plain_until_s", time.monotonic())
         asked(core)
     with_schema = ["response_format" in body for body in engine.bodies]
     assert with_schema == [True, False, False, True]
