@@ -135,11 +135,7 @@ def _manifest(job: AdapterJob) -> Manifest:
 def _make_encoders(
     job: AdapterJob, checkpoint: Path, changes: "AdapterParts", folder: Path, manifest: Manifest
 ) -> Manifest:
-    """Write the vision encoders of an adapter into `folder`; `checkpoint` is its base's.
-
-    Return `manifest` with their measurements. Raise `ParityError` if their features differ from
-    those of transformers with the merged weights.
-    """
+    """Write an adapter's vision encoders; return `manifest` measured; raise `ParityError`."""
     entry = job.entry
     from export.artifacts.encoders import load_vision_model, make_encoders, write_merged
     from export.artifacts.vision_module import read_image_input

@@ -26,10 +26,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def write_bento(folder: Path, models: Sequence[str]) -> None:
-    """Build a Bento of `models` (empty: bentofile.yaml's) with artifacts over `folder`.
-
-    Raise `ArtifactError` for a model that is not exported.
-    """
+    """Build a Bento of `models` (empty: bentofile.yaml's); raise `ArtifactError`."""
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
         options["models"] = [f"{model_id_of(model)}:latest" for model in models]

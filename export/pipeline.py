@@ -64,11 +64,7 @@ _COPIED_FILES = (
 def make_artifacts(
     job: ExportJob, folder: Path, is_large: bool = False, probe_plan: ProbePlan | None = None
 ) -> Manifest:
-    """Make the artifacts of `job` in an empty folder and compare them with the reference.
-
-    A large model's encoders are made in a child process, and its reference runs layer by layer.
-    Raise `ExportError`.
-    """
+    """Make the artifacts in an empty folder and compare them; raise `ExportError`."""
     silence_transformers()
     with in_transformers_form(job.source) as source:
         return _make_artifacts(replace(job, source=source), folder, is_large, probe_plan)

@@ -80,10 +80,7 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
 
 
 def checkpoint_to_resume(output: Path, resume: bool, overwrite: bool = False) -> str | None:
-    """Return the last complete checkpoint of an interrupted run.
-
-    Raise `ExportError` for an output that has files and is not to be resumed or overwritten.
-    """
+    """Return an interrupted run's last checkpoint; raise `ExportError` for files of others."""
     run = output / RUN_FOLDER
     if resume and not run.exists():
         raise ExportError(f"{output} has no interrupted run to resume")

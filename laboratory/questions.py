@@ -33,10 +33,7 @@ _CANVAS = ImageSize(CANVAS_PX, CANVAS_PX)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A task with the parameters of a request (`region` in pixels), and its true result.
-
-    `name` is the question's row in an accuracy table, such as `captioning short`.
-    """
+    """A task with a request's parameters and its true result; `name`: its row of the table."""
 
     name: str
     task: str

@@ -350,9 +350,8 @@ class SlotCache:
             positions.append([*range(length, last + 1), *[last] * num_padding])
         both = to_device([token_ids, positions], self._shape.device)
         longest = 1 + max(map(max, positions))
-        if self.prefixes is None:
-            return TokenPlaces(both[0], slots, both[1], longest)
-        return TokenPlaces(both[0], slots, both[1], longest, self.prefixes.reads(slots))
+        reads = None if self.prefixes is None else self.prefixes.reads(slots)
+        return TokenPlaces(both[0], slots, both[1], longest, reads)
 
     def fixed_places(
         self,
@@ -370,12 +369,10 @@ class SlotCache:
         slots = slice(0, len(token_ids))
         positions = self.num_tokens.on_device[slots, None].clamp(max=length - 1)
         reads = None
-        if self.prefixes is not None:
+        if self.prefixes is not None and num_prefixes:
+            reads = self.prefixes.grouped(len(token_ids), num_prefixes, max_beams, prefix_length)
+        elif self.prefixes is not None:
             reads = PrefixReads(slots, prefix_length)
-            if num_prefixes:
-                reads = self.prefixes.grouped(
-                    len(token_ids), num_prefixes, max_beams, prefix_length
-                )
         return TokenPlaces(token_ids[:, None], slots, positions, length, reads)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
@@ -420,10 +417,9 @@ class SlotCache:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""
         if self.prefixes is not None:
             self.prefixes.release(slot)
+            self.prefixes.move(last, slot)
         if slot == last:
             return
-        if self.prefixes is not None:
-            self.prefixes.move(last, slot)
         self.self_attention.copy(last, slot, slice(0, self.num_tokens.on_host[last]))
         self.num_tokens.copy(last, slot)
         self._starts[slot] = self._starts[last]

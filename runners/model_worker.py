@@ -77,8 +77,6 @@ from wire.telemetry.tracing import note_error, past_span
 logger = logging.getLogger(__name__)
 
 _WARM_UP = SequenceSpec(segments=[("warm up", False)], max_new_tokens=4, timeout_s=600.0)
-
-
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
 # card.
 DEFAULT_MAX_NEW_TOKENS = 1024

@@ -15,7 +15,7 @@ out.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
@@ -216,6 +216,26 @@ class RunnerApi:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
+def load_worker(
+    model_id: str, options: RunnerOptions, batched: Callable[[str], Awaitable[EncodedImage]]
+) -> "ModelWorker":
+    """Verify and load the artifacts and warm up; end the process when this or a step is stuck."""
+    START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
+    tracing.start(options.traces, runner_name(model_id))
+    with bounded_start(options.start_timeout_s):
+        if options.gpu is not None:
+            select_gpu(options.gpu)
+        # A late import: the gateway imports this module, and must load neither torch nor ONNX
+        # Runtime.
+        from runners.model_worker import ModelWorker
+
+        worker = ModelWorker(model_id, options, batched)
+        worker.load()
+    return_freed_memory_regularly()
+    end_process_when_stuck(worker.watchdogs, options.limits.stuck_after_s)
+    return worker
+
+
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     dispatch_at_once()
     api = RunnerApi()
@@ -225,20 +245,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         @bentoml.on_startup
         async def load(self) -> None:
-            """Verify and load the artifacts and warm up; the service is ready after this."""
-            START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
-            tracing.start(options.traces, runner_name(model_id))
-            with bounded_start(options.start_timeout_s):
-                if options.gpu is not None:
-                    select_gpu(options.gpu)
-                # A late import: the gateway imports this module, and must load neither torch nor
-                # ONNX Runtime.
-                from runners.model_worker import ModelWorker
-
-                self._worker = ModelWorker(model_id, options, self._batched)
-                self._worker.load()
-            return_freed_memory_regularly()
-            end_process_when_stuck(self._worker.watchdogs, options.limits.stuck_after_s)
+            self._worker = load_worker(model_id, options, self._batched)
             api.start(self._worker)
             drain_before_stop(api.drain)
 

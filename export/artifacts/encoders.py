@@ -38,11 +38,7 @@ def make_encoders(
     merged: Path | None = None,
     in_child: bool = False,
 ) -> None:
-    """Write the vision encoder of `checkpoint` in float32 and in each of `precisions` into
-    `folder`.
-
-    A child process gives its memory back. Raise `ExportError` if it fails.
-    """
+    """Write the vision encoder in float32 and in `precisions`; raise `ExportError`."""
     if not in_child:
         _make(checkpoint, image_input, precisions, folder, merged)
         return
@@ -83,11 +79,7 @@ def _make(
 
 
 def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
-    """Return transformers' model of `checkpoint` with the weights of its vision tower and projector
-    only.
-
-    `merged` (safetensors) has weights that replace some of them, under transformers' names.
-    """
+    """Load vision tower and projector; `merged` (safetensors) replaces some of their weights."""
     tensors = CheckpointTensors.open(checkpoint)
     model = empty_model(checkpoint)
     for prefix in VISION_PREFIXES:
@@ -102,11 +94,7 @@ def load_vision_model(checkpoint: Path, merged: Path | None = None) -> Any:
 
 
 def write_merged(checkpoint: Path, changes: AdapterParts, output: Path) -> None:
-    """Write the weights of `checkpoint` that an adapter changes, merged with its changes, in
-    float32.
-
-    Raise `ArtifactError` for a weight that the checkpoint does not have, or has with another shape.
-    """
+    """Write the weights merged with an adapter's; raise `ArtifactError` if one does not fit."""
     tensors = CheckpointTensors.open(checkpoint)
     merged = dict[str, Tensor]()
     for name, product in changes.products.items():

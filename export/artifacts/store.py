@@ -15,10 +15,7 @@ from wire.artifacts.model_store import artifact_folder
 
 @contextmanager
 def new_version(model_id: str) -> Iterator[Path]:
-    """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises.
-
-    BentoML makes it in the folder of temporary files (TMPDIR), and copies it to the store.
-    """
+    """Yield an empty temporary folder that becomes the newest version, unless the block raises."""
     with bentoml.models.create(model_id) as model:
         yield Path(model.path)
 

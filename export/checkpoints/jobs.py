@@ -67,10 +67,7 @@ class ExportJob:
 
 
 def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
-    """Return the entry of a model in the catalog that the service reads, or of `hf:owner/name`.
-
-    Raise `CatalogError` if there is none, `SourceError` if the repository cannot be read.
-    """
+    """Return an entry of the catalog or of `hf:owner/name`; raise `CatalogError`, `SourceError`."""
     if name.startswith(HUB_PREFIX):
         return hub_model_entry(name.removeprefix(HUB_PREFIX), revision)
     catalog = load_catalog(served_catalog(), [name])
@@ -135,10 +132,7 @@ def build_key(
     precision: Mapping[Device, Mapping[Part, Precision]],
     versions: dict[str, str],
 ) -> str:
-    """Return the sha256, hexadecimal, over everything that decides the content of the artifacts.
-
-    `files` are the names of the inputs with their sha256.
-    """
+    """Return the sha256 over all that decides the artifacts; `files`: names with their sha256."""
     inputs = {
         "export_format": EXPORT_FORMAT,
         "files": files,

@@ -97,10 +97,7 @@ _TOKENIZER_CONFIG = {
 
 
 def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
-    """Write a checkpoint of Microsoft's form, called `name`, into the empty folder `output`.
-
-    `weights` are its safetensors. Raise `SourceError`.
-    """
+    """Write a checkpoint of Microsoft's form into `output`; raise `SourceError`."""
     try:
         config = _read(folder, CONFIG_FILE)
         tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
@@ -247,10 +244,7 @@ _ROWS_MULTIPLE = 64
 
 
 def write_weights(name: str, files: Sequence[Path], num_tokens: int, output: Path) -> int:
-    """Write all weights under transformers' names; return the number of rows of the embeddings.
-
-    `num_tokens` are the tokenizer's, `<image>` included. Raise `SourceError`.
-    """
+    """Write all weights; return the rows of the embeddings; raise `SourceError`."""
     stored = dict[str, Tensor]()
     for file in files:
         stored |= load_file(file)

@@ -94,11 +94,7 @@ def _weights_root(folder: Path) -> Path | None:
 
 
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
-    """Return the checkpoint `name`: a folder, relative to `root`, or a hub id at `revision`.
-
-    Raise `SourceError` if it is neither, cannot be fetched, is incomplete or belongs to another
-    family.
-    """
+    """Return a folder, relative to `root`, or a hub id at `revision`; raise `SourceError`."""
     if (root / name).is_dir():
         if revision is not None:
             raise SourceError(f"{name} is a folder and has no revisions; given: {revision}")
@@ -186,11 +182,7 @@ def check_config(source: Source, config: Mapping[str, Any], family: Family) -> N
 
 @contextmanager
 def in_transformers_form(source: Source) -> Iterator[Source]:
-    """Yield the checkpoint in transformers' form: itself, or a copy in the folder of temporary
-    files, which is removed after the block.
-
-    Raise `SourceError`.
-    """
+    """Yield the checkpoint, or a temporary copy in transformers' form; raise `SourceError`."""
     is_pickled = source.weights()[0].suffix == ".bin"
     config = read_config(source)
     vision_type = config["vision_config"].get("model_type")
@@ -247,10 +239,7 @@ def resolve_file(name: str, source: Source) -> Path:
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Return the folder of the files that match, at a commit, branch or tag.
-
-    Its name is the commit. Raise `SourceError`; files that were complete by then stay in the cache.
-    """
+    """Return the folder of matching files, whose name is the commit; raise `SourceError`."""
     from huggingface_hub import snapshot_download
 
     with _source_errors(f"{repository} at {revision or 'its newest commit'}"):

@@ -159,10 +159,7 @@ def empty_model(folder: Path) -> Any:
 
 
 def complete_rules(model: Any) -> None:
-    """Set the special ids that generation_config.json lacks to those of the configuration.
-
-    Raise `SourceError` for a Florence-2 model whose answers would end with padding or a start.
-    """
+    """Complete the special ids; raise `SourceError` for an end token that pads or begins."""
     rules = model.generation_config
     config = model.config.get_text_config(decoder=True)
     for name in _SPECIAL_IDS:
@@ -177,10 +174,7 @@ def complete_rules(model: Any) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of a checkpoint's floating-point weights; float32 if they have several.
-
-    Raise `SourceError` for a dtype such as fp8.
-    """
+    """Return the dtype of floats, float32 if they have several; raise `SourceError` for fp8."""
     dtypes = set[str]()
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:

@@ -95,9 +95,7 @@ class MeasuredEncoders:
 def make_probes(
     entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan | None = None
 ) -> list[Probe]:
-    """Return probes of different scenes, cycling through the tasks that the model offers: few
-    where an image takes seconds, or every token reads gigabytes of weights.
-    """
+    """Return probes of the model's tasks: few where an image or a token takes long."""
     if plan is None:
         plan = ProbePlan(8, 32) if entry.parameters > _MANY_PARAMETERS else ProbePlan(20, 64)
     probes = []

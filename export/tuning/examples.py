@@ -137,10 +137,7 @@ def _size_of(path: Path, problems: Problems) -> tuple[int, int] | None:
 def make_examples(
     entry: CatalogEntry, task_id: str, labelled: Sequence[TuningImage], seed: int
 ) -> list[list[Example]]:
-    """Return the examples of each image that has labels of the task.
-
-    Raise `ExportError` for a task without labels of its kind, or a label that no request may have.
-    """
+    """Return the examples of each image with labels of the task; raise `ExportError`."""
     rng = default_rng(seed)
     labels = set[str]()
     for image in labelled:

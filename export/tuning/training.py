@@ -202,11 +202,7 @@ class Epoch:
 
 
 def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
-    """Train an adapter of the checkpoint `base` and write it to the output.
-
-    Return the epochs; the adapter is that of `best_epoch`. A run continues at `checkpoint`. Raise
-    `ExportError`.
-    """
+    """Train, write the adapter of `best_epoch`, and return all epochs; raise `ExportError`."""
     options = job.options
     held_out, trained = split(job.images, options)
     job.run_folder.mkdir(parents=True, exist_ok=True)

@@ -165,10 +165,7 @@ def rounds_of(server: Server, folder: Path, run: int) -> Iterator[tuple[Workload
 
 
 def form(question: BenchQuestion, is_ours: bool) -> dict[str, str]:
-    """Return the fields besides the image; lists are sent as JSON.
-
-    Random weights generate no well-formed answer: they run without constrained decoding.
-    """
+    """Return the fields besides the image; lists are JSON, and random weights unconstrained."""
     fields = {"max_new_tokens": str(question.max_new_tokens)}
     if not is_ours:
         return fields | {"prompt": question.prompt}

@@ -87,10 +87,7 @@ def main(folder: Path) -> None:
 
 
 def make_model(folder: Path, model: RandomModel = FLORENCE_2) -> CatalogEntry:
-    """Write checkpoint and catalog, and artifacts that are not up to date; return the entry.
-
-    Without photographs the default precisions stay: the answers of random weights are arbitrary.
-    """
+    """Write what is out of date; without photographs the default precisions stay."""
     checkpoint = folder / "checkpoint"
     rules_file = checkpoint / GENERATION_CONFIG_FILE
     if not rules_file.is_file():

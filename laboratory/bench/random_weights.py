@@ -120,10 +120,7 @@ PALIGEMMA_3B = paligemma(224)
 def write_random_checkpoint(
     shape: Shape, folder: Path, max_layers: int, gain: float = GAIN
 ) -> None:
-    """Write a checkpoint with at most `max_layers` layers in every stack.
-
-    With a small `gain`, quantised weights change the output little, as in trained models.
-    """
+    """Write at most `max_layers` layers a stack; a small `gain` lets int8 change little."""
     processor = _Processor.from_pretrained(ROOT / "models" / shape.tokenizer_of)
     processor.image_processor.size = {"height": shape.image_size_px, "width": shape.image_size_px}
     processor.image_processor.image_seq_length = shape.num_image_tokens

@@ -198,10 +198,7 @@ class Adapters:
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
     ) -> None:
-        """Copy an adapter's tensors to the layers of the loaded decoder.
-
-        Raise `ArtifactError` if values are not finite, or above `max_total_bytes`.
-        """
+        """Copy an adapter to the layers; raise `ArtifactError` if not finite, or too large."""
         rank = 0
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

@@ -145,16 +145,6 @@ def prompt_lengths(num_image_tokens: int, num_positions: int) -> list[int]:
     return [length for length in lengths if length <= num_positions]
 
 
-class NoEvent:
-    """A point in the device's work, as `torch.cuda.Event`; a CPU is never behind."""
-
-    def record(self) -> None:
-        """Set the point to the end of the work launched so far."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has passed the point."""
-
-
 class CapturedSteps:
     """The captured steps and choices of `num_slots` slots; `shapes` ascend.
 
@@ -191,13 +181,9 @@ class CapturedSteps:
         num_results = num_slots * MAX_RESULTS
         self._host_results = torch.zeros(num_results, dtype=torch.float64, pin_memory=is_cuda)
         self._is_loading = False  # nothing has waited for the last copy of `_host_tokens` yet
-        self.results_copied: NoEvent | torch.cuda.Event = NoEvent()
+        self.results_copied: torch.cuda.Event | None = None  # a CPU is never behind
         if is_cuda:
             self.results_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    @property
-    def num_captured(self) -> int:
-        return len(self._steps) + len(self._choices)
 
     @property
     def can_choose(self) -> bool:
@@ -310,9 +296,11 @@ class CapturedSteps:
         output = self._choices[key].output[: len(logits)]
         on_host = self._host_results[: output.numel()].view(output.shape)
         on_host.copy_(output, non_blocking=True)
-        self.results_copied.record()
+        if self.results_copied is not None:
+            self.results_copied.record()
         ahead = None if look_ahead is None else look_ahead()
-        self.results_copied.synchronize()  # the only wait of a step
+        if self.results_copied is not None:
+            self.results_copied.synchronize()  # the only wait of a step
         self._is_loading = False
         results = on_host.numpy()
         choices = unpack(results, conditions, sequences)
@@ -376,10 +364,6 @@ class CapturedPrefills:
         self._graphs: dict[PrefillShape, CudaGraph] = {}
         # captured for a single sequence, ascending, without adapters and with them
         self._lengths: dict[bool, list[int]] = {False: [], True: []}
-
-    @property
-    def num_captured(self) -> int:
-        return len(self._graphs)
 
     def capture_all(self, capture: Capture, device: torch.device) -> None:
         num_features = 0

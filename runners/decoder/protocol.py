@@ -44,7 +44,4 @@ class Decoder(Protocol):
         """
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
-        """Process tokens at their places, without counting them.
-
-        Return the logits (B * T, V) after each.
-        """
+        """Process tokens, without counting them; return the logits (B * T, V) after each."""

@@ -283,9 +283,8 @@ class Scheduler:
                 self._iterate()
             except Exception as error:  # any exception must reach all callers that it affects
                 exit_if_device_lost(error, self._name)
-                logger.exception(
-                    "a decode iteration failed with %d live sequences", len(self._live)
-                )
+                message = "a decode iteration failed with %d live sequences"
+                logger.exception(message, len(self._live))
                 self._retry(error)
             self.watchdog.started_s = None
             self._live_sequences.set(len(self._live))
@@ -312,9 +311,7 @@ class Scheduler:
             self._queues.steps_s += self._now() - start_s
 
     def _admitted(self) -> list[list[ScheduledSequence]]:
-        """Return the sequences of each prefill: one of a failed batch, whose halves start when none
-        is live, or dequeued ones, captured and others.
-        """
+        """Return the sequences of each prefill; those of a failed batch start alone."""
         if self._retries or any(scheduled.is_retried for scheduled in self._live.values()):
             half = self._retries.popleft() if self._retries and not self._live else []
             return [[scheduled] for scheduled in half if scheduled.admit(self._now())]
@@ -370,9 +367,8 @@ class Scheduler:
             return
         # Outside the except block, where the exception would keep the activations of the failed
         # try.
-        logger.warning(
-            "out of memory in a prefill of %d sequences; retrying in two halves", len(admitted)
-        )
+        message = "out of memory in a prefill of %d sequences; retrying in two halves"
+        logger.warning(message, len(admitted))
         half = len(admitted) // 2
         self._prefill(admitted[:half])
         self._prefill(admitted[half:])

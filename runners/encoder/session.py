@@ -171,9 +171,7 @@ class FixedBatches:
         return features
 
     def encode_rows(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
-        """Return the features (N, C) of each image: a view would keep the whole batch alive; and
-        their means (B, C), on the host.
-        """
+        """Return features (N, C), each in memory of its own, and their means (B, C)."""
         return self._thread.submit(self._encode, images).result()
 
     def _encode(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
@@ -306,10 +304,7 @@ def load_encoder(
     device: Device = "cpu",
     cuda: CudaOptions | None = None,
 ) -> Encoder:
-    """Load vision tower and projector of one model; `num_threads` 0: ONNX Runtime's default.
-
-    Raise `RuntimeError` if ONNX Runtime would run them on another device.
-    """
+    """Load one encoder; raise `RuntimeError` if ONNX Runtime would run it on another device."""
     cuda = cuda or CudaOptions()
     file = folder / vision_encoder_file(precision)
     if device == "cpu":

@@ -179,10 +179,7 @@ def quantize_rows(weight: Tensor, max_weight: int, num_zeros: int = 0) -> tuple[
 
 
 def max_weight() -> int:
-    """Return 127, or 63 on x86 without VNNI, where sums of two products saturate at 16 bits.
-
-    Source: oneDNN's guide, "Nuances of int8 Computations".
-    """
+    """Return 127, or 63 on x86 without VNNI, which saturates (oneDNN, "Nuances of int8")."""
     if platform.machine() not in _X86:
         return _MOST
     has_vnni = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))

@@ -191,10 +191,7 @@ class PaliGemmaDecoder:
         return heads[:, :, : self._num_heads].transpose(1, 2), keys_and_values
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, A, T, D); heads share keys and values (B, K, P, D).
-
-        Gemma 2 caps scores (arXiv 2408.00118, section 2).
-        """
+        """Return (B, A, T, D) of keys (B, K, P, D); Gemma 2 caps scores (arXiv 2408.00118, 2)."""
         num_heads, num_positions = queries.shape[1:3]
         if self._attention_cap is None:
             is_shared = num_heads != keys.shape[1]

@@ -154,10 +154,7 @@ def _mask_threads() -> LLExecutor:
 
 
 class Constraints:
-    """The grammar compiler of one checkpoint; `get(grammar)` caches, and raises `SequenceError`.
-
-    `tokenizer` holds the parsed values of a `tokenizer.json`.
-    """
+    """The grammar compiler of a `tokenizer.json`; `get` caches, and raises `SequenceError`."""
 
     def __init__(self, tokenizer: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
         self._eos_token_ids = frozenset(eos_token_ids)

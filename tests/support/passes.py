@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -76,14 +76,29 @@ class NotedCache(SlotCache):
 
 
 class Passes(GraphEngine):
-    """Notes the passes launched ahead and those rolled back; may fail in one of them."""
+    """Logs passes and the copies of results, and notes the passes launched ahead and those rolled
+    back; may fail in one of them.
+    """
 
     def __init__(self, decoder: Decoder, num_slots: int = NUM_SLOTS) -> None:
         super().__init__(decoder, num_slots, capture_eagerly)
         self._eager.cache = self.cache = self.noted = NotedCache(decoder.shape, num_slots)
+        self.log: list[str] = []
+        graphs: Any = self.graphs
+        graphs.results_copied = self
         self.num_slots_ahead: list[int] = []
         self.failing: int | None = None  # the number of a pass launched ahead
         self.poisoned: tuple[int, int] | None = None  # likewise, and the slot that it makes NaN
+
+    def launch(self, num_slots: int) -> Tensor:
+        self.log.append("pass")
+        return super().launch(num_slots)
+
+    def record(self) -> None:
+        self.log.append("copy")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
 
     def look_ahead(self, inputs: NextInputs) -> Tensor:
         self.num_slots_ahead.append(len(inputs.rows))

@@ -69,8 +69,8 @@ def test_serving_waits_for_what_it_reads(exported: ModelStore) -> None:
     assert result["races"] == 0
     served = result["served"]
     # four replays are the encoder's; each of six images is staged twice
-    counts = {"replays": 15, "preferred": 11, "to_device": 24, "to_host": 7, "waits": 27}
-    assert served == served | counts | {"events": 17}
+    counts = {"replays": 17, "preferred": 13, "to_device": 25, "to_host": 8, "waits": 28}
+    assert served == served | counts | {"events": 18}
     assert not {"pageable", "waits_for_all"} & served.keys()
     assert result["scheduled"]["preferred"] == result["scheduled"]["replays"] > 0
     assert 0 < result["captured"]["num_bytes"] <= MAX_CAPTURE_BYTES

@@ -135,7 +135,7 @@ def test_everything_is_captured_before_the_first_step() -> None:
         logits = logits_of(graphs, token_ids, 60)
         assert logits.argmax(-1).tolist() == [2 * token_id for token_id in token_ids]
         greedy(graphs, logits)
-    assert len(captured) == graphs.num_captured
+    assert len(captured) == len(graphs._steps) + len(graphs._choices)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_captures_leave_no_nan_in_slots(artifacts: Path) -> None:
     memories = [engine.cache.self_attention]
     if engine.cache.prefixes is not None:
         memories.append(engine.cache.prefixes.memory)
-    assert engine.prefills.num_captured == 4
+    assert len(engine.prefills._graphs) == 4
     assert all(bool(memory._memory.isfinite().all()) for memory in memories)
 
 

@@ -1,8 +1,8 @@
 """Passes of the model that are launched before the tokens that they read are known: answers stay
 those of one alone.
 
-Graphs are captured by a fake that computes eagerly; test_device_traffic.py tests the order of
-launches.
+Graphs are captured by a fake that computes eagerly; tests/system/test_fake_cuda.py counts transfers
+and waits.
 """
 
 from collections.abc import Sequence
@@ -129,6 +129,21 @@ def endless(artifacts: Path, max_positions: int) -> tuple[Decoder, list[Sequence
 def passes_batch(decoder: Decoder) -> tuple[LiveBatch, Passes]:
     passes = Passes(decoder)
     return LiveBatch(decoder, NUM_SLOTS, lambda *_: passes), passes
+
+
+def test_the_next_pass_is_launched_before_the_results_are_awaited(artifacts: Path) -> None:
+    decoder, requests = endless(artifacts, 64)
+    batch, passes = passes_batch(decoder)
+    batch.admit([start_sequence(replace(requests[4], max_new_tokens=6), decoder.rules)])
+    logs: list[list[str]] = []
+    while batch.slots.of:
+        logs.append([*passes.log])
+        passes.log.clear()
+        batch.step()
+        batch.remove_ended()
+    first = [["copy", "wait"], ["pass", "copy", "pass", "wait"]]
+    # no pass is launched that is certainly superfluous
+    assert [*logs, passes.log] == [*first, *[["copy", "pass", "wait"]] * 3, ["copy", "wait"]]
 
 
 def test_moved_and_full_sequences_lose_no_step(artifacts: Path) -> None:

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-import torch
 
 from export.checks.asking import Question
 from export.scenes import render_scene
@@ -19,7 +18,6 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import load_encoder
-from runners.kv_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tasks.errors import TaskError
@@ -84,22 +82,3 @@ def test_drafts_change_no_token_and_no_probability(model: Model, num_clients: in
     for one, other in zip(drafted, plain, strict=True):
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-
-
-def test_drafts_save_passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, requests = model
-    requests = [one for one in requests if one.constraint is not None]
-    decode_step = decoder.decode_step
-    widths: list[int] = []  # tokens of each row in a pass
-
-    def counted(cache: SlotCache, places: TokenPlaces) -> torch.Tensor:
-        widths.append(places.token_ids.shape[1])
-        return decode_step(cache, places)
-
-    monkeypatch.setattr(decoder, "decode_step", counted)
-    generate(decoder, requests, 1, WithoutDrafts)
-    num_plain = len(widths)
-    assert set(widths) == {1}
-    generate(decoder, requests, 1)
-    assert max(widths) > 1
-    assert len(widths) - num_plain < 0.9 * num_plain

@@ -91,16 +91,17 @@ def captures(model: Model) -> dict[str, Any]:
     engine: Any = LiveBatch(model.decoder("cuda"), 64)._engine
     with_adapters: Any = LiveBatch(_decoder_with_adapter(model), 64)._engine
     graphs = engine.graphs
+    more_graphs = with_adapters.graphs
     choose = partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
     return {
         "encoder": encoder._encoder.captured_sizes,
         "batch of 3": encoded,
         "freed features": freed,
-        "decoder": graphs.num_captured,
-        "decoder with adapters": with_adapters.graphs.num_captured,
-        "prefills": [engine.prefills.num_captured, with_adapters.prefills.num_captured],
+        "decoder": len(graphs._steps) + len(graphs._choices),
+        "decoder with adapters": len(more_graphs._steps) + len(more_graphs._choices),
+        "prefills": [len(engine.prefills._graphs), len(with_adapters.prefills._graphs)],
         "kernels of a step": _kernels_of_step(graphs),
-        "kernels of a step with adapters": _kernels_of_step(with_adapters.graphs),
+        "kernels of a step with adapters": _kernels_of_step(more_graphs),
         "kernels of a choice": _num_captured(choose),
         "stray": counts()["stray"],
         "illegal": counts()["illegal"],
@@ -189,6 +190,7 @@ def order(model: Model) -> dict[str, Any]:
     encoder = _encoder(model)
     decoder = model.decoder("cuda")
     make_endless(decoder)
+    constraint = decoder.text.constraints.get("start: <[0-5]>*")
     images = model.images(3)
     batches: list[LiveBatch] = []
     captured = counted(lambda: batches.append(LiveBatch(decoder, 8)))
@@ -211,11 +213,17 @@ def order(model: Model) -> dict[str, Any]:
         encoder.encode(second)
         features: list[Any] = [encoding.features for encoding in first + second]
         pending = requests(decoder, features, 12)
+        pending[1] = replace(pending[1], temperature=1.0, top_p=0.9, seed=1)
+        pending[2] = replace(pending[2], constraint=constraint)
+        pending[3] = replace(pending[3], num_beams=2)
         long = replace(pending[0], prompt_ids=(pending[0].prompt_ids * 100)[:100])  # runs eagerly
         for admitted in (pending, [long]):
             batch.admit([start_sequence(request, decoder.rules) for request in admitted])
         for _ in range(3):
             batch.step()
+        batch.slots.by_slot[0].finish_reason = "stop"
+        batch.remove_ended()  # while a pass is in flight, which must not be awaited
+        batch.step()
         batch.clear()
 
     def reload() -> None:
