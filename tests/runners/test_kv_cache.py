@@ -114,17 +114,23 @@ class Sequences:
     def __init__(self) -> None:
         self.prefixes = PrefixCache(FAKE_SHAPE, NUM_SLOTS)
         self.table = SlotTable[int]()
+        self.rows: dict[int, tuple[int, int]] = {}  # sequence and row in each slot
         self.num_admitted = 0
 
     def admit(self, num_beams: int) -> None:
         self.num_admitted += 1
-        slots = self.table.take(self.num_admitted, num_beams)
+        self.table.take(self.num_admitted)
+        self.table.take(self.num_admitted, num_beams - 1)
+        slots = self.table.of[self.num_admitted]
+        self.rows |= {slot: (self.num_admitted, row) for row, slot in enumerate(slots)}
         add(self.prefixes, *slots, name=self.num_admitted)
 
     def remove(self, name: int) -> None:
         """Free all slots of a sequence; the last slot moves into each."""
         for freed in self.table.free(name):
             self.prefixes.release(freed.slot)
+            self.rows[freed.slot] = self.rows[freed.last]
+            del self.rows[freed.last]
             if freed.moved is not None:
                 self.prefixes.move(freed.last, freed.slot)
 
@@ -132,6 +138,8 @@ class Sequences:
         """Compare what each row reads, on the host and on the device."""
         prefixes = self.prefixes
         owners = self.table.by_slot
+        for name, slots in self.table.of.items():
+            assert [self.rows[slot] for slot in slots] == [(name, row) for row in range(len(slots))]
         stored = prefixes.memory._memory[0, 0, :, 0, 0, 0]
         assert stored[prefixes.of_slot[: len(owners)]].tolist() == owners
         counts = Counter(owners)
@@ -165,6 +173,7 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
             sequences.admit(num_beams)
         elif sequences.table.of:
             sequences.remove(random.choice(list(sequences.table.of)))
+            sequences.remove(0)  # one without slots
         if sequences.table.of:
             sequences.check()
             reads = sequences.prefixes.reads(slice(0, len(sequences.table.by_slot)))
