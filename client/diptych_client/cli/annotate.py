@@ -31,13 +31,7 @@ from diptych_client.inputs import Folder, ImageFile, ImageStore, Problems, open_
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 
 
-def ask(
-    connection: ConnectionOptions,
-    asker: Asker,
-    store: ImageStore,
-    samples: Sequence[Sample],
-    model: str,
-) -> None:
+def ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample], model: str) -> None:
     """Send the requests that have no answer yet."""
     num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
     if not num_unanswered:
@@ -45,7 +39,7 @@ def ask(
 
     async def run(advance: Callable[[], None]) -> None:
         async with connection.async_client() as client:
-            await asker.ask(client, store, samples, model, advance)
+            await asker.ask(client, samples, model, advance)
 
     run_with_progress(num_unanswered, run, model)
 
@@ -69,9 +63,9 @@ class Answers:
         samples = [Sample(image, (first.parameters,), None) for image in images]
         complete = []
         with AnswerLog.open(path, first.task, first.options) as log:
-            asker = Asker(log, self.failures, self.concurrency)
+            asker = Asker(log, self.failures, store, self.concurrency)
             for job in self.jobs:
-                ask(self.connection, asker, store, samples, job.model)
+                ask(self.connection, asker, samples, job.model)
             for sample in samples:
                 records = []
                 for job in self.jobs:

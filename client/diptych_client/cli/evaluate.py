@@ -54,7 +54,7 @@ from diptych_client.evaluation.questions import (
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
-from diptych_client.inputs import Folder, Opening, open_images
+from diptych_client.inputs import Folder, ImageStore, Opening, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
@@ -155,7 +155,7 @@ class EvaluationRun:
             outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])
             outputs.check(map(out.joinpath, review.FILES if self.is_review else ()))
             plan = self._plan(outputs)
-            asker = self._asker(stack, outputs)
+            asker = self._asker(stack, outputs, plan.dataset.store)
             self._choose_forms(plan, asker, outputs)
             self._ask(plan, asker)
             self._report(plan, asker, outputs)
@@ -181,14 +181,14 @@ class EvaluationRun:
         ignored = {**opening.problems.counts, **dataset.inventory.ignored}
         return Plan(models, names, dataset, questionnaire, samples, ignored)
 
-    def _asker(self, stack: ExitStack, outputs: Outputs) -> Asker:
+    def _asker(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Asker:
         out = outputs.folder
         has_embeddings = True if self.options.calibrate else None
         options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
         log = AnswerLog.open(out / "answers.jsonl", self.task_options.task, options)
         answers = stack.enter_context(log)
         failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-        return Asker(answers, failures, self.options.concurrency)
+        return Asker(answers, failures, store, self.options.concurrency)
 
     def _choose_forms(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
         """Ask the models in all forms; leave the best ones in the log, and in files of prompts."""
@@ -197,7 +197,7 @@ class EvaluationRun:
         for name in plan.names if plan.trial else ():
             for form in forms:
                 asker.log.forms[name] = form
-                ask(self.connection, asker, plan.dataset.store, plan.trial, name)
+                ask(self.connection, asker, plan.trial, name)
             form = best_form(asker.log, plan.trial, name, plan.questionnaire.names, forms)
             asker.log.forms[name] = form
             path = outputs.folder / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
@@ -208,13 +208,12 @@ class EvaluationRun:
 
     def _ask(self, plan: Plan, asker: Asker) -> None:
         """Send all requests, or those of a race."""
-        store = plan.dataset.store
         if not self.options.until_decided:
             for name in plan.names:
-                ask(self.connection, asker, store, plan.samples, name)
+                ask(self.connection, asker, plan.samples, name)
             return
         names = plan.questionnaire.names
-        race = Race(asker, store, plan.names, names, self.options.equal_within)
+        race = Race(asker, plan.names, names, self.options.equal_within)
         used = set(map(attrgetter("image"), plan.trial))  # they prove nothing any more
         others = [sample for sample in plan.samples if sample.image not in used]
 

@@ -58,7 +58,6 @@ from diptych_client.evaluation.statistics import (
     ratio,
 )
 from diptych_client.evaluation.texts import TextsMeasure
-from diptych_client.inputs import ImageStore
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
 from diptych_client.results import Instance, Item, Model, box_of, label_of, rank_of
@@ -411,7 +410,6 @@ class Race:
     """The errors of both models so far, and the decision."""
 
     asker: Asker
-    store: ImageStore
     models: Sequence[str]
     names: ClassNames
     equal_within: float | None  # hundredths
@@ -429,7 +427,7 @@ class Race:
             num_more = max(self.asker.concurrency, num_sent // _GROWTH)
             batch = by_image[num_sent : num_sent + num_more]
             for model in self.models:
-                await self.asker.ask(client, self.store, chain(*batch), model, advance)
+                await self.asker.ask(client, chain(*batch), model, advance)
             for image_samples in batch:
                 first, second = (
                     error_of(self.asker.log, image_samples, model, self.names)

@@ -348,17 +348,12 @@ def fit_calibration(
             " ones: start the service with DIPTYCH_CALIBRATION=off and choose another --out"
         )
     num_answers = len(answers.scores)
-    if answers.num_unscored and not num_answers:
-        raise RunError(
-            f"--calibrate needs scores; all {answers.num_unscored} objects that {model.id} answered"
-            " have none: its engine must return log-probabilities (`logprobs`)"
-        )
     if num_answers < MIN_ANSWERS:
-        unscored = f" and {answers.num_unscored} without" if answers.num_unscored else ""
-        raise RunError(
-            f"--calibrate needs {MIN_ANSWERS} answered objects with scores;"
-            f" {model.id} answered {num_answers}{unscored}"
-        )
+        rule = f"--calibrate needs {MIN_ANSWERS} answered objects with scores"
+        cause = f"{model.id} answered {num_answers}"
+        if answers.num_unscored:
+            cause += f", and {answers.num_unscored} without: its engine gives no log-probabilities"
+        raise RunError(f"{rule}; {cause}")
     share = None if with_tiles else min_object_share(answers.shares, answers.are_found)
     scores, probabilities = isotonic(answers.scores, answers.is_right)
     images = image_statistics(answers.embeddings)

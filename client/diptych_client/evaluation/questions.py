@@ -410,12 +410,12 @@ class Asker:
 
     log: AnswerLog
     failures: FailureLog
+    store: ImageStore
     concurrency: int
 
     async def ask(
         self,
         client: AsyncClient,
-        store: ImageStore,
         samples: Iterable[Sample],
         model: str,
         advance: Callable[[], None],
@@ -424,7 +424,7 @@ class Asker:
 
         async def send(request: tuple[ImageFile, Job]) -> None:
             image, job = request
-            source = ImageInStore(store, image)
+            source = ImageInStore(self.store, image)
             answer = await client.predict(
                 source, job.task, job.parameters, model=job.model, options=job.options
             )

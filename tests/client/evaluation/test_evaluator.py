@@ -250,7 +250,7 @@ def raced(
             for index, (image, job) in enumerate(log.requests(samples, model)):
                 if (is_found := is_right(index, model)) is not None:
                     log.append(image, job, answer(right if is_found else NOTHING))
-        race = Race(Asker(log, failures, 5), Folder(folder), ("A", "B"), NAMES, None)
+        race = Race(Asker(log, failures, Folder(folder), 5), ("A", "B"), NAMES, None)
 
         async def run() -> list[Sample]:
             async with AsyncClient("http://127.0.0.1:9", max_retries=0) as client:

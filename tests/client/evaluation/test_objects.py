@@ -321,8 +321,11 @@ FEW = f"needs {MIN_ANSWERS} answered objects with scores; m answered {MIN_ANSWER
     [
         (None, "needs a task and a dataset with objects"),
         (overconfident(MIN_ANSWERS - 1, 0), f"{FEW}$"),
-        (replace(overconfident(MIN_ANSWERS - 1, 0), num_unscored=9), f"{FEW} and 9 without"),
-        (replace(answered([], []), num_unscored=9), "all 9 objects that m answered have none"),
+        (
+            replace(overconfident(MIN_ANSWERS - 1, 0), num_unscored=9),
+            f"{FEW}, and 9 without: ",
+        ),
+        (replace(answered([], []), num_unscored=9), "m answered 0, and 9 without"),
         (answered(np.ones(MIN_ANSWERS), np.ones(MIN_ANSWERS), True), "DIPTYCH_CALIBRATION=off"),
     ],
 )

@@ -225,13 +225,13 @@ def num_failed(folder: Path, samples: Sequence[Sample], url: str, *models: str) 
     async def run(asker: Asker) -> None:
         async with AsyncClient(url, max_retries=0) as client:
             for model in models or ("m",):
-                await asker.ask(client, Folder(folder), samples, model, lambda: None)
+                await asker.ask(client, samples, model, lambda: None)
 
     with (
         AnswerLog.open(folder / "answers.jsonl", "ocr", OPTIONS) as log,
         FailureLog(folder / "failures.jsonl") as failures,
     ):
-        asyncio.run(run(Asker(log, failures, concurrency=2)))
+        asyncio.run(run(Asker(log, failures, Folder(folder), concurrency=2)))
     return failures.num_failures
 
 
