@@ -1,9 +1,12 @@
 """The real HAProxy with deploy/haproxy/front.cfg, between hostile clients and a small server."""
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -28,16 +31,21 @@ async def length(request: Request) -> Response:
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of HAProxy in front of a server."""
+def gateway() -> Iterator[dict[str, str]]:
+    """The variables of front.cfg that name a small server."""
     with serving_app(Starlette(routes=[Route("/", length, methods=["GET", "POST"])])) as app:
-        gateway = {
+        yield {
             "GATEWAY": "127.0.0.1",
             "GATEWAY_PORT": str(httpx.URL(app.url).port),
             "GATEWAY_GRPC_PORT": "9",
         }
-        with running_front(gateway, tmp_path_factory.mktemp("front")) as front:
-            yield front.port
+
+
+@pytest.fixture(scope="module")
+def port(gateway: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of HAProxy in front of the server."""
+    with running_front(gateway, tmp_path_factory.mktemp("front")) as front:
+        yield front.port
 
 
 def connect(port: int) -> socket.socket:
@@ -81,3 +89,15 @@ def test_connections_of_an_address_are_bounded(port: int) -> None:
         assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
         wait_until(lambda: num_open() <= MAX_OF_ADDRESS, 5)
         assert num_open() == MAX_OF_ADDRESS
+
+
+def test_ending_proxy_sends_clients_elsewhere(gateway: dict[str, str], tmp_path: Path) -> None:
+    """It still accepts connections, and closes each after an answer."""
+    with (
+        running_front({**gateway, "FRONT_GRACE": "60s"}, tmp_path) as front,
+        httpx.Client(base_url=f"http://127.0.0.1:{front.port}") as client,
+    ):
+        assert "connection" not in client.get("/").headers
+        os.kill(front.pid, signal.SIGUSR1)
+        wait_until(lambda: client.get("/").headers.get("connection") == "close")
+        assert client.get("/").headers["connection"] == "close"

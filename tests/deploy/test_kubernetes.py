@@ -207,15 +207,26 @@ def test_named_ports_are_those_of_the_pods(build: Build) -> None:
         assert service.get("clusterIP") == (None if is_gateway else "None")
 
 
+def test_slow_starts_are_no_failed_rollouts(build: Build) -> None:
+    for pods in build.pods().values():
+        probe = pods.container["startupProbe"]
+        start_s = probe["periodSeconds"] * probe["failureThreshold"]
+        assert pods.deployment["spec"]["progressDeadlineSeconds"] > start_s
+
+
 def test_settings_of_pods_are_valid(build: Build) -> None:
     for pods in build.pods().values():
         settings = read_settings(build.environment(pods))
         assert settings.models == EMBEDDED
         ports = {port["containerPort"] for port in pods.container["ports"]}
         assert ports <= {settings.port, settings.grpc_port}
-        sleep = pods.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        stop_s = sleep.get("seconds", 0) + settings.request_timeout_s + STOP_S
+        stop_s = pre_stop_s(pods) + settings.request_timeout_s + STOP_S
         assert pods.template["terminationGracePeriodSeconds"] > stop_s
+
+
+def pre_stop_s(pods: Pods) -> int:
+    hook = pods.container.get("lifecycle", {}).get("preStop", {})
+    return int(hook.get("sleep", {}).get("seconds", 0))
 
 
 def test_clients_reach_the_proxy_alone(build: Build) -> None:
@@ -230,6 +241,7 @@ def test_clients_reach_the_proxy_alone(build: Build) -> None:
     assert variables["GATEWAY_PORT"] == settings["DIPTYCH_PORT"] == str(ports["gateway"])
     grpc_port = variables["GATEWAY_GRPC_PORT"]
     assert grpc_port == settings["DIPTYCH_GRPC_PORT"] == str(ports["gateway-grpc"])
+    assert int(variables["FRONT_GRACE"].removesuffix("s")) < pre_stop_s(gateway)
     stranger = Peer("default", {"app": "other"})
     admitted = {port for port in ports if build.admits(gateway, "Ingress", port, stranger)}
     assert admitted == {"http", "grpc"}
