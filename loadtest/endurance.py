@@ -9,7 +9,6 @@ life, without its warm-up. The exit status is 1 if a check failed.
 
 import argparse
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -70,13 +69,13 @@ class Watch:
     @contextmanager
     def running(self) -> Iterator[None]:
         is_over = threading.Event()
-        thread = threading.Thread(target=self._run, args=(is_over, time.monotonic()))
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(self._run, is_over, time.monotonic())
+            try:
+                yield
+            finally:
+                is_over.set()
+        job.result()
 
     def _run(self, is_over: threading.Event, start_s: float) -> None:
         while not is_over.wait(self.every_s):
@@ -212,45 +211,7 @@ def hostile(rng: random.Random, jpeg: bytes) -> bytes:
 
 
 def service(count: int, folder: Path) -> Run:
-    """Send requests to a service until `count` are answered."""
-    launch = _service_in(folder)
-    grpc_address = f"127.0.0.1:{launch.environment['DIPTYCH_GRPC_PORT']}"
-    outcomes = Outcomes()
-    log = folder / "service.log"
-    with running(launch, log) as process_id:
-        mix = replace(read_mix(ROOT / "loadtest" / "traffic_mix.yaml"), deadline_s=60)
-        listing = RestSender(launch.url, 1, _KEYS[0]).get("/v1/tasks")
-        questions = Questions(mix, listing, random.Random(0))
-        checker = Checker(mix.answers_repeat)
-
-        def read() -> tuple[int, dict[str, Amounts]]:
-            processes = process_tree(process_id)
-            total = service_use(launch.url, processes) | {"log MB": log.stat().st_size / 1e6}
-            return outcomes.replies.total(), use_of(processes) | {"all": total}
-
-        def run_client(number: int) -> None:
-            key, rng = _KEYS[number % len(_KEYS)], random.Random(number)
-            client = Client(launch.url, grpc_address, key, checker)
-            weights = [weight for weight, _ in client.ways.values()]
-            while outcomes.replies.total() < count:
-                (way,) = rng.choices(list(client.ways), weights)
-                client.send(way, questions, rng, outcomes)
-
-        is_over = threading.Event()
-        watch = Watch(1 + count / PER, read)
-        with watch.running(), ThreadPoolExecutor(_NUM_CLIENTS + 2) as threads:
-            batches = threads.submit(run_batches, launch.url, questions, outcomes, is_over)
-            killer = threads.submit(_kill, process_id, count, outcomes)
-            try:
-                list(threads.map(run_client, range(_NUM_CLIENTS)))
-            finally:
-                is_over.set()
-            killer.result()
-            counts = dict(sorted(outcomes.replies.items())) | {"batch lines": batches.result()}
-    return Run(watch, counts, outcomes.faults)
-
-
-def _service_in(folder: Path) -> Launch:
+    """Send `count` requests to a service."""
     keys = folder / "keys"
     hashes = [hashlib.sha256(key.encode()).hexdigest() for key in _KEYS]
     keys.write_text("\n".join([*hashes, ""]), encoding="utf-8")
@@ -266,65 +227,102 @@ def _service_in(folder: Path) -> Launch:
         "DIPTYCH_IMAGES_MB": "20",  # full soon, as the cache
         "DIPTYCH_VISION_CACHE_MB": "32",
     }
-    return Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
+    launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
+    log = folder / "service.log"
+    with running(launch, log) as process_id:
+        return ServiceLoad(launch, process_id, log, count).run()
 
 
-def service_use(url: str, processes: list[psutil.Process]) -> Amounts:
-    """Return the series of /metrics, and what the service holds in /dev/shm."""
-    series = 0
-    for _ in range(20):  # a gateway may be killed meanwhile
-        with suppress(httpx.TransportError):
-            lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
-            series = sum(not line.startswith("#") for line in lines)
-            break
-    folders = set()
+class ServiceLoad:
+    """Requests to one service until `count` have ended, batches and kills beside them."""
+
+    def __init__(self, launch: Launch, process_id: int, log: Path, count: int) -> None:
+        self._url = launch.url
+        self._grpc_address = f"127.0.0.1:{launch.environment['DIPTYCH_GRPC_PORT']}"
+        self._process_id = process_id
+        self._log = log
+        self._count = count
+        mix = replace(read_mix(ROOT / "loadtest" / "traffic_mix.yaml"), deadline_s=60)
+        listing = RestSender(self._url, 1, _KEYS[0]).get("/v1/tasks")
+        self._questions = Questions(mix, listing, random.Random(0))
+        self._checker = Checker(mix.answers_repeat)
+        self._outcomes = Outcomes()
+        self._num_batch_lines = 0
+
+    def run(self) -> Run:
+        watch = Watch(1 + self._count / PER, lambda: (self._num_done(), self._use()))
+        with watch.running(), ThreadPoolExecutor(_NUM_CLIENTS + 2) as threads:
+            jobs = [threads.submit(self._run_batches), threads.submit(self._kill)]
+            jobs += [threads.submit(self._run_client, number) for number in range(_NUM_CLIENTS)]
+        for job in jobs:
+            job.result()
+        counts = dict(sorted(self._outcomes.replies.items()))
+        counts["batch lines"] = self._num_batch_lines
+        return Run(watch, counts, self._outcomes.faults)
+
+    def _num_done(self) -> int:
+        return self._outcomes.replies.total()
+
+    def _run_client(self, number: int) -> None:
+        rng = random.Random(number)
+        key = _KEYS[number % len(_KEYS)]
+        client = Client(self._url, self._grpc_address, key, self._checker)
+        weights = [weight for weight, _ in client.ways.values()]
+        while self._num_done() < self._count:
+            (way,) = rng.choices(list(client.ways), weights)
+            client.send(way, self._questions, rng, self._outcomes)
+
+    def _kill(self) -> None:
+        """Kill the latest gateway and PaliGemma's runner, then the oldest and Florence-2's."""
+        for number in range(_NUM_KILLS):
+            while self._num_done() < self._count * (number + 0.5) / _NUM_KILLS:
+                time.sleep(0.1)
+            is_first_half = number < _NUM_KILLS / 2
+            ids: dict[str, list[int]] = {}
+            for name in use_of(process_tree(self._process_id)):
+                part, _, process = name.partition("#")
+                ids.setdefault(part, []).append(int(process))
+            self._outcomes.disturbances.append(time.monotonic())
+            for part in ("diptych", f"{MODELS[is_first_half]}-runner"):
+                os.kill(max(ids[part]) if is_first_half else min(ids[part]), signal.SIGKILL)
+
+    def _run_batches(self) -> None:
+        """Run one batch after the other; each of its lines must be answered once."""
+        with OpenAI(base_url=f"{self._url}/v1", api_key=_KEYS[0], max_retries=20) as api:
+            while self._num_done() < self._count:
+                file = api.files.create(file=_batch_file(self._questions), purpose="batch")
+                batch = api.batches.create(
+                    input_file_id=file.id, endpoint=_PREDICT, completion_window="24h"
+                )
+                while batch.status in ("validating", "in_progress", "finalizing"):
+                    time.sleep(1)
+                    batch = api.batches.retrieve(batch.id)
+                text = api.files.content(batch.output_file_id or file.id).text
+                ids = Counter(json.loads(line)["custom_id"] for line in text.splitlines())
+                if ids != Counter(map(str, range(_BATCH_SIZE))) or batch.error_file_id:
+                    self._outcomes.faults.append(f"batch: {batch.request_counts}, {ids}")
+                self._num_batch_lines += ids.total()
+
+    def _use(self) -> dict[str, Amounts]:
+        """Return what each process uses, and what the service does."""
+        processes = process_tree(self._process_id)
+        series = 0
+        for _ in range(20):  # a gateway may be killed meanwhile
+            with suppress(httpx.TransportError):
+                lines = httpx.get(f"{self._url}/metrics", trust_env=False).text.splitlines()
+                series = sum(not line.startswith("#") for line in lines)
+                break
+        shared = {"series": series, "log MB": self._log.stat().st_size / 1e6}
+        return use_of(processes) | {"all": shared | {"shm MB": _size_mb(_memory_folder(processes))}}
+
+
+def _memory_folder(processes: list[psutil.Process]) -> Path:
     for process in processes:
         with suppress(psutil.Error):
             for value in process.environ().values():
                 if value.startswith("/dev/shm/"):
-                    folders.add(Path(*Path(value).parts[:4]))
-    return {"series": series, "shm MB": sum(map(_size_mb, folders))}
-
-
-def _kill(process_id: int, count: int, outcomes: Outcomes) -> None:
-    """Kill a gateway and a runner: the latest and PaliGemma's, then the oldest and Florence-2's."""
-    for number in range(_NUM_KILLS):
-        while outcomes.replies.total() < count * (number + 0.5) / _NUM_KILLS:
-            time.sleep(0.1)
-        is_first_half = number < _NUM_KILLS / 2
-        runner = f"{MODELS[is_first_half]}-runner"
-        victims: dict[str, list[int]] = {"diptych": [], runner: []}
-        for name in use_of(process_tree(process_id)):
-            part, _, process = name.partition("#")
-            if part in victims:
-                victims[part].append(int(process))
-        outcomes.disturbances.append(time.monotonic())
-        for ids in victims.values():
-            os.kill(max(ids) if is_first_half else min(ids), signal.SIGKILL)
-
-
-def run_batches(
-    url: str, questions: Questions, outcomes: Outcomes, is_over: threading.Event
-) -> int:
-    """Run one batch after the other, and return the number of their lines, each answered once."""
-    with OpenAI(base_url=f"{url}/v1", api_key=_KEYS[0], max_retries=20) as api:
-        for num_batches in itertools.count():
-            if is_over.is_set():
-                return num_batches * _BATCH_SIZE
-            name = api.files.create(file=_batch_file(questions), purpose="batch").id
-            batch = api.batches.create(
-                input_file_id=name, endpoint=_PREDICT, completion_window="24h"
-            )
-            while batch.status in ("validating", "in_progress", "finalizing"):
-                time.sleep(1)
-                batch = api.batches.retrieve(batch.id)
-            ids: Counter[str] = Counter()
-            if batch.output_file_id:
-                for line in api.files.content(batch.output_file_id).text.splitlines():
-                    ids[json.loads(line)["custom_id"]] += 1
-            if ids != Counter(map(str, range(_BATCH_SIZE))):
-                outcomes.faults.append(f"batch: {batch.status}, {batch.request_counts}, {ids}")
-    return 0
+                    return Path(*Path(value).parts[:4])
+    raise RuntimeError("no process of the service has a folder in /dev/shm")
 
 
 def _batch_file(questions: Questions) -> tuple[str, bytes]:
@@ -339,41 +337,45 @@ def _batch_file(questions: Questions) -> tuple[str, bytes]:
 
 def offline(count: int, folder: Path) -> Run:
     """Answer `count` images in two runs: the first loses its worker, and is ended."""
-    images, session, output = folder / "images", folder / "tmp", folder / "answers"
-    session.mkdir()
-    scenes = write_images(images, count)
-    options = f"--model {MODELS[0]} --task captioning --format jsonl --shard-size {_SHARD_SIZE}"
-    command = [sys.executable, "-m", "offline", str(images), "--output", str(output)]
-    environment = os.environ | {"TMPDIR": str(session)}
-
-    def start() -> psutil.Popen:
-        return psutil.Popen(
-            command + options.split(), cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-
-    def wait_for(share: float) -> None:
-        while run.poll() is None and _num_rows(output) < count * share:
-            time.sleep(0.5)
-
-    with (folder / "offline.log").open("w", encoding="utf-8") as log:
-        run = start()
-        watch = Watch(
-            1 + count / PER, lambda: (_num_rows(output), offline_use(run, session, output))
-        )
-        with watch.running():
-            wait_for(0.2)
-            for process in process_tree(run.pid):
-                if "MapWorker" in process.name():
-                    process.kill()
-            wait_for(0.5)
-            run.terminate()
-            statuses = [run.wait()]
-            run = start()
-            statuses.append(run.wait())
-    faults = offline_faults(output, scenes)
+    scenes = write_images(folder / "images", count)
+    (folder / "tmp").mkdir()
+    run = _start_offline(folder)
+    watch = Watch(1 + count / PER, lambda: (_num_rows(folder), offline_use(run, folder)))
+    with watch.running():
+        _wait_for_rows(run, folder, count // 5)
+        (worker,) = [one for one in process_tree(run.pid) if "MapWorker" in one.name()]
+        worker.kill()
+        _wait_for_rows(run, folder, count // 2)
+        run.terminate()
+        statuses = [run.wait()]
+        run = _start_offline(folder)
+        statuses.append(run.wait())
+    faults = offline_faults(folder / "answers", scenes)
     if statuses != [143, 3]:
-        faults.append(f"exit statuses {statuses}: {(folder / 'offline.log').read_text()[-2000:]}")
+        faults.append(f"exit statuses {statuses}: {(folder / 'log').read_text()[-2000:]}")
     return Run(watch, {"exit statuses": statuses}, faults)
+
+
+def _start_offline(folder: Path) -> psutil.Popen:
+    options = f"--model {MODELS[0]} --task captioning --format jsonl --shard-size {_SHARD_SIZE}"
+    paths = [str(folder / "images"), "--output", str(folder / "answers")]
+    with (folder / "log").open("a", encoding="utf-8") as log:
+        return psutil.Popen(
+            [sys.executable, "-m", "offline", *paths, *options.split()],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(folder / "tmp")},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _num_rows(folder: Path) -> int:
+    return _SHARD_SIZE * len(list(folder.glob("answers/part-*")))
+
+
+def _wait_for_rows(run: psutil.Popen, folder: Path, count: int) -> None:
+    while run.poll() is None and _num_rows(folder) < count:
+        time.sleep(0.5)
 
 
 def write_images(folder: Path, count: int) -> dict[str, int | None]:
@@ -398,16 +400,13 @@ def write_images(folder: Path, count: int) -> dict[str, int | None]:
     return scenes
 
 
-def _num_rows(output: Path) -> int:
-    return _SHARD_SIZE * len(list(output.glob("part-*")))
-
-
-def offline_use(process: psutil.Popen, session: Path, output: Path) -> dict[str, Amounts]:
-    """Return what the processes use, each and together."""
-    use = use_of(process_tree(process.pid))
-    total = sum(amounts["MB"] for amounts in use.values())
-    disk = {"session MB on disk": _size_mb(session), "output MB on disk": _size_mb(output)}
-    return use | {f"all#{process.pid}": {"MB of all": total} | disk}
+def offline_use(run: psutil.Popen, folder: Path) -> dict[str, Amounts]:
+    """Return what the processes of a run use, each and together."""
+    use = use_of(process_tree(run.pid))
+    total = {"MB of all": sum(amounts["MB"] for amounts in use.values())}
+    for name in ("tmp", "answers"):
+        total[f"MB of {name}"] = _size_mb(folder / name)
+    return use | {f"all#{run.pid}": total}
 
 
 def _size_mb(folder: Path) -> float:
