@@ -401,12 +401,13 @@ def write_images(folder: Path, count: int) -> dict[str, int | None]:
 
 
 def offline_use(run: psutil.Popen, folder: Path) -> dict[str, Amounts]:
-    """Return what the processes of a run use, each and together."""
+    """Return what the processes of a run use, each, and together while there is a worker."""
     use = use_of(process_tree(run.pid))
     total = {"MB of all": sum(amounts["MB"] for amounts in use.values())}
     for name in ("tmp", "answers"):
         total[f"MB of {name}"] = _size_mb(folder / name)
-    return use | {f"all#{run.pid}": total}
+    workers = [name for name in use if "MapWorker" in name]
+    return use | {name.replace("ray::MapWorker", "all"): total for name in workers}
 
 
 def _size_mb(folder: Path) -> float:
