@@ -17,7 +17,7 @@ def watch_of(*lives: tuple[str, range, float]) -> Watch:
     samples = []
     for process, counts, slope in lives:
         for count in counts:
-            use = {process: {"MB": 100 + slope * (count - counts[0])}}
+            use = {process: {"anonymous MB": 100 + slope * (count - counts[0])}}
             samples.append({"at_s": 0.0, "done": count, "use": use})
     return Watch(1.0, lambda: (0, {}), samples)
 
@@ -30,15 +30,15 @@ def test_growth_is_that_of_the_longest_life_after_its_warm_up() -> None:
     watch = watch_of(killed, restarted, ("short#3", range(0, 1300, 100), 1.0))
     lives = watch.longest_lives(warm_up=1000)
     assert list(lives) == ["runner"]
-    assert lives["runner"][0] == (4000, {"MB": 100.2})
-    assert growth(lives["runner"], "MB") == pytest.approx(2.0)
+    assert lives["runner"][0] == (4000, {"anonymous MB": 100.2})
+    assert growth(lives["runner"], "anonymous MB") == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("slope", "num_passed"), [(0.9e-4, 0), (1.1e-4, 1)])
 def test_passed_limit_is_reported(slope: float, num_passed: int) -> None:
     run = Run(watch_of(("runner#1", range(0, 9000, 100), slope)), {"rest: ok": 9}, [])
     lines, record = report("service", 9000, run)
-    assert f"| runner, MB | 100.1 | {slope * 1e4:.2f} |" in lines[0].splitlines()
+    assert f"| runner, anonymous MB | 100.2 | {slope * 1e4:.2f} |" in lines[0].splitlines()
     assert len(record["passed limits"]) == num_passed
 
 
