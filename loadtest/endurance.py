@@ -470,8 +470,8 @@ def plot(samples: list[dict[str, Any]], unit: str, file: Path) -> None:
             color = colors.setdefault(name, f"C{len(colors)}")
             axes.plot(*zip(*life, strict=True), color=color, label=label)
     axes.set(xlabel=unit, ylabel="PSS, MB", ylim=(0, None))
-    axes.legend(fontsize="small")
-    figure.savefig(file, bbox_inches="tight")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(file, dpi=80, bbox_inches="tight")
 
 
 def report(kind: str, count: int, run: Run) -> tuple[list[str], dict[str, Any]]:
@@ -499,7 +499,7 @@ def report(kind: str, count: int, run: Run) -> tuple[list[str], dict[str, Any]]:
 
 
 def main() -> int:
-    """Run, print the report, and write `endurance-KIND.json` and `.svg`."""
+    """Run, print the report, and write `endurance-KIND.json` and `.png`."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.endurance", description=__doc__)
     parser.add_argument("kind", choices=tuple(LIMITS))
     parser.add_argument("--count", type=int, default=100_000, help="requests or images")
@@ -511,8 +511,9 @@ def main() -> int:
         lines, record = report(options.kind, options.count, run)
         print("\n".join(lines), flush=True)
         file = options.record / f"endurance-{options.kind}.json"
-        file.write_text(json.dumps(record), encoding="utf-8")
-        plot(run.watch.samples, f"done ({options.kind})", file.with_suffix(".svg"))
+        file.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
+        unit = {"service": "requests", "offline": "images"}[options.kind]
+        plot(run.watch.samples, unit, file.with_suffix(".png"))
     return 1 if record["faults"] or record["passed limits"] else 0
 
 

@@ -278,7 +278,7 @@ def test_inputs_of_a_fuzzer() -> None:
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("unit", [b"[", b'{"a":', b"<a>", b"- "])
 def test_deep_inputs(name: str, unit: bytes) -> None:
-    check(READERS[name], unit * 20_000)
+    check(READERS[name], unit * 5_000)  # a tenth of the limit on an idle machine
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -52,4 +52,4 @@ def test_slice(kind: str, exported: ModelStore, tmp_path: Path) -> None:
     record = json.loads((tmp_path / f"endurance-{kind}.json").read_text())
     assert record["faults"] == []
     assert record["samples"][-1]["done"] >= COUNT * 0.9
-    assert (tmp_path / f"endurance-{kind}.svg").stat().st_size > 1000
+    assert (tmp_path / f"endurance-{kind}.png").stat().st_size > 1000
