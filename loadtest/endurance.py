@@ -61,7 +61,7 @@ Life = list[tuple[int, Amounts]]  # requests or images done, and what the proces
 
 @dataclass(slots=True)
 class Watch:
-    """What processes use, beside the number of requests or images done."""
+    """Samples of the use of processes, with the number of requests or images done."""
 
     every_s: float
     read: Callable[[], tuple[int, dict[str, Amounts]]]
@@ -309,11 +309,10 @@ class ServiceLoad:
                 while batch.status in ("validating", "in_progress", "finalizing"):
                     time.sleep(1)
                     batch = api.batches.retrieve(batch.id)
-                text = api.files.content(batch.output_file_id or file.id).text
-                ids = Counter(json.loads(line)["custom_id"] for line in text.splitlines())
-                if ids != Counter(map(str, range(_BATCH_SIZE))) or batch.error_file_id:
-                    self._outcomes.faults.append(f"batch: {batch.request_counts}, {ids}")
-                self._num_batch_lines += ids.total()
+                output = batch.output_file_id
+                text = api.files.content(output).text if output else ""
+                self._outcomes.faults += batch_faults(batch.status, text)
+                self._num_batch_lines += len(text.splitlines())
 
     def _use(self) -> dict[str, Amounts]:
         """Return what each process uses, and what the service does."""
@@ -335,6 +334,14 @@ def _memory_folder(processes: list[psutil.Process]) -> Path:
             if folder := re.search(r"/dev/shm/[^/\s]+", maps):
                 return Path(folder[0])
     raise RuntimeError("no process of the service has a folder in /dev/shm")
+
+
+def batch_faults(status: str, output: str) -> list[str]:
+    """Return what is wrong with a batch: each of its requests has one answer."""
+    num_answers = Counter(json.loads(line)["custom_id"] for line in output.splitlines())
+    if status == "completed" and num_answers == Counter(map(str, range(_BATCH_SIZE))):
+        return []
+    return [f"batch: {status}, {num_answers.total()} answers to {_BATCH_SIZE} requests"]
 
 
 def _batch_file(questions: Questions) -> tuple[str, bytes]:
@@ -475,7 +482,7 @@ def plot(samples: list[dict[str, Any]], unit: str, file: Path) -> None:
 
 
 def report(kind: str, count: int, run: Run) -> tuple[list[str], dict[str, Any]]:
-    """Return the lines of a report and the record, whose `faults` include passed limits."""
+    """Return the lines of a report, and the record."""
     passed, growths, rows = [], {}, []
     for name, life in run.watch.longest_lives(count // 5).items():
         for quantity, first in life[0][1].items():
