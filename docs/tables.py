@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych_client.evaluation.statistics import SHARE_CAUTION, log_wealth
+from diptych_client.evaluation.statistics import log_wealth
 from service.settings import Settings, variable
 from tasks.catalog import load_catalog
 from tasks.table import TASKS
@@ -108,7 +108,7 @@ def _num_labelled(max_labels: int, share: float, share_wrong: float) -> int:
     highest = np.full(_NUM_DRAWS, max_labels * (1 - share))
 
     def wealth(num_images: int) -> float:
-        wealths = log_wealth(excesses[:num_images], highest, SHARE_CAUTION)
+        wealths = log_wealth(excesses[:num_images], highest)
         return float(np.quantile(wealths, 0.25))
 
     return bisect_left(range(_MAX_LABELLED), -math.log(0.05 / 2), key=wealth)

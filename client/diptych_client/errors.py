@@ -128,7 +128,7 @@ def affects_every_image(error: DiptychError) -> bool:
 
 
 def connection_failed(reason: str, request_id: str, url: str, tried: str) -> DiptychError:
-    message = f"{tried} at {url}: {reason}; `diptych --url {url} doctor` finds the cause"
+    message = f"{tried} at {url}: {reason}"
     return new_error("connection_failed", message, request_id=request_id)
 
 

@@ -180,7 +180,8 @@ class Outputs:
             if path.exists() and not self._overwrite:
                 states = {(self._name(path), _ANY_STATE), (self._name(path), _state(path))}
                 if not states & self._written:
-                    raise refusal(path)
+                    hint = "move it or choose another place, or give --overwrite to replace it"
+                    raise RunError(f"{path} exists and is not as this command wrote it: {hint}")
 
     def claim(self, path: Path) -> Path:
         """Record a file whose content changes during a run; raise `RunError` as `check` does."""
@@ -242,13 +243,6 @@ class Outputs:
             for _, row in self._record.values():
                 self._written.add((row["written"], row["state"]))
         return self._record
-
-
-def refusal(path: Path) -> RunError:
-    return RunError(
-        f"{path} exists and is not as this command wrote it: move it or choose another place, or"
-        " give --overwrite to replace it"
-    )
 
 
 def _state(path: Path) -> str:

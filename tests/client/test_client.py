@@ -1,6 +1,7 @@
 """Calls of both clients as a server receives them: retries, deadlines, streams, stored images."""
 
 import asyncio
+import inspect
 import json
 import socket
 import threading
@@ -74,6 +75,14 @@ def predict(client: Any) -> Any:
 
 def stream(client: Any) -> Any:
     return client.stream(b"image", "ocr")
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    """Client is written from AsyncClient by `python client/blocking_client.py`."""
+    for name, method in vars(AsyncClient).items():
+        if not name.startswith("_"):
+            expected = inspect.signature(method).parameters
+            assert inspect.signature(getattr(Client, name)).parameters == expected
 
 
 @pytest.mark.parametrize("url", ["ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""])

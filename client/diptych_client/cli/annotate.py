@@ -32,16 +32,16 @@ from diptych_client.long_runs import FailureLog, Outputs, RunError
 
 
 def ask(connection: ConnectionOptions, asker: Asker, samples: Sequence[Sample], model: str) -> None:
-    """Send the requests that have no answer yet."""
-    num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
-    if not num_unanswered:
+    """Send the requests that have no answer yet, with a progress bar."""
+    num_requests = sum(1 for _ in asker.log.unanswered(samples, model))
+    if not num_requests:
         return
 
     async def run(advance: Callable[[], None]) -> None:
         async with connection.async_client() as client:
-            await asker.ask(client, samples, model, advance)
+            await asker.ask(client, asker.log.unanswered(samples, model), advance)
 
-    run_with_progress(num_unanswered, run, model)
+    run_with_progress(num_requests, run, model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,8 @@ step's task.
 import asyncio
 import atexit
 import json
-import socket
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain, islice
@@ -23,7 +21,7 @@ from urllib.request import url2pathname
 
 import typer
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image
 from PIL.Image import DecompressionBombError
 from rich.console import Console, Group, RenderableType
 from typer import Argument, BadParameter, Option
@@ -133,8 +131,6 @@ ModelId = Annotated[
 ]
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _MAX_OPENED_PIXELS = 1_000_000_000
-_CONNECT_S = 5.0
-_PORTS = {"http": 80, "https": 443}
 _FAILURES = (DiptychError, RunError, OSError, ValueError, yaml.YAMLError, DecompressionBombError)
 
 
@@ -429,72 +425,6 @@ def locate(
         location = located(drawn_scenes(images), answers)
     terminal.echo(f"{model}: {location}")
     raise typer.Exit(1 if location.problem else 0)
-
-
-@app.command()
-def doctor(context: typer.Context, as_json: AsJson = False) -> None:
-    """Find why a service cannot be used, or where the time of its answers goes."""
-    rows: list[dict[str, Any]] = []
-    with context.obj.client() as client:
-        checks: dict[str, Callable[[], str]] = {
-            "connection": lambda: _connected(context.obj.url),
-            "models": lambda: ", ".join(model.id for model in client.models()),
-            "predict": lambda: _predicted(client),
-        }
-        for name, check in checks.items():
-            try:
-                rows.append({"name": name, "is_right": True, "found": check()})
-            except (DiptychError, OSError, ValueError, LookupError) as error:
-                rows.append({"name": name, "is_right": False, "found": str(error)})
-                break
-    lines = []
-    for row in rows:
-        lines.append((row["name"], "ok" if row["is_right"] else "failed", row["found"]))
-    _print(as_json, rows, terminal.table_view(("check", "result", "found"), lines))
-    raise typer.Exit(0 if rows[-1]["is_right"] else 1)
-
-
-def _connected(url: str) -> str:
-    parts = urlsplit(url)
-    address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0))
-    start_s = time.monotonic()
-    socket.create_connection(address, timeout=_CONNECT_S).close()
-    return f"{address[0]} port {address[1]} in {1000 * (time.monotonic() - start_s):.1f} ms"
-
-
-def _predicted(client: Client) -> str:
-    """Ask about a drawn image, preferably for a caption; return the time of each stage."""
-    tasks = []
-    for task in client.tasks():
-        if task.models and not task.parameters.get("required"):
-            tasks.append(task.id)
-    task_id = "captioning" if "captioning" in tasks else tasks[0]
-    image = Image.new("RGB", (320, 240), "white")
-    ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill="orange")
-    start_s = time.monotonic()
-    answer = client.predict(image, task_id)
-    total_ms = 1000 * (time.monotonic() - start_s)
-    stages = asdict(answer.timings_ms)
-    network_ms = max(0.0, total_ms - stages.pop("total"))
-    times = ", ".join(f"{name} {value:.0f}" for name, value in stages.items())
-    text = f"{task_id} by {answer.model} in {total_ms:.0f} ms"
-    return f"{text}: network and client {network_ms:.0f}, {times}"
-
-
-@app.command("reports")
-def index_reports(
-    reports: Annotated[list[Path], Argument(help="Folders that `evaluate` wrote.", exists=True)],
-    out: Annotated[Path, Option(help="The page.", dir_okay=False)] = Path("reports.html"),
-    as_json: AsJson = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write one page over several reports: tasks, models, what can be told apart."""
-    from diptych_client.evaluation.report import write_index
-
-    rows = write_index(reports, out, overwrite)
-    terminal.echo(
-        json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}"
-    )
 
 
 @app.command("mcp")

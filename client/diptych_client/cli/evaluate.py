@@ -6,7 +6,7 @@ prompts-MODEL.yaml has the names by which a model was asked, for --prompts, if n
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -27,13 +27,12 @@ from diptych_client.cli.options import (
     offered_task,
     output_folder,
 )
-from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
+from diptych_client.cli.terminal import echo, logger, note_problems, table_view
 from diptych_client.evaluation.annotation import review
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.evaluator import (
     Evaluation,
     Evaluator,
-    Race,
     are_numbers,
     best_form,
     drawn,
@@ -130,9 +129,7 @@ class Plan:
     questionnaire: Questionnaire
     samples: list[Sample]
     ignored: Mapping[str, int]
-    trial: Sequence[Sample] = ()  # samples that choose the forms
     findings: dict[str, str] = field(default_factory=dict)  # for the record
-    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +154,8 @@ class EvaluationRun:
             plan = self._plan(outputs)
             asker = self._asker(stack, outputs, plan.dataset.store)
             self._choose_forms(plan, asker, outputs)
-            self._ask(plan, asker)
+            for name in plan.names:
+                ask(self.connection, asker, plan.samples, name)
             self._report(plan, asker, outputs)
         return asker.failures.num_failures
 
@@ -193,36 +191,18 @@ class EvaluationRun:
     def _choose_forms(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
         """Ask the models in all forms; leave the best ones in the log, and in files of prompts."""
         forms = plan.questionnaire.forms()
-        plan.trial = trial_of(plan.samples) if len(forms) > 1 else []
-        for name in plan.names if plan.trial else ():
+        trial = trial_of(plan.samples) if len(forms) > 1 else []
+        for name in plan.names if trial else ():
             for form in forms:
                 asker.log.forms[name] = form
-                ask(self.connection, asker, plan.trial, name)
-            form = best_form(asker.log, plan.trial, name, plan.questionnaire.names, forms)
+                ask(self.connection, asker, trial, name)
+            form = best_form(asker.log, trial, name, plan.questionnaire.names, forms)
             asker.log.forms[name] = form
             path = outputs.folder / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
             outputs.write(path, yaml.safe_dump(plan.questionnaire.in_form(form)))
             choice = _names(form) or "names as written"
             plan.findings[f"{name} is asked"] = choice
             logger.info("%s is asked %s; see %s", name, choice, path)
-
-    def _ask(self, plan: Plan, asker: Asker) -> None:
-        """Send all requests, or those of a race."""
-        if not self.options.until_decided:
-            for name in plan.names:
-                ask(self.connection, asker, plan.samples, name)
-            return
-        names = plan.questionnaire.names
-        race = Race(asker, plan.names, names, self.options.equal_within)
-        used = set(map(attrgetter("image"), plan.trial))  # they prove nothing any more
-        others = [sample for sample in plan.samples if sample.image not in used]
-
-        async def run(advance: Callable[[], None]) -> list[Sample]:
-            async with self.connection.async_client() as client:
-                return await race.run(client, others, advance)
-
-        plan.samples = run_with_progress(2 * _num_requests(others), run, "until decided")
-        plan.verdict = race.sentence()
 
     def _report(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
         evaluator = Evaluator(asker.log, plan.names, plan.questionnaire.names)
@@ -235,7 +215,7 @@ class EvaluationRun:
         gallery = Gallery(plan.dataset.store, evaluator, plan.samples)
         document = write_report(outputs, evaluation, gallery)
         report = str(report_files(outputs.folder)[0])
-        document |= {"report": report, "decided": plan.verdict}
+        document["report"] = report
         print_conclusions(evaluation, document, asker.failures, self.input_options.as_json)
         if self.options.calibrate is not None:
             self._calibrate(outputs, self.options.calibrate, plan.models, evaluator)
@@ -244,13 +224,11 @@ class EvaluationRun:
         seed = self.task_options.seed or 0
         gallery = self.options.gallery
         evaluation = evaluator.evaluate(plan.dataset.name, plan.samples, seed, gallery)
-        if evaluation.doubts:
-            plan.verdict = ""
         for name, number in evaluator.num_unfamiliar.items():
             share = f"{number} of {evaluation.num_samples} samples"
             plan.findings[f"{name}: unlike its calibration"] = share
             logger.warning("%s: %s are unlike the images of its calibration", name, share)
-        settings = {**self._settings(plan.verdict), **plan.findings}
+        settings = {**self._settings(), **plan.findings}
         counts = {"requests failed": failures.num_failures, **plan.ignored}
         record = run_record(self.connection.url, settings, plan.models, counts)
         return replace(evaluation, run=record)
@@ -281,19 +259,17 @@ class EvaluationRun:
     def _dataset(self, opening: Opening) -> Dataset:
         dataset = read_input(self.inputs, self.dataset_options, opening)
         dataset = of_task(dataset, self.task_options.task)
-        is_ordered = not self.options.until_decided
         seed = self.task_options.seed or 0
-        images = drawn(dataset.images, self.options.sample, seed, is_ordered)
+        images = drawn(dataset.images, self.options.sample, seed)
         return replace(dataset, images=images)
 
-    def _settings(self, verdict: str) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         parameters = self.task_options.parameters()
         return {
             **non_null_fields(parameters, self.task_options.answer_options()),
             "prompts": str(self.dataset_options.prompts or ""),
             "split": self.dataset_options.split or "",
             "sample": self.options.sample or "",
-            "decided": verdict,
         }
 
     def _models(self) -> tuple[Model, ...]:
@@ -312,8 +288,6 @@ class EvaluationRun:
             if self.task_options.tiles in (None, "off"):
                 raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
             names += [f"{name}{WITHOUT_TILES}" for name in names]
-        if self.options.until_decided and len(names) != 2:
-            raise RunError(f"--until-decided compares two models; given are {', '.join(names)}")
         return tuple(names)
 
     def _calibrate(
@@ -339,7 +313,7 @@ def print_conclusions(
     if as_json:
         echo(json.dumps(document))
         return
-    for sentence in filter(None, [document["decided"], *document["sentences"]]):
+    for sentence in document["sentences"]:
         echo(sentence)
     if len(evaluation.models) == 1:
         for table in tables(evaluation):

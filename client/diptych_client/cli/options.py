@@ -215,12 +215,6 @@ class ReportOptions:
 class EvaluateOptions(ReportOptions):
     """Options of `evaluate` alone."""
 
-    until_decided: Annotated[bool, "Stop when one of two models is known to be better."] = False
-    equal_within: Annotated[
-        float | None,
-        "With --until-decided: also stop when they differ by less, in hundredths.",
-        {"min": 0.01, "max": 99},
-    ] = None
     without_tiles: Annotated[bool, "With --tiles: also ask without tiles, and compare."] = False
     calibrate: Annotated[Path | None, "Fit probabilities of scores, write them here.", _FILE] = None
 

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -36,7 +36,6 @@ from diptych_client.results import (
 _ERRORS = Console(stderr=True)
 _MAX_PROBLEMS = 20  # lines
 logger = logging.getLogger("diptych_client")
-T = TypeVar("T")
 
 # Control characters except tab and newline, line separators, and marks that override the direction
 # of text.
@@ -81,15 +80,13 @@ def note_problems(problems: Problems, outputs: Outputs | None) -> None:
 
 
 def run_with_progress(
-    total: int,
-    run: Callable[[Callable[[], None]], Coroutine[Any, Any, T]],
-    description: str = "images",
-) -> T:
-    """Run a coroutine that calls its argument once for each finished unit; return its result."""
+    total: int, run: Callable[[Callable[[], None]], Coroutine[Any, Any, None]], description: str
+) -> None:
+    """Run a coroutine that calls its argument once for each finished unit."""
     is_hidden = not logger.isEnabledFor(logging.WARNING)
     with Progress(console=_ERRORS, disable=is_hidden) as progress:
         bar = progress.add_task(escape(printable(description)), total=total)
-        return asyncio.run(run(lambda: progress.advance(bar)))
+        asyncio.run(run(lambda: progress.advance(bar)))
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:

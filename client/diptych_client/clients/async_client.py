@@ -1,7 +1,7 @@
 """The client for asyncio, and the source of the one that blocks.
 
-client.py is written from this file: python -m tests.client.test_blocking_client. A call is one for
-both: `Caller` of caller.py retries it, a transport here sends each attempt.
+`python client/blocking_client.py` writes client.py from this file. A call is one for both: `Caller`
+of caller.py retries it, a transport here sends each attempt.
 """
 
 import asyncio

@@ -6,21 +6,15 @@ stay in memory.
 Phrases: accuracy at IoU 0.5 of the box, and mean IoU of the mask, as for RefCOCO (Yu et al., 2016,
 arXiv 1608.00272, section 5; big_vision, evaluators/proj/paligemma/transfers/segmentation.py). The
 best scored answer to a phrase counts; none counts as IoU 0.
-
-A race asks two models image by image, in a random order, until one is known to be better, or both
-differ by less than a margin. The error of an image is averaged over its samples, from 0 to 1. The
-mean of the models' difference is tested by betting (statistics.py): a wrong decision has a
-probability of at most 1 - CONFIDENCE over all looks together.
 """
 
 import heapq
-import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, combinations, groupby
+from itertools import combinations
 from operator import attrgetter
 from statistics import fmean
 from typing import Any
@@ -30,12 +24,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from rapidfuzz.distance import Levenshtein
 
-from diptych_client.clients.async_client import AsyncClient
 from diptych_client.evaluation.dataset import LabelledImage, TruePhrase
 from diptych_client.evaluation.objects import ObjectsMeasure, encoded_mask, run_lengths
 from diptych_client.evaluation.questions import (
     AnswerLog,
-    Asker,
     ClassNames,
     Form,
     ObjectsTruth,
@@ -46,14 +38,11 @@ from diptych_client.evaluation.questions import (
     Truth,
 )
 from diptych_client.evaluation.statistics import (
-    CONFIDENCE,
-    DIFFERENCE_CAUTION,
     Details,
     Estimates,
     Metric,
     Outcome,
     estimates,
-    log_wealth,
     mean,
     ratio,
 )
@@ -63,7 +52,6 @@ from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, p
 from diptych_client.results import Instance, Item, Model, box_of, label_of, rank_of
 
 NUM_TRIAL_IMAGES = 20  # labelled images that decide in which form a model is asked for classes
-_GROWTH = 10  # a tenth more images between two looks of a race
 _KIND_OF_BOTH: Mapping[Kind, str] = {
     "right": "found by both",
     "loosely placed": "found by both, loosely",
@@ -333,21 +321,6 @@ def are_numbers(names: ClassNames) -> bool:
     return bool(names.class_of) and all(map(str.isdecimal, names.class_of))
 
 
-def error_of(
-    log: AnswerLog, samples: Iterable[Sample], model: str, names: ClassNames
-) -> float | None:
-    """Return the mean error of a model; None without an answer or a label."""
-    errors = []
-    for sample in samples:
-        prediction = log.prediction(sample, model)
-        if prediction is None:
-            return None
-        if sample.truth is not None:
-            measure = measure_for(sample.truth, log.task, names)
-            errors.append(measure.add(sample.truth, prediction).error)
-    return float(np.mean(errors)) if errors else None
-
-
 def trial_of(samples: Iterable[Sample]) -> list[Sample]:
     """Return the first samples with objects of the classes."""
     trial = []
@@ -357,6 +330,14 @@ def trial_of(samples: Iterable[Sample]) -> list[Sample]:
     return trial[:NUM_TRIAL_IMAGES]
 
 
+def error_of(log: AnswerLog, sample: Sample, model: str, names: ClassNames) -> float | None:
+    """Return the error of a model; None without an answer or a label."""
+    prediction = log.prediction(sample, model)
+    if prediction is None or sample.truth is None:
+        return None
+    return measure_for(sample.truth, log.task, names).add(sample.truth, prediction).error
+
+
 def best_form(
     log: AnswerLog, trial: Sequence[Sample], model: str, names: ClassNames, forms: Sequence[Form]
 ) -> Form:
@@ -364,84 +345,14 @@ def best_form(
     rows = []
     for form in forms:
         log.forms[model] = form
-        rows.append([error_of(log, [sample], model, names) for sample in trial])
+        rows.append([error_of(log, sample, model, names) for sample in trial])
     errors = np.array(rows, dtype=np.float64)  # (forms, samples), NaN without an answer
     totals = errors[:, np.isfinite(errors).all(axis=0)].sum(axis=1)
     return forms[int(totals.argmin())]
 
 
-def decide(
-    models: Sequence[str], errors: Sequence[tuple[float, float]], margin: float | None
-) -> str | None:
-    """Return what the errors of two models on random images prove; None while they do not."""
-    if not errors:
-        return None
-    first, second = models
-    differences = np.array(errors) @ [1.0, -1.0]
-    values = np.stack([-differences, differences], axis=1)
-    log_needed = -math.log((1 - CONFIDENCE) / 2)  # two ways to be wrong
-    second_wins, first_wins = log_wealth(values, np.ones(2), DIFFERENCE_CAUTION) >= log_needed
-    if first_wins or second_wins:
-        verdict = f"{first if first_wins else second} is better"
-    elif margin is None:
-        return None
-    else:
-        within = log_wealth(values - margin, np.full(2, 1 - margin), DIFFERENCE_CAUTION)
-        if not (within >= log_needed).all():
-            return None
-        verdict = f"{first} and {second} are equal"
-    return (
-        f"{verdict}: decided after {len(errors)} images, with {CONFIDENCE:.0%} confidence; the mean"
-        f" errors differ by {100 * abs(differences.mean()):.1f} hundredths"
-    )
-
-
-def drawn(
-    images: Sequence[LabelledImage], number: int | None, seed: int, is_ordered: bool
-) -> list[LabelledImage]:
-    """Return at most `number` images by the seed, in their order or in a random one."""
+def drawn(images: Sequence[LabelledImage], number: int | None, seed: int) -> list[LabelledImage]:
+    """Return at most `number` images by the seed, in their order."""
     count = len(images) if number is None else min(number, len(images))
     indices = random.Random(seed).sample(range(len(images)), count)
-    return [images[index] for index in (sorted(indices) if is_ordered else indices)]
-
-
-@dataclass(slots=True)
-class Race:
-    """The errors of both models so far, and the decision."""
-
-    asker: Asker
-    models: Sequence[str]
-    names: ClassNames
-    equal_within: float | None  # hundredths
-    errors: list[tuple[float, float]] = field(default_factory=list)
-    decision: str | None = None
-
-    async def run(
-        self, client: AsyncClient, samples: Sequence[Sample], advance: Callable[[], None]
-    ) -> list[Sample]:
-        """Send images to both models until they are told apart; return the samples of these."""
-        by_image = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
-        margin = None if self.equal_within is None else self.equal_within / 100
-        num_sent = 0
-        while num_sent < len(by_image) and self.decision is None:
-            num_more = max(self.asker.concurrency, num_sent // _GROWTH)
-            batch = by_image[num_sent : num_sent + num_more]
-            for model in self.models:
-                await self.asker.ask(client, chain(*batch), model, advance)
-            for image_samples in batch:
-                first, second = (
-                    error_of(self.asker.log, image_samples, model, self.names)
-                    for model in self.models
-                )
-                if first is not None and second is not None:
-                    self.errors.append((first, second))
-            num_sent += len(batch)
-            self.decision = decide(self.models, self.errors, margin)
-        if not self.errors:
-            rule = "--until-decided needs labels: no answered image has any"
-            raise RunError(f"{rule}, or all of them choose the names; --prompts gives these")
-        return list(chain(*by_image[:num_sent]))
-
-    def sentence(self) -> str:
-        unclear = f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
-        return self.decision or unclear
+    return [images[index] for index in sorted(indices)]

@@ -62,6 +62,9 @@ class Job:
         return tuple(self.parameters.labels or self.parameters.phrases or ())
 
 
+ImageRequest = tuple[ImageFile, Job]
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """An image and its answer."""
@@ -331,7 +334,7 @@ class AnswerLog:
         with AppendLog.open(path, "key") as log:
             yield cls(log, task, options)
 
-    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[tuple[ImageFile, Job]]:
+    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[ImageRequest]:
         model = name.removesuffix(WITHOUT_TILES)
         options = self.options
         if model != name:
@@ -340,7 +343,7 @@ class AnswerLog:
             for parameters in map(partial(_in_form, self.forms.get(name, {})), sample.requests):
                 yield sample.image, Job(self.task, model, parameters, options)
 
-    def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[tuple[ImageFile, Job]]:
+    def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[ImageRequest]:
         for image, job in self.requests(samples, model):
             if _key(image, job) not in self._offsets:
                 yield image, job
@@ -406,7 +409,7 @@ def _key(image: ImageFile, job: Job) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Sends the requests that have no answer yet; records answers and failures."""
+    """Sends requests; records answers and failures."""
 
     log: AnswerLog
     failures: FailureLog
@@ -414,15 +417,11 @@ class Asker:
     concurrency: int
 
     async def ask(
-        self,
-        client: AsyncClient,
-        samples: Iterable[Sample],
-        model: str,
-        advance: Callable[[], None],
+        self, client: AsyncClient, requests: Iterable[ImageRequest], advance: Callable[[], None]
     ) -> None:
         """Raise the first error that affects every image."""
 
-        async def send(request: tuple[ImageFile, Job]) -> None:
+        async def send(request: ImageRequest) -> None:
             image, job = request
             source = ImageInStore(self.store, image)
             answer = await client.predict(
@@ -431,11 +430,10 @@ class Asker:
             self.log.append(image, job, answer)
             advance()
 
-        def record_failure(request: tuple[ImageFile, Job], error: DiptychError) -> None:
+        def record_failure(request: ImageRequest, error: DiptychError) -> None:
             image, job = request
             fields = non_null_fields(job.parameters, DEFAULT_OPTIONS)
             self.failures.append({"image": image.name, "model": job.model, **fields}, error)
             advance()
 
-        requests = self.log.unanswered(samples, model)
         await send_all(requests, send, record_failure, self.concurrency)

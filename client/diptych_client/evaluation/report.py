@@ -1,6 +1,6 @@
-"""The results of an evaluation as tables, JSON and pages: a report, an index of several.
+"""The results of an evaluation as tables, JSON and a page.
 
-Each page is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
+The page is one HTML file by Jinja2's templates: style, script, plots and images are in it, and its
 policy lets it load nothing. Shapes of the gallery are drawn by templates/page.js, in pixels of the
 original image. Jinja2 escapes all texts: names of datasets, models and labels are foreign.
 """
@@ -13,28 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from operator import attrgetter
-from os.path import relpath
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
 from diptych_client.conversion import rgb_of
-from diptych_client.evaluation.dataset import TrueObject, TruePhrase, read_json
+from diptych_client.evaluation.dataset import TrueObject, TruePhrase
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator, RankedSample, measure_for
 from diptych_client.evaluation.questions import Sample, TextsTruth, Truth
 from diptych_client.evaluation.statistics import Details, Estimates, Interval, Outcome
 from diptych_client.geometry import corners
-from diptych_client.inputs import MALFORMED, ImageStore
-from diptych_client.long_runs import Outputs, RunError, refusal
+from diptych_client.inputs import ImageStore
+from diptych_client.long_runs import Outputs
 from diptych_client.results import Detection, Instance, Item, TextRegion, label_of, score_text
 
 _MAX_SIDE_PX = 400
 _JPEG_QUALITY = 75
-_INDEX_TITLE = "Reports"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +147,6 @@ def json_document(evaluation: Evaluation, samples: Sequence[Sample]) -> dict[str
     return document | {"sentences": sentences(evaluation)}
 
 
-def _template(name: str) -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
 @dataclass(frozen=True, slots=True)
 class Gallery:
     """The images and answers of the cards."""
@@ -260,8 +246,14 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     for model, details in evaluation.details.items():
         if details.precisions:
             curves[model] = details.precisions
-    template = _template("report.html")
-    pieces = template.generate(
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pieces = environment.get_template("report.html").generate(
         title=heading(evaluation),
         sentences=sentences(evaluation),
         intervals=intervals,
@@ -275,40 +267,3 @@ def write_report(outputs: Outputs, evaluation: Evaluation, gallery: Gallery) -> 
     document = json_document(evaluation, gallery.samples)
     outputs.write(values, json.dumps(document, indent=2) + "\n")
     return document
-
-
-def write_index(reports: Sequence[Path], out: Path, overwrite: bool) -> list[dict[str, Any]]:
-    """Write a page over several reports and return its rows: what can be told apart.
-
-    An earlier index is replaced, another file only with `overwrite`. Raise `RunError` for a file
-    that is not a report.
-    """
-    if out.exists() and not overwrite:
-        text = out.read_text(encoding="utf-8", errors="replace")
-        if f"<title>{_INDEX_TITLE}</title>" not in text[:200]:
-            raise refusal(out)
-    rows = []
-    links = []
-    for report in reports:
-        path = report / "report.json" if report.is_dir() else report
-        try:
-            document = read_json(path)
-            row = {
-                "report": path.parent.name,
-                "task": f"{document['task']} on {document['dataset']}",
-                "images": document["num_images"],
-                "date": document["run"]["date"][:10],
-                "conclusion": " ".join(document["sentences"]),
-            }
-        except (OSError, *MALFORMED) as error:
-            raise RunError(f"{path} is not a report of `evaluate`: {error!r:.200}") from error
-        rows.append(row)
-        href = quote(Path(relpath(path.with_name("report.html"), out.parent)).as_posix())
-        links.append((href, path.parent.name))
-    header = tuple(rows[0]) if rows else ()
-    table = Table("All reports", header, tuple(tuple(map(str, row.values())) for row in rows))
-    template = _template("index.html")
-    page = template.render(title=_INDEX_TITLE, sentences=[], table=table, links=links)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return rows

@@ -24,7 +24,6 @@ import numpy as np
 from diptych_client.matching import Floats
 
 NUM_RESAMPLES = 1000
-CONFIDENCE = 0.95
 _NUM_ERRORS = 2.0  # standard errors; Student's t with 60 images
 
 
@@ -188,13 +187,11 @@ def _interval(draws: Floats, lowest: float = -math.inf) -> Interval:
     return Interval(value, max(centre - margin, lowest), min(centre + margin, highest))
 
 
-# largest losses before the first image, which keep the first bets small
-SHARE_CAUTION = 0.02  # few labels are wrong
-DIFFERENCE_CAUTION = 0.5
+_CAUTION = 0.02  # largest losses before the first image: they keep the first bets small
 _BETS = np.arange(20) / 20  # shares of the largest bet that cannot ruin the bettor
 
 
-def log_wealth(values: Floats, highest: Floats, caution: float) -> Floats:
+def log_wealth(values: Floats, highest: Floats) -> Floats:
     """Return the logarithm of the largest wealth after any image, (R,).
 
     `values` is (I, R), in an order that does not depend on them; `highest` (R,) is the largest
@@ -203,7 +200,7 @@ def log_wealth(values: Floats, highest: Floats, caution: float) -> Floats:
     if (values > highest).any():
         raise ValueError("a value exceeds its bound")
     log_gains = np.log1p(-_BETS * (values / highest)[:, :, None])  # (I, R, B)
-    log_growth = np.cumsum(log_gains, axis=0) + caution * np.log1p(-_BETS)
+    log_growth = np.cumsum(log_gains, axis=0) + _CAUTION * np.log1p(-_BETS)
     best = np.vstack([np.zeros((1, len(highest)), int), log_growth.argmax(axis=2)])
     best = best[:-1]  # a bet knows earlier images alone
     log_wins = np.take_along_axis(log_gains, best[:, :, None], axis=2)[:, :, 0]

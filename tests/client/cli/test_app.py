@@ -37,7 +37,7 @@ from diptych_client.long_runs import Outputs, RunError
 from diptych_client.transports.messages import from_json, to_json
 from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, SIZE, TEXT_REGIONS, answer
-from tests.support.scripted_services import ANSWER, Refusal, Script
+from tests.support.scripted_services import Refusal, Script
 
 FAILURE = ModelFailure("third", ErrorDetail("unsupported_task", "no", "task", "id"))
 BOTH = (answer(DETECTIONS, model="first"), answer(TEXT_REGIONS, model="second"))
@@ -244,7 +244,7 @@ def test_options_are_fields_of_the_request(diptych: Diptych, image: Path) -> Non
     assert request.key == "Bearer secret"
 
 
-def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured) -> None:
+def test_connection_error_names_the_url(diptych: Diptych, image: Path, capsys: Captured) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     # options of all commands may follow the command, where the last one counts
@@ -252,22 +252,7 @@ def test_doctor_names_what_fails(diptych: Diptych, image: Path, capsys: Captured
     assert diptych(Script([]), *words) == 1
     error = capsys.readouterr().err
     assert f"POST /v1/predict at {url}: " in error
-    assert f"`diptych --url {url} doctor` finds the cause" in error
     assert error.count("\n") == 1
-    assert diptych(Script([]), "doctor", "--json", "--url", url) == 1
-    (connection,) = json.loads(capsys.readouterr().out)
-    assert (connection["name"], connection["is_right"]) == ("connection", False)
-    assert "Connection refused" in connection["found"]
-
-
-def test_doctor_predicts_and_prints_times(diptych: Diptych, capsys: Captured) -> None:
-    rows = listings("captioning", "text")["/v1/tasks"] + listings("ocr", "text", "m")["/v1/tasks"]
-    script = Script([ANSWER], listings={"/v1/tasks": rows, "/v1/models": []})
-    assert diptych(script, "doctor") == 0
-    output = " ".join(capsys.readouterr().out.split())
-    for text in (" ok ", "ocr by", "network and client"):
-        assert text in output
-    assert "total" not in output
 
 
 def test_version_and_help_are_printed(diptych: Diptych, capsys: Captured) -> None:

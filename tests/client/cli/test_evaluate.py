@@ -1,4 +1,4 @@
-"""`diptych evaluate` and `reports` over a scripted service: files, and what is refused."""
+"""`diptych evaluate` over a scripted service: files, and what is refused."""
 
 import json
 import re
@@ -70,25 +70,6 @@ def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path)
     assert [b'name="tiles"' in one.body for one in received] == [True] * 3 + [False] * 3
     assert report_of(out)["models"] == ["first", "first without tiles"]
     assert evaluate(diptych, folder, "--without-tiles", models=["first"]) == (1, [])
-
-
-def test_race_ends_when_a_model_is_better(
-    diptych: Diptych, folder: Path, out: Path, capsys: Captured
-) -> None:
-    names = [f"{number}.png" for number in range(30)]
-    for name in names:
-        (folder / name).write_bytes((folder / "a.png").read_bytes())
-    write_labels(folder, names)
-    right, wrong = (answer(DetectionsResult(DETECTIONS.detections[i : i + 1])) for i in (0, 1))
-    words = ("--until-decided", "--json")
-    _, received = evaluate(diptych, folder, *words, answers=[right] * 2 + [right, wrong] * 40)
-    assert len(received) < 2 * 30
-    verdict = f"first is better: decided after {len(received) // 2} images"
-    document = json.loads(capsys.readouterr().out)
-    assert document["decided"].startswith(verdict)
-    assert document["report"] == str(out / "report.html")
-    assert evaluate(diptych, folder, "--until-decided", models=["first"])[0] == 1
-    assert "compares two models; given are first" in capsys.readouterr().err
 
 
 def test_report_names_run_and_failures(
@@ -173,10 +154,6 @@ def test_verdict_is_withheld(
         none,
     ]
     assert "second is asked names as written" in capsys.readouterr().err
-    words = ("--until-decided", "--json", "--overwrite")
-    assert evaluate_label(diptych, folder, "Star", *words)[0][-1] == none
-    assert json.loads(capsys.readouterr().out)["decided"] == ""
-    assert report_of(tmp_path / "out")["num_images"] == 3  # the first 20 have chosen the names
     sentences, _ = evaluate_label(diptych, folder, "2")
     assert sentences[-1].startswith("No verdict: the names of the classes are numbers, which --pr")
     prompts = tmp_path / "prompts.yaml"
@@ -221,25 +198,6 @@ def test_sample_and_split_name_the_dataset(diptych: Diptych, folder: Path, out: 
     assert len(received) == 1
     report = report_of(out)
     assert (report["num_images"], report["dataset"]) == (1, "images")
-
-
-def test_index_has_a_row_for_each_report(
-    diptych: Diptych, folder: Path, out: Path, capsys: Captured
-) -> None:
-    evaluate(diptych, folder, answers=BOTH)
-    capsys.readouterr()
-    index = folder.with_name("index.html")
-    assert diptych(Script([]), "reports", out, "--out", index, "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert (row["task"], row["images"]) == (f"{TASK} on images", 3)
-    assert row["conclusion"] == "first and second: agreement 100.0 [100.0, 100.0] %."
-    page = index.read_text()
-    assert 'href="out/report.html"' in page
-    assert "agreement" in page
-    (folder / "x.json").write_text("{}")
-    for path in (folder, folder / "x.json"):
-        assert diptych(Script([]), "reports", path, "--out", index) == 1
-        assert "is not a report of `evaluate`" in capsys.readouterr().err
 
 
 def test_labelled_model_has_metrics_by_class(

@@ -1,31 +1,24 @@
-"""The images that are evaluated, the gallery, phrases, agreement, and the better of two models."""
+"""The images that are evaluated, the gallery, phrases, agreement, and the form of names."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters
+from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject, TruePhrase
 from diptych_client.evaluation.evaluator import (
     Evaluation,
     Evaluator,
     PhrasesMeasure,
-    Race,
     best_form,
-    decide,
     disagreement,
     drawn,
     run_record,
 )
 from diptych_client.evaluation.questions import (
     AnswerLog,
-    Asker,
     ClassNames,
     ObjectsTruth,
     PhrasesTruth,
@@ -33,10 +26,9 @@ from diptych_client.evaluation.questions import (
     Sample,
     TextsTruth,
 )
-from diptych_client.evaluation.statistics import DIFFERENCE_CAUTION, log_wealth
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import Folder, ImageFile
-from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.long_runs import RunError
 from diptych_client.results import Instance
 from tests.support.client_answers import answer
 from tests.support.evaluations import SIZE, detection, prediction
@@ -61,14 +53,11 @@ def test_images_are_drawn_by_seed() -> None:
     images = dataset(20).images
     draws = []
     for seed in (1, 1, 2):
-        draws.append([image.image.name for image in drawn(images, 8, seed, is_ordered=True)])
+        draws.append([image.image.name for image in drawn(images, 8, seed)])
     assert len(set(draws[0])) == 8
     assert draws[0] == sorted(draws[0]) == draws[1] != draws[2]
     for number in (None, 20, 21):
-        assert drawn(images, number, 1, is_ordered=True) == images
-    mixed = drawn(images, 8, 1, is_ordered=False)
-    assert [image.image.name for image in mixed] != draws[0]
-    assert sorted(image.image.name for image in mixed) == draws[0]
+        assert drawn(images, number, 1) == images
 
 
 def evaluated(folder: Path, num_wrong: dict[str, list[int]]) -> Evaluation:
@@ -175,95 +164,13 @@ def test_run_is_written_without_credentials() -> None:
     assert record == {"service": "http://host:1", **options}
 
 
-def num_decided(rate: float, num_pairs: int, num_images: int, num_looks: int) -> int:
-    """Return how many pairs of equal models are told apart at any look."""
-    rng = np.random.default_rng(0)
-    num_told_apart = 0
-    for _ in range(num_pairs):
-        errors = list(map(tuple, (rng.random((num_images, 2)) < rate).astype(float).tolist()))
-        for look in range(1, num_looks + 1):
-            if decide(PAIR, errors[: num_images * look // num_looks], None) is not None:
-                num_told_apart += 1
-                break
-    return num_told_apart
-
-
-def test_equal_models_are_rarely_told_apart() -> None:
-    assert num_decided(0.3, num_pairs=200, num_images=120, num_looks=12) <= 0.05 * 200
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
-def test_few_of_a_thousand_equal_pairs_are_told_apart(rate: float) -> None:
-    """Look after every 5 of 600 images."""
-    number = num_decided(rate, num_pairs=1000, num_images=600, num_looks=120)
-    print(f"error {rate}: {number} of 1000 told apart")
-    assert number <= 50
-
-
-@pytest.mark.parametrize(("better", "errors"), [("A", (0.0, 1.0)), ("B", (1.0, 0.0))])
-def test_decision_needs_half_the_level(better: str, errors: tuple[float, float]) -> None:
-    """Two ways to be wrong share it: the wealth must reach 40, not 20."""
-    num_images = 1
-    while decide(PAIR, [errors] * num_images, None) is None:
-        num_images += 1
-    gains = np.full((num_images, 1), -1.0)
-    for count, is_enough in ((num_images, True), (num_images - 1, False)):
-        (logarithm,) = log_wealth(gains[:count], np.ones(1), DIFFERENCE_CAUTION)
-        assert (logarithm >= log(40)) == is_enough
-    decision = decide(PAIR, [errors] * num_images, None)
-    assert decision == (
-        f"{better} is better: decided after {num_images} images, with 95% confidence; the mean"
-        " errors differ by 100.0 hundredths"
-    )
-
-
-def test_equal_models_need_a_margin() -> None:
-    errors = [(0.2, 0.2)] * 500
-    assert decide(PAIR, errors, None) is None
-    decision = decide(PAIR, errors, 0.02) or ""
-    assert decision.startswith("A and B are equal: decided after 500 images")
-    assert decide(PAIR, errors[:50], 0.02) is None
-    first = (np.random.default_rng(0).random(500) < 0.5).astype(float)
-    differing = [(error, max(error - 0.02, 0.0)) for error in first.tolist()]
-    assert "equal" not in (decide(PAIR, differing, 0.01) or "")
-
-
-def sample(number: int, has_truth: bool = True, detail: str | None = None) -> Sample:
-    truth = ObjectsTruth((TrueObject("car", BOX),)) if has_truth else None
-    return Sample(ImageFile(f"{number}.png", 1, 1), (TaskParameters(detail=detail),), truth)
-
-
-def raced(
-    folder: Path, samples: Sequence[Sample], is_right: Callable[[int, str], bool | None]
-) -> tuple[Race, int]:
-    """Run a race over answers that are in the log; return it and the number of samples sent.
-
-    An answer is missing where `is_right` of image and model is None.
-    """
-    right = DetectionsResult((detection("car", BOX),))
-    with (
-        AnswerLog.open(folder / "answers.jsonl", "t", AnswerOptions()) as log,
-        FailureLog(folder / "failures.jsonl") as failures,
-    ):
-        for model in ("A", "B"):
-            for index, (image, job) in enumerate(log.requests(samples, model)):
-                if (is_found := is_right(index, model)) is not None:
-                    log.append(image, job, answer(right if is_found else NOTHING))
-        race = Race(Asker(log, failures, Folder(folder), 5), ("A", "B"), NAMES, None)
-
-        async def run() -> list[Sample]:
-            async with AsyncClient("http://127.0.0.1:9", max_retries=0) as client:
-                return await race.run(client, samples, lambda: None)
-
-        return race, len(asyncio.run(run()))
-
-
 def test_form_with_the_least_error_is_chosen(tmp_path: Path) -> None:
     """An image without an answer in one form counts in none."""
     forms = [{}, {"car": "auto"}, {"car": "vehicle"}]
     request = TaskParameters(labels=("car",))
-    samples = [replace(sample(number), requests=(request,)) for number in range(3)]
+    truth = ObjectsTruth((TrueObject("car", BOX),))
+    images = [ImageFile(f"{number}.png", 1, 1) for number in range(3)]
+    samples = [Sample(image, (request,), truth) for image in images]
     is_right = {"car": (0, 1, None), "auto": (0, 1, 1), "vehicle": (1, 1, 0)}
     right = DetectionsResult((detection("car", BOX),))
     with AnswerLog.open(tmp_path / "answers.jsonl", "t", AnswerOptions()) as log:
@@ -276,24 +183,3 @@ def test_form_with_the_least_error_is_chosen(tmp_path: Path) -> None:
         assert best_form(log, samples, "m", NAMES, forms[:2]) == {}  # of equal ones the first
         assert best_form(log, samples, "m", NAMES, forms) == {"car": "vehicle"}
         assert best_form(log, samples[2:], "m", NAMES, forms) == {}
-
-
-def test_race_ends_when_decided(tmp_path: Path) -> None:
-    samples = [sample(number) for number in range(60)]
-    race, num_sent = raced(tmp_path, samples, lambda _, model: model == "A")
-    assert num_sent < 60
-    assert num_sent % 5 == 0  # looks after each batch
-    assert race.sentence().startswith(f"A is better: decided after {num_sent} images")
-
-
-def test_race_leaves_out_incomplete_images(tmp_path: Path) -> None:
-    """An image that one model did not answer wholly counts for neither; an image counts once."""
-    samples = [sample(0), sample(0, detail="short"), sample(1), sample(1, False, "short")]
-    samples += [sample(number) for number in range(2, 6)]
-    race, num_sent = raced(
-        tmp_path, samples, lambda index, model: None if (index, model) == (1, "B") else True
-    )
-    assert (race.errors, num_sent) == ([(0.0, 0.0)] * 5, 8)
-    assert race.sentence() == "A and B are not told apart by 5 images"
-    with pytest.raises(RunError, match="--until-decided needs labels: no answered image has any"):
-        raced(tmp_path, [replace(samples[0], truth=None)], lambda *_: True)

@@ -225,7 +225,8 @@ def num_failed(folder: Path, samples: Sequence[Sample], url: str, *models: str) 
     async def run(asker: Asker) -> None:
         async with AsyncClient(url, max_retries=0) as client:
             for model in models or ("m",):
-                await asker.ask(client, samples, model, lambda: None)
+                requests = asker.log.unanswered(samples, model)
+                await asker.ask(client, requests, lambda: None)
 
     with (
         AnswerLog.open(folder / "answers.jsonl", "ocr", OPTIONS) as log,

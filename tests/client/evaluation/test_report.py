@@ -25,7 +25,6 @@ from diptych_client.evaluation.report import (
     heading,
     json_document,
     tables,
-    write_index,
     write_report,
 )
 from diptych_client.evaluation.statistics import Details, Interval
@@ -150,16 +149,6 @@ def test_page_has_names_as_text(folder: Path) -> None:
     assert "<title>open_vocabulary_detection on &lt;/script&gt;&lt;img src=x" in page
     assert "\\u003c/script\\u003e\\u003cimg src=x" in page  # the cards
     assert "<td>100.0</td>" in page
-
-
-def test_link_of_an_index_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    report = Path("javascript:alert(1)#")
-    report.mkdir()
-    row = {"task": "", "dataset": "", "num_images": 0, "run": {"date": ""}, "sentences": []}
-    (report / "report.json").write_text(json.dumps(row))
-    write_index([report], Path("index.html"), overwrite=False)
-    assert 'href="javascript%3Aalert%281%29%23/report.html"' in Path("index.html").read_text()
 
 
 def test_axis_ends_at_tens() -> None:

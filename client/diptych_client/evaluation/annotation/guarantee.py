@@ -37,7 +37,7 @@ from diptych_client.evaluation.annotation.consensus import ANY, Agreement, Box, 
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import Job, ObjectsTruth
-from diptych_client.evaluation.statistics import SHARE_CAUTION, log_wealth
+from diptych_client.evaluation.statistics import log_wealth
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats
@@ -244,7 +244,7 @@ def last_proved(tested: Sequence[Accepted], promise: Promise) -> Accepted | None
         num_right = accepted.num_labels - accepted.num_wrong
         excesses.append((1 - s) * accepted.num_wrong - s * num_right)
         highest.append((1 - s) * accepted.rule.max_labels)
-    wealths = log_wealth(np.stack(excesses, axis=1), np.array(highest), SHARE_CAUTION).tolist()
+    wealths = log_wealth(np.stack(excesses, axis=1), np.array(highest)).tolist()
     level = 0.0
     proved = None
     for accepted, wealth in zip(tested, wealths, strict=True):

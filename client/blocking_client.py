@@ -1,15 +1,14 @@
-"""client.py, the client that blocks, is written from the one for asyncio:
-`python -m tests.client.test_blocking_client` writes it.
+"""Writes clients/client.py, the client that blocks, from the one for asyncio:
+`python client/blocking_client.py`.
 """
 
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.support.export_cli import ROOT
-
-_CLIENTS = ROOT / "client" / "diptych_client" / "clients"
-SOURCE = _CLIENTS / "async_client.py"
-WRITTEN = _CLIENTS / "client.py"
+_CLIENTS = Path(__file__).parent / "diptych_client" / "clients"
+_SOURCE = _CLIENTS / "async_client.py"
+_OUTPUT = _CLIENTS / "client.py"
 
 _MODULE = (
     '"""The client that blocks. Do not edit: async_client.py is its source, and says how."""\n'
@@ -49,25 +48,20 @@ _REPLACEMENTS = (
 )
 
 
-def test_client_that_blocks_is_the_one_for_asyncio() -> None:
-    assert WRITTEN.read_text(encoding="utf-8") == blocking_client(), "write it again"
-
-
 def blocking_client() -> str:
     """Return client.py."""
-    _, _, code = SOURCE.read_text(encoding="utf-8").partition('"""\n\n')
+    _, _, code = _SOURCE.read_text(encoding="utf-8").partition('"""\n\n')
     for asynchronous, blocking in _REPLACEMENTS:
-        assert asynchronous in code, f"{SOURCE.name} does not have {asynchronous!r}"
+        if asynchronous not in code:
+            raise SystemExit(f"{_SOURCE.name} does not have {asynchronous!r}")
         code = code.replace(asynchronous, blocking)
+    code = f"{_MODULE}\n{code}"
     unused_and_unsorted = "F401,I"
-    fix = ("check", "--fix", "--quiet", "--select", unused_and_unsorted)
-    return _ruff(_ruff(f"{_MODULE}\n{code}", *fix), "format")
-
-
-def _ruff(code: str, *command: str) -> str:
-    arguments = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(WRITTEN), "-"]
-    return subprocess.check_output(arguments, input=code, cwd=ROOT, text=True)
+    for command in (("check", "--fix", "--quiet", "--select", unused_and_unsorted), ("format",)):
+        ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(_OUTPUT), "-"]
+        code = subprocess.check_output(ruff, input=code, text=True)
+    return code
 
 
 if __name__ == "__main__":
-    WRITTEN.write_text(blocking_client(), encoding="utf-8")
+    _OUTPUT.write_text(blocking_client(), encoding="utf-8")
