@@ -4,10 +4,7 @@ Within a picture each label has one colour, also across the panels of a comparis
 """
 
 import io
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from html import escape
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -15,7 +12,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from diptych_client.conversion import DAMAGED, encoded, read_image_file, rgb_of
+from diptych_client.conversion import read_image_file, rgb_of
 from diptych_client.geometry import Ring, corners
 from diptych_client.results import (
     Answer,
@@ -29,7 +26,6 @@ from diptych_client.results import (
     items_of,
     label_of,
     score_text,
-    text_of,
 )
 
 Color = tuple[int, ...]  # RGB
@@ -39,7 +35,6 @@ Colors = Mapping[str, Color]
 _HEX_COLORS = "#56b4e9 #e69f00 #009e73 #d55e00 #cc79a7 #0072b2 #f0e442"
 PALETTE = tuple(map(ImageColor.getrgb, _HEX_COLORS.split()))
 _MASK_OPACITY = 0.45
-_HTML_SIZE_WH = (900, 900)
 
 
 def open_upright(path: Path) -> Image.Image:
@@ -67,22 +62,6 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * step, 0))
     return picture
-
-
-def html_of(answer: Answer) -> str:
-    """Return the drawn answer as an HTML image, on white if the image is not known."""
-    size_wh = (answer.image.width, answer.image.height)
-    picture = None
-    if answer.path is not None:
-        with suppress(*DAMAGED):
-            picture = open_upright(Path(answer.path))
-    if picture is None or picture.size != size_wh:
-        picture = Image.new("RGB", size_wh, "white")
-    drawn = draw_answer(picture, answer)
-    drawn.thumbnail(_HTML_SIZE_WH)
-    data = b64encode(encoded(drawn)).decode()
-    text = ", ".join(map(label_of, items_of(answer.result))) or text_of(answer.result) or ""
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
 def _colors(items: Iterable[Item]) -> Colors:

@@ -30,7 +30,7 @@ from diptych_client.conversion import (
 )
 from diptych_client.errors import new_error
 from diptych_client.geometry import ImageSize
-from diptych_client.requests import Request, StoredImage
+from diptych_client.requests import StoredImage
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -79,13 +79,6 @@ def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     return encoded_image(image, bgr)
-
-
-def path_of(image: ImageSource) -> str | None:
-    """Return the path of an image that is given by one."""
-    if isinstance(image, str | os.PathLike) and not str(image).startswith(_URL_SCHEMES):
-        return os.fspath(image)
-    return None
 
 
 def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
@@ -190,19 +183,16 @@ def _smaller(image: OpenedImage, num_bytes: int, max_pixels: int) -> Downscaled 
     return Downscaled(file.getvalue(), original, scale)
 
 
-def restored(result: ResultT, request: Request) -> ResultT:
-    """Return an answer, or each of a comparison, in pixels of the original and with its path."""
-    known: object = result
-    original = request.original
-    if isinstance(result, Comparison):
-        answers = tuple(restored(answer, request) for answer in result.answers)
-        known = replace(result, image=original or result.image, answers=answers)
-    elif isinstance(result, Answer):
-        known = replace(result, path=request.path)
-        if original is not None:
-            original_result = scaled_result(result.result, result.image, original)
-            known = replace(known, image=original, result=original_result)
-    return known  # type: ignore[return-value]
+def restored(result: ResultT, original: ImageSize | None) -> ResultT:
+    """Return an answer, or each of a comparison, in pixels of the original, if it was larger."""
+    restored_result: object = result
+    if original is not None and isinstance(result, Comparison):
+        answers = tuple(restored(answer, original) for answer in result.answers)
+        restored_result = replace(result, image=original, answers=answers)
+    elif original is not None and isinstance(result, Answer):
+        scaled = scaled_result(result.result, result.image, original)
+        restored_result = replace(result, image=original, result=scaled)
+    return restored_result  # type: ignore[return-value]
 
 
 def scaled_result(result: Result, sent: ImageSize, original: ImageSize) -> Result:

@@ -84,7 +84,6 @@ class Request:
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     stored: StoredImage | None = None  # the image, which is sent again when it has expired
     original: ImageSize | None = None  # size of the image before it was downscaled
-    path: str | None = None  # of the image, if it was given by one
 
 
 def from_mapping(kind: type[KindT], values: KindT | Mapping[str, Any]) -> KindT:

@@ -1,8 +1,8 @@
 """Answers of the service as values, and those as values of other libraries.
 
 The same over REST and gRPC, so they compare equal. Boxes `[x1, y1, x2, y2]`, polygons and quads are
-in pixels of the original, upright image. supervision, FiftyOne and pandas are optional: a method
-imports its library.
+in pixels of the original, upright image. supervision and FiftyOne are optional: a method imports
+its library.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,6 @@ UNNAMED = "object"  # class of boxes without a label
 MAX_CLASSES = 100_000  # that this process numbers
 _class_ids: dict[str, int] = {}
 _class_ids_lock = Lock()
-_COLUMNS = ("model", "task", "label", "score", "x1", "y1", "x2", "y2", "shape")
 
 ViewXyxy = tuple[int, int, int, int]
 
@@ -216,8 +215,6 @@ class Answer:
     # p-value that the image is like those of the calibration; null in JSON if it is unknown
     familiarity: float | None = field(default_factory=lambda: None)
     image_embedding: str | None = None  # base64 of little-endian float32
-    # path of the image, if it was given by one
-    path: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_unfamiliar(self) -> bool:
@@ -230,12 +227,6 @@ class Answer:
 
         document: dict[str, Any] = to_json(self)
         return document
-
-    def _repr_html_(self) -> str:
-        """Return the picture with what was found; without the image if it was given as pixels."""
-        from diptych_client.drawing import html_of
-
-        return html_of(self)
 
     def to_supervision(self, classes: Sequence[str] | None = None) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads, in `data["xyxyxyxy"]`.
@@ -302,18 +293,6 @@ class Answer:
         """
         numbers = class_ids(map(category_of, items_of(self.result)), classes)
         return coco_document([(image_id, file_name, self)], numbers)
-
-    def to_pandas(self) -> Any:  # pandas has no types
-        """Return a `pandas.DataFrame` with a row for each object, or for the text."""
-        import pandas
-
-        rows: list[tuple[Any, ...]] = []
-        if isinstance(self.result, TextResult):
-            rows.append((self.model, self.task, self.result.text, *[None] * 6))
-        for item in items_of(self.result):
-            shape = getattr(item, "quad_xy", None) or getattr(item, "polygons_xy", None)
-            rows.append((self.model, self.task, label_of(item), item.score, *box_of(item), shape))
-        return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)

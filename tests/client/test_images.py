@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from diptych_client import (
-    Answer,
     Client,
     Comparison,
     Detection,
@@ -27,7 +26,6 @@ from diptych_client import (
     TextRegionsResult,
 )
 from diptych_client.image_sources import downscaled, encoded_image, restored
-from diptych_client.requests import Request
 from tests.support.client_answers import TEXT, answer
 from tests.support.scripted_services import Script, serving_rest
 
@@ -60,15 +58,6 @@ def test_files_are_sent_unchanged(tmp_path: Path) -> None:
     with path.open("rb") as file:
         sources: list[Any] = [path, str(path), b"file", bytearray(b"file"), memoryview(b"file")]
         assert {encoded_image(source) for source in [*sources, file]} == {b"file"}
-
-
-def test_answer_knows_the_path_of_its_image(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"file")
-    sources: list[Any] = [path, str(path), b"file", "http://host/a.png"]
-    with serving_rest(Script([])) as url, Client(url) as client:
-        paths = [client.predict(source, "t").path for source in sources]
-    assert paths == [str(path), str(path), None, None]
 
 
 def test_pil_image_of_any_mode_is_sent() -> None:
@@ -163,13 +152,11 @@ def test_answer_is_scaled_to_the_original() -> None:
     region = TextRegion(((0, 0), (1, 0), (1, 1), (0, 1)), "t", 0.5)
     regions = (replace(region, quad_xy=((0, 0), (2, 0), (2, 3), (0, 3))),)
     small = (answer(InstancesResult((instance,)), size), answer(TextRegionsResult((region,)), size))
-    request = Request(original=ImageSize(8, 6), path="a.png")
-    large = restored(Comparison("id", "t", size, (*small, answer(TEXT, size))), request)
+    comparison = Comparison("id", "t", size, (*small, answer(TEXT, size)))
+    large = restored(comparison, ImageSize(8, 6))
     assert large.image == ImageSize(8, 6)
     results = (InstancesResult((scaled,)), TextRegionsResult(regions), TEXT)
     assert large.answers == tuple(answer(result, ImageSize(8, 6)) for result in results)
-    assert isinstance(large.answers[0], Answer)
-    assert large.answers[0].path == "a.png"
 
 
 def test_client_sends_image_and_region_smaller(

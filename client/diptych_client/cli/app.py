@@ -16,8 +16,6 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Annotated, Any, get_args
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import typer
 import yaml
@@ -93,17 +91,10 @@ app = typer.Typer(
 )
 
 
-def local_name(text: str) -> str:
-    """Return the path in a `file:` URL, or any other name."""
-    if text.startswith("data:"):
-        raise BadParameter(f"{text:.30}… is a data: URL: give a file, or - for the standard input")
-    return url2pathname(urlsplit(text).path) if text.startswith("file:") else text
-
-
 def image_name(text: str) -> str:
-    """Return a local name, for `-` that of a copy of the standard input until the command ends."""
+    """Return the name, for `-` that of a copy of the standard input until the command ends."""
     if text != "-":
-        return local_name(text)
+        return text
     folder = mkdtemp(prefix="diptych-")
     atexit.register(rmtree, folder, ignore_errors=True)
     path = Path(folder) / "stdin"
@@ -120,9 +111,9 @@ ImagePath = Annotated[
     ),
 ]
 ImageInputs = Annotated[list[str], Argument(help=f"{_INPUTS}, or `-`.", parser=image_name)]
-Inputs = Annotated[list[str], Argument(help=f"{_INPUTS}.", parser=local_name)]
+Inputs = Annotated[list[str], Argument(help=f"{_INPUTS}.")]
 DatasetPath = Annotated[
-    list[str], Argument(help="A folder, file or archive with labels; or images.", parser=local_name)
+    list[str], Argument(help="A folder, file or archive with labels; or images.")
 ]
 Draw = Annotated[Path | None, Option(help="Save the drawn answer here, of many images a folder.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]

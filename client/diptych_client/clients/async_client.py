@@ -133,7 +133,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         fields = {"task": task, "model": model}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         answer = await self._ask(messages.PREDICT, request, self._transport.send)
-        return restored(answer, request)
+        return restored(answer, request.original)
 
     async def predict_many(
         self,
@@ -201,9 +201,9 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         first, events = await self._ask(messages.PREDICT, request, self._start)
         async with aclosing(events):
-            yield restored(first, request)
+            yield restored(first, request.original)
             async for event in events:
-                yield restored(event, request)
+                yield restored(event, request.original)
 
     async def compare(
         self,
@@ -219,7 +219,7 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         comparison = await self._ask(messages.COMPARE, request, self._transport.send)
-        return restored(comparison, request)
+        return restored(comparison, request.original)
 
     async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.

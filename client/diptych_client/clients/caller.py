@@ -23,7 +23,7 @@ from tenacity import (
 )
 
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded, new_error
-from diptych_client.image_sources import ImageSource, downscaled, path_of, sent_image
+from diptych_client.image_sources import ImageSource, downscaled, sent_image
 from diptych_client.requests import (
     AnswerOptions,
     FieldValue,
@@ -106,7 +106,7 @@ class Caller(Generic[TransportT]):
         values = {name: value for name, value in fields.items() if value is not None}
         values |= non_null_fields(parameters, options)
         stored = image if isinstance(image, StoredImage) else None
-        return Request(sent, values, stored, original, path_of(image))
+        return Request(sent, values, stored, original)
 
     def _call(
         self,

@@ -129,7 +129,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         fields = {"task": task, "model": model}
         request = self._prepare(image, bgr, fields, parameters, options)
         answer = self._ask(messages.PREDICT, request, self._transport.send)
-        return restored(answer, request)
+        return restored(answer, request.original)
 
     def predict_many(
         self,
@@ -195,9 +195,9 @@ class Client(Caller[RestTransport | GrpcTransport]):
         request = self._prepare(image, bgr, fields, parameters, options)
         first, events = self._ask(messages.PREDICT, request, self._start)
         with closing(events):
-            yield restored(first, request)
+            yield restored(first, request.original)
             for event in events:
-                yield restored(event, request)
+                yield restored(event, request.original)
 
     def compare(
         self,
@@ -213,7 +213,7 @@ class Client(Caller[RestTransport | GrpcTransport]):
         fields = {"task": task, "models": None if models is None else tuple(models)}
         request = self._prepare(image, bgr, fields, parameters, options)
         comparison = self._ask(messages.COMPARE, request, self._transport.send)
-        return restored(comparison, request)
+        return restored(comparison, request.original)
 
     def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
         """Answer many questions about one image; a step may be asked about each box of another.

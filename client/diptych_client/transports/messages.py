@@ -1,9 +1,8 @@
 """REST: the calls of the API, values to and from their JSON, and the attempts over httpx.
 
 One rule converts all values, by the types of the dataclasses' fields. A field is named in JSON
-without the suffix of coordinates: `box_xyxy` is `box`. An unset option has no field, nor has what
-only the client knows and does not compare. Of a union the
-member is meant whose fields without a default are all there.
+without the suffix of coordinates: `box_xyxy` is `box`. An unset option has no field. Of a
+union the member is meant whose fields without a default are all there.
 """
 
 import json
@@ -52,7 +51,7 @@ def to_json(value: Any) -> Any:
         part = getattr(value, field.name)
         if field.name == _OUTCOME:
             row |= to_json(part)
-        elif field.compare and (part is not None or field.default is not None):
+        elif part is not None or field.default is not None:
             row[_COORDINATES.sub("", field.name)] = to_json(part)
     return row
 
