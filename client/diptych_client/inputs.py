@@ -4,7 +4,6 @@
     'photos/**/*.jpg', files  images
     data.zip, data.tar.gz     a folder, unpacked: no bomb, no path outside, only data files
                               that are not hidden
-    clip.mp4                  images, one every so many seconds; needs the extra `video`
     any other file            labels, for the readers of datasets
 
 A name that a stranger wrote cannot lead out of its folder. Input that is left out or changed is a
@@ -20,29 +19,23 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, TypeGuard
 
-from PIL import Image
-
 from diptych_client.conversion import SUFFIXES, is_sendable, pages_of, read_image_file, split_page
 from diptych_client.long_runs import RunError
 
-_VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 LABEL_SUFFIXES = {".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
 _UNPACKED = SUFFIXES | LABEL_SUFFIXES | {".names", ".data", ".labels"}
 
-DEFAULT_EVERY_S = 1.0
 MAX_ARCHIVE_FILES = 1_000_000
 MAX_ARCHIVE_RATIO = 100  # unpacked bytes, or the following number if that is more
 MIN_ARCHIVE_LIMIT_BYTES = 100_000_000
-_JPEG_QUALITY = 92
 
 # A value of another form than its format's: a missing key, a list where a number is due, 1e999 …
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -224,11 +217,10 @@ def path_within(folder: Path, name: object) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The folder that inputs are unpacked to, and how."""
+    """The folder that inputs are unpacked to, and the problems in them."""
 
     work: Path
     problems: Problems
-    every_s: float = DEFAULT_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +254,7 @@ def open_images(names: Sequence[str], opening: Opening) -> Opened:
     if path.is_dir():
         return Opened(path)
     if path.name.lower().endswith(_ARCHIVES):
-        return Opened(_made(opening, path, _unpack))
-    if suffix in _VIDEOS:
-        return Opened(_made(opening, path, partial(_extract_frames, every_s=opening.every_s)))
+        return Opened(_unpacked(opening, path))
     return Opened(path)
 
 
@@ -281,15 +271,15 @@ def _image_files(names: Sequence[str]) -> Opened:
     return Opened(folder.path, tuple(map(folder.image, images)))
 
 
-def _made(opening: Opening, source: Path, make: Callable[[Path, Path, Problems], None]) -> Path:
-    """Return the folder of the opening with what `make` writes, once for each state of the source.
+def _unpacked(opening: Opening, archive: Path) -> Path:
+    """Return the folder of the opening with the files of an archive, once for each state of it.
 
     What it left out is remembered beside the folder. Raise `RunError` for a folder that this
     command did not make.
     """
     work = opening.work
-    stat = source.stat()
-    state = f"every {opening.every_s} s {source.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    stat = archive.stat()
+    state = f"{archive.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     mark = work.with_name(f"{work.name}.source")
     if mark.is_file():
         known, _, counts = mark.read_text(encoding="utf-8").rpartition("\n")
@@ -302,7 +292,7 @@ def _made(opening: Opening, source: Path, make: Callable[[Path, Path, Problems],
     work.mkdir(parents=True)
     mark.write_text("", encoding="utf-8")  # incomplete
     left_out = Problems()
-    make(source, work, left_out)
+    _unpack(archive, work, left_out)
     mark.write_text(f"{state}\n{json.dumps(left_out.counts)}", encoding="utf-8")
     opening.problems.counts.update(left_out.counts)
     return work
@@ -345,23 +335,3 @@ def _members(archive: Path) -> Iterator[tuple[str, float, int, IO[bytes]]]:
             content = tarred.extractfile(member) if member.isreg() else None
             if content is not None:
                 yield member.name, member.mtime, member.size, content
-
-
-def _extract_frames(video: Path, folder: Path, _left_out: Problems, every_s: float) -> None:
-    """Write the frames as STEM-SECONDS.jpg; raise `RunError`."""
-    import av
-
-    due_s = 0.0
-    # a playlist in disguise must not open other files or URLs
-    options = {"protocol_whitelist": "none"}
-    try:
-        with video.open("rb") as file, av.open(file, "r", options=options) as container:
-            for frame in container.decode(container.streams.video[0]):
-                time_s = frame.time or 0.0
-                if time_s >= due_s:
-                    due_s = time_s + every_s
-                    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                    path = folder / f"{video.stem}-{time_s:010.3f}.jpg"
-                    image.save(path, "JPEG", quality=_JPEG_QUALITY)
-    except (av.FFmpegError, IndexError) as error:
-        raise RunError(f"{video} is not a readable video: {error}") from error

@@ -1,4 +1,4 @@
-"""Folders, patterns, archives and videos become files of a folder, within limits."""
+"""Folders, patterns and archives become files of a folder, within limits."""
 
 import os
 import shutil
@@ -6,8 +6,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 
 from diptych_client import inputs
@@ -23,12 +21,12 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def opened(tmp_path: Path, *paths: object, every_s: float = 1.0) -> Opened:
-    return open_images(list(map(str, paths)), Opening(tmp_path / "work", Problems(), every_s))
+def opened(tmp_path: Path, *paths: object) -> Opened:
+    return open_images(list(map(str, paths)), Opening(tmp_path / "work", Problems()))
 
 
-def names(tmp_path: Path, *paths: object, every_s: float = 1.0) -> list[str]:
-    return [image.name for image in opened(tmp_path, *paths, every_s=every_s).images()[1]]
+def names(tmp_path: Path, *paths: object) -> list[str]:
+    return [image.name for image in opened(tmp_path, *paths).images()[1]]
 
 
 def test_folder_pattern_and_files_are_images(photos: Path, tmp_path: Path) -> None:
@@ -118,31 +116,6 @@ def test_bomb_is_refused_in_time(
     with pytest.raises(RunError, match="holds more than 3,000,000 bytes or 2 files"):
         opened(tmp_path, tmp_path / "x.zip")
     assert len(list((tmp_path / "work").iterdir())) == len(sizes) - 1
-
-
-def write_video(path: Path, num_frames: int, rate: int) -> str:
-    with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width = 64
-        stream.height = 48
-        pixels = np.zeros((48, 64, 3), np.uint8)
-        for frame in (*(av.VideoFrame.from_ndarray(pixels) for _ in range(num_frames)), None):
-            container.mux(stream.encode(frame))
-    return str(path)
-
-
-def test_video_is_a_frame_every_so_often(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "clip.mp4", num_frames=20, rate=10)
-    expected = [f"clip-{second:010.3f}.jpg" for second in (0, 0.5, 1, 1.5)]
-    assert names(tmp_path, video, every_s=0.5) == expected
-
-
-def test_playlist_reads_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_video(tmp_path / "clip.mp4", num_frames=2, rate=1)
-    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
-    with pytest.raises(RunError, match="is not a readable video"):
-        opened(tmp_path, tmp_path / "x.mp4")
 
 
 def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:

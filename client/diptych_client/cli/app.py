@@ -9,7 +9,7 @@ import atexit
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -31,7 +31,6 @@ from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
     DatasetOptions,
-    EvaluateOptions,
     GuaranteeOptions,
     InputOptions,
     ModelIds,
@@ -102,7 +101,7 @@ def image_name(text: str) -> str:
     return str(path)
 
 
-_INPUTS = "Images, a folder, a pattern, an archive or a video"
+_INPUTS = "Images, a folder, a pattern or an archive"
 ImagePath = Annotated[
     Path,
     Argument(
@@ -327,10 +326,13 @@ def annotate(
 def evaluate(
     context: typer.Context,
     dataset: DatasetPath,
-    options: EvaluateOptions,
+    options: ReportOptions,
     dataset_options: DatasetOptions,
     input_options: InputOptions,
     task_options: TaskOptions,
+    calibrate: Annotated[
+        Path | None, Option(help="Fit probabilities of scores, write them here.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Evaluate models on a dataset, or compare them on images without labels; write a report.
 
@@ -339,8 +341,8 @@ def evaluate(
     """
     from diptych_client.cli.evaluate import EvaluationRun
 
-    run = EvaluationRun(context.obj, dataset, options, dataset_options, input_options, task_options)
-    raise typer.Exit(1 if run.run() else 0)
+    parts = (dataset, options, dataset_options, input_options, task_options)
+    raise typer.Exit(1 if EvaluationRun(context.obj, *parts, calibrate).run() else 0)
 
 
 @app.command()
@@ -361,8 +363,8 @@ def review(
     """
     from diptych_client.cli.evaluate import EvaluationRun
 
-    parts = (dataset, EvaluateOptions(**asdict(options)), dataset_options, input_options)
-    run = EvaluationRun(context.obj, *parts, task_options, is_review=True)
+    parts = (dataset, options, dataset_options, input_options, task_options)
+    run = EvaluationRun(context.obj, *parts, is_review=True)
     if merge is None:
         raise typer.Exit(1 if run.run() else 0)
     run.merge(merge)

@@ -20,8 +20,8 @@ from diptych_client.cli.annotate import ask
 from diptych_client.cli.options import (
     ConnectionOptions,
     DatasetOptions,
-    EvaluateOptions,
     InputOptions,
+    ReportOptions,
     TaskOptions,
     listed,
     offered_task,
@@ -42,7 +42,6 @@ from diptych_client.evaluation.evaluator import (
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.objects import ObjectsMeasure, fit_calibration
 from diptych_client.evaluation.questions import (
-    WITHOUT_TILES,
     AnswerLog,
     Asker,
     Form,
@@ -123,8 +122,7 @@ def _names(form: Form) -> str:
 class Plan:
     """The models, the samples and the questions of a run, and its findings."""
 
-    models: tuple[Model, ...]
-    names: tuple[str, ...]  # columns: each model, with --without-tiles also without
+    models: Mapping[str, Model]  # keyed by id
     dataset: Dataset
     questionnaire: Questionnaire
     samples: list[Sample]
@@ -138,10 +136,11 @@ class EvaluationRun:
 
     connection: ConnectionOptions
     inputs: Sequence[str]
-    options: EvaluateOptions
+    options: ReportOptions
     dataset_options: DatasetOptions
     input_options: InputOptions
     task_options: TaskOptions
+    calibration: Path | None = None  # file for fitted probabilities of scores
     is_review: bool = False
 
     def run(self) -> int:
@@ -149,19 +148,18 @@ class EvaluationRun:
         out = output_folder(self.options.out, self.inputs, self.task_options.task)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
-            outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])
+            outputs.check([*report_files(out), *filter(None, [self.calibration])])
             outputs.check(map(out.joinpath, review.FILES if self.is_review else ()))
             plan = self._plan(outputs)
             asker = self._asker(stack, outputs, plan.dataset.store)
             self._choose_forms(plan, asker, outputs)
-            for name in plan.names:
+            for name in plan.models:
                 ask(self.connection, asker, plan.samples, name)
             self._report(plan, asker, outputs)
         return asker.failures.num_failures
 
     def _plan(self, outputs: Outputs) -> Plan:
         models = self._models()
-        names = self._names(models)
         opening = self.input_options.opening(outputs.folder)
         dataset = self._dataset(opening)
         note_problems(opening.problems, outputs)
@@ -177,11 +175,11 @@ class EvaluationRun:
         if self.is_review and not any(isinstance(truth, ObjectsTruth) for truth in truths):
             raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
         ignored = {**opening.problems.counts, **dataset.inventory.ignored}
-        return Plan(models, names, dataset, questionnaire, samples, ignored)
+        return Plan(models, dataset, questionnaire, samples, ignored)
 
     def _asker(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Asker:
         out = outputs.folder
-        has_embeddings = True if self.options.calibrate else None
+        has_embeddings = True if self.calibration else None
         options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
         log = AnswerLog.open(out / "answers.jsonl", self.task_options.task, options)
         answers = stack.enter_context(log)
@@ -192,7 +190,7 @@ class EvaluationRun:
         """Ask the models in all forms; leave the best ones in the log, and in files of prompts."""
         forms = plan.questionnaire.forms()
         trial = trial_of(plan.samples) if len(forms) > 1 else []
-        for name in plan.names if trial else ():
+        for name in plan.models if trial else ():
             for form in forms:
                 asker.log.forms[name] = form
                 ask(self.connection, asker, trial, name)
@@ -205,7 +203,7 @@ class EvaluationRun:
             logger.info("%s is asked %s; see %s", name, choice, path)
 
     def _report(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
-        evaluator = Evaluator(asker.log, plan.names, plan.questionnaire.names)
+        evaluator = Evaluator(asker.log, tuple(plan.models), plan.questionnaire.names)
         evaluation = self._evaluation(plan, evaluator, asker.failures)
         if self.is_review:
             reviewer = review.Reviewer(evaluator, plan.samples, plan.dataset.images)
@@ -217,8 +215,8 @@ class EvaluationRun:
         report = str(report_files(outputs.folder)[0])
         document["report"] = report
         print_conclusions(evaluation, document, asker.failures, self.input_options.as_json)
-        if self.options.calibrate is not None:
-            self._calibrate(outputs, self.options.calibrate, plan.models, evaluator)
+        if self.calibration is not None:
+            self._calibrate(outputs, self.calibration, plan.models.values(), evaluator)
 
     def _evaluation(self, plan: Plan, evaluator: Evaluator, failures: FailureLog) -> Evaluation:
         seed = self.task_options.seed or 0
@@ -230,7 +228,7 @@ class EvaluationRun:
             logger.warning("%s: %s are unlike the images of its calibration", name, share)
         settings = {**self._settings(), **plan.findings}
         counts = {"requests failed": failures.num_failures, **plan.ignored}
-        record = run_record(self.connection.url, settings, plan.models, counts)
+        record = run_record(self.connection.url, settings, plan.models.values(), counts)
         return replace(evaluation, run=record)
 
     def merge(self, export: Path) -> None:
@@ -272,7 +270,7 @@ class EvaluationRun:
             "sample": self.options.sample or "",
         }
 
-    def _models(self) -> tuple[Model, ...]:
+    def _models(self) -> dict[str, Model]:
         with self.connection.client() as client:
             task = offered_task(client.tasks(), self.task_options)
             served = {model.id: model for model in client.models()}
@@ -280,18 +278,10 @@ class EvaluationRun:
         if missing := [name for name in names if name not in task.models]:
             offered = ", ".join(task.models)
             raise RunError(f"{', '.join(missing)} does not offer {task.id}; offered by {offered}")
-        return tuple(served[name] for name in dict.fromkeys(names))
-
-    def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
-        names = list(map(attrgetter("id"), models))
-        if self.options.without_tiles:
-            if self.task_options.tiles in (None, "off"):
-                raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
-            names += [f"{name}{WITHOUT_TILES}" for name in names]
-        return tuple(names)
+        return {name: served[name] for name in names}
 
     def _calibrate(
-        self, outputs: Outputs, path: Path, models: Sequence[Model], evaluator: Evaluator
+        self, outputs: Outputs, path: Path, models: Iterable[Model], evaluator: Evaluator
     ) -> None:
         calibrations = []
         task = self.task_options.task

@@ -21,7 +21,7 @@ from diptych_client.clients.client import Client
 from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.geometry import BoxXyxy
 from diptych_client.image_sources import DEFAULT_MAX_PIXELS
-from diptych_client.inputs import DEFAULT_EVERY_S, Opening, Problems
+from diptych_client.inputs import Opening, Problems
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key, split_list
 from diptych_client.results import Task
@@ -83,13 +83,12 @@ def listed(values: Iterable[str] | None) -> list[str] | None:
 class InputOptions:
     """How inputs are read, and whether files of others are replaced."""
 
-    every: Annotated[float, "Seconds between two frames of a video.", _POSITIVE] = DEFAULT_EVERY_S
     strict: Annotated[bool, "Stop at the first damaged label."] = False
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
     overwrite: Overwrite = False
 
     def opening(self, out: Path) -> Opening:
-        return Opening(out / "input", Problems(self.strict), self.every)
+        return Opening(out / "input", Problems(self.strict))
 
 
 def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
@@ -209,14 +208,6 @@ class ReportOptions:
     sample: Annotated[int | None, "Number of images, drawn by --seed.", _COUNT] = None
     concurrency: Concurrency = 8
     gallery: Annotated[int, "Number of images in the report.", {"min": 0}] = 200
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateOptions(ReportOptions):
-    """Options of `evaluate` alone."""
-
-    without_tiles: Annotated[bool, "With --tiles: also ask without tiles, and compare."] = False
-    calibrate: Annotated[Path | None, "Fit probabilities of scores, write them here.", _FILE] = None
 
 
 def offered_task(tasks: Iterable[Task], options: TaskOptions) -> Task:

@@ -170,7 +170,7 @@ def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox
 
 
 def run_record(
-    url: str, settings: Mapping[str, Any], models: Sequence[Model], counts: Mapping[str, int]
+    url: str, settings: Mapping[str, Any], models: Iterable[Model], counts: Mapping[str, int]
 ) -> dict[str, str]:
     """Return date, service, options and models of a run, and the counts of what failed."""
     address = urlsplit(url)

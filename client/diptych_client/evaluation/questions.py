@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
@@ -39,8 +38,6 @@ TEXTS = ("ocr", "ocr_with_regions", "region_description")
 _WITHOUT_LABELS = ("region_proposal",)
 _PLURAL = re.compile(r"(?<=ch|sh|ss)es$|(?<=x)es$|(?<=[^isu])s$")
 _KEY_BYTES = 8
-# A model by this name is asked without the tiles of the options
-WITHOUT_TILES = " without tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,14 +331,12 @@ class AnswerLog:
         with AppendLog.open(path, "key") as log:
             yield cls(log, task, options)
 
-    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[ImageRequest]:
-        model = name.removesuffix(WITHOUT_TILES)
-        options = self.options
-        if model != name:
-            options = replace(options, tiles=None, overlap=None, min_object_px=None)
+    def requests(self, samples: Iterable[Sample], model: str) -> Iterator[ImageRequest]:
+        form = self.forms.get(model, {})
         for sample in samples:
-            for parameters in map(partial(_in_form, self.forms.get(name, {})), sample.requests):
-                yield sample.image, Job(self.task, model, parameters, options)
+            for parameters in sample.requests:
+                job = Job(self.task, model, _in_form(form, parameters), self.options)
+                yield sample.image, job
 
     def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[ImageRequest]:
         for image, job in self.requests(samples, model):

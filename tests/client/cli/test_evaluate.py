@@ -63,15 +63,6 @@ def test_report_has_every_model(
     assert evaluate(diptych, folder) == (0, [])  # a finished run is not sent again
 
 
-def test_tiles_are_compared_with_none(diptych: Diptych, folder: Path, out: Path) -> None:
-    words = ("--without-tiles", "--tiles", "auto")
-    answers = [answer(DETECTIONS, model="first")] * 6
-    _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
-    assert [b'name="tiles"' in one.body for one in received] == [True] * 3 + [False] * 3
-    assert report_of(out)["models"] == ["first", "first without tiles"]
-    assert evaluate(diptych, folder, "--without-tiles", models=["first"]) == (1, [])
-
-
 def test_report_names_run_and_failures(
     diptych: Diptych, folder: Path, out: Path, capsys: Captured
 ) -> None:

@@ -26,7 +26,6 @@ from diptych_client.evaluation.dataset import (
     TrueQuestion,
 )
 from diptych_client.evaluation.questions import (
-    WITHOUT_TILES,
     AnswerLog,
     Asker,
     ObjectsTruth,
@@ -316,12 +315,3 @@ def test_prediction_has_text_and_phrase(
     assert prediction is not None
     assert prediction.text == text
     assert [getattr(item, "label", None) for item in prediction.items] == labels
-
-
-def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
-    options = AnswerOptions(tiles="auto", overlap=0.1, min_score=0.5)
-    with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", options) as log:
-        ((_, tiled),) = log.requests([sample_of("a.png")], "m")
-        ((_, untiled),) = log.requests([sample_of("a.png")], f"m{WITHOUT_TILES}")
-    assert (tiled.model, untiled.model) == ("m", "m")
-    assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
