@@ -52,7 +52,8 @@ def test_coco_has_boxes_masks_text_regions_and_captions() -> None:
     document = answer(DETECTIONS).to_coco(classes=["star", "circle"])
     assert document["categories"] == [{"id": 1, "name": "star"}, {"id": 2, "name": "circle"}]
     assert [row["category_id"] for row in document["annotations"]] == [1, 2, 1]
-    assert document["annotations"][0]["bbox"] == [1, 2, 10, 10]
+    first = document["annotations"][0]
+    assert (first["bbox"], first["area"], first["score"]) == ([1, 2, 10, 10], 100, 0.9)
     ring, pair = answer(INSTANCES).to_coco()["annotations"]
     assert "counts" in ring["segmentation"]  # polygons have no holes
     assert list(map(len, pair["segmentation"])) == [8, 8]

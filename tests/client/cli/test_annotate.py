@@ -75,11 +75,6 @@ def test_missing_extra_is_named(
     ("words", "result", "message"),
     [
         ((), "text", "but the task's result is text: use --format csv or"),
-        (
-            LABELLED,
-            "text",
-            "accept boxes and masks, in any --format but jsonl; the task's result is",
-        ),
         ((*LABELLED, "--format", "jsonl"), BOXES, "and --format is jsonl"),
         ((*LABELLED, "--thresholds", "y", "--per-class"), BOXES, "omit --per-class"),
         (("--per-class",), BOXES, "--thresholds and --split need --labelled"),

@@ -92,13 +92,6 @@ def test_one_model_is_accepted_from_a_score() -> None:
     assert agreement((only, unscored), 0.5, {ANY: 0.0}).confidences == (0.0,)
 
 
-def test_scores_are_those_of_a_class() -> None:
-    result = DetectionsResult((CAR_5, replace(FAR_9, label="Dog"), replace(FAR_9, label="cat")))
-    agreed = agreement((answered("a", result),), 0.5, {"car": 0.5, "dog": 0.95})
-    assert [box.label for box in agreed.accepted] == ["car"]
-    assert [box.label for _, box in agreed.differing] == ["Dog", "cat"]
-
-
 @pytest.mark.parametrize(
     ("familiarity", "is_unlike"), [(None, False), (0.01, False), (0.009, True)]
 )

@@ -83,15 +83,6 @@ def test_masks_are_compared_where_both_have_one() -> None:
         assert judge(agreed, ObjectsTruth((true,)), 0.5) == (is_right,)
 
 
-def test_two_models_have_the_lower_score() -> None:
-    one = record(DetectionsResult((Detection(CAR, "car", 0.9), Detection(FAR, "dog", 0.4))))
-    two = record(DetectionsResult((Detection(SHIFTED, "car", 0.6),)))
-    truth = ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR)))
-    agreed = agreement((one, two), 0.5, ALL)
-    assert agreed.confidences == (0.6,)
-    assert judge(agreed, truth, 0.5) == (True,)
-
-
 OBJECTS = (TRUE_CAR, TrueObject("dog", FAR))
 LABELLED = LabelledImage(
     ImageFile("a.png", 1, 1),

@@ -5,15 +5,14 @@ import io
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import supervision as sv
 import yaml
 from PIL import Image
-from pycocotools.coco import COCO
 
 from diptych_client import (
     Answer,
@@ -23,7 +22,6 @@ from diptych_client import (
     TaskParameters,
     TextResult,
 )
-from diptych_client.evaluation.formats.coco import coco_of_records
 from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.prefix_suffix import FLORENCE2, PALIGEMMA
 from diptych_client.evaluation.formats.reading import read_dataset
@@ -65,30 +63,20 @@ def write(
     dataset_format: DatasetFormat,
     folder: Path,
     records: Sequence[Record],
-    labels: Sequence[str] = (),
+    job: Job = JOB,
     val_share: float = 0.0,
 ) -> Path:
     """Write a dataset into a folder `out` beside the images."""
-    job = Job("object_detection", "some-model", TaskParameters(labels=labels), AnswerOptions())
     with Outputs(folder / "out") as outputs:
         return write_dataset(Target(dataset_format, outputs, folder, job, val_share), records)
 
 
-def coco_of(folder: Path, *records: Record) -> Any:
-    document = coco_of_records(records, class_indices(records, ()))
-    (folder / "annotations.json").write_text(json.dumps(document))
-    return COCO(folder / "annotations.json")
+def labels_job(*labels: str) -> Job:
+    return replace(JOB, parameters=TaskParameters(labels=labels))
 
 
-def test_coco_has_the_boxes_of_answers(tmp_path: Path) -> None:
-    records = (record(DETECTIONS, "a.png"), record(DetectionsResult(()), "b/c.png"))
-    coco = coco_of(tmp_path, *records, record(DETECTIONS, "d.png"))
-    images = [(number, image["file_name"]) for number, image in coco.imgs.items()]
-    assert images == [(1, "a.png"), (2, "b/c.png"), (3, "d.png")]
-    row = coco.anns[3]
-    assert coco.cats[row["category_id"]]["name"] == "star"
-    assert (row["bbox"], row["area"], row["score"]) == ([30, 4, 6, 6], 36, 0.25)
-    assert len(coco.anns) == 6
+def save_image(path: Path) -> None:
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(path)
 
 
 def test_yolo_has_images_and_labels_for_trainers(tmp_path: Path) -> None:
@@ -124,7 +112,7 @@ def test_yolo_line_of_an_instance_is_its_outline() -> None:
 
 @pytest.mark.parametrize("names", [['größe: "x"', "円 😀", "{a}", "no", "it's\\", "# 1"], []])
 def test_yolo_names_of_any_language_are_read_back(tmp_path: Path, names: list[str]) -> None:
-    text = write("yolo", tmp_path, (), names).read_text(encoding="utf-8")
+    text = write("yolo", tmp_path, (), labels_job(*names)).read_text(encoding="utf-8")
     assert list(yaml.safe_load(text)["names"].values()) == names
 
 
@@ -153,9 +141,9 @@ def test_written_dataset_is_read_back(
     records = []
     for name in ("a b.png", "sub/c.png"):
         (tmp_path / "sub").mkdir(exist_ok=True)
-        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / name)
+        save_image(tmp_path / name)
         records.append(record(DetectionsResult(tuple(detections)), name))
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "d.png")
+    save_image(tmp_path / "d.png")
     records.append(record(DetectionsResult(()), "d.png"))
     write(dataset_format, tmp_path, records, val_share=val_share)
     (tmp_path / "out" / "journal.jsonl").write_text("{}")
@@ -191,12 +179,10 @@ def test_written_text_is_read_back(
     parameters: TaskParameters,
     labels: dict[str, int],
 ) -> None:
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     text = TextResult('@two, "big"\n=dogs')
-    job = Job(task, "some-model", parameters, AnswerOptions())
-    with Outputs(tmp_path / "out") as outputs:
-        target = Target(name, outputs, tmp_path, job)
-        write_dataset(target, [record(text, "a.png")])
+    job = replace(JOB, task=task, parameters=parameters)
+    write(name, tmp_path, [record(text, "a.png")], job)
     dataset = read_dataset(tmp_path / "out")
     (labelled,) = dataset.images
     texts = [*(labelled.captions or ()), labelled.text]
@@ -211,11 +197,8 @@ def test_written_text_is_read_back(
 @pytest.mark.parametrize("start", "=+-@\t\r\n\uff1d")
 def test_cell_is_no_formula(tmp_path: Path, start: str) -> None:
     text = f"{start}1\r=1"
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
-    job = Job("ocr", "some-model", TaskParameters(), AnswerOptions())
-    with Outputs(tmp_path / "out") as outputs:
-        target = Target("csv", outputs, tmp_path, job)
-        write_dataset(target, [record(TextResult(text), "a.png")])
+    save_image(tmp_path / "a.png")
+    write("csv", tmp_path, [record(TextResult(text), "a.png")], replace(JOB, task="ocr"))
     (path,) = tmp_path.glob("out/train/labels.csv")
     with path.open(newline="") as file:
         assert list(csv.reader(file))[1] == ["a.png", f"'{text}", ""]
@@ -256,7 +239,7 @@ def test_image_is_in_the_split_of_the_last_run(form: DatasetFormat, tmp_path: Pa
     folder.mkdir()
     names = [f"{number}.png" for number in range(9)]
     for name in names:
-        Image.new("RGB", (SIZE.width, SIZE.height)).save(folder / name)
+        save_image(folder / name)
     records = [record(DETECTIONS, name) for name in names]
     out = tmp_path / "out"
     files = []
@@ -286,7 +269,7 @@ def test_locations_are_those_of_the_service(box: BoxXyxy) -> None:
 
 
 def test_supervision_reads_a_suffix(tmp_path: Path) -> None:
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     folder = write("paligemma", tmp_path, [record(DETECTIONS, "a.png")])
     row = json.loads((folder / "train" / "labels.jsonl").read_text())
     assert row["prefix"] == "detect circle ; star"
@@ -301,12 +284,12 @@ def test_supervision_reads_a_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["paligemma", "florence2"])
 def test_label_with_a_separator_is_refused(tmp_path: Path, name: DatasetFormat, label: str) -> None:
     with pytest.raises(RunError, match="cannot hold a label with ; < or >"):
-        write(name, tmp_path, (), [label])
+        write(name, tmp_path, (), labels_job(label))
 
 
 @pytest.mark.parametrize("result", [DETECTIONS, INSTANCES])
 def test_label_studio_task_is_read_back(tmp_path: Path, result: Result) -> None:
-    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     task = label_studio_task((record(result, "a.png"),))
     (prediction,) = task["predictions"]
     export = [{"data": task["data"], "annotations": [{"result": prediction["result"]}]}]
