@@ -118,16 +118,6 @@ def test_bomb_is_refused_in_time(
     assert len(list((tmp_path / "work").iterdir())) == len(sizes) - 1
 
 
-def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a/c.png", "a/b/d.webp", "e.jpeg", "notes.txt", "a/f.svg", ".hidden"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"12345")
-    (tmp_path / "folder.png").mkdir()
-    images = find_images(tmp_path)
-    assert [image.name for image in images] == ["a/b/d.webp", "a/c.png", "b.JPG", "e.jpeg"]
-    assert {image.size_bytes for image in images} == {5}
-
-
 def test_problems_are_counted_and_cut() -> None:
     problems = Problems()
     problems.add("x", "y" * 600, "left out")

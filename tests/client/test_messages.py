@@ -49,7 +49,6 @@ from diptych_client.transports.messages import (
     Call,
     Operation,
     check_status,
-    form_values,
     from_json,
     to_json,
 )
@@ -63,19 +62,6 @@ DETAIL = ErrorDetail("unsupported_task", "not offered", "task", "id-1")
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
 OPTIONS = AnswerOptions(temperature=0.0, seed=0, constrained=False, tiles=6)
 FIELDS: dict[str, FieldValue] = {"task": "some_task", **non_null_fields(PARAMETERS, OPTIONS)}
-
-
-def test_form_has_lists_numbers_and_booleans_as_json() -> None:
-    assert form_values(FIELDS) == {
-        "task": "some_task",
-        "labels": '["a", "b; c"]',
-        "region": "[1, 2, 3.5, 4]",
-        "question": "wie viele?",
-        "temperature": "0.0",
-        "seed": "0",
-        "constrained": "false",
-        "tiles": "6",
-    }
 
 
 def test_message_has_the_same_fields() -> None:

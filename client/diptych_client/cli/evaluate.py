@@ -76,17 +76,16 @@ def plan_lines(
     dataset: Dataset, questionnaire: Questionnaire, samples: Sequence[Sample]
 ) -> Iterator[str]:
     """Yield what is read of a dataset and, with a task, what each model is asked about it."""
-    inventory = dataset.inventory
-    title = f"{dataset.name}: {inventory.format or 'images'}, {len(dataset.images)} images"
-    if inventory.splits:
-        title += f", split {inventory.split or 'all'} of {', '.join(inventory.splits)}"
+    title = f"{dataset.name}: {dataset.format or 'images'}, {len(dataset.images)} images"
+    if dataset.splits:
+        title += f", split {dataset.split or 'all'} of {', '.join(dataset.splits)}"
     yield title
     classes = Counter(dict.fromkeys(dataset.classes, 0))
     for labelled in dataset.images:
         classes.update(map(attrgetter("label"), labelled.objects or ()))
-    yield f"labels: {_counts(inventory.labels)}"
+    yield f"labels: {_counts(dataset.labels)}"
     yield f"classes: {_counts(classes)}"
-    yield f"ignored: {_counts(inventory.ignored)}"
+    yield f"ignored: {_counts(dataset.ignored)}"
     yield from filter(None, [dataset.note])
     if questionnaire.task:
         yield f"{questionnaire.task}: {_num_requests(samples)} requests to each model"
@@ -174,7 +173,7 @@ class EvaluationRun:
         truths = map(attrgetter("truth"), samples)
         if self.is_review and not any(isinstance(truth, ObjectsTruth) for truth in truths):
             raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
-        ignored = {**opening.problems.counts, **dataset.inventory.ignored}
+        ignored = {**opening.problems.counts, **dataset.ignored}
         return Plan(models, dataset, questionnaire, samples, ignored)
 
     def _asker(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Asker:

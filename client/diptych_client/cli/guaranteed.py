@@ -99,8 +99,7 @@ class GuaranteedRun:
                 earlier = truths.get(labelled.image, ObjectsTruth(()))
                 truths[labelled.image] = ObjectsTruth((*earlier.objects, *truth.objects))
         if not truths:
-            counts = dataset.inventory.labels
-            labels = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+            labels = ", ".join(f"{number} {kind}" for kind, number in dataset.labels.items())
             cause = f"it has {labels}" if labels else dataset.note or self.problems.summary()
             task = self.target.job.task
             raise RunError(f"{options.labelled} has no true labels for {task}; {cause}")

@@ -109,30 +109,23 @@ class LabelledImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
-    """The format of a dataset, its splits, and the numbers of its labels and of what is ignored.
+class Dataset:
+    """Images with labels; `classes` are those of the objects, in the dataset's order.
 
     `labels` are counted by kind: objects, captions, texts, questions, phrases. `ignored` are files,
     labels and fields by consequence, such as "object left out" or ".heic file left out".
     """
-
-    format: str = ""
-    split: str = ""  # empty if all images are read
-    splits: tuple[str, ...] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)
-    ignored: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Images with labels; `classes` are those of the objects, in the dataset's order."""
 
     images: Sequence[LabelledImage]
     store: ImageStore
     classes: tuple[str, ...] = ()
     name: str = ""
     note: str = ""  # about the labels, for the reader of a report
-    inventory: Inventory = Inventory()
+    format: str = ""
+    split: str = ""  # empty if all images are read
+    splits: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +284,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Return the text of a file in UTF-8; raise `RunError` if it is larger than allowed."""
     return _decoded(path, _read(path, max_bytes))
+
+
+def read_head(path: Path, max_bytes: int) -> bytes:
+    """Return the first bytes of a file, which tell its format."""
+    with path.open("rb") as file:
+        return file.read(max_bytes)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

@@ -273,8 +273,8 @@ def of_task(dataset: Dataset, task: str) -> Dataset:
     num_others = len(dataset.images) - len(images)
     if not images or not num_others:
         return dataset
-    ignored = {**dataset.inventory.ignored, f"image without labels of {task}": num_others}
-    return replace(dataset, images=images, inventory=replace(dataset.inventory, ignored=ignored))
+    ignored = {**dataset.ignored, f"image without labels of {task}": num_others}
+    return replace(dataset, images=images, ignored=ignored)
 
 
 def _has_labels(labelled: LabelledImage, task: str) -> bool:

@@ -195,7 +195,7 @@ def test_order_of_bets_is_kept(diptych: Diptych, photos: Path, tmp_path: Path) -
     assert order == sorted(order)
     labels.write_text("\n".join(lines))
     annotate(diptych, photos, labels, "--format", "csv")
-    assert read_dataset(tmp_path / "out").inventory.format == "CSV"  # the lists are no labels
+    assert read_dataset(tmp_path / "out").format == "CSV"  # the lists are no labels
     later = json.loads((tmp_path / "out" / "order.json").read_text())
     assert (len(order), len(later), later[:40]) == (40, 75, order)
     assert later[40:] == sorted(later[40:])

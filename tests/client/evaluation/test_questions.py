@@ -128,7 +128,7 @@ def test_rows_of_other_tasks_are_left_out(task: str, names: list[str]) -> None:
     selection = of_task(dataset, task)
     assert [labelled.image.name for labelled in selection.images] == names
     num_others = len(images) - len(names)
-    assert selection.inventory.ignored == {f"image without labels of {task}": num_others}
+    assert selection.ignored == {f"image without labels of {task}": num_others}
     assert of_task(selection, task) is selection
     unlabelled = replace(dataset, images=images[-1:])
     assert of_task(unlabelled, task) is unlabelled

@@ -17,7 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection, merged, read_text
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    Selection,
+    merged,
+    read_head,
+    read_text,
+)
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.formats.json_lines import labelled_image, metadata_row
 from diptych_client.evaluation.questions import QUESTIONS, Job, Record
@@ -37,9 +44,7 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")  # and full-wi
 
 def is_csv_labels(path: Path) -> bool:
     """Return True if the first line has a column of images and one of labels."""
-    with path.open("rb") as file:
-        text = file.read(_MAX_HEADER_CHARS).decode("utf-8-sig", "replace")
-    header, _ = _header(text)
+    header, _ = _header(read_head(path, _MAX_HEADER_CHARS).decode("utf-8-sig", "replace"))
     return not set(_IMAGES).isdisjoint(header) and not _READ.isdisjoint(header)
 
 

@@ -18,7 +18,6 @@ import pyarrow.parquet
 from diptych_client.conversion import read_image_file
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Inventory,
     LabelledImage,
     Selection,
     splits_in,
@@ -47,8 +46,7 @@ def read_hugging_face(path: Path, selection: Selection) -> Dataset | None:
         classes = tuple(store.class_names())
     except (*MALFORMED, pyarrow.ArrowException) as error:
         raise RunError(f"{path} is not a dataset of Hugging Face's: {error!r:.200}") from error
-    inventory = Inventory(splits=splits_in(names))
-    return Dataset(labelled_images, store, classes, inventory=inventory)
+    return Dataset(labelled_images, store, classes, splits=splits_in(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
+    read_head,
     read_json,
 )
 from diptych_client.evaluation.formats.export import Export
@@ -52,8 +53,7 @@ def read_labelme(path: Path, selection: Selection) -> Dataset | None:
 
 
 def _is_labelme(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEAD_BYTES)
+    head = read_head(path, _MAX_HEAD_BYTES)
     return b'"shapes"' in head or b'"imageData"' in head
 
 

@@ -16,6 +16,7 @@ from diptych_client.evaluation.dataset import (
     Selection,
     classes_of,
     label_counts,
+    read_head,
     splits_in,
 )
 from diptych_client.evaluation.formats.boxes import read_createml, read_cvat, read_fiftyone
@@ -103,7 +104,7 @@ def read_dataset(
     if path.is_dir() and isinstance(dataset.store, Folder):
         left_out = Problems()
         names = set(image_names(dataset.store.path, left_out))
-        if dataset.inventory.format:
+        if dataset.format:
             del left_out.counts[EMPTY_IMAGE]  # counted with its labels
         problems.counts.update(left_out.counts)
     if not dataset.images:
@@ -116,13 +117,13 @@ def read_dataset(
     note = dataset.note
     if problems.counts and not labels:
         note = note or f"no labels were understood: {problems.summary()}"
-    split = split or dataset.inventory.split
     ignored = dict(problems.counts)
+    split = split or dataset.split
     if not split and (number := _num_unlabelled(names, dataset.images)):
         ignored["image without labels"] = number
-    inventory = replace(dataset.inventory, split=split, labels=labels, ignored=ignored)
     classes = dataset.classes or classes_of(dataset.images)
-    return replace(dataset, classes=classes, note=note, inventory=inventory)
+    dataset = replace(dataset, classes=classes, note=note, split=split)
+    return replace(dataset, labels=labels, ignored=ignored)
 
 
 def _num_unlabelled(names: set[str], labelled_images: Iterable[LabelledImage]) -> int:
@@ -166,9 +167,8 @@ def _read(path: Path, selection: Selection) -> Dataset:
         file = _file_of(form, path, selection)
         dataset = None if file is None else form.read(file, selection)
         if dataset is not None:
-            splits = dataset.inventory.splits or splits_in(files_below(path))
-            inventory = replace(dataset.inventory, format=form.name, splits=splits)
-            return replace(dataset, inventory=inventory)
+            splits = dataset.splits or splits_in(files_below(path))
+            return replace(dataset, format=form.name, splits=splits)
     if path.is_file():
         raise RunError(f"{path}: expected a file of {_NAMES}, or a folder")
     if split is not None:
@@ -176,8 +176,7 @@ def _read(path: Path, selection: Selection) -> Dataset:
         raise NoSuchSplit(f"{path} has no label file of the split {split}; its splits: {known}")
     note = f"no labels found: looked for {_NAMES}"
     if others := files_below(path, *LABEL_SUFFIXES):
-        with (path / others[0]).open("rb") as unknown:
-            head = unknown.read(_MAX_HEAD_BYTES).decode(errors="replace")
+        head = read_head(path / others[0], _MAX_HEAD_BYTES).decode(errors="replace")
         note = f"{len(others)} files not understood, {others[0]} begins with {head!r}; {note}"
     unlabelled = list(map(LabelledImage, find_images(path)))
     if not unlabelled:

@@ -15,10 +15,10 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from diptych_client.conversion import SUFFIXES
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Inventory,
     LabelledImage,
     Selection,
     TrueObject,
+    read_head,
     read_text,
     read_xml,
 )
@@ -59,12 +59,11 @@ def read_voc(path: Path, selection: Selection) -> Dataset | None:
         objects = selection.objects(file, root.findall("object"), _object)
         labelled_images.append(LabelledImage(image, objects))
     splits = tuple(list_path.stem for list_path in lists)
-    return Dataset(labelled_images, store, inventory=Inventory(splits=splits))
+    return Dataset(labelled_images, store, splits=splits)
 
 
 def _is_voc(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEAD_BYTES).replace(b"\0", b"")  # of UTF-16
+    head = read_head(path, _MAX_HEAD_BYTES).replace(b"\0", b"")  # of UTF-16
     return _ROOT.search(head) is not None
 
 

@@ -26,7 +26,6 @@ import yaml
 
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Inventory,
     LabelledImage,
     Selection,
     TrueObject,
@@ -87,8 +86,7 @@ def read_yolo(path: Path, selection: Selection) -> Dataset:
     others = [name for name in splits if name != selected]
     if selection.split is None and others:
         note = f"the split {selected} is read; --split reads {' or '.join(others)}"
-    inventory = Inventory(split=selected, splits=tuple(splits))
-    return replace(dataset, note=note, inventory=inventory)
+    return replace(dataset, note=note, split=selected, splits=tuple(splits))
 
 
 def _included(folder: Path, selection: Selection) -> list[Path]:

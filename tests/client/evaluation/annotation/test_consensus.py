@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from pycocotools.coco import COCO
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
 from diptych_client.evaluation.annotation.consensus import ANY, agreement, write_consensus
@@ -104,9 +103,10 @@ def test_unlike_images_are_reviewed_whole(
     images = [(first, second), (replace(empty, image=ImageFile("b.png", 1, 1)),) * 2]
     dataset = json.loads(written(tmp_path, images).read_text())
     review = json.loads((tmp_path / "review.json").read_text())
-    boxes = [annotation["model"] for annotation in review["annotations"]]
+    boxes = [(row["review"], row["model"]) for row in review["annotations"]]
     counts = (len(dataset["images"]), len(dataset["annotations"]), len(review["images"]), boxes)
-    assert counts == ((0, 0, 2, ["a", "b"]) if is_unlike else (2, 1, 0, []))
+    assert counts == ((0, 0, 2, [(True, "a"), (True, "b")]) if is_unlike else (2, 1, 0, []))
+    assert not any("review" in row for row in dataset["annotations"])
 
 
 @pytest.mark.parametrize("dataset_format", ["yolo", "voc", "labelme"])
@@ -126,25 +126,6 @@ def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     agreements = [agreement(pair, 0.5, {ANY: 0.0}) for pair in pairs]
     with Outputs(out) as outputs:
         return write_consensus(Target("coco", outputs, out, JOB), agreements)[0]
-
-
-def test_review_list_has_the_rest(tmp_path: Path) -> None:
-    both = answered("a", DetectionsResult((CAR_5,)))
-    dog = Detection(FAR, "dog", 0.25)
-    second = answered("b", DetectionsResult((CAR_5, dog)))
-    nothing = answered("a", DetectionsResult(()), "c.png")
-    pairs = [(both, both), (replace(both, image=ImageFile("b.png", 1, 1)), second)]
-    pairs.append((nothing, nothing))
-    dataset = COCO(written(tmp_path, pairs))
-    review = COCO(tmp_path / "review.json")
-    assert [image["file_name"] for image in dataset.imgs.values()] == ["a.png", "b.png", "c.png"]
-    boxes = [(row["image_id"], row["bbox"], "review" in row) for row in dataset.anns.values()]
-    assert boxes == [(1, [0, 0, 10, 10], False), (2, [0, 0, 10, 10], False)]
-    (image,) = review.imgs.values()
-    (annotation,) = review.anns.values()
-    assert image["file_name"] == "b.png"
-    assert (annotation["review"], annotation["model"]) == (True, "b")
-    assert review.cats[annotation["category_id"]]["name"] == "dog"
 
 
 def test_label_studio_has_both_answers_in_percent(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ TOOLS = {
 
 def assert_objects(dataset: Dataset, tolerance: float = 1e-4) -> None:
     assert dataset.classes == CLASSES
-    assert dataset.inventory.labels == {"objects": 3}
+    assert dataset.labels == {"objects": 3}
     for index, (labelled, expected) in enumerate(
         zip(dataset.images, OBJECTS.values(), strict=True)
     ):
@@ -89,7 +89,7 @@ def test_files_of_a_tool_are_read_whole(tool: str, tmp_path: Path) -> None:
     problems = Problems()
     dataset = read_dataset(folder, problems=problems)
     assert_objects(dataset, tolerance)
-    assert (dataset.inventory.format, dataset.inventory.ignored) == (name, {})
+    assert (dataset.format, dataset.ignored) == (name, {})
 
 
 def coco(dataset: Any, folder: Path) -> None:
@@ -171,7 +171,7 @@ def test_csv_has_texts_and_names_what_it_cannot_read(tmp_path: Path) -> None:
         read_table(tmp_path, "labels.csv", "filename,kind,xmin,ymin,xmax,ymax\na.png,x,0,0,9,9\n")
     dataset, problems = read_table(tmp_path, "labels.csv", damaged)
     assert problems.counts == {"row left out": 3}
-    assert dataset.inventory.labels == {"objects": 1}
+    assert dataset.labels == {"objects": 1}
 
 
 def test_captions_of_an_image_folder_in_csv(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_prefix_and_suffix_have_every_kind(
 ) -> None:
     row = json.dumps({"image": "a.png", "prefix": prefix, "suffix": suffix})
     dataset, problems = read_table(tmp_path, "x.jsonl", row)
-    assert dataset.inventory.labels == labels
+    assert dataset.labels == labels
     assert problems.counts == ({"mask left out": 1} if "<seg" in suffix else {})
     (labelled,) = dataset.images
     for question in labelled.questions:
@@ -319,7 +319,7 @@ def test_split_is_a_word_of_the_path(split: str, words: str, tmp_path: Path) -> 
         folder = write_coco(tmp_path / name)
         (folder / "annotations.json").rename(folder / "_annotations.coco.json")
     dataset = read_dataset(tmp_path, split=split)
-    assert (dataset.inventory.split, dataset.inventory.splits) == (split, ("val",))
+    assert (dataset.split, dataset.splits) == (split, ("val",))
     assert dataset.store.read(dataset.images[0].image)
     with pytest.raises(RunError, match="no label file of the split train; its splits: val"):
         read_dataset(tmp_path, split="train")
@@ -338,7 +338,7 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     assert [labelled.image.name for labelled in dataset.images] == ["a.png", "b.png"]
     counts = {".cr2 file left out": 2, ".docx file left out": 1}
     counts |= {"empty image left out": 1, "unsuffixed file left out": 1}
-    assert dataset.inventory.ignored == counts
+    assert dataset.ignored == counts
     assert len(find_images(folder)) == 2
     for name in ("a.png", "b.png"):
         (folder / "images" / name).write_bytes(b"")
@@ -352,8 +352,8 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
 
 def test_labels_of_other_fields_are_named(tmp_path: Path) -> None:
     dataset, _ = read_table(tmp_path, "x.jsonl", '{"image": "a.png", "bboxes": [[1, 2, 3, 4]]}')
-    assert dataset.inventory.labels == {}
-    assert dataset.inventory.ignored == {"field bboxes not read": 1, "image without labels": 2}
+    assert dataset.labels == {}
+    assert dataset.ignored == {"field bboxes not read": 1, "image without labels": 2}
     assert dataset.note == "no labels were understood: 1 x field bboxes not read"
 
 
@@ -366,7 +366,7 @@ def test_ground_truth_of_fiftyone_is_read(tmp_path: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(document))
     dataset = read_dataset(folder)
     assert_objects(dataset)
-    assert dataset.inventory.ignored == {"field guess not read": 3}
+    assert dataset.ignored == {"field guess not read": 3}
     document["samples"][1]["ground_truth"]["detections"][0]["iscrowd"] = 1
     (folder / "samples.json").write_text(json.dumps(document))
     (true,) = read_dataset(folder).images[1].objects or ()

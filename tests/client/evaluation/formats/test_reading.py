@@ -301,7 +301,7 @@ def test_files_beside_images_without_labels_are_counted(tmp_path: Path) -> None:
     (tmp_path / "notes.docx").write_text("notes")
     (tmp_path / "._a.jpg").write_text("of a Mac")
     counts = {"empty image left out": 1, ".docx file left out": 1}
-    assert read_dataset(tmp_path).inventory.ignored == counts
+    assert read_dataset(tmp_path).ignored == counts
 
 
 NO_IMAGE = json.dumps({"images": [{"id": 1, "file_name": "z.png"}]})

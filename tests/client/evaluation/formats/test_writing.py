@@ -191,7 +191,7 @@ def test_written_text_is_read_back(
         texts += question.answers
     assert text.text in texts
     assert labelled.region == (parameters.region and pytest.approx(parameters.region, abs=0.05))
-    assert dataset.inventory.labels == labels
+    assert dataset.labels == labels
 
 
 @pytest.mark.parametrize("start", "=+-@\t\r\n\uff1d")
