@@ -75,7 +75,7 @@ ImageSource: TypeAlias = _File | Image.Image | StoredImage | NDArray[Any] | Tens
 def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
     """Return the URL or the id of an image that the service reads or has, or a file."""
     if isinstance(image, StoredImage):
-        return image.sent
+        return image.data if image.id is None else image.id
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     return encoded_image(image, bgr)

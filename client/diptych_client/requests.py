@@ -24,11 +24,6 @@ class StoredImage:
     data: bytes
     id: str | None = None
 
-    @property
-    def sent(self) -> bytes | str:
-        """The id, or the file."""
-        return self.data if self.id is None else self.id
-
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:

@@ -41,7 +41,6 @@ from diptych_client.cli.options import (
     offered_task,
     with_options,
 )
-from diptych_client.clients.client import Client
 from diptych_client.conversion import MAX_CONVERTED_BYTES, converted_name
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError, Unauthorized
@@ -180,7 +179,8 @@ def predict(
 ) -> None:
     """Run a task on images with one model."""
     with TemporaryDirectory(prefix="diptych-") as work, context.obj.client() as client:
-        check_task(client, task_options)
+        if not task_options.task:
+            offered_task(client.tasks(), task_options)
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
         store, images = opened.images(opening.problems)
@@ -210,12 +210,6 @@ def predict(
             else:
                 raise answer
     raise typer.Exit(1 if num_failed else 0)
-
-
-def check_task(client: Client, options: TaskOptions) -> None:
-    if not options.task:
-        offered_task(client.tasks(), options)
-    options.note_cost()
 
 
 def print_row(name: str, answer: Answer | DiptychError, as_json: bool) -> int:
@@ -248,7 +242,8 @@ def compare(
     """Run a task on an image with several models; `--draw` shows them side by side."""
     check_drawings([draw], overwrite)
     with context.obj.client() as client:
-        check_task(client, task_options)
+        if not task_options.task:
+            offered_task(client.tasks(), task_options)
         comparison = client.compare(
             image,
             task_options.task,

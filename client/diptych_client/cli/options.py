@@ -5,7 +5,6 @@ A field of a dataclass here is an option. Its annotation has the help, and the s
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
@@ -135,12 +134,6 @@ class TaskOptions:
     overlap: Annotated[float | None, "Share of a tile's side that the next one has too."] = None
     min_object_px: Annotated[int | None, "With auto: smallest size of interest, in pixels."] = None
 
-    def note_cost(self) -> None:
-        if self.tiles == "auto":
-            cost = "up to DIPTYCH_MAX_TILES tiles an image (64 by default), each costs an image"
-            less = "--tiles 16 or a larger --min-object-px asks fewer"
-            logging.getLogger("diptych_client").info("tiles auto: %s; %s", cost, less)
-
     def parameters(self) -> TaskParameters:
         lists = {"labels": listed(self.labels), "phrases": listed(self.phrases)}
         return TaskParameters(**(self._values(TaskParameters) | lists))
@@ -217,7 +210,6 @@ def offered_task(tasks: Iterable[Task], options: TaskOptions) -> Task:
         raise BadParameter(f"missing; offered are {', '.join(offered)}", param_hint="--task")
     if name not in offered:
         raise RunError(f"no model offers task {name!r}; offered are {', '.join(offered)}")
-    options.note_cost()
     return offered[name]
 
 

@@ -124,12 +124,6 @@ def test_standard_input_is_one_image(diptych: Diptych, capsys: Captured) -> None
     assert capsys.readouterr().err.startswith("error: - does not exist")
 
 
-def test_cost_of_tiles_is_said_before(diptych: Diptych, image: Path, capsys: Captured) -> None:
-    for tiles, has_note in (("auto", True), ("4x4", False)):
-        assert diptych(Script([BOTH[0]]), "predict", image, "--task", "t", "--tiles", tiles) == 0
-        assert ("tiles auto: up to " in capsys.readouterr().err) == has_note
-
-
 def test_help_shows_flags_without_a_type(diptych: Diptych, capsys: Captured) -> None:
     for words in (["--help"], ["predict", "--help"]):
         assert diptych(Script([]), *words) == 0
