@@ -215,12 +215,6 @@ def overconfident(num_answers: int, seed: int) -> ScoredAnswers:
     return answered(scores, rng.random(num_answers) < scores**2)
 
 
-def test_violators_are_pooled() -> None:
-    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    is_right = np.array([False, True, False, False, True, True])
-    assert isotonic(scores, is_right) == ((0.1, 0.2, 0.4, 0.5, 0.6), (0, 1 / 3, 1 / 3, 1, 1))
-
-
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=60))
 def test_fit_is_the_best_non_decreasing_one(pairs: list[tuple[int, bool]]) -> None:
     """By the min-max formula (Barlow et al., 1972, theorem 1.4)."""
