@@ -160,10 +160,12 @@ class EvaluationRun:
     def _plan(self, outputs: Outputs) -> Plan:
         models = self._models()
         opening = self.input_options.opening(outputs.folder)
-        dataset = self._dataset(opening)
+        task = self.task_options.task
+        dataset = of_task(read_input(self.inputs, self.dataset_options, opening), task)
+        images = drawn(dataset.images, self.options.sample, self.task_options.seed or 0)
+        dataset = replace(dataset, images=images)
         note_problems(opening.problems, outputs)
         prompts = read_prompts(self.dataset_options.prompts)
-        task = self.task_options.task
         questionnaire = Questionnaire(
             task, self.task_options.parameters(), prompts, dataset.classes
         )
@@ -211,8 +213,7 @@ class EvaluationRun:
             evaluation = replace(evaluation, gallery=ranked)
         gallery = Gallery(plan.dataset.store, evaluator, plan.samples)
         document = write_report(outputs, evaluation, gallery)
-        report = str(report_files(outputs.folder)[0])
-        document["report"] = report
+        document["report"] = str(report_files(outputs.folder)[0])
         print_conclusions(evaluation, document, asker.failures, self.input_options.as_json)
         if self.calibration is not None:
             self._calibrate(outputs, self.calibration, plan.models.values(), evaluator)
@@ -225,7 +226,14 @@ class EvaluationRun:
             share = f"{number} of {evaluation.num_samples} samples"
             plan.findings[f"{name}: unlike its calibration"] = share
             logger.warning("%s: %s are unlike the images of its calibration", name, share)
-        settings = {**self._settings(), **plan.findings}
+        options = self.task_options.answer_options()
+        settings = {
+            **non_null_fields(self.task_options.parameters(), options),
+            "prompts": str(self.dataset_options.prompts or ""),
+            "split": self.dataset_options.split or "",
+            "sample": self.options.sample or "",
+            **plan.findings,
+        }
         counts = {"requests failed": failures.num_failures, **plan.ignored}
         record = run_record(self.connection.url, settings, plan.models.values(), counts)
         return replace(evaluation, run=record)
@@ -252,22 +260,6 @@ class EvaluationRun:
         if num_emptied:
             sentence += f"; {num_emptied} of them have no labels any more"
         echo(json.dumps(summary) if self.input_options.as_json else sentence)
-
-    def _dataset(self, opening: Opening) -> Dataset:
-        dataset = read_input(self.inputs, self.dataset_options, opening)
-        dataset = of_task(dataset, self.task_options.task)
-        seed = self.task_options.seed or 0
-        images = drawn(dataset.images, self.options.sample, seed)
-        return replace(dataset, images=images)
-
-    def _settings(self) -> dict[str, Any]:
-        parameters = self.task_options.parameters()
-        return {
-            **non_null_fields(parameters, self.task_options.answer_options()),
-            "prompts": str(self.dataset_options.prompts or ""),
-            "split": self.dataset_options.split or "",
-            "sample": self.options.sample or "",
-        }
 
     def _models(self) -> dict[str, Model]:
         with self.connection.client() as client:
