@@ -19,13 +19,17 @@ from diptych_client.evaluation.dataset import (
     read_head,
     splits_in,
 )
-from diptych_client.evaluation.formats.boxes import read_createml, read_cvat, read_fiftyone
+from diptych_client.evaluation.formats.boxes import (
+    read_createml,
+    read_cvat,
+    read_fiftyone,
+    read_labelme,
+)
 from diptych_client.evaluation.formats.coco import read_coco
 from diptych_client.evaluation.formats.csv_tables import is_csv_labels, read_csv
 from diptych_client.evaluation.formats.hugging_face import read_hugging_face
 from diptych_client.evaluation.formats.json_lines import read_json_lines
 from diptych_client.evaluation.formats.label_studio import read_label_studio
-from diptych_client.evaluation.formats.labelme import read_labelme
 from diptych_client.evaluation.formats.voc import read_voc
 from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
 from diptych_client.inputs import (

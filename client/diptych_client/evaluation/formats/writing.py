@@ -9,12 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from diptych_client.conversion import converted_name
+from diptych_client.evaluation.formats.boxes import write_labelme
 from diptych_client.evaluation.formats.coco import write_coco
 from diptych_client.evaluation.formats.csv_tables import write_csv
 from diptych_client.evaluation.formats.export import SPLITS, Export
-from diptych_client.evaluation.formats.json_lines import write_json_lines
-from diptych_client.evaluation.formats.labelme import write_labelme
-from diptych_client.evaluation.formats.prefix_suffix import write_florence2, write_paligemma
+from diptych_client.evaluation.formats.json_lines import (
+    write_florence2,
+    write_json_lines,
+    write_paligemma,
+)
 from diptych_client.evaluation.formats.voc import write_voc
 from diptych_client.evaluation.formats.yolo import write_yolo
 from diptych_client.evaluation.questions import Job, Record

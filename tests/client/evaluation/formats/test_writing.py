@@ -22,8 +22,8 @@ from diptych_client import (
     TaskParameters,
     TextResult,
 )
+from diptych_client.evaluation.formats.json_lines import FLORENCE2, PALIGEMMA
 from diptych_client.evaluation.formats.label_studio import label_studio_task
-from diptych_client.evaluation.formats.prefix_suffix import FLORENCE2, PALIGEMMA
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     WRITERS,
