@@ -18,6 +18,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -26,6 +27,7 @@ from diptych_client.errors import DiptychError, affects_every_image
 
 ItemT = TypeVar("ItemT")
 _ANY_STATE = ""  # state of a file that no person edits
+_HASH_BYTES = 4
 
 
 class RunError(Exception):
@@ -192,11 +194,8 @@ class Outputs:
     def write(self, path: Path, content: str | bytes) -> Path:
         """Write a file completely or not at all; raise `RunError` as `check` does."""
         self.check([path])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        incomplete = path.with_name(path.name + ".incomplete")
-        incomplete.write_bytes(content.encode() if isinstance(content, str) else content)
-        self._add(path, _state(incomplete))
-        os.replace(incomplete, path)
+        with self._replacing(path) as incomplete:
+            incomplete.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
     def remove(self, path: Path) -> None:
@@ -216,13 +215,26 @@ class Outputs:
         source = source.resolve()
         if self.has_link(source, path):
             return
-        self._add(path, _state(source))
+        with self._replacing(path) as incomplete:
+            try:
+                os.link(source, incomplete)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(source, incomplete)
+
+    @contextmanager
+    def _replacing(self, path: Path) -> Iterator[Path]:
+        """Yield a file in the same folder, which replaces this one when it is complete."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        # a suffix might exceed the 255 bytes that file systems allow
+        name_hash = blake2b(os.fsencode(path.name), digest_size=_HASH_BYTES).hexdigest()
+        incomplete = path.with_name(f".incomplete-{name_hash}")
+        incomplete.unlink(missing_ok=True)  # of a killed process
         try:
-            os.link(source, path)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(source, path)
+            yield incomplete
+            self._add(path, _state(incomplete))
+            os.replace(incomplete, path)
+        finally:
+            incomplete.unlink(missing_ok=True)
 
     def _name(self, path: Path) -> str:
         """Return the path in the folder, or an absolute one: Windows' drives have no relation."""

@@ -1,6 +1,8 @@
 """No command replaces a file that it did not write, unless it is told to."""
 
 import json
+import os
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,6 +149,37 @@ def test_relative_link_is_followed(tmp_path: Path) -> None:
     write(tmp_path)
     image = tmp_path / "out/images/train/a.png"
     assert (image.read_bytes(), image.is_symlink()) == (b"picture", False)
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_interrupted_copy_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException
+) -> None:
+    """Images are copied to another file system, which has no hard links to this one."""
+
+    def no_link(source: Path, path: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    copies: list[Path] = []
+
+    def cut_copy(source: Path, path: Path) -> None:
+        path.write_bytes(source.read_bytes()[:3])
+        copies.append(path)
+        raise cause
+
+    (tmp_path / "a.png").write_bytes(b"picture")
+    monkeypatch.setattr(os, "link", no_link)
+    with monkeypatch.context() as cut, pytest.raises(type(cause)):
+        cut.setattr(shutil, "copy2", cut_copy)
+        write(tmp_path)
+    images = tmp_path / "out/images/train"
+    assert list(images.iterdir()) == []
+    copies[0].write_bytes(b"pic")  # of a killed process
+    for _ in range(2):
+        write(tmp_path)
+        assert [(path.name, path.read_bytes()) for path in images.iterdir()] == [
+            ("a.png", b"picture")
+        ]
 
 
 def test_file_with_a_cut_record_is_kept(tmp_path: Path) -> None:
