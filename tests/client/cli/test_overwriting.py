@@ -157,7 +157,7 @@ def test_interrupted_copy_is_written_again(
 ) -> None:
     """Images are copied to another file system, which has no hard links to this one."""
 
-    def no_link(source: Path, path: Path) -> None:
+    def no_link(*_: Path) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     copies: list[Path] = []
@@ -169,9 +169,10 @@ def test_interrupted_copy_is_written_again(
 
     (tmp_path / "a.png").write_bytes(b"picture")
     monkeypatch.setattr(os, "link", no_link)
-    with monkeypatch.context() as cut, pytest.raises(type(cause)):
+    with monkeypatch.context() as cut:
         cut.setattr(shutil, "copy2", cut_copy)
-        write(tmp_path)
+        with pytest.raises(type(cause)):
+            write(tmp_path)
     images = tmp_path / "out/images/train"
     assert list(images.iterdir()) == []
     copies[0].write_bytes(b"pic")  # of a killed process
