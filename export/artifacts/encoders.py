@@ -19,7 +19,6 @@ from torch import Tensor
 from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.onnx_graphs import (
     export_vision_encoder,
-    make_shapes_constant,
     write_float16,
     write_int8,
 )
@@ -65,7 +64,6 @@ def _make(
     module = VisionEncoderModule(model, image_input)
     source = folder / vision_encoder_file("float32")
     export_vision_encoder(module, image_input.size_wh, source)
-    make_shapes_constant(source)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if fast_tower is not None and "int8" in precisions:
             fast_tower.is_for_one_image = True

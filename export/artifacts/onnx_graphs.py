@@ -1,4 +1,4 @@
-"""The vision encoder as ONNX: exported in float32, then converted to int8 and float16.
+"""The vision encoder as ONNX: exported by optimum in float32, then converted to int8 and float16.
 
     pixels uint8 (batch_size, H, W, 3) -> image_features float32 (batch_size, N, C)
 
@@ -9,24 +9,19 @@ one operator each. All are exported with SDPA, which scales queries and keys bef
 them: eager attention sums the products first, in Florence-2 over all tokens of an image (36,864 at
 768 pixels), and leaves the range of float16.
 
-A trace computes every shape that depends on the batch size from its input: a third of the nodes of
-an encoder, which run on the CPU even where the others run on a GPU. `make_shapes_constant` replaces
-them; the batch is the first axis throughout:
-
-    shape of a Reshape      a constant with -1 for the batch; the other sides are those of the
-                            inferred output
-    any other tensor        the constant for a batch of one, which its users broadcast: position
-                            embeddings; one that must not be broadcast differs from transformers in
-                            the export's comparison
+A trace with a dynamic batch size computes each shape from its input: a third of the nodes of an
+encoder, which run on the CPU even where the others run on a GPU. One image is traced instead, ONNX
+Runtime computes the shapes, which are constants then, and `free_batch` makes the first side of each
+free. What follows the batch otherwise, position embeddings, has a first side of one and broadcasts.
 
 Shapes: B batch, S tokens, C hidden, A heads, D head size.
 """
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +29,38 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
 from onnxruntime.transformers.onnx_model import OnnxModel
+from optimum.exporters.onnx import OnnxConfig, export
+from optimum.onnxruntime import ORTQuantizer, QuantizationConfig
+from optimum.utils import NormalizedConfig
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from export.artifacts.vision_module import VisionEncoderModule
 from wire.artifacts.manifest import vision_encoder_file
 
 _OPSET = 18
-_NAMES = ["pixels", "image_features"]  # input and output
+
+
+class VisionEncoderConfig(OnnxConfig):
+    """Optimum's description of a `VisionEncoderModule`; both families have the same."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    inputs: Mapping[str, Mapping[int, str]] = {"pixels": {0: "batch_size"}}
+    outputs: Mapping[str, Mapping[int, str]] = {"image_features": {0: "batch_size"}}
+
+    def __init__(self, config: Any, size_wh: tuple[int, int]) -> None:
+        super().__init__(config)
+        self._size_wh = size_wh
+
+    def generate_dummy_inputs(self, **_options: Any) -> dict[str, Tensor]:
+        """Return one image of random pixels."""
+        width, height = self._size_wh
+        return {"pixels": torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)}
 
 
 def export_vision_encoder(
@@ -55,26 +70,56 @@ def export_vision_encoder(
     is_for_one_image: bool = False,
 ) -> None:
     """Write `module` in float32, for images of exactly `size_wh`, in batches or one by one."""
-    width, height = size_wh
-    # a dynamic batch of one would be traced as a constant
-    batch_size = 1 if is_for_one_image else 2
-    pixels = torch.randint(0, 256, (batch_size, height, width, 3), dtype=torch.uint8)
-    axes = {} if is_for_one_image else {name: {0: "batch_size"} for name in _NAMES}
-    with torch.no_grad(), warnings.catch_warnings():
+    config = VisionEncoderConfig(module.config, size_wh)
+    with warnings.catch_warnings():
         # Sizes are fixed, so Python values that depend on them may be traced as constants.
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # torch 2.13 calls exporting by tracing deprecated.
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        torch.onnx.export(
-            module.eval(),
-            (pixels,),
+        export(
+            module,
+            config,
             output,
-            input_names=_NAMES[:1],
-            output_names=_NAMES[1:],
-            dynamic_axes=axes,
-            opset_version=_OPSET,
-            dynamo=False,
+            opset=_OPSET,
+            no_dynamic_axes=True,
+            disable_dynamic_axes_fix=True,
         )
+    compute_constants(output)
+    if not is_for_one_image:
+        free_batch(output)
+
+
+def compute_constants(file: Path) -> None:
+    """Replace what does not depend on the input by its value; fuse nothing."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(file)
+    # MatMul and Add stay apart: dynamic quantisation has no Gemm of three dimensions.
+    onnxruntime.InferenceSession(
+        file.read_bytes(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["MatMulAddFusion"],
+    )
+
+
+def free_batch(file: Path) -> None:
+    """Let a graph of one image take batches: their size is the first axis of every tensor."""
+    model = onnx.load(file)
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    shapes = {}
+    for info in (*inferred.value_info, *inferred.output):
+        shapes[info.name] = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+    for node in graph.node:
+        if node.op_type == "Reshape":
+            shape = np.array([-1, *shapes[node.output[0]][1:]], np.int64)
+            node.input[1] = f"{node.output[0]}/shape"
+            graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch_size"
+    del graph.value_info[:]  # shapes of one image
+    onnx.save(model, file)
 
 
 def write_float16(folder: Path) -> None:
@@ -87,144 +132,26 @@ def write_float16(folder: Path) -> None:
 
 def write_int8(source: Path, output: Path) -> None:
     """Quantise products with weights, but not attention: little gain, a larger loss of accuracy."""
+    graph = onnx.load(source).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    config = QuantizationConfig(
+        is_static=False,
+        format=QuantFormat.QOperator,
+        mode=QuantizationMode.IntegerOps,
+        weights_dtype=QuantType.QInt8,
+        per_channel=True,
+        operators_to_quantize=["MatMul", "Gemm"],
+        nodes_to_exclude=[node.name for node in products if node.input[1] not in weights],
+    )
+    quantizer = ORTQuantizer(source, PreTrainedConfig())
     logging.disable(logging.WARNING)  # it recommends optimisations that ours replace
     try:
-        quantize_dynamic(
-            source,
-            output,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
-        )
+        with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+            quantizer.quantize(config, folder, file_suffix="")
+            Path(folder, source.name).replace(output)
     finally:
         logging.disable(logging.NOTSET)
-
-
-_MAX_SHAPE_BYTES = 1024  # limit of an initializer that may be a shape
-
-_Shapes = Mapping[str, NDArray[np.int64]]  # by names of tensors
-
-
-def make_shapes_constant(file: Path) -> None:
-    """Replace the shape arithmetic of a graph whose only input has a dynamic first axis."""
-    model = onnx.load(file)
-    graph = model.graph
-    arithmetic = shape_arithmetic(graph)
-    others = [node for node in graph.node if arithmetic.isdisjoint(node.output)]
-    read = dict.fromkeys(chain.from_iterable(node.input for node in others))
-    used = [name for name in read if name in arithmetic]
-    # a side of 1 may be broadcast
-    two = inferred_shapes(model, 2)
-    three = inferred_shapes(model, 3)
-    one = {name: 2 * shape - three[name] for name, shape in two.items()}
-    constants = dict(zip(used, _compute(model, arithmetic, used, one), strict=True))
-    for node in others:
-        if node.op_type == "Reshape" and node.input[1] in constants:
-            shape = two[node.output[0]]
-            constants[node.input[1]] = np.where(shape == three[node.output[0]], shape, -1)
-    for name, value in constants.items():
-        graph.initializer.append(numpy_helper.from_array(value, name))
-    nodes, tensors = _needed(others, _names(graph.output))
-    initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
-    # also the shapes that the trace has noted
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    for output in graph.output:  # the runner allocates it
-        declared = output.type.tensor_type.shape.dim
-        for axis in range(1, len(declared)):
-            declared[axis].dim_value = int(two[output.name][axis])
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
-    onnx.save(model, file)
-
-
-def shape_arithmetic(graph: GraphProto) -> set[str]:
-    """Return the tensors that depend on the shape of the input and not on its values."""
-    arithmetic = set[str]()
-    computed = {graph_input.name for graph_input in graph.input}
-    for node in graph.node:
-        if node.op_type == "Shape":
-            arithmetic.update(node.output)
-        elif not computed.isdisjoint(node.input):
-            computed.update(node.output)
-        elif not arithmetic.isdisjoint(node.input):
-            arithmetic.update(node.output)
-    return arithmetic
-
-
-def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
-    """Return the tensors' shapes for that batch size, where they do not depend on values."""
-    graph = model.graph
-    (graph_input,) = graph.input
-    input_type = graph_input.type.tensor_type
-    input_shape = [batch_size, *(dim.dim_value for dim in input_type.shape.dim[1:])]
-    inputs = [helper.make_tensor_value_info(graph_input.name, input_type.elem_type, input_shape)]
-    small = []
-    for tensor in graph.initializer:
-        # Without the weights: a serialised model has at most 2 GB.
-        if tensor.ByteSize() <= _MAX_SHAPE_BYTES:
-            small.append(tensor)
-        else:
-            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            inputs.append(info)
-    outline = _with_graph(model, graph.node, inputs, _names(graph.output), small)
-    inferred = onnx.shape_inference.infer_shapes(outline, strict_mode=True, data_prop=True).graph
-    shapes = {}
-    for info in (*inferred.input, *inferred.value_info, *inferred.output):
-        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        if 0 not in shape:  # 0: unknown
-            shapes[info.name] = np.array(shape, np.int64)
-    return shapes
-
-
-def _compute(
-    model: ModelProto, arithmetic: set[str], names: Sequence[str], shapes: _Shapes
-) -> Sequence[NDArray[Any]]:
-    """Return the values of tensors of the shape arithmetic, from the `shapes` of the others."""
-    nodes = []
-    initializers = list(model.graph.initializer)
-    for node in model.graph.node:
-        if node.op_type != "Shape" or node.input[0] in arithmetic:
-            nodes.append(node)
-        elif node.input[0] in shapes:
-            initializers.append(numpy_helper.from_array(shapes[node.input[0]], node.output[0]))
-    needed, tensors = _needed(nodes, names)
-    constants = [tensor for tensor in initializers if tensor.name in tensors]
-    part = _with_graph(model, needed, [], names, constants)
-    session = onnxruntime.InferenceSession(
-        part.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    values: Sequence[NDArray[Any]] = session.run(names, {})
-    return values
-
-
-def _needed(nodes: Sequence[NodeProto], names: Iterable[str]) -> tuple[list[NodeProto], set[str]]:
-    """Return the `nodes` that compute the tensors `names`, in order, and all tensors they use."""
-    tensors = set(names)
-    needed = list[NodeProto]()
-    for node in reversed(nodes):
-        if not tensors.isdisjoint(node.output):
-            needed.append(node)
-            tensors.update(node.input)
-    return needed[::-1], tensors
-
-
-def _names(tensors: Iterable[ValueInfoProto]) -> list[str]:
-    return [tensor.name for tensor in tensors]
-
-
-def _with_graph(
-    model: ModelProto,
-    nodes: Iterable[NodeProto],
-    inputs: Iterable[ValueInfoProto],
-    outputs: Iterable[str],
-    initializers: Iterable[onnx.TensorProto],
-) -> ModelProto:
-    infos = map(helper.make_empty_tensor_value_info, outputs)
-    graph = helper.make_graph(
-        list(nodes), model.graph.name, list(inputs), list(infos), list(initializers)
-    )
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 _DOMAIN = "com.microsoft"

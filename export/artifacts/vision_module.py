@@ -55,6 +55,7 @@ class VisionEncoderModule(nn.Module):
 
     def __init__(self, model: Any, image_input: ImageInput) -> None:
         super().__init__()
+        self.config = model.config  # read by optimum
         self._model = model.model
         mean = torch.tensor(image_input.mean)[:, None, None] / image_input.rescale_factor
         std = torch.tensor(image_input.std)[:, None, None] / image_input.rescale_factor
