@@ -46,7 +46,7 @@ from wire.artifacts.manifest import vision_encoder_file
 _OPSET = 18
 
 
-class VisionEncoderConfig(OnnxConfig):
+class VisionEncoderConfig(OnnxConfig):  # type: ignore[misc]  # optimum has no types
     """Optimum's description of a `VisionEncoderModule`; both families have the same."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
