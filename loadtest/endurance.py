@@ -1,7 +1,7 @@
 """A hundred thousand requests or images: what grows, and what is lost when processes are killed.
 
 `service` starts the service with both embedded models and six API keys, and sends requests over
-every interface, batches beside them. A runner and a gateway are killed six times. `offline` runs
+every interface. A runner and a gateway are killed six times. `offline` runs
 `python -m offline` over images of which one of 500 is broken, kills its worker once, and ends and
 resumes the run once. A growth is the slope of a line through the samples of a process's longest
 life, without its warm-up. The exit status is 1 if a check failed.
@@ -31,7 +31,6 @@ from typing import Any
 import httpx
 import psutil
 from matplotlib import pyplot
-from openai import OpenAI
 
 from loadtest.figures import processor_name, table
 from loadtest.processes import ROOT, Launch, free_port, process_tree, running
@@ -49,8 +48,6 @@ _KEYS = [f"key-{number}" for number in range(6)]
 _NUM_CLIENTS = 12
 _NUM_KILLS = 6
 _DISTURBED_S = 15.0  # after a kill; a process is ready again within 10 s
-_BATCH_SIZE = 50
-_PREDICT: Any = "/v1/predict"  # OpenAI's types know only its own paths
 _NUM_SCENES = 1000
 _BROKEN_EVERY = 500
 _SHARD_SIZE = 250
@@ -234,7 +231,6 @@ def service(count: int, folder: Path) -> Run:
         "DIPTYCH_GRPC_PORT": str(free_port()),
         "DIPTYCH_GATEWAY_WORKERS": "2",
         "DIPTYCH_API_KEYS_FILE": str(keys),
-        "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
         "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
         "DIPTYCH_IMAGES_MB": "20",  # full soon, as the cache
         "DIPTYCH_VISION_CACHE_MB": "32",
@@ -246,7 +242,7 @@ def service(count: int, folder: Path) -> Run:
 
 
 class ServiceLoad:
-    """Requests to one service until `count` have ended, batches and kills beside them."""
+    """Requests to one service until `count` have ended, kills beside them."""
 
     def __init__(self, launch: Launch, process_id: int, log: Path, count: int) -> None:
         self._url = launch.url
@@ -259,17 +255,15 @@ class ServiceLoad:
         self._questions = Questions(mix, listing, random.Random(0))
         self._checker = Checker(mix.answers_repeat)
         self._outcomes = Outcomes()
-        self._num_batch_lines = 0
 
     def run(self) -> Run:
         watch = Watch(1 + self._count / PER, lambda: (self._num_done(), self._use()))
-        with watch.running(), ThreadPoolExecutor(_NUM_CLIENTS + 2) as threads:
-            jobs = [threads.submit(self._run_batches), threads.submit(self._kill)]
+        with watch.running(), ThreadPoolExecutor(_NUM_CLIENTS + 1) as threads:
+            jobs = [threads.submit(self._kill)]
             jobs += [threads.submit(self._run_client, number) for number in range(_NUM_CLIENTS)]
         for job in jobs:
             job.result()
         counts = dict(sorted(self._outcomes.replies.items()))
-        counts["batch lines"] = self._num_batch_lines
         return Run(watch, counts, self._outcomes.faults)
 
     def _num_done(self) -> int:
@@ -298,22 +292,6 @@ class ServiceLoad:
             for part in ("diptych", f"{MODELS[is_first_half]}-runner"):
                 os.kill(max(ids[part]) if is_first_half else min(ids[part]), signal.SIGKILL)
 
-    def _run_batches(self) -> None:
-        """Run one batch after the other; each of its lines must be answered once."""
-        with OpenAI(base_url=f"{self._url}/v1", api_key=_KEYS[0], max_retries=20) as api:
-            while self._num_done() < self._count:
-                file = api.files.create(file=_batch_file(self._questions), purpose="batch")
-                batch = api.batches.create(
-                    input_file_id=file.id, endpoint=_PREDICT, completion_window="24h"
-                )
-                while batch.status in ("validating", "in_progress", "finalizing"):
-                    time.sleep(1)
-                    batch = api.batches.retrieve(batch.id)
-                output = batch.output_file_id
-                text = api.files.content(output).text if output else ""
-                self._outcomes.faults += batch_faults(batch.status, text)
-                self._num_batch_lines += len(text.splitlines())
-
     def _use(self) -> dict[str, Amounts]:
         """Return what each process uses, and what the service does."""
         processes = process_tree(self._process_id)
@@ -334,24 +312,6 @@ def _memory_folder(processes: list[psutil.Process]) -> Path:
             if folder := re.search(r"/dev/shm/[^/\s]+", maps):
                 return Path(folder[0])
     raise RuntimeError("no process of the service has a folder in /dev/shm")
-
-
-def batch_faults(status: str, output: str) -> list[str]:
-    """Return what is wrong with a batch: each of its requests has one answer."""
-    num_answers = Counter(json.loads(line)["custom_id"] for line in output.splitlines())
-    if status == "completed" and num_answers == Counter(map(str, range(_BATCH_SIZE))):
-        return []
-    return [f"batch: {status}, {num_answers.total()} answers to {_BATCH_SIZE} requests"]
-
-
-def _batch_file(questions: Questions) -> tuple[str, bytes]:
-    lines = []
-    for number in range(_BATCH_SIZE):
-        question = questions.next("rest")
-        body = question.fields() | {"image": question.data_url}
-        line = {"custom_id": str(number), "method": "POST", "url": _PREDICT, "body": body}
-        lines.append(json.dumps(line))
-    return "requests.jsonl", "\n".join(lines).encode()
 
 
 def offline(count: int, folder: Path) -> Run:

@@ -67,7 +67,7 @@ class Overloaded(ServiceError):
 
 
 class NotReady(ServiceError):
-    """A runner is starting or unreachable, or the disk of files and batches is full."""
+    """A runner is starting or unreachable."""
 
     code = "not_ready"
 

@@ -16,10 +16,7 @@ from runners.bentoml_internals import local_runner_url
 from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys, SharedLimits
-from service.admission.places import TrafficGaps
 from service.admission.threads import POSTPROCESSING
-from service.batches.store import Store
-from service.batches.worker import BatchWorker
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
@@ -86,9 +83,8 @@ class _Gateway:
                 engines[model_id] = EngineClient(model_id, model.entry.engine)
         self._clients: dict[str, ModelClient] = {**runners, **engines}
         served = ServedModels(models, unserved_models(_SETTINGS))
-        gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         handles = image_store(_SETTINGS)
-        core = Core(served, self._clients, _SETTINGS, image_fetcher(_SETTINGS), gaps, handles)
+        core = Core(served, self._clients, _SETTINGS, image_fetcher(_SETTINGS), handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
@@ -106,14 +102,9 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.start()
         background.append(measure_loop_lag())
-        batches = None
-        if _SETTINGS.batches_folder is not None and gaps is not None:
-            batches = BatchWorker(Store(_SETTINGS.batches_folder), core, gaps, _SETTINGS)
-            batches.start()
 
         async def drain() -> None:
-            stopping = [] if batches is None else [batches.stop()]
-            await asyncio.gather(self._grpc.set_not_serving(), self._places.close(), *stopping)
+            await asyncio.gather(self._grpc.set_not_serving(), self._places.close())
 
         drain_before_stop(drain)
         self._background = list(map(asyncio.create_task, background))

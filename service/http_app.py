@@ -17,7 +17,6 @@ from starlette.routing import Route
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import STORING
 from service.analysis import stream_analysis
-from service.batches.api import BatchesApi
 from service.errors import InvalidRequest
 from service.http import boundary as http
 from service.http.body import read_body
@@ -142,7 +141,6 @@ def rest_app(boundary: RestBoundary) -> Starlette:
         routes=[
             *RestApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
-            *BatchesApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),
             *LabelStudioApi(boundary).routes(),
             *XAnyLabelingApi(boundary).routes(),

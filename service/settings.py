@@ -171,8 +171,6 @@ class Settings(BaseModel):
     label_studio_url: HttpUrl | None = None
     """URL of the Label Studio whose uploaded and local files are fetched with the token of the
     request; its host may have a private address. Unset: they are refused."""
-    batches_folder: Path | None = None
-    """Folder of OpenAI's files and batches. Unset: disabled."""
     max_body_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 20_000_000
     """Maximum size of a request body or an image by URL, bytes."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000

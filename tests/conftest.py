@@ -61,12 +61,9 @@ def artifacts(exported: ModelStore, model_id: str) -> Path:
 def service(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """The service with both models, folders for batches and images, and default settings."""
+    """The service with both models, a folder for images, and default settings."""
     folder = tmp_path_factory.mktemp("service")
-    settings = {
-        "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
-        "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
-    }
+    settings = {"DIPTYCH_IMAGES_FOLDER": str(folder / "images")}
     with running_service(exported.home, folder / "service.log", **settings) as running:
         yield running
 

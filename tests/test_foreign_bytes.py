@@ -4,7 +4,7 @@ import asyncio
 import io
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,6 @@ from offline.shards import ArchiveShard, images_of
 from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
 from service.analysis import StepObject, check_prompts, parse_plan
-from service.batches.api import read_upload
-from service.batches.worker import parse_line
 from service.errors import ServiceError
 from service.http.body import json_object, read_body
 from service.images.inputs import AllowedHost, check_url
@@ -110,13 +108,6 @@ def read_steps(data: bytes) -> None:
         step.request(None if step.options.each is None else about)
 
 
-def read_upload_of(path: Path) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield path.read_bytes()
-
-    asyncio.run(read_upload(FORM, chunks(), path.with_name("file")))
-
-
 def read_adapter(path: Path) -> None:
     config, _, weights = path.read_bytes().partition(SPLIT)
     path.with_name(CONFIG_FILE).write_bytes(config)
@@ -173,7 +164,6 @@ STEPS = (
     b' {"id": "c", "task": "instance_segmentation", "each": "a", "phrase": "{label}"},'
     b' {"id": "d", "task": "ocr", "each": "a", "view": "crop", "margin": 0.2}]}'
 )
-BATCH_LINE = b'{"custom_id": "1", "method": "POST", "url": "/v1/predict", "body": {"task": "ocr"}}'
 TENSORS = (
     b'{"inputs": [{"name": "task", "shape": [1], "datatype": "BYTES", "data": ["ocr"]}, '
     b'{"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}]}'
@@ -214,11 +204,6 @@ READERS = {
         of_text(parse_config),
         b'<View><Image name="image" value="$image"/><RectangleLabels name="box" toName="image">'
         b'<Label value="Car" predicted_values="red car,blue car"/></RectangleLabels></View>',
-    ),
-    "batch_line": of_service(parse_line, BATCH_LINE),
-    "batch_upload": of_service(
-        partial(in_file, "body", read_upload_of),
-        form(part("purpose", "batch"), part("file", BATCH_LINE, '; filename="a.jsonl"')),
     ),
     "open_inference": of_service(
         partial(of_two_parts, read_request),

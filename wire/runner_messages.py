@@ -49,7 +49,7 @@ class SequenceSpec(BaseModel):
     grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; unset for the base model
     own_token: str | None = None  # of the prompt; must be a control token of the checkpoint
-    client: str = ""  # shares encoder and decoder with others; "": work in their gaps
+    client: str = ""  # shares encoder and decoder with others
     timeout_s: float  # the whole sequence, queueing included
 
 

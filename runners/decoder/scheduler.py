@@ -25,8 +25,7 @@ Invariants:
 - a client alone has the whole decoder, and one with queued sequences always gets a turn: its own
   when no other has live sequences, else as these take their steps;
 - sequences of a client leave in the order of submission: a large one is never overtaken;
-- a call's sequences are queued together or not at all;
-- work in the gaps between clients (client "") never takes a client's room.
+- a call's sequences are queued together or not at all.
 """
 
 import logging
@@ -202,9 +201,8 @@ class ClientQueues:
         return len(self._active_s) > (client in self._active_s)
 
     def _note_active(self, client: str) -> None:
-        if client:
-            self._active_s.pop(client, None)
-            self._active_s[client] = self._now()
+        self._active_s.pop(client, None)
+        self._active_s[client] = self._now()
 
 
 class Scheduler:

@@ -1,28 +1,21 @@
 """The places of requests: each counts from before its body is read until its answer is made.
 
 A place counts one request for all limits at once: the requests of the service and their memory, in
-fair shares of its clients; the concurrent requests of its key; the traffic that batches give way
-to; and the drain before a stop. Knows no models and no batches.
+fair shares of its clients; the concurrent requests of its key; and the drain before a stop. It
+knows no models.
 """
 
 import asyncio
-import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from service.admission.api_keys import UNLIMITED, Quota
 from service.admission.fair_queue import FairShare
 from service.errors import NotReady
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
-_QUIET_S = 0.05  # a client that asks one request after the other leaves shorter pauses
-_REST_FACTOR = 50
-_MAX_RUNNING = 8
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 
@@ -53,100 +46,17 @@ class RequestContext:
     deadline_s: float  # time.monotonic()
     quota: Quota = UNLIMITED  # names the client in the fair queue and shares
     place: Place = field(default_factory=Place)
-    # False: it runs in the gaps of the others, or in a place that its caller has taken
+    # False: its caller has taken a place for it, or nothing competes with it
     needs_place: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    start_s: float
-    is_cancellable: bool
-
-
-class TrafficGaps:
-    """Counts online requests, and runs background requests between them.
-
-        online       a request of a client that waits for its answer
-        background   a request of a batch: starts in a gap, cancelled when an online request arrives
-
-    A gap begins when no online request has been in flight for a moment. In it one background
-    request starts, and one more at a time for each that ends, so that the many short gaps of busy
-    traffic cost little work that is cancelled. Traffic without gaps leaves background requests a
-    small share of the time: one runs and is not cancelled, then none does for `_REST_FACTOR` times
-    as long. So fewer than one in twenty online requests meets one, and a batch makes progress. All
-    models count together, as they may share cores or a GPU.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._num_online = 0
-        self._quiet_since_s = -math.inf
-        self._allowed = 1  # background requests at a time in this gap
-        self._rested_at_s = -math.inf  # earliest time for a request amid traffic
-        self._running: dict[asyncio.Task[None], _Running] = {}
-        self._changed = asyncio.Event()
-
-    def begin_online(self) -> None:
-        self._num_online += 1
-        self._allowed = 1
-        for task, running in self._running.items():
-            if running.is_cancellable:
-                task.cancel()
-        self._changed.set()
-
-    def end_online(self) -> None:
-        self._num_online -= 1
-        self._quiet_since_s = self._now()
-        self._changed.set()
-
-    async def wait(self) -> None:
-        while (wait_s := self._wait_s()) > 0:
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
-
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a background request, after `wait`; cancel its task if an online request comes."""
-
-        def note_end(task: asyncio.Task[None]) -> None:
-            duration_s = self._now() - self._running.pop(task).start_s
-            if not task.cancelled():
-                self._allowed = min(self._allowed + 1, _MAX_RUNNING)
-            # Cancelled ones do not count: where all gaps are shorter than a request, only the turns
-            # amid traffic complete.
-            if not task.cancelled() or self._rested_at_s == -math.inf:
-                self._rested_at_s = self._now() + duration_s * _REST_FACTOR
-            self._changed.set()
-
-        task = asyncio.ensure_future(work)
-        self._running[task] = _Running(self._now(), is_cancellable=not self._num_online)
-        task.add_done_callback(note_end)
-        return task
-
-    def _wait_s(self) -> float:
-        """Return the seconds until a background request may start; infinite: unknown."""
-        if self._num_online:
-            return math.inf if self._running else self._rested_at_s - self._now()
-        if len(self._running) >= self._allowed:
-            return math.inf
-        return self._quiet_since_s + _QUIET_S - self._now()
 
 
 class Places:
     """All requests in flight or queued, and their memory."""
 
-    def __init__(
-        self,
-        max_pending: int,
-        max_bytes: int,
-        max_bytes_of_client: int,
-        gaps: TrafficGaps | None = None,
-    ) -> None:
+    def __init__(self, max_pending: int, max_bytes: int, max_bytes_of_client: int) -> None:
         self.is_closed = False
         self._pending = FairShare(max_pending)
         self._memory = FairShare(max_bytes, max_bytes_of_client)
-        self._gaps = gaps
         self._left = asyncio.Event()
 
     @property
@@ -180,8 +90,6 @@ class Places:
                 self._pending.remove(quota.name, 1)
                 self._left.set()
                 raise
-        if self._gaps is not None:
-            self._gaps.begin_online()
         context.place.is_taken = True
 
     def hold(self, context: RequestContext, num_bytes: int) -> None:
@@ -198,8 +106,6 @@ class Places:
             REQUEST_MEMORY_BYTES.set(self._memory.total)
         if place.is_taken:
             place.is_taken = False
-            if self._gaps is not None:
-                self._gaps.end_online()
             self._pending.remove(context.quota.name, 1)
             self._left.set()
             if place.lease is not None:

@@ -121,4 +121,4 @@ _NUM_THREADS = min(max(2, num_cores()), 8) + 1
 PARSING = FairThreads("parsing", 2)
 DECODING = FairThreads("decoding", _NUM_THREADS)  # headers, pixels, resizing
 POSTPROCESSING = FairThreads("postprocessing", _NUM_THREADS)  # answers
-STORING = FairThreads("storing", _NUM_THREADS)  # stored images, files, batches
+STORING = FairThreads("storing", _NUM_THREADS)  # stored images

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from imaging.files import ImageLimits
 from service.admission.fair_queue import ClientSlots, FairQueue
-from service.admission.places import Place, Places, RequestContext, TrafficGaps
+from service.admission.places import Place, Places, RequestContext
 from service.admission.threads import STORING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage
@@ -55,7 +55,6 @@ class Core:
         runners: Mapping[str, ModelClient],
         settings: Settings,
         fetcher: ImageFetcher | None = None,
-        gaps: TrafficGaps | None = None,
         handles: ImageStore | None = None,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
@@ -67,7 +66,6 @@ class Core:
             settings.max_pending_requests,
             settings.max_request_bytes,
             settings.max_request_bytes_of_key,
-            gaps,
         )
         # An answer in a slot waits for no other: requests of many answers do not block each other
         num_slots = settings.max_pending_requests

@@ -13,7 +13,6 @@ from typing import Literal
 
 from runners.options import runner_name
 from service.admission.api_keys import ApiKeys
-from service.batches.store import Store
 from service.inference.engine_calls import EngineClient
 from service.inference.served_models import (
     adapters_of,
@@ -105,8 +104,6 @@ def check(role: Role, settings: Settings) -> None:
     if not role.is_runner:
         ApiKeys.load(settings.api_keys_file)
         check_tls_files(settings)
-        if settings.batches_folder is not None:
-            Store(settings.batches_folder).prepare()
     for entry in served_entries(settings):
         if entry.engine is not None:
             if role.is_runner and entry.id == role.model_id:

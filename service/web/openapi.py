@@ -14,8 +14,6 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
 from service.analysis import StepFields
-from service.batches.api import MAX_FILE_BYTES, MAX_FORM_BYTES
-from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
@@ -46,7 +44,7 @@ _REF_TEMPLATE = "#/components/schemas/{model}"
 _ERRORS = {
     "400": "an unknown field or an invalid value",
     "401": "no API key, or an unknown one",
-    "404": "the model is not served; no such file, batch or stored image",
+    "404": "the model is not served; no such stored image",
     "410": "the stored image has expired, or was evicted or deleted; send it again",
     "413": "the image has too many pixels, or the body too many bytes",
     "415": "not a readable image",
@@ -73,7 +71,6 @@ _LABEL_STUDIO = (
 _X_ANYLABELING = (
     "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
 )
-_BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
 
 # end of the path, summary, schema of the body to post
 _Paths = Sequence[tuple[str, str, str | None]]
@@ -113,27 +110,10 @@ _PROTOCOLS: Sequence[tuple[str, str, _Paths, type[BaseModel]]] = (
     (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
     (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS, ErrorJson),
 )
-# method, path, summary, answer
-_BATCH_OPERATIONS: Sequence[tuple[str, str, str, type[BaseModel] | None]] = (
-    ("post", "/v1/files", "Upload a JSON Lines file of requests.", FileObject),
-    ("get", "/v1/files", "List the files of the API key.", FileList),
-    ("get", "/v1/files/{file_id}", "Describe a file.", FileObject),
-    ("delete", "/v1/files/{file_id}", "Delete a file.", FileDeleted),
-    ("get", "/v1/files/{file_id}/content", "Return the content of a file.", None),
-    ("post", "/v1/batches", "Answer a file's requests in the gaps of online traffic.", Batch),
-    ("get", "/v1/batches", "List the batches of the API key.", BatchList),
-    ("get", "/v1/batches/{batch_id}", "Describe a batch.", Batch),
-    ("post", "/v1/batches/{batch_id}/cancel", "Cancel a batch.", Batch),
-)
-_QUERIES: Mapping[type[BaseModel] | None, Sequence[str]] = {
-    FileList: ("limit", "after", "order", "purpose"),
-    BatchList: ("limit", "after"),
-}
-_READ = (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call)
+_READ = (ChatRequest, InferJson, SetupBody, PredictBody, Call)
 _ANSWERED = (
     *(AnswerJson, ComparisonJson, ErrorJson),
     *(ChatCompletion, ChatError, OpenInferenceError),
-    *(FileObject, FileList, FileDeleted, Batch, BatchList),
 )
 _ANSWERED_ABOUT_IMAGES = (AnalysisJson, SeveralJson, StoredImageJson, DeletedImageJson)
 _TEXT_IMAGE: JsonObject = {
@@ -175,21 +155,11 @@ _ANY_ANSWER: JsonObject = {
     "description": "the answer",
     "content": {_JSON: {"schema": {"type": "object"}}},
 }
-_UPLOAD_FORM = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "format": "binary", "maxLength": MAX_FILE_BYTES},
-        "purpose": {"const": "batch"},
-    },
-    "additionalProperties": {"type": "string"},  # expires_after[…]
-    "maxProperties": MAX_FORM_BYTES,  # a limit in bytes also bounds the number
-}
 
 
 def openapi_document(models: ServedModels) -> JsonObject:
     paths: JsonObject = {}
-    for method, path, operation in (*_own_operations(), *_batches(), *_protocols()):
+    for method, path, operation in (*_own_operations(), *_protocols()):
         paths.setdefault(path, {})[method] = operation
     return {
         "openapi": "3.1.0",
@@ -250,21 +220,6 @@ def _own_operations() -> Iterator[Operation]:
     summary = "All tasks with the schemas of their parameters."
     tasks = _operation("listTasks", summary, listing, statuses=_LISTING_ERRORS)
     yield "get", "/v1/tasks", tasks
-
-
-def _batches() -> Iterator[Operation]:
-    bodies = {
-        "/v1/files": {_FORM: _UPLOAD_FORM},
-        "/v1/batches": {_JSON: _reference(BatchRequest.__name__)},
-    }
-    for method, path, summary, answer in _BATCH_OPERATIONS:
-        parameters = _path_parameters(path)
-        for name in _QUERIES.get(answer, ()):
-            parameters.append({"name": name, "in": "query", "schema": {"type": "string"}})
-        response = _ANY_ANSWER if answer is None else _answer(answer)
-        body = bodies.get(path) if method == "post" else None
-        operation = _operation("", summary, response, body, error=ChatError)
-        yield method, path, operation | {"description": _BATCHES, "parameters": parameters}
 
 
 def _protocols() -> Iterator[Operation]:

@@ -12,7 +12,6 @@ from loadtest.endurance import (
     Outcomes,
     Run,
     Watch,
-    batch_faults,
     growth,
     hostile,
     offline_faults,
@@ -106,21 +105,6 @@ def test_wrong_rows_are_faults(rows: tuple[dict[str, Any], ...], tmp_path: Path)
     assert offline_faults(tmp_path, SCENES) == []
     (tmp_path / "part-0.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert offline_faults(tmp_path, SCENES)
-
-
-@pytest.mark.parametrize(
-    ("status", "numbers", "is_right"),
-    [
-        ("completed", [*range(50)], True),
-        ("completed", [*range(49)], False),
-        ("completed", [*range(50), 3], False),
-        ("completed", [], False),
-        ("failed", [*range(50)], False),
-    ],
-)
-def test_batch_answers_each_request_once(status: str, numbers: list[int], is_right: bool) -> None:
-    output = "\n".join(json.dumps({"custom_id": str(number)}) for number in numbers)
-    assert (batch_faults(status, output) == []) == is_right
 
 
 def test_hostile_bytes_vary() -> None:

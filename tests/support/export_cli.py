@@ -1,14 +1,11 @@
-"""The export as a user runs it, model stores, and disks that are full."""
+"""The export as a user runs it, model stores, and a small disk."""
 
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,17 +72,6 @@ def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
     as_root = ["--map-root-user"] if os.geteuid() else []
     return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))
-
-
-@contextmanager
-def full_disk(max_file_bytes: int) -> Iterator[None]:
-    """Fail writes beyond `max_file_bytes` as a full disk does; Python ignores SIGXFSZ."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def endless_models(exported: ModelStore, home: Path) -> ModelStore:

@@ -9,7 +9,7 @@ from typing import cast
 from PIL import Image
 
 from service.admission.api_keys import UNLIMITED, Quota
-from service.admission.places import RequestContext, TrafficGaps
+from service.admission.places import RequestContext
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
 from service.inference.core import Core
@@ -101,7 +101,6 @@ def make_core(
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
-    gaps: TrafficGaps | None = None,
     handles: ImageStore | None = None,
 ) -> Core:
     """Return a core over fake runners; `is_up`: the one of Florence-2 is ready."""
@@ -126,7 +125,7 @@ def make_core(
         "max_request_memory_mb": max_bytes / BYTES_PER_MB,
     }
     settings = Settings().model_copy(update=values)  # smaller than they may be set
-    return Core(models, runners, settings, fetcher, gaps, handles)
+    return Core(models, runners, settings, fetcher, handles)
 
 
 def context(

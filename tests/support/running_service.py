@@ -19,7 +19,6 @@ import grpc
 import httpx
 import psutil
 
-from service.batches.store import Store
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.supervision.roles import Role
 from tests.support.export_cli import ROOT, environment_with
@@ -170,8 +169,6 @@ def forked_service(
     **settings: str,
 ) -> AbstractContextManager[RunningService]:
     """Do likewise, without the checks of `python -m service` and seconds of imports."""
-    if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
-        Store(Path(folder)).prepare()
     environment = Role.parse(role).environment(_with_ports(bentoml_home, settings))
     program = "from service.supervision import roles, supervisor;"
     program += f"supervisor.main(roles.Role.parse({[*role]!r}))"

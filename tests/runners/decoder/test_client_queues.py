@@ -158,19 +158,6 @@ def test_a_wide_sequence_of_one_of_several_clients_gets_its_slots() -> None:
     assert queues.take() == "a"
 
 
-def test_work_in_the_gaps_takes_no_room() -> None:
-    queues = Queues()
-    queues.submit("")
-    assert queues.take() == ""
-    assert len(queues.live) == 1
-    queues.submit("a", 7)
-    assert queues.take() == "a" * 7
-    queues.end(queues.live)
-    queues.submit("", 9)
-    queues.passes(40)
-    assert len(queues.live) == 4  # while a is active
-
-
 def test_a_prefill_stays_within_its_budget() -> None:
     queues = Queues(max_prefill_tokens=6)
     queues.submit("a", 3)

@@ -1,15 +1,12 @@
 """Requests in flight are counted once, for all limits, until they leave."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from service.admission.api_keys import Quota, QuotaLimits
-from service.admission.places import Places, TrafficGaps
+from service.admission.places import Places
 from service.errors import Overloaded
-from tests.support.api_keys import FakeClock
 from tests.support.fake_service import context, make_core
 from tests.support.rest_client import OCR, client, error_of
 
@@ -31,7 +28,7 @@ async def test_drain_waits_for_the_last_request() -> None:
 
 
 async def test_place_is_taken_and_left_once() -> None:
-    places = Places(1, 100, 100, TrafficGaps())
+    places = Places(1, 100, 100)
     request = context()
     for _ in range(2):
         await places.take(request)
@@ -81,107 +78,3 @@ def test_draining_service_is_not_ready() -> None:
     assert "connection" not in client(core).predict(OCR).headers
     asyncio.run(core.places.close())
     assert error_of(client(core).predict(OCR))["code"] == "not_ready"
-
-
-SHORT_S = 1.0
-
-
-class Background:
-    """Starts background requests one after the other, each of which ends when it is told to."""
-
-    def __init__(self, gaps: TrafficGaps) -> None:
-        self.running: list[asyncio.Event] = []
-        self.num_cancelled = 0
-        self._gaps = gaps
-
-    async def run(self) -> None:
-        while True:
-            await self._gaps.wait()
-            self._gaps.start(self._one())
-
-    async def end_one(self) -> None:
-        self.running[0].set()
-        await settle()
-
-    async def _one(self) -> None:
-        ended = asyncio.Event()
-        self.running.append(ended)
-        try:
-            await ended.wait()
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
-        finally:
-            self.running.remove(ended)
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def background_work() -> AsyncIterator[tuple[TrafficGaps, Background, FakeClock]]:
-    clock = FakeClock()
-    gaps = TrafficGaps(now=clock)
-    background = Background(gaps)
-    starting = asyncio.create_task(background.run())
-    await settle()
-    try:
-        yield gaps, background, clock
-    finally:
-        starting.cancel()
-        for ended in background.running:
-            ended.set()
-
-
-async def test_background_requests_ramp_up() -> None:
-    async with background_work() as (_, background, _):
-        counts = []
-        for _ in range(10):
-            counts.append(len(background.running))
-            await background.end_one()
-    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
-
-
-async def test_online_request_cancels_others() -> None:
-    async with background_work() as (gaps, background, clock):
-        clock.now_s += SHORT_S
-        await background.end_one()
-        gaps.begin_online()
-        await settle()
-        assert (background.num_cancelled, background.running) == (2, [])
-
-
-@pytest.mark.parametrize(("quiet_s", "num_running"), [(0.01, 0), (0.06, 1)])
-async def test_gap_begins_after_a_moment(quiet_s: float, num_running: int) -> None:
-    async with background_work() as (gaps, background, clock):
-        clock.now_s += SHORT_S
-        await background.end_one()
-        gaps.begin_online()
-        gaps.begin_online()
-        await settle()
-        gaps.end_online()
-        clock.now_s += SHORT_S
-        gaps.end_online()
-        clock.now_s += quiet_s
-        gaps._changed.set()  # its timer does this on the real clock
-        await settle()
-        assert len(background.running) == num_running
-
-
-async def test_share_amid_traffic_is_small() -> None:
-    async with background_work() as (gaps, background, clock):
-        clock.now_s += 2
-        await background.end_one()  # it took 2 s
-        gaps.begin_online()
-        await settle()
-        assert background.running == []
-        for passed_s, num_running in [(99, 0), (2, 1)]:
-            clock.now_s += passed_s
-            gaps._changed.set()
-            await settle()
-            assert len(background.running) == num_running
-        gaps.begin_online()
-        await settle()
-        assert (len(background.running), background.num_cancelled) == (1, 2)  # it is not cancelled

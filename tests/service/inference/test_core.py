@@ -17,7 +17,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.admission.api_keys import Quota, QuotaLimits, SharedLimits
-from service.admission.places import RequestContext, TrafficGaps
+from service.admission.places import RequestContext
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
 from service.images.handle_store import HandleStore, StoreLimits
 from service.images.inputs import ImageHandle
@@ -402,9 +402,8 @@ async def call_stream(core: Core, context: RequestContext) -> None:
 @pytest.mark.parametrize("call", [call_predict, call_compare, call_stream])
 async def test_gone_client_frees_all_limits(call: Call) -> None:
     leases = SharedLeases()
-    gaps = TrafficGaps()
     quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedLimits, leases))
-    core = make_core(max_pending=1, max_running=1, gaps=gaps)
+    core = make_core(max_pending=1, max_running=1)
 
     async def request() -> None:
         await call(core, RequestContext("request-1", "test", math.inf, quota))
@@ -415,7 +414,6 @@ async def test_gone_client_frees_all_limits(call: Call) -> None:
                 await asyncio.sleep(0)
             await leases.released()
             assert leases.leases == set()
-            await gaps.wait()
             await request()
 
     assert await cancel_at_each_await(request, all_is_free) >= 6

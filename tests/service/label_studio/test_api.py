@@ -18,7 +18,6 @@ from service.inference.core import Core
 from service.label_studio.api import Batch, LabelStudioHost, TaskImages, questions_of
 from service.settings import Settings
 from tests.support.api_keys import api_keys
-from tests.support.batch_runs import release
 from tests.support.core_calls import until
 from tests.support.export_cli import ROOT
 from tests.support.fake_runners import FakeDecoder
@@ -369,14 +368,15 @@ async def test_busy_runner_is_asked_again() -> None:
 
 
 async def test_call_keeps_its_place() -> None:
-    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    released = asyncio.Event()
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
     core = make_core(decoders={FLORENCE_ID: decoder})
     async with service(core, api_keys("secret", "max_concurrent=1")) as http:
         calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(data_url(PNG))))
         await until(lambda: decoder.num_waiting)
         refused = await http.post(f"{MODEL_PATH}/setup", json={"schema": CONFIG})
         assert (refused.status_code, "1 concurrent requests" in refused.text) == (429, True)
-        release(decoder)
+        released.set()
         assert num_results(await calling) == [2]
         assert (await http.post(f"{MODEL_PATH}/setup", json={"schema": CONFIG})).status_code == 200
 
@@ -399,7 +399,8 @@ async def images_by_url(
 
 
 async def test_fetched_images_are_counted() -> None:
-    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+    released = asyncio.Event()
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
     async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
         calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(*[url] * 6)))
         await until(lambda: decoder.num_waiting == 7)  # of 8 slots
@@ -407,7 +408,7 @@ async def test_fetched_images_are_counted() -> None:
         held = core.places.num_bytes - len(call) - parsed_bytes(call)
         assert held == pytest.approx(4 * len(PNG), abs=100)
         assert len(host.requests) == 4
-        release(decoder)
+        released.set()
         assert num_results(await calling) == [2] * 6
         assert core.places.num_bytes == 0
 
