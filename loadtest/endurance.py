@@ -187,7 +187,6 @@ class Client:
             "grpc stream left": (3, remote.leave_stream),
             "compare": (4, rest.compare),
             "openai": (8, rest.chat),
-            "open inference": (7, rest.infer),
             "stored image": (5, rest.store),
             "analysis": (4, rest.analyze),
             "tiles": (3, rest.predict),

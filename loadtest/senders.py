@@ -175,13 +175,6 @@ class RestSender:
 
         return self._post_json("/v1/chat/completions", question, body, read)
 
-    def infer(self, question: Question) -> Reply:
-        """Ask over the Open Inference Protocol."""
-        fields = question.fields() | {"image": question.data_url}
-        model = fields.pop("model")
-        inputs = [_tensor(name, value) for name, value in fields.items()]
-        return self._post_json(f"/v2/models/{model}/infer", question, {"inputs": inputs}, _inferred)
-
     def get(self, path: str) -> Any:
         """Return a JSON document; raise `OSError` for any status but 200."""
         try:
@@ -224,12 +217,6 @@ class RestSender:
 
 
 _Read = Callable[[Any], Reply]
-
-
-def _tensor(name: str, value: str | list[str] | list[float]) -> dict[str, Any]:
-    values = [value] if isinstance(value, str) else value
-    datatype = "BYTES" if isinstance(values[0], str) else "FP64"
-    return {"name": name, "datatype": datatype, "shape": [len(values)], "data": values}
 
 
 def _form(fields: Mapping[str, Any], jpeg: bytes) -> bytes:
@@ -281,11 +268,6 @@ def _first_step(response: Any) -> Reply:
         if "error" in answer:
             return Reply(answer["error"]["code"])
     return Reply(OK, (_model_reply(answers[0]),))
-
-
-def _inferred(response: Any) -> Reply:
-    (output,) = json.loads(response.read())["outputs"]
-    return Reply(OK, (_model_reply(json.loads(output["data"][0])),))
 
 
 def _first_text(response: Any) -> Reply:

@@ -26,7 +26,6 @@ from service.images.inputs import ImageHandle, ImageInput
 from service.inference.core import MAX_IMAGES, Core
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
-from service.open_inference.api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
 from service.openai.api import OpenAiApi
 from service.schema import rendering
 from service.web.pages import Pages
@@ -36,7 +35,7 @@ from tasks.errors import shown
 from wire.disconnection import while_connected
 from wire.telemetry.metric_files import metrics
 
-_PREFIXES = ("/v1", PREFIX, LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
+_PREFIXES = ("/v1", LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
 _NOT_FOUND = HTTPException(404)
 _READ_IMAGES = partial(read_body, max_images=MAX_IMAGES)
 
@@ -141,7 +140,6 @@ def rest_app(boundary: RestBoundary) -> Starlette:
         routes=[
             *RestApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
-            *OpenInferenceRest(boundary).routes(),
             *LabelStudioApi(boundary).routes(),
             *XAnyLabelingApi(boundary).routes(),
             *Pages(boundary).routes(),
@@ -155,8 +153,7 @@ def rest_app(boundary: RestBoundary) -> Starlette:
 
 
 async def _no_such_path(request: Request, error: Exception = _NOT_FOUND) -> Response:
-    interface = OPEN_INFERENCE if f"{request.url.path}/".startswith(f"{PREFIX}/") else REST
     status = error.status_code if isinstance(error, HTTPException) else 404
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     request_id = request_id_or_new(request.headers.get("x-request-id"))
-    return http.error_response(InvalidRequest(message), request_id, interface, status)
+    return http.error_response(InvalidRequest(message), request_id, REST, status)

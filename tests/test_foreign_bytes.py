@@ -31,7 +31,6 @@ from service.http.body import json_object, read_body
 from service.images.inputs import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.mapping import parse_config
-from service.open_inference.api import read_request
 from service.settings import SettingsError
 from tests.support.evaluations import write_coco, write_images, write_parquet, write_voc
 from tests.support.fake_service import served_models
@@ -164,10 +163,6 @@ STEPS = (
     b' {"id": "c", "task": "instance_segmentation", "each": "a", "phrase": "{label}"},'
     b' {"id": "d", "task": "ocr", "each": "a", "view": "crop", "margin": 0.2}]}'
 )
-TENSORS = (
-    b'{"inputs": [{"name": "task", "shape": [1], "datatype": "BYTES", "data": ["ocr"]}, '
-    b'{"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}]}'
-)
 CALL = b'{"sequences": [{"segments": [["what?", true]], "timeout_s": 1}]}'
 ADAPTER = (
     b'{"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "target_modules": ["q_proj"]}'
@@ -204,10 +199,6 @@ READERS = {
         of_text(parse_config),
         b'<View><Image name="image" value="$image"/><RectangleLabels name="box" toName="image">'
         b'<Label value="Car" predicted_values="red car,blue car"/></RectangleLabels></View>',
-    ),
-    "open_inference": of_service(
-        partial(of_two_parts, read_request),
-        str(len(TENSORS)).encode() + SPLIT + TENSORS + b"\1\0\0\0a",
     ),
     "runner_call": Reader(
         partial(of_two_parts, lambda body, header: read_call(body, header, (2, 2, 3))),

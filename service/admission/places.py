@@ -19,12 +19,8 @@ from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
 
 
-def is_valid_request_id(text: str) -> bool:
-    return _REQUEST_ID.fullmatch(text) is not None
-
-
 def request_id_or_new(text: str | None) -> str:
-    return text if text and is_valid_request_id(text) else uuid.uuid4().hex
+    return text if text and _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """The boundary around every HTTP endpoint: request id, deadline, API key, and errors as responses.
 
-An interface (the service's own, OpenAI's, Open Inference) has a label and a form of its error
+An interface (the service's own, OpenAI's, Label Studio's) has a label and a form of its error
 bodies; the statuses are the same for all. Streams are server-sent events (WHATWG HTML): a failure
 before the first event is an ordinary error response.
 """

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.boundary import RestBoundary
 from wire.telemetry.tracing import request_trace, trace_id
 
-API_PREFIXES = ("/v1/", "/v2/")
-HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
+API_PREFIX = "/v1/"
+HEALTH = ("/livez", "/readyz", "/healthz")
 _METRICS = "/metrics"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 
@@ -77,8 +77,8 @@ class Middleware:
         path = scope["path"]
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         attributes = {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]}
-        is_traced = path.startswith(API_PREFIXES) and path not in HEALTH
-        added = _HEADERS | _NO_STORE if path.startswith(API_PREFIXES) else _HEADERS
+        is_traced = path.startswith(API_PREFIX)
+        added = _HEADERS | _NO_STORE if is_traced else _HEADERS
         traced = request_trace(Headers(scope=scope), method, attributes if is_traced else None)
         with traced as span:
             request_trace_id = trace_id()

@@ -14,8 +14,8 @@ _seconds = partial(Histogram, buckets=_BUCKETS_S)
 
 REQUESTS = Counter(
     "diptych_requests_total",
-    "Outcomes of requests, one for each model of a comparison; api oip is Open Inference;"
-    " status is ok, an error code, or client_gone.",
+    "Outcomes of requests, one for each model of a comparison; status is ok, an error code, or"
+    " client_gone.",
     ["api", "model", "task", "status"],
 )
 REQUEST_SECONDS = _seconds(

@@ -1,6 +1,6 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
-The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by their own
+The protocols of Label Studio and X-AnyLabeling are specified by their own
 documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
@@ -19,8 +19,6 @@ from service.inference.request_fields import CompareFields, GenerationFields, Pr
 from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
-from service.open_inference.api import PREFIX as OPEN_INFERENCE_PREFIX
-from service.open_inference.api import InferJson, OpenInferenceError
 from service.openai.api import ChatCompletion, ChatError, ChatRequest
 from service.schema.rendering import (
     AnalysisJson,
@@ -59,11 +57,6 @@ _FORM = "multipart/form-data"
 _WEBHOOK = "LabelStudioEvent"
 _CALL = "XAnyLabelingCall"
 _STEP = "AnalysisStep"
-_INFER = "Answer with one model: inputs are the fields of /v1/predict, `result` is its body."
-_OPEN_INFERENCE = (
-    "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
-    " tensor data."
-)
 _LABEL_STUDIO = (
     "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
     " the one of the path."
@@ -74,17 +67,6 @@ _X_ANYLABELING = (
 
 # end of the path, summary, schema of the body to post
 _Paths = Sequence[tuple[str, str, str | None]]
-_SERVER_PATHS: _Paths = (
-    ("", "Metadata of the server.", None),
-    ("/health/live", "Liveness.", None),
-    ("/health/ready", "Readiness of every model.", None),
-)
-_MODEL_PATHS: _Paths = (
-    ("", "Inputs and output of a model.", None),
-    ("/config", "Configuration of a model, as Triton's load tools request it.", None),
-    ("/ready", "Readiness of a model.", None),
-    ("/infer", _INFER, InferJson.__name__),
-)
 _LABEL_STUDIO_PATHS: _Paths = (
     ("/health", "Readiness of the models.", None),
     ("/versions", "Versions of the models, as their predictions name them.", None),
@@ -99,21 +81,17 @@ _X_ANYLABELING_PATHS: _Paths = (
     ("/v1/predict", "Return the shapes or the description of an image.", _CALL),
 )
 _FAILED_PATHS: _Paths = (("/failed/{status}", "Repeat the error of a failed call.", None),)
-_MODEL = f"{OPEN_INFERENCE_PREFIX}/models/{{model}}"
-# prefix, protocol, paths, error
-_PROTOCOLS: Sequence[tuple[str, str, _Paths, type[BaseModel]]] = (
-    (OPEN_INFERENCE_PREFIX, _OPEN_INFERENCE, _SERVER_PATHS, OpenInferenceError),
-    (_MODEL, _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
-    (f"{_MODEL}/versions/{{version}}", _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
-    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _FAILED_PATHS, ErrorJson),
-    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
-    (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
-    (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS, ErrorJson),
+# prefix, protocol, paths
+_PROTOCOLS: Sequence[tuple[str, str, _Paths]] = (
+    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _FAILED_PATHS),
+    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
+    (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
+    (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
 )
-_READ = (ChatRequest, InferJson, SetupBody, PredictBody, Call)
+_READ = (ChatRequest, SetupBody, PredictBody, Call)
 _ANSWERED = (
     *(AnswerJson, ComparisonJson, ErrorJson),
-    *(ChatCompletion, ChatError, OpenInferenceError),
+    *(ChatCompletion, ChatError),
 )
 _ANSWERED_ABOUT_IMAGES = (AnalysisJson, SeveralJson, StoredImageJson, DeletedImageJson)
 _TEXT_IMAGE: JsonObject = {
@@ -223,10 +201,10 @@ def _own_operations() -> Iterator[Operation]:
 
 
 def _protocols() -> Iterator[Operation]:
-    for prefix, protocol, paths, error in _PROTOCOLS:
+    for prefix, protocol, paths in _PROTOCOLS:
         for end, summary, schema in paths:
             body = None if schema is None else {_JSON: _reference(schema)}
-            operation = _operation("", summary, _ANY_ANSWER, body, error=error)
+            operation = _operation("", summary, _ANY_ANSWER, body)
             parameters = _path_parameters(prefix + end)
             operation |= {"description": protocol, "parameters": parameters}
             yield "get" if body is None else "post", prefix + end, operation

@@ -32,7 +32,7 @@ LABEL = "a-heptagon-of-felt"
 UNKNOWN = "unknown-field-of-a-client"
 TOKEN = "token-of-a-url"
 PICKLE = {"Content-Type": "application/vnd.bentoml+pickle"}
-CLOSED_PATHS = ("/metrics", "/livez", "/readyz", "/healthz", "/v2/health/ready", "/v1/models")
+CLOSED_PATHS = ("/metrics", "/livez", "/readyz", "/healthz", "/v1/models")
 METADATA = [("authorization", f"Bearer {KEY}")]
 
 

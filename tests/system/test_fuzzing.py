@@ -22,7 +22,6 @@ NUMS = [2000, pytest.param(8000, marks=pytest.mark.long)]
 NUM_CLIENTS = 16
 MAX_GROWTH_BYTES = 60_000_000  # gateway, whole test: caches and the allocator's arenas
 PATHS = ["/v1/predict", "/v1/compare", "/v1/analyze", "/v1/chat/completions", "/v1/images"]
-PATHS += ["/v2/models/florence-2-mini/infer"]
 TYPES = ("multipart/form-data; boundary=b", "multipart/form-data", "application/json", "text/plain")
 NAMES = [*pb.PredictRequest.DESCRIPTOR.fields_by_name, "models", "stream", "steps", "x"]
 TEXTS = ("", " ", "x" * 5000, "\0", "<loc_5>", "</s>", "NaN", "https://localhost/", "ocr")

@@ -65,7 +65,7 @@ async def test_refused_request_holds_no_place() -> None:
     await places.take(refused)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs", "/v2/health/ready"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs"])
 def test_drain_closes_connections(path: str) -> None:
     core = make_core()
     asyncio.run(core.places.close())

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
@@ -133,10 +132,7 @@ def test_error_of_a_model_is_counted_once() -> None:
     assert counts() == (of_model + 1, others)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"],
-)
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare", "/v1/chat/completions"])
 async def test_full_service_reads_no_body(path: str) -> None:
     sent: list[Message] = []
 
@@ -153,7 +149,7 @@ async def test_full_service_reads_no_body(path: str) -> None:
 
 def test_failed_request_leaves_its_place() -> None:
     one_place = client(make_core(max_pending=1))
-    for path in ("/v1/predict", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"):
+    for path in ("/v1/predict", "/v1/chat/completions"):
         assert {one_place.send("POST", path, json={}).status_code for _ in range(3)} == {400}
     assert one_place.predict(OCR).status_code == 200
 
@@ -198,7 +194,6 @@ PUBLIC = {
     "/",
     "/metrics",  # unless `metrics_need_key` is set: test_middleware.py
     *("/docs", "/docs/start.js", "/openapi.json", "/playground", "/playground/{file:path}"),
-    *("/v2", "/v2/health/live", "/v2/health/ready"),
     # Label Studio sends webhook events without a key; the other path repeats the message in its own
     # URL.
     *(
@@ -288,14 +283,8 @@ def test_disconnection_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     assert [record for record in caplog.records if record.exc_info] == []
 
 
-TENSORS = [
-    {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
-    for name, value in OCR.items()
-]
-
-
-def num_gone(api: str) -> float:
-    return num_requests("client_gone", api)
+def num_gone() -> float:
+    return num_requests("client_gone")
 
 
 async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
@@ -319,25 +308,18 @@ async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> 
 
 
 @pytest.mark.parametrize(
-    ("path", "fields", "model_ids", "api"),
-    [
-        ("/v1/predict", OCR, [FLORENCE_ID], "rest"),
-        ("/v1/compare", OCR, [FLORENCE_ID, PALIGEMMA_ID], "rest"),
-        (f"/v2/models/{PALIGEMMA_ID}/infer", {"inputs": TENSORS}, [PALIGEMMA_ID], "oip"),
-    ],
-    ids=["predict", "compare", "infer"],
+    ("path", "model_ids"),
+    [("/v1/predict", [FLORENCE_ID]), ("/v1/compare", [FLORENCE_ID, PALIGEMMA_ID])],
 )
-async def test_gone_client_cancels_decoding(
-    path: str, fields: object, model_ids: list[str], api: str
-) -> None:
+async def test_gone_client_cancels_decoding(path: str, model_ids: list[str]) -> None:
     answers = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
     decoders: dict[str, FakeDecoder] = {}
     for model_id in model_ids:
         decoders[model_id] = FakeDecoder(answers[model_id], released=asyncio.Event())
-    before = num_gone(api)
-    sent = await leave(path, fields, decoders)
+    before = num_gone()
+    sent = await leave(path, OCR, decoders)
     assert [decoder.num_cancelled for decoder in decoders.values()] == [1] * len(model_ids)
-    assert num_gone(api) == before + 1
+    assert num_gone() == before + 1
     assert sent[0]["status"] == 499  # nobody reads it
 
 
@@ -346,24 +328,15 @@ async def test_gone_client_of_an_analysis() -> None:
     blocked = FakeDecoder(PALIGEMMA_ANSWERS, released=asyncio.Event())
     steps = [{"id": "a", "task": "ocr"}, {"id": "b", "task": "ocr", "model": PALIGEMMA_ID}]
     fields = {"image": OCR["image"], "steps": steps, "stream": True}
-    before = num_gone("rest")
+    before = num_gone()
     await leave("/v1/analyze", fields, {PALIGEMMA_ID: blocked})
     await until(lambda: not blocked.num_waiting)
     assert blocked.num_cancelled == 1
-    assert num_gone("rest") == before + 1
+    assert num_gone() == before + 1
 
 
 ROOM = 20_000
 JSON = {"Content-Type": "application/json"}
-
-
-def binary_infer() -> dict[str, Any]:
-    size = {"binary_data_size": len(SMALL_PNG) + 4}
-    image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": size}
-    head = json.dumps({"inputs": [image, TENSORS[1]]}).encode()
-    tensor = np.uint32(len(SMALL_PNG)).tobytes() + SMALL_PNG
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    return {"content": head + tensor, "headers": headers}
 
 
 CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -371,7 +344,6 @@ CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "form": ("/v1/predict", {"data": {"task": "ocr"}, "files": {"image": SMALL_PNG}}),
     "compare": ("/v1/compare", {"json": OCR}),
     "stream": ("/v1/predict", {"json": {**OCR, "stream": True}}),
-    "open inference": ("/v2/models/florence-2-mini/infer", binary_infer()),
 }
 
 

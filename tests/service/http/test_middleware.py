@@ -85,7 +85,7 @@ def test_closed_path_requires_a_key(path: str) -> None:
         (NEEDS_KEY, ("/metrics",), ("/livez", "/readyz", "/metricsx", "/", "/v1/metrics")),
         (
             Settings(health_needs_key=True),
-            ("/livez", "/readyz", "/healthz", "/v2/health/live"),
+            ("/livez", "/readyz", "/healthz"),
             ("/metrics",),
         ),
     ],

@@ -139,7 +139,7 @@ async def test_span_of_a_grpc_call(collector: Collector) -> None:
 
 def test_spans_are_named_by_route(collector: Collector) -> None:
     for path in (
-        "/v2/health/live",
+        "/livez",
         "/playground",
         "/none",
         "/v1/models/purple-elephant",
