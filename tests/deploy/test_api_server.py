@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.test_kubernetes import BUILDS, Object, built
-from tests.support.cluster import (
+from tests.deploy.cluster import (
     IN_NAMESPACE,
     NAMESPACE,
     Cluster,
     needs_api_server,
     running_cluster,
 )
+from tests.deploy.test_kubernetes import BUILDS, Object, built
 from tests.support.export_cli import ROOT
 from tests.support.waiting import wait_until
 

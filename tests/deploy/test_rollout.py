@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.cluster import IN_NAMESPACE, Cluster, needs_api_server, running_cluster
 from tests.deploy.name_server import NameServer, name_server
 from tests.deploy.test_haproxy import (
     CALL_S,
@@ -21,7 +22,6 @@ from tests.deploy.test_haproxy import (
     next_runners,
     sidecar,
 )
-from tests.support.cluster import IN_NAMESPACE, Cluster, needs_api_server, running_cluster
 from tests.support.export_cli import ROOT
 from tests.support.haproxy import needs_haproxy
 from tests.support.running_service import free_port

@@ -16,10 +16,14 @@ from export.checks.parity import ProbePlan
 from export.checks.reference import load_processor
 from export.errors import ParityError
 from export.pipeline import make_artifacts
-from laboratory.bench.random_weights import write_random_checkpoint
+from laboratory.bench.random_weights import (
+    PALIGEMMA_3B,
+    florence2,
+    paligemma,
+    write_random_checkpoint,
+)
 from tests.support.export_cli import MODELS
 from tests.support.microsoft_form import update_json
-from tests.support.random_weights import SHAPES
 from wire.artifacts.manifest import MANIFEST_FILE, Manifest, read_manifest, verify_files
 
 MODEL_ID = "florence-2-mini"
@@ -113,6 +117,13 @@ def test_a_large_models_path_gives_the_artifacts_of_a_small_one(tmp_path: Path) 
     assert changed <= {"config.json"}
     assert large.parity["tokens"] == small.parity["tokens"]
     assert large.parity["decoder"] == small.parity["decoder"]
+
+
+SHAPES = {
+    "florence-2-large": florence2(1024, 256, 12, 4096),
+    "paligemma-3b-mix-224": PALIGEMMA_3B,
+    "paligemma-3b-pt-896": paligemma(896),
+}
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from PIL import Image
 from imaging.files import ImageLimits, decode_image
 from service.images.decoding import decoded_in_process
 from tests.support.attack_images import repeated_scans
-from tests.support.core_calls import until
-from tests.support.fake_service import encoded
+from tests.support.fake_service import encoded, until
 from tests.support.image_files import LIMITS, colour_steps, half_transparent, png
 
 ROOT = Path(__file__).parents[2]

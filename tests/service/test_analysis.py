@@ -41,7 +41,6 @@ from tasks.results import (
 )
 from tests.service.inference.test_tiled_answers import COUNTED, TASK, picture
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -52,7 +51,9 @@ from tests.support.fake_service import (
     context,
     encoded,
     make_core,
+    run,
     served_models,
+    until,
 )
 from wire.runner_messages import Failed
 

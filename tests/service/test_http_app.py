@@ -20,7 +20,6 @@ from service.images.handle_store import HandleStore, StoreLimits
 from service.images.inputs import AllowedHost
 from tests.service.inference.test_tiled_answers import picture
 from tests.support.api_keys import FakeClock, api_keys, hash_of
-from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -29,6 +28,7 @@ from tests.support.fake_service import (
     PNG,
     data_url,
     make_core,
+    until,
 )
 from tests.support.image_hosts import ImageHost, Names, listening, response
 from tests.support.rest_client import (
@@ -41,7 +41,7 @@ from tests.support.rest_client import (
     fits,
     json_scope,
 )
-from tests.support.server_sent_events import parse_events
+from tests.support.running_service import parse_events
 from wire.runner_channel import RunnerUnreachable
 
 

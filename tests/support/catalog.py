@@ -16,3 +16,4 @@ RELEASED: dict[Family, CatalogEntry] = {
     "florence2": CATALOG["florence-2-base"],
     "paligemma": CATALOG["paligemma-3b-mix-224"],
 }
+EOS_ID: dict[Family, int] = {"florence2": 2, "paligemma": 1}

@@ -1,18 +1,20 @@
 """The real core over fake runners, with synthetic manifests of the embedded models."""
 
+import asyncio
 import base64
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
 from service.admission.api_keys import UNLIMITED, Quota
 from service.admission.places import RequestContext
+from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
-from service.inference.core import Core
+from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
@@ -146,3 +148,40 @@ def typed_answer(result: Result) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "ocr"})
     written = cast("WrittenAnswers", None)
     return Answer(served(FLORENCE), request, ANSWER_SIZE_WH, result, written, {})
+
+
+T = TypeVar("T")
+
+
+OD_PROMPT = "Locate the objects with category name in the image."
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def predict(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any) -> Answer:
+    return run(core.predict(image, fields, context(timeout_s=timeout_s)))
+
+
+def compare(
+    core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any
+) -> Comparison:
+    return run(core.compare(image, fields, context(timeout_s=timeout_s)))
+
+
+def codes(comparison: Comparison) -> dict[str, str]:
+    return {
+        model.id: outcome.code if isinstance(outcome, ServiceError) else "ok"
+        for model, outcome in comparison.answers
+    }
+
+
+def florence_fails(failure: Exception) -> Core:
+    return make_core(decoders={FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS, failure=failure)})

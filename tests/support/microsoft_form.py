@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoProcessor,
@@ -30,7 +31,6 @@ from transformers.models.florence2.modeling_florence2 import (
 
 from export.checkpoints.sources import in_transformers_form, resolve_source
 from tests.support.fake_decoder import tiny_tokenizer
-from tests.support.real_tokenizers import byte_characters
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
 _Model: Any = Florence2ForConditionalGeneration
@@ -180,7 +180,7 @@ def microsoft_config() -> dict[str, Any]:
 def bart_tokenizer() -> dict[str, Any]:
     """Return a tokenizer.json of BART's size, with its control tokens and bytes, without merges."""
     control = dict(enumerate(("<s>", "<pad>", "</s>", "<unk>")))
-    text = dict(enumerate(byte_characters(), len(control)))
+    text = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), len(control)))
     first = len(control) + len(text)
     text |= {index: f"madeupword{index}" for index in range(first, NUM_BART_TOKENS - 1)}
     control[NUM_BART_TOKENS - 1] = "<mask>"

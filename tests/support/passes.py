@@ -1,9 +1,8 @@
-"""Engines as on a GPU, captured by a fake; one notes the passes that are launched ahead."""
+"""Engines as on a GPU, captured by a fake."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -11,10 +10,6 @@ from runners.decoder.captured_passes import CudaGraph
 from runners.decoder.engines import EagerEngine, GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import LiveSequence
-from runners.kv_cache import SlotCache
-from runners.tokens.choice import NextInputs
-
-NUM_SLOTS = 7
 
 
 def make_endless(decoder: Decoder) -> None:
@@ -65,50 +60,3 @@ class ReplayedEagerly:
 
 def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
     return cast(CudaGraph, ReplayedEagerly(compute))
-
-
-class NotedCache(SlotCache):
-    num_rolled_back = 0
-
-    def roll_back(self, slot: int) -> None:
-        self.num_rolled_back += 1
-        super().roll_back(slot)
-
-
-class Passes(GraphEngine):
-    """Logs passes and the copies of results, and notes the passes launched ahead and those rolled
-    back; may fail in one of them.
-    """
-
-    def __init__(self, decoder: Decoder, num_slots: int = NUM_SLOTS) -> None:
-        super().__init__(decoder, num_slots, capture_eagerly)
-        self._eager.cache = self.cache = self.noted = NotedCache(decoder.shape, num_slots)
-        self.log: list[str] = []
-        graphs: Any = self.graphs
-        graphs.results_copied = self
-        self.num_slots_ahead: list[int] = []
-        self.failing: int | None = None  # the number of a pass launched ahead
-        self.poisoned: tuple[int, int] | None = None  # likewise, and the slot that it makes NaN
-
-    def launch(self, num_slots: int) -> Tensor:
-        self.log.append("pass")
-        return super().launch(num_slots)
-
-    def record(self) -> None:
-        self.log.append("copy")
-
-    def synchronize(self) -> None:
-        self.log.append("wait")
-
-    def look_ahead(self, inputs: NextInputs) -> Tensor:
-        self.num_slots_ahead.append(len(inputs.rows))
-        if len(self.num_slots_ahead) == self.failing:
-            raise RuntimeError("the launch failed")
-        launched = super().look_ahead(inputs)
-        if self.poisoned is not None and self.poisoned[0] == len(self.num_slots_ahead):
-            slot = self.poisoned[1]
-            position = self.cache.num_tokens.on_host[slot] - 1
-            launched[slot] = math.nan
-            self.cache.self_attention._memory[:, :, slot, :, position] = math.nan
-            self.poisoned = None
-        return launched

@@ -133,6 +133,16 @@ def form_of(fields: Mapping[str, object]) -> dict[str, str]:
     }
 
 
+def parse_events(text: str) -> list[tuple[str, Any]]:
+    """Return name and data of each server-sent event."""
+    blocks = text.removesuffix("\n\n").split("\n\n")
+    events = []
+    for block in blocks:
+        pairs = [line.split(": ", 1) for line in block.split("\n")]
+        events.append(dict(pairs))
+    return [(event.get("event", "message"), json.loads(event["data"])) for event in events]
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 

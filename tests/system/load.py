@@ -12,9 +12,8 @@ from typing import Literal
 
 import httpx
 
-from tests.support.running_service import post_form
+from tests.support.running_service import parse_events, post_form
 from tests.support.scene_images import scene_png
-from tests.support.server_sent_events import parse_events
 from tests.support.waiting import wait_until
 
 _NUM_IMAGES = 4

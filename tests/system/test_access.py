@@ -20,9 +20,14 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import hash_of, write_keys
 from tests.support.export_cli import ModelStore
 from tests.support.processes import run_folder_of
-from tests.support.running_service import Access, RunningService, bearer, forked_service
+from tests.support.running_service import (
+    Access,
+    RunningService,
+    bearer,
+    forked_service,
+    parse_events,
+)
 from tests.support.scene_images import scene_png
-from tests.support.server_sent_events import parse_events
 
 MODEL = "florence-2-mini"
 KEY = "key-of-the-operator"

@@ -20,9 +20,8 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.export_cli import ModelStore, endless_models
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import RunningService, forked_service
+from tests.support.running_service import RunningService, forked_service, parse_events
 from tests.support.scene_images import scene_png
-from tests.support.server_sent_events import parse_events
 from tests.support.waiting import wait_until
 from tests.system.service_metrics import samples, total
 

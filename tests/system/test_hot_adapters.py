@@ -19,9 +19,8 @@ from tests.support.decoder_cases import reference_answer
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
 from tests.support.microsoft_form import update_json
-from tests.support.running_service import RunningService, forked_service, post_form
+from tests.support.running_service import RunningService, forked_service, parse_events, post_form
 from tests.support.scene_images import encoded, scene_image, scene_png
-from tests.support.server_sent_events import parse_events
 from tests.support.waiting import wait_until
 from tests.system.service_metrics import metric
 from tests.system.test_starts import failure_of_start

@@ -12,8 +12,7 @@ import pytest
 
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import GATEWAY, RunningService, forked_service
-from tests.support.server_sent_events import parse_events
+from tests.support.running_service import GATEWAY, RunningService, forked_service, parse_events
 from tests.support.waiting import wait_until
 from tests.system.load import Load, load
 from tests.system.service_metrics import metric

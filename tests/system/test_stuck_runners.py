@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from tests.support.export_cli import ModelStore, endless_models
-from tests.support.running_service import RunningService, forked_service
-from tests.support.server_sent_events import parse_events
+from tests.support.running_service import RunningService, forked_service, parse_events
 from tests.support.waiting import repeating, wait_until
 from wire.artifacts.manifest import MANIFEST_FILE
 

@@ -29,10 +29,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from tests.service.label_studio.test_mapping import labelled, view
 from tests.support.api_keys import write_keys
 from tests.support.export_cli import ModelStore
 from tests.support.fake_service import data_url
-from tests.support.label_studio_config import labelled, view
 from tests.support.request_bodies import FORM, form, part
 from tests.support.running_service import GATEWAY, Access, RunningService, bearer, forked_service
 from tests.support.scene_images import scene_png

@@ -11,9 +11,8 @@ from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
 from tasks.table import Family, TaskParameters
-from tests.support.catalog import CATALOG, RELEASED
+from tests.support.catalog import CATALOG, EOS_ID, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
-from tests.support.real_tokenizers import EOS_ID
 
 BOX = "<loc_1><loc_2><loc_3><loc_4>"
 QUAD = "<loc_1>" * 8

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import until
+from tests.support.fake_service import until
 from tests.support.trace_collector import collecting
 from wire.http_channel import HttpChannel
 from wire.pixels import MESSAGE_BYTES_HEADER, Pixels, read_call

@@ -5,26 +5,32 @@ Graphs are captured by a fake that computes eagerly; tests/system/test_fake_cuda
 and waits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
 from runners.decoder.batch import LiveBatch, generate_all, generate_each, start_sequence
+from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
+from runners.kv_cache import SlotCache
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
+from runners.tokens.choice import NextInputs
 from tests.support.decoder_cases import Case, make_case
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
-from tests.support.passes import NUM_SLOTS, Passes, make_endless
+from tests.support.passes import capture_eagerly, make_endless
 from tests.support.token_choices import is_failure
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest
@@ -33,6 +39,54 @@ FLORENCE = "florence-2-mini"
 # adapters and lengths of answers; the last moves to the slot of the first
 ADAPTERS = ((None, 6), (None, 12), ("tuned", 9))
 TIMEOUT_S = 60
+NUM_SLOTS = 7
+
+
+class NotedCache(SlotCache):
+    num_rolled_back = 0
+
+    def roll_back(self, slot: int) -> None:
+        self.num_rolled_back += 1
+        super().roll_back(slot)
+
+
+class Passes(GraphEngine):
+    """Logs passes and the copies of results, and notes the passes launched ahead and those rolled
+    back; may fail in one of them.
+    """
+
+    def __init__(self, decoder: Decoder, num_slots: int = NUM_SLOTS) -> None:
+        super().__init__(decoder, num_slots, capture_eagerly)
+        self._eager.cache = self.cache = self.noted = NotedCache(decoder.shape, num_slots)
+        self.log: list[str] = []
+        graphs: Any = self.graphs
+        graphs.results_copied = self
+        self.num_slots_ahead: list[int] = []
+        self.failing: int | None = None  # the number of a pass launched ahead
+        self.poisoned: tuple[int, int] | None = None  # likewise, and the slot that it makes NaN
+
+    def launch(self, num_slots: int) -> Tensor:
+        self.log.append("pass")
+        return super().launch(num_slots)
+
+    def record(self) -> None:
+        self.log.append("copy")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def look_ahead(self, inputs: NextInputs) -> Tensor:
+        self.num_slots_ahead.append(len(inputs.rows))
+        if len(self.num_slots_ahead) == self.failing:
+            raise RuntimeError("the launch failed")
+        launched = super().look_ahead(inputs)
+        if self.poisoned is not None and self.poisoned[0] == len(self.num_slots_ahead):
+            slot = self.poisoned[1]
+            position = self.cache.num_tokens.on_host[slot] - 1
+            launched[slot] = math.nan
+            self.cache.self_attention._memory[:, :, slot, :, position] = math.nan
+            self.poisoned = None
+        return launched
 
 
 def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:

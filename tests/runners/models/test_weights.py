@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
-from laboratory.bench.random_weights import write_random_checkpoint
+from laboratory.bench.random_weights import florence2, write_random_checkpoint
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
-from tests.support.random_weights import SHAPES
 from wire.artifacts.manifest import DECODER_FILE, Precision
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
@@ -55,7 +54,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights beside it.
     """
     folder = tmp_path_factory.mktemp("large")
-    write_random_checkpoint(SHAPES["florence-2-large"], folder, max_layers=2)
+    write_random_checkpoint(florence2(1024, 256, 12, 4096), folder, max_layers=2)
     write_decoder_weights(CheckpointTensors.open(folder), folder / DECODER_FILE)
     return folder
 

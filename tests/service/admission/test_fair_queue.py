@@ -11,7 +11,7 @@ from service.admission.fair_queue import ClientSlots, FairQueue, FairShare, Thro
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.api_keys import FakeClock
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import until
+from tests.support.fake_service import until
 from wire.telemetry.runner_metrics import QUEUE_DEPTH
 
 

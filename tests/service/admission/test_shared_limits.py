@@ -17,7 +17,7 @@ from service.errors import Overloaded
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from tests.support.api_keys import FakeClock, hash_of
 from tests.support.cancellation import cancel_at_each_await
-from tests.support.core_calls import until
+from tests.support.fake_service import until
 from tests.support.valkey import Valkey, needs_valkey, running_valkey
 
 pytestmark = needs_valkey

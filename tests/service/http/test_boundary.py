@@ -22,7 +22,6 @@ from service.http_app import rest_app
 from service.inference.core import Core
 from service.settings import Settings
 from tests.support.api_keys import api_keys
-from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
@@ -32,6 +31,7 @@ from tests.support.fake_service import (
     data_url,
     encoded,
     make_core,
+    until,
 )
 from tests.support.rest_client import (
     MAX_BODY_BYTES,

@@ -29,8 +29,7 @@ from service.images.decoding import (
 )
 from tests.support.attack_images import repeated_scans
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.core_calls import run, until
-from tests.support.fake_service import INPUT_SIZE_WH, encoded, served, served_models
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, run, served, served_models, until
 from tests.support.image_files import LIMITS, colour_steps
 from tests.support.processes import image_decoders
 from tests.support.waiting import wait_until

@@ -29,17 +29,23 @@ from tasks.results import Detection, DetectionsResult, InstancesResult, TextResu
 from tasks.scores import Calibration
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run, until
 from tests.support.fake_runners import DECODE_S, ENCODE_S, PREFILL_S, FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
     IMAGE_SIZE_WH,
+    OD_PROMPT,
     PALIGEMMA_ANSWERS,
     PALIGEMMA_ID,
     PNG,
+    codes,
+    compare,
     context,
+    florence_fails,
     make_core,
+    predict,
+    run,
+    until,
 )
 from tests.support.processes import image_decoders
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT

@@ -20,8 +20,7 @@ from tasks.results import DetectionsResult
 from tasks.scores import Calibration, ImageStatistics, Proof
 from tests.service.inference.test_core import SCORE
 from tests.service.inference.test_tiled_answers import COUNTED, LEFT, RIGHT, box, core_of, picture
-from tests.support.core_calls import compare, predict, run
-from tests.support.fake_service import FLORENCE_ID, PNG, context, make_core
+from tests.support.fake_service import FLORENCE_ID, PNG, compare, context, make_core, predict, run
 
 OD: dict[str, Any] = {"task": "object_detection"}
 SMALLEST: Any = pytest.approx(1 / 200)  # of 199 distances

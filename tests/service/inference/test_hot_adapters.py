@@ -14,9 +14,8 @@ from service.inference.served_models import ServedModel, ServedModels, engine_mo
 from service.settings import Settings
 from tasks.catalog import parse_entry
 from tests.support.catalog import FLORENCE
-from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, run, served_models
 from tests.support.hostile_adapters import SPECIAL_FILES
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,

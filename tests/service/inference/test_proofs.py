@@ -18,15 +18,19 @@ from tasks.results import DetectionsResult
 from tasks.scores import Calibration, calibration_key
 from tests.service.inference.test_core import SCORE
 from tests.service.inference.test_tiled_answers import picture
-from tests.support.core_calls import OD_PROMPT, codes, compare, predict, run
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
     CHECKPOINT,
     FLORENCE_ANSWERS,
     FLORENCE_ID,
+    OD_PROMPT,
     PNG,
+    codes,
+    compare,
     context,
     make_core,
+    predict,
+    run,
     served_models,
 )
 

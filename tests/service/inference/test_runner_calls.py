@@ -23,9 +23,8 @@ from service.inference.runner_calls import (
     WrittenAnswers,
 )
 from tests.support.catalog import FLORENCE
-from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
-from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, run, served
 from wire.runner_channel import FeaturesMissing, RunnerCall, RunnerUnreachable
 from wire.runner_messages import (
     FoundFeatures,

@@ -22,16 +22,19 @@ from service.inference.served_models import ServedModels
 from tasks.results import DetectionsResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
-from tests.support.core_calls import OD_PROMPT, predict, run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, written
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
     NUM_IMAGE_TOKENS,
+    OD_PROMPT,
     PNG,
     context,
     encoded,
     make_core,
+    predict,
+    run,
+    until,
 )
 from wire.pixels import Pixels
 from wire.runner_messages import Failed, Outcome, SequenceSpec

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ from service.images.inputs import AllowedHost
 from service.inference.core import Core
 from service.label_studio.api import Batch, LabelStudioHost, TaskImages, questions_of
 from service.settings import Settings
+from tests.service.label_studio.test_mapping import labelled, view
 from tests.support.api_keys import api_keys
-from tests.support.core_calls import until
 from tests.support.export_cli import ROOT
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
@@ -31,9 +32,9 @@ from tests.support.fake_service import (
     data_url,
     encoded,
     make_core,
+    until,
 )
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
-from tests.support.label_studio_config import basic_auth, labelled, view
 from tests.support.rest_client import Client, client, error_of
 from wire.runner_channel import RunnerUnreachable
 from wire.runner_messages import Failed
@@ -50,6 +51,11 @@ MODEL_PATH = f"{PATH}/{FLORENCE_ID}"
 VERSIONS = [f"{FLORENCE_ID}@00000000", f"{PALIGEMMA_ID}@00000000"]
 RED_CIRCLE = view(labelled("RectangleLabels", "red circle"))
 CAPTION = '<TextArea name="caption" toName="image"/>'
+
+
+def basic_auth(password: str) -> dict[str, str]:
+    credentials = base64.b64encode(f"diptych:{password}".encode()).decode()
+    return {"Authorization": f"Basic {credentials}"}
 
 
 def post(

@@ -2,7 +2,7 @@
 pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,48 @@ from tasks.results import (
 )
 from tasks.run_length import encode_mask
 from tests.support.fake_service import typed_answer
-from tests.support.label_studio_config import IMAGE, brush_pixels, labelled, only_control, view
+
+IMAGE = '<Image name="image" value="$image"/>'
+
+
+def view(*tags: str) -> str:
+    return f"<View>{IMAGE}{''.join(tags)}</View>"
+
+
+def labelled(tag: str, *labels: str, name: str = "box", attributes: str = "") -> str:
+    child = "Choice" if tag == "Choices" else "Label"
+    children = "".join(f'<{child} value="{label}"/>' for label in labels)
+    return f'<{tag} name="{name}" toName="image" {attributes}>{children}</{tag}>'
+
+
+def only_control(*tags: str) -> Control:
+    (control,) = parse_config(view(*tags))
+    return control
+
+
+def brush_pixels(rle: Sequence[int], shape_hw: tuple[int, int]) -> NDArray[Any]:
+    """Return the RGBA pixels of run lengths, decoded bit by bit as rle-pack's `decode` does."""
+    bits = "".join(map(str, np.unpackbits(np.array(rle, dtype=np.uint8))))
+    at = 0
+
+    def read(width: int) -> int:
+        nonlocal at
+        at += width
+        return int(bits[at - width : at], 2)
+
+    num = read(32)
+    word_bits = read(5) + 1
+    widths = [read(4) + 1 for _ in range(4)]
+    out: list[int] = []
+    while len(out) < num:
+        is_repeated = read(1)
+        length = 1 + read(widths[read(2)])
+        if is_repeated:
+            out += [read(word_bits)] * length
+        else:
+            out += [read(word_bits) for _ in range(length)]
+    return np.array(out, dtype=np.uint8).reshape(*shape_hw, 4)
+
 
 BOX: BoxXyxy = (20, 10, 120, 60)
 PERCENT = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0}

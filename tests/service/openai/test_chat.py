@@ -27,7 +27,7 @@ from tests.support.fake_service import (
     make_core,
 )
 from tests.support.rest_client import OCR, client, fits
-from tests.support.server_sent_events import parse_events
+from tests.support.running_service import parse_events
 from wire.runner_channel import RunnerUnreachable
 from wire.runner_messages import SequenceSpec
 

@@ -16,7 +16,7 @@ from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.rpc.boundary import MAX_SMALL_BYTES, Incoming, num_values
 from service.rpc.proto import vision_pb2 as pb
-from tests.support.core_calls import run
+from tests.support.fake_service import run
 
 
 def incoming(

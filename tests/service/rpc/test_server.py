@@ -16,9 +16,8 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.rpc.server import GrpcServer
 from service.settings import Settings
 from tests.support.api_keys import api_keys
-from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, make_core
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, make_core, until
 from tests.support.running_service import free_port
 
 STATES = health_pb2.HealthCheckResponse

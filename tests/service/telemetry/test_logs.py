@@ -8,8 +8,7 @@ import pytest
 
 from service.telemetry import logs
 from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
-from tests.support.core_calls import predict
-from tests.support.fake_service import FLORENCE_ID, make_core
+from tests.support.fake_service import FLORENCE_ID, make_core, predict
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.telemetry.tracing import request_trace
 

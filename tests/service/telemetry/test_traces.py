@@ -9,8 +9,7 @@ import pytest
 from service.admission.api_keys import ApiKeys
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.core_calls import florence_fails
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, florence_fails, make_core
 from tests.support.rest_client import OCR, client, grpc_channel
 from tests.support.trace_collector import (
     CALLER_ID,

@@ -10,10 +10,9 @@ from playwright.sync_api import expect
 
 from tests.service.inference.test_tiled_answers import RIGHT, LookingDecoder, box, picture
 from tests.support.browser import Playground
-from tests.support.core_calls import OD_PROMPT
 from tests.support.export_cli import EMBEDDED
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import FLORENCE_ANSWERS
+from tests.support.fake_service import FLORENCE_ANSWERS, OD_PROMPT
 from tests.support.playground_questions import SAMPLE, api_response
 from wire.runner_messages import Outcome, SequenceSpec
 

@@ -26,16 +26,13 @@ from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
     CLASSES,
     OBJECTS,
+    SIZE,
     write_coco,
-    write_cvat,
     write_images,
     write_json_lines,
-    write_label_studio,
     write_parquet,
-    write_roboflow_yolo,
     write_voc,
     write_yolo,
-    write_yolo_of_label_studio,
 )
 
 FOREIGN = Path(__file__).parent / "foreign"
@@ -51,6 +48,51 @@ def edit(path: Path, old: str, new: str) -> None:
 def write_lines(path: Path, rows: Iterable[object]) -> None:
     write_images(path.parent)
     path.write_text("\n".join(map(json.dumps, rows)))
+
+
+def write_roboflow_yolo(folder: Path) -> Path:
+    """Write the paths of data.yaml relative to a folder below it."""
+    write_yolo(folder, "valid/images", "valid/labels")
+    names = "train: ../train/images\nval: ../valid/images\nnames: [car, dog]\n"
+    (folder / "data.yaml").write_text(names)
+    return folder
+
+
+def write_yolo_of_label_studio(folder: Path) -> Path:
+    """Write the classes to classes.txt instead of a data.yaml."""
+    write_yolo(folder)
+    (folder / "data.yaml").rename(folder / "classes.txt").write_text("car\ndog\n")
+    (folder / "notes.json").write_text("{}")
+    return folder
+
+
+def write_cvat(folder: Path) -> Path:
+    write_images(folder / "images")
+    rows = ""
+    for number, (name, labelled) in enumerate(OBJECTS.items()):
+        boxes = ""
+        for label, (x1, y1, x2, y2) in labelled:
+            boxes += f'<box label="{label}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+        rows += f'<image id="{number}" name="{name}" width="100" height="80">{boxes}</image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{rows}</annotations>")
+    return folder
+
+
+def write_label_studio(folder: Path) -> Path:
+    write_images(folder / "images")
+    tasks = []
+    for name, labelled in OBJECTS.items():
+        results = []
+        for label, (x1, y1, x2, y2) in labelled:
+            percent = {"x": x1, "y": y1 / 0.8, "width": x2 - x1, "height": (y2 - y1) / 0.8}
+            value = {**percent, "rotation": 0, "rectanglelabels": [label]}
+            size = {"original_width": SIZE.width, "original_height": SIZE.height}
+            results.append({"type": "rectanglelabels", "value": value, **size})
+        image = f"/data/upload/1/0123abcd-{name}"
+        tasks.append({"data": {"image": image}, "annotations": [{"result": results}]})
+        (folder / "images" / name).rename(folder / "images" / f"0123abcd-{name}")
+    (folder / "project-1.json").write_text(json.dumps(tasks))
+    return folder
 
 
 def num_objects(dataset: Dataset) -> list[int]:
