@@ -29,7 +29,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from offline.output import Attempt, Job, Output, Row, RowError, build_of, differences
 from offline.shards import InputImage, Shard, images_of
-from runners.in_process_channel import load_channels, verify_artifacts
+from runners.in_process_channel import load_channel, verify_artifacts
 from service.admission.places import RequestContext
 from service.admission.threads import FairThreads
 from service.analysis import analyze
@@ -81,7 +81,7 @@ async def load_answerer(job: Job, settings: Settings) -> "Answerer":
     # Every image is new: a cache would only take memory.
     options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
     verify_artifacts(base, options)
-    (channel,) = load_channels([(base, options)])
+    channel = load_channel(base, options)
     return Answerer(model, RunnerClient(base.model_id, channel), job.fields, settings)
 
 

@@ -1,12 +1,11 @@
-"""The channels to models of this process (runners/model_worker.py): no HTTP, no BentoML service.
+"""The channel to a model of this process (runners/model_worker.py): no HTTP, no BentoML service.
 
-The offline run answers through it, and a service with DIPTYCH_PROCESSES=one.
+The offline run answers through it.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
 from runners.model_worker import ModelWorker
 from runners.options import RunnerOptions, encoder_batch_size
@@ -33,25 +32,15 @@ def verify_artifacts(manifest: Manifest, options: RunnerOptions) -> None:
         verify_files(adapter_folder, adapter)
 
 
-def load_channels(models: Sequence[tuple[Manifest, RunnerOptions]]) -> list[ModelWorker]:
-    """Load models into this process, which ends when the start or a step of one is stuck.
-
-    One after another: a capture of CUDA graphs forbids other threads to allocate.
-    """
-    _, options = models[0]
-    with bounded_start(options.start_timeout_s):
-        workers = [_loaded(*model) for model in models]
-    watchdogs = chain.from_iterable(worker.watchdogs for worker in workers)
-    end_process_when_stuck(list(watchdogs), options.limits.stuck_after_s)
-    return workers
-
-
-def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
+def load_channel(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
+    """Load a model into this process, which ends when its start or a step is stuck."""
     batcher = EncoderBatcher(lambda images: worker.encode(images), encoder_batch_size(options))
     worker = ModelWorker(manifest.model_id, options, batcher.encoded)
-    worker.load()
+    with bounded_start(options.start_timeout_s):
+        worker.load()
     if worker.build_key != manifest.build_key:
         raise ArtifactError(f"{manifest.model_id} was exported again while it was loaded")
+    end_process_when_stuck(worker.watchdogs, options.limits.stuck_after_s)
     return worker
 
 

@@ -1,5 +1,4 @@
-"""The BentoML entry point: the gateway service, with a runner service for each model of this host,
-unless DIPTYCH_PROCESSES=one has the gateway load them.
+"""The BentoML entry point: the gateway service, with a runner service for each model of this host.
 
 `python -m service` checks settings and artifacts and runs the services under our supervisor
 (service/supervision/supervisor.py); `bentoml serve service.gateway:Gateway` runs them too.
@@ -7,7 +6,7 @@ unless DIPTYCH_PROCESSES=one has the gateway load them.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import bentoml
@@ -33,12 +32,11 @@ from service.inference.served_models import (
     load_served_models,
     local_models,
     runner_options,
-    runner_processes,
     served_entries,
     unserved_models,
 )
 from service.rpc.server import GrpcServer
-from service.settings import Settings, settings
+from service.settings import settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import MODEL_INFO, measure_loop_lag
@@ -46,7 +44,6 @@ from wire.artifacts.adapter_folder import AdapterScan
 from wire.drain import drain_before_stop
 from wire.host import return_freed_memory_regularly
 from wire.http_channel import HttpChannel
-from wire.runner_channel import RunnerChannel
 from wire.telemetry import tracing
 from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
@@ -75,12 +72,15 @@ class _Gateway:
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
         runners: dict[str, RunnerClient] = {}
-        for model_id, channel in open_channels(models, _SETTINGS).items():
-            runners[model_id] = RunnerClient(model_id, channel)
         engines: dict[str, EngineClient] = {}
-        for model_id, model in models.items():
+        for model in models.values():
             if model.entry.engine is not None:
-                engines[model_id] = EngineClient(model_id, model.entry.engine)
+                engines[model.id] = EngineClient(model.id, model.entry.engine)
+            elif model.runner_id == model.id:
+                url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
+                build_key = model.manifest.build_key
+                channel = HttpChannel(url, build_key, _SETTINGS.call_timeout_s)
+                runners[model.id] = RunnerClient(model.id, channel)
         self._clients: dict[str, ModelClient] = {**runners, **engines}
         served = ServedModels(models, unserved_models(_SETTINGS))
         handles = image_store(_SETTINGS)
@@ -151,32 +151,9 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
     ).set(int(is_served))
 
 
-def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[str, RunnerChannel]:
-    """Return the channel to each runner; with DIPTYCH_PROCESSES=one load its model."""
-    entries = served_entries(values)
-    in_process = local_models(entries, values) if values.is_one_process else []
-    channels: dict[str, RunnerChannel] = {}
-    for model in models.values():
-        has_runner = model.runner_id == model.id and model.entry.engine is None
-        if has_runner and model.id not in in_process:
-            url = values.runner_url(model.id) or local_runner_url(runner_name(model.id))
-            channels[model.id] = HttpChannel(url, model.manifest.build_key, values.call_timeout_s)
-    if in_process:
-        # a late import: a gateway without models must load neither torch nor ONNX Runtime
-        from runners.in_process_channel import load_channels
-
-        options = [runner_options(model_id, values, entries) for model_id in in_process]
-        manifests = [models[model_id].manifest for model_id in in_process]
-        loaded = load_channels(list(zip(manifests, options, strict=True)))
-        channels.update(zip(in_process, loaded, strict=True))
-        for model_id in in_process:
-            START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
-    return channels
-
-
 def _make_gateway() -> Any:
     members: dict[str, Any] = {"__doc__": _Gateway.__doc__, "__module__": __name__}
-    for index, model_id in enumerate(runner_processes(_ENTRIES, _SETTINGS)):
+    for index, model_id in enumerate(local_models(_ENTRIES, _SETTINGS)):
         options = runner_options(model_id, _SETTINGS, _ENTRIES)
         members[f"runner_{index}"] = bentoml.depends(make_runner_service(model_id, options))
     inner = type("Gateway", (_Gateway,), members)

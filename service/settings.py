@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -143,9 +143,6 @@ class Settings(BaseModel):
     gateway_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateway processes, which share both ports of one host. Each has its own memory and its own
     limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."""
-    processes: Literal["several", "one"] = "several"
-    """Processes of this host's models; several: one each. one: the gateway loads them, which saves
-    memory; docs/operations.md has what is lost."""
     portable: bool = False
     """Use nothing that Linux has and macOS has not, for tests of the ways that macOS always
     takes."""
@@ -283,10 +280,6 @@ class Settings(BaseModel):
         scheme = "http" if self.tls_certificate_file is None else "https"
         return f"{scheme}://{self.host}:{self.port}"
 
-    @property
-    def is_one_process(self) -> bool:
-        return self.processes == "one"
-
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
         """Return the device of a model, and the index of its GPU, or None for the first."""
         for model, device, gpu in map(model_device, self.devices):
@@ -361,11 +354,6 @@ def _check_together(values: Settings) -> None:
             requirement = f"requires {variable(other)}, which is not set"
             raise SettingsError(f"{variable(name)} is set and {requirement}")
     workers = variable("gateway_workers")
-    if values.is_one_process and (values.gateway_workers > 1 or values.devices):
-        problem = (
-            f"{variable('processes')}=one excludes several {workers} and {variable('devices')}"
-        )
-        raise SettingsError(f"{problem}; {variable('device')} is that of all models")
     if values.gateway_workers > 1 and (values.portable or is_portable()):
         problem = f"{workers}={values.gateway_workers} requires Linux, without"
         raise SettingsError(f"{problem} {variable('portable')}; 1 is allowed")

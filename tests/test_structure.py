@@ -16,7 +16,6 @@ ARROWS = {
     "service": BASE
     | {
         "runners.bentoml_internals",
-        "runners.in_process_channel",
         "runners.options",
         "runners.service",
     },

@@ -206,16 +206,13 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
 
 
 def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
+    """Return the models whose runners are processes of this host."""
     models: list[str] = []
     for entry in entries:
         has_runner = entry.adapter_of is None and entry.engine is None
         if has_runner and settings.runner_url(entry.id) is None:
             models.append(entry.id)
     return models
-
-
-def runner_processes(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
-    return [] if settings.is_one_process else local_models(entries, settings)
 
 
 def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ...]:

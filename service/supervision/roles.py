@@ -19,7 +19,6 @@ from service.inference.served_models import (
     chosen_precisions,
     engine_model,
     local_models,
-    runner_processes,
     served_entries,
     served_precision,
     served_scoring,
@@ -68,7 +67,7 @@ class Role:
         """
         if not self.is_runner:
             return dict(environment)
-        others = set(map(variable, ("runner_urls", "devices", "processes", "remote_models")))
+        others = set(map(variable, ("runner_urls", "devices", "remote_models")))
         common = {name: value for name, value in environment.items() if name not in others}
         models = ",".join([self.model_id, *self._adapters(environment)])
         for pair in environment.get(variable("devices"), "").split(","):
@@ -87,9 +86,9 @@ class Role:
         return runner_name(self.model_id) if self.is_runner else GATEWAY
 
     def runners_behind(self, values: Settings) -> list[str]:
-        if self.name != "all" or values.is_one_process:
+        if self.name != "all":
             return []
-        return list(map(runner_name, runner_processes(served_entries(values), values)))
+        return list(map(runner_name, local_models(served_entries(values), values)))
 
 
 def check(role: Role, settings: Settings) -> None:

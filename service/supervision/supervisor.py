@@ -345,14 +345,10 @@ def _listen(host: str, port: int, field: str) -> socket.socket:
 
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:
-    """Import the modules of the processes once, before the forks. None of them starts a thread.
-
-    With one process nothing would be shared, and the supervisor would only keep a copy.
-    """
+    """Import the modules of the processes once, before the forks. None of them starts a thread."""
     if any(part.name != GATEWAY for part in parts):
         import_module("runners.model_worker")  # torch
-    if not values.is_one_process:
-        import_module("service.gateway")
+    import_module("service.gateway")
     if values.otlp_endpoint is not None:
         import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")  # and the SDK
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them

@@ -1,7 +1,4 @@
-"""The channel to a model of the same process: batches of the encoder, and what is refused.
-
-tests/system/test_killed_processes.py asks a gateway over it.
-"""
+"""The channel to a model of the same process: batches of the encoder, and what is refused."""
 
 import asyncio
 import shutil
@@ -20,7 +17,7 @@ MODEL = "florence-2-mini"
 
 LOAD = f"""
 from dataclasses import replace
-from runners.in_process_channel import load_channels, verify_artifacts
+from runners.in_process_channel import load_channel, verify_artifacts
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from wire.artifacts.manifest import read_manifest
@@ -28,7 +25,7 @@ from wire.artifacts.model_store import artifact_folder
 manifest = read_manifest(artifact_folder("{MODEL}"))
 options = runner_options("{MODEL}", Settings(device="cpu"), ())
 """
-OTHER_BUILD = LOAD + "load_channels([(replace(manifest, build_key='theirs'), options)])"
+OTHER_BUILD = LOAD + "load_channel(replace(manifest, build_key='theirs'), options)"
 VERIFIED = LOAD + "verify_artifacts(manifest, options)"
 
 

@@ -107,17 +107,6 @@ def test_required_settings(name: str, value: str, other: str) -> None:
     read_settings({name: value, other: "b.pem"})
 
 
-@pytest.mark.parametrize(
-    "other", [{"DIPTYCH_GATEWAY_WORKERS": "2"}, {"DIPTYCH_DEVICES": "paligemma-mini=cpu"}], ids=str
-)
-def test_one_process_excludes(other: dict[str, str]) -> None:
-    one = {"DIPTYCH_PROCESSES": "one"}
-    message = "DIPTYCH_PROCESSES=one excludes several DIPTYCH_GATEWAY_WORKERS and DIPTYCH_DEVICES"
-    with pytest.raises(SettingsError, match=message):
-        read_settings(one | other)
-    assert read_settings(one).is_one_process
-
-
 def test_portable_service_has_one_gateway() -> None:
     portable = {"DIPTYCH_PORTABLE": "true"}
     with pytest.raises(SettingsError, match="DIPTYCH_GATEWAY_WORKERS=2 requires Linux, without"):

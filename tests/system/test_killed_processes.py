@@ -1,5 +1,5 @@
 """A runner that stands still; kill -9 of each process under load: ready again soon, nobody hangs,
-nobody gets another's answer. kill -9 of the supervisor ends all. The same of a single process.
+nobody gets another's answer. kill -9 of the supervisor ends all.
 """
 
 import os
@@ -12,27 +12,19 @@ import pytest
 
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import GATEWAY, RunningService, forked_service, parse_events
+from tests.support.running_service import GATEWAY, RunningService, forked_service
 from tests.support.waiting import wait_until
 from tests.system.load import Load, load
 from tests.system.service_metrics import metric
 
 NUM_CLIENTS = 10
 MODEL = EMBEDDED[0]
-DETECTION: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["circle", "triangle"]}
 
 
 @pytest.fixture(scope="module")
 def killed(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
     with forked_service(exported.home, folder / "log", DIPTYCH_VISION_CACHE_MB="0") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def one(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
-    """A service of both models in one process."""
-    with forked_service(exported.home, folder / "one.log", DIPTYCH_PROCESSES="one") as running:
         yield running
 
 
@@ -82,19 +74,3 @@ def test_killed_supervisor_leaves_no_process(killed: RunningService) -> None:
     killed.process.kill()
     killed.process.wait()
     wait_until(lambda: not any(map(is_alive, processes)))
-
-
-def test_one_process_answers_as_several(one: RunningService, service: RunningService) -> None:
-    for model in EMBEDDED:
-        answer = one.predict(**DETECTION, model=model).json()
-        other = service.predict(**DETECTION, model=model).json()
-        for name in ("result", "raw_text", "usage", "model"):
-            assert answer[name] == other[name]
-    events = parse_events(one.predict(**DETECTION, model=EMBEDDED[1], stream=True).text)
-    assert events[-1][1]["result"] == answer["result"]
-    assert one.parts().keys() == {GATEWAY}
-    assert metric(one, "diptych_vision_cache_requests_total", model=MODEL) > 0
-
-
-def test_killed_single_process_comes_back(one: RunningService) -> None:
-    assert kill_under_load(one, GATEWAY).kinds().keys() <= {"right", "broken"}

@@ -45,7 +45,6 @@ def test_role_determines_the_processes(
     role = Role.parse(arguments)
     values = Settings(models=(*MODELS, B), runner_urls=URLS)
     assert (role.front(), role.runners_behind(values)) == (front, behind)
-    assert role.runners_behind(values.model_copy(update={"processes": "one"})) == []
     if role.name == "gateway":
         with pytest.raises(SettingsError, match="RUNNER_URLS has no URL for paligemma-mini"):
             check_runner_urls(role, values)
@@ -57,7 +56,6 @@ def test_runner_alone() -> None:
     environment = {
         "DIPTYCH_MODELS": "b",
         "DIPTYCH_RUNNER_URLS": "b=http://x",
-        "DIPTYCH_PROCESSES": "one",
         "DIPTYCH_REMOTE_MODELS": "remote.yaml",
         "DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0",
         "DIPTYCH_PORT": "1",
