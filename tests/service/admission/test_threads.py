@@ -14,7 +14,6 @@ from service.admission.threads import FairThreads, current_client
 from service.rpc.proto.vision_pb2 import PredictRequest
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import api_keys
-from tests.support.catalog import ROOT
 from tests.support.fake_service import make_core
 from tests.support.rest_client import OCR, SMALL_PNG, client, grpc_channel
 
@@ -186,13 +185,3 @@ async def test_work_counts_for_its_key(interface: str, monkeypatch: pytest.Monke
             request = PredictRequest(image=SMALL_PNG, task="ocr")
             await stub.Predict(request, metadata=[("authorization", authorization)])
     assert clients == {"mine"}
-
-
-def test_default_executor_is_not_used() -> None:
-    """Its threads are shared by all work, first come, first served."""
-    paths = [*(ROOT / "service").rglob("*.py"), *(ROOT / "wire").rglob("*.py")]
-    assert len(paths) > 50
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        assert "to_thread" not in text, path
-        assert "run_in_executor(None" not in text, path

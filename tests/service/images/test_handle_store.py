@@ -168,7 +168,8 @@ def test_image_of_a_folder_expires(tmp_path: Path) -> None:
 
 def rows(folder: Path) -> list[int]:
     """Return the numbers of bytes of the images; check the counts."""
-    with closing(sqlite3.connect(folder / "images.sqlite3")) as db:
+    with closing(sqlite3.connect(folder / "images.sqlite3", isolation_level=None)) as db:
+        db.execute("BEGIN")  # one snapshot: another process may write between the queries
         sizes = [size for (size,) in db.execute("SELECT num_bytes FROM images")]
         counts = db.execute("SELECT sum(num_images), sum(num_bytes) FROM owners").fetchone()
     assert counts == ((len(sizes), sum(sizes)) if sizes else (None, None))

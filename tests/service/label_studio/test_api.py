@@ -115,14 +115,6 @@ def test_recorded_requests_are_answered(name: str) -> None:
         assert response.json() == answers[name]
 
 
-def test_models_predict_side_by_side() -> None:
-    ((first, second),) = results(RED_CIRCLE)
-    assert [first["model_version"], second["model_version"]] == VERSIONS
-    left, other_left = (item["result"][0]["value"]["x"] for item in (first, second))
-    assert left == pytest.approx(other_left, abs=0.5)
-    assert first["score"] == pytest.approx(first["result"][0]["score"])
-
-
 def test_path_of_a_model() -> None:
     ((prediction,),) = results(RED_CIRCLE, path=f"{PATH}/{PALIGEMMA_ID}")
     assert prediction["model_version"] == VERSIONS[1]
@@ -498,29 +490,35 @@ def refusal(outcome: bytes | ServiceError) -> str:
     return outcome.message
 
 
+LEGACY_ONLY = [("GET", f"Token {LEGACY}")]
+EXCHANGE = [("POST", None), ("GET", "Bearer short")]
+
+
 @pytest.mark.parametrize(
-    ("source", "path"),
+    ("source", "path", "token", "prefix", "requests"),
     [
-        ("/data/upload/1/a b.png", "/data/upload/1/a%20b.png"),
-        ("http://127.0.0.1:PORT/data/upload/1/a%20b.png", "/data/upload/1/a%20b.png"),
-        ("/data/local-files/?d=a b/è.png", "/data/local-files/?d=a%20b/%C3%A8.png"),
+        ("/data/upload/1/a b.png", "/data/upload/1/a%20b.png", LEGACY, "", LEGACY_ONLY),
+        ("http://127.0.0.1:PORT/data/a%20b.png", "/data/a%20b.png", LEGACY, "", LEGACY_ONLY),
+        (
+            "/data/local-files/?d=a b/è.png",
+            "/data/local-files/?d=a%20b/%C3%A8.png",
+            LEGACY,
+            "",
+            LEGACY_ONLY,
+        ),
+        ("/data/a.png", "/data/a.png", PERSONAL, "", EXCHANGE),
+        ("/ls/data/a.png", "/ls/data/a.png", PERSONAL, "/ls", EXCHANGE),
+        ("http://images.test:PORT/a.png", "/a.png", LEGACY, "", [("GET", None)]),
     ],
 )
-async def test_file_of_label_studio_is_fetched(source: str, path: str) -> None:
-    outcome, (request,) = await read(source, {path: response(PNG)})
-    assert outcome == PNG
-    assert headers_of(request)["authorization"] == f"Token {LEGACY}"
-
-
-@pytest.mark.parametrize("prefix", ["", "/ls"])
-async def test_personal_token_is_exchanged(prefix: str) -> None:
-    path = f"{prefix}/data/a.png"
+async def test_image_is_fetched_with_the_token_of_its_host(
+    source: str, path: str, token: str, prefix: str, requests: list[tuple[str, str | None]]
+) -> None:
     answers = {f"{prefix}/api/token/refresh/": EXCHANGED, path: response(PNG)}
-    outcome, (exchange, request) = await read(path, answers, PERSONAL, prefix)
+    outcome, heads = await read(source, answers, token, prefix)
     assert outcome == PNG
-    assert exchange.startswith("POST ")
-    assert "authorization" not in headers_of(exchange)
-    assert headers_of(request)["authorization"] == "Bearer short"
+    authorizations = [(head.split()[0], headers_of(head).get("authorization")) for head in heads]
+    assert authorizations == requests
 
 
 @pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect"])
@@ -559,12 +557,6 @@ async def test_exchanged_token_must_fit_a_header(access: object) -> None:
     assert len(requests) == 1
 
 
-async def test_other_hosts_get_no_token() -> None:
-    outcome, (request,) = await read("http://images.test:PORT/a.png", {"/a.png": response(PNG)})
-    assert outcome == PNG
-    assert "authorization" not in headers_of(request)
-
-
 async def test_redirect_gets_no_token() -> None:
     outcome, requests = await read("/a.png", {"/a.png": redirect("http://images.test:1/b.png")})
     assert "image is a URL at images.test" in refusal(outcome)
@@ -593,14 +585,14 @@ async def test_unreadable_source(source: str | None, token: str, reason: str) ->
     assert reason in refusal(outcome)
 
 
-async def test_files_of_label_studio_need_its_url() -> None:
-    images = TaskImages(make_core(), LabelStudioHost.of(Settings()), LEGACY)
-    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL is not set"):
-        await images.read("/data/a.png", context())
-
-
-async def test_unreachable_label_studio_is_an_error() -> None:
-    host = LabelStudioHost.of(Settings(label_studio_url="http://127.0.0.1:1"))
-    images = TaskImages(make_core(), host, PERSONAL)
-    with pytest.raises(InvalidRequest, match="DIPTYCH_LABEL_STUDIO_URL does not exchange"):
-        await images.read("/data/a.png", context())
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (None, "DIPTYCH_LABEL_STUDIO_URL is not set"),
+        ("http://127.0.0.1:1", "DIPTYCH_LABEL_STUDIO_URL does not exchange"),
+    ],
+)
+async def test_files_of_label_studio_need_its_url(url: str | None, problem: str) -> None:
+    host = LabelStudioHost.of(Settings(label_studio_url=url))
+    with pytest.raises(InvalidRequest, match=problem):
+        await TaskImages(make_core(), host, PERSONAL).read("/data/a.png", context())

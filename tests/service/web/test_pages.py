@@ -49,12 +49,6 @@ def test_pages_have_no_inline_code(page: Path) -> None:
     assert not re.search(r"(?:src|href)=\"(?!/|#)", text)
 
 
-def test_no_script_inserts_text_as_html() -> None:
-    unsafe = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
-    for path in (PAGE / "js").glob("*.js"):
-        assert not re.search(unsafe, path.read_text(encoding="utf-8")), path
-
-
 def test_cached_file_is_revalidated_with_304() -> None:
     first = client().get("/playground/js/app.js")
     again = client().get("/playground/js/app.js", headers={"If-None-Match": first.headers["etag"]})

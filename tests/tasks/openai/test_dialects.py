@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.catalog import CatalogEntry, CatalogError, Dialect, parse_entry
@@ -171,10 +171,18 @@ def test_thoughts_are_not_the_text() -> None:
     assert parse(text, task_id="ocr") == TextResult("STOP", is_parsed=True)
 
 
-@given(st.text('{}[],:"\\ 0123456789abel_2dbox', max_size=60))
-def test_any_text_is_read(text: str) -> None:
+FRAGMENTS = st.sampled_from(
+    ('{"bbox_2d":', "[", "]", "}", ",", " 12", "-3.5", "1e2", '"label": "cat"')
+)
+
+
+@given(st.lists(FRAGMENTS, max_size=12).map("".join))
+@example('{"bbox_2d": [1, -2.5, 3, 9], "label": "cat"}')
+def test_coordinates_are_those_of_the_text(text: str) -> None:
     for item in written_objects(text, "bbox_2d"):
-        assert all(text[start:end] for _, (start, end) in item.coordinates)
+        assert item.coordinates
+        for number, (start, end) in item.coordinates:
+            assert float(text[start:end]) == number
 
 
 @pytest.mark.parametrize(
