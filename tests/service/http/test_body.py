@@ -254,6 +254,12 @@ def test_invalid_json_is_rejected(body: bytes) -> None:
     assert len(caught.value.message) < 300
 
 
+@pytest.mark.parametrize("document", ["[]", "1", "null", '"text"'])
+def test_json_must_be_an_object(document: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        read(document.encode(), JSON)
+
+
 @pytest.mark.parametrize("filling", [b"{},", b"1,"])
 def test_json_values_are_limited(filling: bytes) -> None:
     body = b'{"image": "QUJD", "labels": [' + filling * (19_000_000 // len(filling)) + b"1]}"
