@@ -98,12 +98,13 @@ def read_objects(
     kind: ResultKind,
     answers: Sequence[GeneratedText],
     names_per_prompt: Sequence[Sequence[str]],
-    read: Callable[[GeneratedText, Sequence[str]], Iterable[results.FoundObject]],
+    read: Callable[[GeneratedText, Sequence[str]], Iterable[results.FoundObject | None]],
     is_strict: bool,
     banned: frozenset[str] = frozenset(),
 ) -> results.Result:
     """Return the objects that `read` finds in each answer, for the names of its prompt.
 
+    `read` yields None for an object that lacks its label; the answer is then not parsed.
     If `is_strict`, boxes with other labels than these names are dropped: for a name that is not in
     the image a model may write another one. Only the raw text keeps it.
     """
@@ -111,8 +112,8 @@ def read_objects(
     is_parsed = True
     for answer, names in zip(answers, names_per_prompt, strict=True):
         written = tuple(read(answer, names))
-        is_parsed &= bool(written) or not answer.text.strip()
-        for item in written:
+        is_parsed &= None not in written and (bool(written) or not answer.text.strip())
+        for item in filter(None, written):
             if isinstance(item, results.Detection):
                 is_other = is_strict and bool(names) and item.label not in names
                 if is_other or item.label in banned:

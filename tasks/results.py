@@ -1,7 +1,7 @@
 """Typed results of a task, in pixels of the original image.
 
-`is_parsed` is False if the model's text could not be parsed; the list is then empty. A blank
-answer, which means that nothing was found, is parsed.
+`is_parsed` is False if a part of the model's text could not be parsed; the list then has the
+objects of the other parts. A blank answer, which means that nothing was found, is parsed.
 """
 
 from collections.abc import Iterable

@@ -56,7 +56,13 @@ _OTHER = (
 )
 _TOKEN = re.compile(f"{_LOCATION}|(?P<separator><sep>)|{_OTHER}")
 
-Instance = tuple[Locations, ...]  # the locations of one instance, split at `<sep>`
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The locations of one instance, split at `<sep>`."""
+
+    runs: tuple[Locations, ...]
+    is_outline: bool  # after `<poly>`
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +113,21 @@ def text_without_tokens(text: str) -> str:
 def _phrase(
     label: str, spans: tuple[Span, ...], tokens: Iterable[re.Match[str]]
 ) -> Iterator[Phrase]:
-    instances: list[list[list[Location]]] = [[[]]]
+    instances: list[Instance] = []
+    runs: list[list[Location]] = [[]]
+    is_outline = False
     for token in tokens:
         if token["bin"]:
-            instances[-1][-1].append(Location(int(token["bin"]), token.span()))
+            runs[-1].append(Location(int(token["bin"]), token.span()))
         elif token["separator"]:
-            instances[-1].append([])
+            runs.append([])
         else:
-            instances.append([[]])
-    located = [tuple(map(tuple, filter(None, instance))) for instance in instances]
-    if instances_of_phrase := tuple(instance for instance in located if instance):
-        yield Phrase(label, spans, instances_of_phrase)
+            instances.append(Instance(tuple(map(tuple, filter(None, runs))), is_outline))
+            runs = [[]]
+            is_outline = token[0] == "<poly>"
+    instances.append(Instance(tuple(map(tuple, filter(None, runs))), is_outline))
+    if located := tuple(instance for instance in instances if instance.runs):
+        yield Phrase(label, spans, located)
 
 
 def quantize(position_px: float, side_px: int) -> int:

@@ -73,7 +73,9 @@ def labels(result: Any) -> list[str]:
         ("car<loc_30><loc_40><loc_10><loc_20>", [("car", BOX_PX)], True),  # odd order
         ("car<loc_10><loc_20><loc_10><loc_40>", [], False),  # no area
         (f"{BOX}car", [], False),  # no label
-        (f"{BOX}car{OTHER}", [("car", OTHER_PX)], True),
+        (f"{BOX}car{OTHER}", [("car", OTHER_PX)], False),  # a box without a label is lost
+        (f" {BOX}{OTHER}car{OTHER}", [("car", OTHER_PX)], False),
+        ("<loc_1><loc_2><loc_3>car" + OTHER, [("car", OTHER_PX)], True),
         (f"grüner Käfer 🐞{BOX}", [("grüner Käfer 🐞", BOX_PX)], True),
         (f"a<b{BOX}", [("a<b", BOX_PX)], True),
         (f"two\nlines{BOX}", [("two\nlines", BOX_PX)], True),
@@ -81,6 +83,8 @@ def labels(result: Any) -> list[str]:
         (f"car<od>{BOX}</od>", [("car", BOX_PX)], True),
         ("car<loc_10><loc_20><sep><loc_30><loc_40>", [], False),
         (f"car<poly>{TRIANGLE}</poly>", [("car", (0.5, 0.25, 8.5, 2.25))], True),
+        (f"dog{BOX}car<poly>{BOX}</poly>", [("dog", BOX_PX), ("car", BOX_PX)], True),
+        (f"<poly>{TRIANGLE}</poly>car{BOX}", [("car", BOX_PX)], False),
     ],
 )
 def test_detections(
@@ -233,6 +237,7 @@ def test_polygons_of_one_instance() -> None:
         (f"STOP{QUAD}<loc_1>", [("STOP", QUAD_PX)], True),
         (f"стоп{QUAD}", [("стоп", QUAD_PX)], True),
         (QUAD, [], False),
+        (f"{QUAD}STOP{QUAD}", [("STOP", QUAD_PX)], False),
     ],
 )
 def test_text_regions(text: str, expected: Any, is_parsed: bool) -> None:
