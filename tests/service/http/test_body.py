@@ -164,6 +164,7 @@ def test_image_is_base64_or_a_url(text: str, image: bytes | ImageUrl) -> None:
 
 
 BASE64_TEXTS = ("QUJ", "Q!JD", "QUJD\u00e4", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":")
+NO_TEXTS: tuple[object, ...] = (None, 1, True, ["QUJD"], {"url": "x"})
 DATA_URLS = ("data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;base64", "data:")
 
 
@@ -172,7 +173,7 @@ DATA_URLS = ("data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;ba
     [
         *((text, UnsupportedImage, "not base64") for text in BASE64_TEXTS),
         *((url, InvalidRequest, "not base64") for url in DATA_URLS),
-        *((value, InvalidRequest, "must be a string") for value in (None, 1, True, ["QUJD"], {})),
+        *((value, InvalidRequest, "must be a string") for value in NO_TEXTS),
     ],
 )
 def test_other_image_in_json_is_refused(

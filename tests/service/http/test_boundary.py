@@ -283,8 +283,8 @@ def test_disconnection_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     assert [record for record in caplog.records if record.exc_info] == []
 
 
-def num_gone() -> float:
-    return num_requests("client_gone")
+def num_gone(api: str = "rest") -> float:
+    return num_requests("client_gone", api)
 
 
 async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
