@@ -80,9 +80,7 @@ def build_of(
         "template": "\n".join(filter(None, map(model.entry.templates.get, tasks))) or None,
         "one_name_per_prompt": model.entry.one_name_per_prompt,
         "max_image_pixels": settings.max_image_pixels,
-        "max_image_side_px": settings.max_image_side_px,
         "decoder_max_positions": settings.decoder_max_positions,
-        "max_tiles": settings.max_tiles,
     }
 
 

@@ -102,12 +102,15 @@ class Answerer:
             "max_pending_requests": _UNLIMITED,
             # an image may have many tiles: together they have as many places as images
             "max_running_requests": num_places,
-            "max_waiting_tokens": _UNLIMITED,
             "max_request_memory_mb": _UNLIMITED,
-            "max_request_memory_mb_per_key": _UNLIMITED,
         }
         values = settings.model_copy(update=unlimited)
-        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, values)
+        self._core = Core(
+            ServedModels({model.id: model}),
+            {model.runner_id: runner},
+            values,
+            max_waiting_tokens=_UNLIMITED,
+        )
         self._model = model
         self._fields = fields
         self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]

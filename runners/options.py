@@ -30,11 +30,12 @@ class SchedulerLimits:
 
     # a live sequence takes one for each beam; 0: the default of the device
     num_slots: int
-    # queued sequences, and images queued or being encoded; above it, calls are refused
-    max_waiting: int
+    # queued sequences, and images queued or being encoded; above it, calls are refused. The gateway
+    # sends fewer by default: max_running in service/settings.py
+    max_waiting: int = 256
     # one prefill: image, prompt and padding; a single sequence may exceed it; 0: the default of the
     # device
-    max_prefill_tokens: int
+    max_prefill_tokens: int = 0
     # maximum duration of one batch of images, or of one prefill and step
     stuck_after_s: float = 60.0
 
@@ -45,8 +46,6 @@ class RunnerOptions:
 
     limits: SchedulerLimits
     max_batch_size: int  # images per encoder batch; 0: the default of the device
-    # must exceed the slowest batch: BentoML drops images that it expects to take longer
-    max_latency_ms: int
     max_cache_bytes: int  # image features
     max_positions: int  # one sequence: image, prompt and answer; 0: the default of the device
     encoder_threads: int  # ONNX Runtime's; 0: by the model's width

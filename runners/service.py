@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 # The pixels of the largest input of both families, 896 x 896, are 2.4 MB.
 MAX_BODY_BYTES = 16_000_000
+# Far above the slowest batch: BentoML drops images that it expects to take longer.
+_MAX_LATENCY_MS = 3_600_000
 _CALLS = ("/write", "/stream")
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway logs each request once
 # BentoML's tracing and metrics cost time in every call and duplicate our own.
@@ -260,7 +262,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         @bentoml.api(
             batchable=True,
             max_batch_size=encoder_batch_size(options),
-            max_latency_ms=options.max_latency_ms,
+            max_latency_ms=_MAX_LATENCY_MS,
         )
         def encode(self, images: list[ImageToEncode]) -> list[EncodedImage]:
             """Encode the images of pending calls; each succeeds or fails on its own."""

@@ -49,6 +49,7 @@ from wire.telemetry.tracing import span
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256
+MAX_ANSWERS = 256  # of all steps; a step that would have more is truncated
 _ID = rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$"
 _SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
 _NAME = re.compile(r"\{(label|text)\}")
@@ -269,6 +270,7 @@ async def analyze(
     fields: Mapping[str, object],
     context: RequestContext,
     on_answer: OnAnswer = lambda _answer: None,
+    max_answers: int = MAX_ANSWERS,
 ) -> Analysis:
     """Answer the `steps` of the fields; `on_answer` receives each outcome when it is there.
 
@@ -279,7 +281,7 @@ async def analyze(
         if needs_pixels_again(steps):
             opened.hold = lambda num_bytes: core.places.hold(context, num_bytes)
         check_prompts(steps, opened.header.size_wh)
-        run = _Run(core, steps, opened, context, on_answer, core.settings.max_step_answers)
+        run = _Run(core, steps, opened, context, on_answer, max_answers)
         return await run.analysis()
 
 

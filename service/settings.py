@@ -19,7 +19,6 @@ from service.telemetry.logs import LogFormat
 from service.validation import in_one_line, rejected_field
 from tasks.catalog import model_id_of
 from tasks.errors import meant
-from tasks.tiles.grid import MAX_TILES
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
 from wire.host import is_portable, num_cores, use_portable_ways
@@ -38,10 +37,29 @@ _PASSWORD = re.compile(r"//.*@")  # user and password in a URL
 # Settings that require another.
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
-    "health_needs_key": "api_keys_file",
     "shared_limits_url": "api_keys_file",
     "tls_certificate_file": "tls_key_file",
     "tls_key_file": "tls_certificate_file",
+}
+# Settings of earlier versions, and what replaces each.
+REMOVED = {
+    "DIPTYCH_BATCHES_FOLDER": "answer many images with diptych annotate or python -m offline",
+    "DIPTYCH_DECODER_MAX_PREFILL_TOKENS": "a runner chooses the maximum by its device and model",
+    "DIPTYCH_DECODER_MAX_WAITING": "the maximum is 256; DIPTYCH_MAX_RUNNING_REQUESTS sets how many"
+    " requests reach a runner",
+    "DIPTYCH_ENCODER_MAX_LATENCY_MS": "an image waits until the deadline of its request",
+    "DIPTYCH_HEALTH_NEEDS_KEY": "close the paths of health at the proxy",
+    "DIPTYCH_MAX_ADAPTER_MB": "the maximum is 1,000; DIPTYCH_ADAPTERS_MB bounds all adapters",
+    "DIPTYCH_MAX_ADAPTER_RANK": "the maximum is 512",
+    "DIPTYCH_MAX_CONNECTIONS_PER_ADDRESS": "the maximum is half of DIPTYCH_MAX_CONNECTIONS",
+    "DIPTYCH_MAX_IMAGE_SIDE_PX": "the maximum is 20,000; DIPTYCH_MAX_IMAGE_PIXELS bounds the area",
+    "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY": "keys share DIPTYCH_MAX_REQUEST_MEMORY_MB",
+    "DIPTYCH_MAX_STEP_ANSWERS": "the maximum is 256",
+    "DIPTYCH_MAX_TILES": "the maximum is 64",
+    "DIPTYCH_MAX_WAITING_TOKENS": "the maximum is 200,000; DIPTYCH_MAX_PENDING_REQUESTS bounds the"
+    " requests",
+    "DIPTYCH_PROCESSES": "each model of a host has a process of its own",
+    "DIPTYCH_URL_TIMEOUT_S": "the timeout is 10 s, or DIPTYCH_REQUEST_TIMEOUT_S if that is less",
 }
 
 Names = tuple[str, ...]
@@ -126,11 +144,6 @@ class Settings(BaseModel):
     """YAML file of models that engines of OpenAI's protocol serve, beside DIPTYCH_MODELS."""
     adapters: Path | None = None
     """Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only."""
-    max_adapter_rank: Annotated[int, Field(ge=1, le=65_536)] = 512
-    """Maximum rank of a layer in an adapter of the folder."""
-    max_adapter_mb: Annotated[int, Field(ge=1, le=100_000)] = 1_000
-    """Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its weights in
-    float32."""
     adapters_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 4_000
     """Maximum memory of the adapters of a runner with one more of the folder, MB. On a GPU their
     pool counts, and a quarter of the free memory is the limit."""
@@ -154,8 +167,6 @@ class Settings(BaseModel):
     own."""
     metrics_need_key: bool = False
     """true: `/metrics` requires an API key."""
-    health_needs_key: bool = False
-    """true: `/livez`, `/readyz`, `/healthz` and gRPC health require an API key."""
     tls_certificate_file: Path | None = None
     """PEM file of the certificate chain, for both ports. Unset: no TLS."""
     tls_key_file: Path | None = None
@@ -163,28 +174,18 @@ class Settings(BaseModel):
     url_hosts: UrlHosts = ()
     """Hosts from which images may be fetched by URL, comma-separated; `*`: any host; `HOST:PORT`:
     another port than the scheme's. Unset: image URLs are refused."""
-    url_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 10
-    """Timeout of fetching one image by URL, seconds."""
     label_studio_url: HttpUrl | None = None
     """URL of the Label Studio whose uploaded and local files are fetched with the token of the
     request; its host may have a private address. Unset: they are refused."""
     max_body_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 20_000_000
     """Maximum size of a request body or an image by URL, bytes."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
-    """Maximum HTTP connections; more are closed."""
-    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
-    """Maximum HTTP connections from one address or proxy; more are closed."""
+    """Maximum HTTP connections, from one address or proxy half of them; more are closed."""
     max_pending_requests: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Maximum requests in flight or queued; more get 429."""
     max_request_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is
     refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times."""
-    max_request_memory_mb_per_key: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times
-    DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any."""
-    max_waiting_tokens: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 200_000
-    """Maximum estimated tokens (image, prompt and answer) of the requests queued for one model and
-    its adapters; more are refused with 429."""
     request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 60
     """Timeout of a request, seconds."""
     stuck_after_s: Annotated[int, Field(ge=1, le=3600)] = 60
@@ -214,9 +215,6 @@ class Settings(BaseModel):
     """Precision of decoders; auto: the model's default."""
     encoder_max_batch_size: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images in an encoder's batch, at least 2; 0: 2 on CPU, 16 on CUDA."""
-    encoder_max_latency_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] = 3_600_000
-    """The batcher drops images with a higher expected latency, milliseconds; keep it far above the
-    slowest batch."""
     encoder_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of an encoder; 0: all cores, or 1 for a narrow model."""
     decoder_max_batch_size: Annotated[int, Field(ge=0, le=256)] = 0
@@ -224,11 +222,6 @@ class Settings(BaseModel):
     decoder_max_positions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum, on a GPU
     at most 1,024 in addition to the image's."""
-    decoder_max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Maximum sequences queued for a decoder; more get 429."""
-    decoder_max_prefill_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Maximum tokens (image and prompt) prefilled between two decoder steps; 0: 4,096, on a CPU
-    fewer for wide models: one sequence of a released one."""
     decoder_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of a decoder; 0: all cores, or 1 for a narrow model."""
     calibration: Names = ()
@@ -242,18 +235,11 @@ class Settings(BaseModel):
     """Exported fraction of traces started here; a caller's decision is kept."""
     max_image_pixels: Annotated[int, Field(ge=1_000, le=500_000_000)] = 50_000_000
     """Maximum pixels of an image."""
-    max_image_side_px: Annotated[int, Field(ge=100, le=65_535)] = 20_000
-    """Maximum width and height of an image, pixels."""
     max_decoded_images: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
     at most 8. Each needs up to 16 bytes for every pixel."""
     max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 32
     """Maximum steps of one analysis; more get 400."""
-    max_step_answers: Annotated[int, Field(ge=1, le=10_000)] = 256
-    """Maximum answers of one analysis; a step that would have more is truncated."""
-    max_tiles: Annotated[int, Field(ge=1, le=MAX_TILES)] = 64
-    """Maximum tiles of an image in one answer; a request for more gets 400, `auto` takes larger
-    ones."""
     images_folder: ImagesPlace | None = None
     """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
     several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
@@ -314,10 +300,6 @@ class Settings(BaseModel):
         return self.max_request_memory_mb * BYTES_PER_MB or _DEFAULT_BODIES * self.max_body_bytes
 
     @property
-    def max_request_bytes_of_key(self) -> int:
-        return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
-
-    @property
     def trace_options(self) -> TraceOptions:
         return TraceOptions(self.otlp_endpoint, self.trace_sample)
 
@@ -332,6 +314,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     for name in sorted(environment):
         if name in field_of:
             texts[field_of[name]] = environment[name]
+        elif name in REMOVED:
+            raise SettingsError(f"{name} is no longer a setting: {REMOVED[name]}")
         elif name.startswith(PREFIX):
             raise SettingsError(
                 f"{name} is not a setting{meant(name, field_of)};"
@@ -358,11 +342,10 @@ def _check_together(values: Settings) -> None:
         problem = f"{workers}={values.gateway_workers} requires Linux, without"
         raise SettingsError(f"{problem} {variable('portable')}; 1 is allowed")
     min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
-    for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
-        if 0 < getattr(values, name) < min_mb:
-            problem = f"{variable(name)}={getattr(values, name)} is too small"
-            requirement = f"{variable('max_body_bytes')}={values.max_body_bytes} requires"
-            raise SettingsError(f"{problem}; {requirement} at least {min_mb}")
+    if 0 < values.max_request_memory_mb < min_mb:
+        problem = f"{variable('max_request_memory_mb')}={values.max_request_memory_mb} is too small"
+        requirement = f"{variable('max_body_bytes')}={values.max_body_bytes} requires"
+        raise SettingsError(f"{problem}; {requirement} at least {min_mb}")
     for name in ("runner_urls", "devices"):
         for pair in getattr(values, name):
             model = pair.partition("=")[0]

@@ -43,7 +43,7 @@ from diptych_client.results import (
 )
 
 DEFAULT_MAX_PIXELS = 50_000_000  # DIPTYCH_MAX_IMAGE_PIXELS of a service, by default
-_MAX_SIDE_PX = 20_000  # DIPTYCH_MAX_IMAGE_SIDE_PX
+_MAX_SIDE_PX = 20_000  # a service's maximum
 _MAX_BYTES = 19_900_000  # DIPTYCH_MAX_BODY_BYTES, without the other fields
 _MAX_OPENED_PIXELS = 2_000_000_000
 _JPEG_QUALITY = 90

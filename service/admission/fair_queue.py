@@ -41,15 +41,14 @@ _SAFETY_FACTOR = 1.25
 class FairShare:
     """Pending amounts by client, `total` of all clients."""
 
-    def __init__(self, limit: float, max_of_client: float = math.inf) -> None:
+    def __init__(self, limit: float) -> None:
         self.total = 0
         self.pending: Counter[str] = Counter()  # keys: clients with pending work
         self._limit = limit
-        self._max_of_client = max_of_client
 
     def share(self, client: str) -> float:
         num_clients = len(self.pending) + (client not in self.pending)
-        return min(self._limit / num_clients, self._max_of_client)
+        return self._limit / num_clients
 
     def usage(self, client: str, unit: str) -> str:
         """Return, for an error message, what is pending and what is allowed."""

@@ -49,10 +49,10 @@ class RequestContext:
 class Places:
     """All requests in flight or queued, and their memory."""
 
-    def __init__(self, max_pending: int, max_bytes: int, max_bytes_of_client: int) -> None:
+    def __init__(self, max_pending: int, max_bytes: int) -> None:
         self.is_closed = False
         self._pending = FairShare(max_pending)
-        self._memory = FairShare(max_bytes, max_bytes_of_client)
+        self._memory = FairShare(max_bytes)
         self._left = asyncio.Event()
 
     @property

@@ -1,4 +1,4 @@
-"""The ASGI middleware around every HTTP route: traces, security headers, keys of probes."""
+"""The ASGI middleware around every HTTP route: traces, security headers, the key of metrics."""
 
 from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_REQUEST_METHOD,
@@ -16,7 +16,6 @@ from service.http.boundary import RestBoundary
 from wire.telemetry.tracing import request_trace, trace_id
 
 API_PREFIX = "/v1/"
-HEALTH = ("/livez", "/readyz", "/healthz")
 _METRICS = "/metrics"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 
@@ -59,17 +58,14 @@ class Middleware:
     """Runs each request in its trace, whose id the response carries, up to the last byte.
 
     Adds security headers to each response, except those that it sets itself, and requires an API
-    key at the paths of health and metrics where the settings say so. Probes and pages get a trace
+    key at the path of metrics where the settings say so. Probes and pages get a trace
     id but no span. A span is named by its route: a path is unbounded.
     """
 
     def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
         self._app = app
         self._boundary = boundary
-        settings = boundary.settings
-        self._closed_paths: tuple[str, ...] = (_METRICS,) if settings.metrics_need_key else ()
-        if settings.health_needs_key:
-            self._closed_paths += HEALTH
+        self._metrics_need_key = boundary.settings.metrics_need_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +89,7 @@ class Middleware:
                 await send(message)
 
             # A route's pattern ends in $, which in Python also matches before a trailing line feed.
-            is_closed = path.rstrip("\n") in self._closed_paths
+            is_closed = self._metrics_need_key and path.rstrip("\n") == _METRICS
             refusal = self._boundary.refusal(Request(scope)) if is_closed else None
             try:
                 return await (refusal or self._app)(scope, receive, send_with_headers)

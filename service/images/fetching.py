@@ -26,6 +26,7 @@ from service.images.inputs import AllowedHost, CheckedUrl, ImageUrl, check_url, 
 from service.settings import Settings
 
 _MAX_REDIRECTS = 3
+FETCH_TIMEOUT_S = 10.0  # one image; a request has 60 s by default, for its answer too
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 # identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label
 # Studio 1.23) answer 406 without it.
@@ -110,7 +111,7 @@ class ImageFetcher:
 
     allowed: Sequence[AllowedHost]
     max_bytes: int
-    timeout_s: float
+    timeout_s: float = FETCH_TIMEOUT_S
     is_allowed: Callable[[str], bool] = is_public
     look_up: Callable[[str], Sequence[str]] = system_addresses
     threads: Executor = field(
@@ -201,7 +202,7 @@ def image_fetcher(settings: Settings) -> ImageFetcher | None:
     if not settings.url_hosts:
         return None
     hosts = list(map(AllowedHost.parse, settings.url_hosts))
-    return ImageFetcher(hosts, settings.max_body_bytes, settings.url_timeout_s)
+    return ImageFetcher(hosts, settings.max_body_bytes)
 
 
 def _failed(message: str) -> InvalidRequest:

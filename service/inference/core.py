@@ -28,6 +28,9 @@ from service.inference.served_models import ServedModel, ServedModels
 from service.settings import Settings
 
 MAX_IMAGES = 32  # one request
+# Estimated (image, prompt and answer), of the requests queued for one model and its adapters. It
+# bounds the queue before the rate is known at which the model completes tokens.
+MAX_WAITING_TOKENS = 200_000
 
 PieceT = TypeVar("PieceT")
 AnswerT = TypeVar("AnswerT")
@@ -56,26 +59,23 @@ class Core:
         settings: Settings,
         fetcher: ImageFetcher | None = None,
         handles: ImageStore | None = None,
+        max_waiting_tokens: int = MAX_WAITING_TOKENS,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
         self.models = models
         self.runners = runners
         self.settings = settings
         self.handles = handles
-        self.places = Places(
-            settings.max_pending_requests,
-            settings.max_request_bytes,
-            settings.max_request_bytes_of_key,
-        )
+        self.places = Places(settings.max_pending_requests, settings.max_request_bytes)
         # An answer in a slot waits for no other: requests of many answers do not block each other
         num_slots = settings.max_pending_requests
         self._answer_slots = ClientSlots(num_slots, max(1, num_slots - 1))
-        limits = ImageLimits(settings.max_image_pixels, settings.max_image_side_px)
+        limits = ImageLimits(settings.max_image_pixels)
         self._decoder = ImageDecoder(limits, settings.max_decoded)
         self._max_running = settings.max_running
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            self._queues[runner] = FairQueue(runner, self._max_running, settings.max_waiting_tokens)
+            self._queues[runner] = FairQueue(runner, self._max_running, max_waiting_tokens)
         self._fetcher = fetcher
 
     @asynccontextmanager
@@ -184,7 +184,6 @@ class Core:
             self._queues[model.runner_id],
             context.quota,
             context.deadline_s,
-            self.settings.max_tiles,
             self._max_running,
             partial(self.places.hold, context),
         )

@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from service.admission.threads import STORING
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels, adapter_model
-from service.settings import BYTES_PER_MB, Settings, SettingsError
+from service.settings import Settings, SettingsError
 from tasks.catalog import adapter_entry
 from wire.artifacts.adapter_folder import (
     SCAN_EVERY_S,
     AdapterFolder,
+    AdapterLimits,
     AdapterScan,
     adapter_build_key,
     reason_of,
@@ -56,6 +57,7 @@ class HotAdapters:
         runners: Mapping[str, RunnerClient],
         settings: Settings,
         publish: Callable[[ServedModel, bool], None],
+        max_adapter_bytes: int = AdapterLimits().max_bytes,
     ) -> None:
         self._scan = scan
         self._served = served
@@ -64,6 +66,7 @@ class HotAdapters:
         self._runners = runners
         self._settings = settings
         self._publish = publish
+        self._max_adapter_bytes = max_adapter_bytes
         self._versions: dict[str, AdapterVersion] = {}
         self._listed: dict[str, ServedModel] = {}
         self.is_started = False  # the adapters that were there at the start are listed or refused
@@ -133,7 +136,7 @@ class HotAdapters:
         if folder.name in self._reserved:
             raise ArtifactError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
-        hashes = folder.hashes(self._settings.max_adapter_mb * BYTES_PER_MB)
+        hashes = folder.hashes(self._max_adapter_bytes)
         manifest = replace(
             base.manifest,
             model_id=entry.id,

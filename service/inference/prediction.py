@@ -51,6 +51,7 @@ _LOCATED_OCR = "ocr_with_regions"
 _BLOCK_PX = 4
 _CELL_BLOCKS = 4  # a cell has 16 pixels
 _MAX_LEVELS = 8
+_MAX_TILES = 64  # one answer: each costs as much as an image
 
 Stage = Literal[
     "preprocess",
@@ -112,7 +113,6 @@ class QueuedModel:
     queue: FairQueue
     quota: Quota  # names the client
     deadline_s: float  # time.monotonic()
-    max_tiles: int
     max_in_flight: int  # tiles
     # counts the memory of the decoded image, which is retained for later tiles; None retains none
     hold: Callable[[int], None] | None = None
@@ -341,10 +341,10 @@ async def _tiles(
     fields = request.fields
     tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
     share = queued.model.min_object_share(request.task.id)
-    grid = grid_of(tiling, size_wh, share, queued.max_tiles)
-    if grid.num_tiles > queued.max_tiles:
+    grid = grid_of(tiling, size_wh, share, _MAX_TILES)
+    if grid.num_tiles > _MAX_TILES:
         size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-        raise InvalidRequest(f"tiles has {size}; the service allows {queued.max_tiles}", "tiles")
+        raise InvalidRequest(f"tiles has {size}; the service allows {_MAX_TILES}", "tiles")
     boxes = tile_boxes(grid, size_wh, fields.overlap)
     try:
         async with asyncio.timeout(queued.deadline_s - time.monotonic()):

@@ -229,12 +229,9 @@ def runner_options(
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=settings.decoder_max_batch_size,
-            max_waiting=settings.decoder_max_waiting,
-            max_prefill_tokens=settings.decoder_max_prefill_tokens,
             stuck_after_s=settings.stuck_after_s,
         ),
         max_batch_size=settings.encoder_max_batch_size,
-        max_latency_ms=settings.encoder_max_latency_ms,
         max_cache_bytes=settings.vision_cache_mb * BYTES_PER_MB,
         max_positions=settings.decoder_max_positions,
         encoder_threads=settings.encoder_threads,
@@ -249,11 +246,7 @@ def runner_options(
         adapters=adapters_of(model_id, entries),
         adapters_folder=settings.adapters,
         aliases=aliases.get(model_id, ()),
-        adapter_limits=AdapterLimits(
-            settings.max_adapter_rank,
-            settings.max_adapter_mb * BYTES_PER_MB,
-            settings.adapters_mb * BYTES_PER_MB,
-        ),
+        adapter_limits=AdapterLimits(max_total_bytes=settings.adapters_mb * BYTES_PER_MB),
         start_timeout_s=settings.start_timeout_s,
         num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )

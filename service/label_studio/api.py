@@ -50,7 +50,7 @@ from service.http.boundary import (
     authorization,
     failure_response,
 )
-from service.images.fetching import ImageFetcher
+from service.images.fetching import FETCH_TIMEOUT_S, ImageFetcher
 from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
 from service.inference.core import Core
 from service.inference.prediction import Answer
@@ -300,7 +300,6 @@ class LabelStudioHost:
     url: str  # has no slash at its end
     origin: str
     fetcher: ImageFetcher
-    timeout_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
@@ -309,11 +308,9 @@ class LabelStudioHost:
             return None
         parts = urlsplit(settings.label_studio_url)
         allowed = AllowedHost(str(parts.hostname), parts.port or _PORTS[parts.scheme])
-        fetcher = ImageFetcher(
-            [allowed], settings.max_body_bytes, settings.url_timeout_s, lambda _address: True
-        )
+        fetcher = ImageFetcher([allowed], settings.max_body_bytes, is_allowed=lambda _address: True)
         url = settings.label_studio_url.rstrip("/")
-        return cls(url, f"{parts.scheme}://{parts.netloc}", fetcher, settings.url_timeout_s)
+        return cls(url, f"{parts.scheme}://{parts.netloc}", fetcher)
 
     def path_of(self, source: str) -> str | None:
         """Return the path of a file of this Label Studio, or None for any other source."""
@@ -335,7 +332,7 @@ class LabelStudioHost:
         return f"Bearer {access}"
 
     async def _exchanged(self, token: str) -> object:
-        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
         cookies = aiohttp.DummyCookieJar()
         url = f"{self.url}/api/token/refresh/"
         try:

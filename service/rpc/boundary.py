@@ -218,8 +218,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             """Answer one message; the stream of health is written, not returned."""
             received = incoming(messages, context)
             if not is_ours:
-                needs_key = self._settings.health_needs_key
-                async with aclosing(self._messages(received, context, needs_key)) as sent:
+                async with aclosing(self._messages(received, context)) as sent:
                     async for message in sent:
                         return await behavior(message, context)
                 await abort(context, InvalidRequest(_NO_MESSAGE))
@@ -234,7 +233,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
                     called = self._call(details.method, received, context)
                     replies = behavior(*await stack.enter_async_context(called))
                 else:  # reflection
-                    requests = aclosing(self._messages(received, context, needs_key=False))
+                    requests = aclosing(self._messages(received, context))
                     replies = behavior(await stack.enter_async_context(requests), context)
                 async for reply in await stack.enter_async_context(aclosing(replies)):
                     yield reply
@@ -246,11 +245,9 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
 
     async def _messages(
-        self, incoming: Incoming, context: Context, needs_key: bool
+        self, incoming: Incoming, context: Context
     ) -> AsyncGenerator[Message, None]:
         try:
-            if needs_key:
-                self._api_keys.check(metadata_of(context).get("authorization"), incoming.address)
             while (message := await incoming.read_small()) is not None:
                 yield message
         except ServiceError as error:

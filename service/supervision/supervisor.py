@@ -175,7 +175,7 @@ def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> Non
     if part == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection
 
-        limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
+        limits = ConnectionLimits(values.max_connections, math.ceil(values.max_connections / 2))
         protocol = bounded_connection(limits, _NUM_CONNECTIONS[: values.gateway_workers], number)
     run_worker("service.gateway:Gateway", part, listener, options, protocol)
 

@@ -89,7 +89,10 @@ def test_run_killed_before_its_manifest_begins_again(tmp_path: Path) -> None:
     [
         ({"fields": {"task": "ocr"}}, '"object_detection"}, now {"task": "ocr"}'),
         ({"build": BUILD | {"calibration": "d"}}, 'calibration: null, now "d"'),
-        ({"build": BUILD | {"max_image_pixels": 2, "max_tiles": 9}}, "1000000, now 2; max_tiles:"),
+        (
+            {"build": BUILD | {"max_image_pixels": 2, "decoder_max_positions": 9}},
+            "1000000, now 2; decoder_max_positions:",
+        ),
         ({"shard_size": 3, "num_shards": 1}, "shard_size: 2, now 3; num_shards: 2, now 1"),
         ({"images": "e"}, 'images: "d", now "e"'),
         ({"output_format": "jsonl"}, "output_format"),

@@ -194,9 +194,7 @@ BOTH = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
 def test_number_of_answers_is_limited(
     steps: tuple[Any, ...], most: int, num_answers: list[int]
 ) -> None:
-    of = core()
-    of.settings = of.settings.model_copy(update={"max_step_answers": most})
-    analysis = run(answered(of, *steps))
+    analysis = run(analyze(core(), PNG, {"steps": list(steps)}, context(), max_answers=most))
     assert [len(step.answers) for step in analysis.steps] == num_answers
     assert [step.is_truncated for step in analysis.steps] == [False, True]
 

@@ -1,11 +1,12 @@
 """Options of runners, from the settings."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from service.inference.served_models import runner_options
-from service.settings import Settings, SettingsError, read_settings, variable
+from service.settings import REMOVED, Settings, SettingsError, read_settings, variable
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.telemetry.tracing import TraceOptions
@@ -28,6 +29,15 @@ def test_unknown_variable(name: str) -> None:
         " the settings are DIPTYCH_ADAPTERS, .*DIPTYCH_PORT",
     ):
         read_settings({name: "1"})
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_removed_setting_is_named_with_its_replacement(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({name: "1"})
+    assert str(caught.value) == f"{name} is no longer a setting: {REMOVED[name]}"
+    mentioned = set(re.findall(r"DIPTYCH_\w+", REMOVED[name]))
+    assert mentioned <= set(map(variable, Settings.model_fields))
 
 
 HTTP_URL = "an http(s) URL of host, port and path, without credentials and query"
@@ -64,10 +74,8 @@ def test_invalid_value(name: str, value: str, allowed: str) -> None:
     assert allowed in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["DIPTYCH_MAX_REQUEST_MEMORY_MB", "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY"]
-)
-def test_memory_holds_the_largest_body(name: str) -> None:
+def test_memory_holds_the_largest_body() -> None:
+    name = "DIPTYCH_MAX_REQUEST_MEMORY_MB"
     read_settings({name: "120"})
     with pytest.raises(
         SettingsError, match=f"{name}=119 is too small; .*_MAX_BODY_BYTES=20000000 requires .* 120"
@@ -93,7 +101,6 @@ def test_credentials_are_not_reported(name: str, url: str) -> None:
     ("name", "value", "other"),
     [
         ("DIPTYCH_METRICS_NEED_KEY", "true", "DIPTYCH_API_KEYS_FILE"),
-        ("DIPTYCH_HEALTH_NEEDS_KEY", "1", "DIPTYCH_API_KEYS_FILE"),
         ("DIPTYCH_SHARED_LIMITS_URL", "rediss://user:secret@a:6380/1", "DIPTYCH_API_KEYS_FILE"),
         ("DIPTYCH_TLS_CERTIFICATE_FILE", "a.pem", "DIPTYCH_TLS_KEY_FILE"),
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
@@ -189,8 +196,6 @@ def test_runners_share_a_gpu(environment: dict[str, str], expected: int) -> None
 
 def test_options_of_a_runner() -> None:
     environment = {
-        "DIPTYCH_MAX_ADAPTER_RANK": "8",
-        "DIPTYCH_MAX_ADAPTER_MB": "2",
         "DIPTYCH_ADAPTERS_MB": "3",
         "DIPTYCH_START_TIMEOUT_S": "5",
         "DIPTYCH_OTLP_ENDPOINT": "http://a:4318",
@@ -198,7 +203,7 @@ def test_options_of_a_runner() -> None:
     }
     entries = (PALIGEMMA, replace(FLORENCE, aliases=("an/alias",)))
     options = runner_options(FLORENCE.id, read_settings(environment), entries)
-    assert options.adapter_limits == AdapterLimits(8, 2_000_000, 3_000_000)
+    assert options.adapter_limits == AdapterLimits(max_total_bytes=3_000_000)
     assert (options.start_timeout_s, options.aliases) == (5, ("an/alias",))
     assert options.traces == TraceOptions("http://a:4318", 0.5)
     default = runner_options(PALIGEMMA.id, read_settings({}), entries)

@@ -123,11 +123,10 @@ def make_core(
         "max_decoded_images": 2,
         "max_pending_requests": max_pending,
         "max_running_requests": max_running,
-        "max_waiting_tokens": max_waiting_tokens,
         "max_request_memory_mb": max_bytes / BYTES_PER_MB,
     }
     settings = Settings().model_copy(update=values)  # smaller than they may be set
-    return Core(models, runners, settings, fetcher, handles)
+    return Core(models, runners, settings, fetcher, handles, max_waiting_tokens)
 
 
 def context(

@@ -13,7 +13,6 @@ import grpc
 import httpx
 import pytest
 import trustme
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
@@ -37,7 +36,7 @@ LABEL = "a-heptagon-of-felt"
 UNKNOWN = "unknown-field-of-a-client"
 TOKEN = "token-of-a-url"
 PICKLE = {"Content-Type": "application/vnd.bentoml+pickle"}
-CLOSED_PATHS = ("/metrics", "/livez", "/readyz", "/healthz", "/v1/models")
+CLOSED_PATHS = ("/metrics", "/v1/models")
 METADATA = [("authorization", f"Bearer {KEY}")]
 
 
@@ -53,11 +52,9 @@ def closed(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
         "DIPTYCH_MODELS": MODEL,
         "DIPTYCH_API_KEYS_FILE": write_keys(folder / "keys", {KEY: "name=operator"}),
         "DIPTYCH_METRICS_NEED_KEY": "true",
-        "DIPTYCH_HEALTH_NEEDS_KEY": "true",
         "DIPTYCH_TLS_CERTIFICATE_FILE": str(folder / "tls.pem"),
         "DIPTYCH_TLS_KEY_FILE": str(folder / "tls.pem"),
         "DIPTYCH_URL_HOSTS": "*",
-        "DIPTYCH_URL_TIMEOUT_S": "2",
     }
     access = Access("https", context, KEY)
     with forked_service(exported.home, folder / "service.log", access, **settings) as service:
@@ -88,17 +85,12 @@ def test_both_ports_speak_tls_alone(closed: RunningService, channel: grpc.Channe
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-def test_metrics_and_health_need_a_key(client: httpx.Client, channel: grpc.Channel) -> None:
+def test_metrics_need_a_key(client: httpx.Client) -> None:
     for path in CLOSED_PATHS:
         for headers in ({"Authorization": ""}, bearer(WRONG_KEY)):
             response = client.get(path, headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
         assert client.get(path).is_success
-    health: Any = health_pb2_grpc.HealthStub(channel)
-    request = health_pb2.HealthCheckRequest()
-    with pytest.raises(grpc.RpcError, match="no API key was sent"):
-        health.Check(request, timeout=60)
-    health.Check(request, timeout=60, metadata=METADATA)
 
 
 class WritesFile:

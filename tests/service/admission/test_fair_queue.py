@@ -34,16 +34,6 @@ def test_heavy_client_locks_out_no_other() -> None:
     assert (shares.share("another"), shares.total) == (5, 4)
 
 
-def test_limit_of_a_single_client() -> None:
-    shares = FairShare(10, max_of_client=4)
-    shares.take("a", 4, "things")
-    usage = "this client has 4 of 4 things, all clients together 4 of 20"
-    with pytest.raises(Overloaded, match=usage):
-        shares.take("a", 1, "things")
-    shares.take("b", 4, "things")
-    assert shares.total == 8
-
-
 def test_many_clients_share_twice_the_limit() -> None:
     shares = FairShare(10)
     shares.take("empty body", 0, "tokens")  # it shares nothing

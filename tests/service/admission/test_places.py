@@ -12,7 +12,7 @@ from tests.support.rest_client import OCR, client, error_of
 
 
 async def test_drain_waits_for_the_last_request() -> None:
-    places = Places(8, 100, 100)
+    places = Places(8, 100)
     first = context()
     second = context()
     await places.take(first)
@@ -28,7 +28,7 @@ async def test_drain_waits_for_the_last_request() -> None:
 
 
 async def test_place_is_taken_and_left_once() -> None:
-    places = Places(1, 100, 100)
+    places = Places(1, 100)
     request = context()
     for _ in range(2):
         await places.take(request)
@@ -40,18 +40,10 @@ async def test_place_is_taken_and_left_once() -> None:
     assert places.num_bytes == 0
 
 
-def test_client_has_a_limit_of_memory() -> None:
-    places = Places(8, 100, 50)
-    request = context()
-    places.hold(request, 50)
-    with pytest.raises(Overloaded, match="this client has 50 of 50 bytes of requests in memory"):
-        places.hold(request, 1)
-
-
 async def test_refused_request_holds_no_place() -> None:
     """Whether the service or its key refuses it."""
 
-    places = Places(2, 100, 100)
+    places = Places(2, 100)
     quota = Quota("one", QuotaLimits(max_concurrent=1))
     first, refused = (context(quota=quota) for _ in range(2))
     await places.take(first)

@@ -83,11 +83,6 @@ def test_closed_path_requires_a_key(path: str) -> None:
     [
         (Settings(), (), ("/metrics", "/livez")),
         (NEEDS_KEY, ("/metrics",), ("/livez", "/readyz", "/metricsx", "/", "/v1/metrics")),
-        (
-            Settings(health_needs_key=True),
-            ("/livez", "/readyz", "/healthz"),
-            ("/metrics",),
-        ),
     ],
 )
 def test_settings_close_paths(

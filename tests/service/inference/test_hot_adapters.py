@@ -36,6 +36,7 @@ class Watched:
 
     folder: Path
     settings: Settings = Settings()  # noqa: RUF009  # frozen
+    max_bytes: int = 1_000_000
     models: ServedModels = field(default_factory=served_models)
     channels: dict[str, FakeChannel] = field(init=False)
     published: list[tuple[str, bool]] = field(default_factory=list)
@@ -45,7 +46,9 @@ class Watched:
         self.channels = {model_id: FakeChannel(FakeEncoder(), FakeDecoder({})) for model_id in BOTH}
         runners = {model_id: RunnerClient(model_id, self.channels[model_id]) for model_id in BOTH}
         scan = AdapterScan(self.folder, now=lambda: 1e12)
-        self.adapters = HotAdapters(scan, self.models, runners, self.settings, self._publish)
+        self.adapters = HotAdapters(
+            scan, self.models, runners, self.settings, self._publish, self.max_bytes
+        )
 
     def _publish(self, model: ServedModel, is_served: bool) -> None:
         self.published.append((model.id, is_served))
@@ -213,8 +216,8 @@ def test_bad_adapter_is_refused_once(
     assert not record.exc_info
 
 
-def test_adapter_limit_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watched = Watched(tmp_path, Settings(max_adapter_mb=1))
+def test_large_adapter_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(tmp_path)
     watched.answer(
         watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000))
     )

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.admission.api_keys import ApiKeys
@@ -15,7 +14,6 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.rpc.server import GrpcServer
 from service.settings import Settings
-from tests.support.api_keys import api_keys
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, make_core, until
 from tests.support.running_service import free_port
@@ -26,14 +24,13 @@ LIMIT_S = 60  # far above the time of a call
 
 @asynccontextmanager
 async def started(
-    core: Core, *, are_ready: bool = True, health_needs_key: bool = False
+    core: Core, *, are_ready: bool = True
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
     async def is_ready() -> bool:
         return are_ready
 
-    settings = Settings(grpc_port=free_port(), health_needs_key=health_needs_key)
-    keys = api_keys("mine") if health_needs_key else ApiKeys(None)
-    server = GrpcServer(core, keys, settings, is_ready)
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(core, ApiKeys(None), settings, is_ready)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
@@ -42,12 +39,11 @@ async def started(
         await server.stop(0)
 
 
-async def health(channel: grpc.aio.Channel, service: str = "", key: str = "") -> int:
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
     stub: Any = health_pb2_grpc.HealthStub(channel)
-    metadata = (("authorization", f"Bearer {key}"),) if key else ()
-    answer = await stub.Check(request, timeout=LIMIT_S, metadata=metadata)
-    watched = await stub.Watch(request, timeout=LIMIT_S, metadata=metadata).read()
+    answer = await stub.Check(request, timeout=LIMIT_S)
+    watched = await stub.Watch(request, timeout=LIMIT_S).read()
     assert watched.status == answer.status
     return int(answer.status)
 
@@ -59,15 +55,6 @@ async def test_health_of_the_server() -> None:
                 assert await health(channel, service) == state
             await server.set_not_serving()
             assert await health(channel) == STATES.NOT_SERVING
-
-
-async def test_health_needs_a_key() -> None:
-    async with started(make_core(), health_needs_key=True) as (_, channel):
-        with pytest.raises(grpc.aio.AioRpcError, match="no API key was sent"):
-            await health(channel)
-        with pytest.raises(grpc.aio.AioRpcError, match="the API key is not accepted"):
-            await health(channel, key="other")
-        assert await health(channel, key="mine") == STATES.SERVING
 
 
 async def test_calls_in_flight_end_before_a_stop() -> None:
