@@ -49,10 +49,13 @@ REMOVED = {
     " requests reach a runner",
     "DIPTYCH_ENCODER_MAX_LATENCY_MS": "an image waits until the deadline of its request",
     "DIPTYCH_HEALTH_NEEDS_KEY": "close the paths of health at the proxy",
+    "DIPTYCH_IMAGES_MB_PER_KEY": "keys share DIPTYCH_IMAGES_MB",
     "DIPTYCH_MAX_ADAPTER_MB": "the maximum is 1,000; DIPTYCH_ADAPTERS_MB bounds all adapters",
     "DIPTYCH_MAX_ADAPTER_RANK": "the maximum is 512",
     "DIPTYCH_MAX_CONNECTIONS_PER_ADDRESS": "the maximum is half of DIPTYCH_MAX_CONNECTIONS",
     "DIPTYCH_MAX_IMAGE_SIDE_PX": "the maximum is 20,000; DIPTYCH_MAX_IMAGE_PIXELS bounds the area",
+    "DIPTYCH_MAX_IMAGES": "the maximum is 10,000; DIPTYCH_IMAGES_MB bounds their size",
+    "DIPTYCH_MAX_IMAGES_PER_KEY": "keys share 10,000 images; DIPTYCH_IMAGES_MB bounds their size",
     "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY": "keys share DIPTYCH_MAX_REQUEST_MEMORY_MB",
     "DIPTYCH_MAX_STEP_ANSWERS": "the maximum is 256",
     "DIPTYCH_MAX_TILES": "the maximum is 64",
@@ -245,12 +248,6 @@ class Settings(BaseModel):
     several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
     images_mb: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
     """Maximum size of stored images, MB; 0: disabled."""
-    images_mb_per_key: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Maximum size of the stored images of one API key, MB; 0: all, while no other key needs it."""
-    max_images: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-    """Maximum number of stored images."""
-    max_images_per_key: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """Maximum number of stored images of one API key; 0: all, while no other key needs it."""
     images_kept_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     """Time for which an image is stored, seconds."""
 

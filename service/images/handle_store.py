@@ -46,6 +46,7 @@ StoredFile = tuple[bytes, int, int]  # its content or start, number of bytes, wh
 _SIZE = struct.Struct(">II")  # width, height
 _SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
+_MAX_IMAGES = 10_000  # small images would fill the index before they fill the folder
 _TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
 _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
@@ -416,9 +417,9 @@ def image_store(values: Settings) -> ImageStore | None:
     max_bytes = values.images_mb * BYTES_PER_MB
     limits = StoreLimits(
         max_bytes,
-        values.images_mb_per_key * BYTES_PER_MB or max_bytes,
-        values.max_images,
-        values.max_images_per_key or values.max_images,
+        max_bytes,
+        _MAX_IMAGES,
+        _MAX_IMAGES,
         values.images_kept_s,
     )
     place = values.images_folder
