@@ -27,7 +27,7 @@ from tasks.table import TASKS, Family
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
-Dialect = Literal["qwen3-vl", "gemma", "diptych"]
+Dialect = Literal["qwen3-vl", "qwen2.5-vl", "gemma", "diptych"]
 
 HUB_PREFIX = "hf:"  # prefix of a model named by its repository: hf:owner/name
 HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--name

@@ -113,7 +113,9 @@ def read_objects(
     for answer, names in zip(answers, names_per_prompt, strict=True):
         written = tuple(read(answer, names))
         is_parsed &= None not in written and (bool(written) or not answer.text.strip())
-        for item in filter(None, written):
+        for item in written:
+            if item is None:
+                continue
             if isinstance(item, results.Detection):
                 is_other = is_strict and bool(names) and item.label not in names
                 if is_other or item.label in banned:

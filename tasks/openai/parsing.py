@@ -3,7 +3,8 @@
 A list of objects is read leniently: prose and code fences around it, other keys, and a last object
 that is cut are skipped. One pass over the text finds strings, numbers and brackets with their
 places, as scores are made of the tokens that wrote them. Without the engine's log-probabilities
-scores are None.
+scores are None. An answer with a box outside the dialect's frame, or with a fraction of the sides
+as a box, has other coordinates than the dialect: none of its boxes is read.
 """
 
 import json
@@ -22,10 +23,13 @@ from tasks.results import Detection, DetectionsResult, Result, TextResult, rank_
 from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind
 
 # An open string ends with the text, so that each character is read once.
-_TOKEN = re.compile(
-    r'"(?P<string>(?:[^"\\]|\\.?)*+)(?:"|\Z)|(?<!\w)(?P<number>-?\d{1,9}(?:\.\d{1,9})?)(?!\w)|[][{}:,]',
-    re.DOTALL,
-)
+_DOUBLE_QUOTED = r'"(?P<string>(?:[^"\\]|\\.?)*+)(?:"|\Z)'
+# A quotation mark of prose is followed by another character.
+_SINGLE_QUOTED = r"'(?P<quoted>(?:[^'\\]|\\.)*+)'(?=\s*[]},:])"
+_OTHERS = r"(?<!\w)(?P<number>-?\d{1,9}(?:\.\d{1,9})?)(?!\w)|[][{}:,]"
+_TOKEN = re.compile(f"{_DOUBLE_QUOTED}|{_OTHERS}", re.DOTALL)
+_PYTHON_TOKEN = re.compile(f"{_SINGLE_QUOTED}|{_DOUBLE_QUOTED}|{_OTHERS}", re.DOTALL)
+_PYTHON_OBJECT = re.compile(r"\{\s*'")
 _MAX_OBJECTS = 1000  # suppression compares all pairs
 _NOTHING = re.compile(r"\[\s*\]")
 _END_OF_THOUGHT = "</think>"
@@ -48,13 +52,16 @@ def parse_answer(task: AnsweredTask, answers: Sequence[GeneratedText]) -> Result
         return TextResult(answers[0].text.rpartition(_END_OF_THOUGHT)[2].strip(), is_parsed=True)
 
     written = _detections(task, answers[0], form)
-    detections = tuple(islice(written, _MAX_OBJECTS))
+    try:
+        detections = tuple(islice(written, _MAX_OBJECTS))
+    except ValueError:
+        return DetectionsResult((), is_parsed=False)
     is_parsed = bool(detections) or _NOTHING.search(answers[0].text) is not None
     return DetectionsResult(detections, is_parsed)
 
 
 def _typed_result(text: str, kind: ResultKind, image_size_wh: tuple[int, int]) -> Result:
-    """Read the `result` of POST /v1/predict; objects that no result has are dropped."""
+    """Read the `result` of POST /v1/predict; one with an impossible object is not parsed."""
     try:
         typed = _TYPED_RESULT.validate_json(text)
     except ValidationError:
@@ -63,7 +70,8 @@ def _typed_result(text: str, kind: ResultKind, image_size_wh: tuple[int, int]) -
         return TextResult(typed.get("text", ""), is_parsed="text" in typed)
     written = typed.get("detections", ())[:_MAX_OBJECTS]
     detections = tuple(item for item in written if _is_possible(item, image_size_wh))
-    return DetectionsResult(detections, is_parsed="detections" in typed)
+    is_parsed = "detections" in typed and len(detections) == len(written)
+    return DetectionsResult(detections, is_parsed)
 
 
 def _is_possible(item: Detection, image_size_wh: tuple[int, int]) -> bool:
@@ -74,11 +82,16 @@ def _is_possible(item: Detection, image_size_wh: tuple[int, int]) -> bool:
 
 
 def _detections(task: AnsweredTask, answer: GeneratedText, form: BoxForm) -> Iterator[Detection]:
+    """Yield the boxes; raise ValueError if they contradict the dialect."""
     for item in written_objects(answer.text, form.key):
         label = resolve_label(item.label, asked_names(task.parameters))
         for start in range(0, len(item.coordinates) - 3, 4):
             corners = item.coordinates[start : start + 4]
-            box = form.box_xyxy([value for value, _ in corners], task.image_size_wh)
+            numbers = [value for value, _ in corners]
+            has_point = any("." in answer.text[slice(*span)] for _, span in corners)
+            if has_point and max(numbers) <= 1:
+                raise ValueError(f"{numbers} are fractions of the sides")
+            box = form.box_xyxy(numbers, task.image_size_wh)
             if box is None:
                 continue
             locations = [Location(0, span) for _, span in corners]
@@ -106,7 +119,8 @@ def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
     num_brackets = 0
     # a thought may have boxes, and prose a lone quotation mark
     start = text.find("{", max(0, text.rfind(_END_OF_THOUGHT)))
-    for token in _TOKEN.finditer(text, start) if start >= 0 else ():
+    token_form = _PYTHON_TOKEN if _PYTHON_OBJECT.match(text, max(start, 0)) else _TOKEN
+    for token in token_form.finditer(text, start) if start >= 0 else ():
         item = opened[-1]
         match token[0]:
             case "{":
@@ -130,13 +144,15 @@ def written_objects(text: str, box_key: str) -> Iterator[WrittenObject]:
                 key = ""
             case _ if token["number"] and key == box_key:
                 item.coordinates.append((float(token[0]), token.span()))
-            case _ if token["string"] is not None:
-                string = _unescaped(token["string"])
+            case _ if token.lastgroup in ("string", "quoted"):
+                string = _unescaped(token[token.lastgroup], token.lastgroup == "quoted")
                 if key and (key == "label" or not item.label):
-                    item.label, item.label_span = string, token.span("string")
+                    item.label, item.label_span = string, token.span(token.lastgroup)
 
 
-def _unescaped(string: str) -> str:
+def _unescaped(string: str, is_single_quoted: bool) -> str:
+    if is_single_quoted:
+        string = string.replace("\\'", "'").replace('"', '\\"')
     with suppress(ValueError):
         string = json.loads(f'"{string}"', strict=False)
     string = string.encode(errors="replace").decode()  # no half of a surrogate pair

@@ -5,12 +5,15 @@ them, as JSON. Every other question is a plain sentence.
 
     qwen3-vl   [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}], 0 to 1000. Source: QwenLM/Qwen3-VL,
                cookbooks/2d_grounding.ipynb and ocr.ipynb
+    qwen2.5-vl [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}], pixels of the resized image. Source:
+               QwenLM/Qwen2.5-VL, cookbooks/spatial_understanding.ipynb
     gemma      [{"box_2d": [y1, x1, y2, x2], "label": "cat"}], 0 to 1000. Source: Google,
                ai.google.dev/gemma/docs/capabilities/vision/image ("Object Detection")
     diptych    the fields of POST /v1/predict, answered by its `result`, in pixels
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -24,6 +27,9 @@ _CAPTIONS = {
     "detailed": "Describe the image in three sentences.",
     "paragraph": "Describe the image in one long paragraph.",
 }
+_QWEN_PATCH_PX = 28
+_QWEN_MIN_PATCHES = 4
+_QWEN_MAX_PATCHES = 16384
 _READ_TEXT = "Read all the text in the image. Answer with the text only."
 
 
@@ -33,17 +39,46 @@ class BoxForm:
 
     key: str
     is_y_first: bool
-    side: int  # coordinates are from 0 to this on both axes
+    side: int | None  # coordinates are from 0 to this on both axes; None: pixels as resized
     request: str  # {names}: of what is wanted
     last_joint: str  # between the last two names
     any_objects: str  # in place of names
 
     def box_xyxy(self, numbers: Sequence[float], image_size_wh: tuple[int, int]) -> BoxXyxy | None:
-        """Return a written box in pixels, within the image; None if it has no area."""
+        """Return a written box in pixels of the image; None if it has no area.
+
+        Raise ValueError for numbers outside the dialect's frame.
+        """
         width, height = image_size_wh
-        y_first = numbers if self.is_y_first else [numbers[1], numbers[0], numbers[3], numbers[2]]
-        y1, x1, y2, x2 = [min(max(number / self.side, 0.0), 1.0) for number in y_first]
-        return bounding_box([(x1 * width, y1 * height), (x2 * width, y2 * height)])
+        frame_wh = self._frame_wh(image_size_wh)
+        ys = [numbers[0], numbers[2]] if self.is_y_first else [numbers[1], numbers[3]]
+        xs = [numbers[1], numbers[3]] if self.is_y_first else [numbers[0], numbers[2]]
+        if min(numbers) < 0 or max(xs) > frame_wh[0] or max(ys) > frame_wh[1]:
+            raise ValueError(f"{numbers} are not within {frame_wh}")
+        xs_px = [x / frame_wh[0] * width for x in xs]
+        ys_px = [y / frame_wh[1] * height for y in ys]
+        return bounding_box(zip(xs_px, ys_px, strict=True))
+
+    def _frame_wh(self, image_size_wh: tuple[int, int]) -> tuple[int, int]:
+        return qwen_size(image_size_wh) if self.side is None else (self.side, self.side)
+
+
+def qwen_size(image_size_wh: tuple[int, int]) -> tuple[int, int]:
+    """Return the size to which Qwen2.5-VL's processor resizes an image, by its default limits.
+
+    Source: transformers, models/qwen2_vl/image_processing_qwen2_vl.py (smart_resize), and
+    preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct.
+    """
+    width, height = image_size_wh
+    in_patches = [round(side / _QWEN_PATCH_PX) for side in (width, height)]
+    num_patches = in_patches[0] * in_patches[1]
+    if num_patches > _QWEN_MAX_PATCHES:
+        scale = math.sqrt(width * height / (_QWEN_MAX_PATCHES * _QWEN_PATCH_PX**2))
+        in_patches = [max(1, int(side / scale / _QWEN_PATCH_PX)) for side in (width, height)]
+    elif num_patches < _QWEN_MIN_PATCHES:
+        scale = math.sqrt(_QWEN_MIN_PATCHES * _QWEN_PATCH_PX**2 / (width * height))
+        in_patches = [math.ceil(side * scale / _QWEN_PATCH_PX) for side in (width, height)]
+    return in_patches[0] * _QWEN_PATCH_PX, in_patches[1] * _QWEN_PATCH_PX
 
 
 BOX_FORMS: Mapping[Dialect, BoxForm] = {
@@ -57,6 +92,16 @@ BOX_FORMS: Mapping[Dialect, BoxForm] = {
         ),
         last_joint=", ",
         any_objects="every object",
+    ),
+    "qwen2.5-vl": BoxForm(
+        key="bbox_2d",
+        is_y_first=False,
+        side=None,
+        request=(
+            "Outline the position of each {names} and output all the coordinates in JSON format."
+        ),
+        last_joint=" and ",
+        any_objects="object",
     ),
     "gemma": BoxForm(
         key="box_2d",
@@ -122,7 +167,9 @@ def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters
     label: dict[str, object] = {"type": "string"}
     if names := asked_names(parameters):
         label["enum"] = list(names)
-    coordinate = {"type": "integer", "minimum": 0, "maximum": form.side}
+    coordinate: dict[str, object] = {"type": "integer", "minimum": 0}
+    if form.side is not None:
+        coordinate["maximum"] = form.side
     box = {"type": "array", "items": coordinate, "minItems": 4, "maxItems": 4}
     item = {
         "type": "object",

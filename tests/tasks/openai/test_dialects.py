@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tasks.catalog import CatalogEntry, CatalogError, Dialect, parse_entry
 from tasks.families import FAMILIES
 from tasks.openai.parsing import written_objects
-from tasks.openai.prompts import BOX_FORMS
+from tasks.openai.prompts import BOX_FORMS, qwen_size
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.results import DetectionsResult, Result, TextResult
 from tasks.table import TASKS, TaskParameters, parse_parameters
@@ -70,15 +71,47 @@ def test_prompts() -> None:
 def test_schema_is_that_of_the_prompt() -> None:
     parameters = TaskParameters(labels=("cat",))
     grammars = []
-    for dialect in ("qwen3-vl", "gemma", "diptych"):
+    for dialect in ("qwen3-vl", "gemma", "diptych", "qwen2.5-vl"):
         entry = parse_entry({**ROW, "dialect": dialect})
         grammars.append(LANGUAGE.answer_grammar(entry, FIND, parameters))
         assert LANGUAGE.answer_grammar(entry, "ocr", parameters) is None
-    qwen, gemma, diptych = grammars
+    qwen, gemma, diptych, pixels = grammars
     assert qwen is not None
     assert gemma == qwen.replace("bbox_2d", "box_2d")
     assert json.loads(qwen)["items"]["properties"]["label"]["enum"] == ["cat"]
     assert diptych is None
+    assert pixels == qwen.replace(', "maximum": 1000', "")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text", "expected"),
+    [
+        # 2000 x 500 is resized to 1988 x 504
+        ("qwen2.5-vl", '{"bbox_2d": [0, 0, 1988, 252]}', [[0, 0, 2000, 250]]),
+        ("qwen2.5-vl", '{"bbox_2d": [0, 0, 1988, 505]}', None),
+        ("qwen2.5-vl", '{"bbox_2d": [0.1, 0.2, 0.5, 0.5]}', None),
+        ("qwen3-vl", '{"bbox_2d": [0.1, 0.2, 0.5, 0.5]}', None),
+        ("qwen3-vl", '{"bbox_2d": [0.0, 0.0, 1.0, 1.0]}', None),
+        ("qwen3-vl", '{"bbox_2d": [1, 1, 9, 9]}, {"bbox_2d": [1, 1, 1500, 9]}', None),
+        ("qwen3-vl", '{"bbox_2d": [-1, 1, 9, 9]}', None),
+        ("gemma", '{"box_2d": [1, 1, 9, 1001]}', None),
+        ("diptych", '{"detections": [{"box": [1, 2, 3, 501], "label": "", "score": 1}]}', None),
+    ],
+)
+def test_other_coordinates_than_the_dialect_are_not_parsed(
+    dialect: Dialect, text: str, expected: list[list[float]] | None
+) -> None:
+    result = parse(text, dialect)
+    assert isinstance(result, DetectionsResult)
+    assert result.is_parsed == (expected is not None)
+    assert [box for _, box in boxes(result)] == (expected or [])
+
+
+@pytest.mark.parametrize("size_wh", [(640, 480), (1, 1), (30, 900), (8000, 6000), (9000, 60)])
+def test_size_of_qwen_is_the_processors(size_wh: tuple[int, int]) -> None:
+    width, height = size_wh
+    expected_hw = smart_resize(height, width, 28, 56 * 56, 16384 * 28 * 28)
+    assert qwen_size(size_wh) == expected_hw[::-1]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +124,7 @@ def test_schema_is_that_of_the_prompt() -> None:
             '{"bbox_2d": [[0,0,1,1], [2,2,3,3], [4]], "label": "x"}',
             [("x", [0, 0, 2, 0.5]), ("x", [4, 1, 6, 1.5])],
         ),
-        ('{"bbox_2d": [0.5, 1, 1500, 2], "label": "dog"}', [("dog", [1, 0.5, 2000, 1])]),
+        ('{"bbox_2d": [0.5, 1, 1000, 2], "label": "dog"}', [("dog", [1, 0.5, 2000, 1])]),
         ('{"bbox_2d": [1, 1, 1, 9], "label": "no area"}', []),
         ('{"bbox_2d": [1, 2, 3], "label": "three"}', []),
         ('{"box_2d": [1, 2, 3, 4], "label": "another dialect"}', []),
@@ -106,6 +139,13 @@ def test_schema_is_that_of_the_prompt() -> None:
         ('{"bbox_2d": [0, 0, 1, 1], "label": "cut', []),
         ("I see no cats.", []),
         ('<think>{"bbox_2d": [0, 0, 1, 1]}</think>', []),
+        ("[{'bbox_2d': [0, 0, 1, 1], 'label': 'Red car'}]", [("Red Car", [0, 0, 2, 0.5])]),
+        (
+            """Here's: {'bbox_2d': [0, 0, 1, 1], 'label': "dog's"} isn't it? [ {'label': """
+            r"""'a "b" \'c', 'bbox_2d': [2, 2, 3, 3]}]""",
+            [("dog's", [0, 0, 2, 0.5]), ('a "b" \'c', [4, 1, 6, 1.5])],
+        ),
+        ("{'bbox_2d': [0, 0, 1, 1], 'label': 'cut", []),
         ('A 5" cat: {"bbox_2d": [0, 0, 1, 1], "label": "cat"}', [("cat", [0, 0, 2, 0.5])]),
     ],
 )
