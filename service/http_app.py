@@ -6,6 +6,7 @@ The service's own is here; a key sees its own stored images alone.
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import STORING
 from service.analysis import stream_analysis
-from service.errors import InvalidRequest
+from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http import boundary as http
 from service.http.body import read_body
 from service.http.boundary import REST, Body, Endpoint, RestBoundary
@@ -36,7 +37,8 @@ from wire.disconnection import while_connected
 from wire.telemetry.metric_files import metrics
 
 _PREFIXES = ("/v1", LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
-_NOT_FOUND = HTTPException(404)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_NOT_FOUND = HTTPException(HTTPStatus.NOT_FOUND)
 _READ_IMAGES = partial(read_body, max_images=MAX_IMAGES)
 
 Fields = Mapping[str, object]
@@ -146,14 +148,18 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             Route("/metrics", metrics, methods=["GET"]),
             # Take precedence over BentoML's routes: their 404 has another form, and the page `/`
             # loads scripts of other hosts.
-            *(Route(f"{prefix}/{{path:path}}", _no_such_path) for prefix in _PREFIXES),
+            *(
+                Route(f"{prefix}/{{path:path}}", _no_such_path, methods=_METHODS)
+                for prefix in _PREFIXES
+            ),
         ],
         exception_handlers={HTTPException: _no_such_path},
     )
 
 
 async def _no_such_path(request: Request, error: Exception = _NOT_FOUND) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
+    status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     request_id = request_id_or_new(request.headers.get("x-request-id"))
-    return http.error_response(InvalidRequest(message), request_id, REST, status)
+    code: ErrorCode = "not_found" if status == HTTPStatus.NOT_FOUND else "invalid_request"
+    return http.error_response(ServiceError(message, code=code), request_id, REST, status)

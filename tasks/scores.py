@@ -59,6 +59,8 @@ from tasks.results import FoundObject, Result, box_of, label_of, objects_of, ran
 from tasks.table import TASKS
 from tasks.tiles.merging import near_pairs
 
+SCORE_DIGITS = 4  # after the point, of scores that leave the service
+
 MIN_FAMILIARITY = 0.01  # a calibration holds for images from here on
 _MAX_ROWS = 1000  # a file
 _MAX_BASE64_CHARS = 4_000_000
@@ -241,6 +243,15 @@ def refine(
         if score >= min_score:
             refined.append(replace(item, score=score))
     return with_objects(result, refined)
+
+
+def round_scores(result: Result) -> Result:
+    """Return the objects with scores as they leave the service, after all that compares them."""
+    rounded: list[FoundObject] = []
+    for item in objects_of(result):
+        score = item.score
+        rounded.append(item if score is None else replace(item, score=round(score, SCORE_DIGITS)))
+    return with_objects(result, rounded)
 
 
 def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:

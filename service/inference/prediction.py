@@ -35,7 +35,7 @@ from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult, objects_of
-from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine
+from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine, round_scores
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge, placed
@@ -285,15 +285,16 @@ async def answer_about(
 ) -> Answer:
     """Return the answer about an image, with proved objects alone if `min_precision` is set.
 
+    Scores are rounded here, after all that compares them.
     In tiles, `on_piece` receives the text about each view that is complete, the whole image first.
     Raise `ServiceError`.
     """
     answering = queued.answer if request.fields.tiles == "off" else partial(_tiled_answer, queued)
     answer = await answering(request, image, on_piece)
     if request.fields.min_precision is None:
-        return answer
+        return replace(answer, result=round_scores(answer.result))
     result, guarantee = keep_proved(answer.result, proof_for(answer.model, answer.request))
-    return replace(answer, result=result, guarantee=guarantee)
+    return replace(answer, result=round_scores(result), guarantee=guarantee)
 
 
 async def _tiled_answer(
@@ -402,7 +403,8 @@ async def _answers(
                 if on_piece is not None:
                     # Objects that are not proved are not shown before the answer either
                     is_hidden = request.fields.min_precision is not None
-                    on_piece(Piece(text, None if is_hidden else View(box, answer.result)))
+                    view = None if is_hidden else View(box, round_scores(answer.result))
+                    on_piece(Piece(text, view))
     except ExceptionGroup as errors:  # the others are cancelled
         raise errors.exceptions[0] from None
     return answers

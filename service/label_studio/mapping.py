@@ -36,6 +36,7 @@ from service.validation import validated
 from tasks import results
 from tasks.errors import shown
 from tasks.run_length import decode_mask
+from tasks.scores import SCORE_DIGITS
 from tasks.table import MAX_GIVEN_CHARS, MAX_LABELS
 
 JsonObject = dict[str, Any]
@@ -446,7 +447,7 @@ def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> Json
     return {
         "model_version": model_version,
         "result": listed,
-        "score": sum(scores) / len(scores) if scores else None,
+        "score": round(sum(scores) / len(scores), SCORE_DIGITS) if scores else None,
     }
 
 

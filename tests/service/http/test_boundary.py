@@ -104,9 +104,15 @@ def test_internal_error_hides_its_cause(
 
 
 def test_unknown_path_or_method() -> None:
-    for method, path in [("GET", "/v1/predict"), ("POST", "/v1/models"), ("GET", "/v1/nothing")]:
+    for method, path in [
+        ("GET", "/v1/predict"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/nothing"),
+        ("GET", "/nothing"),
+    ]:
         response = client().send(method, path)
-        assert response.status_code in (404, 405)
+        assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
         assert set(response.json()["error"]) == {"code", "message", "param", "request_id"}
 
 

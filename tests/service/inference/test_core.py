@@ -194,8 +194,19 @@ def test_calibrated_scores() -> None:
     )
     (detection,) = cast("DetectionsResult", answer.result).detections
     assert (answer.is_calibrated, sampled.is_calibrated) == (True, False)
-    assert detection.score == pytest.approx(SCORE / 2)
+    assert detection.score == round(SCORE / 2, 4)
     assert not predict(core, **LABELS).is_calibrated
+
+
+def test_scores_are_compared_before_they_are_rounded() -> None:
+    core = make_core()
+    rounded = round(SCORE, 4)
+    between = (rounded + SCORE) / 2
+    assert rounded < between < SCORE
+    for min_score, expected in ((between, [rounded]), (SCORE + 1e-6, [])):
+        answer = predict(core, task="object_detection", min_score=min_score)
+        found = cast("DetectionsResult", answer.result).detections
+        assert [detection.score for detection in found] == expected
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_cached_file_is_revalidated_with_304() -> None:
 def test_path_outside_the_page_is_404(file: str) -> None:
     response = client().get(f"/playground/{file}")
     assert response.status_code == 404
-    assert response.json()["error"]["code"] == "invalid_request"
+    assert response.json()["error"]["code"] == "not_found"
 
 
 def test_page_needs_no_key_and_no_start() -> None:

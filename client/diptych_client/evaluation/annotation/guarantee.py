@@ -54,6 +54,7 @@ _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong boxes, for the service
 _SIDE_PX = 32
 _SIMILAR = 0.98  # cosine; JPEG of quality 30 keeps .98, 99 % of drawn scenes are below .85
 _BLOCK = 1000  # images
+_SCORE_DIGITS = 4  # of the service's answers
 
 
 def appearance(data: bytes) -> NDArray[np.float32]:
@@ -331,12 +332,19 @@ class Guarantee:
             row = {
                 "min_precision": round(1 - proof.promise.max_share, 6),
                 "confidence": proof.promise.confidence,
-                "min_score": proof.rule.min_confidence,
+                "min_score": _lowest_score(proof.rule.min_confidence),
                 "max_labels": proof.rule.max_labels,
                 "num_images": proof.num_images,
             }
             proofs.append(row)
         return sorted(proofs, key=itemgetter("min_precision"))
+
+
+def _lowest_score(rounded: float) -> float:
+    """Return the lowest score that the service rounds to this one, as it compares exact scores."""
+    if rounded != round(rounded, _SCORE_DIGITS):
+        return rounded  # of a service that does not round
+    return max(0.0, round(rounded - 0.5 * 10**-_SCORE_DIGITS, _SCORE_DIGITS + 1))
 
 
 def prove(
