@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import pytest
@@ -41,12 +40,13 @@ def test_attention_over_a_large_image_is_counted() -> None:
 
 
 def test_memory_is_at_most_the_limit_of_the_container(tmp_path: Path) -> None:
-    unlimited = available_memory_bytes(tmp_path)
-    for text, expected in (("max\n", unlimited), ("1000000\n", 1_000_000)):
-        (tmp_path / "memory.max").write_text(text, encoding="ascii")
-        assert available_memory_bytes(tmp_path) == pytest.approx(expected, rel=0.5)
+    limit = tmp_path / "memory.max"
+    limit.write_text("max\n", encoding="ascii")
+    assert available_memory_bytes(tmp_path) > 1_000_000
+    limit.write_text("1000000\n", encoding="ascii")
+    assert available_memory_bytes(tmp_path) == 1_000_000
 
 
 def test_disk_of_a_missing_folder_is_its_parents(tmp_path: Path) -> None:
-    free_bytes = shutil.disk_usage(tmp_path).free
-    assert free_disk_bytes(tmp_path / "a" / "b") == pytest.approx(free_bytes, rel=0.5)
+    assert free_disk_bytes(Path("/proc/a/b")) == 0
+    assert free_disk_bytes(tmp_path / "a" / "b") > 0

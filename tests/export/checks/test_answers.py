@@ -228,7 +228,7 @@ def test_disturbed_int8_is_refused_though_its_cosine_is_high(
     check = check_of(folder)
     images = [picture.image for picture in check.pictures]
     measured = compare("int8", encode(folder, "int8", images), encode(folder, "float32", images))
-    assert measured["mean_cosine"] > 0.95 > MIN_MEAN_COSINE
+    assert measured["mean_cosine"] > MIN_MEAN_COSINE
     runs = check.measure({"encoder": ("int8",), "decoder": ()})
     defaults = agreeing_defaults(FLORENCE.id, INT8_ON_CPU.precision, runs)
     assert defaults["cpu"] == {"encoder": "float32", "decoder": "int8"}
