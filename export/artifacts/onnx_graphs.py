@@ -94,6 +94,7 @@ def compute_constants(file: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(file)
+    options.log_severity_level = 3  # it warns of constants that are not used any more
     # MatMul and Add stay apart: dynamic quantisation has no Gemm of three dimensions.
     onnxruntime.InferenceSession(
         file.read_bytes(),
@@ -107,15 +108,20 @@ def free_batch(file: Path) -> None:
     """Let a graph of one image take batches: their size is the first axis of every tensor."""
     model = onnx.load(file)
     graph = model.graph
+    old_shapes = set()
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     shapes = {}
     for info in (*inferred.value_info, *inferred.output):
         shapes[info.name] = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
     for node in graph.node:
         if node.op_type == "Reshape":
+            old_shapes.add(node.input[1])
             shape = np.array([-1, *shapes[node.output[0]][1:]], np.int64)
             node.input[1] = f"{node.output[0]}/shape"
             graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
+    for initializer in list(graph.initializer):
+        if initializer.name in old_shapes:
+            graph.initializer.remove(initializer)
     for tensor in (*graph.input, *graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch_size"
     del graph.value_info[:]  # shapes of one image

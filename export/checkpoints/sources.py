@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
+
 from export.checkpoints.pickled_weights import write_safetensors
 from export.errors import SourceError, one_line
 from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
@@ -44,6 +46,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(
     r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
 )
+_PALIGEMMA_TOKENS = [f"<loc{index:04}>" for index in range(1024)]
+_PALIGEMMA_TOKENS += [f"<seg{index:03}>" for index in range(128)]
 _TRANSFORMERS_VISION_TYPE = "florence_vision"
 
 
@@ -198,7 +202,28 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
             folder.mkdir()
             write_transformers_form(source.name, source.folder, source.weights(), folder)
             source = replace(source, folder=folder)
+        if config["model_type"] == "paligemma":
+            source = _with_control_tokens(source, Path(scratch) / "control-tokens")
         yield source
+
+
+def _with_control_tokens(source: Source, folder: Path) -> Source:
+    """Return the checkpoint with the tokens that transformers' processor adds to its tokenizer.
+
+    Some tokenizers hold locations and segmentations in their vocabulary only, as ordinary words.
+    Source: transformers, models/paligemma/processing_paligemma.py, `PaliGemmaProcessor.__init__`.
+    """
+    tokenizer = Tokenizer.from_file(str(source.folder / TOKENIZER_FILE))
+    image = AddedToken("<image>", normalized=False, special=True)
+    num_added = tokenizer.add_special_tokens([image]) + tokenizer.add_tokens(_PALIGEMMA_TOKENS)
+    if num_added == 0:
+        return source
+    folder.mkdir()
+    names = {path.name for path in source.files()} - {TOKENIZER_FILE}
+    for name in names:
+        (folder / name).symlink_to((source.folder / name).absolute())
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    return replace(source, folder=folder)
 
 
 def _unpickled(source: Source, scratch: Path) -> Source:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import AutoProcessor
 
 from export.checkpoints.sources import (
     PICKLED_FILE,
@@ -26,7 +27,7 @@ from export.checkpoints.sources import (
 )
 from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, empty_model
 from export.errors import SourceError
-from runners.tokens.text import GenerationRules
+from runners.tokens.text import Constraints, GenerationRules, PromptTokenizer
 from tests.support.export_cli import MODELS
 from tests.support.lora import name_of_2024
 from tests.support.microsoft_form import (
@@ -308,3 +309,31 @@ def test_forms(base: str, name: str, bases: dict[str, tuple[Path, Loaded]], tmp_
     message = str(refused.value).replace(str(folder), "FOLDER")
     assert refusal in message
     assert "\n" not in message
+
+
+CONTROL_TOKENS = ("<loc", "<seg", "<image>")
+
+
+@pytest.mark.parametrize("is_in_vocabulary", [True, False])
+def test_paligemmas_control_tokens_are_those_of_transformers(
+    is_in_vocabulary: bool, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(MODELS / "paligemma-mini", tmp_path / "checkpoint"))
+    tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    added = tokenizer["added_tokens"]
+    moved = [token for token in added if token["content"].startswith(CONTROL_TOKENS)]
+    tokenizer["added_tokens"] = [token for token in added if token not in moved]
+    if is_in_vocabulary:
+        tokenizer["model"]["vocab"] |= {token["content"]: token["id"] for token in moved}
+    (folder / TOKENIZER_FILE).write_text(json.dumps(tokenizer), encoding="utf-8")
+    processor: Any = AutoProcessor  # transformers' factories have no types
+    expected = processor.from_pretrained(folder).tokenizer
+    with in_transformers_form(resolve_source(str(folder), None, "paligemma", Path())) as source:
+        file = source.folder / TOKENIZER_FILE
+        text = PromptTokenizer.load(file)
+        masks = Constraints.load(file, [1])
+    assert masks.get("start: location segmentation").allowed().any()
+    for token in moved:
+        token_id = expected.convert_tokens_to_ids(token["content"])
+        assert text.encode([(token["content"], True)]) == [token_id]
+        assert token_id not in text.encode([(token["content"], False)])
