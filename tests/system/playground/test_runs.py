@@ -143,6 +143,50 @@ def test_file_that_is_no_image_is_refused(opened: Playground) -> None:
     expect(opened.page.locator("#image-problem")).to_be_hidden()
 
 
+def test_unreadable_file_leaves_no_image_to_ask_about(playground: Playground) -> None:
+    playground.open(task="ocr", sample=SAMPLE)
+    page = playground.page
+    run = page.locator("#run")
+    file: FilePayload = {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"}
+    page.locator("#file").set_input_files(file)
+    problem = page.locator("#image-problem")
+    expect(problem).to_be_visible()
+    message = problem.text_content()
+    expect(page.locator("#preview img")).to_have_count(0)
+    expect(page.locator("#panels")).to_have_attribute("data-stale", "")
+    expect(page.locator("#stale")).to_be_visible()
+    expect(run).to_be_disabled()
+    page.locator("#task-ocr").press("Control+Enter")
+    expect(problem).to_have_text(message or "")
+    assert page.locator("#history .run-card").count() == 1
+    page.get_by_role("button", name="Sample: ").first.click()
+    expect(run).to_be_enabled()
+    expect(problem).to_be_hidden()
+
+
+def test_answers_to_another_image_are_stale(playground: Playground) -> None:
+    playground.open()
+    playground.choose_task("ocr")
+    playground.choose_file("one.png", scene_png(), "320 × 240")
+    playground.run()
+    stale = playground.page.locator("#stale")
+    expect(stale).to_be_hidden()
+    playground.choose_file("two.png", encoded(Image.new("RGB", (30, 20))), "30 × 20")
+    expect(stale).to_be_visible()
+    playground.run()
+    expect(stale).to_be_hidden()
+    playground.page.locator("#history .run-card").nth(1).click()
+    expect(stale).to_be_hidden()
+
+
+def test_panel_names_the_training_of_a_model(playground: Playground) -> None:
+    playground.open(task="captioning", sample=SAMPLE)
+    for model, command in ((FLORENCE, "florence-2-base"), (PALIGEMMA, "paligemma-3b")):
+        line = playground.panel(model).locator(".training")
+        expect(line).to_contain_text("Trained on drawn scenes only.")
+        expect(line).to_contain_text(f'make serve MODELS="{command}')
+
+
 def test_photo_is_taken_with_the_camera(opened: Playground) -> None:
     opened.page.get_by_role("button", name="Camera").click()
     opened.page.get_by_role("button", name="Take the photo").click()

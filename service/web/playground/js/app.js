@@ -7,13 +7,14 @@ import { byId, fill, html } from "./dom.js";
 import { showModelTable } from "./model-table.js";
 import { Playground } from "./playground.js";
 import { startTheme } from "./theme.js";
+import { trainingLine } from "./training.js";
 
 /** Load the listings; request a key while the service requires one. */
-async function served() {
+async function listings() {
   try {
     return await Promise.all([listCatalog(), listTasks(), listFields(), listSamples()]);
   } catch (error) {
-    if (error.code === "unauthorized" && (await askForKey())) return served();
+    if (error.code === "unauthorized" && (await askForKey())) return listings();
     throw error;
   }
 }
@@ -21,8 +22,9 @@ async function served() {
 async function start() {
   fill(byId("empty"), html("p", {}, "Loading models and tasks …"));
   try {
-    const [catalog, tasks, fields, samples] = await served();
-    const models = catalog.filter((model) => model.served);
+    const [catalog, tasks, fields, samples] = await listings();
+    const served = catalog.filter((model) => model.served);
+    const models = served.map((model) => ({ ...model, training: trainingLine(model, catalog) }));
     showModelTable(byId("model-table"), catalog, tasks);
     document.body.removeAttribute("data-loading");
     await new Playground(models, tasks, fields, samples).start();

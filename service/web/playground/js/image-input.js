@@ -50,9 +50,20 @@ export class ImageInput {
     this.onChange();
   }
 
-  /** Show that an image is missing. @param {string} [text] */
-  requireImage(text = "Choose an image first.") {
+  /** Show why there is no image. @param {string} text */
+  #clear(text) {
+    this.image = null;
+    fill(this.preview);
+    byId("image-note").hidden = true;
+    byId("image-name").textContent = "";
+    for (const button of byId("samples").children) button.setAttribute("aria-pressed", "false");
     this.showProblem(text);
+    this.onChange();
+  }
+
+  /** Show that an image is missing, if no problem of it is shown. @param {string} [text] */
+  requireImage(text = "Choose an image first.") {
+    if (this.problem.hidden) this.showProblem(text);
     byId("choose-file").focus();
   }
 
@@ -91,7 +102,7 @@ export class ImageInput {
     return this.loading;
   }
 
-  /** Show the image that `load` returns, unless a later one was chosen meanwhile. */
+  /** Show the image that `load` returns, or why it has none, unless a later one was chosen meanwhile. */
   async #load(load) {
     const turn = ++this.#latest;
     this.preview.toggleAttribute("data-loading", true);
@@ -99,7 +110,7 @@ export class ImageInput {
       const image = await load();
       if (image && turn === this.#latest) this.show(image);
     } catch (error) {
-      this.showProblem(error.message);
+      if (turn === this.#latest) this.#clear(error.message);
     }
     if (turn === this.#latest) this.preview.toggleAttribute("data-loading", false);
   }

@@ -44,11 +44,12 @@ export class Panel {
     this.facts = html("div", { class: "panel-facts" });
     const size = `${compact(model.parameters)} parameters · ${model.resolution} px · ${model.precision}`;
     const about = model.family === "openai" ? `${model.organization}, behind an engine` : size;
+    const training = model.training ? html("p", { class: "quiet training" }, model.training) : null;
     const heading = html("h3", { id: `panel-${model.id}` }, model.id);
     this.element = html(
       "article",
       { class: "panel", "data-model": model.id, "aria-labelledby": `panel-${model.id}` },
-      html("header", { class: "panel-head" }, heading, this.status, html("p", { class: "quiet" }, about)),
+      html("header", { class: "panel-head" }, heading, this.status, html("p", { class: "quiet" }, about), training),
       this.picture.element,
       this.body,
       this.facts,

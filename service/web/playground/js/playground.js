@@ -71,11 +71,12 @@ export class Playground {
   #suggest() {
     this.form.suggest(this.images.image?.sample?.examples ?? {});
     this.#markStale();
+    this.#showButton();
   }
 
-  /** Dim the answers while the form asks another question. */
+  /** Dim the answers while the form asks another question, or about another image. */
   #markStale() {
-    const isStale = this.#run !== null && linkTo(this.#question()) !== linkTo(this.#run.question);
+    const isStale = this.#run !== null && !isSameQuestion(this.#question(), this.#run.question);
     byId("panels").toggleAttribute("data-stale", isStale);
     byId("stale").hidden = !isStale;
   }
@@ -163,6 +164,7 @@ export class Playground {
     const isAtWork = this.#run?.isAtWork ?? false;
     byId("run").textContent = isAtWork ? "Stop" : "Run";
     byId("run").toggleAttribute("data-at-work", isAtWork);
+    byId("run").toggleAttribute("disabled", !isAtWork && !this.images.image);
   }
 
   /** Handle navigation to a link or back to a run. */
@@ -207,9 +209,15 @@ export class Playground {
   }
 }
 
-/** @param {import("./run.js").Question} question */
+/** @param {any} question  whose image may be null */
 function linkTo({ image, task, fields }) {
-  return linkOf(task.id, fields, image.sample?.id ?? null);
+  return linkOf(task.id, fields, image?.sample?.id ?? null);
+}
+
+/** Compare two questions; links do not tell the images of a person apart. */
+function isSameQuestion(question, other) {
+  const isSameImage = (question.image?.sample ?? question.image) === (other.image.sample ?? other.image);
+  return isSameImage && linkTo(question) === linkTo(other);
 }
 
 /** Return the announcement for a finished model; empty until then. @param {any} outcome */
