@@ -123,6 +123,8 @@ $(GPU)/installed: pyproject.toml requirements.txt requirements-gpu.txt | $(VENV)
 	touch $@
 
 $(VENV)/bin/python:
+	@[ "$$(uname)" = Linux ] \
+	    || { echo "The service requires Linux, not $$(uname): run the container (docs/operations.md)." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 	    || { echo "Python 3.11 to 3.14 is needed, and $(PYTHON) is not one: make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \

@@ -10,7 +10,6 @@ import errno
 import os
 import resource
 import struct
-import sys
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h (classic BPF over struct seccomp_data)
 _PR_SET_SECCOMP = 22
@@ -47,12 +46,7 @@ class _Program(ctypes.Structure):
 
 
 def confine(max_bytes: int) -> bool:
-    """Limit this process to computing and `max_bytes` more; return False without a filter.
-
-    Other systems than Linux have no filter, and other limits: none is set there.
-    """
-    if sys.platform != "linux":
-        return False
+    """Limit this process to computing and `max_bytes` more; return False without a filter."""
     for limited, most in (
         (resource.RLIMIT_AS, max_bytes + _PROGRAM_BYTES),
         (resource.RLIMIT_CORE, 0),

@@ -16,6 +16,9 @@ def main() -> None:
 
         print(f"usage: {USAGE}\nIts settings are environment variables: docs/settings.md")
         return
+    if sys.platform != "linux":
+        container = "run the container (docs/operations.md)"
+        sys.exit(f"diptych does not start: it requires Linux, not {sys.platform}; {container}")
     # not this module: `show_as` cuts the names of processes to the length of the command line
     program = [sys.executable, "-m", "service.supervision.supervisor", *sys.argv[1:]]
     os.execve(sys.executable, program, process_environment(os.environ))

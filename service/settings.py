@@ -21,7 +21,7 @@ from tasks.catalog import model_id_of
 from tasks.errors import meant
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
-from wire.host import is_portable, num_cores, use_portable_ways
+from wire.host import num_cores
 from wire.telemetry.tracing import TraceOptions
 
 PREFIX = "DIPTYCH_"
@@ -61,6 +61,7 @@ REMOVED = {
     "DIPTYCH_MAX_TILES": "the maximum is 64",
     "DIPTYCH_MAX_WAITING_TOKENS": "the maximum is 200,000; DIPTYCH_MAX_PENDING_REQUESTS bounds the"
     " requests",
+    "DIPTYCH_PORTABLE": "the service requires Linux; on another system run its container",
     "DIPTYCH_PROCESSES": "each model of a host has a process of its own",
     "DIPTYCH_URL_TIMEOUT_S": "the timeout is 10 s, or DIPTYCH_REQUEST_TIMEOUT_S if that is less",
 }
@@ -159,9 +160,6 @@ class Settings(BaseModel):
     gateway_workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateway processes, which share both ports of one host. Each has its own memory and its own
     limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."""
-    portable: bool = False
-    """Use nothing that Linux has and macOS has not, for tests of the ways that macOS always
-    takes."""
     api_keys_file: Path | None = None
     """File of API keys: a SHA-256 and its limits per line. Unset: none is required."""
     shared_limits_url: StoreUrl | None = None
@@ -334,10 +332,6 @@ def _check_together(values: Settings) -> None:
         if getattr(values, name) and not getattr(values, other):
             requirement = f"requires {variable(other)}, which is not set"
             raise SettingsError(f"{variable(name)} is set and {requirement}")
-    workers = variable("gateway_workers")
-    if values.gateway_workers > 1 and (values.portable or is_portable()):
-        problem = f"{workers}={values.gateway_workers} requires Linux, without"
-        raise SettingsError(f"{problem} {variable('portable')}; 1 is allowed")
     min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
     if 0 < values.max_request_memory_mb < min_mb:
         problem = f"{variable('max_request_memory_mb')}={values.max_request_memory_mb} is too small"
@@ -353,8 +347,4 @@ def _check_together(values: Settings) -> None:
 
 @cache
 def settings() -> Settings:
-    """Return the settings of this process, which takes the portable ways if they say so."""
-    values = read_settings(os.environ)
-    if values.portable:
-        use_portable_ways()
-    return values
+    return read_settings(os.environ)

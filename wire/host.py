@@ -1,20 +1,11 @@
-"""Features of Linux that macOS lacks, each with a portable way, and the environment of libraries.
+"""Features of Linux that the service requires, and the environment of its libraries.
 
-    Linux                                             portable
-    pixels for a runner in anonymous memory           in the body of the call (wire/http_channel.py)
-    other anonymous memory                            an unlinked temporary file
-    the run folder in /dev/shm                        in the temporary folder
-    processes forked from the supervisor              started with their own imports
-    killed by the kernel when the supervisor ends     end within a second after it
-    several gateways share the port of gRPC           one gateway
-
-`use_portable_ways` selects the second column on Linux (DIPTYCH_PORTABLE). Knows no settings.
+Knows no settings.
 """
 
 import ctypes
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -23,20 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PARENT_EVERY_S = 1.0
 _RETURN_EVERY_S = 3.0
 # arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
-_is_portable = [sys.platform != "linux"]
-
-
-def use_portable_ways() -> None:
-    """Use nothing that Linux alone has; call it before anything else of this module."""
-    _is_portable[0] = True
-
-
-def is_portable() -> bool:
-    return _is_portable[0]
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -61,18 +41,12 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
-    if sys.platform == "linux" and not is_portable():
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def anonymous_file(name: str) -> int:
     """Open a file in no folder, which is freed with its last user; return its descriptor."""
-    if sys.platform == "linux" and not is_portable():
-        return os.memfd_create(name, os.MFD_CLOEXEC)
-    fd, path = tempfile.mkstemp(prefix=name)
-    os.unlink(path)
-    return fd
+    return os.memfd_create(name, os.MFD_CLOEXEC)
 
 
 def path_of(fd: int) -> str:
@@ -91,25 +65,16 @@ def open_anonymous(pid: int, fd: int, name: str) -> int:
 def memory_folder() -> Path:
     """Return a folder in memory, or the temporary folder."""
     memory = Path("/dev/shm")
-    if not is_portable() and os.access(memory, os.W_OK):
+    if os.access(memory, os.W_OK):
         return memory
     return Path(tempfile.gettempdir())
 
 
 def end_with(parent: int) -> None:
     """End this process, a child of `parent`, when `parent` ends."""
-    if sys.platform == "linux" and not is_portable():
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _wait_for_end(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_PARENT_EVERY_S)
-    os._exit(1)
 
 
 def return_freed_memory() -> None:
@@ -133,9 +98,7 @@ def return_freed_memory_regularly() -> None:
 
 
 def show_as(title: str) -> None:
-    """Overwrite the command line that `ps` shows, cut to the length it had, on Linux."""
-    if is_portable():
-        return
+    """Overwrite the command line that `ps` shows, cut to the length it had."""
     with open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/self/mem", "r+b") as memory:
         start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
         memory.seek(start)

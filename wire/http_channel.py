@@ -15,7 +15,6 @@ import aiohttp
 from opentelemetry.trace import INVALID_SPAN, SpanKind
 from pydantic import TypeAdapter
 
-from wire.host import is_portable
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of, in_memory
 from wire.runner_channel import (
     CallTimedOut,
@@ -84,7 +83,7 @@ class HttpChannel:
 
     @asynccontextmanager
     async def _response(self, path: str, call: RunnerCall) -> AsyncIterator[aiohttp.ClientResponse]:
-        shared = None if self._socket_path is None or is_portable() else call.pixels
+        shared = None if self._socket_path is None else call.pixels
         shared_memory = nullcontext() if shared is None else in_memory(shared)
         try:
             with shared_memory as memory, span(f"POST {path}", kind=SpanKind.CLIENT) as call_span:

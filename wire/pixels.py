@@ -1,7 +1,7 @@
 """Calls with pixels: in shared memory on one host, in the request's body between hosts.
 
     one host        an anonymous file of the gateway, named in the JSON; the runner maps it without
-                    a copy (only on Linux)
+                    a copy
     between hosts   application/octet-stream: JSON of `MESSAGE_BYTES_HEADER` bytes, then the pixels
 
 At 192 px both take 0.34 ms, at 448 px memory takes a third of the body's time (two

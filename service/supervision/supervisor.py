@@ -5,10 +5,8 @@
 
 The supervisor owns the listening sockets: connections to a process that died wait in the backlog
 for the next one. A process is BentoML's worker for a part, forked from the supervisor, which has
-imported all modules: it starts in milliseconds and shares their memory. The portable way
-(wire/host.py) starts a program instead, as macOS's libraries do not survive a fork. Arguments and
-environment are those of a worker of `bentoml serve` (BentoML 1.4.40,
-_bentoml_impl/server/serving.py).
+imported all modules: it starts in milliseconds and shares their memory. Arguments and environment
+are those of a worker of `bentoml serve` (BentoML 1.4.40, _bentoml_impl/server/serving.py).
 
 `bentoml serve` does the same with circus, but (BentoML 1.4.40,
 bentoml/_internal/utils/circus/__init__.py)
@@ -45,7 +43,7 @@ from service.supervision.roles import GATEWAY, Role, check
 from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
 from tasks.catalog import CatalogError
 from wire.artifacts.manifest import ArtifactError
-from wire.host import end_with, is_portable, memory_folder, show_as
+from wire.host import end_with, memory_folder, show_as
 from wire.telemetry.metric_files import (
     FOLDER_VARIABLE,
     remove_live_gauges,
@@ -57,7 +55,6 @@ from wire.telemetry.metric_files import (
 logger = logging.getLogger("service.supervision.supervisor")
 
 _PREFIX = "diptych-"
-_SPAWNED = "--service-name"  # first argument of a process that was not forked
 REFUSALS = (SettingsError, CatalogError, ArtifactError)  # each names what to fix
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
@@ -79,7 +76,7 @@ class Part:
 def runner_part(name: str, folder: Path) -> Part:
     """Return a runner behind the gateway, listening on a socket in `folder`."""
     listener = socket.socket(socket.AF_UNIX)
-    # not by its name: a path of a socket has at most 103 bytes on macOS
+    # not by its name: a path of a socket has at most 107 bytes
     path = folder / f"{len(list(folder.glob('*.sock')))}.sock"
     listener.bind(str(path))
     listener.listen(BACKLOG)
@@ -103,9 +100,6 @@ class WorkerProcess:
         if self.pid is not None or not self._is_wanted or time.monotonic() < self._next_start_s:
             return
         self._started_s = time.monotonic()
-        if is_portable():
-            self.pid = _spawned(self.part, self.number)
-            return
         supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -132,18 +126,6 @@ class WorkerProcess:
                 os.kill(self.pid, signum)
 
 
-def _spawned(part: Part, number: int) -> int:
-    """Start a process of `part` without forking; return its id. It ends with this one."""
-    listener = part.listener.fileno()
-    arguments = [_SPAWNED, part.name, *map(str, (number, listener, os.getpid())), *part.options]
-    command = [sys.executable, "-m", "service.supervision.supervisor", *arguments]
-    os.set_inheritable(listener, True)
-    try:
-        return os.posix_spawn(sys.executable, command, os.environ, setsigmask=())
-    finally:
-        os.set_inheritable(listener, False)
-
-
 def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoReturn:
     status = 1
     try:
@@ -151,7 +133,7 @@ def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoR
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _serve(part.name, number, part.listener.fileno(), part.options)
+        _serve(part, number)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -160,30 +142,31 @@ def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoR
         os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked
 
 
-def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> None:
+def _serve(part: Part, number: int) -> None:
     os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
     # removed by the supervisor, however this process ends; without space there is no folder, as
     # nothing that a request needs is written there
     with suppress(OSError):
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part}-")
-    write_metrics_as(f"{part}-{number}")
+        tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part.name}-")
+        os.environ["TMPDIR"] = tempfile.tempdir
+    write_metrics_as(f"{part.name}-{number}")
     with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
-        show_as(f"diptych --service-name {part}")
+        show_as(f"diptych --service-name {part.name}")
     values = settings()
     keep_loggers(JsonLines if values.log_format == "json" else None, RepeatedWarnings)
     protocol = None
-    if part == GATEWAY:
+    if part.name == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection
 
         limits = ConnectionLimits(values.max_connections, math.ceil(values.max_connections / 2))
         protocol = bounded_connection(limits, _NUM_CONNECTIONS[: values.gateway_workers], number)
-    run_worker("service.gateway:Gateway", part, listener, options, protocol)
+    listener = part.listener.fileno()
+    run_worker("service.gateway:Gateway", part.name, listener, part.options, protocol)
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
 _TICK_S = 1.0
-_OPEN_MAX = 10_240  # macOS, sys/syslimits.h
 _FRONT_MARGIN_S = 10.0  # beyond the deadline of its last request
 _RUNNERS_STOP_S = 10.0
 
@@ -264,8 +247,6 @@ def main(role: Role) -> None:
     configure_logging(values.log_format)
     # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:  # macOS allows any number and refuses more than OPEN_MAX
-        most = _OPEN_MAX
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if values.grpc_port and not role.is_runner:
@@ -281,8 +262,7 @@ def main(role: Role) -> None:
         os.environ.update(worker_environment({part.name: part.url for part in parts}))
         os.environ |= {FOLDER_VARIABLE: str(metrics), "TMPDIR": str(folder)}
         use_metric_files()
-        if not is_portable():
-            _import_all(parts, values)
+        _import_all(parts, values)
 
         def process(part: Part, number: int = 0) -> WorkerProcess:
             return WorkerProcess(part, number, [other for other in parts if other is not part])
@@ -354,16 +334,5 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 
-def serve_spawned(arguments: Sequence[str]) -> None:
-    part, number, listener, parent, *options = arguments
-    end_with(int(parent))
-    use_metric_files()
-    configure_logging(settings().log_format)
-    _serve(part, int(number), int(listener), options)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == [_SPAWNED]:
-        serve_spawned(sys.argv[2:])
-    else:
-        start(sys.argv[1:])
+    start(sys.argv[1:])

@@ -114,13 +114,6 @@ def test_required_settings(name: str, value: str, other: str) -> None:
     read_settings({name: value, other: "b.pem"})
 
 
-def test_portable_service_has_one_gateway() -> None:
-    portable = {"DIPTYCH_PORTABLE": "true"}
-    with pytest.raises(SettingsError, match="DIPTYCH_GATEWAY_WORKERS=2 requires Linux, without"):
-        read_settings(portable | {"DIPTYCH_GATEWAY_WORKERS": "2"})
-    assert read_settings(portable).portable
-
-
 def test_runner_url_belongs_to_its_model() -> None:
     values = read_settings(
         {"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"}

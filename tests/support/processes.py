@@ -7,10 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.forked_python import ROOT, ForkedProcess
+from tests.support.forked_python import ForkedProcess
 
-# of programs that find nothing of Linux alone
-WITHOUT_LINUX = {"PYTHONPATH": str(ROOT / "tests/support/without_linux")}
 Process = subprocess.Popen[bytes] | ForkedProcess
 
 

@@ -3,11 +3,13 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import ROOT, ModelStore
 from tests.support.running_service import free_port
 
 MODEL = "florence-2-mini"
@@ -19,6 +21,13 @@ def failure_of_start(store: ModelStore, **settings: str) -> str:
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     return run.stderr
+
+
+def test_another_system() -> None:
+    program = "import sys; from service.__main__ import main; sys.platform = 'darwin'; main()"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    problem = "it requires Linux, not darwin; run the container (docs/operations.md)"
+    assert (run.returncode, run.stderr) == (1, f"diptych does not start: {problem}\n")
 
 
 def test_changed_artifacts(exported: ModelStore, tmp_path: Path) -> None:

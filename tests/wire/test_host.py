@@ -1,29 +1,16 @@
-"""Features of Linux, and the portable ways in programs without these features."""
+"""Features of Linux: memory, names and ends of processes."""
 
-import os
 import subprocess
 import sys
 
 from tests.support.export_cli import ROOT
-from tests.support.processes import WITHOUT_LINUX, is_alive
+from tests.support.processes import is_alive
 from tests.support.waiting import wait_until
 from wire.host import process_environment
 
-FILES = """
-import os, tempfile
-from pathlib import Path
-from wire.host import anonymous_file, memory_folder, num_cores, path_of, show_as, use_portable_ways
-
-use_portable_ways()
-os.write(anonymous := anonymous_file("a"), b"text")
-print(Path(path_of(anonymous)).readlink())
-assert memory_folder() == Path(tempfile.gettempdir())
-assert num_cores() >= 1
-show_as("a title")
-"""
 PARENT = """
 import subprocess, sys
-child = "import os, sys, time; from wire import host; host.use_portable_ways();"
+child = "import os, sys, time; from wire import host;"
 child += "host.end_with(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
 subprocess.run([sys.executable, "-c", child, str(__import__("os").getpid())])
 """
@@ -37,25 +24,9 @@ def test_environment_of_processes() -> None:
     assert environment["BENTOML_DO_NOT_TRACK"] == "True"
 
 
-def test_portable_files() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", FILES],
-        cwd=ROOT,
-        env=os.environ | WITHOUT_LINUX,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.endswith(" (deleted)\n")
-
-
 def test_child_ends_with_its_parent() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        cwd=ROOT,
-        env=os.environ | WITHOUT_LINUX,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
