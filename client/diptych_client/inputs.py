@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, TypeGuard
+from unicodedata import normalize
 
 from diptych_client.conversion import SUFFIXES, is_sendable, pages_of, read_image_file, split_page
 from diptych_client.long_runs import RunError
@@ -41,6 +42,8 @@ MIN_ARCHIVE_LIMIT_BYTES = 100_000_000
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
 EMPTY_IMAGE = "empty image left out"
+IMAGE_LEFT_OUT = "image left out"
+NOT_UTF8 = "its name is not text in UTF-8: rename it"
 _MAX_CHARS = 500
 _MAX_PATH_CHARS = 4096
 _MAX_KINDS = 30
@@ -59,7 +62,7 @@ class Problems:
 
     def add(self, place: object, finding: object, consequence: str) -> None:
         """Add a line; raise `RunError` with it if the run is strict."""
-        line = " ".join(f"{place}: {finding}".split())[:_MAX_CHARS]
+        line = escaped(" ".join(f"{place}: {finding}".split())[:_MAX_CHARS])
         if self.is_strict:
             raise RunError(line)
         self.counts[consequence] += 1
@@ -136,41 +139,85 @@ class Folder:
         return ImageFile(name, stat.st_size, stat.st_mtime_ns)
 
     def find(self, name: str) -> str | None:
-        """Return the path of a file in the folder: this one, or the longest end of a foreign one.
-
-        Foreign are a URL, an absolute path, and one with backslashes.
-        """
+        """Return the path of a file in the folder: this, or the longest end of a foreign one."""
         if not _is_path(name):
             return None
         path = Path(os.path.abspath(self.path / name))
-        if path.is_relative_to(os.path.abspath(self.path)) and path.is_file():
-            return name
-        text = name.replace("\\", "/")
-        parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-        num_ends = len(parts) if _FOREIGN.match(text) else int(text != name)
-        for start in range(num_ends):
-            end = "/".join(parts[start:])
-            if (self.path / end).is_file():
-                return end
-        return None
+        if path.is_relative_to(os.path.abspath(self.path)) and (found := spelling(self.path, name)):
+            return found
+        return next(filter(None, (spelling(self.path, end) for end in foreign_ends(name))), None)
 
 
-def files_below(folder: Path, *suffixes: str) -> list[str]:
+def foreign_ends(name: str) -> Iterator[str]:
+    """Yield the ends of a URL, an absolute path or one with backslashes, the longest first."""
+    text = name.replace("\\", "/")
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    num_ends = len(parts) if _FOREIGN.match(text) else int(text != name)
+    for start in range(num_ends):
+        yield "/".join(parts[start:])
+
+
+def spelling(folder: Path, name: str) -> str | None:
+    """Return the path of a file as the disk has it, composed (NFC) or decomposed (NFD)."""
+    parts: list[str] = []
+    if not name.isascii() and not (folder / name).is_file():
+        for part in name.split("/"):
+            forms = (part, normalize("NFC", part), normalize("NFD", part))
+            existing = (form for form in forms if folder.joinpath(*parts, form).exists())
+            parts.append(next(existing, part))
+    path = "/".join(parts) or name
+    return path if (folder / path).is_file() else None
+
+
+def files_below(folder: Path, *suffixes: str, problems: Problems | None = None) -> list[str]:
     """Return the paths of files below a folder, sorted; hidden ones are left out.
 
-    macOS writes a hidden `._a.jpg`, or one below `__MACOSX`, for every `a.jpg`.
+    macOS writes a hidden `._a.jpg`, or one below `__MACOSX`, for every `a.jpg`. A link to a folder
+    is followed once, and not into this folder, whose files have a path already. `problems` count
+    the other entries.
     """
+    left_out = problems or Problems()
+    root = folder.resolve()
+    followed = {root}
+
+    def is_followed(path: Path) -> bool:
+        target = path.resolve()
+        if target in followed or target.is_relative_to(root):
+            return False
+        followed.add(target)
+        if root.is_relative_to(target):
+            left_out.count("circular link left out")
+        return target not in root.parents
+
+    def leave_out(_: OSError) -> None:
+        left_out.count("unreadable folder left out")
+
     names = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = filter(is_shown, folders)
+    for place, folders, files in os.walk(folder, onerror=leave_out, followlinks=True):
+        paths = map(Path(place).joinpath, sorted(filter(is_shown, folders)))
+        folders[:] = [path.name for path in paths if not path.is_symlink() or is_followed(path)]
         for path in map(Path(place).joinpath, filter(is_shown, files)):
-            if (not suffixes or path.suffix.lower() in suffixes) and path.is_file():
+            if suffixes and path.suffix.lower() not in suffixes:
+                continue
+            if path.is_file():
                 names.append(path.relative_to(folder).as_posix())
+            else:
+                left_out.count(f"{'broken link' if path.is_symlink() else 'special file'} left out")
     return sorted(names)
 
 
 def is_shown(name: str) -> bool:
     return not name.startswith(_HIDDEN)
+
+
+def escaped(name: str) -> str:
+    """Return a name as text in UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def is_utf8(name: str) -> bool:
+    """Return False for the name of a file that has bytes of another encoding."""
+    return escaped(name) == name
 
 
 def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFile]:
@@ -184,13 +231,15 @@ def find_images(folder: Path, problems: Problems | None = None) -> list[ImageFil
 def image_names(folder: Path, problems: Problems) -> list[str]:
     """Return the names of the image files below a folder; others than labels are counted."""
     names = []
-    for name in files_below(folder):
+    for name in files_below(folder, problems=problems):
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in SUFFIXES:
-            if (folder / name).stat().st_size:
-                names.append(name)
-            else:
+            if not (folder / name).stat().st_size:
                 problems.count(EMPTY_IMAGE)
+            elif not is_utf8(name):
+                problems.add(name, NOT_UTF8, IMAGE_LEFT_OUT)
+            else:
+                names.append(name)
         elif suffix not in _UNPACKED:
             problems.count(f"{suffix[:_MAX_SUFFIX] or 'unsuffixed'} file left out")
     return names

@@ -24,6 +24,7 @@ from diptych_client.evaluation.formats.writing import (
     Target,
     check_format,
     check_outputs,
+    writable_images,
     write_dataset,
 )
 from diptych_client.evaluation.questions import AnswerLog, Asker, Job, Record, Sample
@@ -94,6 +95,7 @@ class AnnotationRun:
         out = output_folder(options.out, self.inputs, "annotations")
         opening = self.input_options.opening(out)
         folder, images = open_images(self.inputs, opening).images(opening.problems)
+        images = writable_images(options.dataset_format, images, opening.problems)
         with ExitStack() as stack:
             outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
             check_outputs(options.dataset_format, outputs, folder.path, images)

@@ -39,7 +39,7 @@ from diptych_client.evaluation.evaluator import (
     run_record,
     trial_of,
 )
-from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.evaluation.formats.reading import read_dataset, with_files
 from diptych_client.evaluation.objects import ObjectsMeasure, fit_calibration
 from diptych_client.evaluation.questions import (
     AnswerLog,
@@ -52,7 +52,7 @@ from diptych_client.evaluation.questions import (
     read_prompts,
 )
 from diptych_client.evaluation.report import Gallery, report_files, tables, write_report
-from diptych_client.inputs import Folder, ImageStore, Opening, open_images
+from diptych_client.inputs import Folder, ImageStore, Opening, escaped, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
@@ -68,7 +68,8 @@ def read_input(inputs: Sequence[str], options: DatasetOptions, opening: Opening)
     else:
         store, files = opened.images()
         dataset = Dataset(list(map(LabelledImage, files)), store)
-    parts = (Path(inputs[0]).resolve().name, options.split)
+        dataset = with_files(Path(inputs[0]), dataset, opening.problems)
+    parts = (escaped(Path(inputs[0]).resolve().name), options.split)
     return replace(dataset, name=" ".join(filter(None, parts)))
 
 

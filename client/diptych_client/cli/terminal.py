@@ -37,9 +37,11 @@ _ERRORS = Console(stderr=True)
 _MAX_PROBLEMS = 20  # lines
 logger = logging.getLogger("diptych_client")
 
-# Control characters except tab and newline, line separators, and marks that override the direction
-# of text.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Control characters except tab and newline, line separators, marks that override the direction of
+# text, and bytes of a file name that are not UTF-8.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """Runs of `diptych annotate`: notes, consensus, what labelled images prove, and what is refused."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,40 @@ def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys
     assert annotate(diptych, folder, *words, script=script) == 0
     assert len(script.received) == 1
     assert "3 of 3 images have answers; see " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "is_refused"),
+    [
+        ("coco", b"latin\xe9.png", True),
+        ("jsonl", b"latin\xe9.png", True),
+        ("yolo", b"x" * 241 + b".png", True),
+        ("voc", b"x" * 241 + b".png", True),
+        ("labelme", b"x" * 241 + b".png", True),
+        ("csv", b"x" * 250 + b".bmp", True),  # converted to a name with .png
+        ("csv", b"x" * 251 + b".png", False),
+        ("coco", b"x" * 251 + b".png", False),
+        ("yolo", b"x" * 240 + b".png", False),
+        ("labelme", b"x" * 240 + b".png", False),
+    ],
+)
+def test_name_that_cannot_be_written_is_left_out_first(
+    diptych: Diptych, folder: Path, form: str, name: bytes, is_refused: bool, capsys: Captured
+) -> None:
+    (folder / os.fsdecode(name)).write_bytes((folder / "a.png").read_bytes())
+    script = Script([answer(DETECTIONS)] * 4)
+    assert annotate(diptych, folder, "--format", form, "--json", script=script) == 0
+    printed = capsys.readouterr()
+    counts = json.loads(printed.out)
+    assert counts["left_out"] == ({"image left out": 1} if is_refused else {})
+    assert counts["labelled"] == len(script.received) == 4 - is_refused
+    assert (os.fsdecode(name).encode(errors="backslashreplace").decode() in printed.err) == (
+        is_refused
+    )
+    strict = ("--format", form, "--strict", "--out", folder.with_name("strict"))
+    assert annotate(diptych, folder, *strict) == is_refused
+    if is_refused:
+        assert "rename it" in capsys.readouterr().err
 
 
 def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captured) -> None:

@@ -1,6 +1,7 @@
 """`diptych evaluate` and `review` over a scripted service: files, labels, and what is refused."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -186,6 +187,24 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     assert "expected one of captioning, object_detection," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", ["folder", "labels", "file"])
+def test_name_that_is_not_utf8_is_left_out(
+    diptych: Diptych, folder: Path, named: str, capsys: Captured
+) -> None:
+    latin = os.fsdecode(b"latin\xe9.png")
+    (folder / "a.png").rename(folder / latin)
+    if named == "labels":
+        write_labels(folder, [latin, "b.png", "c.png"])
+    path: tuple[Path, ...] = (folder,)
+    if named == "file":
+        path = (folder / latin, folder / "b.png", folder / "c.png")
+    status, received = evaluate(diptych, *path[:1], *path[1:], answers=BOTH)
+    assert (status, len(received)) == (0, 4)
+    errors = capsys.readouterr().err
+    assert "latin\\udce9.png: its name is not text in UTF-8: rename it; image left out" in errors
+    assert "1 x image left out" in errors
+
+
 def test_sample_and_split_name_the_dataset(diptych: Diptych, folder: Path, out: Path) -> None:
     _, received = evaluate(diptych, folder, "--sample", 1, models=["first"], answers=BOTH[:1])
     assert len(received) == 1
@@ -357,8 +376,8 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
         row["file_name"] = f"other-{row['file_name']}"
     export.write_text(json.dumps(coco))
     assert review(diptych, dataset, "--merge", export)[0] == 1
-    reason = "it names 'other-c.png', the dataset 'a.png'"
-    assert f"export.json has no image of the dataset: {reason}" in capsys.readouterr().err
+    reason = f"export.json: there is no image 'other-c.png' in {dataset}"
+    assert reason in capsys.readouterr().err
     export.write_text(json.dumps(tasks))
     (out / "merged.jsonl").write_text("edited")
     assert review(diptych, dataset, "--merge", export)[0] == 1

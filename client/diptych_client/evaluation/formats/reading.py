@@ -3,8 +3,9 @@
 A reader returns None for files of another format; the first that knows them reads them.
 """
 
+import os.path
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from posixpath import normpath
@@ -34,13 +35,16 @@ from diptych_client.evaluation.formats.voc import read_voc
 from diptych_client.evaluation.formats.yolo import is_yolo, read_yolo, read_yolo_folder
 from diptych_client.inputs import (
     EMPTY_IMAGE,
+    IMAGE_LEFT_OUT,
     LABEL_SUFFIXES,
+    NOT_UTF8,
     Folder,
     Problems,
     files_below,
     find_images,
     image_names,
     is_shown,
+    is_utf8,
 )
 from diptych_client.long_runs import RunError
 
@@ -102,17 +106,12 @@ def read_dataset(
     """Read a dataset of any known format; `images` is the folder of its images, if elsewhere."""
     selection = Selection(images, split, problems or Problems())
     problems = selection.problems
+    num_earlier = len(problems.lines)  # of other inputs
     dataset = _read(_inner_folder(path, selection), selection)
-    dataset = _without_empty_images(dataset, problems)
-    names = set[str]()
-    if path.is_dir() and isinstance(dataset.store, Folder):
-        left_out = Problems()
-        names = set(image_names(dataset.store.path, left_out))
-        if dataset.format:
-            del left_out.counts[EMPTY_IMAGE]  # counted with its labels
-        problems.counts.update(left_out.counts)
+    num_unlabelled = _num_unlabelled(path, dataset, problems)
+    dataset = with_files(path, dataset, problems)
     if not dataset.images:
-        cause = problems.lines[0] if problems.lines else f"{path} has no image"
+        cause = next(iter(problems.lines[num_earlier:]), f"{path} has no image")
         raise RunError(f"no image is left: {cause}")
     if images is not None and dataset.store != Folder(images):
         known = f"the labels in {path} say where their images are"
@@ -123,20 +122,26 @@ def read_dataset(
         note = note or f"no labels were understood: {problems.summary()}"
     ignored = dict(problems.counts)
     split = split or dataset.split
-    if not split and (number := _num_unlabelled(names, dataset.images)):
-        ignored["image without labels"] = number
+    if not split and num_unlabelled:
+        ignored["image without labels"] = num_unlabelled
     classes = dataset.classes or classes_of(dataset.images)
     dataset = replace(dataset, classes=classes, note=note, split=split)
     return replace(dataset, labels=labels, ignored=ignored)
 
 
-def _num_unlabelled(names: set[str], labelled_images: Iterable[LabelledImage]) -> int:
-    """Return the number of image files in the folder that no label file names."""
+def _num_unlabelled(path: Path, dataset: Dataset, problems: Problems) -> int:
+    """Return the number of image files that no label file names; count all other files."""
+    if not path.is_dir() or not isinstance(dataset.store, Folder):
+        return 0
+    folder = Path(os.path.abspath(path))
+    store = Path(os.path.abspath(dataset.store.path))
+    if not store.is_relative_to(folder):
+        folder = store
     labelled_names = set[str]()
-    for labelled in labelled_images:
-        name = normpath(labelled.image.name)
+    for labelled in dataset.images:
+        name = normpath((store.relative_to(folder) / labelled.image.name).as_posix())
         labelled_names |= {name, name.rpartition("#page=")[0]}
-    return len(names - labelled_names)
+    return len(set(image_names(folder, problems)) - labelled_names)
 
 
 def _inner_folder(path: Path, selection: Selection) -> Path:
@@ -151,15 +156,21 @@ def _inner_folder(path: Path, selection: Selection) -> Path:
     return path
 
 
-def _without_empty_images(dataset: Dataset, problems: Problems) -> Dataset:
-    """Leave out images without a byte, which are files."""
-    labelled_images = []
+def with_files(path: Path, dataset: Dataset, problems: Problems) -> Dataset:
+    """Leave out images without a file or a byte; those in a folder are counted with its files."""
+    place = f" in {dataset.store.path}" if isinstance(dataset.store, Folder) else ""
+    images = []
     for labelled in dataset.images:
-        if labelled.image.size_bytes or not labelled.image.mtime_ns:
-            labelled_images.append(labelled)
-        else:
+        name = labelled.image.name
+        if not labelled.image.mtime_ns:
+            problems.add(path, f"there is no image {name!r:.200}{place}", "missing image left out")
+        elif labelled.image.size_bytes and is_utf8(name):
+            images.append(labelled)
+        elif path.is_file() and is_utf8(name):
             problems.count(EMPTY_IMAGE)
-    return replace(dataset, images=labelled_images)
+        elif path.is_file():
+            problems.add(name, NOT_UTF8, IMAGE_LEFT_OUT)
+    return replace(dataset, images=images)
 
 
 def _read(path: Path, selection: Selection) -> Dataset:

@@ -21,7 +21,14 @@ from diptych_client.evaluation.formats.json_lines import (
 from diptych_client.evaluation.formats.voc import write_voc
 from diptych_client.evaluation.formats.yolo import write_yolo
 from diptych_client.evaluation.questions import Job, Record
-from diptych_client.inputs import ImageFile, files_below
+from diptych_client.inputs import (
+    IMAGE_LEFT_OUT,
+    NOT_UTF8,
+    ImageFile,
+    Problems,
+    files_below,
+    is_utf8,
+)
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import category_of
 
@@ -36,6 +43,8 @@ _FILES = (
     "review.json",
 )
 _FOLDERS = ("labels", "Annotations", "ImageSets", *SPLITS)
+_MAX_STEM_BYTES = 251  # of an image: with its suffix, file systems allow 255
+_MAX_LABELLED_STEM_BYTES = 240  # of one with a label file, whose suffix may be longer
 _LABEL_SUFFIXES = (".csv", ".json", ".jsonl", ".txt", ".xml")
 
 
@@ -70,6 +79,27 @@ class Target:
     folder: Path
     job: Job
     val_share: float = 0.0
+
+
+def writable_images(
+    dataset_format: DatasetFormat, images: Sequence[ImageFile], problems: Problems
+) -> list[ImageFile]:
+    """Leave out images whose names the format cannot hold; raise `RunError` if none is left."""
+    writer = WRITERS[dataset_format]
+    max_bytes = _MAX_LABELLED_STEM_BYTES if writer.label_files else _MAX_STEM_BYTES
+    writable = []
+    for image in images:
+        stem = PurePosixPath(converted_name(image.name)).stem
+        if not is_utf8(image.name):
+            problems.add(image.name, NOT_UTF8, IMAGE_LEFT_OUT)
+        elif writer.images and len(stem.encode()) > max_bytes:
+            rule = f"its name is longer than the {max_bytes} bytes that {dataset_format} allows"
+            problems.add(image.name, f"{rule}, without the suffix: rename it", IMAGE_LEFT_OUT)
+        else:
+            writable.append(image)
+    if not writable:
+        raise RunError(f"no image is left: {problems.lines[-1]}")
+    return writable
 
 
 def check_format(

@@ -13,22 +13,25 @@ labels/train; without a split, `val` equals `train`.
 
 import os.path
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import yaml
 
+from diptych_client.conversion import SUFFIXES
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
     Selection,
     TrueObject,
+    read_head,
     read_lines,
     read_text,
     read_yaml,
@@ -37,13 +40,22 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import joined_rings
-from diptych_client.inputs import MALFORMED, Folder, Problems, files_below, find_images, path_within
+from diptych_client.inputs import (
+    MALFORMED,
+    Folder,
+    Problems,
+    files_below,
+    find_images,
+    path_within,
+    spelling,
+)
 from diptych_client.long_runs import RunError
 from diptych_client.results import Instance, box_of, category_of
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SPLITS = ("val", "valid", "validation", "test", "train")  # tried in this order
 _ROW = re.compile(r"\s*\d+(?:\.0*)?(?:\s+[-+.\deE]+){4}")  # the first line of labels
+_MAX_HEAD_BYTES = 1000
 _MAX_SHARE = 1.01  # a box of a rounded file may reach beyond the image
 
 Names = Mapping[int, str]
@@ -100,7 +112,7 @@ def read_yolo_folder(path: Path, selection: Selection) -> Dataset | None:
     images = _included(folder, selection)
     for image in images:
         file = _label_file(folder, image)
-        if file.is_file() and _ROW.match(read_text(file)):
+        if file is not None and _ROW.match(read_text(file)):
             class_names = _folder_names(folder, selection.problems)
             return _labelled_images(folder, images, class_names, selection)
     return None
@@ -140,16 +152,42 @@ def _images(folder: Path, root: Path, source: str) -> list[Path]:
     raise RunError(f"{path} does not exist; {rule}")
 
 
-def _label_file(folder: Path, image: Path) -> Path:
+def _label_path(image_name: str) -> PurePosixPath:
     """Return the labels of an image: the last folder `images` of its path becomes `labels`."""
-    name = image.relative_to(folder)
-    before, separator, below = f"/{name.as_posix()}".rpartition("/images/")
+    before, separator, below = f"/{image_name}".rpartition("/images/")
     label_path = f"{before}/labels/{below}" if separator else below
-    return folder / Path(label_path.removeprefix("/")).with_suffix(".txt")
+    return PurePosixPath(label_path.removeprefix("/")).with_suffix(".txt")
+
+
+def _label_file(folder: Path, image: Path) -> Path | None:
+    path = _label_path(image.relative_to(folder).as_posix())
+    for suffix in (".txt", ".TXT"):
+        if (name := spelling(folder, path.with_suffix(suffix).as_posix())) is not None:
+            return folder / name
+    return None
+
+
+def _name_lone_labels(folder: Path, images: Iterable[Path], problems: Problems) -> None:
+    """Name the label files without an image, in the folders of the labels of these images."""
+    image_names = {image.relative_to(folder).as_posix() for image in images}
+    label_folders = {_label_path(_composed(name)).parent for name in image_names}
+    image_names.update(files_below(folder, *SUFFIXES))
+    labels = {_label_path(_composed(name)) for name in image_names}
+    for name in files_below(folder, ".txt"):
+        path = PurePosixPath(_composed(name)).with_suffix(".txt")
+        if path in labels or path.name in _CLASS_FILES or label_folders.isdisjoint(path.parents):
+            continue
+        head = read_head(folder / name, _MAX_HEAD_BYTES).decode(errors="replace")
+        if "labels" in path.parts or _ROW.match(head):
+            problems.add(folder / name, "it has no image", "label file left out")
+
+
+def _composed(name: str) -> str:
+    return normalize("NFC", name)
 
 
 def _labelled_images(
-    folder: Path, images: Iterable[Path], names: Names | None, selection: Selection
+    folder: Path, images: Collection[Path], names: Names | None, selection: Selection
 ) -> Dataset:
     problems = selection.problems
     store = Folder(folder)
@@ -157,7 +195,7 @@ def _labelled_images(
     indices = set[int]()
     for image in images:
         file = _label_file(folder, image)
-        rows = list(read_lines(file)) if file.is_file() else []
+        rows = [] if file is None else list(read_lines(file))
         try:
             size_wh = upright_size(image) if rows else (0, 0)
         except ValueError as error:
@@ -175,6 +213,7 @@ def _labelled_images(
                 indices.add(index)
         image_file = store.image(image.relative_to(folder).as_posix())
         labelled_images.append(LabelledImage(image_file, tuple(objects)))
+    _name_lone_labels(folder, images, problems)
     classes = map(str, sorted(indices)) if names is None else names.values()
     return Dataset(labelled_images, store, tuple(classes))
 

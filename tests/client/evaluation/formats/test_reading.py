@@ -6,11 +6,13 @@ about the objects of tests/support/evaluations.py. supervision writes here.
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow
@@ -21,7 +23,7 @@ from PIL import Image
 
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.inputs import Folder, ImageFile, Problems, find_images
+from diptych_client.inputs import Folder, Problems, find_images
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
     CLASSES,
@@ -138,12 +140,85 @@ def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     assert (first.segmentation, first.is_crowd) == (triangle, True)
 
 
-def test_coco_image_may_be_missing(tmp_path: Path) -> None:
-    folder = write_coco(tmp_path)
-    (folder / "images" / "a.png").unlink()
-    missing, *others = [labelled.image for labelled in read_dataset(folder).images]
-    assert missing == ImageFile("a.png", 0, 0)
-    assert all(image.size_bytes for image in others)
+@pytest.mark.parametrize("write", [write_coco, write_cvat, write_json_lines, write_voc])
+def test_missing_image_is_named_and_left_out(write: Write, tmp_path: Path) -> None:
+    (image,) = write(tmp_path).rglob("a.png")
+    image.unlink()
+    problems = Problems()
+    dataset = read_dataset(tmp_path, problems=problems)
+    assert [labelled.image.name for labelled in dataset.images] == ["b.png", "c.png"]
+    assert dataset.ignored == {"missing image left out": 1}
+    finding = f"there is no image 'a.png' in {image.parent}; missing image left out"
+    assert problems.lines == [f"{tmp_path}: {finding}"]
+
+
+def test_links_are_followed_once_and_other_entries_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    write_images(disk / "photos")
+    for link, target in (("loop", "photos"), ("outside", "../data"), ("same", ".")):
+        (disk / "photos" / link).symlink_to(disk / target)
+    folder = tmp_path / "data"
+    write_images(folder / "inside")
+    (folder / "denied").mkdir()
+    links = {"linked": disk / "photos", "again": disk / "photos", "up": tmp_path}
+    links |= {"inner": folder / "inside", "ring.png": folder / "ring.png", "z.png": "nowhere"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe.png")
+    scan = os.scandir
+
+    def scan_allowed(place: str) -> Any:
+        if Path(place).name == "denied":
+            raise PermissionError(place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scan_allowed)
+    dataset = read_dataset(folder)
+    names = [labelled.image.name for labelled in dataset.images]
+    places = ("again", "again/same/photos", "inside")
+    assert names == [f"{place}/{name}" for place in places for name in OBJECTS]
+    assert dataset.ignored == {
+        "broken link left out": 2,
+        "circular link left out": 1,
+        "special file left out": 1,
+        "unreadable folder left out": 1,
+    }
+
+
+@pytest.mark.parametrize(("images", "labels"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc, write_json_lines])
+def test_names_match_in_any_normal_form(
+    images: Any, labels: Any, write: Write, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / normalize(images, "größe"))
+    for path in sorted(folder.rglob("a.*")):
+        form = images if path.suffix == ".png" else labels
+        path.rename(path.with_stem(normalize(form, "ä")))
+    for path in folder.rglob("*.*"):
+        if path.suffix in (".json", ".jsonl", ".xml"):
+            path.write_text(path.read_text().replace("a.png", normalize(labels, "ä") + ".png"))
+    dataset = read_dataset(folder)
+    assert (dataset.labels, dataset.ignored) == ({"objects": 3}, {})
+    assert all(labelled.image.size_bytes for labelled in dataset.images)
+
+
+def test_yolo_labels_of_no_image_are_named(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path)
+    labels = folder / "labels" / "val"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    (labels / "z.txt").write_text("0 .5 .5 .1 .1\n")
+    (labels / "empty.Txt").touch()
+    (folder / "images" / "val" / "c.png").write_bytes(b"")
+    (folder / "images" / "train").mkdir()
+    (folder / "labels" / "train").mkdir()
+    (folder / "labels" / "train" / "y.txt").write_text("0 .5 .5 .1 .1\n")  # of another split
+    problems = Problems()
+    dataset = read_dataset(folder, problems=problems)
+    assert num_objects(dataset) == [2, 1]
+    assert dataset.ignored == {"empty image left out": 1, "label file left out": 2}
+    assert problems.lines[1] == f"{labels / 'z.txt'}: it has no image; label file left out"
 
 
 def test_yolo_notes_its_split_and_may_be_rounded(tmp_path: Path) -> None:
