@@ -23,7 +23,6 @@ from export.artifacts.onnx_graphs import write_int8
 from runners.encoder import session
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
-    CpuBatches,
     CudaOptions,
     EncoderWorker,
     FixedBatches,
@@ -127,37 +126,6 @@ def test_engines_of_the_newest_versions_are_stored(
         file.write(b"changed")
     with pytest.raises(ArtifactError, match="has sha256"):
         tensorrt_options(folder, "float16", 8)
-
-
-def test_tensorrt_reads_the_graph_without_fused_operators(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[Any] = []
-    compared: list[Any] = []
-    settings: list[Any] = []
-
-    def choose(setting: str, capability: tuple[int, int]) -> str:
-        settings.append((setting, capability))
-        return "tensorrt"
-
-    def batches(open_session: Any, *_: object) -> SimpleNamespace:
-        opened.extend(open_session.args)
-        return SimpleNamespace(load=lambda: None)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    monkeypatch.setattr(session, "choose_provider", choose)
-    monkeypatch.setattr(session, "tensorrt_options", lambda *values: {"options": values})
-    monkeypatch.setattr(session, "FixedBatches", batches)
-    monkeypatch.setattr(session, "_compare", lambda *values: compared.append(values))
-    encoder = load_encoder(artifacts, 1, "float16", "cuda", CudaOptions(4, provider="tensorrt"))
-    file, num_threads, cuda = opened
-    assert (file, num_threads) == (artifacts / VISION_ENCODER_FILE, 1)
-    assert cuda.tensorrt == {"options": (artifacts, "float16", 4)}
-    ((first, reference, _),) = compared
-    assert first is encoder
-    assert isinstance(reference, CpuBatches)
-    assert settings == [("tensorrt", (10, 0))]
 
 
 def test_wrong_features_of_tensorrt_end_the_start(artifacts: Path) -> None:

@@ -151,11 +151,13 @@ def test_float32_states_meet_the_quantized_weights(states: Tensor) -> None:
     ("machine", "expected"), [("x86_64", Int8Linear), ("aarch64", Int8WeightLinear)]
 )
 def test_other_processors_quantize_weights_alone(
-    monkeypatch: pytest.MonkeyPatch, machine: str, expected: Kind
+    monkeypatch: pytest.MonkeyPatch, states: Tensor, machine: str, expected: Kind
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(layers, "max_weight", lambda: 127)
-    assert isinstance(linear_layer(drawn(*INT8), None, "int8"), expected)
+    weight = drawn(*INT8)
+    product = linear_layer(weight, None, "int8")(states)
+    assert torch.equal(product, expected.of(weight, None)(states))
 
 
 def test_int8_is_close_to_float32(states: Tensor, kind: Kind) -> None:
