@@ -52,7 +52,17 @@ class TrueObject:
 
     @classmethod
     def boxed(cls, label: object, edges: Iterable[Any], is_crowd: bool = False) -> Self:
-        return cls(str(label), true_box(edges), is_crowd=is_crowd)
+        return cls(class_name(label), true_box(edges), is_crowd=is_crowd)
+
+    def inside(self, size_wh: tuple[float, float]) -> Self:
+        """Return this object; raise `ValueError` if it is wholly outside the image."""
+        width, height = size_wh
+        x1, y1, x2, y2 = self.box_xyxy
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise ValueError(
+                f"the box {[x1, y1, x2, y2]} is outside the image of {width} x {height}"
+            )
+        return self
 
     @classmethod
     def outlined(cls, label: str, points: Any) -> Self:
@@ -196,6 +206,28 @@ def true_box(edges: Iterable[Any]) -> BoxXyxy:
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"the box {[x1, y1, x2, y2]} has no area")
     return (x1, y1, x2, y2)
+
+
+def class_name(label: object) -> str:
+    """Return a label as text; raise `ValueError` for null or a blank one."""
+    if label is None or not str(label).strip():
+        raise ValueError("the label is missing")
+    return str(label)
+
+
+def true_size(path: Path, width: object, height: object) -> tuple[float, float]:
+    """Return the size of an upright image; raise `ValueError` if its labels have another one.
+
+    It is infinite for a file that Pillow cannot open, such as a page of a PDF.
+    """
+    try:
+        size_wh = upright_size(path)
+    except ValueError:
+        return (math.inf, math.inf)
+    if width and height and (width, height) != size_wh:
+        actual = " x ".join(map(str, size_wh))
+        raise ValueError(f"its size is {width} x {height}, but that of its file {actual}")
+    return size_wh
 
 
 def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:

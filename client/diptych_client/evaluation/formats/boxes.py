@@ -20,9 +20,11 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
+    class_name,
     read_head,
     read_json,
     read_xml,
+    true_size,
     upright_size,
 )
 from diptych_client.evaluation.formats.export import Export
@@ -131,12 +133,20 @@ def read_labelme(path: Path, selection: Selection) -> Dataset | None:
             document: Any = read_json(folder / name, _MAX_LABELME_BYTES)
         except RunError as error:
             raise ValueError(error) from error
-        objects = selection.objects(folder / name, document["shapes"], _labelme_object)
         image_path = document["imagePath"].replace("\\", "/")
         beside = normpath((PurePosixPath(name).parent / image_path).as_posix())
         if not store.find(beside):  # by its end in another folder of images
             beside = store.find(f"/{image_path}") or PurePosixPath(image_path).name
-        return LabelledImage(store.image(beside), objects)
+        image = store.image(beside)
+        declared_wh = (document.get("imageWidth"), document.get("imageHeight"))
+        size_wh = true_size(store.path / image.name, *declared_wh)
+
+        def read_object(shape: Any) -> TrueObject:
+            return _labelme_object(shape).inside(size_wh)
+
+        return LabelledImage(
+            image, selection.objects(folder / name, document["shapes"], read_object)
+        )
 
     return Dataset(selection.labelled_images(path, names, read), store)
 
@@ -147,7 +157,7 @@ def _is_labelme(path: Path) -> bool:
 
 
 def _labelme_object(shape: Any) -> TrueObject:
-    label = str(shape["label"])
+    label = class_name(shape["label"])
     kind = shape.get("shape_type") or "polygon"
     points = shape["points"]
     if kind in ("polygon", "rotation"):

@@ -8,7 +8,7 @@ LVIS (lvisdataset.org) names images by their URL.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from diptych_client.evaluation.dataset import (
     LabelledImage,
     Selection,
     TrueObject,
+    class_name,
     classes_of,
+    true_size,
 )
 from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
-from diptych_client.inputs import MALFORMED, Folder
+from diptych_client.inputs import MALFORMED, Folder, Problems
 from diptych_client.long_runs import RunError
 from diptych_client.results import coco_document
 
@@ -45,15 +47,21 @@ def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> D
     problems = selection.problems
     categories = {}
     parents = set()
-    for number, category in enumerate(document.get("categories", ()), 1):
-        with problems.leaving_out("category", f"{path}, category {number}"):
-            categories[category["id"]] = str(category["name"])
-            if category.get("supercategory") != category["name"]:
-                parents.add(str(category.get("supercategory")))
-    file_names = {}
-    for number, image in enumerate(document["images"], 1):
-        with problems.leaving_out("image", f"{path}, image {number}"):
-            file_names[image["id"]] = image.get("file_name") or image["coco_url"]
+    rows = _by_id(path, "category", document.get("categories", ()), _category_name, problems)
+    for category_id, category in rows.items():
+        categories[category_id] = _category_name(category)
+        if category.get("supercategory") != category["name"]:
+            parents.add(str(category.get("supercategory")))
+    rows = _by_id(path, "image", document["images"], _image_name, problems)
+    folder = Folder(selection.images or _folder(path, list(map(_image_name, rows.values()))))
+    images = {}
+    sizes = {}
+    for image_id, row in rows.items():
+        with problems.leaving_out("image", f"{path}, image {_image_name(row)!r:.200}"):
+            image = folder.image(_image_name(row))
+            size_wh = true_size(folder.path / image.name, row.get("width"), row.get("height"))
+            sizes[image_id] = size_wh
+            images[image_id] = image
     objects: defaultdict[Any, list[TrueObject]] = defaultdict(list)
     captions: defaultdict[Any, list[str]] = defaultdict(list)
     for number, annotation in enumerate(document.get("annotations", ()), 1):
@@ -62,27 +70,58 @@ def _dataset(path: Path, document: Mapping[str, Any], selection: Selection) -> D
             place = f"{path}, annotation id {annotation['id']}"
         with problems.leaving_out("annotation", place):
             image_id = annotation["image_id"]
-            if image_id not in file_names:
-                raise ValueError(f"image_id {image_id!r} is not in `images`")
+            if image_id not in images:
+                raise ValueError(f"image_id {image_id!r} is not in `images`, or left out there")
             if "caption" in annotation:
                 captions[image_id].append(str(annotation["caption"]))
                 continue
-            true = _object(annotation, categories)
+            true = _object(annotation, categories).inside(sizes[image_id])
             with problems.leaving_out("outline", place):
                 true = replace(true, segmentation=_segmentation(annotation))
             objects[image_id].append(true)
-    folder = Folder(selection.images or _folder(path, list(file_names.values())))
     labelled_images = []
-    for image_id, name in file_names.items():  # one without annotations has no object
-        true_objects = tuple(objects[image_id]) if categories else None
+    for image_id, image in images.items():  # one without annotations has no object
+        true_objects = tuple(objects[image_id]) if document.get("categories") else None
         texts = tuple(captions[image_id]) or None
-        labelled_images.append(LabelledImage(folder.image(name), true_objects, texts))
+        labelled_images.append(LabelledImage(image, true_objects, texts))
     is_lvis = any("neg_category_ids" in image for image in document["images"][:1])
     note = _LVIS_NOTE if is_lvis else ""
     # Roboflow's category 0 groups the others
     parents -= set(classes_of(labelled_images))
     classes = tuple(name for name in categories.values() if name not in parents)
     return Dataset(labelled_images, folder, classes, note=note)
+
+
+def _category_name(category: Mapping[str, Any]) -> str:
+    return class_name(category["name"])
+
+
+def _image_name(image: Mapping[str, Any]) -> str:
+    name: str = image.get("file_name") or image["coco_url"]
+    return name
+
+
+def _by_id(
+    path: Path, kind: str, rows: Iterable[Any], name_of: Callable[[Any], str], problems: Problems
+) -> dict[Any, Any]:
+    """Return images or categories by their id; of different ones that share it none is left."""
+    by_id: dict[Any, Any] = {}
+    repeated = set()
+    for number, row in enumerate(rows, 1):
+        with problems.leaving_out(kind, f"{path}, {kind} {number}"):
+            name = name_of(row)
+            first = by_id.setdefault(row["id"], row)
+            if name_of(first) != name:
+                repeated.add(row["id"])
+                raise ValueError(
+                    f"its id {row['id']!r:.40} is that of {name_of(first)!r:.200}, too"
+                )
+            if first is not row:
+                problems.count(f"repeated {kind} left out")
+    for row_id in repeated:
+        place = f"{path}, {kind} {name_of(by_id.pop(row_id))!r:.200}"
+        problems.add(place, f"its id {row_id!r:.40} is repeated", f"{kind} left out")
+    return by_id
 
 
 def _folder(path: Path, names: list[str]) -> Path:

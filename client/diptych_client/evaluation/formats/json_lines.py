@@ -28,6 +28,7 @@ from diptych_client.evaluation.dataset import (
     TrueObject,
     TruePhrase,
     TrueQuestion,
+    class_name,
     merged,
     read_lines,
     true_box,
@@ -119,7 +120,8 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _object(row: Mapping[str, Any]) -> TrueObject:
     is_crowd = bool(row.get("iscrowd"))
-    return TrueObject(str(row["label"]), true_box(row["box"]), row.get("segmentation"), is_crowd)
+    label = class_name(row["label"])
+    return TrueObject(label, true_box(row["box"]), row.get("segmentation"), is_crowd)
 
 
 def _optional_box(box: Any) -> BoxXyxy | None:

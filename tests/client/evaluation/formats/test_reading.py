@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -501,6 +502,98 @@ def test_damaged_label_is_named_and_left_out(
         read_dataset(tmp_path, problems=Problems(is_strict=True))
 
 
+BOX = {"bbox": [0, 0, 9, 9]}
+A_AND_B: dict[str, list[dict[str, Any]]] = {
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+    "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "dog"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, **BOX},
+        {"id": 2, "image_id": 2, "category_id": 2, **BOX},
+    ],
+}
+LABELS_OF_ALL = {"a.png": ["car"], "b.png": ["dog"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "change", "finding", "ignored", "labels"),
+    [
+        (
+            "images",
+            1,
+            {"id": 1},
+            "image 2: its id 1 is that of 'a.png', too; image left out",
+            {"image left out": 2, "annotation left out": 2},
+            {},
+        ),
+        (
+            "categories",
+            1,
+            {"id": 1},
+            "category 'car': its id 1 is repeated; category left out",
+            {"category left out": 2, "annotation left out": 2},
+            {"a.png": [], "b.png": []},
+        ),
+        (
+            "categories",
+            0,
+            {"name": None},
+            "category 1: the label is missing; category left out",
+            {"category left out": 1, "annotation left out": 1},
+            {"a.png": [], "b.png": ["dog"]},
+        ),
+        (
+            "images",
+            0,
+            {"width": 80, "height": 100},
+            "image 'a.png': its size is 80 x 100, but that of its file 100 x 80; image left out",
+            {"image left out": 1, "annotation left out": 1},
+            {"b.png": ["dog"]},
+        ),
+        (
+            "annotations",
+            0,
+            {"bbox": [100, 0, 9, 9]},
+            "annotation id 1: the box [100.0, 0.0, 109.0, 9.0] is outside the image of 100 x 80",
+            {"annotation left out": 1},
+            {"a.png": [], "b.png": ["dog"]},
+        ),
+        ("annotations", 0, {"bbox": [95, 75, 9, 9]}, "", {}, LABELS_OF_ALL),
+        ("images", 0, {"width": 100, "height": 80}, "", {}, LABELS_OF_ALL),
+        ("images", 0, {"width": 0, "height": None}, "", {}, LABELS_OF_ALL),
+    ],
+)
+def test_coco_that_contradicts_itself_is_named(
+    kind: str,
+    number: int,
+    change: dict[str, Any],
+    finding: str,
+    ignored: dict[str, int],
+    labels: dict[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    write_images(tmp_path)
+    document = deepcopy(A_AND_B)
+    document[kind][number] |= change
+    document["images"].append({"id": 3, "file_name": "c.png"})
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    problems = Problems()
+    dataset = read_dataset(tmp_path / "x.json", problems=problems)
+    found = {}
+    for labelled in dataset.images[:-1]:
+        found[labelled.image.name] = [true.label for true in labelled.objects or ()]
+    assert (found, dataset.ignored) == (labels, ignored)
+    assert any(finding in line for line in [*problems.lines, ""])
+
+
+def test_entry_of_coco_may_be_repeated(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    document = deepcopy(A_AND_B)
+    document["images"] += document["images"]
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    dataset = read_dataset(tmp_path / "x.json")
+    assert (dataset.labels, dataset.ignored) == ({"objects": 2}, {"repeated image left out": 2})
+
+
 ONE_PIXEL = 1.01  # FiftyOne's VOC counts from 0
 TOOLS = {
     "datasets-disk": ("Hugging Face", None, 1e-4),
@@ -715,6 +808,8 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
         {"label": "c", "points": [[50, 40], [53, 44]], "shape_type": "circle"},
         {"label": "m", "points": [[2, 3], [8, 9]], "shape_type": "mask", "mask": "iVBOR"},
         {"label": "l", "points": [[1, 1], [9, 1]], "shape_type": "line"},
+        {"label": None, "points": [[2, 3], [8, 9]], "shape_type": "rectangle"},
+        {"label": "r", "points": [[2, 80], [8, 90]], "shape_type": "rectangle"},
     ]
     write_images(tmp_path / "images")
     (tmp_path / "labels").mkdir()
@@ -725,8 +820,14 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
         (labelled,) = read_dataset(tmp_path, images, problems=problems).images
     boxes = [true.box_xyxy for true in labelled.objects or ()]
     assert boxes == [(1, 1, 9, 5), (45, 35, 55, 45), (2, 3, 8, 9)]
-    assert problems.counts == {"object left out": 2}
-    assert "a line has no box" in problems.lines[0]
+    findings = ["a line has no box", "the label is missing", "is outside the image of 100 x 80"]
+    for finding, line in zip(findings * 2, problems.lines, strict=True):
+        assert finding in line
+    assert problems.counts == {"object left out": 6}
+    document |= {"imageWidth": 80, "imageHeight": 100}
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(document))
+    with pytest.raises(RunError, match="its size is 80 x 100, but that of its file 100 x 80"):
+        read_dataset(tmp_path)
 
 
 def test_lvis_names_images_by_url(tmp_path: Path) -> None:
