@@ -1,7 +1,7 @@
 """Work is cancelled with its client or its caller, and leaves no task."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Callable
 
 import pytest
 from starlette.requests import ClientDisconnect
@@ -40,17 +40,13 @@ class Call:
         return task
 
 
-@pytest.fixture
-def call() -> Call:
-    return Call()
-
-
 async def assert_no_task_is_left() -> None:
     await asyncio.sleep(0)  # lets cancelled tasks end
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_result_of_work(call: Call) -> None:
+async def test_result_of_work() -> None:
+    call = Call()
     call.messages.append({"type": "http.request", "body": b"", "more_body": False})
     task = await call.started()
     call.released.set()
@@ -60,32 +56,30 @@ async def test_result_of_work(call: Call) -> None:
     await assert_no_task_is_left()
 
 
-async def test_caller_goes_on_after_the_result(call: Call) -> None:
-    asyncio.get_running_loop().call_later(0.01, call.released.set)
-    assert await while_connected(call.receive, call.work()) == "done"
-    await assert_no_task_is_left()
-
-
-async def test_disconnection_cancels_work(call: Call) -> None:
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (lambda call, _: call.gone.set(), ClientDisconnect),
+        (lambda _, task: task.cancel(), asyncio.CancelledError),
+    ],
+    ids=["disconnected", "cancelled"],
+)
+async def test_work_is_cancelled(
+    end: Callable[[Call, "asyncio.Task[str]"], object], error: type[BaseException]
+) -> None:
+    call = Call()
     task = await call.started()
-    call.gone.set()
-    with pytest.raises(ClientDisconnect):
-        await task
-    assert call.is_cancelled
-    await assert_no_task_is_left()
-
-
-async def test_cancelled_caller_cancels_work(call: Call) -> None:
-    task = await call.started()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    end(call, task)
+    with pytest.raises(error):
         await task
     assert call.is_cancelled
     await assert_no_task_is_left()
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-async def test_caller_is_as_cancelled_as_before(call: Call, is_cancelled: bool) -> None:
+async def test_caller_is_as_cancelled_as_before(is_cancelled: bool) -> None:
+    call = Call()
+
     async def answer() -> int:
         with pytest.raises(ClientDisconnect):
             await while_connected(call.receive, call.work())
@@ -111,12 +105,9 @@ async def raising(error: BaseException) -> Message:
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
-async def test_error_of_work(call: Call, error: BaseException) -> None:
-    failing: Awaitable[object] = raising(error)
+async def test_errors_reach_the_caller(error: BaseException) -> None:
+    call = Call()
     with pytest.raises(type(error)):
-        await while_connected(call.receive, failing)
-
-
-async def test_error_of_receive_cancels_work(call: Call) -> None:
+        await while_connected(call.receive, raising(error))
     with pytest.raises(ValueError, match="broken"):
         await while_connected(lambda: raising(ValueError("broken")), call.work())

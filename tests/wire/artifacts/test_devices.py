@@ -5,11 +5,9 @@ import pytest
 
 from wire.artifacts import devices
 from wire.artifacts.devices import (
+    EncoderProvider,
     choose_provider,
-    decoder_device,
-    encoder_device,
     has_cuda_card,
-    has_cuda_provider,
     has_cuda_torch,
     num_threads,
     select_gpu,
@@ -62,39 +60,33 @@ def test_old_driver_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert message.endswith("NVIDIA's driver is for CUDA 12.8; install 580 or later")
 
 
-def test_device_of_the_operator() -> None:
-    assert (encoder_device("cpu"), decoder_device("cpu")) == ("cpu", "cpu")
-    assert (encoder_device("cuda"), decoder_device("cuda")) == ("cuda", "cuda")
-
-
-def test_cpu_build_has_no_cuda_provider() -> None:
-    assert not has_cuda_provider()
-
-
-@pytest.mark.parametrize("capability", [(7, 5), (8, 9), (9, 0), (12, 1)])
-def test_provider_of_a_gpu_with_kernels(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+@pytest.mark.parametrize(
+    ("setting", "capability", "has_tensorrt", "expected"),
+    [
+        ("auto", (7, 5), False, "cuda"),
+        ("cuda", (12, 1), False, "cuda"),
+        ("tensorrt", (9, 0), True, "tensorrt"),
+        ("auto", (10, 0), True, "tensorrt"),
+        ("auto", (7, 0), False, "the GPU's is 7.0; TensorRT does not load: "),
+        ("tensorrt", (9, 0), False, "TensorRT does not load: "),
+        ("cuda", (11, 0), True, "the GPU's is 11.0; install tensorrt-cu13"),
+    ],
+)
+def test_provider_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    setting: EncoderProvider,
+    capability: tuple[int, int],
+    has_tensorrt: bool,
+    expected: str,
 ) -> None:
-    loaded: list[str] = []
-    monkeypatch.setattr(devices, "_load_provider", loaded.append)
-    assert choose_provider("auto", capability) == choose_provider("cuda", capability) == "cuda"
-    assert loaded == []
-    assert choose_provider("tensorrt", capability) == "tensorrt"
-    assert loaded == ["tensorrt"]
-
-
-@pytest.mark.parametrize("capability", [(7, 0), (10, 0), (11, 0)])
-def test_provider_of_a_gpu_without_kernels(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
-) -> None:
-    version = "{}.{}".format(*capability)
-    problem = f"capabilities 7.5, 8, 9 and 12, the GPU's is {version}"
-    with pytest.raises(RuntimeError, match=f"PROVIDER=auto: .*{problem}; TensorRT does not load: "):
-        choose_provider("auto", capability)
-    monkeypatch.setattr(devices, "_load_provider", lambda _: None)
-    assert choose_provider("auto", capability) == "tensorrt"
-    with pytest.raises(RuntimeError, match=f"PROVIDER=cuda: .*{problem}; install tensorrt-cu13"):
-        choose_provider("cuda", capability)
+    if has_tensorrt:
+        monkeypatch.setattr(devices, "_load_provider", lambda _: None)
+    if " " not in expected:
+        assert choose_provider(setting, capability) == expected
+        return
+    with pytest.raises(RuntimeError, match=f"DIPTYCH_ENCODER_PROVIDER={setting}: ") as refused:
+        choose_provider(setting, capability)
+    assert expected in str(refused.value)
 
 
 def test_torch_has_cuda_with_its_library(tmp_path: Path) -> None:

@@ -96,29 +96,29 @@ def test_spans_of_tasks(collector: Collector) -> None:
 
 
 def test_past_span(collector: Collector) -> None:
-    with exporting(collector.url), span("whole"):
-        start_s = time.monotonic()
-        time.sleep(0.02)
-        past_span("past", start_s, start_s + 0.01, {"n": 2})
-    past, whole = (by_name(collector)[name] for name in ("past", "whole"))
+    with exporting(collector.url):
+        now_s = time.monotonic()
+        past_span("past", now_s - 0.02, now_s - 0.01, {"n": 2})
+    (past,) = collector.spans
     assert past.end_s - past.start_s == pytest.approx(0.01, abs=1e-6)
     # Two clocks are read in succession, and the process may be preempted in between.
-    assert past.start_s == pytest.approx(whole.start_s, abs=10)
+    assert past.start_s == pytest.approx(time.time(), abs=10)
     assert past.attributes == {"n": 2}
 
 
-def test_failed_span_has_no_message(collector: Collector) -> None:
-    with exporting(collector.url), pytest.raises(ValueError, match="a-secret"), span("failed"):
-        raise ValueError("a-secret")
+@pytest.mark.parametrize(
+    ("error", "attributes"),
+    [(ValueError("a-secret"), {"error.type": "ValueError"}), (asyncio.CancelledError(), {})],
+)
+def test_only_the_type_of_an_error_is_sent(
+    collector: Collector, error: BaseException, attributes: dict[str, str]
+) -> None:
+    """A cancellation is not a failure."""
+    with exporting(collector.url), pytest.raises(type(error)), span("failed"):
+        raise error
     (failed,) = collector.spans
-    assert (failed.has_failed, failed.attributes) == (True, {"error.type": "ValueError"})
+    assert (failed.has_failed, failed.attributes) == (bool(attributes), attributes)
     assert b"a-secret" not in failed.bytes
-
-
-def test_cancelled_span_has_not_failed(collector: Collector) -> None:
-    with exporting(collector.url), pytest.raises(asyncio.CancelledError), span("cancelled"):
-        raise asyncio.CancelledError
-    assert [(span.name, span.has_failed) for span in collector.spans] == [("cancelled", False)]
 
 
 @pytest.mark.parametrize(
@@ -148,15 +148,11 @@ def test_no_spans_without_a_collector() -> None:
         assert no_span is INVALID_SPAN
         assert not tracing.are_made()
         assert threading.active_count() == threads
-
-
-def test_random_trace_ids_without_a_collector() -> None:
     ids = set[int]()
     for _ in range(3):
         with request_trace({}, "none", None) as no_span:
-            context = no_span.get_span_context()
-            ids |= {context.trace_id, context.span_id}
-    assert len(ids) == 6
+            ids.add(no_span.get_span_context().trace_id)
+    assert len(ids) == 3
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
@@ -187,10 +183,3 @@ def test_unreachable_collector(
         assert time.monotonic() - start_s < 5
     assert len(caplog.records) == 1
     wait_until(lambda: threading.active_count() == num_threads)
-
-
-def test_log_lines_per_interval() -> None:
-    times_s = [0, 1, 59, 60, 61, 119, 120]
-    clock = iter([0, 0, 1, 59, 60, 60, 61, 119, 120, 120])
-    is_due = tracing.once_per(60, lambda: next(clock))
-    assert [time_s for time_s in times_s if is_due(None)] == [0, 60, 120]
