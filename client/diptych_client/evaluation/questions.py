@@ -35,6 +35,8 @@ MAX_LABELS = 32  # labels per request
 ANY_OBJECT = "object"  # the only class of a task without labels
 QUESTIONS = "visual_question_answering"
 TEXTS = ("ocr", "ocr_with_regions", "region_description")
+# the classes are in its requests as the task has them
+_OF_CLASSES = ("object_detection", "open_vocabulary_detection", "instance_segmentation")
 _WITHOUT_LABELS = ("region_proposal",)
 _PLURAL = re.compile(r"(?<=ch|sh|ss)es$|(?<=x)es$|(?<=[^isu])s$")
 _KEY_BYTES = 8
@@ -175,6 +177,8 @@ class Questionnaire:
         labels = [class_of.get(label.casefold(), label) for label in self.parameters.labels or ()]
         classes = tuple(dict.fromkeys(labels)) or self.dataset_classes
         self.names = self._names((ANY_OBJECT,) if self.task in _WITHOUT_LABELS else classes)
+        if self.task in _OF_CLASSES:
+            self.parameters = replace(self.parameters, labels=None)
 
     def _names(self, classes: tuple[str, ...]) -> ClassNames:
         class_of = {}

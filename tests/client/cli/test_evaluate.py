@@ -384,6 +384,40 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
     assert (out / "merged.jsonl").read_text() == "edited"
 
 
+def test_merge_blames_the_export(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
+    with (dataset / "labels.jsonl").open("a") as file:
+        file.write('\n{"image": "z.png"}\n{}\n')
+    export = dataset.with_name("export.jsonl")
+    export.write_text('{"image": "other.png", "objects": []}')
+    assert review(diptych, dataset, "--merge", export) == (1, 0)
+    reason = f"error: no image is left: {export}: there is no image 'other.png' in {dataset}"
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "result", "labels", "sent"),
+    [
+        ("object_detection", "detections", "car", []),
+        ("open_vocabulary_detection", "detections", "car", [b'name="labels"\r\n\r\n["car"]']),
+        ("instance_segmentation", "instances", "car", [b'name="phrase"\r\n\r\ncar']),
+    ],
+)
+def test_labels_restrict_the_classes_that_count(
+    diptych: Diptych, dataset: Path, task: str, result: str, labels: str, sent: list[bytes]
+) -> None:
+    script = Script([answer(DetectionsResult(()), model="first")] * 3)
+    script.listings = listings(task, result, "first")
+    out = dataset.with_name("out")
+    words = ("--task", task, "--labels", labels, "--out", out)
+    assert diptych(script, "evaluate", dataset, *words) == 0
+    for received in script.received:
+        found = re.findall(rb'name="(?:labels|phrases?)"\r\n\r\n[^\r]*', received.body)
+        assert found == sent
+    run = report_of(out)["run"]
+    assert isinstance(run, dict)
+    assert run["labels"] == labels
+
+
 def test_review_needs_objects(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
     (dataset / "labels.jsonl").unlink()
     assert review(diptych, dataset, "--task", TASK) == (1, 0)

@@ -3,8 +3,9 @@
 A split of data.yaml is a folder of images, a list of folders, or a text file of paths. The labels
 of …/images/….jpg are in …/labels/….txt, or beside it: `class x_center y_center width height`, or
 `class x1 y1 x2 y2 …`, as parts of the width and the height; a confidence after a box is not read.
-All of them are in the folder of data.yaml: its `path` is followed within it, and is often that of
-another machine. Without data.yaml the classes are in classes.txt (Label Studio, labelImg),
+All of them are in the folder of data.yaml: its `path` is followed within it. Paths are often those
+of another machine, such as /content/datasets/x/images/train: the folder here that they end with is
+read. Without data.yaml the classes are in classes.txt (Label Studio, labelImg),
 obj.names (CVAT) or _darknet.labels (Roboflow).
 
 A written dataset has dataset.yaml, images/train (hard links, or copies on another file system) and
@@ -46,6 +47,7 @@ from diptych_client.inputs import (
     Problems,
     files_below,
     find_images,
+    foreign_ends,
     path_within,
     spelling,
 )
@@ -137,19 +139,31 @@ def _folder_names(folder: Path, problems: Problems) -> Names | None:
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
     source = source.replace("\\", "/")
-    path = Path(os.path.abspath(root / source))
     below = source.removeprefix("../")
-    if below and below != source and not path.is_relative_to(folder):
-        path = folder / below  # Roboflow writes paths relative to a folder below
-    path = path_within(folder, str(path))
+    if (
+        below
+        and below != source
+        and not Path(os.path.abspath(root / source)).is_relative_to(folder)
+    ):
+        path = path_within(folder, below)  # Roboflow writes paths relative to a folder below
+    else:
+        path = _resolved(folder, root, source)
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
         lines = read_text(path).replace("\\", "/").splitlines()
         names = filter(None, map(str.strip, lines))
-        return [path_within(folder, str(path.parent / name)) for name in names]
+        return [_resolved(folder, path.parent, name) for name in names]
     rule = "the images of a YOLO dataset must be in the folder of its data.yaml"
     raise RunError(f"{path} does not exist; {rule}")
+
+
+def _resolved(folder: Path, base: Path, name: str) -> Path:
+    """Return a path in the folder of data.yaml: one of another machine is what it ends with."""
+    path = Path(os.path.abspath(base / name))
+    if not path.is_relative_to(folder) or not path.exists():
+        path = next(filter(Path.exists, map(folder.joinpath, foreign_ends(name))), path)
+    return path_within(folder, str(path))
 
 
 def _label_path(image_name: str) -> PurePosixPath:

@@ -242,6 +242,27 @@ def test_yolo_lists_and_paths_are_in_its_folder(tmp_path: Path) -> None:
     assert num_objects(dataset) == [2, 1, 0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: /content/datasets/x/images/train\nval: /content/datasets/x/images/val\n",
+        "path: /content/datasets/x\nval: /content/datasets/x/images/val\n",
+        "val: [/content/datasets/x/images/val]\n",
+        "val: C:\\Users\\ann\\images\\val\n",
+        "val: /content/datasets/x/val.txt\n",
+    ],
+)
+def test_yolo_paths_of_another_machine(text: str, tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path)
+    lines = [f"/content/datasets/x/images/val/{name}\n" for name in OBJECTS]
+    (folder / "val.txt").write_text("".join(lines))
+    (folder / "data.yaml").write_text(f"{text}names: [car, dog]\n")
+    assert_objects(read_dataset(folder))
+    (folder / "data.yaml").write_text("val: /content/datasets/x/images/test\nnames: [car, dog]\n")
+    with pytest.raises(RunError, match="images/test' leads outside this folder"):
+        read_dataset(folder)
+
+
 def test_yolo_labels_stay_in_a_folder_images(tmp_path: Path) -> None:
     write_yolo(tmp_path / "images" / "data")
     flat = tmp_path / "images" / "flat"
