@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import STORING
@@ -159,8 +159,6 @@ def rest_app(boundary: RestBoundary) -> Starlette:
 
 async def _no_such_path(request: Request, error: Exception = _NOT_FOUND) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
-    if any(route.matches(request.scope)[0] is Match.PARTIAL for route in request.app.routes):
-        status = HTTPStatus.METHOD_NOT_ALLOWED  # another method of the path has a route
     message = f"no route for {request.method} {request.url.path[:80]}; GET /docs lists the routes"
     request_id = request_id_or_new(request.headers.get("x-request-id"))
     code: ErrorCode = "not_found" if status == HTTPStatus.NOT_FOUND else "invalid_request"

@@ -104,15 +104,15 @@ def test_internal_error_hides_its_cause(
 
 
 def test_unknown_path_or_method() -> None:
-    for method, path, status, code in [
-        ("GET", "/v1/predict", 405, "invalid_request"),
-        ("POST", "/v1/models", 405, "invalid_request"),
-        ("GET", "/v1/nothing", 404, "not_found"),
-        ("POST", "/v1/nothing", 404, "not_found"),
-        ("GET", "/nothing", 404, "not_found"),
+    for method, path in [
+        ("GET", "/v1/predict"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/nothing"),
+        ("GET", "/nothing"),
     ]:
         response = client().send(method, path)
-        assert (response.status_code, error_of(response)["code"]) == (status, code)
+        assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
         assert set(response.json()["error"]) == {"code", "message", "param", "request_id"}
 
 
