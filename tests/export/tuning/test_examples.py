@@ -277,7 +277,7 @@ def test_what_annotate_writes_is_learnt(
     ("lines", "message"),
     [
         (['{"image": "a.png", "objects": [{"label": "cat"}]}'], "line 1: expected an object"),
-        (['{"image": "no.png", "caption": "a"}'], r"no\.png: it cannot be read: "),
+        (['{"image": "no.png", "caption": "a"}'], "there is no image 'no.png'"),
     ],
 )
 def test_a_dataset_without_one_good_label_is_refused(

@@ -55,6 +55,7 @@ _SIDE_PX = 32
 _SIMILAR = 0.98  # cosine; JPEG of quality 30 keeps .98, 99 % of drawn scenes are below .85
 _BLOCK = 1000  # images
 _SCORE_DIGITS = 4  # of the service's answers
+_HALF_DIGIT = 0.00005
 
 
 def appearance(data: bytes) -> NDArray[np.float32]:
@@ -344,7 +345,7 @@ def _lowest_score(rounded: float) -> float:
     """Return the lowest score that the service rounds to this one, as it compares exact scores."""
     if rounded != round(rounded, _SCORE_DIGITS):
         return rounded  # of a service that does not round
-    return max(0.0, round(rounded - 0.5 * 10**-_SCORE_DIGITS, _SCORE_DIGITS + 1))
+    return max(0.0, round(rounded - _HALF_DIGIT, _SCORE_DIGITS + 1))
 
 
 def prove(

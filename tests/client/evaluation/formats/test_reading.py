@@ -164,9 +164,10 @@ def test_links_are_followed_once_and_other_entries_counted(
     write_images(folder / "inside")
     (folder / "denied").mkdir()
     links = {"linked": disk / "photos", "again": disk / "photos", "up": tmp_path}
-    links |= {"inner": folder / "inside", "ring.png": folder / "ring.png", "z.png": "nowhere"}
-    for name, target in links.items():
-        (folder / name).symlink_to(target)
+    links |= {"inner": folder / "inside", "ring.png": folder / "ring.png"}
+    links |= {"z.png": Path("nowhere")}
+    for name, path in links.items():
+        (folder / name).symlink_to(path)
     os.mkfifo(folder / "pipe.png")
     scan = os.scandir
 
@@ -845,8 +846,8 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     for finding, line in zip(findings * 2, problems.lines, strict=True):
         assert finding in line
     assert problems.counts == {"object left out": 6}
-    document |= {"imageWidth": 80, "imageHeight": 100}
-    (tmp_path / "labels" / "a.json").write_text(json.dumps(document))
+    swapped = {**document, "imageWidth": 80, "imageHeight": 100}
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(swapped))
     with pytest.raises(RunError, match="its size is 80 x 100, but that of its file 100 x 80"):
         read_dataset(tmp_path)
 
