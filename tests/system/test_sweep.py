@@ -29,6 +29,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from service.rpc.proto import vision_pb2 as pb
 from tests.service.label_studio.test_mapping import labelled, view
 from tests.support.api_keys import write_keys
 from tests.support.export_cli import ModelStore
@@ -42,6 +43,7 @@ from tests.system.service_metrics import metric, samples, total
 MODEL = "florence-2-mini"
 KEY = "sweeping"
 OTHER_KEY = "other"
+METADATA = [("authorization", f"Bearer {KEY}")]
 SIZES = [100_000, pytest.param(19_000_000, marks=pytest.mark.long)]
 LARGE_BYTES = 1_000_000
 MAX_LAG_S = 0.1
@@ -346,12 +348,8 @@ def is_always_late(case: Case, send: Send, service: RunningService) -> bool:
 def http_sweep(client: httpx.Client) -> HttpSweep:
     """Return the sweep of the document, with values of fields that have no small set of values."""
     url = data_url(scene_png())
-    tensors = []
-    for name, value in {"image": url, "task": "ocr"}.items():
-        tensors.append({"name": name, "datatype": "BYTES", "shape": [1], "data": [value]})
     config = view(labelled("RectangleLabels", "circle"))
     valid = {
-        "inputs": tensors,
         "image": url,
         "images": [url],
         "url": url,
@@ -381,9 +379,8 @@ def http_failure(client: httpx.Client, case: Case) -> str | None:
 def grpc_failure(channel: grpc.Channel, case: Case) -> str | None:
     is_stream = case.method.endswith(("Stream", "Watch"))
     make: Any = channel.unary_stream if is_stream else channel.unary_unary
-    metadata = [("authorization", f"Bearer {KEY}")]
     try:
-        answer = make(case.path)(case.body, timeout=10, metadata=metadata)
+        answer = make(case.path)(case.body, timeout=10, metadata=METADATA)
         if is_stream:
             next(iter(answer))
             answer.cancel()
@@ -446,3 +443,18 @@ def test_valid_bodies_are_answered_and_their_fields_bounded(client: httpx.Client
             assert response.status_code in (200, 422), (path, response.text)
             num_answered += response.is_success
     assert num_answered > 20
+
+
+def test_paths_of_clients_leave_nothing_behind(client: httpx.Client) -> None:
+    before = len(client.get("/metrics").content)
+    for number in range(50):
+        assert client.get(f"/{number}/{'a' * 50_000}").status_code == 404
+        assert client.get(f"/v1/models/{number}{'a' * 5_000}").status_code == 404
+    assert len(client.get("/metrics").content) < before + 10_000
+
+
+def test_large_message_is_refused(service: RunningService) -> None:
+    request = pb.PredictRequest(image=bytes(21_000_000), task="ocr")
+    with service.vision() as vision, pytest.raises(grpc.RpcError) as caught:
+        vision.Predict(request, metadata=METADATA, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
