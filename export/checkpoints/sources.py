@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from export.checkpoints.pickled_weights import write_safetensors
 from export.errors import SourceError, one_line
 from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
@@ -235,12 +235,35 @@ def _unpickled(source: Source, scratch: Path) -> Source:
     weights = source.weights()
     for path in weights:
         name = WEIGHTS_FILE if len(weights) == 1 else f"{path.stem}.safetensors"
-        write_safetensors(path, folder / name)
+        _write_safetensors(path, folder / name)
     if len(weights) > 1:
         index = (source.folder / PICKLED_INDEX_FILE).read_text(encoding="utf-8")
         renamed = index.replace('.bin"', '.safetensors"')
         (folder / WEIGHTS_INDEX_FILE).write_text(renamed, encoding="utf-8")
     return replace(source, folder=folder)
+
+
+def _write_safetensors(pickled: Path, output: Path) -> None:
+    """Write a pickled file's tensors; raise `SourceError` if it has other content or is damaged.
+
+    Source: transformers, modeling_utils.py, `load_state_dict`; files from before torch 1.6 are no
+    archives, which torch cannot map.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    is_archive = zipfile.is_zipfile(pickled)
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        loaded = torch.load(pickled, "cpu", weights_only=True, mmap=is_archive)  # noqa: TID251
+        for name, tensor in loaded.items():  # safetensors writes no tied tensors
+            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        save_file(tensors, output, metadata={"format": "pt"})
+    except Exception as error:  # the pickle decides what is raised
+        raise SourceError(
+            f"{pickled.name} is damaged or has other content than tensors by name:"
+            f" {one_line(error)}"
+        ) from error
 
 
 def resolve_file(name: str, source: Source) -> Path:

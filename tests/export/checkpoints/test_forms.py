@@ -20,6 +20,7 @@ from transformers import AutoProcessor
 
 from export.checkpoints.sources import (
     PICKLED_FILE,
+    PICKLED_INDEX_FILE,
     WEIGHTS_FILE,
     WEIGHTS_INDEX_FILE,
     in_transformers_form,
@@ -219,6 +220,30 @@ def pickled(folder: Path) -> None:
     (folder / WEIGHTS_FILE).unlink()
 
 
+def pickled_before_torch_1_6(folder: Path) -> None:
+    pickled(folder)
+    file = folder / PICKLED_FILE
+    tensors = torch.load(file, weights_only=True)
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+
+
+def pickled_in_shards(folder: Path) -> None:
+    """Write two shards, with a matrix in another order of memory and a tied one."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).unlink()
+    matrix = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    tensors[matrix] = tensors[matrix].T.contiguous().T
+    tensors |= dict.fromkeys(["tied", "tied too", "tied thrice"], tensors[matrix])
+    places: dict[str, str] = {}
+    for number in range(2):
+        file = f"pytorch_model-{number}.bin"
+        shard = {name: tensors[name] for name in list(tensors)[number::2]}
+        torch.save(shard, folder / file)
+        places |= dict.fromkeys(shard, file)
+    index = {"weight_map": places}
+    (folder / PICKLED_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+
+
 def truncated(folder: Path) -> None:
     file = folder / WEIGHTS_FILE
     file.write_bytes(file.read_bytes()[:-1])
@@ -254,7 +279,7 @@ FORMS: dict[str, dict[str, tuple[Change, str]]] = {
         "no processor files": (without_files(*PROCESSOR_FILES), "lacks processor_config.json"),
     },
     FLORENCE: {
-        "pytorch_model.bin": (pickled, ""),
+        "pytorch_model.bin from before torch 1.6": (pickled_before_torch_1_6, ""),
         "float32": (weights(in_float32), ""),
         "ids missing": (generation(eos_token_id=None, decoder_start_token_id=None), ""),
         "wrong ids": (
@@ -277,7 +302,7 @@ FORMS: dict[str, dict[str, tuple[Change, str]]] = {
     },
     PALIGEMMA: {
         "names and shards of 2024": (make_older, ""),
-        "pytorch_model.bin": (pickled, ""),
+        "pytorch_model.bin in shards": (pickled_in_shards, ""),
         "head saved beside the embeddings": (with_head(0), ""),
         "head and embeddings differ": (with_head(1), "lm_head.weight differs"),
         "no tokenizer, no processor files": (MODEL_ALONE, "lacks tokenizer.json, processor"),

@@ -1,6 +1,7 @@
 """Folders as sources; further refusals are among the forms (test_forms.py) and the hub's."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.sources import WEIGHTS_INDEX_FILE, Source, resolve_file, resolve_source
+from export.checkpoints.sources import (
+    PICKLED_FILE,
+    WEIGHTS_INDEX_FILE,
+    Source,
+    in_transformers_form,
+    resolve_file,
+    resolve_source,
+)
 from export.checkpoints.tensors import CheckpointTensors
 from export.errors import SourceError
 from tests.support.export_cli import MODELS, ROOT
@@ -117,3 +125,32 @@ def test_an_incomplete_index_is_refused(checkpoint: Path, index: str, message: s
     (checkpoint / WEIGHTS_INDEX_FILE).write_text(index, encoding="utf-8")
     with pytest.raises(SourceError, match=message):
         resolved(checkpoint)
+
+
+class MakesFolder:
+    """A pickle of it makes a folder when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("content", ["code", "training state", "no archive"])
+def test_a_pickle_of_anything_but_tensors_is_refused(
+    content: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    contents: dict[str, object] = {
+        "code": {"a": MakesFolder(tmp_path / "made")},
+        "training state": {"state_dict": {}, "epoch": 3},
+    }
+    (checkpoint / "model.safetensors").unlink()
+    file = checkpoint / PICKLED_FILE
+    file.write_bytes(b"PK\x03\x04")
+    if content in contents:
+        torch.save(contents[content], file)
+    message = rf"^{PICKLED_FILE} is damaged or has other content than tensors by name: \w+: "
+    with pytest.raises(SourceError, match=message), in_transformers_form(resolved(checkpoint)):
+        pass
+    assert not (tmp_path / "made").exists()
