@@ -14,17 +14,27 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.random import default_rng
 
 from export.artifacts.store import new_version, verified_manifest
 from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
-from export.scenes import render_scene
+from export.scenes import (
+    CANVAS_PX,
+    COLORS,
+    SHAPES,
+    BoxXYXY,
+    Scene,
+    box_xyxy,
+    render_scene,
+)
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes
 from laboratory.bench.random_weights import (
     FLORENCE_2_BASE,
@@ -32,7 +42,6 @@ from laboratory.bench.random_weights import (
     Shape,
     write_random_checkpoint,
 )
-from laboratory.questions import Question, questions
 from laboratory.scenes import evaluation_scene, png
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.errors import UnsupportedTask
@@ -44,19 +53,16 @@ from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 _GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
 _PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
 _SIZE_PX = 768
-# Tokens of random weights, about as many as Florence-2-base generates for a photograph.
-_LENGTHS = {
-    "captioning short": 12,
-    "captioning detailed": 48,
-    "object_detection": 40,
-    "dense_region_captioning": 64,
-    "region_proposal": 40,
-    "instance_segmentation phrase": 64,
-    "instance_segmentation region": 64,
-    "ocr": 24,
-    "ocr_with_regions": 48,
-}
-_SHORT_LENGTH = 8  # all other questions
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRequest:
+    """A task with its parameters, about a scene."""
+
+    task: str
+    parameters: dict[str, Any]
+    # of random weights, about as many as Florence-2-base generates for a photograph
+    num_tokens: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,6 @@ def write_catalog(folder: Path, model: RandomModel = FLORENCE_2) -> CatalogEntry
 
 def make_scenes(folder: Path, entry: CatalogEntry, num_scenes: int = 120) -> Scenes:
     """Write the images that do not exist yet; return the questions about each."""
-    size_wh = (_SIZE_PX, _SIZE_PX)
     images = folder.resolve() / "images"
     images.mkdir(parents=True, exist_ok=True)
     scenes = []
@@ -132,26 +137,84 @@ def make_scenes(folder: Path, entry: CatalogEntry, num_scenes: int = 120) -> Sce
         if not image.exists():
             image.write_bytes(png(render_scene(scene, _SIZE_PX)))
         scene_questions = []
-        for question in questions(scene):
-            scaled = question.scaled(size_wh)
-            prompts = _prompts(entry, scaled)
+        for request in scene_requests(scene, _SIZE_PX):
+            prompts = _prompts(entry, request)
             if len(prompts) == 1:
                 text = "".join(segment.text for segment in prompts[0])
-                fields = {"task": question.task, **scaled.parameters}
-                length = _LENGTHS.get(question.name, _SHORT_LENGTH)
-                scene_questions.append(BenchQuestion(str(image), fields, text, length))
+                fields = {"task": request.task, **request.parameters}
+                question = BenchQuestion(str(image), fields, text, request.num_tokens)
+                scene_questions.append(question)
         scenes.append(scene_questions)
     return scenes
 
 
-def _prompts(entry: CatalogEntry, question: Question) -> tuple[Prompt, ...]:
-    """Return the prompts of a question; none if the model does not offer it."""
-    if question.task not in entry.task_ids:
+def scene_requests(scene: Scene, side_px: int) -> list[SceneRequest]:
+    """Return requests of every task about a scene that is rendered at `side_px`.
+
+    Florence-2 and PaliGemma offer some of them each.
+    """
+    rng = default_rng((scene.seed, len(scene.objects)))
+    target = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
+    names = [drawn.name for drawn in scene.objects]
+    absent = [name for name in map(" ".join, product(COLORS, SHAPES)) if name not in names]
+    absent_name = absent[int(rng.integers(len(absent)))]
+    several = rng.permutation([*names, absent_name]).tolist()
+    phrases = [with_article(name) for name in names]
+    requests = [
+        SceneRequest("captioning", {"detail": "short"}, 12),
+        SceneRequest("captioning", {"detail": "detailed"}, 48),
+        SceneRequest("object_detection", {}, 40),
+        SceneRequest("dense_region_captioning", {}, 64),
+        SceneRequest("region_proposal", {}, 40),
+    ]
+    if target:
+        region = _scaled(box_xyxy(target), side_px)
+        some = rng.permutation(phrases)[: int(rng.integers(1, len(phrases) + 1))].tolist()
+        requests += [
+            SceneRequest("open_vocabulary_detection", {"labels": [target.shape]}),
+            SceneRequest("open_vocabulary_detection", {"labels": [target.name]}),
+            SceneRequest("open_vocabulary_detection", {"labels": several}),
+            SceneRequest("phrase_grounding", {"caption": " and ".join(phrases)}),
+            SceneRequest("phrase_grounding", {"phrases": some}),
+            SceneRequest("instance_segmentation", {"phrase": target.name}, 64),
+            SceneRequest("instance_segmentation", {"region": region}, 64),
+        ]
+    requests.append(SceneRequest("open_vocabulary_detection", {"labels": [absent_name]}))
+    requests.append(SceneRequest("ocr", {}, 24))
+    requests.append(SceneRequest("ocr_with_regions", {}, 48))
+    questions = ["how many shapes are there?", "what does the text say?"]
+    if scene.word:
+        word_region = _scaled(scene.word.box_xyxy, side_px)
+        parameters = {"detail": "text", "region": word_region}
+        requests.append(SceneRequest("region_description", parameters))
+    if target:
+        for detail in ("category", "description"):
+            parameters = {"detail": detail, "region": region}
+            requests.append(SceneRequest("region_description", parameters))
+        questions.insert(0, f"what color is the {target.shape}?")
+        questions.insert(1, f"is there {with_article(target.name)}?")
+    for question in questions:
+        requests.append(SceneRequest("visual_question_answering", {"question": question}))
+    return requests
+
+
+def with_article(name: str) -> str:
+    """Return `a red circle`, `an orange star`."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _scaled(box: BoxXYXY, side_px: int) -> list[float]:
+    return [edge * side_px / CANVAS_PX for edge in box]
+
+
+def _prompts(entry: CatalogEntry, request: SceneRequest) -> tuple[Prompt, ...]:
+    """Return the prompts of a request; none if the model does not offer it."""
+    if request.task not in entry.task_ids:
         return ()
-    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    parameters = parse_parameters(TASKS[request.task], request.parameters)
     prompts_of = FAMILIES[entry.family].task_prompts
     try:
-        return prompts_of(entry, question.task, parameters, (_SIZE_PX, _SIZE_PX))
+        return prompts_of(entry, request.task, parameters, (_SIZE_PX, _SIZE_PX))
     except UnsupportedTask:
         return ()
 

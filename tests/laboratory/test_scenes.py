@@ -1,10 +1,7 @@
 """Datasets of rendered scenes."""
 
-import json
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +11,6 @@ from pycocotools.coco import COCO
 from export.scenes import box_xyxy, render_scene
 from laboratory.calibration import difficult_scenes, images_of_all_sizes, large_images
 from laboratory.scenes import evaluation_scene, labelled, write_coco
-from laboratory.tuning import X, write_new_shape
-
-NUM_BINS = 1000
-STEP_BINS = 8
 
 
 def test_coco_labels_are_in_pixels_of_the_image(tmp_path: Path) -> None:
@@ -63,28 +56,3 @@ def test_images_of_all_sizes() -> None:
         shares += [(right - left) / image.width for _, (left, _, right, _) in boxes]
     assert min(shares) == pytest.approx(0.03, abs=0.01)
     assert max(shares) == pytest.approx(0.33, abs=0.03)
-
-
-def datasets(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], list[str]]]:
-    """Yield the name of each dataset, its annotations, and the class of each."""
-    for dataset in folder.iterdir():
-        document = json.loads((dataset / "annotations.json").read_text())
-        names = {category["id"]: category["name"] for category in document["categories"]}
-        annotations = document["annotations"]
-        yield dataset.name, annotations, [names[box["category_id"]] for box in annotations]
-
-
-def test_every_third_shape_is_an_x(tmp_path: Path) -> None:
-    write_new_shape(tmp_path, 30)
-    shares = {}
-    for name, annotations, labels in datasets(tmp_path):
-        shares[name] = labels.count(X) / len(labels)
-        for annotation in annotations:
-            x, y, width, height = annotation["bbox"]
-            for edge in (x, y, x + width, y + height):  # on the grid of the embedded models
-                steps = (edge / 384 * NUM_BINS - 0.5) / STEP_BINS
-                assert steps == pytest.approx(round(steps), abs=1e-6)
-    assert shares.pop("known") == 0
-    assert shares == pytest.approx({"train": 1 / 3, "test": 1 / 3}, abs=0.15)
-    images = {path.read_bytes() for path in tmp_path.glob("*/images/*")}
-    assert len(images) == 120  # no scene is in two of them

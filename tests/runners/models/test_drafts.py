@@ -11,7 +11,7 @@ import pytest
 
 from export.checks.asking import Question
 from export.scenes import render_scene
-from laboratory.questions import questions
+from laboratory.bench.material import scene_requests
 from laboratory.scenes import evaluation_scene
 from runners.decoder.engines import EagerEngine, NewEngine
 from runners.decoder.protocol import Decoder
@@ -45,10 +45,10 @@ def model(request: pytest.FixtureRequest, exported: ModelStore) -> Model:
     for scene in map(evaluation_scene, range(2)):
         image = render_scene(scene, entry.resolution)
         features = encoder.encode(np.asarray(image)[None])[0]
-        for question in questions(scene):
-            scaled = question.scaled(size_wh)
+        for scene_request in scene_requests(scene, entry.resolution):
+            task, parameters = scene_request.task, scene_request.parameters
             with suppress(TaskError):  # not offered
-                for prompt in Question.of_task(entry, scaled.task, scaled.parameters, size_wh):
+                for prompt in Question.of_task(entry, task, parameters, size_wh):
                     requests.append(prompt.request(decoder, features, 128, num_beams=1))
     return decoder, requests[:NUM_ANSWERS]
 
