@@ -58,7 +58,7 @@ from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fi
 from diptych_client.results import Model
 
 _MAX_LISTED = 40  # classes of a plan
-_MAX_NAMES = 5  # of a form
+_MAX_NAMES = 5  # that a line lists
 
 
 def read_input(inputs: Sequence[str], options: DatasetOptions, opening: Opening) -> Dataset:
@@ -86,6 +86,8 @@ def plan_lines(
         classes.update(map(attrgetter("label"), labelled.objects or ()))
     yield f"labels: {_counts(dataset.labels)}"
     yield f"classes: {_counts(classes)}"
+    if questionnaire.merged:
+        yield f"counted as one class: {_pairs(questionnaire.merged)}"
     yield f"ignored: {_counts(dataset.ignored)}"
     yield from filter(None, [dataset.note])
     if questionnaire.task:
@@ -96,7 +98,7 @@ def plan_lines(
             yield f"asked with {name}: {text}"
     forms = questionnaire.forms()[1:]
     if num_trials := len(forms) * _num_requests(trial_of(samples)):
-        yield from map("or: {}".format, map(_names, forms))
+        yield from map("or: {}".format, map(_pairs, forms))
         yield f"up to {num_trials} requests more to each model choose its names"
     if are_numbers(questionnaire.names):
         yield "the classes are numbers: --prompts names them, else there is no verdict"
@@ -113,9 +115,10 @@ def _num_requests(samples: Iterable[Sample]) -> int:
     return sum(map(len, map(attrgetter("requests"), samples)))
 
 
-def _names(form: Form) -> str:
-    names = [f"{label} as {name}" for label, name in form.items()]
-    return ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
+def _pairs(names: Mapping[str, str]) -> str:
+    """Return the first pairs as words; keys: labels, values: what stands for them."""
+    pairs = [f"{label} as {name}" for label, name in names.items()]
+    return ", ".join(pairs[:_MAX_NAMES]) + (" …" if len(pairs) > _MAX_NAMES else "")
 
 
 @dataclass(slots=True)
@@ -177,7 +180,10 @@ class EvaluationRun:
         if self.is_review and not any(isinstance(truth, ObjectsTruth) for truth in truths):
             raise RunError(f"review needs labelled objects; {task} on {dataset.name} has none")
         ignored = {**opening.problems.counts, **dataset.ignored}
-        return Plan(models, dataset, questionnaire, samples, ignored)
+        plan = Plan(models, dataset, questionnaire, samples, ignored)
+        if questionnaire.merged:
+            plan.findings["counted as one class"] = _pairs(questionnaire.merged)
+        return plan
 
     def _asker(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Asker:
         out = outputs.folder
@@ -200,7 +206,7 @@ class EvaluationRun:
             asker.log.forms[name] = form
             path = outputs.folder / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
             outputs.write(path, yaml.safe_dump(plan.questionnaire.in_form(form)))
-            choice = _names(form) or "names as written"
+            choice = _pairs(form) or "names as written"
             plan.findings[f"{name} is asked"] = choice
             logger.info("%s is asked %s; see %s", name, choice, path)
 

@@ -163,7 +163,8 @@ def read_prompts(path: Path | None) -> Prompts:
 class Questionnaire:
     """A task over a dataset, whose labels complete the parameters of the command.
 
-    The classes that count are the command's labels, else those of the dataset.
+    The classes that count are the command's labels, else those of the dataset. Labels with the same
+    prompt, up to case and spaces, count as the first of them: no model can tell them apart.
     """
 
     task: str
@@ -171,14 +172,27 @@ class Questionnaire:
     prompts: Prompts
     dataset_classes: tuple[str, ...]
     names: ClassNames = field(init=False)
+    merged: dict[str, str] = field(init=False)  # key: label that counts as another; value: that one
 
     def __post_init__(self) -> None:
+        self._merge_labels()
         class_of = self._names(self.dataset_classes).class_of
         labels = [class_of.get(label.casefold(), label) for label in self.parameters.labels or ()]
         classes = tuple(dict.fromkeys(labels)) or self.dataset_classes
         self.names = self._names((ANY_OBJECT,) if self.task in _WITHOUT_LABELS else classes)
         if self.task in _OF_CLASSES:
             self.parameters = replace(self.parameters, labels=None)
+
+    def _merge_labels(self) -> None:
+        self.merged = {}
+        label_of_prompt: dict[str, str] = {}
+        for label in self.dataset_classes:
+            prompt = self.prompts.get(label, (label,))[0]
+            words = " ".join(prompt.casefold().split())
+            first = label_of_prompt.setdefault(words, label)
+            if first != label:
+                self.merged[label] = first
+        self.dataset_classes = tuple(label_of_prompt.values())
 
     def _names(self, classes: tuple[str, ...]) -> ClassNames:
         class_of = {}
@@ -264,10 +278,11 @@ class Questionnaire:
             return None
         objects = []
         for true in labelled.objects:
+            label = self.merged.get(true.label, true.label)
             if self.task in _WITHOUT_LABELS:
                 objects.append(replace(true, label=ANY_OBJECT))
-            elif true.label in self.names.classes:
-                objects.append(true)
+            elif label in self.names.classes:
+                objects.append(replace(true, label=label))
         return ObjectsTruth(tuple(objects))
 
 

@@ -187,6 +187,27 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     assert "expected one of captioning, object_detection," in capsys.readouterr().err
 
 
+def test_classes_that_no_model_tells_apart_count_as_one(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
+    rows = []
+    for name, label in (("a.png", "Star"), ("b.png", "star"), ("c.png", "Star  ")):
+        rows.append(json.dumps({"image": name, "objects": [STAR | {"label": label}]}))
+    (folder / "labels.jsonl").write_text("\n".join(rows))
+    task = "open_vocabulary_detection"
+    line = "counted as one class: Star   as Star, star as Star"
+    assert diptych(Script([]), "check", folder, "--task", task) == 0
+    output = capsys.readouterr().out
+    assert line in output
+    assert "asked with labels: Star\n" in output
+    status, received = evaluate(diptych, folder, script=Reader([]), task=task)
+    assert status == 0
+    asked = re.findall(r'\["[Ss]tar[^]]*\]', str([request.body for request in received]))
+    assert set(asked) == {'["Star"]', '["star"]'}
+    assert line in capsys.readouterr().err
+    assert report_of(out)["run"]["counted as one class"]
+
+
 @pytest.mark.parametrize("named", ["folder", "labels", "file"])
 def test_name_that_is_not_utf8_is_left_out(
     diptych: Diptych, folder: Path, named: str, capsys: Captured
