@@ -2,15 +2,15 @@
 to whom, and what scales them.
 """
 
+import itertools
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -33,7 +33,6 @@ BUILDS = (*REPLICATED, "overlays/single")
 # Versions of Kubernetes: the one in base/kustomization.yaml, and the newest published schema.
 VERSIONS = ("1.30", "1.37")
 STOP_S = 20  # time of the processes beside their requests (docs/reliability.md, "Faults")
-MIB = 1 << 20
 RESOURCES: dict[str, Object] = yaml.safe_load(
     Path(__file__).with_name("custom_resources.yaml").read_text(encoding="utf-8")
 )
@@ -47,7 +46,7 @@ class Pods:
         self.deployment = deployment
         self.template: Object = pod["spec"]
         self.labels: Mapping[str, str] = pod["metadata"]["labels"]
-        self.component = self.labels.get("app.kubernetes.io/component", "")
+        self.component = self.labels["app.kubernetes.io/component"]
         self.model = self.labels.get("app.kubernetes.io/instance", "")
         (self.container,) = self.template["containers"]
         sidecars = self.template.get("initContainers", ())
@@ -57,13 +56,12 @@ class Pods:
             ports = container.get("ports", ())
             self.ports |= {port["name"]: port["containerPort"] for port in ports}
 
+    def volume(self, name: str) -> Object:
+        return next(volume for volume in self.template["volumes"] if volume["name"] == name)
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A pod at the other end of a connection."""
-
-    namespace: str
-    labels: Mapping[str, str]
+    def pre_stop_s(self) -> int:
+        hook = self.container.get("lifecycle", {}).get("preStop", {})
+        return int(hook.get("sleep", {}).get("seconds", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,9 @@ class Build:
         objects = [manifest for manifest in self.objects if manifest["kind"] == kind]
         return {manifest["metadata"]["name"]: manifest for manifest in objects}
 
-    def pods(self, *components: str) -> dict[str, Pods]:
-        """Return the pods of all Deployments, or of some components, by name."""
-        all_pods = {name: Pods(manifest) for name, manifest in self.of_kind("Deployment").items()}
-        if not components:
-            return all_pods
-        return {name: pods for name, pods in all_pods.items() if pods.component in components}
+    def pods(self) -> dict[str, Pods]:
+        """Return the pods of all Deployments by name."""
+        return {name: Pods(manifest) for name, manifest in self.of_kind("Deployment").items()}
 
     @property
     def gateway(self) -> Pods:
@@ -95,47 +90,6 @@ class Build:
         for source in pods.container["envFrom"]:
             variables |= maps[source["configMapRef"]["name"]]["data"]
         return variables
-
-    def admits(
-        self, pods: Pods, direction: Literal["Ingress", "Egress"], port: str | int, peer: Peer
-    ) -> bool:
-        """Return True if the policies let `peer` connect to a port of the pods, or these to it; the
-        pods are in the namespace diptych.
-        """
-        rules: list[Object] = []
-        is_restricted = False
-        for policy in self.of_kind("NetworkPolicy").values():
-            spec = policy["spec"]
-            if direction in spec["policyTypes"] and selects(spec["podSelector"], pods.labels):
-                is_restricted = True
-                rules += spec.get(direction.lower(), ())
-        side = {"Ingress": "from", "Egress": "to"}[direction]
-        return not is_restricted or any(_allows(rule, side, port, peer) for rule in rules)
-
-
-def _allows(rule: Object, side: str, port: str | int, peer: Peer) -> bool:
-    if "ports" in rule and port not in [allowed["port"] for allowed in rule["ports"]]:
-        return False
-    return side not in rule or any(_is_peer(allowed, peer) for allowed in rule[side])
-
-
-def _is_peer(rule: Object, peer: Peer) -> bool:
-    """Return True if a rule's peer is this one; without a namespace selector it is in the policy's
-    namespace.
-    """
-    assert rule.keys() <= {"podSelector", "namespaceSelector"}
-    is_in_namespace = rule.get("namespaceSelector") == {} or peer.namespace == "diptych"
-    return is_in_namespace and selects(rule.get("podSelector", {}), peer.labels)
-
-
-def selects(selector: Object, labels: Mapping[str, str]) -> bool:
-    """Return True if a label selector matches labels; an empty one matches all."""
-    assert selector.keys() <= {"matchLabels", "matchExpressions"}
-    for expression in selector.get("matchExpressions", ()):
-        assert expression["operator"] == "In"
-        if labels.get(expression["key"]) not in expression["values"]:
-            return False
-    return bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
 @cache
@@ -165,28 +119,77 @@ def test_objects_fit_their_schemas(build: Build) -> None:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_every_model_has_its_runner(replicated: Build) -> None:
-    runners = replicated.pods("runner")
-    assert set(runners) == {f"{model_id}-runner" for model_id in EMBEDDED}
-    for name, runner in runners.items():
-        assert name == f"{runner.model}-runner"
-        assert runner.container["args"] == ["runner", "$(MODEL)"]
-        (variable,) = runner.container["env"]
-        field = variable["valueFrom"]["fieldRef"]["fieldPath"]
-        assert field == "metadata.labels['app.kubernetes.io/instance']"
-    assert replicated.gateway.container["args"] == ["gateway"]
+RUNNER = {
+    "args": ["runner", "$(MODEL)"],
+    "env": ["MODEL: metadata.labels['app.kubernetes.io/instance']"],
+}
+# The device plugin sets NVIDIA_VISIBLE_DEVICES for runners; a pod's own would override it. No
+# second card is taken for a rollout.
+DEPLOYMENTS: dict[tuple[str, str], Object] = {
+    ("overlays/cpu", "gateway"): {"args": ["gateway"]},
+    ("overlays/cpu", "runner"): RUNNER,
+    ("overlays/gpu", "gateway"): {
+        "args": ["gateway"],
+        "image": "diptych:gpu",
+        "env": ["NVIDIA_VISIBLE_DEVICES: void"],
+    },
+    ("overlays/gpu", "runner"): RUNNER
+    | {"image": "diptych:gpu", "cards": "1", "surge, unavailable": (0, 1)},
+    ("overlays/single", "gateway"): {},
+}
+USUAL: Object = {"args": None, "env": [], "image": "diptych:cpu", "cards": None}
+USUAL |= {"surge, unavailable": (1, 0)}
+
+
+def environment_lines(container: Object) -> list[str]:
+    lines = []
+    for variable in container.get("env", ()):
+        if variable["name"] in ("MODEL", "NVIDIA_VISIBLE_DEVICES"):
+            field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+            lines.append(f"{variable['name']}: {variable.get('value', field)}")
+    return lines
+
+
+@pytest.mark.parametrize("folder", BUILDS)
+def test_deployments(folder: str) -> None:
+    all_pods = built(folder).pods()
+    runners = {f"{model_id}-runner" for model_id in EMBEDDED} if folder in REPLICATED else set()
+    assert all_pods.keys() == {"gateway", *runners}
+    for name, pods in all_pods.items():
+        assert name == (f"{pods.model}-runner" if name in runners else "gateway")
+        update = pods.deployment["spec"]["strategy"]["rollingUpdate"]
+        facts = {
+            "args": pods.container.get("args"),
+            "env": environment_lines(pods.container),
+            "image": pods.container["image"],
+            "cards": pods.container["resources"]["limits"].get("nvidia.com/gpu"),
+            "surge, unavailable": (update["maxSurge"], update["maxUnavailable"]),
+        }
+        assert facts == USUAL | DEPLOYMENTS[folder, pods.component], name
+
+
+def selects(selector: Object, labels: Mapping[str, str]) -> bool:
+    """Return True if a label selector matches labels; an empty one matches all."""
+    assert selector.keys() <= {"matchLabels", "matchExpressions"}
+    for expression in selector.get("matchExpressions", ()):
+        assert expression["operator"] == "In"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
 def test_selectors_match_their_own_pods(build: Build) -> None:
     all_pods = build.pods()
     for name, pods in all_pods.items():
-        spread = [
-            constraint["labelSelector"] for constraint in pods.template["topologySpreadConstraints"]
+        spread = pods.template["topologySpreadConstraints"]
+        selectors = [constraint["labelSelector"] for constraint in spread]
+        assert len(selectors) == 2
+        selectors += [
+            pods.deployment["spec"]["selector"],
+            build.of_kind("PodDisruptionBudget")[name]["spec"]["selector"],
+            {"matchLabels": build.of_kind("Service")[name]["spec"]["selector"]},
         ]
-        service = {"matchLabels": build.of_kind("Service")[name]["spec"]["selector"]}
-        budget = build.of_kind("PodDisruptionBudget")[name]["spec"]["selector"]
-        assert len(spread) == 2
-        for selector in (pods.deployment["spec"]["selector"], service, budget, *spread):
+        for selector in selectors:
             selected = [other for other in all_pods if selects(selector, all_pods[other].labels)]
             assert selected == [name]
 
@@ -199,34 +202,30 @@ def test_named_ports_are_those_of_the_pods(build: Build) -> None:
         targets = {port["targetPort"] for port in service["ports"]}
         assert targets == {port["name"] for port in listening["ports"]}
         probes = [value for key, value in pods.container.items() if key.endswith("Probe")]
-        assert len(probes) == 3
-        assert {probe["httpGet"]["port"] for probe in probes} == {
-            "gateway" if is_gateway else "http"
-        }
+        ports = [probe["httpGet"]["port"] for probe in probes]
+        assert ports == ["gateway" if is_gateway else "http"] * 3
         # Headless: HAProxy sees a runner's pods one by one.
         assert service.get("clusterIP") == (None if is_gateway else "None")
 
 
-def test_slow_starts_are_no_failed_rollouts(build: Build) -> None:
-    for pods in build.pods().values():
-        probe = pods.container["startupProbe"]
-        start_s = probe["periodSeconds"] * probe["failureThreshold"]
-        assert pods.deployment["spec"]["progressDeadlineSeconds"] > start_s
-
-
-def test_settings_of_pods_are_valid(build: Build) -> None:
+def test_settings_and_times_of_pods_fit(build: Build) -> None:
     for pods in build.pods().values():
         settings = read_settings(build.environment(pods))
         assert settings.models == EMBEDDED
         ports = {port["containerPort"] for port in pods.container["ports"]}
         assert ports <= {settings.port, settings.grpc_port}
-        stop_s = pre_stop_s(pods) + settings.request_timeout_s + STOP_S
+        stop_s = pods.pre_stop_s() + settings.request_timeout_s + STOP_S
         assert pods.template["terminationGracePeriodSeconds"] > stop_s
-
-
-def pre_stop_s(pods: Pods) -> int:
-    hook = pods.container.get("lifecycle", {}).get("preStop", {})
-    return int(hook.get("sleep", {}).get("seconds", 0))
+        probe = pods.container["startupProbe"]
+        start_s = probe["periodSeconds"] * probe["failureThreshold"]
+        assert pods.deployment["spec"]["progressDeadlineSeconds"] > start_s
+    settings = read_settings(build.environment(build.gateway))
+    max_mib = settings.max_pending_requests * settings.max_body_bytes / (1 << 20)
+    for limit in (
+        build.gateway.volume("memory")["emptyDir"]["sizeLimit"],
+        build.gateway.container["resources"]["limits"]["memory"],
+    ):
+        assert max_mib < int(limit[:-2]) * {"Mi": 1, "Gi": 1024}[limit[-2:]]
 
 
 def test_clients_reach_the_proxy_alone(build: Build) -> None:
@@ -241,10 +240,7 @@ def test_clients_reach_the_proxy_alone(build: Build) -> None:
     assert variables["GATEWAY_PORT"] == settings["DIPTYCH_PORT"] == str(ports["gateway"])
     grpc_port = variables["GATEWAY_GRPC_PORT"]
     assert grpc_port == settings["DIPTYCH_GRPC_PORT"] == str(ports["gateway-grpc"])
-    assert int(variables["FRONT_GRACE"].removesuffix("s")) < pre_stop_s(gateway)
-    stranger = Peer("default", {"app": "other"})
-    admitted = {port for port in ports if build.admits(gateway, "Ingress", port, stranger)}
-    assert admitted == {"http", "grpc"}
+    assert int(variables["FRONT_GRACE"].removesuffix("s")) < gateway.pre_stop_s()
     text = FRONT.read_text(encoding="utf-8")
     assert all(f"${{{name}-" in text for name in variables)
     assert f'"${{FRONT_ADDRESS-:{ports["http"]}}}"' in text
@@ -269,22 +265,7 @@ def test_pods_are_confined(build: Build) -> None:
                 if not mount.get("readOnly"):
                     writable[mount["name"]] = mount["mountPath"]
         assert writable == {"memory": "/dev/shm"}
-        assert volume_of(pods, "memory")["emptyDir"]["medium"] == "Memory"
-
-
-def volume_of(pods: Pods, name: str) -> Object:
-    return next(volume for volume in pods.template["volumes"] if volume["name"] == name)
-
-
-def test_memory_has_room_for_every_body(build: Build) -> None:
-    settings = read_settings(build.environment(build.gateway))
-    num_bytes = settings.max_pending_requests * settings.max_body_bytes
-    limits = (
-        volume_of(build.gateway, "memory")["emptyDir"]["sizeLimit"],
-        build.gateway.container["resources"]["limits"]["memory"],
-    )
-    for limit in limits:
-        assert num_bytes < int(limit[:-2]) * {"Mi": 1, "Gi": 1024}[limit[-2:]] * MIB
+        assert pods.volume("memory")["emptyDir"]["medium"] == "Memory"
 
 
 def test_keys_reach_the_gateway_alone(build: Build) -> None:
@@ -300,107 +281,91 @@ def test_keys_reach_the_gateway_alone(build: Build) -> None:
     assert file == f"{mounts['keys']['mountPath']}/keys"
 
 
-@pytest.mark.parametrize("folder", BUILDS)
-def test_runners_of_the_gpu_overlay_have_a_card(folder: str) -> None:
-    image = "diptych:gpu" if folder == "overlays/gpu" else "diptych:cpu"
-    for pods in built(folder).pods().values():
-        is_on_card = folder == "overlays/gpu" and pods.component != "gateway"
-        cards = pods.container["resources"]["limits"].get("nvidia.com/gpu")
-        assert cards == ("1" if is_on_card else None)
-        # The device plugin sets this variable for runners; a pod's own would override it.
-        variables = {variable["name"]: variable for variable in pods.container["env"]}
-        is_hidden = folder == "overlays/gpu" and not is_on_card
-        hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
-        assert variables.get(hidden["name"]) == (hidden if is_hidden else None)
-        # No second card is taken for a rollout.
-        max_surge = pods.deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
-        assert (max_surge == 0) == is_on_card
-        assert pods.container["image"] == image
-
-
-def sections() -> dict[str, tuple[str, str, int]]:
-    """Return the bound port, and the servers' host and port, of each model of models.cfg."""
-    listening = re.findall(
-        r"^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner \d+"
-        r' "(\S+):(\d+)"$',
-        MODELS.read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    return {name: (port, host, int(target)) for name, port, host, target in listening}
-
-
-def test_gateway_haproxy_and_services_agree(replicated: Build) -> None:
-    pairs = replicated.environment(replicated.gateway)["DIPTYCH_RUNNER_URLS"].split(",")
-    urls = dict(pair.split("=") for pair in pairs)
-    assert urls == {name: f"http://127.0.0.1:{port}" for name, (port, *_) in sections().items()}
-    assert set(urls) == set(EMBEDDED)
-    for name, (_, host, port) in sections().items():
-        assert host == f"{name}-runner.${{RUNNERS_DOMAIN}}"
-        service = replicated.of_kind("Service")[f"{name}-runner"]
-        assert [service_port["port"] for service_port in service["spec"]["ports"]] == [port]
-
-
-def test_haproxy_is_a_sidecar(replicated: Build) -> None:
+def test_haproxy_is_a_sidecar_for_the_runners(replicated: Build) -> None:
     gateway = replicated.gateway
     haproxy = gateway.sidecars["haproxy"]
     assert haproxy["restartPolicy"] == "Always"  # ready before the gateway, ended after it
     (mount,) = haproxy["volumeMounts"]
     paths = [f"{mount['mountPath']}/{file.name}" for file in (CONFIGURATION, MODELS)]
     assert haproxy["args"][::2] == ["haproxy", *paths]
-    name = volume_of(gateway, mount["name"])["configMap"]["name"]
+    name = gateway.volume(mount["name"])["configMap"]["name"]
     texts = {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)}
     assert replicated.of_kind("ConfigMap")[name]["data"] == texts
     variables = {variable["name"]: variable.get("value") for variable in haproxy["env"]}
     assert variables["RUNNERS_DOMAIN"] == "$(NAMESPACE).svc.cluster.local"
     assert variables["STATUS_ADDRESS"] == f"*:{gateway.ports['haproxy']}"
-
-
-def test_haproxy_waits_longer_than_a_request(replicated: Build) -> None:
-    request_s = read_settings(replicated.environment(replicated.gateway)).request_timeout_s
-    text = CONFIGURATION.read_text(encoding="utf-8")
-    timeouts = dict(re.findall(r"timeout (client|server) (\d+)s", text))
-    assert min(int(timeouts["client"]), int(timeouts["server"])) > request_s
-    (obsolete_s,) = re.findall(r"hold obsolete (\d+)s", MODELS.read_text(encoding="utf-8"))
+    # of each model: the port that the gateway calls, host and port of the runners
+    sections = re.findall(
+        r"^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner \d+"
+        r' "(\S+):(\d+)"$',
+        texts[MODELS.name],
+        re.MULTILINE,
+    )
+    urls = replicated.environment(gateway)["DIPTYCH_RUNNER_URLS"].split(",")
+    assert urls == [f"{name}=http://127.0.0.1:{port}" for name, port, *_ in sections]
+    assert {name for name, *_ in sections} == set(EMBEDDED)
+    for name, _, host, port in sections:
+        assert host == f"{name}-runner.${{RUNNERS_DOMAIN}}"
+        service = replicated.of_kind("Service")[f"{name}-runner"]["spec"]
+        assert [service_port["port"] for service_port in service["ports"]] == [int(port)]
+    request_s = read_settings(replicated.environment(gateway)).request_timeout_s
+    timeouts_s = re.findall(r"timeout (?:client|server) (\d+)s", texts[CONFIGURATION.name])
+    assert min(map(int, timeouts_s)) > request_s
+    (obsolete_s,) = re.findall(r"hold obsolete (\d+)s", texts[MODELS.name])
     # an address is kept while its pod may still finish its calls
     assert int(obsolete_s) > request_s + STOP_S
 
 
-DNS = Peer("kube-system", {"k8s-app": "kube-dns"})
-PROMETHEUS = Peer("monitoring", {"app.kubernetes.io/name": "prometheus"})
-FALSE_GATEWAY = {"app.kubernetes.io/part-of": "diptych", "app.kubernetes.io/component": "gateway"}
-STRANGERS = (Peer("diptych", {"app": "other"}), Peer("default", FALSE_GATEWAY))
+# Peers of other projects.
+OTHERS: dict[str, Object] = {
+    "prometheus": {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    },
+    "dns": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}},
+    "anyone": {},
+}
 
 
-def test_policies_admit_known_peers_alone(replicated: Build) -> None:
-    gateway = replicated.gateway
-    runners = list(replicated.pods("runner").values())
-    assert len(runners) == 2
-    gateway_peer = Peer("diptych", gateway.labels)
-    runner_peers = [Peer("diptych", runner.labels) for runner in runners]
-    peers = (gateway_peer, *runner_peers, PROMETHEUS, DNS, *STRANGERS)
-
-    def admitted(
-        pods: Pods, direction: Literal["Ingress", "Egress"], port: str | int
-    ) -> list[Peer]:
-        return [peer for peer in peers if replicated.admits(pods, direction, port, peer)]
-
-    for runner in runners:
-        assert admitted(runner, "Ingress", "http") == [gateway_peer, PROMETHEUS]
-        assert admitted(runner, "Ingress", "grpc") == []
-        assert not any(admitted(runner, "Egress", port) for port in ("http", 53, 443))
-    assert admitted(gateway, "Ingress", "haproxy") == [PROMETHEUS]
-    assert admitted(gateway, "Egress", "http") == runner_peers
-    assert DNS in admitted(gateway, "Egress", 53)
-    for port in ("http", 53, 443):
-        assert not [peer for peer in admitted(gateway, "Egress", port) if peer in STRANGERS]
-    pod = {"metadata": {"labels": {"app": "other"}}, "spec": {"containers": [{}]}}
-    unknown = Pods({"spec": {"template": pod}})
-    assert admitted(unknown, "Ingress", "http") == admitted(unknown, "Egress", 53) == []
+def names_of_peer(build: Build, peer: Object) -> set[str]:
+    for name, known in OTHERS.items():
+        if peer == known:
+            return {name}
+    assert peer.keys() == {"podSelector"}  # in our namespace
+    selected = [pods for pods in build.pods().values() if selects(peer["podSelector"], pods.labels)]
+    return {pods.component for pods in selected}
 
 
-def queries(scaler: Object) -> list[str]:
-    triggers = scaler["spec"]["triggers"]
-    return [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]
+def connections(build: Build) -> set[tuple[str, str, str | int, str]]:
+    """Return pods, direction, port and peer of all connections that the policies permit."""
+    permitted = set()
+    for policy in build.of_kind("NetworkPolicy").values():
+        spec = policy["spec"]
+        for direction, side in (("ingress", "from"), ("egress", "to")):
+            for rule in spec.get(direction, ()):
+                for port, peer in itertools.product(rule["ports"], rule.get(side, [{}])):
+                    for name in names_of_peer(build, {"podSelector": spec["podSelector"]}):
+                        for other in names_of_peer(build, peer):
+                            permitted.add((name, direction, port["port"], other))
+    return permitted
+
+
+FOR_CLIENTS = {("gateway", "ingress", "http", "anyone"), ("gateway", "ingress", "grpc", "anyone")}
+AMONG_PODS = {
+    ("gateway", "ingress", "haproxy", "prometheus"),
+    ("gateway", "egress", "http", "runner"),
+    ("gateway", "egress", 53, "dns"),
+    ("runner", "ingress", "http", "gateway"),
+    ("runner", "ingress", "http", "prometheus"),
+}
+
+
+@pytest.mark.parametrize("folder", BUILDS)
+def test_policies_permit_known_connections_alone(folder: str) -> None:
+    denied = built(folder).of_kind("NetworkPolicy")["default-deny"]["spec"]
+    assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    among_pods = AMONG_PODS if folder in REPLICATED else set()
+    assert connections(built(folder)) == FOR_CLIENTS | among_pods
 
 
 def test_every_deployment_is_scaled_by_one_object(replicated: Build) -> None:
@@ -413,24 +378,24 @@ def test_every_deployment_is_scaled_by_one_object(replicated: Build) -> None:
         assert 1 <= scaler["spec"]["minReplicaCount"] < scaler["spec"]["maxReplicaCount"]
 
 
-def test_a_runner_is_scaled_by_metrics_of_its_model(replicated: Build) -> None:
-    scalers = replicated.of_kind("ScaledObject")
-    assert not queries(scalers["gateway"])
-    for name, runner in replicated.pods("runner").items():
-        text = " ".join(queries(scalers[name]))
-        metrics = set(re.findall(r"diptych_\w+", text))
-        assert metrics == {"diptych_slots_taken", "diptych_queue_depth"} <= declared_metrics()
-        assert set(re.findall(r'model="([^"]*)"', text)) == {runner.model}
-        stages = "|".join(re.findall(r'stage=~?"([^"]*)"', text))
-        assert sorted(stages.split("|")) == ["admission", "decode", "encode"]
+def queries(scaler: Object) -> list[str]:
+    triggers = scaler["spec"]["triggers"]
+    return [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]
 
 
 @needs_prometheus
-def test_prometheus_accepts_the_queries(replicated: Build) -> None:
-    scalers = replicated.of_kind("ScaledObject").values()
-    texts = list(chain.from_iterable(map(queries, scalers)))
-    assert texts
-    for query in texts:
-        command = ["promtool", "--experimental", "promql", "format", query]
-        run = subprocess.run(command, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
+def test_a_runner_is_scaled_by_metrics_of_its_model(replicated: Build) -> None:
+    scalers = replicated.of_kind("ScaledObject")
+    assert not queries(scalers.pop("gateway"))
+    for name, scaler in scalers.items():
+        texts = queries(scaler)
+        text = " ".join(texts)
+        metrics = set(re.findall(r"diptych_\w+", text))
+        assert metrics == {"diptych_slots_taken", "diptych_queue_depth"} <= declared_metrics()
+        assert set(re.findall(r'model="([^"]*)"', text)) == {replicated.pods()[name].model}
+        stages = "|".join(re.findall(r'stage=~?"([^"]*)"', text))
+        assert sorted(stages.split("|")) == ["admission", "decode", "encode"]
+        for query in texts:
+            command = ["promtool", "--experimental", "promql", "format", query]
+            run = subprocess.run(command, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
