@@ -76,10 +76,6 @@ class Cluster:
         patch = json.dumps({"status": status})
         self.kubectl("patch", "pod", pod, IN_NAMESPACE, "--subresource=status", f"--patch={patch}")
 
-    def remove(self, pod: str) -> None:
-        """Report that all processes of a deleted pod have ended."""
-        self.run("delete", "pod", pod, IN_NAMESPACE, "--grace-period=0", "--force")
-
     def add_node(self, name: str, num_cards: int) -> None:
         """Add a node that is ready for ever; one with cards is for pods that tolerate them."""
         resources = {"cpu": "64", "memory": "256Gi", "pods": "110", CARD: str(num_cards)}
