@@ -19,6 +19,7 @@ ErrorCode = Literal[
     "unsupported_task",
     "overloaded",
     "not_ready",
+    "runner_failed",
     "deadline_exceeded",
     "internal",
 ]
@@ -70,6 +71,12 @@ class NotReady(ServiceError):
     """A runner is starting or unreachable."""
 
     code = "not_ready"
+
+
+class RunnerFailed(ServiceError):
+    """A runner ended twice while it answered the request, the second time alone."""
+
+    code = "runner_failed"
 
 
 class DeadlineExceeded(ServiceError):

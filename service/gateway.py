@@ -80,7 +80,8 @@ class _Gateway:
                 url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
                 build_key = model.manifest.build_key
                 channel = HttpChannel(url, build_key, _SETTINGS.call_timeout_s)
-                runners[model.id] = RunnerClient(model.id, channel)
+                is_single = _SETTINGS.runner_url(model.id) is None
+                runners[model.id] = RunnerClient(model.id, channel, is_single)
         self._clients: dict[str, ModelClient] = {**runners, **engines}
         served = ServedModels(models, unserved_models(_SETTINGS))
         handles = image_store(_SETTINGS)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of, in_memory
 from wire.runner_channel import (
+    CallBroken,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
@@ -33,7 +34,7 @@ _CONNECT_S = 2.0  # an unreachable host does not refuse connections
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(1.0)
 # A proxy answers the first two where a runner died with a call that the proxy could not replay, or
 # has no runner for a moment.
-_ERRORS = {502: RunnerUnreachable, 503: RunnerUnreachable, 504: CallTimedOut}
+_ERRORS = {502: CallBroken, 503: RunnerUnreachable, 504: CallTimedOut}
 _MAX_WHOLE_BYTES = 1_000_000  # sent at once, in two thirds of the processor time
 _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
@@ -128,7 +129,9 @@ def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
     if isinstance(error, aiohttp.ClientResponseError):
         kind = _ERRORS.get(error.status, ChannelError)
         return kind(f"status {error.status}")
-    # one of a connection is a TimeoutError, too
-    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+    # the latter is a TimeoutError, too
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return RunnerUnreachable(repr(error))
+    if isinstance(error, TimeoutError):
         return CallTimedOut(repr(error))
-    return RunnerUnreachable(repr(error))
+    return CallBroken(repr(error))

@@ -2,7 +2,8 @@
 
 ChannelError              the runner answered with an error
 ├── FeaturesMissing       the runner has no features of the image: call again with pixels
-├── RunnerUnreachable     no runner of this build took the call, or the connection broke
+├── RunnerUnreachable     no runner of this build took the call
+│   └── CallBroken        the connection broke during the call: the runner may have ended of it
 └── CallTimedOut          no answer before the deadline
 
 A sequence that fails within an answered call is not an error of the channel but an outcome
@@ -28,6 +29,10 @@ class FeaturesMissing(ChannelError):
 
 class RunnerUnreachable(ChannelError):
     """No connection, a broken one, or a runner that starts, drains or has loaded another build."""
+
+
+class CallBroken(RunnerUnreachable):
+    """The connection broke during the call, which may be the reason why the runner ended."""
 
 
 class CallTimedOut(ChannelError):

@@ -18,6 +18,7 @@ from diptych_client.errors import NotFound as NotFound
 from diptych_client.errors import NotReady as NotReady
 from diptych_client.errors import Overloaded as Overloaded
 from diptych_client.errors import PayloadTooLarge as PayloadTooLarge
+from diptych_client.errors import RunnerFailed as RunnerFailed
 from diptych_client.errors import Unauthorized as Unauthorized
 from diptych_client.errors import UnknownModel as UnknownModel
 from diptych_client.errors import UnreadableFile as UnreadableFile

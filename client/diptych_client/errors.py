@@ -98,6 +98,10 @@ class NotReady(DiptychError, code="not_ready"):
     """A model is starting or unreachable."""
 
 
+class RunnerFailed(DiptychError, code="runner_failed"):
+    """The request made its model's process end, twice; it is not repeated."""
+
+
 class DeadlineExceeded(DiptychError, code="deadline_exceeded"):
     """The deadline passed, in the client or in the service."""
 

@@ -47,6 +47,7 @@ STATUSES: dict[ErrorCode, int] = {
     "overloaded": 429,
     "internal": 500,
     "not_ready": 503,
+    "runner_failed": 503,
     "deadline_exceeded": 504,
 }
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code; for access logs only, as the client has disconnected

@@ -30,7 +30,9 @@ _STAGES_TO_FIRST_TOKEN: tuple[Stage, ...] = (
 _OPERATION = "generate_content"
 _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
 # A client's error does not fail the server's span (OpenTelemetry's conventions for HTTP and gRPC).
-_FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadline_exceeded"})
+_FAULTS: frozenset[str] = frozenset[ErrorCode](
+    {"internal", "not_ready", "runner_failed", "deadline_exceeded"}
+)
 
 
 def answer_span(model: str, task: str, request_id: str) -> AbstractContextManager[Span]:

@@ -2,24 +2,33 @@
 
 The first call has no pixels. If the runner has no features of the image, the pixels are decoded,
 resized and sent with a second call; those of a small image that is new to this process, with the
-first. The runner encodes an image once for all calls that send it. After a broken connection the
-sequences that had not ended are called for again, at most three times: calls are idempotent, and
-text that was already sent is not sent again.
+first. The runner encodes an image once for all calls that send it. Calls are idempotent: one that
+no runner took is repeated at most three times. One whose connection broke may have ended the
+runner: its sequences that had not ended are called for once more, alone, and then fail. Text that
+was already sent is not sent again.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
-from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RunnerFailed,
+    ServiceError,
+)
 from service.images.decoding import LazyImage
 from wire.artifacts.manifest import Manifest
 from wire.runner_channel import (
+    CallBroken,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
@@ -107,14 +116,59 @@ class CallBegun:
 CallEvent = CallBegun | TextPiece | SequenceEnd
 
 
-class RunnerClient:
-    """Calls to the runner of one model, about itself or one of its adapters."""
+class Isolation:
+    """Runs repeated calls alone: one at a time, and if `is_single` beside no other call.
 
-    def __init__(self, model_id: str, channel: RunnerChannel) -> None:
+    Behind a proxy with several runners, the calls in flight and new ones are of other runners.
+    """
+
+    def __init__(self, is_single: bool) -> None:
+        self._is_single = is_single
+        self._turn = asyncio.Lock()  # of the repeated calls
+        self._num_shared = 0
+        self._num_repeated = 0  # waiting or running
+        self._changed = asyncio.Event()  # one of both counts has become 0
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        while self._is_single and self._num_repeated:
+            await self._wait()
+        self._num_shared += 1
+        try:
+            yield
+        finally:
+            self._num_shared -= 1
+            self._changed.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        self._num_repeated += 1
+        try:
+            async with self._turn:
+                while self._is_single and self._num_shared:
+                    await self._wait()
+                yield
+        finally:
+            self._num_repeated -= 1
+            self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
+class RunnerClient:
+    """Calls to the runner of one model, about itself or one of its adapters.
+
+    `is_single` is False for a proxy with several runners.
+    """
+
+    def __init__(self, model_id: str, channel: RunnerChannel, is_single: bool = True) -> None:
         self._model_id = model_id
         self.channel = channel
         # keys of images whose features the runner had
         self._known_images: LRUCache[str, None] = LRUCache(_MAX_KNOWN_IMAGES)
+        self._isolation = Isolation(is_single)
         self.is_ready = channel.is_ready
         self.close = channel.close
 
@@ -175,6 +229,7 @@ class RunnerClient:
         pixels = None
         preprocess_s = 0.0
         needs_pixels = image_key not in self._known_images and image.header.is_light
+        has_broken = False
         pauses_s = iter(_RETRY_PAUSES_S)
         unfinished = list(range(len(specs)))
         while unfinished:
@@ -185,8 +240,9 @@ class RunnerClient:
                 preprocess_s = time.monotonic() - start_s
             indices = tuple(unfinished)
             call = RunnerCall(image_key, [specs[index] for index in indices], pixels)
+            turn = self._isolation.alone() if has_broken else self._isolation.shared()
             try:
-                async with aclosing(send(call)) as events:
+                async with turn, aclosing(send(call)) as events:
                     async for event in events:
                         if isinstance(event, FoundFeatures):
                             self._known_images[image_key] = None
@@ -200,6 +256,9 @@ class RunnerClient:
                 if isinstance(error, FeaturesMissing) and pixels is None:
                     needs_pixels = True
                     continue
+                if isinstance(error, CallBroken) and has_broken:
+                    raise self._failed(error) from error
+                has_broken |= isinstance(error, CallBroken)
                 pause_s = next(pauses_s, None)
                 if pause_s is None or not isinstance(error, RunnerUnreachable):
                     raise _call_error(self._model_id, error) from error
@@ -208,6 +267,13 @@ class RunnerClient:
             if unfinished:
                 problem = f"the runner of {self._model_id} ended the stream before the answer was"
                 raise ServiceError(f"{problem} complete")
+
+    def _failed(self, error: CallBroken) -> RunnerFailed:
+        runner = f"the runner of {self._model_id}"
+        logger.error("%s ended twice while it answered one request: %r", runner, error)
+        return RunnerFailed(
+            f"{runner} ended twice while it answered this request; change the request"
+        )
 
 
 class StreamedText:

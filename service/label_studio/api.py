@@ -83,7 +83,11 @@ MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studi
 _MAX_TASKS_IN_FLIGHT = 4  # of one call: their images are in memory
 _MAX_ANSWERS_IN_FLIGHT = 12  # of one call; more would only wait in the service's queues
 _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
-_OF_ONE_MODEL = {"not_ready", "internal"}  # after the others a task would be sent again
+_OF_ONE_MODEL = {
+    "not_ready",
+    "runner_failed",
+    "internal",
+}  # after the others a task would be sent again
 
 _PORTS = {"http": 80, "https": 443}
 _SAFE_IN_PATHS = "/?&=%+,:;@~!$'()*"

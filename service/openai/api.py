@@ -287,6 +287,7 @@ _TYPES: dict[ErrorCode, ErrorType] = {
     "overloaded": "rate_limit_error",
     "internal": "server_error",
     "not_ready": "server_error",
+    "runner_failed": "server_error",
     "deadline_exceeded": "server_error",
 }
 

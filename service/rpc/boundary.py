@@ -100,6 +100,7 @@ CODES: dict[ErrorCode, grpc.StatusCode] = {
     "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "internal": grpc.StatusCode.INTERNAL,
     "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "runner_failed": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 

@@ -18,6 +18,7 @@ from tests.support.fake_service import until
 from wire.http_channel import HttpChannel
 from wire.pixels import MESSAGE_BYTES_HEADER, Pixels, read_call
 from wire.runner_channel import (
+    CallBroken,
     CallTimedOut,
     ChannelError,
     FeaturesMissing,
@@ -158,7 +159,7 @@ async def test_calls(socket: Path | None) -> None:
         (404, None, FeaturesMissing),
         (404, PIXELS, ChannelError),
         (500, PIXELS, ChannelError),
-        (502, PIXELS, RunnerUnreachable),
+        (502, PIXELS, CallBroken),
         (503, PIXELS, RunnerUnreachable),
         (504, PIXELS, CallTimedOut),
     ],
@@ -179,15 +180,16 @@ async def test_error_statuses(
 async def test_broken_and_refused_connections(socket: Path | None) -> None:
     async with serving(socket) as (channel, runner):
         runner.is_dying = True
-        with pytest.raises(RunnerUnreachable, match="ServerDisconnectedError"):
+        with pytest.raises(CallBroken, match="ServerDisconnectedError"):
             await channel.write(RunnerCall("key", SPECS))
         events = channel.stream(RunnerCall("key", SPECS))
         assert await anext(events) == EVENTS[0]
-        with pytest.raises(RunnerUnreachable, match="ClientPayloadError"):
+        with pytest.raises(CallBroken, match="ClientPayloadError"):
             await anext(events)
     gone = HttpChannel(channel.url, "build", 10)
-    with pytest.raises(RunnerUnreachable, match="ClientConnectorError"):
+    with pytest.raises(RunnerUnreachable, match="ClientConnectorError") as refused:
         await gone.write(RunnerCall("key", SPECS))
+    assert type(refused.value) is RunnerUnreachable
     assert not await gone.is_ready()
     await gone.close()
 
@@ -212,8 +214,9 @@ async def test_host_that_does_not_answer() -> None:
                 client.connect(address)
         channel = HttpChannel(f"http://127.0.0.1:{address[1]}", "build", timeout_s=60)
         async with asyncio.timeout(20):
-            with pytest.raises(RunnerUnreachable):
+            with pytest.raises(RunnerUnreachable) as failed:
                 await channel.write(RunnerCall("key", SPECS))
+        assert type(failed.value) is RunnerUnreachable
         await channel.close()
 
 

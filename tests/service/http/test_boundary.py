@@ -83,7 +83,7 @@ def test_statuses_of_the_contract() -> None:
         **{"invalid_request": 400, "unauthorized": 401, "unknown_model": 404, "not_found": 404},
         **{"image_expired": 410, "image_too_large": 413, "payload_too_large": 413},
         **{"unsupported_image": 415, "unsupported_task": 422, "overloaded": 429},
-        **{"internal": 500, "not_ready": 503, "deadline_exceeded": 504},
+        **{"internal": 500, "not_ready": 503, "runner_failed": 503, "deadline_exceeded": 504},
     }
     assert statuses == STATUSES
 

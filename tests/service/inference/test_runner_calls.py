@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits
-from service.errors import NotReady, ServiceError
+from service.errors import DeadlineExceeded, NotReady, RunnerFailed, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference import runner_calls
 from service.inference.runner_calls import (
     CallBegun,
     CallEvent,
+    Isolation,
     RunnerClient,
     StreamedText,
     WrittenAnswers,
@@ -25,9 +26,17 @@ from service.inference.runner_calls import (
 from tests.support.catalog import FLORENCE
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
 from tests.support.fake_service import INPUT_SIZE_WH, encoded, run, served
-from wire.runner_channel import FeaturesMissing, RunnerCall, RunnerUnreachable
+from wire.runner_channel import (
+    CallBroken,
+    CallTimedOut,
+    ChannelError,
+    FeaturesMissing,
+    RunnerCall,
+    RunnerUnreachable,
+)
 from wire.runner_messages import (
     FoundFeatures,
+    Outcomes,
     SequenceEnd,
     SequenceSpec,
     TextPiece,
@@ -170,6 +179,121 @@ def test_unfinished_sequences_are_repeated(monkeypatch: pytest.MonkeyPatch) -> N
     channel.num_broken = 4
     with pytest.raises(NotReady, match="starting or restarting"):
         streamed_by(channel, 5)
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [(CallTimedOut("late"), DeadlineExceeded), (ChannelError("status 500"), ServiceError)],
+)
+def test_timeouts_and_errors_are_not_repeated(failure: Exception, error: type[Exception]) -> None:
+    channel = FakeChannel(FakeEncoder(), FakeDecoder({}, failure=failure))
+    with pytest.raises(error):
+        run(write(RunnerClient(MANIFEST.model_id, channel)))
+    assert len(channel.calls) == 1
+
+
+LETHAL = "what ends it?"
+LETHAL_SPEC = SequenceSpec(segments=[(LETHAL, True)], timeout_s=1)
+
+
+class MortalChannel(FakeChannel):
+    """Answers calls in batches, which break if one of their calls is lethal.
+
+    Batch i begins with `num_calls[i]` calls, else with one; more may join it for some time.
+    """
+
+    def __init__(self, *num_calls: int) -> None:
+        super().__init__(FakeEncoder(), FakeDecoder({"what is it?": "a circle", LETHAL: ""}))
+        self.batches: list[list[RunnerCall]] = []
+        self._num_calls = iter(num_calls)
+        self._is_full = asyncio.Event()
+
+    async def write(self, call: RunnerCall) -> Outcomes:
+        if not self.batches or self._is_full.is_set():
+            self.batches.append([])
+            self._size = next(self._num_calls, 1)
+            self._is_full = asyncio.Event()
+        is_full = self._is_full
+        batch = self.batches[-1]
+        batch.append(call)
+        if len(batch) == self._size:
+            asyncio.get_running_loop().call_later(0.005, is_full.set)
+        await is_full.wait()
+        if any(map(is_lethal, batch)):
+            raise CallBroken("killed")
+        return await super().write(call)
+
+
+def is_lethal(call: RunnerCall) -> bool:
+    return call.sequences[0].segments[0][0] == LETHAL
+
+
+@pytest.mark.parametrize("num_lethal", [1, 3])
+async def test_request_that_kills_its_runner_is_repeated_once_and_alone(
+    monkeypatch: pytest.MonkeyPatch, num_lethal: int
+) -> None:
+    monkeypatch.setattr(runner_calls, "_RETRY_PAUSES_S", (0.0,))
+    num_calls = num_lethal + 6
+    channel = MortalChannel(num_calls)
+    client = RunnerClient(MANIFEST.model_id, channel)
+    lethal = [write(client, seed, [LETHAL_SPEC]) for seed in range(num_lethal)]
+    harmless = [write(client, seed) for seed in range(num_lethal, num_calls)]
+    async with asyncio.timeout(60):
+        answering = asyncio.gather(*lethal, *harmless, return_exceptions=True)
+        while len(channel.batches) < 2:
+            await asyncio.sleep(0.001)
+        late = await asyncio.gather(*(write(client, seed) for seed in range(20, 24)))
+        outcomes = await answering
+    failures, answers = outcomes[:num_lethal], outcomes[num_lethal:]
+    assert [type(failure) for failure in failures] == [RunnerFailed] * num_lethal
+    assert all(isinstance(answer, WrittenAnswers) for answer in answers)
+    assert {answer.text for answer in late} == {"a circle"}
+    with_lethal = [batch for batch in channel.batches if any(map(is_lethal, batch))]
+    assert [len(batch) for batch in with_lethal] == [num_calls] + [1] * num_lethal
+    repeated = channel.batches[1 : num_calls + 1]
+    assert [len(batch) for batch in repeated] == [1] * num_calls
+
+
+async def test_repeated_call_waits_for_those_in_flight() -> None:
+    isolation = Isolation(is_single=True)
+
+    async def repeat() -> None:
+        async with isolation.alone():
+            pass
+
+    async with isolation.shared():
+        repeated = asyncio.create_task(repeat())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not repeated.done()
+    await asyncio.wait_for(repeated, 60)
+
+
+async def test_calls_of_other_runners_do_not_wait_for_repeated_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner_calls, "_RETRY_PAUSES_S", (0.0,))
+    channel = MortalChannel(1, 2)  # the second batch needs another call
+    client = RunnerClient(MANIFEST.model_id, channel, is_single=False)
+    async with asyncio.timeout(60):
+        lethal = asyncio.gather(write(client, 0, [LETHAL_SPEC]), return_exceptions=True)
+        while len(channel.batches) < 2:
+            await asyncio.sleep(0.001)
+        assert (await write(client, 1)).text == "a circle"
+        assert isinstance((await lethal)[0], RunnerFailed)
+
+
+async def test_cancelled_repetition_blocks_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_calls, "_RETRY_PAUSES_S", (0.0,))
+    channel = MortalChannel(3)
+    client = RunnerClient(MANIFEST.model_id, channel)
+    lethal = [asyncio.create_task(write(client, seed, [LETHAL_SPEC])) for seed in range(3)]
+    async with asyncio.timeout(60):
+        while len(channel.batches) < 2:
+            await asyncio.sleep(0.001)
+        for task in lethal:
+            task.cancel()
+        assert (await write(client, 9)).text == "a circle"
 
 
 class ShortChannel(FakeChannel):
