@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, product
-from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -14,18 +13,15 @@ from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
 from service.analysis import (
     Analysis,
-    Step,
     StepAnswer,
     StepObject,
     analyze,
     crop_around,
     filled,
-    needs_pixels_again,
     parse_plan,
     step_objects,
     stream_analysis,
     used_names,
-    within,
 )
 from service.errors import Overloaded, ServiceError, UnsupportedImage
 from service.inference.core import Core
@@ -152,14 +148,6 @@ def test_boxes_of_a_crop() -> None:
     assert box == pytest.approx([start + side * share for start, side, share in corners])
     assert answer.outcome.image_size_wh == (640, 480)
     assert analysis.steps[1].is_truncated
-
-
-def test_pixels_of_views_are_sent() -> None:
-    of = core()
-    captions = [{"id": f"all{number}", "task": "captioning"} for number in range(3)]
-    run(answered(of, THINGS, WHAT, CROP, *captions))
-    keys = [call.image_key for call in channel_of(of, FLORENCE_ID).calls if call.pixels is not None]
-    assert len(set(keys)) == 3  # the image and two crops
 
 
 def test_failure_ends_what_depends_on_it() -> None:
@@ -325,7 +313,6 @@ def test_tiles_of_a_crop() -> None:
 
 
 WHOLE_WH = (640, 480)
-CROP_BOX = (100, 50, 140, 90)
 QUAD = ((0.0, 0.0), (4.0, 0.0), (4.0, 3.0), (0.0, 3.0))
 
 
@@ -347,10 +334,6 @@ def test_crop_around_a_box(
     assert crop_around(box, margin, WHOLE_WH) == crop
 
 
-def test_box_within_a_crop() -> None:
-    assert within((100.5, 60.0, 130.0, 95.0), CROP_BOX) == (0.5, 10.0, 30.0, 40.0)
-
-
 def test_objects_have_texts() -> None:
     instance = Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, None)
     (item,) = step_objects(InstancesResult((instance,), True))
@@ -362,44 +345,17 @@ def test_objects_have_texts() -> None:
 
 
 WORDS = {"id": "words", "task": "ocr_with_regions"}
-id_of = attrgetter("id")
 
 
-def plan(*steps: dict[str, Any], max_steps: int = 32) -> tuple[Step, ...]:
-    return parse_plan({"steps": list(steps)}, served_models(), max_steps)
-
-
-def refusal(*steps: dict[str, Any], max_steps: int = 32) -> ServiceError:
+def refusal(*steps: dict[str, Any]) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
-        plan(*steps, max_steps=max_steps)
+        parse_plan({"steps": list(steps)}, served_models(), 32)
     return caught.value
 
 
 def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a step, and one about each of its boxes."""
     return step, {"id": "each", "task": "region_description", "each": step["id"], **fields}
-
-
-@pytest.mark.parametrize(
-    ("steps", "is_needed"),
-    [
-        (of(THINGS), False),
-        (of(THINGS, view="crop"), True),
-        ((THINGS, {"id": "all", "task": "captioning", "model": PALIGEMMA_ID}), True),
-    ],
-)
-def test_pixels_are_needed_again(steps: tuple[Any, ...], is_needed: bool) -> None:
-    assert needs_pixels_again(plan(*steps)) == is_needed
-
-
-def test_models_and_regions_of_steps() -> None:
-    text = {"id": "text", "task": "ocr", "models": [PALIGEMMA_ID, FLORENCE_ID]}
-    mask = {"id": "mask", "task": "instance_segmentation", "each": "things", "phrase": "{label}"}
-    own = WHAT | {"id": "own", "region": [0, 0, 1, 1], "model": FLORENCE_ID}
-    steps = plan(*reversed(of(THINGS)), text, mask | {"model": PALIGEMMA_ID}, own)
-    models = [list(map(id_of, step.models)) for step in steps]
-    assert models[1:4] == [[FLORENCE_ID], [FLORENCE_ID, PALIGEMMA_ID], [PALIGEMMA_ID]]
-    assert [step.options.id for step in steps if step.has_region] == ["each"]
 
 
 @pytest.mark.parametrize(
@@ -462,21 +418,6 @@ def test_cycle_is_refused() -> None:
     ]
     assert refusal(*steps).param == "steps"
     assert "one -> one" in refusal({**steps[0], "each": "one"}).message
-
-
-def test_number_of_steps_is_limited() -> None:
-    steps = [{"id": f"a{number}", "task": "ocr"} for number in range(3)]
-    assert "1 to 2 steps, not 3 steps" in refusal(*steps, max_steps=2).message
-    assert len(plan(*steps, max_steps=3)) == 3
-
-
-def test_questions_of_one_request() -> None:
-    steps = [{"id": f"a{number}", "task": "ocr"} for number in range(25)]
-    analysis = run(answered(core(), *steps))
-    assert [step.step.options.id for step in analysis.steps] == [step["id"] for step in steps]
-    for step in analysis.steps:
-        (answer,) = step.answers
-        assert isinstance(answer.outcome, Answer)
 
 
 def test_strings_of_parameters_are_filled() -> None:

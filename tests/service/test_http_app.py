@@ -45,17 +45,6 @@ from tests.support.running_service import parse_events
 from wire.runner_channel import RunnerUnreachable
 
 
-def test_predict_from_json() -> None:
-    fields = {"image": data_url(PNG), "task": "object_detection"}
-    response = client().predict(fields, X_Request_Id="my-id")
-    body = response.json()
-    assert response.headers["content-type"] == "application/json"
-    assert (body["id"], body["model"], body["task"]) == ("my-id", FLORENCE_ID, "object_detection")
-    (detection,) = body["result"]["detections"]
-    assert detection["box"] == pytest.approx([64.32, 96.24, 320.32, 288.24])
-    assert body["raw_text"] == "red circle<loc_100><loc_200><loc_500><loc_600>"
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -135,23 +124,6 @@ def test_piece_about_a_view() -> None:
     assert (whole["view"], right["view"]) == ([0, 0, 800, 400], [356, 0, 800, 400])
     (detection,) = right["result"]["detections"]
     assert detection["box"][0] > right["view"][0]
-
-
-def test_form_can_request_a_stream() -> None:
-    form = {name: (None, str(value).replace("True", "true")) for name, value in STREAMED.items()}
-    assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ({"stream": "yes"}, "invalid_request"),
-        ({"stream": True, "temperature": 9}, "invalid_request"),
-        ({"stream": True, "image": "bm8gaW1hZ2U="}, "unsupported_image"),
-    ],
-)
-def test_error_before_the_first_event(fields: dict[str, Any], code: str) -> None:
-    assert error_of(client().predict({**OCR, **fields}))["code"] == code
 
 
 def test_comparison_cannot_be_streamed() -> None:

@@ -338,7 +338,8 @@ def test_escapes_take_memory(num_before: int) -> None:
     text = "A" * num_before + "/u" + "A" * 400_000
     body = text.encode()
     assert parsed_bytes(body) == 2 * len(body)
-    assert parsed_bytes(body.replace(b"/", b"\\")) == 4 * len(body)
+    for wide in (b"\\u", "é".encode()):
+        assert parsed_bytes(body.replace(b"/u", wide)) == 4 * len(body)
 
 
 @pytest.mark.parametrize(

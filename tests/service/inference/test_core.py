@@ -25,7 +25,7 @@ from service.inference.core import Comparison, Core
 from service.inference.prediction import Answer, Stage
 from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
-from tasks.results import Detection, DetectionsResult, InstancesResult, TextResult
+from tasks.results import Detection, DetectionsResult, TextResult
 from tasks.scores import Calibration
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.catalog import FLORENCE, PALIGEMMA
@@ -57,22 +57,6 @@ LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red c
 
 # A fake decoder answers two words and four locations, each with exp(-0.5).
 SCORE = math.exp(-0.5 * 3)
-
-
-@pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
-def test_mask_formats(model: str) -> None:
-    for mask_format, has_mask in (("polygon", False), ("rle", True)):
-        fields = {
-            "task": "instance_segmentation",
-            "phrase": "red circle",
-            "mask_format": mask_format,
-            "model": model,
-        }
-        result = run(make_core().predict(PNG, fields, context())).result
-        assert isinstance(result, InstancesResult)
-        (instance,) = result.instances
-        assert (instance.mask is not None, instance.polygons is None) == (has_mask, has_mask)
-        assert instance.mask is None or instance.mask.size_hw == IMAGE_SIZE_WH[::-1]
 
 
 def test_generation_fields_reach_the_decoder() -> None:
@@ -122,15 +106,6 @@ def test_own_token_of_a_fine_tune() -> None:
     assert spec.grammar is None
 
 
-def test_times_are_reported_by_stage() -> None:
-    times_s = predict(make_core(), task="ocr").times_s
-    measured_s = (times_s["encode"], times_s["prefill"], times_s["decode"])
-    assert measured_s == (ENCODE_S, PREFILL_S, DECODE_S)
-    assert min(times_s["preprocess"], times_s["postprocess"], times_s["total"]) > 0
-    # the fakes report more than the call took
-    assert (times_s["encode_queue"], times_s["decode_queue"]) == (0, 0)
-
-
 def test_default_model() -> None:
     answer = predict(make_core(), task="visual_question_answering", question="what is it?")
     assert (answer.model.id, answer.result) == (FLORENCE_ID, TextResult("a circle", True))
@@ -142,36 +117,10 @@ def test_default_model() -> None:
     assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
 
 
-@pytest.mark.parametrize(
-    ("fields", "code", "param"),
-    [
-        ({"task": "object_detection", "model": PALIGEMMA_ID}, "unsupported_task", "task"),
-        (
-            {"task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID},
-            "unsupported_task",
-            "detail",
-        ),
-        ({"task": "captioning", "language": "fr"}, "unsupported_task", "language"),
-        ({"task": "region_description", "region": [0, 0, 641, 480]}, "invalid_request", "region"),
-    ],
-)
-def test_unsupported_request(fields: dict[str, Any], code: str, param: str) -> None:
-    encoder = FakeEncoder()
-    with pytest.raises(ServiceError) as caught:
-        predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
-    assert (caught.value.code, caught.value.param) == (code, param)
-    assert encoder.shapes == []  # refused before any work
-
-
 def detections(core: Core, **fields: Any) -> tuple[Detection, ...]:
     result = predict(core, **{"task": "object_detection"} | fields).result
     assert isinstance(result, DetectionsResult)
     return result.detections
-
-
-def test_min_score() -> None:
-    assert len(detections(make_core(), min_score=SCORE - 0.01)) == 1
-    assert detections(make_core(), min_score=SCORE + 0.01) == ()
 
 
 def test_overlapping_objects() -> None:

@@ -36,7 +36,6 @@ from tests.support.fake_service import (
     run,
     until,
 )
-from wire.pixels import Pixels
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OCR_PROMPT = "What is the text in the image, with regions?"
@@ -391,20 +390,3 @@ def test_shading_and_noise_are_flat() -> None:
 def test_parts_of_a_view() -> None:
     dotted = drawn((150, 40, 153, 43), (0, 0, 0))
     assert flat(dotted, ((0, 0, 20, 100), (40, 0, 100, 100)), within=HALVES[1]) == [True, False]
-
-
-class Undecodable(LazyImage):
-    """An image whose pixels must not be read."""
-
-    async def resized(
-        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
-    ) -> Pixels:
-        raise AssertionError(size_wh, resample, crop)
-
-
-async def test_known_image_is_not_decoded() -> None:
-    decoder = ImageDecoder(ImageLimits(10_000_000), 2)
-    for kind in (LazyImage, Undecodable):
-        lazy = kind(encoded(drawn((150, 40, 160, 50), (0, 0, 0))), decoder, "a")
-        await lazy.open()
-        assert await uneven_parts(lazy, HALVES) == [HALVES[1]]

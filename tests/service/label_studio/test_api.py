@@ -11,7 +11,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from service.admission.api_keys import ApiKeys
-from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServiceError
+from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
 from service.images.inputs import AllowedHost
@@ -124,23 +124,6 @@ def test_path_of_a_model() -> None:
 
 def text_area(attributes: str) -> str:
     return f'<TextArea name="t" toName="image" {attributes}/>'
-
-
-@pytest.mark.parametrize(
-    ("tag", "expected"),
-    [
-        (text_area('model_task="ocr"'), [("t", "textarea", {"text": ["HELLO"]})]),
-        (
-            labelled("Choices", "A Circle", "b", attributes='model_question="what is it?"'),
-            [("box", "choices", {"choices": ["A Circle"]})],
-        ),
-        (PROMPT + CAPTION, [("caption", "textarea", {"text": ["a red circle"]})]),
-        (labelled("BrushLabels", "unknown", attributes='smartOnly="true"'), []),
-    ],
-)
-def test_texts_and_choices(tag: str, expected: list[tuple[str, str, Any]]) -> None:
-    tasks = results(view(tag), path=f"{PATH}/{FLORENCE_ID}")[0]
-    assert values(tasks[0]["result"] if tasks else []) == expected
 
 
 def test_failed_task_names_its_error() -> None:
@@ -445,11 +428,6 @@ def test_tag_has_its_own_image() -> None:
     (prediction,) = json.loads(outcome)
     widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
     assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]
-
-
-def test_task_after_the_deadline_is_not_read() -> None:
-    with pytest.raises(DeadlineExceeded, match="before this task"):
-        asyncio.run(outcomes(make_core(), {"image": data_url(PNG)}, timeout_s=-1))
 
 
 LEGACY = "0" * 40

@@ -355,21 +355,6 @@ def test_text_fills_the_first_shape_of_its_image() -> None:
     assert ask.region_tags.shape.name == "r"
 
 
-def test_labels_have_their_alias_and_phrases() -> None:
-    control = only_control(
-        '<RectangleLabels name="box" toName="image"><Label value="Car" alias="c"'
-        ' predicted_values="Red car, blue car"/><Label value="dog, big"/></RectangleLabels>'
-    )
-    assert control.labels == {"c": ("Red car", "blue car"), "dog, big": ("dog, big",)}
-    assert (control.result_type, control.image, control.image_key) == (
-        "rectanglelabels",
-        "image",
-        "image",
-    )
-    assert control.label_of("BLUE CAR") == control.label_of("red car") == "c"
-    assert control.label_of("green car") is None
-
-
 def test_label_of_the_nearest_control() -> None:
     inner = labelled("Choices", "x", name="inner", attributes=ASKED)
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'

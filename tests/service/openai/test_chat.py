@@ -1,6 +1,5 @@
 """POST /v1/chat/completions over fake runners: tasks of texts, form of answers and errors."""
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,6 @@ from PIL import Image
 
 from service.http.boundary import STATUSES
 from tasks.parsing import GeneratedText
-from tests.service.http.test_boundary import leave, num_gone
 from tests.support import fake_runners
 from tests.support.answers import generated
 from tests.support.catalog import RELEASED
@@ -21,7 +19,6 @@ from tests.support.fake_service import (
     FLORENCE_ID,
     NUM_IMAGE_TOKENS,
     PALIGEMMA_ID,
-    PNG,
     data_url,
     encoded,
     make_core,
@@ -166,14 +163,6 @@ def test_options_reach_the_decoder() -> None:
     assert spec_of(body(max_tokens=4, max_completion_tokens=5)).max_new_tokens == 5
 
 
-def test_region_is_of_width_and_height() -> None:
-    region = "<loc_100><loc_250><loc_900><loc_750>"
-    chat = [text(f"<REGION_TO_CATEGORY>{region}"), image(data_url(PNG))]
-    prompt = f"What is the region {region}?"
-    spec = spec_of(body() | {"messages": [{"role": "user", "content": chat}]}, {prompt: "a circle"})
-    assert "".join(segment for segment, _ in spec.segments) == prompt
-
-
 IGNORED: dict[str, Any] = {
     "n": 1,
     "user": "u",
@@ -276,15 +265,6 @@ def test_error_after_the_first_chunk() -> None:
     assert fits(error, "ChatError")
     assert error["error"]["code"] == "not_ready"
     assert error["error"]["type"] == "server_error"
-
-
-@pytest.mark.parametrize("is_streamed", [False, True])
-async def test_disconnected_client_is_counted(is_streamed: bool) -> None:
-    decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
-    before = num_gone("openai")
-    await leave(PATH, body(stream=is_streamed), {FLORENCE_ID: decoder})
-    assert decoder.num_cancelled == 1
-    assert num_gone("openai") == before + 1
 
 
 DETECT = "<OPEN_VOCABULARY_DETECTION>red circle"

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -18,19 +17,16 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from service.admission.api_keys import ApiKeys
 from service.errors import ServiceError
 from service.inference.core import Core
-from service.inference.prediction import Piece, TilesSummary
-from service.inference.request_fields import PredictFields, parse_fields
+from service.inference.prediction import Piece
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from service.rpc.server import event_message, message_of, request_fields
-from service.schema.rendering import answer_json, prediction_event
-from tasks.results import Detection, DetectionsResult, TextResult
-from tasks.scores import Guarantee
-from tasks.tiles.grid import Grid
+from service.rpc.server import event_message, message_of
+from service.schema.rendering import prediction_event
+from tasks.results import Detection, DetectionsResult
 from tasks.tiles.merging import View
-from tests.service.schema.test_rendering import BOX, answer_of
+from tests.service.schema.test_rendering import BOX
 from tests.support.api_keys import api_keys
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, make_core
+from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.rest_client import grpc_channel
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
@@ -79,16 +75,6 @@ async def test_analysis_over_grpc() -> None:
     assert [event.answer.step for event in (first, second)] == ["things", "text"]
     assert second.answer.answer.answer.text == "HELLO"
     assert [step.id for step in last.analysis.steps] == ["things", "text"]
-
-
-async def test_failed_step_over_grpc() -> None:
-    steps = [pb.Step(id="no", task="object_detection", models=[PALIGEMMA_ID])]
-    async with serving() as channel:
-        stream = VisionStub(channel).AnalyzeStream(pb.AnalyzeRequest(image=PNG, steps=steps))
-        event, last = await all_of(stream)
-    (answer,) = last.analysis.steps[0].answers
-    assert event.answer.answer == answer
-    assert (answer.model, answer.error.code) == (PALIGEMMA_ID, "unsupported_task")
 
 
 async def test_stored_image_over_grpc() -> None:
@@ -258,7 +244,6 @@ OBJECT_MESSAGE = OBJECT | {"box": {"x1": 1.5, "y1": 2.0, "x2": 30.25, "y2": 40.0
 QUAD = [[1, 2], [3, 4], [5, 6], [7, 8]]
 POINTS = [{"x": x, "y": y} for x, y in QUAD]
 MASK = {"size": [480, 640], "counts": "abc"}
-ERROR = {"code": "invalid_request", "message": "no", "param": "task", "request_id": "id-1"}
 
 
 def fields(message: Any) -> Any:
@@ -294,46 +279,6 @@ def test_result_messages(result: dict[str, Any], expected: Any) -> None:
     message = message_of(pb.Answer, {"result": result})
     assert message.WhichOneof("result") == kind
     assert fields(message) == {kind: expected}
-
-
-def test_outcomes_of_models() -> None:
-    answer = {"id": "id-1", "model": "a", "result": {"text": "b"}}
-    answers = [answer, {"model": "c", "error": ERROR}]
-    image = {"width": 640, "height": 480}
-    message = message_of(pb.Comparison, {"id": "id-1", "image": image, "answers": answers})
-    first, second = message.answers
-    assert (message.id, message.image.width) == ("id-1", 640)
-    assert (first.model, first.answer.text, first.answer.id) == ("a", "b", "id-1")
-    assert fields(second) == {"model": "c", "error": ERROR}
-
-
-@pytest.mark.parametrize("is_tiled", [True, False])
-def test_other_fields_are_those_of_json(is_tiled: bool) -> None:
-    answer = answer_of(TextResult("a", True))
-    if is_tiled:
-        guarantee = Guarantee(0.9, 0.95, 0.5, 4, 80, 2)
-        answer = replace(answer, tiles=TilesSummary(2, 3, 5, 1, 4), guarantee=guarantee)
-    document = answer_json(answer, "id-1").model_dump()
-    message = message_of(pb.Answer, document)
-    assert [message.HasField(name) for name in ("tiles", "guarantee")] == [is_tiled] * 2
-    for name, value in fields(message).items():
-        if isinstance(value, dict):
-            numbers = {part: float(number) for part, number in value.items()}
-            zeros = {part: 0 for part in document[name] if part not in numbers}
-            assert numbers | zeros == document[name]
-        elif name != "text":
-            assert value == document[name]
-
-
-def test_fields_of_a_request() -> None:
-    sent = pb.PredictRequest(image=b"x", task="ocr", tiles="2x3", overlap=0.25, min_precision=0.9)
-    assert request_fields(sent).keys() == {"task", "tiles", "overlap", "min_precision"}
-    _, request = parse_fields(PredictFields, request_fields(sent))
-    assert (request.fields.tiles, request.fields.min_precision) == (Grid(2, 3), 0.9)
-    steps = [pb.Step(id="a", task="ocr", region=[1, 2]), pb.Step(id="b", models=["m"])]
-    assert request_fields(pb.AnalyzeRequest(image=b"x", steps=steps)) == {
-        "steps": [{"id": "a", "task": "ocr", "region": [1, 2]}, {"id": "b", "models": ["m"]}]
-    }
 
 
 def test_message_about_a_view() -> None:
