@@ -17,7 +17,7 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from tasks.scores import read_proofs
 from tests.client.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, answer
-from tests.support.scene_images import encoded, scene_png
+from tests.support.scene_images import encoded
 from tests.support.scripted_services import Received, Refusal, Script
 
 BOXES = "detections"
@@ -297,21 +297,6 @@ def test_unlike_images_are_reviewed(diptych: Diptych, tmp_path: Path, capsys: Ca
     assert json.loads((out / "guarantee.json").read_text())["share_unlike"] == 0.25
     assert (
         "; 1 of them are unlike those that the models were calibrated on" in capsys.readouterr().out
-    )
-
-
-def test_near_duplicates_count_once(
-    diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
-) -> None:
-    labels = write_labels(tmp_path / "labelled", ["sure"] * 80)
-    for number in range(20):
-        scene = scene_png(number // 5) + bytes(number // 2)  # pairs of equal files
-        (labels.parent / f"{number}.jpg").write_bytes(scene)
-    assert annotate_labelled(diptych, photos, labels)[0] == 0
-    accepting = json.loads((tmp_path / "out" / "guarantee.json").read_text())["accepting"]
-    assert accepting["num_images"] == 64
-    assert (
-        "16 of 80 labelled images nearly repeat others and do not count" in capsys.readouterr().out
     )
 
 

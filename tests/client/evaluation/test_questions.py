@@ -1,8 +1,6 @@
 """The requests that a task makes of a dataset's labels; answers in a log."""
 
 import asyncio
-import json
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +41,7 @@ from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Result
 from tests.support.client_answers import INSTANCES, TEXT_REGIONS, answer
 from tests.support.evaluations import detection
-from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
+from tests.support.scripted_services import scripted
 
 IMAGE = ImageFile("a.png", 1, 1)
 BOX = (0.0, 0.0, 5.0, 5.0)
@@ -252,33 +250,6 @@ def test_no_request_is_sent_twice(folder: Path) -> None:
     changed = replace(samples[0], image=ImageFile("0.png", 1, 2))
     detailed = sample_of("0.png", TaskParameters(detail="detailed"))
     assert num_received(folder, [changed, detailed]) == 2
-
-
-class PairScript(Script):
-    """Answers requests in pairs."""
-
-    barrier = threading.Barrier(2, timeout=60)
-
-    def next_step(self, received: Received) -> Step:
-        self.barrier.wait()
-        return Script.next_step(self, received)
-
-
-def test_requests_are_concurrent(folder: Path) -> None:
-    with serving_rest(PairScript([])) as url:
-        assert num_failed(folder, [sample_of(f"{index}.png") for index in range(4)], url) == 0
-
-
-def test_failure_is_listed_and_sent_again(folder: Path) -> None:
-    samples = [sample_of("0.png", TaskParameters(detail="short")), sample_of("missing.png")]
-    with scripted("rest", [Refusal("overloaded")]) as (url, _):
-        assert num_failed(folder, samples, url) == 2
-        lines = (folder / "failures.jsonl").read_text().splitlines()
-        rows = {row["image"]: row for row in map(json.loads, lines)}
-        assert rows["0.png"]["code"] == "overloaded"
-        assert (rows["0.png"]["model"], rows["0.png"]["detail"]) == ("m", "short")
-        assert rows["missing.png"]["code"] == "unreadable_file"
-        assert num_failed(folder, samples, url) == 1
 
 
 def predicted(folder: Path, sample: Sample, results: Sequence[Result]) -> Prediction | None:

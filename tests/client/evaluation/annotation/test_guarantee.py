@@ -266,15 +266,3 @@ def test_classes_share_the_level() -> None:
     assert [box.label for box in agreed.accepted] == ["dog"]  # too many cars
     with pytest.raises(RunError, match="no class is in a sample"):
         prove([image] * 78, [answers()], 0.5, PROMISE, is_by_class=True)
-
-
-def test_wrong_boxes_are_counted_by_class() -> None:
-    boxes = (Detection(CAR, "car", 0.9), Detection(FAR, "dog", 0.9), Detection(FAR, "cat", 0.3))
-    image = (record(DetectionsResult(boxes)),)
-    labelled = [(image, ObjectsTruth((TRUE_CAR, TrueObject("dog", FAR))))] * 290
-    labelled += [(image, ObjectsTruth((TRUE_CAR,)))] * 10
-    labelled.append(((record(DetectionsResult(boxes * 2)),), ObjectsTruth(())))  # too many boxes
-    pilot = [(record(DetectionsResult(boxes[:2])),)] * 20
-    guarantee = prove(labelled, pilot, 0.5, PROMISE)
-    assert guarantee.by_class == {"car": (0, 300), "dog": (10, 300)}
-    assert guarantee.sentences()[-1].endswith("by class: car 0 % of 300, dog 3.33 % of 300")

@@ -129,12 +129,21 @@ def annotated(**annotation: object) -> str:
             f"<!DOCTYPE a [{ENTITIES}]><annotation>&e11;</annotation>",
             "a document type",
         ),
+        ("x.json", "[]", "it has no list `images`"),
+        ("x.json", '{"images": [{"id": 1, "file_name": "z"}]}', "give its folder with --images"),
+        ("x.json", "", "x.json is not readable as JSON: Expecting value"),
+        ("x.jsonl", '{"image": "images/a.png"}\n{}', "line 2: expected an object with `image`"),
+        ("x.yaml", "a: 1", "it has no `names`"),
+        ("x.xml", "<a/>", "expected a file of YOLO, Pascal VOC"),
+        ("x.txt", "", "expected a file of"),
+        ("x.csv", "image," * 1001 + "\n", "at most 1000 columns"),
+        ("x.csv", f'image,text\na.png,"{"x" * 200_000}"\n', "field larger than field limit"),
+        ("x.csv", f'"{"x" * 200_000}"', "must have a column image, file_name"),
+        ("x.csv", "name,text\na.png,x\n", "must have a column image, file_name"),
     ],
     ids=lambda value: value[:20],
 )
-def test_endless_file_is_one_line_of_error(
-    folder: Path, name: str, text: str, message: str
-) -> None:
+def test_bad_file_is_one_line_of_error(folder: Path, name: str, text: str, message: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     strict = Problems(is_strict=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import supervision as sv
 import yaml
 from PIL import Image
 
@@ -266,18 +265,6 @@ def test_locations_are_those_of_the_service(box: BoxXyxy) -> None:
     size_wh = (SIZE.width, SIZE.height)
     assert PALIGEMMA.tokens(box, size_wh) == paligemma_box_tokens(box, size_wh)
     assert FLORENCE2.tokens(box, size_wh) == florence2_box_tokens(box, size_wh)
-
-
-def test_supervision_reads_a_suffix(tmp_path: Path) -> None:
-    save_image(tmp_path / "a.png")
-    folder = write("paligemma", tmp_path, [record(DETECTIONS, "a.png")])
-    row = json.loads((folder / "train" / "labels.jsonl").read_text())
-    assert row["prefix"] == "detect circle ; star"
-    size_wh = (SIZE.width, SIZE.height)
-    result = sv.Detections.from_vlm(sv.VLM.PALIGEMMA, row["suffix"], resolution_wh=size_wh)
-    assert list(result.data["class_name"]) == ["star", "circle", "star"]
-    expected = [box.box_xyxy for box in DETECTIONS.detections]
-    np.testing.assert_allclose(result.xyxy, expected, atol=0.1)
 
 
 @pytest.mark.parametrize("label", ["a;b", "<loc_1", "a>b"])
