@@ -1,6 +1,4 @@
-import io
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +15,7 @@ from offline.output import (
     OutputFormat,
     Row,
     RowError,
-    read_rows,
     write_coco,
-    write_rows,
 )
 from tasks.run_length import encode_mask
 
@@ -31,27 +27,6 @@ MASK = {"instances": [{"box": [0.0, 0.0, 4.0, 4.0], "label": "", "score": 1.0, "
 ANSWERED = Row("a.jpg", "m", "object_detection", 64, 48, BOXES, "größer<loc_1>", "stop", True)
 ERROR = RowError("unsupported_image", "the image cannot be read")
 FAILED = Row("b.jpg", "m", "object_detection", error=ERROR)
-
-
-class ObservedFile(io.BytesIO):
-    """A file that knows which threads read it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers = set[int]()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.readers.add(threading.get_ident())
-        return super().read(size)
-
-
-def test_parquet_is_read_in_one_thread() -> None:
-    """pyarrow's own threads would abort the interpreter when it ends."""
-    stream = ObservedFile()
-    write_rows(stream, [ANSWERED], "parquet")
-    stream.seek(0)
-    assert list(read_rows(stream, "parquet")) == [ANSWERED]
-    assert stream.readers == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])

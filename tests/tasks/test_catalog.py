@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,21 +196,9 @@ def test_bad_entry_is_refused(key: str, values: list[Any]) -> None:
             parse_entry(ROW | {key: value})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"parameters": 0},
-            "some-model: parameters must be greater than 0, not 0",
-        ),
-        ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
-        ({"tasks": {"counting": None}}, "'counting' is not a task; allowed are captioning"),
-        ({"tasks": {QUESTIONS: {"template": "?"}}}, "must contain {question} once; it is '?'"),
-    ],
-)
-def test_message_of_refusal(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(CatalogError, match=message):
-        parse_entry(ROW | change)
+def test_paligemma_needs_a_mask_decoder() -> None:
+    with pytest.raises(CatalogError, match="mask_decoder must be set for paligemma models"):
+        parse_entry(ROW | {"family": "paligemma"})
 
 
 def test_limits_of_lists() -> None:
@@ -251,36 +238,6 @@ def test_adapter_inherits_from_its_base(tmp_path: Path) -> None:
 def test_bad_adapter_is_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(CatalogError, match=message):
         loaded(tmp_path, *rows)
-
-
-def test_adapter_outside_of_the_catalog() -> None:
-    base = parse_entry(ROW | {"revision": "main", "tasks": {"ocr": None}, "aliases": ["a/b"]})
-    plain = adapter_entry("tuned", "folder", {}, base)
-    assert (plain.id, plain.adapter_of, plain.source) == ("tuned", "some-model", "folder")
-    assert (plain.revision, plain.aliases) == (None, ())
-    of_base: dict[str, Any] = {"id": base.id, "source": base.source, "revision": "main"}
-    assert replace(plain, adapter_of=None, aliases=("a/b",), **of_base) == base
-    changed = adapter_entry("tuned", "folder", {"tasks": {}, "license": "X"}, base)
-    assert (changed.license, "ocr" in changed.task_ids, "ocr" in plain.task_ids) == (
-        "X",
-        True,
-        False,
-    )
-
-
-@pytest.mark.parametrize(
-    ("model_id", "row", "message"),
-    [
-        ("Tuned", {}, "Tuned: id: String should match"),
-        ("tuned", {"id": "other"}, "id is not allowed; it follows from the folder"),
-        ("tuned", {"resolution": 224}, "an adapter shares resolution with its base some-model"),
-    ],
-)
-def test_bad_adapter_outside_of_the_catalog(
-    model_id: str, row: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(CatalogError, match=message):
-        adapter_entry(model_id, "folder", row, parse_entry(ROW))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.questions import AnswerLog, Questionnaire, Sample
 from diptych_client.evaluation.report import (
     Gallery,
-    axis_maximum,
     heading,
     json_document,
     tables,
@@ -149,11 +148,6 @@ def test_page_has_names_as_text(folder: Path) -> None:
     assert "<title>open_vocabulary_detection on &lt;/script&gt;&lt;img src=x" in page
     assert "\\u003c/script\\u003e\\u003cimg src=x" in page  # the cards
     assert "<td>100.0</td>" in page
-
-
-def test_axis_ends_at_tens() -> None:
-    intervals = {"a": {"m": Interval(34.0, 30.5, 41.0)}, "b": {"m": Interval(float("nan"), 0, 99)}}
-    assert (axis_maximum(intervals), axis_maximum({})) == (50, 10)
 
 
 def cards_of(out: Path) -> list[dict[str, Any]]:

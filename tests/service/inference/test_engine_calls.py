@@ -312,14 +312,6 @@ def test_deadline_ends_the_connection() -> None:
     assert closed == [b""] * len(engine.bodies)
 
 
-@pytest.mark.parametrize("text", ["I see no cat.", "", "[[[", '{"bbox_2d": [1, 2'])
-def test_prose_is_an_empty_result(text: str) -> None:
-    with engine_core(text_stream(text)) as (core, _):
-        answer = asked(core)
-    assert answer.result == DetectionsResult((), is_parsed=False)
-    assert answer.written.text == text
-
-
 def test_start_without_the_engine_or_its_key(caplog: pytest.LogCaptureFixture) -> None:
     row = {"id": "far", "family": "openai", "url": "http://127.0.0.1:1/v1", "model": "m"}
     engine = parse_entry({**row, "dialect": "gemma"}).engine

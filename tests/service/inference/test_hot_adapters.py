@@ -36,7 +36,6 @@ class Watched:
 
     folder: Path
     settings: Settings = Settings()  # noqa: RUF009  # frozen
-    max_bytes: int = 1_000_000
     models: ServedModels = field(default_factory=served_models)
     channels: dict[str, FakeChannel] = field(init=False)
     published: list[tuple[str, bool]] = field(default_factory=list)
@@ -47,7 +46,7 @@ class Watched:
         runners = {model_id: RunnerClient(model_id, self.channels[model_id]) for model_id in BOTH}
         scan = AdapterScan(self.folder, now=lambda: 1e12)
         self.adapters = HotAdapters(
-            scan, self.models, runners, self.settings, self._publish, self.max_bytes
+            scan, self.models, runners, self.settings, self._publish, 1_000_000
         )
 
     def _publish(self, model: ServedModel, is_served: bool) -> None:
@@ -178,9 +177,9 @@ def test_each_base_is_asked_for_its_own(watched: Watched) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "text", "reason"),
     [
-        ("bad", CONFIG_FILE, "[" * 100_000, "cannot be read as JSON: RecursionError: maximum"),
         ("bad", ENTRY_FILE, "license: 0x" + "f" * 5_000, "Exceeds the limit (4300 digits)"),
         ("bad", ENTRY_FILE, "a: [\nb", "cannot be read as YAML: ParserError: while parsing a flow"),
+        ("bad", WEIGHTS_FILE, "w" * 1_000_001, "has 1000001 bytes; at most 1000000 are allowed"),
         *(("bad", WEIGHTS_FILE, kind, WEIGHTS_FILE) for kind in SPECIAL_FILES),
         (
             "tuned",
@@ -214,15 +213,6 @@ def test_bad_adapter_is_refused_once(
     assert line.startswith(f"the adapter {name} is refused: ")
     assert reason in line
     assert not record.exc_info
-
-
-def test_large_adapter_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watched = Watched(tmp_path)
-    watched.answer(
-        watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000))
-    )
-    assert watched.update() == [*BOTH, "small"]
-    assert "has 1000001 bytes; at most 1000000 are allowed" in caplog.text
 
 
 def test_stale_calibration_of_an_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

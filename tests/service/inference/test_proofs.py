@@ -25,8 +25,6 @@ from tests.support.fake_service import (
     FLORENCE_ID,
     OD_PROMPT,
     PNG,
-    codes,
-    compare,
     context,
     make_core,
     predict,
@@ -85,15 +83,6 @@ def test_proved_objects(tmp_path: Path) -> None:
     assert predict(core, **OD).guarantee is None
 
 
-def test_too_many_objects_for_a_proof(tmp_path: Path) -> None:
-    core = core_with(tmp_path, proof(0.9), answer=FLORENCE_ANSWERS[OD_PROMPT] * 2)
-    answer = predict(core, **OD, min_precision=0.9)
-    assert isinstance(answer.result, DetectionsResult)
-    assert answer.result.detections == ()
-    assert answer.guarantee is not None
-    assert answer.guarantee.left_out == 2
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -109,13 +98,6 @@ def test_unproved_request(tmp_path: Path, fields: dict[str, Any]) -> None:
     with pytest.raises(ServiceError, match=f"is not proved for {FLORENCE_ID}") as caught:
         predict(core, **fields)
     assert (caught.value.code, caught.value.param) == ("unsupported_task", "min_precision")
-
-
-def test_proof_in_a_comparison(tmp_path: Path) -> None:
-    answers = codes(
-        compare(core_with(tmp_path, proof(0.9, fields=FIND)), **FIND, min_precision=0.9)
-    )
-    assert answers == {FLORENCE_ID: "ok", "paligemma-mini": "unsupported_task"}
 
 
 def test_unproved_objects_are_not_streamed(tmp_path: Path) -> None:

@@ -255,17 +255,6 @@ def test_near_boxes_are_compared_once() -> None:
     assert num_pairs == len(pairs) == 2 * 100 * 99 + 2 * 99**2
 
 
-def test_dropped_boxes_are_not_compared() -> None:
-    low = np.zeros((2000, 2))
-    are_kept = np.ones(len(low), dtype=np.bool_)
-    num_pairs = 0
-    for _, others in near_pairs(low, low + 10, are_kept):
-        num_pairs += len(others)
-        are_kept[others] = False
-    assert are_kept.sum() == 1
-    assert num_pairs < 64 * len(low)
-
-
 def box(
     x1: float, y1: float, x2: float, y2: float, score: float = 0.5, label: str = "a"
 ) -> Detection:
@@ -462,34 +451,17 @@ def test_results_of_a_crop() -> None:
     moved = Detection((101.0, 52.0, 103.5, 54.0), "a", 0.5)
     assert placed(detections, CROP, WHOLE_WH) == DetectionsResult((moved,), True)
     ring = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0))
-    instances = InstancesResult((Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (ring,), None),), True)
-    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
+    mask = np.zeros((40, 40), dtype=np.bool_)
+    mask[5:7, 10:30] = True
+    shapes: list[Any] = [(ring,), None], [None, encode_mask(mask)]
+    items = [Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, rings, rle) for rings, rle in shapes]
+    instance, masked = placed(InstancesResult(tuple(items), True), CROP, WHOLE_WH).instances  # type: ignore[union-attr]
     assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
+    whole = decode_mask(masked.mask)
+    assert np.array_equal(whole[50:90, 100:140], mask)
+    assert (whole.shape, whole.sum()) == ((480, 640), mask.sum())
     regions = TextRegionsResult((TextRegion(quad, "a", 0.5),) * 2, True)
     first, second = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
     corners = ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
     assert first.quad == second.quad == corners
     assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        np.s_[5:7, 10:30],
-        np.s_[:, 3:9],  # runs that fill their columns, and touch each other
-        np.s_[0:0, 0:0],
-        np.s_[::2, ::3],
-    ],
-)
-def test_mask_of_a_crop(part: tuple[slice, slice]) -> None:
-    mask = np.zeros((40, 40), dtype=np.bool_)
-    mask[part] = True
-    instances = InstancesResult(
-        (Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, encode_mask(mask)),), True
-    )
-    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
-    assert instance.mask is not None
-    whole = decode_mask(instance.mask)
-    assert whole.shape == (480, 640)
-    assert np.array_equal(whole[50:90, 100:140], mask)
-    assert whole.sum() == mask.sum()

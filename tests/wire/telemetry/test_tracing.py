@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from opentelemetry.trace import INVALID_SPAN, get_current_span
+from opentelemetry.trace import INVALID_SPAN
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tests.support.trace_collector import (
@@ -72,27 +72,6 @@ def test_nested_spans(collector: Collector) -> None:
     assert (outer.parent_id, inner.parent_id) == (CALLER_ID, outer.span_id)
     assert outer.start_s <= inner.start_s <= inner.end_s <= outer.end_s
     assert (outer.part, outer.attributes) == ("part", {"a": 1})
-
-
-def test_spans_of_tasks(collector: Collector) -> None:
-    async def parent(name: str) -> None:
-        with span(name):
-            await asyncio.gather(child(f"{name}0"), child(f"{name}1"))
-
-    async def child(name: str) -> None:
-        await asyncio.sleep(0)
-        with span(name):
-            await asyncio.sleep(0)
-
-    async def both() -> None:
-        await asyncio.gather(parent("a"), parent("b"))
-        assert get_current_span() is INVALID_SPAN
-
-    with exporting(collector.url):
-        asyncio.run(both())
-    spans = by_name(collector)
-    for name in ("a0", "a1", "b0", "b1"):
-        assert spans[name].parent_id == spans[name[0]].span_id
 
 
 def test_past_span(collector: Collector) -> None:
