@@ -135,21 +135,6 @@ def test_steps_ask_about_boxes() -> None:
     ]
 
 
-def test_boxes_of_a_crop() -> None:
-    crop = {"id": "words", "task": "object_detection", "each": "things", "view": "crop"}
-    analysis = run(answered(core(), THINGS, crop | {"margin": 0, "max_each": 1}))
-    (answer,) = analysis.steps[1].answers
-    assert answer.view == (64, 96, 321, 289)
-    assert isinstance(answer.outcome, Answer)
-    assert isinstance(answer.outcome.result, DetectionsResult)
-    box = answer.outcome.result.detections[0].box
-    shares = (0.1005, 0.2005, 0.5005, 0.6005)
-    corners = zip((64, 96, 64, 96), (257, 193, 257, 193), shares, strict=True)
-    assert box == pytest.approx([start + side * share for start, side, share in corners])
-    assert answer.outcome.image_size_wh == (640, 480)
-    assert analysis.steps[1].is_truncated
-
-
 def test_failure_ends_what_depends_on_it() -> None:
     florence = FakeDecoder(FLORENCE_TEXTS, failure=ZeroDivisionError())
     both = {"id": "all", "task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}

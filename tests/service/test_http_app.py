@@ -63,19 +63,6 @@ def test_answers_match_the_openapi(fields: dict[str, Any]) -> None:
     assert len(prediction.json()["result"]) == 1
 
 
-def test_compare_orders_models() -> None:
-    fields = {"task": "object_detection", "models": [PALIGEMMA_ID, FLORENCE_ID]}
-    body = client().compare({"image": data_url(PNG), **fields}, X_Request_Id="my-id").json()
-    assert fits(body, "ComparisonJson")
-    assert (body["id"], body["task"]) == ("my-id", "object_detection")
-    assert body["image"] == {"width": 640, "height": 480}
-    florence, paligemma = body["answers"]
-    assert (florence["id"], florence["model"]) == ("my-id", FLORENCE_ID)
-    assert set(paligemma) == {"model", "error"}
-    assert (paligemma["model"], paligemma["error"]["code"]) == (PALIGEMMA_ID, "unsupported_task")
-    assert paligemma["error"]["request_id"] == "my-id"
-
-
 def test_lists_of_tasks_and_models() -> None:
     api = client()
     assert len(api.get("/v1/tasks").json()["data"]) == 11

@@ -76,18 +76,3 @@ def test_closed_path_requires_a_key(path: str) -> None:
     assert get(app, path, {"Authorization": "Bearer another"}).status_code == 401
     # it does not count against the quota of one request
     assert [get(app, path, KEY).text for _ in range(3)] == ["reason"] * 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "closed", "others"),
-    [
-        (Settings(), (), ("/metrics", "/livez")),
-        (NEEDS_KEY, ("/metrics",), ("/livez", "/readyz", "/metricsx", "/", "/v1/metrics")),
-    ],
-)
-def test_settings_close_paths(
-    settings: Settings, closed: tuple[str, ...], others: tuple[str, ...]
-) -> None:
-    app = middleware(settings)
-    assert all(get(app, path).status_code == 401 for path in closed)
-    assert all(get(app, path).text == "reason" for path in others)

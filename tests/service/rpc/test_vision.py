@@ -20,14 +20,16 @@ from service.inference.core import Core
 from service.inference.prediction import Piece
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from service.rpc.server import event_message, message_of
+from service.rpc.server import GrpcServer, event_message, message_of
 from service.schema.rendering import prediction_event
+from service.settings import Settings
 from tasks.results import Detection, DetectionsResult
 from tasks.tiles.merging import View
 from tests.service.schema.test_rendering import BOX
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.rest_client import grpc_channel
+from tests.support.running_service import free_port
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 
 KEY = "secret"
@@ -126,13 +128,6 @@ async def test_a_stream_is_about_one_image() -> None:
             assert (code, metadata["diptych-param"]) == (grpc.StatusCode.INVALID_ARGUMENT, "images")
 
 
-async def test_stream_over_grpc() -> None:
-    async with serving() as channel:
-        *texts, last = await all_of(VisionStub(channel).PredictStream(OCR))
-    assert "".join(event.text for event in texts) == last.answer.raw_text == "HELLO"
-    assert all(event.WhichOneof("event") == "text" for event in texts)
-
-
 async def test_lists_over_grpc() -> None:
     async with serving() as channel:
         stub: Any = VisionStub(channel)
@@ -154,15 +149,20 @@ async def test_list_needs_a_key() -> None:
     assert code == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_draining_admits_no_call() -> None:
-    core = make_core()
-    async with serving(core) as channel:
-        await core.places.close()
-        stub: Any = VisionStub(channel)
-        for call in (stub.ListModels(pb.ListModelsRequest()), stub.Predict(OCR)):
-            code, metadata = await refused(call)
-            assert (code, metadata["diptych-code"]) == (grpc.StatusCode.UNAVAILABLE, "not_ready")
-            assert metadata["retry-after"] == "1"
+async def test_health_before_the_start() -> None:
+    async def is_ready() -> bool:
+        return False
+
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(make_core(), ApiKeys(None), settings, is_ready)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+        health: Any = HealthStub(channel)
+        for service in ("", "diptych.v1.Vision"):
+            request = HealthCheckRequest(service=service)
+            for answer in (await health.Check(request), await health.Watch(request).read()):
+                assert answer.status == HealthCheckResponse.NOT_SERVING
+    await server.stop(0)
 
 
 async def test_malformed_message() -> None:

@@ -1,16 +1,11 @@
 """Trace id and spans of requests over HTTP and gRPC, with the real core over fake runners."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import grpc
 import pytest
 
-from service.admission.api_keys import ApiKeys
-from service.rpc.proto import vision_pb2 as pb
-from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, PNG, florence_fails, make_core
-from tests.support.rest_client import OCR, client, grpc_channel
+from tests.support.fake_service import FLORENCE_ID, florence_fails
+from tests.support.rest_client import OCR, client
 from tests.support.trace_collector import (
     CALLER_ID,
     TRACE_ID,
@@ -74,18 +69,6 @@ def test_spans_of_an_answer(collector: Collector) -> None:
     }
 
 
-def test_spans_of_a_comparison(collector: Collector) -> None:
-    client(florence_fails(RunnerUnreachable("refused"))).compare(OCR)
-    made = sent(collector)
-    answers = [made[f"generate_content {model}"] for model in (FLORENCE_ID, PALIGEMMA_ID)]
-    assert {answer.parent_id for answer in answers} == {made["POST /v1/compare"].span_id}
-    assert [(answer.attributes["diptych.status"], answer.has_failed) for answer in answers] == [
-        ("not_ready", True),
-        ("ok", False),
-    ]
-    assert not made["POST /v1/compare"].has_failed  # it has an answer
-
-
 @pytest.mark.parametrize(
     ("failure", "fields", "status", "code", "has_failed"),
     [
@@ -109,31 +92,6 @@ def test_failed_spans(
     assert (request.attributes["diptych.status"], request.has_failed) == (code, has_failed)
     assert request.attributes.get("error.type") == (code if has_failed else None)
     assert not any(b"purple-elephant" in span.bytes for span in collector.spans)
-
-
-async def test_span_of_a_grpc_call(collector: Collector) -> None:
-    async with grpc_channel(make_core(), ApiKeys(None)) as channel:
-        stub: Any = VisionStub(channel)
-        metadata = [("traceparent", TRACEPARENT)]
-        await stub.Predict(
-            pb.PredictRequest(image=PNG, task="ocr", model=FLORENCE_ID), metadata=metadata
-        )
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Compare(pb.CompareRequest(image=PNG, task="none"), metadata=metadata)
-    made = sent(collector)
-    predict = made["diptych.v1.Vision/Predict"]
-    compare = made["diptych.v1.Vision/Compare"]
-    assert (predict.trace_id, predict.parent_id, predict.kind) == (TRACE_ID, CALLER_ID, "SERVER")
-    assert predict.attributes == {
-        "rpc.system.name": "grpc",
-        "rpc.method": predict.name,
-        "rpc.response.status_code": "OK",
-    }
-    assert made[ANSWER].parent_id == predict.span_id
-    assert (compare.attributes["rpc.response.status_code"], compare.has_failed) == (
-        "INVALID_ARGUMENT",
-        False,
-    )
 
 
 def test_spans_are_named_by_route(collector: Collector) -> None:
