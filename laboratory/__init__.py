@@ -7,6 +7,7 @@ Commands, each with `--help`:
                                          (make bench)
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
+    processes      start and stop of servers
     scenes         scenes that no training has seen, and datasets
     bench/         the benchmark against other servers; its results are in results/
     gpu_check/     checks of a GPU

@@ -32,8 +32,8 @@ from export.scenes import (
     render_scene,
     sample_scene,
 )
+from laboratory.processes import Launch, free_port, running
 from laboratory.scenes import PLAIN_PX, Labelled, evaluation_scene, labelled, write_coco
-from loadtest.processes import Launch, free_port, running
 from tasks.tiles.grid import Grid, tile_boxes
 from wire.artifacts.manifest import CALIBRATION_FILE
 

@@ -4,9 +4,11 @@ Locust's page.
 In the open loop each user is a Poisson process of `RATE_PER_USER`: no answer moves a due time, and
 response times count from it. In the closed loop a user waits for each answer. Requests other than
 answered ones have rows of their own: `task: status`. Failures are defects of the service only.
+`--watch-pid` also watches the memory of a service on the same host.
 """
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -18,12 +20,14 @@ from urllib.parse import urlsplit
 
 import gevent
 import grpc.experimental.gevent
+import psutil
 from gevent.pool import Pool
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 
+from loadtest.memory import MemoryWatch
 from loadtest.senders import DEFECTS, GRACE_S, OK, Checker, GrpcSender, Reply, RestSender
 from loadtest.traffic import Api, MixError, Question, Questions, offered_tasks, read_mix
 
@@ -44,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mix = "traffic mix; a path on every worker"
     add("--mix", default=str(Path(__file__).with_name("traffic_mix.yaml")), help=mix)
     add("--grpc", default="", metavar="HOST:PORT", help="default: port 3001 of --host")
+    watch = "process id of a service on this host, whose memory is watched"
+    add("--watch-pid", type=int, metavar="PID", help=watch)
+    growth = "status 1 if the memory of one of its processes grows by more"
+    add("--max-growth-mb", type=float, default=20, metavar="MB", help=growth)
+    kill = "kill one of its runners after each such time; 0: never"
+    add("--kill-every-s", type=float, default=0, metavar="SECONDS", help=kill)
 
 
 class Session:
@@ -196,6 +206,31 @@ def prepare(environment: Environment, **_: Any) -> None:
         if user.weight:
             users.append(user)
     environment.user_classes = users
+    if options.watch_pid is not None and not isinstance(environment.runner, WorkerRunner):
+        watch_memory(environment)
+
+
+def watch_memory(environment: Environment) -> None:
+    """Watch the service until Locust quits, with status 1 if the memory of a process grew."""
+    options: Any = environment.parsed_options
+    try:
+        watch = MemoryWatch(options.watch_pid, options.kill_every_s)
+    except psutil.NoSuchProcess as error:
+        sys.exit(f"--watch-pid: {error}")
+    greenlet = gevent.spawn(watch.run)
+
+    @environment.events.quitting.add_listener
+    def report(**_: Any) -> None:
+        greenlet.kill()
+        growths = watch.growths_mb()
+        for name, growth_mb in growths.items():
+            print(f"memory of {name}: {growth_mb:+.1f} MB")
+        if not growths:
+            print("the run was too short to judge the growth of memory")
+        if max(growths.values(), default=math.inf) > options.max_growth_mb:
+            environment.process_exit_code = 1
+        if options.csv_prefix:
+            watch.write_csv(Path(f"{options.csv_prefix}_memory.csv"))
 
 
 @events.test_start.add_listener

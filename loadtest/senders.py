@@ -29,7 +29,6 @@ OK = "ok"
 WRONG_ANSWER = "wrong_answer"
 CONNECTION_FAILED = "connection_failed"
 TIMED_OUT = "timed_out"
-LEFT = "left"  # a stream that this side closed after its first text
 # Bugs of the service under any load; all other errors mean that it lacks capacity.
 DEFECTS = frozenset({WRONG_ANSWER, "internal", CONNECTION_FAILED, TIMED_OUT})
 GRACE_S = 5.0  # after a request's deadline, before it counts as timed out
@@ -42,12 +41,6 @@ _GRPC_OPTIONS = [("grpc.max_receive_message_length", -1)]
 _GRPC_CODES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
     grpc.StatusCode.UNAVAILABLE: CONNECTION_FAILED,
-}
-_HTTP_STATUSES = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.INTERNAL: 500,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 
 
@@ -69,8 +62,6 @@ class Reply:
     status: str  # OK, the service's code, or one of the statuses above
     answers: tuple[ModelReply, ...] = ()
     first_token_s: float | None = None  # streams only; time.monotonic()
-    http_status: int = field(default=200, compare=False)  # of an error; over gRPC, that of its code
-    has_retry_after: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -131,50 +122,6 @@ class RestSender:
         fields = question.fields() | {"stream": "true"}
         return self._post("/v1/predict", question, fields, _streamed)
 
-    def leave_stream(self, question: Question) -> Reply:
-        fields = question.fields() | {"stream": "true"}
-        return self._post("/v1/predict", question, fields, _first_text)
-
-    def analyze(self, question: Question) -> Reply:
-        """Ask the question, and for a caption of its image's left half."""
-        left_half = [0, 0, question.image.size_wh[0] / 2, question.image.size_wh[1]]
-        half = {"id": "half", "task": "region_description", "region": left_half}
-        steps = [{"id": "question"} | question.fields(), half]
-        return self._post("/v1/analyze", question, {"steps": steps}, _first_step)
-
-    def store(self, question: Question) -> Reply:
-        """Store the image, and ask the question with its id."""
-        ids: list[str] = []
-
-        def read_id(response: Any) -> Reply:
-            ids.append(json.loads(response.read())["id"])
-            return Reply(OK)
-
-        reply = self._post("/v1/images", question, {}, read_id)
-        if reply.status != OK:
-            return reply
-        body = question.fields() | {"image": ids[0]}
-        return self._post_json("/v1/predict", question, body, _answer)
-
-    def chat(self, question: Question) -> Reply:
-        """Ask over OpenAI's interface."""
-        text = json.dumps(question.fields())
-        content = [
-            {"type": "text", "text": text},
-            {"type": "image_url", "image_url": {"url": question.data_url}},
-        ]
-        body = {"model": question.model, "messages": [{"role": "user", "content": content}]}
-
-        def read(response: Any) -> Reply:
-            completion = json.loads(response.read())
-            text = completion["choices"][0]["message"]["content"]
-            # Size and kind are not in the response.
-            size_wh, result_keys = question.image.size_wh, (question.result_key,)
-            answer = ModelReply(completion["model"], question.task, result_keys, size_wh, text)
-            return Reply(OK, (answer,))
-
-        return self._post_json("/v1/chat/completions", question, body, read)
-
     def get(self, path: str) -> Any:
         """Return a JSON document; raise `OSError` for any status but 200."""
         try:
@@ -193,15 +140,11 @@ class RestSender:
     def _post(
         self, path: str, question: Question, fields: Mapping[str, Any], read: "_Read"
     ) -> Reply:
-        kind = f"multipart/form-data; boundary={_BOUNDARY}"
-        return self._send(path, kind, _form(fields, question.image.jpeg), question, read)
-
-    def _post_json(self, path: str, question: Question, body: Any, read: "_Read") -> Reply:
-        return self._send(path, "application/json", json.dumps(body).encode(), question, read)
-
-    def _send(self, path: str, kind: str, body: bytes, question: Question, read: "_Read") -> Reply:
-        deadline = {"X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}"}
-        headers = self._headers | {"Content-Type": kind} | deadline
+        headers = self._headers | {
+            "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
+            "X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}",
+        }
+        body = _form(fields, question.image.jpeg)
         try:
             with (
                 gevent.Timeout(question.deadline_s + GRACE_S),
@@ -233,12 +176,10 @@ def _form(fields: Mapping[str, Any], jpeg: bytes) -> bytes:
 
 def _refusal(response: Any) -> Reply:
     """Return an error with its code, or with its status if the body has none."""
-    status = int(response.status_code)
     try:
-        code = str(json.loads(response.read())["error"]["code"])
+        return Reply(str(json.loads(response.read())["error"]["code"]))
     except (ValueError, KeyError, TypeError):
-        code = f"status_{status}"
-    return Reply(code, http_status=status, has_retry_after=response.get("retry-after") is not None)
+        return Reply(f"status_{response.status_code}")
 
 
 def _model_reply(answer: Mapping[str, Any]) -> ModelReply:
@@ -257,23 +198,6 @@ def _answers(response: Any) -> Reply:
         if "error" in answer:
             return Reply(answer["error"]["code"])
     return Reply(OK, tuple(map(_model_reply, answers)))
-
-
-def _first_step(response: Any) -> Reply:
-    """Return the first step's answer, or the first error of any."""
-    answers = []
-    for step in json.loads(response.read())["steps"]:
-        answers += step["answers"]
-    for answer in answers:
-        if "error" in answer:
-            return Reply(answer["error"]["code"])
-    return Reply(OK, (_model_reply(answers[0]),))
-
-
-def _first_text(response: Any) -> Reply:
-    """Read the first event: a text, or the result of an answer without text."""
-    event = bytes(response.readline(b"\n")).strip()
-    return Reply(LEFT if event in (b"event: token", b"event: result") else event.decode())
 
 
 def _streamed(response: Any) -> Reply:
@@ -308,7 +232,6 @@ class GrpcSender:
         self._metadata = [] if api_key is None else [("authorization", f"Bearer {api_key}")]
         self._request: type[Message]
         self._predict: Callable[..., Any]
-        self._stream: Callable[..., Any]
 
     def connect(self) -> None:
         """Connect and read the messages; raise `OSError` if the service does not answer."""
@@ -317,55 +240,31 @@ class GrpcSender:
         except grpc.FutureTimeoutError as error:
             raise OSError(f"the gRPC port does not answer within {_CONNECT_TIMEOUT_S} s") from error
         pool = DescriptorPool(ProtoReflectionDescriptorDatabase(self._channel))
-        methods = pool.FindServiceByName(_GRPC_SERVICE).methods_by_name
-        self._request = GetMessageClass(methods["Predict"].input_type)
-        self._predict = self._call(self._channel.unary_unary, methods["Predict"])
-        self._stream = self._call(self._channel.unary_stream, methods["PredictStream"])
+        method = pool.FindServiceByName(_GRPC_SERVICE).methods_by_name["Predict"]
+        self._request = GetMessageClass(method.input_type)
+        self._predict = self._channel.unary_unary(
+            f"/{_GRPC_SERVICE}/Predict",
+            request_serializer=self._request.SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
 
     def predict(self, question: Question) -> Reply:
-        request = self._message(question)
+        request: Any = ParseDict(question.fields(), self._request())
+        request.image = question.image.jpeg
         try:
             answer = self._predict(request, timeout=question.deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             return _grpc_refusal(error)
-        return Reply(OK, (_message_reply(answer),))
-
-    def leave_stream(self, question: Question) -> Reply:
-        request = self._message(question)
-        call = self._stream(request, timeout=question.deadline_s, metadata=self._metadata)
-        try:
-            next(call)
-        except grpc.RpcError as error:
-            return _grpc_refusal(error)
-        call.cancel()
-        return Reply(LEFT)
-
-    def _message(self, question: Question) -> Any:
-        request: Any = ParseDict(question.fields(), self._request())
-        request.image = question.image.jpeg
-        return request
-
-    def _call(self, kind: Callable[..., Any], method: Any) -> Callable[..., Any]:
-        call: Callable[..., Any] = kind(
-            f"/{_GRPC_SERVICE}/{method.name}",
-            request_serializer=self._request.SerializeToString,
-            response_deserializer=GetMessageClass(method.output_type).FromString,
-        )
-        return call
+        size_wh = answer.image.width, answer.image.height
+        result_keys = (answer.WhichOneof("result"),)
+        reply = ModelReply(answer.model, answer.task, result_keys, size_wh, answer.raw_text)
+        return Reply(OK, (reply,))
 
     def close(self) -> None:
         self._channel.close()
 
 
-def _message_reply(answer: Any) -> ModelReply:
-    size_wh = answer.image.width, answer.image.height
-    result_keys = (answer.WhichOneof("result"),)
-    return ModelReply(answer.model, answer.task, result_keys, size_wh, answer.raw_text)
-
-
 def _grpc_refusal(error: Any) -> Reply:
-    trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
+    trailing = dict(error.trailing_metadata() or ())
     default = _GRPC_CODES.get(error.code(), f"status_{error.code().name.lower()}")
-    code = trailing.get("diptych-code", default)
-    status = _HTTP_STATUSES.get(error.code(), 400)
-    return Reply(code, http_status=status, has_retry_after="retry-after" in trailing)
+    return Reply(str(trailing.get("diptych-code", default)))

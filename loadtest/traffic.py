@@ -4,7 +4,6 @@ A new image is a drawn one with a patch of a random colour: the service's vision
 contain it. It is encoded before its request is due, in 2 ms for 640 x 480.
 """
 
-import base64
 import io
 import itertools
 import json
@@ -118,10 +117,6 @@ class Question:
         """Return the fields besides the image."""
         model = {} if self.model == COMPARED else {"model": self.model}
         return {"task": self.task} | model | self.parameters
-
-    @property
-    def data_url(self) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(self.image.jpeg).decode()}"
 
     @property
     def repeat_key(self) -> tuple[object, ...] | None:

@@ -31,8 +31,7 @@ ARROWS = {
         "diptych_client.matching",
         "runners",
     },
-    "laboratory": BASE
-    | {"export", "loadtest.figures", "loadtest.processes", "diptych_client", "runners"},
+    "laboratory": BASE | {"export", "diptych_client", "runners"},
     "offline": BASE
     | {
         "service.admission",

@@ -8,11 +8,13 @@ percentiles are over all answers.
 
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +29,7 @@ from laboratory.bench.load import (
     Workload,
     rounds_of,
 )
-from loadtest.figures import processor_name, table
-from loadtest.processes import ROOT
+from laboratory.processes import ROOT
 from wire.host import num_cores
 
 Rounds = dict[tuple[Server, Workload], list[Round]]
@@ -112,7 +113,16 @@ def ratio_table(rounds: Rounds) -> str:
             rows.append([workload.title, label, measure, *cells, ratio])
     rows.sort(key=lambda row: row[0])
     header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer"]
-    return table(header, rows)
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]])
+
+
+def processor_name() -> str:
+    """Return the model name of the processor, or its architecture if Linux gives no name."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _digits(value: float) -> str:

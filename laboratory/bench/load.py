@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.processes import Launch, free_port, running
+from laboratory.processes import Launch, free_port, running
 from wire.host import num_cores
 
 RANDOM_MODEL = "florence-2-base-random"

@@ -12,7 +12,7 @@ from torch.utils.collect_env import get_pretty_env_info
 
 from laboratory.gpu_check.parts import Model, equal_share, requests, scheduler, write
 from laboratory.gpu_check.report import HOST, Verdict
-from loadtest.processes import ROOT
+from laboratory.processes import ROOT
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from wire.artifacts.devices import decoder_device, encoder_device

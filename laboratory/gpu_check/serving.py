@@ -25,8 +25,8 @@ from diptych_client import AnswerOptions, Client, DiptychError
 from export.scenes import render_scene, sample_scene
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.report import Verdict
+from laboratory.processes import ROOT, Launch, free_port, part_ids, running
 from laboratory.scenes import PLAIN_PX, png
-from loadtest.processes import ROOT, Launch, free_port, part_ids, running
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 from wire.artifacts.manifest import DECODER_FILE
 

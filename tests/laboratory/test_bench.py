@@ -31,7 +31,7 @@ from laboratory.bench.load import (
 )
 from laboratory.bench.material import make_scenes, write_catalog
 from laboratory.bench.peers import Generator, PromptedImage
-from loadtest.processes import running
+from laboratory.processes import running
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.http_servers import serving_app
 from tests.support.scene_images import scene_png

@@ -1,5 +1,6 @@
 """The load test against the running service, by the command of `make loadtest`."""
 
+import csv
 import json
 import os
 import subprocess
@@ -55,3 +56,17 @@ def test_every_interface_is_answered(
     for row in rows:
         assert row["num_failures"] == 0 < row["num_requests"]
         assert row["name"] in TASKS, "a status other than ok"
+
+
+def test_growth_of_memory_above_the_bound_is_status_1(
+    service: RunningService, tmp_path: Path
+) -> None:
+    options = f"--watch-pid {service.process.pid} --max-growth-mb -1000 --csv {tmp_path / 'load'}"
+    options += f" --users 1 --run-time {SECONDS}s"
+    run = run_load(service.url, service.grpc_address, options)
+    assert run.returncode == 1
+    assert "memory of florence-2-mini-runner" in run.stdout
+    with (tmp_path / "load_memory.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for part, process_id in service.parts().items():
+        assert float(rows[-1][f"{part} {process_id}"]) > 10

@@ -7,7 +7,7 @@ import psutil
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from loadtest.processes import Launch, free_port, running
+from laboratory.processes import Launch, free_port, running
 port = free_port()
 command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
 with running(Launch(command, port, "/"), Path(sys.argv[1])) as process_id:
