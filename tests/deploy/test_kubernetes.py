@@ -179,19 +179,22 @@ def selects(selector: Object, labels: Mapping[str, str]) -> bool:
 
 
 def test_selectors_match_their_own_pods(build: Build) -> None:
+    """A node is drained of one pod at a time, and of those that are not ready."""
     all_pods = build.pods()
     for name, pods in all_pods.items():
         spread = pods.template["topologySpreadConstraints"]
         selectors = [constraint["labelSelector"] for constraint in spread]
         assert len(selectors) == 2
+        budget = dict(build.of_kind("PodDisruptionBudget")[name]["spec"])
         selectors += [
             pods.deployment["spec"]["selector"],
-            build.of_kind("PodDisruptionBudget")[name]["spec"]["selector"],
+            budget.pop("selector"),
             {"matchLabels": build.of_kind("Service")[name]["spec"]["selector"]},
         ]
         for selector in selectors:
             selected = [other for other in all_pods if selects(selector, all_pods[other].labels)]
             assert selected == [name]
+        assert budget == {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
 
 
 def test_named_ports_are_those_of_the_pods(build: Build) -> None:
@@ -248,6 +251,8 @@ def test_clients_reach_the_proxy_alone(build: Build) -> None:
 
 
 def test_pods_are_confined(build: Build) -> None:
+    (namespace,) = build.of_kind("Namespace").values()
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for pods in build.pods().values():
         template = pods.template
         assert template["securityContext"]["runAsNonRoot"]
