@@ -1,7 +1,5 @@
 """The export as a user runs it, model stores, and a small disk."""
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -10,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.forked_python import run as run_forked
-from wire.artifacts.manifest import GENERATION_CONFIG_FILE, MANIFEST_FILE
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 EMBEDDED = ("florence-2-mini", "paligemma-mini")
-UNKNOWN_TOKEN_ID = 3  # <unk>
 _TIMEOUT_S = 600
 
 
@@ -72,18 +68,3 @@ def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
     as_root = ["--map-root-user"] if os.geteuid() else []
     return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))
-
-
-def endless_models(exported: ModelStore, home: Path) -> ModelStore:
-    """Copy the models into another home, where every answer has the maximum length."""
-    shutil.copytree(exported.home, home, symlinks=True)
-    store = ModelStore(home)
-    for folder in map(store.newest, EMBEDDED):
-        config = json.loads((folder / GENERATION_CONFIG_FILE).read_text())
-        config.pop("forced_eos_token_id", None)
-        content = json.dumps(config | {"eos_token_id": UNKNOWN_TOKEN_ID}).encode()
-        (folder / GENERATION_CONFIG_FILE).write_bytes(content)
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        manifest["files"][GENERATION_CONFIG_FILE] = hashlib.sha256(content).hexdigest()
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    return store

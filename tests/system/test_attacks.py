@@ -7,7 +7,9 @@ import os
 import resource
 import signal
 import socket
+import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -30,7 +32,6 @@ from tests.support.processes import image_decoders, is_closed
 from tests.support.running_service import GATEWAY, Access, RunningService, bearer, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.waiting import repeating, wait_until
-from tests.system.unfinished_calls import PREFACE, UnfinishedCalls, unfinished_calls
 
 POLITE = "key-of-a-polite-client"
 ATTACKER = "key-of-an-attacker"
@@ -42,6 +43,113 @@ LARGE_BYTES = 18_000_000
 PREDICT = "/diptych.v1.Vision/Predict"
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+ACK = 1
+END_HEADERS = 4
+CANCEL = 8
+FRAME_BYTES = 16_384
+WINDOW_BYTES = 65_535
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+    return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
+
+
+def header_block(method: str) -> bytes:
+    """Return headers without compression and index (RFC 7541, 6.2.2)."""
+    headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "a"}
+    headers |= {"te": "trailers", "content-type": "application/grpc"}
+    block = b""
+    for name, value in headers.items():
+        block += b"\0" + bytes([len(name)]) + name.encode()
+        block += bytes([len(value)]) + value.encode()
+    return block
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"")
+
+
+class UnfinishedCalls:
+    """A connection with several calls, each with the start of one large message: frames of HTTP/2
+    (RFC 9113).
+    """
+
+    def __init__(self, connection: socket.socket, method: str, num_calls: int) -> None:
+        self._connection = connection
+        self._connection.settimeout(0.2)
+        self._received = b""
+        self._calls = [1 + 2 * number for number in range(num_calls)]
+        # key: stream; 0 is the connection
+        self._window = Counter(dict.fromkeys((0, *self._calls), WINDOW_BYTES))
+        self._headers = header_block(method)
+        self._connection.sendall(PREFACE)
+        for call in self._calls:
+            self._connection.sendall(frame(HEADERS, END_HEADERS, call, self._headers))
+
+    def reset(self, num_calls: int) -> None:
+        """Begin and cancel calls, as fast as the server reads (CVE-2023-44487)."""
+        first = max(self._calls, default=-1) + 2
+        # the server closes the connection, or receives no more
+        with suppress(OSError):
+            for call in range(first, first + 2 * num_calls, 2):
+                frames = frame(HEADERS, END_HEADERS, call, self._headers)
+                self._connection.sendall(frames + frame(RST_STREAM, 0, call, CANCEL.to_bytes(4)))
+
+    def send(self, num_bytes: int) -> int:
+        """Send the start of a longer message in each call, as far as allowed; return the bytes."""
+        remaining = Counter(dict.fromkeys(self._calls, num_bytes))
+        prefix = b"\0" + struct.pack(">I", num_bytes + 1_000_000)
+        # the server has closed the connection or receives no more
+        with suppress(OSError):
+            for call in self._calls:
+                self._send_data(call, prefix)
+            while remaining.total() and self._receive():
+                for call in self._calls:
+                    while size := min(
+                        remaining[call], self._window[0], self._window[call], FRAME_BYTES
+                    ):
+                        self._send_data(call, bytes(size))
+                        remaining[call] -= size
+        return num_bytes * len(self._calls) - remaining.total()
+
+    def _send_data(self, call: int, data: bytes) -> None:
+        self._connection.sendall(frame(DATA, 0, call, data))
+        self._window[0] -= len(data)
+        self._window[call] -= len(data)
+
+    def _receive(self) -> bool:
+        """Read frames; return False if the server sends none for a while."""
+        try:
+            self._received += self._connection.recv(1 << 20)
+        except TimeoutError:
+            return False
+        for kind, flags, stream, content in self._frames():
+            if kind == WINDOW_UPDATE:
+                self._window[stream] += int.from_bytes(content)
+            elif kind in (SETTINGS, PING) and not flags & ACK:
+                self._connection.sendall(frame(kind, ACK, 0, content if kind == PING else b""))
+        return True
+
+    def _frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        while len(self._received) >= 9:
+            end = 9 + int.from_bytes(self._received[:3])
+            if len(self._received) < end:
+                return
+            head, content = self._received[:9], self._received[9:end]
+            self._received = self._received[end:]
+            yield head[3], head[4], int.from_bytes(head[5:]), content
+
+
+@contextmanager
+def unfinished_calls(
+    address: str, method: str, num_calls: int, source: str = "127.0.0.1"
+) -> Iterator[UnfinishedCalls]:
+    """Connect to a gRPC server, from an address of this host, and begin calls."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), source_address=(source, 0)) as connection:
+        yield UnfinishedCalls(connection, method, num_calls)
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +221,6 @@ def many_files() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_silent_connections_are_closed(attacked: RunningService, many_files: ExitStack) -> None:
-    gateway = psutil.Process(attacked.parts()[GATEWAY])
-    with polite_rest(attacked):
-        for number in range(3000):
-            connection = many_files.enter_context(connect(attacked))
-            with suppress(OSError):
-                connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" if number % 2 else b"")
-        wait_until(lambda: gateway.num_fds() < 50)
 
 
 def test_grpc_connections_are_bounded(attacked: RunningService, many_files: ExitStack) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.rpc.proto import vision_pb2 as pb
-from tests.support.export_cli import EMBEDDED, ModelStore, endless_models
+from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import (
     GATEWAY,
     RunningService,
@@ -36,9 +36,8 @@ COMPLETE = (NUM_TOKENS - 1) * NUM_BEAMS
 
 
 @pytest.fixture(scope="module")
-def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
-    store = endless_models(exported, folder / "bentoml")
-    with forked_service(store.home, folder / "service.log") as running:
+def service(endless: ModelStore, folder: Path) -> Iterator[RunningService]:
+    with forked_service(endless.home, folder / "service.log") as running:
         with running.client() as client:  # later requests have warm models and a cached image
             answers = post_form(client, "/v1/compare", scene_png(), FORM).json()["answers"]
         assert [answer["usage"]["generated_tokens"] for answer in answers] == [NUM_TOKENS] * 2

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.export_cli import ModelStore, endless_models
+from tests.support.export_cli import ModelStore
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService, forked_service, parse_events
 from tests.support.scene_images import scene_png
@@ -35,11 +35,6 @@ NUM_RUNNING = 12  # half as many again as the decoder writes at once
 FORM: dict[str, Any] = {"task": "captioning", "max_new_tokens": NUM_TOKENS}
 NUM_WHOLE = 16
 STOP_S = 60  # far above what the answers take
-
-
-@pytest.fixture(scope="module")
-def endless(exported: ModelStore, folder: Path) -> ModelStore:
-    return endless_models(exported, folder / "bentoml")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,9 +4,8 @@ directly, and `transformers serve` with a tiny random Qwen3-VL.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from diptych_client import Answer, AnswerOptions, Client, DetectionsResult, ModelFailure, NotReady
-from diptych_client.evaluation.locating import LABELS, drawn_scenes, located
-from diptych_client.geometry import BoxXyxy
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.running_service import RunningService, forked_service, free_port
 from tests.support.waiting import running_program
@@ -27,20 +24,6 @@ FAR = "far-paligemma"
 DOWN = "down"
 IMAGE = ROOT / "service/web/samples/scene.png"
 FIND = ("open_vocabulary_detection", {"labels": ["circle", "blue triangle"]})
-Fault = Callable[[float, float, int, int], tuple[float, float]]  # of a point, width and height
-# what an engine may do to the points of boxes, and the words that name it
-FAULTS: dict[str, Fault] = {
-    "right within": lambda x, y, _width, _height: (x, y),
-    "x and y are swapped": lambda x, y, w, h: (y * w / h, x * h / w),
-    "pads images to squares, around": lambda x, y, w, h: (
-        (x + (max(w, h) - w) / 2) * w / max(w, h),
-        (y + (max(w, h) - h) / 2) * h / max(w, h),
-    ),
-    "pads images to squares, right": lambda x, y, w, h: (x * w / max(w, h), y * h / max(w, h)),
-    "times as far": lambda x, y, _width, _height: (0.7 * x, 0.7 * y),
-    "in pixels of images resized to": lambda x, y, w, h: (x * 448 / w, y * 448 / h),
-    "moved by 0.04 of the height": lambda x, y, _width, h: (x, y + 0.04 * h),
-}
 QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     FIND,
     ("captioning", {"detail": "detailed"}),
@@ -101,34 +84,6 @@ def test_engine_that_is_down_fails_alone(near: RunningService) -> None:
     assert isinstance(failed, ModelFailure)
     assert (failed.model, failed.error.code) == (DOWN, "not_ready")
     assert "the engine of down is not ready" in near.log.read_text(encoding="utf-8")
-
-
-def test_misplaced_boxes_are_named(near: RunningService) -> None:
-    task, parameters = FIND[0], {"labels": list(LABELS)}
-    scenes = list(drawn_scenes(60))
-    images = [scene.image for scene in scenes]
-    with Client(near.url) as client:
-        answers = list(client.predict_many(images, task, parameters, model=FAR))
-    for words, fault in FAULTS.items():
-        location = located(scenes, [misplaced(answer, fault) for answer in answers])
-        assert words in str(location)
-        assert bool(location.problem) == (words != "right within")
-
-
-def misplaced(answer: Any, fault: Fault) -> Answer:
-    assert isinstance(answer, Answer)
-    assert isinstance(answer.result, DetectionsResult)
-    width, height = answer.image.width, answer.image.height
-
-    def moved(box: BoxXyxy) -> BoxXyxy:
-        x1, y1 = fault(box[0], box[1], width, height)
-        x2, y2 = fault(box[2], box[3], width, height)
-        return (x1, y1, min(x2, width), min(y2, height))
-
-    detections = []
-    for detection in answer.result.detections:
-        detections.append(replace(detection, box_xyxy=moved(detection.box_xyxy)))
-    return replace(answer, result=DetectionsResult(tuple(detections)))
 
 
 SPECIAL_TOKENS = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.export_cli import ModelStore, endless_models
+from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, forked_service, parse_events
 from tests.support.waiting import repeating, wait_until
 from wire.artifacts.manifest import MANIFEST_FILE
@@ -63,13 +63,12 @@ def events_from_a_stuck_decoder(service: RunningService, pid: int) -> list[tuple
             return parse_events(first + "".join(chunks))
 
 
-def test_stuck_decoder_is_restarted(exported: ModelStore, tmp_path: Path) -> None:
+def test_stuck_decoder_is_restarted(endless: ModelStore, tmp_path: Path) -> None:
     """Its stream continues."""
     part = f"{PALIGEMMA}-runner"
-    store = endless_models(exported, tmp_path / "bentoml")
     log = tmp_path / "service.log"
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": PALIGEMMA}
-    with forked_service(store.home, log, **settings) as service:
+    with forked_service(endless.home, log, **settings) as service:
         stuck = service.parts()[part]
         events = events_from_a_stuck_decoder(service, stuck)
         assert events[-1][1]["usage"]["generated_tokens"] == 200

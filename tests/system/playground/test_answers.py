@@ -23,6 +23,7 @@ from tests.support.playground_questions import (
     example_fields,
     objects_of,
 )
+from tests.support.scene_images import scene_png
 
 FLORENCE, PALIGEMMA = EMBEDDED
 DETECTION = "open_vocabulary_detection"
@@ -217,16 +218,23 @@ def test_proved_precision_replaces_the_score(
     expect(page.locator("output[for=min-precision]")).to_have_text("97.5 %")
 
 
-def test_answers_to_another_question_are_dimmed(playground: Playground) -> None:
+def test_answers_to_another_question_or_image_are_stale(playground: Playground) -> None:
     playground.open(task=DETECTION, sample=SAMPLE)
-    panels = playground.page.locator("#panels")
-    expect(panels).not_to_have_attribute("data-stale", "")
-    playground.page.locator("[data-sample=juix]").click()
-    expect(panels).to_have_attribute("data-stale", "")
-    expect(playground.page.locator("#stale")).to_be_visible()
-    playground.page.locator(f"[data-sample={SAMPLE}]").click()
-    expect(panels).not_to_have_attribute("data-stale", "")
+    page = playground.page
+    stale = page.locator("#stale")
+    expect(stale).to_be_hidden()
+    page.locator("[data-sample=juix]").click()
+    expect(stale).to_be_visible()
+    expect(page.locator("#panels")).to_have_attribute("data-stale", "")
+    page.locator(f"[data-sample={SAMPLE}]").click()
+    expect(stale).to_be_hidden()
     playground.choose_task("ocr")
-    expect(panels).to_have_attribute("data-stale", "")
+    expect(stale).to_be_visible()
     playground.run()
-    expect(panels).not_to_have_attribute("data-stale", "")
+    expect(stale).to_be_hidden()
+    playground.choose_file("own.png", scene_png(), "320 × 240")
+    expect(stale).to_be_visible()
+    playground.run()
+    expect(page.locator("#panels")).not_to_have_attribute("data-stale", "")
+    page.locator("#history .run-card").nth(1).click()
+    expect(stale).to_be_hidden()

@@ -164,21 +164,6 @@ def test_unreadable_file_leaves_no_image_to_ask_about(playground: Playground) ->
     expect(problem).to_be_hidden()
 
 
-def test_answers_to_another_image_are_stale(playground: Playground) -> None:
-    playground.open()
-    playground.choose_task("ocr")
-    playground.choose_file("one.png", scene_png(), "320 × 240")
-    playground.run()
-    stale = playground.page.locator("#stale")
-    expect(stale).to_be_hidden()
-    playground.choose_file("two.png", encoded(Image.new("RGB", (30, 20))), "30 × 20")
-    expect(stale).to_be_visible()
-    playground.run()
-    expect(stale).to_be_hidden()
-    playground.page.locator("#history .run-card").nth(1).click()
-    expect(stale).to_be_hidden()
-
-
 def test_panel_names_the_training_of_a_model(playground: Playground) -> None:
     playground.open(task="captioning", sample=SAMPLE)
     for model, command in ((FLORENCE, "florence-2-base"), (PALIGEMMA, "paligemma-3b")):
