@@ -21,7 +21,7 @@ from tasks.catalog import model_id_of
 from tasks.errors import meant
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
-from wire.host import num_cores
+from wire.host import memory_limit_bytes, num_cores
 from wire.telemetry.tracing import TraceOptions
 
 PREFIX = "DIPTYCH_"
@@ -186,7 +186,8 @@ class Settings(BaseModel):
     """Maximum requests in flight or queued; more get 429."""
     max_request_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is
-    refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times."""
+    refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times, at most a quarter of
+    the control group's memory."""
     request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 60
     """Timeout of a request, seconds."""
     stuck_after_s: Annotated[int, Field(ge=1, le=3600)] = 60
@@ -292,7 +293,10 @@ class Settings(BaseModel):
 
     @property
     def max_request_bytes(self) -> int:
-        return self.max_request_memory_mb * BYTES_PER_MB or _DEFAULT_BODIES * self.max_body_bytes
+        if self.max_request_memory_mb:
+            return self.max_request_memory_mb * BYTES_PER_MB
+        share = max(memory_limit_bytes() // 4, _MIN_BODIES * self.max_body_bytes)
+        return min(share, _DEFAULT_BODIES * self.max_body_bytes)
 
     @property
     def trace_options(self) -> TraceOptions:

@@ -18,6 +18,12 @@ _RETURN_EVERY_S = 3.0
 # arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
 
+# mount and file of the limit, by the controllers of a line of /proc/PID/cgroup: version 1, 2
+_MEMORY_LIMITS = {
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    "": ("sys/fs/cgroup", "memory.max"),
+}
+
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of all processes: `environment` and defaults for libraries."""
@@ -42,6 +48,20 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Return the memory of this process's control group, at most that of the machine."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in _MEMORY_LIMITS:
+            continue
+        mount, file = _MEMORY_LIMITS[controllers]
+        for folder in (root / mount / group.lstrip("/"), root / mount):  # a container's is the root
+            with suppress(OSError, ValueError):  # no such file; "max"
+                limit = min(limit, int((folder / file).read_text()))
+    return limit
 
 
 def anonymous_file(name: str) -> int:

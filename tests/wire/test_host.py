@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import psutil
+import pytest
 
 from tests.support.export_cli import ROOT
 from tests.support.processes import is_alive
 from tests.support.waiting import wait_until
-from wire.host import process_environment
+from wire.host import memory_limit_bytes, process_environment
 
 PARENT = """
 import subprocess, sys
@@ -22,6 +26,27 @@ def test_environment_of_processes() -> None:
     assert (environment["PATH"], environment["OMP_WAIT_POLICY"]) == ("/bin", "ACTIVE")
     assert environment["ORT_DISABLE_TELEMETRY"] == "1"
     assert environment["BENTOML_DO_NOT_TRACK"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "limit"),
+    [
+        ("4:memory:/pods/a\n", "memory/pods/a/memory.limit_in_bytes", "700", 700),
+        ("4:memory:/pods/a\n", "memory/memory.limit_in_bytes", "700", 700),  # in a container
+        ("0::/pods/a\n1:cpu:/b\n", "pods/a/memory.max", "800", 800),
+        ("0::/\n", "memory.max", "800", 800),
+        ("0::/\n", "memory.max", "max", None),
+        ("1:cpu:/\n", "memory.max", "800", None),
+    ],
+)
+def test_memory_limit_of_the_control_group(
+    tmp_path: Path, groups: str, file: str, text: str, limit: int | None
+) -> None:
+    for name, content in (("proc/self/cgroup", groups), (f"sys/fs/cgroup/{file}", text)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert memory_limit_bytes(tmp_path) == (limit or psutil.virtual_memory().total)
 
 
 def test_child_ends_with_its_parent() -> None:

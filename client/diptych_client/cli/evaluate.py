@@ -44,7 +44,6 @@ from diptych_client.evaluation.objects import ObjectsMeasure, fit_calibration
 from diptych_client.evaluation.questions import (
     AnswerLog,
     Asker,
-    Form,
     ObjectsTruth,
     Questionnaire,
     Sample,
