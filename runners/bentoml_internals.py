@@ -77,7 +77,7 @@ def run_worker(
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 
-def keep_loggers(formatter: object | None, line_filter: object) -> None:
+def keep_loggers(formatter: object, line_filter: object) -> None:
     """Keep loggers when BentoML configures a worker's; filter and format its lines."""
     from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
@@ -86,5 +86,6 @@ def keep_loggers(formatter: object | None, line_filter: object) -> None:
     logging.getLogger("uvicorn.access").propagate = False
     SERVER_LOGGING_CONFIG["filters"]["repeated"] = {"()": line_filter}
     SERVER_LOGGING_CONFIG["handlers"]["tracehandler"]["filters"].append("repeated")
-    if formatter is not None:
-        SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}
+    traced = SERVER_LOGGING_CONFIG["formatters"]["traced"]
+    form = {"fmt": traced["format"], "datefmt": traced["datefmt"]}
+    SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter, **form}

@@ -35,6 +35,8 @@ class ServiceError(Exception):
     def __init__(
         self, message: str, param: str | None = None, code: ErrorCode | None = None
     ) -> None:
+        # a half of a surrogate pair, which may come from outside, has no place in any answer
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.code = code or type(self).code
         self.retry_after_s: int | None = 1 if self.code in _RETRYABLE else None

@@ -19,7 +19,7 @@ from service.admission.threads import POSTPROCESSING
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
 from service.http_app import rest_app
-from service.images.fetching import image_fetcher
+from service.images.fetching import ImageFetcher
 from service.images.handle_store import image_store
 from service.inference.core import Core
 from service.inference.engine_calls import EngineClient, ModelClient
@@ -35,6 +35,8 @@ from service.inference.served_models import (
     served_entries,
     unserved_models,
 )
+from service.outbound.process import OutboundProcess
+from service.outbound.urls import AllowedHost
 from service.rpc.server import GrpcServer
 from service.settings import settings
 from service.supervision.roles import GATEWAY
@@ -71,11 +73,12 @@ class _Gateway:
             await self._shared_limits.connect()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
+        calls = OutboundProcess(_SETTINGS.max_request_bytes)
         runners: dict[str, RunnerClient] = {}
         engines: dict[str, EngineClient] = {}
         for model in models.values():
             if model.entry.engine is not None:
-                engines[model.id] = EngineClient(model.id, model.entry.engine)
+                engines[model.id] = EngineClient(model.id, model.entry.engine, calls)
             elif model.runner_id == model.id:
                 url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
                 build_key = model.manifest.build_key
@@ -85,10 +88,14 @@ class _Gateway:
         self._clients: dict[str, ModelClient] = {**runners, **engines}
         served = ServedModels(models, unserved_models(_SETTINGS))
         handles = image_store(_SETTINGS)
-        core = Core(served, self._clients, _SETTINGS, image_fetcher(_SETTINGS), handles)
+        hosts = [AllowedHost.parse(host) for host in _SETTINGS.url_hosts]
+        fetcher = ImageFetcher(hosts, _SETTINGS.max_body_bytes, calls)
+        core = Core(served, self._clients, _SETTINGS, fetcher, handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
+        if engines or hosts or _SETTINGS.label_studio_url is not None:
+            background.append(calls.keep_running())
         background += [engine.check() for engine in engines.values()]
         if handles is not None:
             background.append(handles.remove_regularly())

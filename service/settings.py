@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runners.options import max_default_slots
-from service.images.inputs import AllowedHost
-from service.telemetry.logs import LogFormat
+from service.outbound.urls import AllowedHost
+from service.telemetry.logs import LogFormat, hide_in_logs
 from service.validation import in_one_line, rejected_field
 from tasks.catalog import model_id_of
 from tasks.errors import meant
@@ -351,4 +352,8 @@ def _check_together(values: Settings) -> None:
 
 @cache
 def settings() -> Settings:
-    return read_settings(os.environ)
+    values = read_settings(os.environ)
+    for url in (values.shared_limits_url, values.images_folder):
+        if url is not None and (password := urlsplit(url).password):
+            hide_in_logs(password)
+    return values

@@ -28,9 +28,9 @@ from service.admission.api_keys import parse_keys
 from service.analysis import StepObject, check_prompts, parse_plan
 from service.errors import ServiceError
 from service.http.body import json_object, read_body
-from service.images.inputs import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.label_studio.mapping import parse_config
+from service.outbound.urls import AllowedHost, check_url
 from service.settings import SettingsError
 from tests.support.evaluations import write_coco, write_images, write_parquet, write_voc
 from tests.support.fake_service import served_models

@@ -15,6 +15,11 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _RETURN_EVERY_S = 3.0
+# modules, libraries, certificates of authorities, and how names are resolved
+_LIBRARY_VARIABLES = (
+    *("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"),
+    *("SSL_CERT_DIR", "SSL_CERT_FILE", "LOCALDOMAIN", "RES_OPTIONS"),
+)
 # arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
 
@@ -43,6 +48,12 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "BENTOML_DO_NOT_TRACK": "True",
         **environment,
     }
+
+
+def library_environment() -> dict[str, str]:
+    """Return the environment of a helper process: where libraries and modules are, no secrets."""
+    environment = {name: os.environ[name] for name in _LIBRARY_VARIABLES if name in os.environ}
+    return process_environment(environment)
 
 
 def num_cores() -> int:

@@ -34,15 +34,13 @@ from service.admission.fair_queue import ClientSlots
 from service.admission.threads import DECODING
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
-from wire.host import anonymous_file
+from wire.host import anonymous_file, library_environment
 from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
 
 _PROGRAM = "service.images.decoding_program"
 _ROOT = Path(__file__).parents[2]  # where modules are imported from
-# needed to find libraries and modules
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 # a header is read in less time than a thread takes to start, and in 0.02 s if it is malicious
 _SMALL_FILE_BYTES = 64_000
@@ -126,7 +124,7 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
             stdout=PIPE,
             pass_fds=(file.fileno(),),
             cwd=_ROOT,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            env=library_environment(),
             limit=_BUFFER_BYTES,
         )
     decoding = DecodingProcess(process)

@@ -50,7 +50,7 @@ class Comparison:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs."""
+    """The service without its interfaces; without allowed hosts it refuses image URLs."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Core:
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
             self._queues[runner] = FairQueue(runner, self._max_running, max_waiting_tokens)
-        self._fetcher = fetcher
+        self.fetcher = fetcher
 
     @asynccontextmanager
     async def answer_slot(self, context: RequestContext) -> AsyncIterator[RequestContext]:
@@ -224,7 +224,7 @@ class Core:
             description = await STORING.run(images.describe, context.quota.owner, image)
             self.places.hold(context, description.bytes)
             return await STORING.run(images.read, context.quota.owner, image)
-        if self._fetcher is None:
+        if self.fetcher is None or not self.fetcher.allowed:
             message = "image URLs are disabled; send a data: URL, base64 or a file"
             raise InvalidRequest(message, "image")
-        return await self._fetcher.fetch(image, context, partial(self.places.hold, context))
+        return await self.fetcher.fetch(image, context, partial(self.places.hold, context))

@@ -26,13 +26,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, product
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
-import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -50,8 +50,8 @@ from service.http.boundary import (
     authorization,
     failure_response,
 )
-from service.images.fetching import FETCH_TIMEOUT_S, ImageFetcher
-from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
+from service.images.fetching import FETCH_TIMEOUT_S
+from service.images.inputs import ImageUrl
 from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.recording import record_error, record_failure
@@ -65,6 +65,8 @@ from service.label_studio.mapping import (
     prediction,
     prompt_asks,
 )
+from service.outbound.messages import CallError, DocumentCall, OutboundCalls, ResponseHead
+from service.outbound.urls import MAX_URL_CHARS, AllowedHost
 from service.settings import Settings, variable
 from service.validation import ModelT, validated
 from tasks.errors import shown
@@ -80,6 +82,7 @@ _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"
 MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studio itself 100 s
+_MAX_EXCHANGE_BYTES = 20_000
 _MAX_TASKS_IN_FLIGHT = 4  # of one call: their images are in memory
 _MAX_ANSWERS_IN_FLIGHT = 12  # of one call; more would only wait in the service's queues
 _TEMPORARY = {"overloaded", "not_ready", "deadline_exceeded", "internal"}
@@ -303,7 +306,7 @@ class LabelStudioHost:
 
     url: str  # has no slash at its end
     origin: str
-    fetcher: ImageFetcher
+    allowed: AllowedHost
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
@@ -312,9 +315,8 @@ class LabelStudioHost:
             return None
         parts = urlsplit(settings.label_studio_url)
         allowed = AllowedHost(str(parts.hostname), parts.port or _PORTS[parts.scheme])
-        fetcher = ImageFetcher([allowed], settings.max_body_bytes, is_allowed=lambda _address: True)
         url = settings.label_studio_url.rstrip("/")
-        return cls(url, f"{parts.scheme}://{parts.netloc}", fetcher)
+        return cls(url, f"{parts.scheme}://{parts.netloc}", allowed)
 
     def path_of(self, source: str) -> str | None:
         """Return the path of a file of this Label Studio, or None for any other source."""
@@ -322,7 +324,7 @@ class LabelStudioHost:
             return source
         return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None
 
-    async def authorization(self, token: str) -> str:
+    async def authorization(self, token: str, calls: OutboundCalls) -> str:
         """Return the header for a user's token; raise `InvalidRequest` if it is not accepted."""
         if _LEGACY_TOKEN.fullmatch(token):
             return f"Token {token}"
@@ -330,22 +332,30 @@ class LabelStudioHost:
             problem = "the image is a file of Label Studio, and no access token of it was sent"
             advice = "enter KEY:TOKEN as the password of the backend's basic authentication"
             raise InvalidRequest(f"{problem}; {advice}", "image")
-        access = await self._exchanged(token)
+        access = await self._exchanged(token, calls)
         if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
             raise InvalidRequest("Label Studio does not accept the access token", "image")
         return f"Bearer {access}"
 
-    async def _exchanged(self, token: str) -> object:
-        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
-        cookies = aiohttp.DummyCookieJar()
-        url = f"{self.url}/api/token/refresh/"
+    async def _exchanged(self, token: str, calls: OutboundCalls) -> object:
+        call = DocumentCall(
+            url=f"{self.url}/api/token/refresh/",
+            headers={"Content-Type": "application/json"},
+            max_bytes=_MAX_EXCHANGE_BYTES,
+            timeout_s=FETCH_TIMEOUT_S,
+        )
+        sent = json.dumps({"refresh": token}).encode()
+        status = 0
+        document = b""
         try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout, cookie_jar=cookies) as session,
-                session.post(url, json={"refresh": token}, allow_redirects=False) as response,
-            ):
-                return (await response.json())["access"] if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, ValueError, TypeError, LookupError) as error:
+            async with asyncio.timeout(FETCH_TIMEOUT_S), aclosing(calls.run(call, sent)) as events:
+                async for event in events:
+                    if isinstance(event, ResponseHead):
+                        status = event.status
+                    elif isinstance(event, bytes):
+                        document += event
+            return json.loads(document)["access"] if status == 200 else None
+        except (CallError, TimeoutError, ValueError, TypeError, LookupError) as error:
             problem = f"Label Studio at {_SETTING} does not exchange the access token"
             raise InvalidRequest(problem, "image") from error
 
@@ -377,14 +387,16 @@ class TaskImages:
         if len(path) > MAX_URL_CHARS:
             raise InvalidRequest(f"the image's path exceeds {MAX_URL_CHARS} characters", "image")
         url = ImageUrl(self.host.origin + quote(path, safe=_SAFE_IN_PATHS))
-        authorization = await self._header(self.host)
+        assert self.core.fetcher is not None, "a gateway has one"
+        fetcher = replace(self.core.fetcher, allowed=[self.host.allowed], may_be_private=True)
+        authorization = await self._header(self.host, fetcher.calls)
         hold = partial(self.core.places.hold, context)
-        return await self.host.fetcher.fetch(url, context, hold, authorization)
+        return await fetcher.fetch(url, context, hold, authorization)
 
-    async def _header(self, host: LabelStudioHost) -> str:
+    async def _header(self, host: LabelStudioHost, calls: OutboundCalls) -> str:
         async with self.exchange:
             if self.authorization is None:
-                self.authorization = await host.authorization(self.token)
+                self.authorization = await host.authorization(self.token, calls)
             return self.authorization
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from runners.options import runner_name
 from service.admission.api_keys import ApiKeys
-from service.inference.engine_calls import EngineClient
+from service.inference.engine_calls import engine_headers
 from service.inference.served_models import (
     adapters_of,
     chosen_precisions,
@@ -109,7 +109,7 @@ def check(role: Role, settings: Settings) -> None:
                 raise SettingsError(f"{entry.id} has no runner: an engine serves it")
             if not role.is_runner:
                 engine_model(entry, settings)
-                EngineClient(entry.id, entry.engine)
+                engine_headers(entry.id, entry.engine)
             continue
         folder = artifact_folder(entry.id)
         manifest = read_manifest(folder)

@@ -40,7 +40,7 @@ from typing import NoReturn
 from runners.bentoml_internals import keep_loggers, run_worker, worker_environment
 from service.settings import Settings, SettingsError, settings, variable
 from service.supervision.roles import GATEWAY, Role, check
-from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
+from service.telemetry.logs import JsonLines, RepeatedWarnings, TextLines, configure_logging
 from tasks.catalog import CatalogError
 from wire.artifacts.manifest import ArtifactError
 from wire.host import end_with, memory_folder, show_as
@@ -153,7 +153,7 @@ def _serve(part: Part, number: int) -> None:
     with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
         show_as(f"diptych --service-name {part.name}")
     values = settings()
-    keep_loggers(JsonLines if values.log_format == "json" else None, RepeatedWarnings)
+    keep_loggers(JsonLines if values.log_format == "json" else TextLines, RepeatedWarnings)
     protocol = None
     if part.name == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection

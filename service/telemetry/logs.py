@@ -1,5 +1,8 @@
 """Logging to standard error: one line per request, as text or JSON.
 
+All that is logged, tracebacks included, passes `TextLines` or `JsonLines`: control characters are
+escaped, so that no message forges a line or moves a terminal's cursor, and secrets are replaced.
+
 A JSON line has `time` (UTC), `level`, `logger`, `process` (id) and `message`; within a request
 `trace_id`; for an exception its traceback as `exception`; and the fields that were logged as
 `extra={FIELDS: …}`. Of the warnings and errors of one line of code at most ten are written in a
@@ -8,8 +11,9 @@ second.
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from opentelemetry.trace import get_current_span
 
@@ -19,8 +23,41 @@ LogFormat = Literal["text", "json"]
 
 # key of a log call's `extra`: a mapping whose items become fields of the JSON line
 FIELDS = "diptych_fields"
+_HIDDEN = "[key]"
+# of ASCII and Latin-1, separators of lines, directions of text, halves of surrogate pairs
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MIN_SECRET_CHARS = 4  # others are parts of words
+_secrets: set[str] = set()
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MAX_OF_KIND = 10  # a second
+
+
+def hide_in_logs(secret: str) -> None:
+    """Replace a secret of the configuration in all lines that this process writes."""
+    if len(secret) >= _MIN_SECRET_CHARS:
+        # as it is, in JSON, and in what `repr` shows of a text
+        _secrets.update((secret, json.dumps(secret)[1:-1], ascii(secret)[1:-1]))
+
+
+def without_secrets(text: str) -> str:
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(secret, _HIDDEN)
+    return text
+
+
+def _escaped(text: str) -> str:
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], without_secrets(text))
+
+
+class TextLines(logging.Formatter):
+    """Formats each record as one line; those of a traceback begin with spaces."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        return _escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # logging's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {_escaped(line)}" for line in lines)
 
 
 class JsonLines(logging.Formatter):
@@ -38,7 +75,8 @@ class JsonLines(logging.Formatter):
             line["trace_id"] = trace_id()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line | getattr(record, FIELDS, {}), ensure_ascii=False, default=str)
+        text = json.dumps(line | getattr(record, FIELDS, {}), ensure_ascii=False, default=str)
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", without_secrets(text))
 
 
 class RepeatedWarnings(logging.Filter):
@@ -70,7 +108,7 @@ class RepeatedWarnings(logging.Filter):
 
 def configure_logging(log_format: LogFormat) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonLines() if log_format == "json" else TextLines(_TEXT))
     handler.addFilter(RepeatedWarnings())
     for name in ("service", "runners", "wire"):
         logger = logging.getLogger(name)

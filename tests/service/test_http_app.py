@@ -17,7 +17,8 @@ from service.admission.api_keys import ApiKeys
 from service.http_app import rest_app
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import HandleStore, StoreLimits
-from service.images.inputs import AllowedHost
+from service.outbound.program import DirectCalls
+from service.outbound.urls import AllowedHost
 from tests.service.inference.test_tiled_answers import picture
 from tests.support.api_keys import FakeClock, api_keys, hash_of
 from tests.support.fake_runners import FakeDecoder
@@ -173,7 +174,8 @@ async def image_host(
         allowed = [AllowedHost.parse(f"images.test:{host.port}")]
         names = Names({"images.test": ["127.0.0.1"]})
         is_allowed = {"127.0.0.1"}.__contains__
-        fetcher = ImageFetcher(allowed, SETTINGS.max_body_bytes, 5, is_allowed, names)
+        calls = DirectCalls(is_allowed, names)
+        fetcher = ImageFetcher(allowed, SETTINGS.max_body_bytes, calls, timeout_s=5)
         api = client(make_core(fetcher=fetcher), api_keys("mine", options))
         async with api.http(KEY) as http:
             yield http, host, f"http://images.test:{host.port}/a.png"

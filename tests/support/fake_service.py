@@ -19,6 +19,7 @@ from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, ServedModels
+from service.outbound.program import DirectCalls
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
@@ -126,6 +127,7 @@ def make_core(
         "max_request_memory_mb": max_bytes / BYTES_PER_MB,
     }
     settings = Settings().model_copy(update=values)  # smaller than they may be set
+    fetcher = fetcher or ImageFetcher([], settings.max_body_bytes, DirectCalls())
     return Core(models, runners, settings, fetcher, handles, max_waiting_tokens)
 
 

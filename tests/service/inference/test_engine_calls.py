@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from service.errors import ServiceError
+from service.images.fetching import ImageFetcher
 from service.inference.core import Core
 from service.inference.engine_calls import EngineClient
 from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModels, engine_model
+from service.outbound.program import DirectCalls
 from service.settings import Settings, SettingsError
 from tasks.catalog import parse_entry
 from tasks.results import DetectionsResult
@@ -101,9 +103,16 @@ def engine_core(*scripts: Script, **fields: Any) -> Iterator[tuple[Core, type[En
         entry = parse_entry({**row, "dialect": "qwen3-vl", **fields})
         assert entry.engine is not None
         settings = Settings()
-        client = EngineClient("far", entry.engine)
+        calls = DirectCalls()
+        client = EngineClient("far", entry.engine, calls)
         models = ServedModels({"far": engine_model(entry, settings)})
-        yield Core(models, {"far": client}, settings), engine
+        yield Core(models, {"far": client}, settings, ImageFetcher([], 0, calls)), engine
+
+
+async def close(core: Core) -> None:
+    assert core.fetcher is not None
+    assert isinstance(core.fetcher.calls, DirectCalls)
+    await core.fetcher.calls.close()
 
 
 def asked(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields: Any) -> Answer:
@@ -111,7 +120,7 @@ def asked(core: Core, image: bytes = PNG, timeout_s: float = math.inf, **fields:
         try:
             return await core.predict(image, FIND | fields, context(timeout_s=timeout_s))
         finally:
-            await core.runners["far"].close()
+            await close(core)
 
     return asyncio.run(ask())
 
@@ -202,7 +211,7 @@ def test_text_streams() -> None:
     async def pieces(core: Core) -> list[str]:
         fields = {"task": "captioning"}
         events = [event async for event in core.stream(PNG, fields, context())]
-        await core.runners["far"].close()
+        await close(core)
         return [event.text for event in events if isinstance(event, Piece)]
 
     with engine_core(text_stream("two cats")) as (core, _):
@@ -276,12 +285,13 @@ def test_check_at_the_start(
 ) -> None:
     monkeypatch.setenv("FAR_KEY", KEY)
 
-    async def check(client: Any) -> None:
+    async def check(core: Core) -> None:
+        client: Any = core.runners["far"]
         await client.check()
-        await client.close()
+        await close(core)
 
     with engine_core(script, api_key_env="FAR_KEY") as (core, _):
-        asyncio.run(check(core.runners["far"]))
+        asyncio.run(check(core))
     assert words in caplog.text
     assert bool(caplog.text) == bool(words)
     assert KEY not in caplog.text
@@ -318,16 +328,17 @@ def test_start_without_the_engine_or_its_key(caplog: pytest.LogCaptureFixture) -
     assert engine is not None
 
     async def check() -> None:
-        client = EngineClient("far", engine)
+        calls = DirectCalls()
+        client = EngineClient("far", engine, calls)
         await client.check()
         assert await client.is_ready()
-        await client.close()
+        await calls.close()
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(check())
     assert "the engine of far is not ready at http://127.0.0.1:1/v1/models" in caplog.text
     with pytest.raises(SettingsError, match="NO_SUCH_KEY, which is not set"):
-        EngineClient("far", replace(engine, api_key_env="NO_SUCH_KEY"))
+        EngineClient("far", replace(engine, api_key_env="NO_SUCH_KEY"), DirectCalls())
 
 
 def test_beams_are_refused() -> None:

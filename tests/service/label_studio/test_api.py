@@ -14,9 +14,10 @@ from service.admission.api_keys import ApiKeys
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
-from service.images.inputs import AllowedHost
 from service.inference.core import Core
 from service.label_studio.api import Batch, LabelStudioHost, TaskImages, questions_of
+from service.outbound.program import DirectCalls
+from service.outbound.urls import AllowedHost
 from service.settings import Settings
 from tests.service.label_studio.test_mapping import labelled, view
 from tests.support.api_keys import api_keys
@@ -365,7 +366,7 @@ async def test_call_keeps_its_place() -> None:
 def fetching(host: ImageHost) -> ImageFetcher:
     names = Names({"images.test": ["127.0.0.1"]})
     allowed = [AllowedHost("images.test", host.port)]
-    return ImageFetcher(allowed, 1_000_000, 5, lambda _: True, names)
+    return ImageFetcher(allowed, 1_000_000, DirectCalls(lambda _: True, names), timeout_s=5)
 
 
 @asynccontextmanager
