@@ -18,7 +18,6 @@ from service.analysis import (
     analyze,
     crop_around,
     filled,
-    parse_plan,
     step_objects,
     stream_analysis,
     used_names,
@@ -48,7 +47,6 @@ from tests.support.fake_service import (
     encoded,
     make_core,
     run,
-    served_models,
     until,
 )
 from wire.runner_messages import Failed
@@ -195,29 +193,6 @@ def test_region_is_that_of_the_crop() -> None:
     assert outcomes(analysis)["what"] == [(0, FLORENCE_ID, "a circle in a crop")]
 
 
-@pytest.mark.parametrize(
-    ("step", "code", "param"),
-    [
-        (
-            {"id": "a", "task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID},
-            "unsupported_task",
-            "steps[0].detail",
-        ),
-        (
-            {"id": "a", "task": "region_description", "region": [0, 0, 641, 9]},
-            "invalid_request",
-            "steps[0].region",
-        ),
-    ],
-)
-def test_refused_before_anything_runs(step: dict[str, Any], code: str, param: str) -> None:
-    of = core()
-    with pytest.raises(ServiceError) as caught:
-        run(answered(of, step, THINGS | {"id": "b"}))
-    assert (caught.value.code, caught.value.param) == (code, param)
-    assert not channel_of(of, FLORENCE_ID).calls
-
-
 def test_objects_of_several_answers() -> None:
     both = {"id": "things", "task": "open_vocabulary_detection", "labels": ["red circle"]}
     steps = (both | {"models": [FLORENCE_ID, PALIGEMMA_ID]}, CROP)
@@ -332,77 +307,70 @@ def test_objects_have_texts() -> None:
 WORDS = {"id": "words", "task": "ocr_with_regions"}
 
 
-def refusal(*steps: dict[str, Any]) -> ServiceError:
-    with pytest.raises(ServiceError) as caught:
-        parse_plan({"steps": list(steps)}, served_models(), 32)
-    return caught.value
-
-
 def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a step, and one about each of its boxes."""
     return step, {"id": "each", "task": "region_description", "each": step["id"], **fields}
 
 
+INVALID, UNSUPPORTED = "invalid_request", "unsupported_task"
+ONE = {"id": "one", "task": "instance_segmentation", "each": "two"}
+ONLY = {"id": "a", "task": "captioning", "model": PALIGEMMA_ID}
+LARGE = {"id": "a", "task": "region_description", "region": [0, 0, 641, 9]}
+
+
 @pytest.mark.parametrize(
-    ("steps", "param", "message"),
+    ("steps", "code", "param", "message"),
     [
-        (of(THINGS, each="thing"), "steps[1].each", "not a step with boxes"),
-        (of({"id": "all", "task": "ocr"}), "steps[1].each", "not a step with boxes"),
-        ((THINGS, THINGS), "steps[1].id", "'things' is repeated"),
-        (({**THINGS, "id": "a b"},), "steps[0].id", "a b"),
-        (({"task": "ocr"},), "steps[0].id", "id is missing"),
-        (({"id": "a", "task": "x"},), "steps[0].task", "unknown task 'x'"),
-        (({**THINGS, "image": "a"},), "steps[0].image", "unknown field"),
-        (({**THINGS, "stream": True},), "steps[0].stream", "the whole request"),
-        (({**THINGS, "view": "crop"},), "steps[0].view", "needs each"),
-        (({**THINGS, "max_each": 3},), "steps[0].max_each", "needs each"),
-        (of(THINGS, min_precision=0.9), "steps[1].min_precision", "proved about images"),
-        (of(THINGS, margin=2), "steps[1].margin", "margin is 2"),
+        (of(THINGS, each="thing"), INVALID, "steps[1].each", "not a step with boxes"),
+        (of({"id": "all", "task": "ocr"}), INVALID, "steps[1].each", "not a step with boxes"),
+        ((THINGS, THINGS), INVALID, "steps[1].id", "'things' is repeated"),
+        (({**THINGS, "id": "a b"},), INVALID, "steps[0].id", "a b"),
+        (({"task": "ocr"},), INVALID, "steps[0].id", "id is missing"),
+        (({"id": "a", "task": "x"},), INVALID, "steps[0].task", "unknown task 'x'"),
+        (({**THINGS, "image": "a"},), INVALID, "steps[0].image", "unknown field"),
+        (({**THINGS, "stream": True},), INVALID, "steps[0].stream", "the whole request"),
+        (({**THINGS, "view": "crop"},), INVALID, "steps[0].view", "needs each"),
+        (({**THINGS, "max_each": 3},), INVALID, "steps[0].max_each", "needs each"),
+        (of(THINGS, min_precision=0.9), INVALID, "steps[1].min_precision", "proved about images"),
+        (of(THINGS, margin=2), INVALID, "steps[1].margin", "margin is 2"),
         (
             (THINGS, {"id": "a", "task": "instance_segmentation", "phrase": "{label}"}),
+            INVALID,
             "steps[1]",
             "needs each",
         ),
         (
             of(THINGS, task="visual_question_answering", question="is it {text}?"),
+            INVALID,
             "steps[1]",
             "{text} is not a text of 'things'; its objects fill {label}",
         ),
         (
             of(WORDS, task="visual_question_answering", question="is it {label}?"),
+            INVALID,
             "steps[1]",
             "fill {text}",
         ),
-        ((3,), "steps[0]", "must be an object"),
-        ((), "steps", "1 to 32 steps, not 0 steps"),
+        ((3,), INVALID, "steps[0]", "must be an object"),
+        ((), INVALID, "steps", "1 to 32 steps, not 0 steps"),
+        ((ONE, ONE | {"id": "two", "each": "one"}), INVALID, "steps", ""),
+        ((ONE | {"each": "one"},), INVALID, "steps", "one -> one"),
+        (({**THINGS, "model": "gpt"},), "unknown_model", "steps[0].model", "gpt"),
+        (({**THINGS, "models": ["gpt"]},), "unknown_model", "steps[0].models", "gpt"),
+        (({**THINGS, "model": PALIGEMMA_ID},), UNSUPPORTED, "steps[0].model", "does not offer"),
+        (({**ONLY, "detail": "paragraph"},), UNSUPPORTED, "steps[0].detail", "not paragraph"),
+        ((LARGE,), INVALID, "steps[0].region", "x from 0 to 640"),
     ],
 )
-def test_wrong_step_is_refused(steps: tuple[Any, ...], param: str, message: str) -> None:
-    error = refusal(*steps)
-    assert (error.code, error.param) == ("invalid_request", param)
-    assert message in error.message
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ({"model": "gpt"}, "unknown_model"),
-        ({"models": ["gpt"]}, "unknown_model"),
-        ({"model": PALIGEMMA_ID}, "unsupported_task"),
-    ],
-)
-def test_wrong_model_of_a_step(fields: dict[str, Any], code: str) -> None:
-    error = refusal(THINGS | fields)
-    assert (error.code, error.param) == (code, f"steps[0].{min(fields)}")
-
-
-def test_cycle_is_refused() -> None:
-    steps = [
-        {"id": "one", "task": "instance_segmentation", "each": "two"},
-        {"id": "two", "task": "instance_segmentation", "each": "one"},
-    ]
-    assert refusal(*steps).param == "steps"
-    assert "one -> one" in refusal({**steps[0], "each": "one"}).message
+def test_wrong_step_is_refused_before_anything_runs(
+    steps: tuple[Any, ...], code: str, param: str, message: str
+) -> None:
+    of = core()
+    with pytest.raises(ServiceError) as caught:
+        run(answered(of, *steps))
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert message in caught.value.message
+    assert not channel_of(of, FLORENCE_ID).calls
 
 
 def test_strings_of_parameters_are_filled() -> None:

@@ -282,24 +282,6 @@ def test_several_files_of_a_form() -> None:
     assert ["error" in answer for answer in response.json()["answers"]] == [False, True, False]
 
 
-@pytest.mark.parametrize(
-    ("fields", "code", "param"),
-    [
-        ({"images": []}, "invalid_request", "images"),
-        ({"images": [IMAGE] * 33}, "invalid_request", "images"),
-        ({"images": IMAGE}, "invalid_request", "images"),
-        ({"images": [3]}, "invalid_request", "image"),
-        ({"images": [IMAGE], "image": IMAGE}, "invalid_request", "images"),
-        ({"images": [IMAGE] * 2, "stream": True}, "invalid_request", "stream"),
-        ({"images": [IMAGE] * 2, "labels": ["a"]}, "invalid_request", "labels"),
-        ({"images": [IMAGE] * 2, "model": "gpt"}, "unknown_model", "model"),
-    ],
-)
-def test_wrong_field_of_several_images(fields: dict[str, Any], code: str, param: str) -> None:
-    error = error_of(send("/v1/predict", task="ocr", **fields))
-    assert (error["code"], error["param"]) == (code, param)
-
-
 def test_each_image_counts_as_a_request() -> None:
     api = client(keys=api_keys("mine", "requests_per_minute=2 max_concurrent=1"))
     body = {"images": [IMAGE] * 3, "task": "ocr"}

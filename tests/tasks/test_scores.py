@@ -79,12 +79,6 @@ def test_suppression_compares_near_boxes_alone() -> None:
     assert peak_bytes < 10_000_000  # all pairs would be 72 MB
 
 
-def test_text_regions_are_suppressed_by_their_boxes() -> None:
-    regions = (TextRegion(QUAD, "A", 0.5), TextRegion(QUAD, "A", 0.9), TextRegion(QUAD, "B", 0.1))
-    result = refine(TextRegionsResult(regions, is_parsed=True), None, 0, 0.5)
-    assert result == TextRegionsResult(regions[1:], is_parsed=True)
-
-
 @pytest.mark.parametrize(
     ("score", "expected"), [(0, 0), (0.25, 0), (0.375, 0.125), (0.5, 0.25), (0.625, 0.625), (1, 1)]
 )
@@ -100,6 +94,14 @@ def test_calibrated_scores_are_compared_with_minimum() -> None:
     for max_iou in (0.5, 0.0):
         refined = refine(boxes, flat, 1.0, max_iou)
         assert refined == DetectionsResult((box(1.0),), is_parsed=True)
+
+
+def test_text_regions_are_refined_as_boxes() -> None:
+    regions = (TextRegion(QUAD, "A", 0.5), TextRegion(QUAD, "A", 0.9), TextRegion(QUAD, "B", 0.1))
+    result = refine(TextRegionsResult(regions, is_parsed=True), None, 0, 0.5)
+    assert result == TextRegionsResult(regions[1:], is_parsed=True)
+    proved, guarantee = keep_proved(result, Proof(**PROOF_ROW))
+    assert (proved, guarantee.left_out) == (TextRegionsResult(regions[1:2], True), 1)
 
 
 def test_nothing_changes_without_options() -> None:
@@ -180,50 +182,54 @@ def test_familiarity(tmp_path: Path, vector: tuple[float, float], num_nearer: in
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "reason"),
+    ("kind", "key", "values", "reason"),
     [
-        ("mean", [1, "AACA", "!", "A" * 4_000_004, ""], "images"),
-        ("components", ["ADw=", "ADwAAAAA"], "numbers of components for 2 means and 1 var"),
-        ("variances", [[], [0], [-1], [float("nan")]], "images"),
-        ("residual_variance", [0, float("inf")], "images"),
-        ("distances", [list(range(99)), [float("nan")] * 100, [-1] * 100], "images"),
+        ("images", "mean", [1, "AACA", "!", "A" * 4_000_004, ""], "images"),
+        ("images", "components", ["ADw=", "ADwAAAAA"], "components for 2 means and 1 variances"),
+        ("images", "variances", [[], [0], [-1], [float("nan")]], "images"),
+        ("images", "residual_variance", [0, float("inf")], "images"),
+        ("images", "distances", [list(range(99)), [float("nan")] * 100, [-1] * 100], "images"),
+        ("calibration", "task", ["captioning", "x" * 100_000], "not a task that returns scores"),
+        ("calibration", "scores", [[]], "at least 1 item"),
+        ("calibration", "scores", [[0.1]], "1 scores for 2 probabilities"),
+        ("calibration", "scores", [[0.1, 0.1]], "scores must increase"),
+        ("calibration", "scores", [[0.1, 1.1]], "less than or equal to 1, not 1.1"),
+        ("calibration", "scores", [[-0.1, 1]], "greater than or equal to 0"),
+        ("calibration", "scores", [None], "valid array, not None"),
+        ("calibration", "probabilities", [[1, 0]], "probabilities must not decrease"),
+        ("calibration", "probabilities", [[0, float("nan")]], "finite number"),
+        ("calibration", "with_tiles", ["auto", 1], "valid boolean"),
+        ("calibration", "min_object_share", [0], "greater than 0"),
+        ("calibration", "min_object_share", [1.1], "less than or equal to 1"),
+        ("calibration", "min_object_share", [float("nan")], "finite number"),
+        ("calibration", "min_object_share", ["tiny"], "valid number"),
+        ("proof", "fields", [{"task": "captioning"}, {"task": []}, {}], "that returns scores"),
+        ("proof", "fields", [[]], "be an object"),
+        ("proof", "min_precision", [1], "less than 1"),
+        ("proof", "min_precision", [0], "greater than 0"),
+        ("proof", "confidence", [float("nan")], "finite number"),
+        ("proof", "min_score", [-0.1], "greater than or equal to 0"),
+        ("proof", "max_labels", [0], "greater than or equal to 1"),
+        ("proof", "num_images", [0], "greater than or equal to 1"),
+        ("proof", "num_images", [float("inf")], "finite number"),
     ],
 )
-def test_bad_statistics_are_refused(
-    tmp_path: Path, key: str, values: list[Any], reason: str
+def test_bad_row_is_refused(
+    tmp_path: Path, kind: str, key: str, values: list[Any], reason: str
 ) -> None:
     for value in values:
-        path = written(tmp_path, calibrations=[ROW | {"images": IMAGES | {key: value}}])
-        with pytest.raises(CheckpointFileError, match=rf"not a valid calibration file.*{reason}"):
-            read_calibrations(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "values", "reason"),
-    [
-        ("task", ["captioning", "juggling"], "is not a task that returns scores"),
-        ("scores", [[]], "at least 1 item"),
-        ("scores", [[0.1]], "1 scores for 2 probabilities"),
-        ("scores", [[0.1, 0.1]], "scores must increase"),
-        ("scores", [[0.1, 1.1]], "less than or equal to 1, not 1.1"),
-        ("scores", [[-0.1, 1]], "greater than or equal to 0"),
-        ("scores", [None], "valid array, not None"),
-        ("probabilities", [[1, 0]], "probabilities must not decrease"),
-        ("probabilities", [[0, float("nan")]], "finite number"),
-        ("with_tiles", ["auto", 1], "valid boolean"),
-        ("min_object_share", [0], "greater than 0"),
-        ("min_object_share", [1.1], "less than or equal to 1"),
-        ("min_object_share", [float("nan")], "finite number"),
-        ("min_object_share", ["tiny"], "valid number"),
-    ],
-)
-def test_bad_calibration_is_refused(
-    tmp_path: Path, key: str, values: list[Any], reason: str
-) -> None:
-    for value in values:
-        path = written(tmp_path, calibrations=[ROW | {key: value}])
-        with pytest.raises(CheckpointFileError, match=rf"c\.json is not a valid cal.*{reason}"):
-            read_calibrations(path)
+        change = {key: value}
+        documents = {
+            "images": {"calibrations": [ROW | {"images": IMAGES | change}]},
+            "calibration": {"calibrations": [ROW | change]},
+            "proof": {"proofs": [PROOF_ROW | change]},
+        }
+        path = written(tmp_path, **documents[kind])
+        with pytest.raises(
+            CheckpointFileError, match=rf"c\.json is not a valid.*{reason}"
+        ) as raised:
+            read_proofs(path) if kind == "proof" else read_calibrations(path)
+        assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -235,27 +241,6 @@ def test_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
         read_calibrations(tmp_path / "c.json")
 
 
-@pytest.mark.parametrize(
-    ("key", "values", "reason"),
-    [
-        ("fields", [{"task": "captioning"}, {"task": []}, {}], "is not a task that returns scores"),
-        ("fields", [[]], "be an object"),
-        ("min_precision", [1], "less than 1"),
-        ("min_precision", [0], "greater than 0"),
-        ("confidence", [float("nan")], "finite number"),
-        ("min_score", [-0.1], "greater than or equal to 0"),
-        ("max_labels", [0], "greater than or equal to 1"),
-        ("num_images", [0], "greater than or equal to 1"),
-        ("num_images", [float("inf")], "finite number"),
-    ],
-)
-def test_bad_proof_is_refused(tmp_path: Path, key: str, values: list[Any], reason: str) -> None:
-    for value in values:
-        path = written(tmp_path, proofs=[PROOF_ROW | {key: value}])
-        with pytest.raises(CheckpointFileError, match=rf"not a valid calibration file.*{reason}"):
-            read_proofs(path)
-
-
 @pytest.mark.parametrize(("name", "row"), [("calibrations", ROW), ("proofs", PROOF_ROW)])
 def test_rows_and_their_problems_are_limited(tmp_path: Path, name: str, row: Any) -> None:
     read_proofs(written(tmp_path, **{name: [row] * 1000}))
@@ -265,12 +250,6 @@ def test_rows_and_their_problems_are_limited(tmp_path: Path, name: str, row: Any
         read_proofs(written(tmp_path, **{name: [{}, {}]}))
     assert isinstance(raised.value.__cause__, ValidationError)
     assert {problem["loc"][1] for problem in raised.value.__cause__.errors()} == {0}
-
-
-def test_long_task_is_cut(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointFileError) as raised:
-        read_calibrations(written(tmp_path, calibrations=[ROW | {"task": "x" * 100_000}]))
-    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -289,9 +268,3 @@ def test_proved_objects(
     result = DetectionsResult(tuple(map(box, scores)), True)
     proved = DetectionsResult(tuple(map(box, proved_scores)), True)
     assert keep_proved(result, Proof(**PROOF_ROW)) == (proved, guarantee)
-
-
-def test_proved_text_regions() -> None:
-    regions = TextRegionsResult((TextRegion(QUAD, "a", 0.4),), True)
-    result, proved = keep_proved(regions, Proof(**PROOF_ROW))
-    assert (result, proved.left_out) == (TextRegionsResult((), True), 1)

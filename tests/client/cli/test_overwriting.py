@@ -25,6 +25,12 @@ ANNOTATE = ("annotate", "photos", "--task", TASK, "--out", "out")
 YOLO = (*ANNOTATE, "--format", "yolo")
 EVALUATE = ("evaluate", "photos", "--task", TASK, "--out", "out")
 PREDICT = ("predict", "--task", TASK)
+# a log, and a folder
+NEVER_REPLACED = [
+    (ANNOTATE, "out/journal.jsonl"),
+    (EVALUATE, "out/answers.jsonl"),
+    (("annotate", "photos.zip", "--task", TASK, "--out", "out"), "out/input/mine.txt"),
+]
 JOB = Job(TASK, "first", TaskParameters(), AnswerOptions())
 
 
@@ -42,6 +48,7 @@ def run(diptych: Diptych, words: Sequence[str], script: Script) -> int:
 @pytest.mark.parametrize(
     ("words", "name"),
     [
+        *NEVER_REPLACED,
         (ANNOTATE, "out/annotations.json"),
         (ANNOTATE, "out/labels/val/z.txt"),
         (ANNOTATE, "out/failures.jsonl"),
@@ -67,11 +74,17 @@ def test_file_of_another_is_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(Path("photos"))
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.write("photos/a.png")
     script = Script([])
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"mine")
     assert run(diptych, words, script) == 1
+    if (words, name) in NEVER_REPLACED:
+        assert run(diptych, (*words, "--overwrite"), script) == 1
+        assert path.read_bytes() == b"mine"
+        return
     printed = capsys.readouterr().err
     assert f"{name} exists" in printed
     assert "--overwrite" in printed
@@ -82,33 +95,6 @@ def test_file_of_another_is_kept(
         assert path.read_bytes() != b"mine"
         is_drawing = words[0] in ("predict", "compare")
         assert run(diptych, words, script) == int(is_drawing)  # its own file
-
-
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (ANNOTATE, "out/journal.jsonl"),
-        (EVALUATE, "out/answers.jsonl"),
-        (("annotate", "photos.zip", "--task", TASK, "--out", "out"), "out/input/mine.txt"),
-    ],
-)
-def test_log_or_folder_is_never_replaced(
-    diptych: Diptych,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    words: tuple[str, ...],
-    name: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_images(Path("photos"))
-    with zipfile.ZipFile("photos.zip", "w") as archive:
-        archive.write("photos/a.png")
-    path = Path(name)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"mine")
-    for option in ((), ("--overwrite",)):
-        assert run(diptych, (*words, *option), Script([])) == 1
-        assert path.read_bytes() == b"mine"
 
 
 def write(folder: Path, name: str = "a.png") -> None:

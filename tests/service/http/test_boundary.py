@@ -55,6 +55,7 @@ CHAT: dict[str, Any] = {
         }
     ],
 }
+SEVERAL = {"task": "ocr", "images": [OCR["image"]] * 2}
 NARROW = {**OCR, "task": "region_description", "region": [0, 0, 9, 5]}
 WIDE = data_url(encoded(Image.new("1", (2000, 1000))))
 GIF = data_url(encoded(Image.new("1", (9, 9)), "GIF"))
@@ -78,6 +79,14 @@ GIF = data_url(encoded(Image.new("1", (9, 9)), "GIF"))
         ("invalid_request", {**OCR, "stream": "yes"}, "stream"),
         ("invalid_request", {**OCR, "stream": True, "temperature": 10**400}, "temperature"),
         ("unsupported_image", {**OCR, "stream": True, "image": "bm8gaW1hZ2U="}, "image"),
+        ("invalid_request", {"task": "ocr", "images": []}, "images"),
+        ("invalid_request", {"task": "ocr", "images": [OCR["image"]] * 33}, "images"),
+        ("invalid_request", {"task": "ocr", "images": OCR["image"]}, "images"),
+        ("invalid_request", {"task": "ocr", "images": [3]}, "image"),
+        ("invalid_request", {**OCR, "images": [OCR["image"]]}, "images"),
+        ("invalid_request", {**SEVERAL, "stream": True}, "stream"),
+        ("invalid_request", {**SEVERAL, "labels": ["a"]}, "labels"),
+        ("unknown_model", {**SEVERAL, "model": "gpt"}, "model"),
     ],
 )
 def test_refused_request_has_an_error_body(
