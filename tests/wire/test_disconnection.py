@@ -76,30 +76,6 @@ async def test_work_is_cancelled(
     await assert_no_task_is_left()
 
 
-@pytest.mark.parametrize("is_cancelled", [False, True])
-async def test_caller_is_as_cancelled_as_before(is_cancelled: bool) -> None:
-    call = Call()
-
-    async def answer() -> int:
-        with pytest.raises(ClientDisconnect):
-            await while_connected(call.receive, call.work())
-        await asyncio.sleep(0)
-        task = asyncio.current_task()
-        assert task is not None
-        return task.cancelling()
-
-    task = asyncio.create_task(answer())
-    await asyncio.sleep(0.01)
-    call.gone.set()
-    await asyncio.sleep(0)  # the disconnection is noticed in the next turn
-    if not is_cancelled:
-        assert await task == 0
-        return
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
 async def raising(error: BaseException) -> Message:
     raise error
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path)
 
 
-def test_adapter_is_listed_once_loaded(watched: Watched) -> None:
+def test_adapter_is_listed_while_loaded(watched: Watched) -> None:
     key = watched.write("tuned")
     assert watched.update() == BOTH
     assert not watched.published
@@ -98,15 +98,9 @@ def test_adapter_is_listed_once_loaded(watched: Watched) -> None:
     for _ in range(3):
         watched.update()
     assert watched.published == [("tuned", True)]
-
-
-def test_adapter_names_a_base_alias(watched: Watched) -> None:
-    base = watched.models.get(FLORENCE_ID)
-    named = replace(base, entry=replace(base.entry, aliases=("an/alias",)))
-    watched.models.set_models({model.id: model for model in watched.models} | {base.id: named})
-    watched.__post_init__()
-    watched.answer(watched.write("tuned", base="an/alias"))
-    assert watched.update() == [*BOTH, "tuned"]
+    shutil.rmtree(watched.folder / "tuned")
+    assert watched.update() == BOTH
+    assert watched.published == [("tuned", True), ("tuned", False)]
 
 
 def test_adapter_of_an_engine_is_refused(
@@ -122,14 +116,6 @@ def test_adapter_of_an_engine_is_refused(
     assert "its base 'org/m' is not served" in caplog.text
 
 
-def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
-    watched.answer(watched.write("tuned"))
-    watched.update()
-    shutil.rmtree(watched.folder / "tuned")
-    assert watched.update() == BOTH
-    assert watched.published == [("tuned", True), ("tuned", False)]
-
-
 def test_version_before_stays_until_loaded(watched: Watched) -> None:
     first = watched.write("tuned")
     watched.answer(first)
@@ -140,13 +126,7 @@ def test_version_before_stays_until_loaded(watched: Watched) -> None:
     watched.answer(first, second)
     watched.update()
     assert watched.models.get("tuned").adapter_key == second
-
-
-def test_refused_version_is_not_listed(watched: Watched) -> None:
-    first = watched.write("tuned")
-    watched.answer(first)
-    watched.update()
-    watched.answer(first, refused=watched.write("tuned", b"others"))
+    watched.answer(first, second, refused=watched.write("tuned", b"bad"))
     assert watched.update() == BOTH
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.analysis import analyze
-from service.errors import InvalidRequest, ServiceError
+from service.errors import ServiceError
 from service.inference.core import Core
 from service.inference.prediction import Answer, Piece
 from service.inference.request_fields import PredictFields, parse_fields
@@ -111,18 +111,6 @@ def test_unproved_objects_are_not_streamed(tmp_path: Path) -> None:
 
     assert run(views()) == [True] * 3
     assert run(views(min_precision=0.9)) == [False] * 3
-
-
-def test_proof_in_an_analysis(tmp_path: Path) -> None:
-    core = core_with(tmp_path, proof(0.9))
-    steps = [{"id": "a", **OD, "min_precision": 0.9}]
-    analysis = run(analyze(core, PNG, {"steps": steps}, context()))
-    assert not analysis.steps[0].answers[0].outcome.guarantee.left_out  # type: ignore[union-attr]
-    steps.append({"id": "b", **OD, "each": "a", "view": "crop", "min_precision": 0.9})
-    with pytest.raises(InvalidRequest, match="is proved about images, not about the boxes of each"):
-        run(analyze(core, PNG, {"steps": steps}, context()))
-    with pytest.raises(ServiceError, match=r"steps\[0\] \(a\): min_precision is 0.9"):
-        run(analyze(make_core(), PNG, {"steps": steps[:1]}, context()))
 
 
 @pytest.mark.parametrize(

@@ -19,21 +19,12 @@ from service.inference.request_fields import (
 from tasks.table import TASKS, TaskParameters
 
 
-def predict(**fields: Any) -> TaskRequest:
-    return parse_fields(PredictFields, {"task": "object_detection", **fields})[1]
-
-
 def refusal(
     fields: dict[str, Any], fields_class: type[GenerationFields] = PredictFields
 ) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse_fields(fields_class, fields)
     return caught.value
-
-
-def test_task_alone_uses_the_defaults() -> None:
-    task = TASKS["object_detection"]
-    assert predict() == TaskRequest(task, TaskParameters(), PredictFields(task=task.id))
 
 
 def test_every_field_is_parsed() -> None:

@@ -34,7 +34,6 @@ from tasks.tiles.merging import (
     near_pairs,
     parts_of_objects,
     placed,
-    seen_whole,
     survivors,
     unite_rings,
 )
@@ -122,25 +121,6 @@ def test_parts_of_a_line_of_text() -> None:
     assert parts_of_objects(flat, 2, is_text=True) == [[0], [1]]
 
 
-def test_joined_parts() -> None:
-    """They are cut where the outermost part is, and as sure as the least sure part."""
-    assert joined([PART]) is PART
-    top = part_of(1, (10, 10, 50, 40), (True, False, False, True))
-    bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True), score=0.4)
-    bottom = replace(bottom, view_box=(80, 5, 180, 120))
-    cut = (True, False, False, True)
-    box = (10, 10, 60, 80)
-    item = Detection(box, "a", 0.4)
-    views = frozenset({1, 2})
-    assert joined([top, bottom]) == FoundBox(item, box, "a", views, cut, (0, 0, 180, 120), True)
-    bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
-    assert joined([bottom, top]).cut == (True, False, True, False)
-    unscored = [replace(part, item=Detection(part.box, "a", None)) for part in (top, bottom)]
-    assert joined(unscored).item.score is None
-    right = part_of(2, (20, 0, 60, 20), UNCUT)  # begins higher
-    assert joined([top, right]).box == (10, 0, 60, 40)
-
-
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
@@ -221,21 +201,6 @@ def test_parts_of_a_mask() -> None:
     whole = instance(0, (0, 0, 90, 90))
     assert survivors([whole, instance(1, (85, 10, 95, 20))], is_text=False) == [0]
     assert survivors([whole, instance(1, (86, 10, 96, 20))], is_text=False) == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [
-        (part_of(2, (84, 20, 112, 40), AT_LEFT), True),  # LEFT's edge cuts it: within RIGHT
-        (part_of(2, (82, 20, 112, 40), AT_LEFT), False),
-        (part_of(0, (84, 20, 112, 40), UNCUT), False),
-        (part_of(2, (0, 0, 50, 100), AT_LEFT), True),  # the edges of the image cut nothing
-        (part_of(2, (-1, 0, 50, 100), AT_LEFT), False),
-        (part_of(2, (0, 0, 50, 101), AT_LEFT), False),
-    ],
-)
-def test_parts_that_another_tile_sees_whole(part: FoundBox, expected: bool) -> None:
-    assert seen_whole([part], [LEFT, RIGHT], SIZE_WH, 2).tolist() == [expected]
 
 
 def corners(step: float) -> NDArray[np.float64]:

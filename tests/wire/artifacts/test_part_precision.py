@@ -60,9 +60,6 @@ def test_precision_that_cannot_run_is_refused(
     message = f"the {part} of .* cannot run in {setting} on {device}; its artifacts allow float32"
     with pytest.raises(ArtifactError, match=message):
         choose_precision(manifest, part, device, setting)
-
-
-def test_missing_encoder_is_refused(manifest: Manifest) -> None:
     files = {name: digest for name, digest in manifest.files.items() if "int8" not in name}
     with pytest.raises(ArtifactError, match=r"int8 on cpu; its artifacts allow float32$"):
         choose_precision(replace(manifest, files=files), "encoder", "cpu", "int8")
