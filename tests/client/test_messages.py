@@ -72,9 +72,6 @@ def test_message_has_the_same_fields() -> None:
     steps = ({"id": "b", "task": "ocr"}, {"id": "a", "each": "b", "region": (1, 2, 3, 4)})
     analysis = request_message(pb.AnalyzeRequest, Request(b"i", {"steps": steps}))
     assert request_fields(analysis) == {"steps": [steps[0], {**steps[1], "region": [1, 2, 3, 4]}]}
-
-
-def test_url_is_sent_over_rest_alone() -> None:
     with pytest.raises(InvalidRequest, match="only REST takes one") as caught:
         request_message(pb.PredictRequest, Request("https://example.org/a.png", FIELDS))
     assert caught.value.param == "image"

@@ -81,6 +81,10 @@ def test_detections_have_masks_quads_or_a_text() -> None:
     assert np.asarray(detections.data["xyxyxyxy"]).tolist() == [[[5, 5], [15, 6], [14, 10], [4, 9]]]
     text = answer(TEXT).to_supervision()
     assert (len(text), text.metadata) == (0, {"text": TEXT.text})
+    for result in (DETECTIONS, INSTANCES, TEXT_REGIONS):
+        empty: Any = type(result)(())
+        both = [answer(empty).to_supervision(), answer(result).to_supervision()]
+        assert len(supervision.Detections.merge(both)) == len(both[1])
 
 
 def test_class_ids_are_those_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,22 +108,12 @@ def test_class_ids_are_those_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> 
         one.to_coco(classes=["circle"])
 
 
-def test_dictionary_is_the_json_of_rest() -> None:
+def test_names_and_dictionaries_are_those_of_rest() -> None:
+    literals = [get_args(part) for part in get_args(TaskId)]
+    assert list(chain(*literals)) == list(TASKS)
     one = answer(DETECTIONS)
     assert from_json(Answer, one.to_dict()) == one
     assert json.dumps(one.to_dict()) == json.dumps(to_json(one))
-
-
-def test_task_ids_are_those_of_the_service() -> None:
-    literals = [get_args(part) for part in get_args(TaskId)]
-    assert list(chain(*literals)) == list(TASKS)
-
-
-def test_empty_detections_are_merged() -> None:
-    for result in (DETECTIONS, INSTANCES, TEXT_REGIONS):
-        empty: Any = type(result)(())
-        both = [answer(empty).to_supervision(), answer(result).to_supervision()]
-        assert len(supervision.Detections.merge(both)) == len(both[1])
 
 
 CONVERT = """

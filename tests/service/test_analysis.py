@@ -170,15 +170,12 @@ def test_number_of_answers_is_limited(
     assert [step.is_truncated for step in analysis.steps] == [False, True]
 
 
-def test_answers_count_for_the_key() -> None:
+def test_answers_and_crops_count_for_the_key() -> None:
     limited = Quota("key", QuotaLimits(requests_per_minute=2))
     request = RequestContext("request-1", "test", context().deadline_s, limited)
     analysis = run(answered(core(), THINGS, WHAT | {"model": FLORENCE_ID}, MASK, request=request))
     answers = chain.from_iterable(outcomes(analysis).values())
     assert [text for *_, text in answers].count("overloaded") == 2
-
-
-def test_crops_count_for_the_key() -> None:
     limited = Quota("key", QuotaLimits(megapixels_per_minute=1))
     request = RequestContext("request-1", "test", context().deadline_s, limited)
     image = encoded(Image.new("RGB", (1000, 900)))
@@ -193,27 +190,21 @@ def test_region_is_that_of_the_crop() -> None:
     assert outcomes(analysis)["what"] == [(0, FLORENCE_ID, "a circle in a crop")]
 
 
-def test_objects_of_several_answers() -> None:
+def test_several_models() -> None:
     both = {"id": "things", "task": "open_vocabulary_detection", "labels": ["red circle"]}
     steps = (both | {"models": [FLORENCE_ID, PALIGEMMA_ID]}, CROP)
     answers = run(answered(core(), *steps)).steps[1].answers
     assert {answer.of for answer in answers} == {0, 1}
-
-
-def test_error_of_one_of_several_models() -> None:
     step = {"id": "a", "task": "captioning", "detail": "paragraph", "models": [PALIGEMMA_ID]}
     analysis = run(answered(core(), step))
     assert outcomes(analysis) == {"a": [(None, PALIGEMMA_ID, "unsupported_task")]}
 
 
-def test_broken_image_fails_the_request() -> None:
+def test_first_step_decides_the_request() -> None:
     with pytest.raises(UnsupportedImage):
         run(answered(core(), THINGS, WHAT, image=PNG[:-40]))
     with pytest.raises(UnsupportedImage):
         run(answered(core(), THINGS, image=b"none"))
-
-
-def test_busy_service_refuses_the_request() -> None:
     full = Failed(code="overloaded", message="full")
     with pytest.raises(Overloaded):
         run(answered(core(FakeDecoder(FLORENCE_TEXTS | {OD: full})), THINGS, WHAT))

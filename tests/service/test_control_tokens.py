@@ -47,6 +47,8 @@ def test_all_text_parameters_have_cases() -> None:
     names = {name for _, _, name, _ in CASES}
     assert names == {"labels", "caption", "phrases", "phrase", "question"}
     assert {model_id for model_id, *_ in CASES} == set(ENTRIES)
+    region = {"region": [1, 2, 30, 40]}
+    assert CONTROL_IDS[FLORENCE.id] & set(written_ids(FLORENCE.id, "region_description", region))
 
 
 @pytest.mark.parametrize(("model_id", "task_id", "name", "is_list"), CASES)
@@ -58,8 +60,3 @@ def test_user_text_has_no_control_tokens(
     ids = written_ids(model_id, task_id, {name: [text] if is_list else text})
     assert ids
     assert not CONTROL_IDS[model_id] & set(ids)
-
-
-def test_check_detects_a_control_token() -> None:
-    region = {"region": [1, 2, 30, 40]}
-    assert CONTROL_IDS[FLORENCE.id] & set(written_ids(FLORENCE.id, "region_description", region))

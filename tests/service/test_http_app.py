@@ -309,7 +309,7 @@ def api() -> Any:
     return client(make_core(decoders={FLORENCE_ID: FakeDecoder(DESCRIBED)}))
 
 
-def test_analysis_has_all_steps() -> None:
+def test_analysis_is_whole_or_streamed() -> None:
     document = analyze().json()
     assert fits(document, "AnalysisJson")
     assert document["image"] == {"width": 640, "height": 480}
@@ -321,9 +321,6 @@ def test_analysis_has_all_steps() -> None:
     assert (answer["of"], answer["result"]) == (0, {"text": "a circle"})
     assert answer["id"] == document["id"]
     assert [answer["model"] for answer in everything["answers"]] == [FLORENCE_ID, PALIGEMMA_ID]
-
-
-def test_analysis_is_streamed() -> None:
     response = analyze(stream=True)
     events = parse_events(response.text)
     assert [name for name, _ in events] == ["answer"] * 4 + ["result"]

@@ -118,12 +118,6 @@ def test_error_says_what_to_give(
         assert message in text
 
 
-def test_standard_input_is_one_image(diptych: Diptych, capsys: Captured) -> None:
-    words = ("annotate", "-", "--task", "t")  # the output would be beside it
-    assert diptych(Script([]), *words) == 1
-    assert capsys.readouterr().err.startswith("error: - does not exist")
-
-
 def test_answers_are_drawn_into_a_folder(diptych: Diptych, folder: Path) -> None:
     drawn = folder.with_name("drawn")
     words = ("predict", f"{folder}/*.png", "--task", "object_detection", "--draw", drawn)

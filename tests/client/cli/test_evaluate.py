@@ -405,7 +405,7 @@ def test_a_person_accepts_suggestions(diptych: Diptych, dataset: Path, capsys: C
     assert (out / "merged.jsonl").read_text() == "edited"
 
 
-def test_merge_blames_the_export(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
+def test_review_says_what_it_needs(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
     with (dataset / "labels.jsonl").open("a") as file:
         file.write('\n{"image": "z.png"}\n{}\n')
     export = dataset.with_name("export.jsonl")
@@ -413,6 +413,9 @@ def test_merge_blames_the_export(diptych: Diptych, dataset: Path, capsys: Captur
     assert review(diptych, dataset, "--merge", export) == (1, 0)
     reason = f"error: no image is left: {export}: there is no image 'other.png' in {dataset}"
     assert reason in capsys.readouterr().err
+    (dataset / "labels.jsonl").unlink()
+    assert review(diptych, dataset, "--task", TASK) == (1, 0)
+    assert "review needs labelled objects; object_detection on images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -437,9 +440,3 @@ def test_labels_restrict_the_classes_that_count(
     run = report_of(out)["run"]
     assert isinstance(run, dict)
     assert run["labels"] == labels
-
-
-def test_review_needs_objects(diptych: Diptych, dataset: Path, capsys: Captured) -> None:
-    (dataset / "labels.jsonl").unlink()
-    assert review(diptych, dataset, "--task", TASK) == (1, 0)
-    assert "review needs labelled objects; object_detection on images" in capsys.readouterr().err

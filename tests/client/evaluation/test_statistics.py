@@ -46,6 +46,9 @@ def test_interval_is_that_of_standard_error() -> None:
     assert width(interval) == pytest.approx(200 * 1.96 * np.std(values) / 20, rel=0.1)
     total = estimates({"A": [Metric("n", np.sum)]}, [0, 1, 2], seed=0).intervals["A"]["n"]
     assert (total.low, total.value, total.high) == (300, 300, 300)  # as many images are drawn
+    values = [1.0] * 39 + [0.0]
+    assert estimated(A=values).intervals["A"]["mAP"].high == 100
+    assert estimated(A=[1 - value for value in values]).intervals["A"]["mAP"].low == 0
 
 
 def test_interval_is_without_bias() -> None:
@@ -57,12 +60,6 @@ def test_interval_is_without_bias() -> None:
     interval = estimates({"A": [Metric("v", variance)]}, range(10), seed=0).intervals["A"]["v"]
     bias = (interval.low + interval.high) / 2 - interval.value
     assert bias == pytest.approx(interval.value / 10, rel=0.3)
-
-
-def test_interval_ends_where_values_do() -> None:
-    values = [1.0] * 39 + [0.0]
-    assert estimated(A=values).intervals["A"]["mAP"].high == 100
-    assert estimated(A=[1 - value for value in values]).intervals["A"]["mAP"].low == 0
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:
@@ -110,7 +107,7 @@ def test_wealth_rarely_grows_while_mean_is_zero() -> None:
     assert wealth[-1] == 1  # all are wrong: the first wealth is the largest
 
 
-def test_bets_know_earlier_images_alone() -> None:
+def test_bets_grow_by_earlier_images_alone() -> None:
     values = np.array([[-0.05], [-0.05], [0.95], [-0.05]])
     (wealth,) = np.exp(log_wealth(values, np.ones(1)))
     gains = 0.05 * np.arange(20) / 20
@@ -119,9 +116,6 @@ def test_bets_know_earlier_images_alone() -> None:
     assert log_wealth(np.zeros((0, 1)), np.ones(1)) == [0]
     with pytest.raises(ValueError, match="exceeds"):
         log_wealth(np.array([[2.0], [-1.0]]), np.array([1.5]))
-
-
-def test_bets_grow_with_the_images() -> None:
     values = np.full((200, 1), -1.0)
     wealths = [log_wealth(values[:count], np.ones(1))[0] for count in (1, 199, 200)]
     assert wealths[0] == 0

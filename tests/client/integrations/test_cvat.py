@@ -58,9 +58,6 @@ def test_rectangles_are_one_request_with_key_and_model(tmp_path: Path) -> None:
     assert request.key == "Bearer secret"
     for text in (b"open_vocabulary_detection", b"0.125", b"m-7"):
         assert text in request.body
-
-
-def test_boxes_without_score_or_of_another_label() -> None:
     boxes = (Detection((0, 0, 4, 2), "circle"), Detection((0, 0, 4, 2), "ring", 0.9))
     (shape,), _ = detected([answer(DetectionsResult(boxes))])
     assert (shape.label_id, shape.score) == (1, 0.0)

@@ -114,13 +114,6 @@ def test_recorded_requests_are_answered(name: str) -> None:
         assert response.json() == answers[name]
 
 
-def test_path_of_a_model() -> None:
-    ((prediction,),) = results(RED_CIRCLE, path=f"{PATH}/{PALIGEMMA_ID}")
-    assert prediction["model_version"] == VERSIONS[1]
-    error = error_of(post("setup", {"schema": RED_CIRCLE}, path=f"{PATH}/other"))
-    assert error["code"] == "unknown_model"
-
-
 def text_area(attributes: str) -> str:
     return f'<TextArea name="t" toName="image" {attributes}/>'
 
@@ -199,12 +192,16 @@ def test_prompt_is_answered(config: str, text: str, name: str, answer: dict[str,
     assert results(RED_CIRCLE, result=[])[0]["result"] == []
 
 
-def test_setup_refuses_other_tasks() -> None:
+def test_path_chooses_the_model() -> None:
     config = view('<Rectangle name="r" toName="image"/>')
     assert post("setup", {"schema": config}).json() == {"model_version": VERSIONS[0]}
     error = error_of(post("setup", {"schema": config}, path=f"{PATH}/{PALIGEMMA_ID}"))
     assert error["code"] == "unsupported_task"
     assert "region_proposal" in error["message"]
+    ((prediction,),) = results(RED_CIRCLE, path=f"{PATH}/{PALIGEMMA_ID}")
+    assert prediction["model_version"] == VERSIONS[1]
+    error = error_of(post("setup", {"schema": RED_CIRCLE}, path=f"{PATH}/other"))
+    assert error["code"] == "unknown_model"
 
 
 def test_error_is_in_the_redirect() -> None:

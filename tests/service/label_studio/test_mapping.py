@@ -242,13 +242,6 @@ def test_located_text_has_one_id(
     assert [result for result in objects if result] == labels
 
 
-def test_flat_text_keeps_its_place() -> None:
-    flat = TextRegion(((20, 10), (120, 10), (120, 10), (20, 10)), "HI", 0.5)
-    answer = typed_answer(TextRegionsResult((flat,), True))
-    (value, _) = values(results_of(answer, tags=RegionTags(RECTANGLE, TEXT, None)))
-    assert value == {**PERCENT, "height": 0}
-
-
 def test_described_regions_are_texts() -> None:
     tags = RegionTags(RECTANGLE, TEXT, None)
     shape, text, *others = results_of(detections(("a dog", 0.5), ("b", 0.5)), tags=tags)
@@ -256,6 +249,10 @@ def test_described_regions_are_texts() -> None:
     assert text["value"] == {**PERCENT, "text": ["a dog"]}
     assert shape["id"] == text["id"]
     assert {result["id"] for result in others}.isdisjoint({text["id"]})
+    flat = TextRegion(((20, 10), (120, 10), (120, 10), (20, 10)), "HI", 0.5)
+    answer = typed_answer(TextRegionsResult((flat,), True))
+    (value, _) = values(results_of(answer, tags=RegionTags(RECTANGLE, TEXT, None)))
+    assert value == {**PERCENT, "height": 0}
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_options_reach_the_decoder() -> None:
     options = (spec.temperature, spec.top_p, spec.seed, spec.max_new_tokens)
     assert options == (0.5, 0.9, 2**63 - 1, 4)
     assert spec_of(body(max_tokens=4, max_completion_tokens=5)).max_new_tokens == 5
+    assert content_of(body("<CAPTION>", **IGNORED)) == content_of(body("<CAPTION>"))
 
 
 IGNORED: dict[str, Any] = {
@@ -174,10 +175,6 @@ IGNORED: dict[str, Any] = {
     "metadata": {"a": "b"},
     "store": False,
 }
-
-
-def test_fields_without_a_meaning_are_ignored() -> None:
-    assert content_of(body("<CAPTION>", **IGNORED)) == content_of(body("<CAPTION>"))
 
 
 def test_stop_cuts_the_text_alone_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,17 +213,14 @@ def test_instances(text: str, expected: Any, is_parsed: bool) -> None:
     assert all(i.mask is None for i in result.instances)
 
 
-def test_instances_of_several_phrases() -> None:
-    texts = (TRIANGLE, f"cat{TRIANGLE}<sep>{QUAD}")
-    assert labels(parse(SEGMENTATION, *texts, phrases=["dog", "a cat"])) == ["dog", "a cat"]
-
-
 def test_polygons_of_one_instance() -> None:
     text = f"{TRIANGLE}<sep>{QUAD}"
     (instance,) = parse(SEGMENTATION, text, region=[0, 0, 9, 9]).instances
     assert (instance.box, instance.label) == ((0.5, 0.25, 9.5, 4.75), "")
     (masked,) = parse(SEGMENTATION, text, mask_format="rle", phrase="dog").instances
     assert (masked.polygons, masked.mask.size_hw) == (None, (500, 1000))
+    texts = (TRIANGLE, f"cat{TRIANGLE}<sep>{QUAD}")
+    assert labels(parse(SEGMENTATION, *texts, phrases=["dog", "a cat"])) == ["dog", "a cat"]
 
 
 @pytest.mark.parametrize(

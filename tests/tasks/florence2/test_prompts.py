@@ -117,12 +117,6 @@ def test_region_beyond_the_image_is_refused(region: list[float]) -> None:
     assert caught.value.param == "region"
 
 
-def test_bins_of_a_read_region() -> None:
-    asked_task = read_prompt(FLORENCE, "<REGION_TO_OCR><loc_0><loc_7><loc_523><loc_999>")
-    assert asked_task is not None
-    assert asked_task.region_shares == pytest.approx((0.0005, 0.0075, 0.5235, 0.9995))
-
-
 WRONG = [
     "<NOTHING>",
     "<OD> cats",

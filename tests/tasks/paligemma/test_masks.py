@@ -129,7 +129,7 @@ def test_polygons_agree_with_mask(cells: int, seed: int) -> None:
     assert (mask & polygons).sum() / (mask | polygons).sum() > 0.97
 
 
-def test_full_field_is_its_box() -> None:
+def test_full_and_empty_fields() -> None:
     field = np.ones((64, 64), dtype=np.float32)
     (ring,) = rings_in_box(field, BOX)
     x, y = np.array(ring).T
@@ -140,9 +140,6 @@ def test_full_field_is_its_box() -> None:
     # pixel centres in the box
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (32, 335, 40, 269)
     assert mask.sum() == (336 - 32) * (270 - 40)
-
-
-def test_empty_field() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     assert rings_in_box(field, BOX) == ()
     assert rings_in_box(-field, (5.0, 5.0, 5.0, 5.0)) == ()

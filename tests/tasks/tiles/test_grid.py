@@ -87,15 +87,9 @@ def test_auto() -> None:
     assert auto((691, 691)) == Grid(2, 2)  # 691 is 1.8 times 384: two tiles and their overlap
     assert auto((692, 691)) == Grid(2, 3)
     assert auto((692, 691), min_object_px=32) == Grid(1, 1)
-
-
-def test_auto_with_a_maximum() -> None:
     assert auto(PHOTO_WH, max_tiles=200) == Grid(10, 13)
     assert auto(PHOTO_WH) == Grid(7, 9)
     assert auto(PHOTO_WH, max_tiles=1) == Grid(1, 1)
-
-
-def test_tiles_have_a_pixel() -> None:
     assert grid_of(Tiling(Grid(9, 9), 0.2, 16), (4, 2), 1 / 24, 64) == Grid(2, 4)
 
 

@@ -383,9 +383,6 @@ def test_line_across_a_seam() -> None:
     merged = merged_views("ocr_with_regions", (WHOLE, []), (LEFT, left), (RIGHT, right))
     expected = line("the quick brown fox", 10, 170)
     assert merged == Merged(TextRegionsResult((expected,), True), 1)
-
-
-def test_text_without_places() -> None:
     texts = {WHOLE: "", LEFT: "one two", RIGHT: "two three"}
     views = [View(view, TextResult(text, True)) for view, text in texts.items()]
     assert merge("ocr", views, SIZE_WH) == Merged(TextResult("one two three", True), 0)

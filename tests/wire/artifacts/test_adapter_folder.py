@@ -191,7 +191,4 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     os.remove(tmp_path / "a" / WEIGHTS_FILE)
     with pytest.raises(ArtifactError, match=WEIGHTS_FILE):
         adapter.hashes(MAX_BYTES)
-
-
-def test_reason_is_one_line() -> None:
     assert reason_of(ValueError("a\n  b\x1b[31m\u2028" + "c" * 1_000)) == "a b?[31m " + "c" * 491

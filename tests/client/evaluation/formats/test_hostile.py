@@ -153,15 +153,6 @@ def test_bad_file_is_one_line_of_error(folder: Path, name: str, text: str, messa
     assert len(str(refused.value)) < 1000
 
 
-def test_xml_depth_is_bounded(tmp_path: Path) -> None:
-    path = tmp_path / "x.xml"
-    path.write_text("<a>" * 31 + "<b/>" * 100 + "</a>" * 31)  # deep, and wide
-    assert read_xml(path).tag == "a"
-    path.write_text("<a>" * 33 + "</a>" * 33)
-    with pytest.raises(RunError, match="nested deeper than 32"):
-        read_xml(path)
-
-
 @pytest.mark.parametrize(
     ("name", "max_bytes"),
     [("x.yaml", dataset_files.MAX_YAML_BYTES), ("Annotations/x.xml", dataset_files.MAX_XML_BYTES)],
@@ -174,7 +165,7 @@ def test_file_size_is_bounded(folder: Path, name: str, max_bytes: int) -> None:
         read_dataset(folder if "/" in name else folder / name)
 
 
-def test_line_length_is_bounded(tmp_path: Path) -> None:
+def test_lengths_and_depths_are_bounded(tmp_path: Path) -> None:
     with (tmp_path / "x.jsonl").open("wb") as file:
         file.truncate(dataset_files.MAX_LINE_BYTES + 1)
     with pytest.raises(RunError, match="line 1: longer than 50,000,000 bytes"):
@@ -184,3 +175,9 @@ def test_line_length_is_bounded(tmp_path: Path) -> None:
     assert next(lines) == (2, "a")
     with pytest.raises(RunError, match="not text in UTF-8"):
         next(lines)
+    path = tmp_path / "x.xml"
+    path.write_text("<a>" * 31 + "<b/>" * 100 + "</a>" * 31)  # deep, and wide
+    assert read_xml(path).tag == "a"
+    path.write_text("<a>" * 33 + "</a>" * 33)
+    with pytest.raises(RunError, match="nested deeper than 32"):
+        read_xml(path)
