@@ -75,8 +75,12 @@ class JsonLines(logging.Formatter):
             line["trace_id"] = trace_id()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        text = json.dumps(line | getattr(record, FIELDS, {}), ensure_ascii=False, default=str)
-        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", without_secrets(text))
+        line |= getattr(record, FIELDS, {})
+        for name, value in line.items():
+            if isinstance(value, str):
+                line[name] = without_secrets(value)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class RepeatedWarnings(logging.Filter):

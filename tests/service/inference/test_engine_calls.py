@@ -1,32 +1,40 @@
 """Calls to engines of OpenAI's protocol: scripted servers that answer, refuse, break and lie."""
 
 import asyncio
+import io
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
 from PIL import Image
 
+from service.admission.api_keys import ApiKeys
 from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
 from service.inference.core import Core
 from service.inference.engine_calls import EngineClient
 from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModels, engine_model
+from service.outbound.messages import Call, CallError, Event, ResponseHead
 from service.outbound.program import DirectCalls
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
 from service.settings import Settings, SettingsError
+from service.telemetry.logs import TextLines
 from tasks.catalog import parse_entry
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration
-from tests.support.fake_service import PNG, context
+from tests.support.fake_service import FLORENCE_ID, PNG, context, make_core
 from tests.support.http_servers import Handler, serving
 from tests.support.image_files import encoded
+from tests.support.rest_client import OCR, client, error_of, grpc_channel
 from tests.support.waiting import wait_until
 
 KEY = "sk-very-secret"
@@ -166,6 +174,15 @@ def test_without_probabilities_scores_are_null(logprob: float | None) -> None:
     assert (answer.is_calibrated, scored.is_calibrated) == (False, True)
 
 
+@pytest.mark.parametrize("dialect", ["qwen3-vl", "qwen2.5-vl", "gemma"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_probability_beyond_floats_is_none(dialect: str, sign: int) -> None:
+    tokens = [{"token": "x", "logprob": sign * 10**400}]
+    answer = chunk(delta={"content": "x"}, logprobs={"content": tokens}, finish_reason="stop")
+    with engine_core(stream(answer), dialect=dialect) as (core, _):
+        assert asked(core).written.sequences[0].logprobs == []
+
+
 @pytest.mark.parametrize("count", [-5, 10**30, None, math.inf, "7"])
 def test_counts_that_cannot_be_are_unknown(count: Any) -> None:
     usage = {"usage": {"prompt_tokens": count, "completion_tokens": count}}
@@ -248,6 +265,9 @@ def test_refusal_of_the_request() -> None:
         (status(302, Location="http://127.0.0.1:1/"), "not_ready", "status 302"),
         (status(500), "not_ready", "status 500"),
         (status(503, **{"Retry-After": "7"}), "overloaded", "retry after 7 s"),
+        (status(503, **{"Retry-After": "86400"}), "overloaded", "retry after 60 s"),
+        (status(429, **{"Retry-After": "9" * 400}), "overloaded", "retry after 60 s"),
+        (status(429, **{"Retry-After": "-1"}), "overloaded", "retry after 5 s"),
         (stream(chunk(delta={"content": "x"})), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x"}), is_cut=True), "not_ready", "broke off"),
         (stream(chunk(delta={"content": "x" * 5_000_000})), "not_ready", "broke off"),
@@ -297,6 +317,40 @@ def test_check_at_the_start(
     assert KEY not in caplog.text
 
 
+def echo_in_header(engine: Engine) -> None:
+    head = f"HTTP/1.1 200 OK\r\nA\x01: {engine.headers['Authorization']}\r\n\r\n"
+    engine.wfile.write(head.encode())
+    engine.close_connection = True
+
+
+def echo_in_stream(engine: Engine) -> None:
+    stream({"error": f"\x1b[2J {engine.headers['Authorization']}"})(engine)
+
+
+@pytest.mark.parametrize("script", [echo_in_header, echo_in_stream, status(200, KEY, **JSON)])
+def test_key_and_control_characters_stay_out_of_the_log(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAR_KEY", KEY)
+    with engine_core(script, api_key_env="FAR_KEY") as (core, _), written_log() as log:
+        error = failure(core)
+        logging.getLogger("service").warning("%s", error.message, exc_info=error)
+    assert "the engine of far" in log.getvalue()
+    assert KEY not in log.getvalue() + error.message
+    assert "\x1b" not in log.getvalue()
+
+
+@contextmanager
+def written_log() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextLines("%(message)s"))
+    logger = logging.getLogger("service")
+    logger.addHandler(handler)
+    yield stream
+    logger.removeHandler(handler)
+
+
 def test_broken_connection_is_tried_once_more() -> None:
     def hang_up(engine: Engine) -> None:
         engine.close_connection = True
@@ -307,6 +361,72 @@ def test_broken_connection_is_tried_once_more() -> None:
     with engine_core(hang_up) as (core, engine):
         assert "cannot be reached" in failure(core).message
         assert len(engine.bodies) == 2
+
+
+class BrokenCalls:
+    """Breaks the connection of every call, after some events."""
+
+    def __init__(self, *events: Event) -> None:
+        self._events = events
+        self.num_calls = 0
+
+    async def run(self, _call: Call, _body: bytes = b"") -> AsyncGenerator[Event, None]:
+        self.num_calls += 1
+        for event in self._events:
+            yield event
+        raise CallError("unreachable", "")
+
+
+@pytest.mark.parametrize(("num_events", "num_calls"), [(1, 2), (2, 1)])
+def test_engine_is_not_asked_again_after_text(num_events: int, num_calls: int) -> None:
+    calls = BrokenCalls(*[ResponseHead(status=200, retry_after_s=0), b"two "][:num_events])
+    with engine_core() as (core, _):
+        client: Any = core.runners["far"]
+        client._calls = calls
+        assert "closed the connection" in failure(core).message
+    assert calls.num_calls == num_calls
+
+
+HALF = "\ud800"  # of a surrogate pair
+
+
+def half_in_status(engine: Engine) -> None:
+    engine.send(400, json.dumps({"error": {"message": f"{HALF} no"}}).encode())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        half_in_status,
+        stream({"error": f"{HALF} no"}),
+        stream(chunk(delta={"content": HALF}), {"error": {HALF: HALF}}),
+    ],
+)
+async def test_half_of_a_character_fails_its_model_alone(script: Script) -> None:
+    with engine_core(script) as (with_far, _):
+        local = make_core()
+        models = ServedModels({model.id: model for model in (*local.models, *with_far.models)})
+        runners = {**local.runners, **with_far.runners}
+        core = Core(models, runners, local.settings, with_far.fetcher)
+        steps = [{"id": "text", "task": "ocr", "models": [FLORENCE_ID, "far"]}]
+        async with client(core).http({}) as http:
+            compared = await http.post("/v1/compare", json=OCR)
+            analyzed = await http.post("/v1/analyze", json={"image": OCR["image"], "steps": steps})
+            predicted = await http.post("/v1/predict", json={**OCR, "model": "far"})
+        async with grpc_channel(core, ApiKeys(None)) as channel:
+            vision: Any = VisionStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await vision.Predict(pb.PredictRequest(image=PNG, task="ocr", model="far"))
+        await close(with_far)
+    *answers, failed = compared.json()["answers"]
+    assert [answer["result"] for answer in answers] == [{"text": "HELLO"}] * 2
+    first, second = analyzed.json()["steps"][0]["answers"]
+    assert (first["result"], second["error"]["code"]) == (
+        {"text": "HELLO"},
+        failed["error"]["code"],
+    )
+    assert error_of(predicted)["message"] == failed["error"]["message"]
+    assert refused.value.details() == failed["error"]["message"]
 
 
 def test_deadline_ends_the_connection() -> None:

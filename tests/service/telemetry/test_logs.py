@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.telemetry import logs
-from service.telemetry.logs import JsonLines, RepeatedWarnings, configure_logging
+from service.telemetry.logs import JsonLines, RepeatedWarnings, TextLines, configure_logging
 from tests.support.fake_service import FLORENCE_ID, make_core, predict
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.telemetry.tracing import request_trace
@@ -51,6 +51,39 @@ def test_json_line(written: io.StringIO) -> None:
     assert failed["exception"].endswith("ValueError: broken")
 
 
+SECRET = 'sk-"very"-secret\u00e9'
+
+
+@pytest.mark.parametrize("form", [TextLines("%(levelname)s %(message)s"), JsonLines()])
+def test_log_has_no_secrets_and_no_control_characters(form: logging.Formatter) -> None:
+    logs.hide_in_logs(SECRET)
+    logs.hide_in_logs("abc")  # a part of words
+    stream = io.StringIO()
+    logger = logging.Logger("service.some")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(form)
+    logger.addHandler(handler)
+    shown = f"{SECRET} {SECRET!r} {SECRET!a} {json.dumps(SECRET)}"
+    try:
+        raise ValueError(f"{shown}\nERROR forged \x1b[2J \x9b \u202e \ud800")
+    except ValueError as error:
+        logger.exception("abc %s", error, extra={logs.FIELDS: {"name": shown}})
+    text = stream.getvalue()
+    assert "very" not in text
+    assert text.count("[key]") >= 8
+    assert "abc" in text
+    for control in ("\x1b", "\x9b", "\u202e", "\ud800"):
+        assert control not in text
+    first, *others = text.splitlines()
+    if isinstance(form, JsonLines):
+        assert not others
+        assert json.loads(first)["message"].endswith("\nERROR forged \x1b[2J \x9b \u202e \ud800")
+    else:
+        assert first.startswith("ERROR abc")
+        assert first.endswith(r"\nERROR forged \x1b[2J \x9b \u202e \ud800")
+        assert all(line.startswith("  ") for line in others)
+
+
 def test_repeated_warnings_are_counted() -> None:
     """Attackers cannot fill the log by one kind of error."""
     line_filter = RepeatedWarnings()
@@ -89,13 +122,13 @@ def test_line_of_an_answer(written: io.StringIO) -> None:
     assert all(isinstance(line[f"{name}_ms"], float) for name in TIMES)
 
 
-@pytest.mark.parametrize(("log_format", "is_json"), [("text", False), ("json", True)])
-def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -> None:
+@pytest.mark.parametrize(("log_format", "form"), [("text", TextLines), ("json", JsonLines)])
+def test_setting_selects_the_format(log_format: logs.LogFormat, form: type) -> None:
     ours = [logging.getLogger(name) for name in ("service", "runners", "wire")]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in ours]
     try:
         configure_logging(log_format)
-        forms = [isinstance(logger.handlers[0].formatter, JsonLines) for logger in ours]
+        forms = [type(logger.handlers[0].formatter) for logger in ours]
         # BentoML's handler would write each line again
         assert not any(logger.propagate for logger in ours)
     finally:
@@ -103,4 +136,4 @@ def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -
             logger.handlers = handlers
             logger.level = level
             logger.propagate = propagate
-    assert forms == [is_json] * 3
+    assert forms == [form] * 3
