@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.support.haproxy import needs_haproxy, running_front
+from tests.support.haproxy import Front, needs_haproxy, running_front
 from tests.support.http_servers import serving_app
 from tests.support.processes import answer_to, is_closed
 from tests.support.waiting import wait_until
@@ -23,6 +23,8 @@ from tests.support.waiting import wait_until
 pytestmark = needs_haproxy
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+# of HTTP/2, with empty settings (RFC 9113, 3.4)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
 MAX_OF_ADDRESS = 200
 
 
@@ -42,10 +44,9 @@ def gateway() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def port(gateway: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of HAProxy in front of the server."""
-    with running_front(gateway, tmp_path_factory.mktemp("front")) as front:
-        yield front.port
+def front(gateway: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with running_front(gateway, tmp_path_factory.mktemp("front")) as running:
+        yield running
 
 
 def connect(port: int) -> socket.socket:
@@ -53,10 +54,10 @@ def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=60, source_address=source)
 
 
-def test_incomplete_heads_are_closed_after_ten_seconds(port: int) -> None:
+def test_incomplete_heads_are_closed_after_ten_seconds(front: Front) -> None:
     start_s = time.monotonic()
     with ExitStack() as stack:
-        connections = [stack.enter_context(connect(port)) for _ in range(20)]
+        connections = [stack.enter_context(connect(front.port)) for _ in range(20)]
         for connection in connections[::2]:
             connection.sendall(HEAD)
         answers = [connection.recv(65536)[:12] for connection in connections]
@@ -70,25 +71,32 @@ MAX_READ_BYTES = 16_000  # what is sent beyond may meet a closed connection, and
 @pytest.mark.parametrize(
     "header", [b"X: " + b"a" * 70_000 + b"\r\n", b"X: 1\r\n" * 101], ids=["large", "many"]
 )
-def test_large_heads_are_refused(port: int, header: bytes) -> None:
-    with connect(port) as connection:
+def test_large_heads_are_refused(front: Front, header: bytes) -> None:
+    with connect(front.port) as connection:
         answer = answer_to(connection, HEAD + header + b"\r\n")
     assert b" 400 " in answer or (not answer and len(header) > MAX_READ_BYTES)
 
 
-def test_connections_of_an_address_are_bounded(port: int) -> None:
+@pytest.mark.parametrize(("is_grpc", "sent"), [(False, HEAD), (True, PREFACE)])
+def test_silent_connections_are_bounded_and_closed(
+    front: Front, is_grpc: bool, sent: bytes
+) -> None:
     with ExitStack() as stack:
         connections = []
-        for _ in range(MAX_OF_ADDRESS + 50):
+        for number in range(MAX_OF_ADDRESS + 50):
             with suppress(ConnectionError):  # refused by now
-                connections.append(stack.enter_context(connect(port)))
+                connection = connect(front.grpc_port if is_grpc else front.port)
+                connections.append(stack.enter_context(connection))
+                connection.sendall(sent if number % 2 else b"")
 
         def num_open() -> int:
             return len(connections) - sum(map(is_closed, connections))
 
-        assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
+        url = f"http://127.0.0.1:{front.port}"
+        assert httpx.post(url, content=bytes(3_000_000)).text == "3000000"
         wait_until(lambda: num_open() <= MAX_OF_ADDRESS, 5)
         assert num_open() == MAX_OF_ADDRESS
+        wait_until(lambda: num_open() == 0, 60)
 
 
 def test_ending_proxy_sends_clients_elsewhere(gateway: dict[str, str], tmp_path: Path) -> None:

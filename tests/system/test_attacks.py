@@ -294,25 +294,6 @@ def polite_grpc(address: str) -> Iterator[Callable[[int], None]]:
 
 
 @needs_haproxy
-def test_silent_connections_to_the_front_are_bounded(front: Front) -> None:
-    def num_open() -> int:
-        return len(connections) - sum(map(is_closed, connections))
-
-    with ExitStack() as stack, polite_grpc(front.grpc_address):
-        connections: list[socket.socket] = []
-        for number in range(MAX_OF_ADDRESS + 50):
-            with suppress(ConnectionError):  # refused by now
-                address = ("127.0.0.1", front.grpc_port)
-                source = (ATTACKERS_ADDRESS, 0)
-                connection = socket.create_connection(address, 30, source_address=source)
-                connections.append(stack.enter_context(connection))
-                connection.sendall(PREFACE if number % 2 else b"")
-        # silent ones are closed after 10
-        wait_until(lambda: num_open() <= MAX_OF_ADDRESS, timeout_s=8)
-        wait_until(lambda: num_open() == 0, timeout_s=60)
-
-
-@needs_haproxy
 def test_calls_of_an_address_are_bounded(attacked: RunningService, front: Front) -> None:
     gateway = attacked.parts()[GATEWAY]
     with ExitStack() as stack, grpc.insecure_channel(front.grpc_address) as channel:
