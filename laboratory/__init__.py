@@ -1,4 +1,4 @@
-"""How accurate and how fast the service is, measured on the embedded models.
+"""Calibration of the embedded models, and the speed of the service.
 
 Commands, each with `--help`:
 

@@ -6,7 +6,6 @@ kind, or if its text differs from an earlier answer to the same question about t
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from urllib3 import encode_multipart_formdata
 
 from loadtest.traffic import COMPARED, Question
 
@@ -34,7 +34,6 @@ DEFECTS = frozenset({WRONG_ANSWER, "internal", CONNECTION_FAILED, TIMED_OUT})
 GRACE_S = 5.0  # after a request's deadline, before it counts as timed out
 
 _CONNECT_TIMEOUT_S = 10
-_BOUNDARY = uuid.uuid4().hex  # occurs in no request
 _GRPC_SERVICE = "diptych.v1.Vision"
 _GRPC_OPTIONS = [("grpc.max_receive_message_length", -1)]
 # Errors without the service's own code come from this side or from a proxy.
@@ -140,11 +139,13 @@ class RestSender:
     def _post(
         self, path: str, question: Question, fields: Mapping[str, Any], read: "_Read"
     ) -> Reply:
-        headers = self._headers | {
-            "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
-            "X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}",
-        }
-        body = _form(fields, question.image.jpeg)
+        form: dict[str, Any] = {}
+        for name, value in fields.items():
+            form[name] = value if isinstance(value, str) else json.dumps(value)
+        form["image"] = ("scene.jpg", question.image.jpeg, "image/jpeg")
+        body, content_type = encode_multipart_formdata(form)
+        deadline = {"X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}"}
+        headers = self._headers | {"Content-Type": content_type} | deadline
         try:
             with (
                 gevent.Timeout(question.deadline_s + GRACE_S),
@@ -160,18 +161,6 @@ class RestSender:
 
 
 _Read = Callable[[Any], Reply]
-
-
-def _form(fields: Mapping[str, Any], jpeg: bytes) -> bytes:
-    """Return a form with an image (RFC 7578)."""
-    parts = []
-    for name, value in fields.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        parts.append(f'"{name}"\r\n\r\n{text}'.encode())
-    parts.append(b'"image"; filename="scene.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg)
-    start = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
-    body = b"".join(start + part + b"\r\n" for part in parts)
-    return body + f"--{_BOUNDARY}--\r\n".encode()
 
 
 def _refusal(response: Any) -> Reply:
