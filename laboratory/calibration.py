@@ -1,12 +1,13 @@
 """Fits the calibrations of the embedded models' scores: `python -m laboratory.calibration MODEL…`.
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
-clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
-the smallest object that a model finds on sharp shapes of many sizes. Needs the group `dev`, for
-`diptych evaluate`.
+clean, blurred, and so small that the models err. Scores in tiles are fitted on large images. The
+smallest object that a model finds, which `tiles: auto` reads, is measured on sharp shapes of many
+sizes. Needs the group `dev`, for `diptych evaluate`.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.random import default_rng
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from diptych_client import Client
+from diptych_client import Client, DetectionsResult, TaskParameters
+from diptych_client.evaluation.objects import isotonic
+from diptych_client.matching import Floats, LabelledBox, match
 from export.checkpoints.bases import ROOT
 from export.scenes import (
     COLOR_RGB,
@@ -33,7 +37,7 @@ from export.scenes import (
     sample_scene,
 )
 from laboratory.processes import Launch, free_port, running
-from laboratory.scenes import PLAIN_PX, Labelled, evaluation_scene, labelled, write_coco
+from laboratory.scenes import PLAIN_PX, Labelled, evaluation_scene, labelled, png, write_coco
 from tasks.tiles.grid import Grid, tile_boxes
 from wire.artifacts.manifest import CALIBRATION_FILE
 
@@ -42,6 +46,7 @@ _CONDITIONS = ((PLAIN_PX, 0.0), (PLAIN_PX, 1.5), (40, 0.0), (22, 0.0))  # side a
 _IN_TILES = ("--tiles", "4x5", "--concurrency", "2")  # more would be refused as overload
 _FIRST_SCENE = 100_000  # scenes below it measure
 _FIRST_LARGE_SEED = 950_000_000
+_MIN_RECALL_SHARE = 0.95  # recall, as a share of the larger half's
 
 
 def main(models: Sequence[str]) -> None:
@@ -53,15 +58,15 @@ def main(models: Sequence[str]) -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_coco(folder / "scenes", difficult_scenes(1200))
-        write_coco(folder / "sizes", images_of_all_sizes(300))
         write_coco(folder / "large", large_images(75))
         with running(launch, ROOT / "build" / "calibration.log"), Client(launch.url) as client:
             for model in client.models():
                 rows = []
                 for task in filter(model.tasks.__contains__, TASKS):
                     row = _fitted(launch.url, model.id, task, folder / "scenes")
-                    sizes = _fitted(launch.url, model.id, task, folder / "sizes")
-                    rows.append(row | {"min_object_share": sizes["min_object_share"]})
+                    rows.append(
+                        row | {"min_object_share": min_object_share(client, model.id, task)}
+                    )
                     rows.append(_fitted(launch.url, model.id, task, folder / "large", *_IN_TILES))
                 document = json.dumps({"calibrations": rows}, indent=1)
                 file = ROOT / "models" / model.id / CALIBRATION_FILE
@@ -87,6 +92,36 @@ def large_images(num_images: int) -> Iterator[Labelled]:
             levels = default_rng(index).integers(0, 256, (188, 250, 3), np.uint8)
             image = Image.blend(image, Image.fromarray(levels).resize(image.size), 0.3)
         yield image, boxes
+
+
+def min_object_share(client: Client, model: str, task: str) -> float:
+    """Return the size from which on a model finds nearly as many objects as of the larger half.
+
+    Sizes are the square root of a box's share of its image.
+    """
+    labels = SHAPES if task == "open_vocabulary_detection" else None
+    has_labels = task != "region_proposal"
+    shares = []
+    are_found = []
+    for image, truths in images_of_all_sizes(300):
+        answer = client.predict(png(image), task, TaskParameters(labels=labels), model=model)
+        assert isinstance(answer.result, DetectionsResult)
+        true_boxes = [LabelledBox(label if has_labels else "", box) for label, box in truths]
+        boxes = []
+        for detection in answer.result.detections:
+            boxes.append(LabelledBox(detection.label if has_labels else "", detection.box_xyxy))
+        for pair in match(true_boxes, boxes):
+            if pair.truth is not None:
+                x1, y1, x2, y2 = true_boxes[pair.truth].box_xyxy
+                shares.append(math.sqrt((x2 - x1) / image.width * (y2 - y1) / image.height))
+                are_found.append(pair.kind in ("right", "loosely placed"))
+    return smallest_found(np.array(shares), np.array(are_found))
+
+
+def smallest_found(shares: Floats, are_found: NDArray[np.bool_]) -> float:
+    needed = _MIN_RECALL_SHARE * are_found[shares >= np.median(shares)].mean()
+    sizes, recalls = isotonic(shares, are_found)
+    return sizes[int(np.searchsorted(recalls, needed))]
 
 
 def images_of_all_sizes(num_images: int) -> Iterator[Labelled]:

@@ -45,8 +45,6 @@ _MAX_REFERENCES = 1000
 _MAX_EMBEDDINGS = 4000
 _MAX_COMPONENTS = 128  # .7 MB of a file at 2,048 features
 _SHRINKAGE = 0.1
-MIN_OBJECTS = 200  # true ones, for their smallest size
-_MIN_RECALL_SHARE = 0.95  # recall, as a share of the larger half's
 _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
 
 
@@ -190,9 +188,6 @@ class ScoredAnswers:
     is_right: Flags
     is_calibrated: bool  # the service calibrated some of the scores
     num_unscored: int = 0
-    # true objects: sizes as shares of the image's side, and whether each was found
-    shares: Floats = field(default_factory=lambda: np.zeros(0))
-    are_found: Flags = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     embeddings: Sequence[str] = ()  # of the first images
 
     def calibration_error(self) -> float:
@@ -212,8 +207,6 @@ class ObjectsMeasure:
     answers: list[Row] = field(default_factory=list)
     # right, answered, true; of each sample
     counts: list[tuple[int, int, int]] = field(default_factory=list)
-    # size of a true object as a share of the image's side, and whether it was found
-    true_shares: list[tuple[float, bool]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
     is_calibrated: bool = False
@@ -247,7 +240,6 @@ class ObjectsMeasure:
     def _outcome(self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox]) -> Outcome:
         kinds = Counter[str]()
         credit = 0.0
-        image = self.sizes[-1]
         pairs = match(truths, boxes)
         true_kinds = ["ignored"] * len(truths)
         answer_kinds = ["ignored"] * len(boxes)
@@ -258,10 +250,6 @@ class ObjectsMeasure:
                 answer_kinds[pair.answer] = pair.kind
             if pair.truth is not None:
                 true_kinds[pair.truth] = pair.kind
-                x1, y1, x2, y2 = truths[pair.truth].box_xyxy
-                share = math.sqrt((x2 - x1) / image.width * (y2 - y1) / image.height)
-                is_found = pair.kind in ("right", "loosely placed")
-                self.true_shares.append((min(1.0, share), is_found))
         self.kinds.update(kinds)
         num_right = kinds["right"] + kinds["loosely placed"]
         num_answered = len(pairs) - kinds["missed"]
@@ -304,14 +292,11 @@ class ObjectsMeasure:
         is_counted = is_right | joined("is_wrong")[0]
         is_unscored = np.isnan(joined("scores"))
         is_fitted = is_counted & ~is_unscored
-        shares = np.array(self.true_shares, dtype=np.float64).reshape(-1, 2)
         return ScoredAnswers(
             joined("scores")[is_fitted],
             is_right[is_fitted],
             self.is_calibrated,
             int((is_counted & is_unscored).sum()),
-            shares[:, 0],
-            shares[:, 1].astype(bool),
             self.embeddings,
         )
 
@@ -354,7 +339,6 @@ def fit_calibration(
         if answers.num_unscored:
             cause += f", and {answers.num_unscored} without: its engine gives no log-probabilities"
         raise RunError(f"{rule}; {cause}")
-    share = None if with_tiles else min_object_share(answers.shares, answers.are_found)
     scores, probabilities = isotonic(answers.scores, answers.is_right)
     images = image_statistics(answers.embeddings)
     return {
@@ -362,7 +346,6 @@ def fit_calibration(
         "checkpoint": model.checkpoint,
         "task": task,
         "with_tiles": with_tiles,
-        "min_object_share": share,
         "num_answers": num_answers,
         "scores": scores,
         "probabilities": probabilities,
@@ -399,19 +382,6 @@ def image_statistics(embeddings: Sequence[str]) -> dict[str, Any] | None:
         "residual_variance": residual,
         "distances": np.sort(distances).round(4).tolist(),
     }
-
-
-def min_object_share(shares: Floats, are_found: Flags) -> float | None:
-    """Return the size from which on a model finds nearly as many objects as of the larger half.
-
-    It is None if the model finds the smallest objects so well: smaller ones may be found, too.
-    """
-    if len(shares) < MIN_OBJECTS:
-        return None
-    needed = _MIN_RECALL_SHARE * are_found[shares >= np.median(shares)].mean()
-    sizes, recalls = isotonic(shares, are_found)
-    index = int(np.searchsorted(recalls, needed))
-    return sizes[index] if index > 0 else None
 
 
 def isotonic(scores: Floats, is_right: Flags) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -26,7 +26,6 @@ from diptych_client.evaluation.objects import (
     average_precision,
     fit_calibration,
     isotonic,
-    min_object_share,
 )
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
 from diptych_client.geometry import BoxXyxy, ImageSize, corners
@@ -191,13 +190,10 @@ def test_object_is_right_with_label_and_half_its_area() -> None:
     crowd = TrueObject("car", CAR, is_crowd=True)
     measure.add(ObjectsTruth((crowd,)), prediction([Detection(CAR, "car", None)]))  # ignored
     scored = measure.scored()
-    assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # 100 x 80 pixels
-    assert scored.are_found.tolist() == [True]
     assert scored.num_unscored == 1  # by its engine; it is not of the score 0
     assert measure.details().kinds == {"right": 1, "extra": 4}
     loosely = measured([((TrueObject("car", CAR),), (Detection((10, 10, 30, 30), "car", 1.0),))])
     assert loosely.details().kinds == {"loosely placed": 1}
-    assert loosely.scored().are_found.tolist() == [True]
     rows = sorted(zip(scored.scores.tolist(), scored.is_right.tolist(), strict=True), reverse=True)
     assert rows == [(0.9, True), (0.8, False), (0.7, False), (0.6, False)]
     assert measure.details().calibration_error == pytest.approx(100 * (0.1 + 0.8 + 0.7 + 0.6) / 4)
@@ -238,25 +234,12 @@ def test_gap_is_mean_distance_of_score_and_share() -> None:
     assert last_bin.calibration_error() == pytest.approx(0.475)
 
 
-def test_smallest_object_is_nearly_as_often_found() -> None:
-    shares = np.linspace(0.001, 1, 1000)
-    half = np.arange(1000) % 2 == 0
-    assert min_object_share(shares, (shares > 0.1) | half) == pytest.approx(0.1, abs=0.003)
-    assert min_object_share(shares, half & (shares > 0.2)) == pytest.approx(0.2, abs=0.003)
-    assert min_object_share(shares[:200], shares[:200] > 0.1) is not None
-    for are_found in (np.ones(1000), np.zeros(1000), shares[:199] > 0.1):
-        assert min_object_share(shares[: len(are_found)], are_found.astype(bool)) is None
-
-
 def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
-    shares = np.linspace(0.001, 1, 1000)
-    answers = replace(overconfident(4000, seed=0), shares=shares, are_found=shares > 0.1)
+    answers = overconfident(4000, seed=0)
     fitted = [fit_calibration(MODEL, TASK, answers, with_tiles) for with_tiles in (False, True)]
     (tmp_path / "c.json").write_text(json.dumps({"calibrations": fitted}))
     calibration, tiled = read_calibrations(tmp_path / "c.json")  # the service's reader
     assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
-    assert calibration.min_object_share == pytest.approx(0.1, abs=0.002)
-    assert tiled.min_object_share is None
     unseen = overconfident(4000, seed=1)
     scores = [calibration.probability(score) for score in unseen.scores]
     calibrated = answered(scores, unseen.is_right)
