@@ -9,7 +9,7 @@ is 1 after a failure.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -43,8 +43,13 @@ class Finding:
 def main(names: Sequence[str]) -> int:
     configured = os.environ.get("DIPTYCH_MODELS", "").replace(",", " ").split()
     models = list(map(model_id_of, names or configured or exported_models()))
+    return report(chain([devices(), disk(store_home())], map(artifacts, models)))
+
+
+def report(findings: Iterable[Finding]) -> int:
+    """Print each finding as soon as it is made; return the exit status, 1 after a failure."""
     has_failure = False
-    for finding in chain([devices(), disk(store_home())], map(artifacts, models)):
+    for finding in findings:
         print(finding, flush=True)
         has_failure |= finding.verdict == "failure"
     return int(has_failure)

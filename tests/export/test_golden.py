@@ -4,9 +4,9 @@ whose truth is known.
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +17,6 @@ from export.golden import (
     GoldenAnswer,
     GoldenFile,
     GoldenImage,
-    has_regions,
     open_image,
     read_golden,
 )
@@ -25,6 +24,7 @@ from export.scenes import render_scene, sample_scene
 from tasks.catalog import load_catalog
 from tasks.families import FAMILIES
 from tasks.parsing import AnsweredTask, GeneratedText
+from tasks.results import DetectionsResult, InstancesResult, Result, TextRegionsResult
 from tests.support.export_cli import ModelStore
 from tests.support.hub import REPOSITORY, running_hub
 from wire.artifacts.manifest import read_manifest, write_manifest
@@ -36,32 +36,23 @@ for _model_id, _answers in GOLDEN.answers.items():
     ALL += [(_model_id, answer) for answer in _answers]
 LOCATED = [(model_id, answer) for model_id, answer in ALL if answer.regions]
 
+FLORENCE = "florence-2-mini"
 SCENE = "scene-6.png"
 SIZE_PX = 384
 CAPTION = "a purple star and a yellow square with text"
 BOXES = "star<loc_424><loc_640><loc_568><loc_776>square<loc_752><loc_128><loc_872><loc_256>"
-# bin + .5 of 1,000, in pixels of the scene
-REGIONS: list[dict[str, Any]] = [
-    {"label": "star", "at": [163, 245, 218, 298]},
-    {"label": "square", "at": [288, 49, 335, 98]},
-]
 BOX = "<loc0136><loc0768><loc0264><loc0896> yellow square"
-FLORENCE: list[dict[str, Any]] = [
-    {"prompt": "<CAPTION>", "text": CAPTION},
-    {"prompt": "<OD>", "text": BOXES, "regions": REGIONS},
-    {"prompt": "<OCR>", "text": "088"},
-]
-TRUE: dict[str, list[dict[str, Any]]] = {
-    "florence-2-mini": FLORENCE,
-    "paligemma-mini": [
-        {"prompt": "caption en", "text": CAPTION},
-        {"prompt": "detect yellow square", "text": BOX},
-        {"prompt": "answer en what does the text say?", "text": "088"},
-        {"prompt": "", "text": ""},
-    ],
+Texts = Mapping[str, str]  # by prompt
+TRUE: dict[str, Texts] = {
+    "florence-2-mini": {"<CAPTION>": CAPTION, "<OD>": BOXES, "<OCR>": "088"},
+    "paligemma-mini": {
+        "caption en": CAPTION,
+        "detect yellow square": BOX,
+        "answer en what does the text say?": "088",
+        "": "",
+    },
 }
 PUBLISHED = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main/{SCENE}"
-ANSWER = {"image": "a.jpg", "prompt": "", "max_new_tokens": 1, "source": "a file", "text": ""}
 
 
 def test_published_answers_are_of_models_of_the_catalog() -> None:
@@ -70,6 +61,7 @@ def test_published_answers_are_of_models_of_the_catalog() -> None:
     assert (len(ALL), num_sure, len(LOCATED)) == (37, 17, 16)
     for model_id, answer in ALL:
         assert "@" in answer.source
+        assert answer.image in GOLDEN.images
         if CATALOG[model_id].family == "paligemma":  # sent as it is
             question = Question.of_text(CATALOG[model_id], answer.prompt, (640, 480))
             assert question.text == answer.prompt
@@ -88,46 +80,55 @@ def test_published_text_parses_to_the_published_regions(
     written = GeneratedText(text, (len(text),), (0.0,), "stop")
     task = AnsweredTask(entry, question.task_id, question.parameters, size_wh)
     result = FAMILIES[entry.family].parse_answer(task, [written])
+    regions = []
     assert answer.regions is not None
-    assert has_regions(result, answer.regions), result
-    assert not has_regions(result, answer.regions[1:])
-    first = answer.regions[0]
-    moved = first.model_copy(update={"at": [first.at[0] + 1, *first.at[1:]]})
-    assert not has_regions(result, [moved, *answer.regions[1:]])
+    for published, (label, at) in zip(answer.regions, regions_of(result), strict=True):
+        regions.append({"label": published["label"] and label, "at": list(map(int, at))})
+    assert regions == answer.regions
+
+
+def regions_of(result: Result) -> Iterator[tuple[str, Iterable[float]]]:
+    match result:
+        case DetectionsResult():
+            for detection in result.detections:
+                yield detection.label, detection.box
+        case InstancesResult():
+            for instance in result.instances:
+                for ring in instance.polygons or ():
+                    yield instance.label, chain.from_iterable(ring)
+        case TextRegionsResult():
+            for region in result.text_regions:
+                yield region.text, chain.from_iterable(region.quad)
 
 
 @pytest.mark.parametrize(
     ("document", "message"),
     [
         ("a: [", "ParserError"),
-        ({"images": {}, "answers": {}, "rules": 1}, "rules Extra inputs are not permitted"),
-        ({"images": {"../a.jpg": {}}, "answers": {}}, "String should match pattern"),
-        ({"images": {}, "answers": {"x": [ANSWER]}}, "a.jpg is not among the images"),
+        ("{images: {}, answers: {}, rules: 1}", "rules Extra inputs are not permitted"),
+        ("{images: {../a.jpg: {}}, answers: {}}", "String should match pattern"),
     ],
 )
 def test_a_malformed_file_is_refused_with_the_place(
-    document: Any, message: str, tmp_path: Path
+    document: str, message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "answers.yaml"
-    text = document if isinstance(document, str) else json.dumps(document)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(document, encoding="utf-8")
     with pytest.raises(SourceError) as refused:
         read_golden(file)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def write_answers(
-    folder: Path, answers: Mapping[str, list[dict[str, Any]]], **image: object
-) -> Path:
-    """Write a file of answers about the scene; JSON is YAML."""
+def write_answers(folder: Path, texts: Texts, model_id: str = FLORENCE, **image: object) -> Path:
+    """Write answers about the scene, those to `<OCR>` as weak ones; JSON is YAML."""
     common = {"image": SCENE, "max_new_tokens": 60, "source": "the scene"}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for model_id, of_model in answers.items():
-        rows[model_id] = [common | answer for answer in of_model]
-    document = {"images": {SCENE: {"size_wh": [SIZE_PX, SIZE_PX]} | image}, "answers": rows}
+    rows = []
+    for prompt, text in texts.items():
+        rows.append(common | {"prompt": prompt, "text": text, "weak": prompt == "<OCR>"})
+    images = {SCENE: {"size_wh": [SIZE_PX, SIZE_PX]} | image}
     file = folder / "answers.yaml"
-    file.write_text(json.dumps(document), encoding="utf-8")
+    file.write_text(json.dumps({"images": images, "answers": {model_id: rows}}), encoding="utf-8")
     return file
 
 
@@ -150,24 +151,24 @@ def golden(
 def test_true_answers_are_equal(
     exported: ModelStore, model_id: str, images: Path, tmp_path: Path
 ) -> None:
-    file = write_answers(tmp_path, TRUE)
+    file = write_answers(tmp_path, TRUE[model_id], model_id)
     run = golden(exported, model_id, "--answers", file, "--images", images)
     assert (run.returncode, run.stderr) == (0, ""), run.stdout
-    for line, answer in zip(run.stdout.splitlines(), TRUE[model_id], strict=True):
-        assert line.startswith(f"ok        float32+float32 {SCENE} {answer['prompt']!r}: expected")
+    for line, prompt in zip(run.stdout.splitlines(), TRUE[model_id], strict=True):
+        assert line.startswith(f"ok        float32+float32 {SCENE} {prompt!r}: expected and got ")
 
 
 def test_the_default_precision_and_float32_are_compared(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
     store = ModelStore(tmp_path / "bentoml")
-    store.add_newest("florence-2-mini", exported)
-    folder = store.newest("florence-2-mini")
+    store.add_newest(FLORENCE, exported)
+    folder = store.newest(FLORENCE)
     manifest = read_manifest(folder)
     manifest.precision["cpu"].update({"encoder": "int8", "decoder": "int8"})  # type: ignore[attr-defined]
     write_manifest(folder, manifest)
-    file = write_answers(tmp_path, {"florence-2-mini": FLORENCE[:1]})
-    run = golden(store, "florence-2-mini", "--answers", file, "--images", images)
+    file = write_answers(tmp_path, {"<CAPTION>": CAPTION})
+    run = golden(store, FLORENCE, "--answers", file, "--images", images)
     starts = [line.split()[:2] for line in run.stdout.splitlines()]
     assert starts == [["ok", "int8+int8"], ["ok", "float32+float32"]]
 
@@ -175,16 +176,10 @@ def test_the_default_precision_and_float32_are_compared(
 def test_a_difference_fails_unless_it_is_weak(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
-    moved = [REGIONS[0], REGIONS[1] | {"at": [288, 49, 335, 99]}]
-    answers: list[dict[str, Any]] = [
-        {"prompt": "<CAPTION>", "text": CAPTION.replace("yellow", "green")},
-        {"prompt": "<OCR>", "text": "0888", "weak": True},
-        {"prompt": "<OD>", "text": BOXES, "regions": moved},
-        {"prompt": "<NOTHING>", "text": "?"},
-    ]
-    file = write_answers(tmp_path, {"florence-2-mini": answers})
-    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
-    caption, text, boxes, unknown = run.stdout.splitlines()
+    green = CAPTION.replace("yellow", "green")
+    file = write_answers(tmp_path, {"<CAPTION>": green, "<OCR>": "0888", "<NOTHING>": "?"})
+    run = golden(exported, FLORENCE, "--answers", file, "--images", images)
+    caption, text, unknown = run.stdout.splitlines()
     assert run.returncode == 1
     where = f"float32+float32 {SCENE} "
     assert caption == (
@@ -192,23 +187,22 @@ def test_a_difference_fails_unless_it_is_weak(
         " '…yellow square with text'"
     )
     assert text == f"warning   {where}'<OCR>': from character 4 expected '…8', got '…'"
-    assert boxes.startswith(f"failure   {where}'<OD>': the text is equal, the regions differ: got")
     assert unknown.startswith(f"failure   {where}'<NOTHING>': no answer: <NOTHING> is not a task")
 
 
 def test_images_are_fetched_once(exported: ModelStore, images: Path, tmp_path: Path) -> None:
-    file = write_answers(tmp_path, {"florence-2-mini": FLORENCE[:1]}, url=PUBLISHED)
+    file = write_answers(tmp_path, {"<CAPTION>": CAPTION}, url=PUBLISHED)
     with running_hub(images) as hub:
         environment = hub.environment(tmp_path / "cache")
-        run = golden(exported, "florence-2-mini", "--answers", file, **environment)
+        run = golden(exported, FLORENCE, "--answers", file, **environment)
     assert run.returncode == 0, run.stderr
-    again = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    again = golden(exported, FLORENCE, "--answers", file, **environment)
     assert (again.returncode, again.stdout) == (0, run.stdout)
 
 
 def test_an_image_that_is_not_the_published_one_is_refused(images: Path) -> None:
     published = GoldenImage(url=PUBLISHED, size_wh=(SIZE_PX, SIZE_PX))
-    file = GoldenFile(images={SCENE: published, "a.jpg": GoldenImage()}, answers={})
+    file = GoldenFile(images={SCENE: published}, answers={})
     assert open_image(file, SCENE, images).size == (SIZE_PX, SIZE_PX)
     other = GoldenFile(images={SCENE: GoldenImage(size_wh=(640, 480))}, answers={})
     with pytest.raises(SourceError, match=r"has \(384, 384\) pixels; the published, \(640, 480\)"):
