@@ -154,7 +154,7 @@ class AnnotationRun:
                 raise RunError(f"{names} need --labelled: images with true labels")
             return
         if self.options.accept_score or self.task_options.min_precision:
-            hint = "omit --accept-score and --min-precision"
+            hint = "omit accept_score and min_precision"
             raise RunError(f"--labelled chooses the least score itself: {hint}")
         if self.guarantee.thresholds is not None and self.options.consensus:
             raise RunError("--thresholds is of one model, which the service asks: omit --consensus")

@@ -39,6 +39,7 @@ from diptych_client.cli.options import (
     TaskOptions,
     listed,
     offered_task,
+    with_config,
     with_options,
 )
 from diptych_client.conversion import MAX_CONVERTED_BYTES, converted_name
@@ -85,8 +86,17 @@ def _hide_types_of_flags(parameters: Iterable[Any]) -> None:
 
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
+# the titles above commands in the help
+_ASK = "Ask"
+_LABEL = "Label"
+_MEASURE = "Measure"
+_CONNECT = "Connect"
 
 
 def image_name(text: str) -> str:
@@ -167,7 +177,7 @@ def connect(
     context.obj = connection
 
 
-@app.command()
+@app.command(rich_help_panel=_ASK)
 @with_options
 def predict(
     context: typer.Context,
@@ -228,7 +238,7 @@ def print_row(name: str, answer: Answer | DiptychError, as_json: bool) -> int:
     return int("error" in row)
 
 
-@app.command()
+@app.command(rich_help_panel=_ASK)
 @with_options
 def compare(
     context: typer.Context,
@@ -239,7 +249,7 @@ def compare(
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a task on an image with several models; `--draw` shows them side by side."""
+    """Run a task on an image with several models, side by side."""
     check_drawings([draw], overwrite)
     with context.obj.client() as client:
         if not task_options.task:
@@ -256,7 +266,7 @@ def compare(
         save_drawing(draw_comparison(open_upright(image), comparison), draw)
 
 
-@app.command()
+@app.command(rich_help_panel=_ASK)
 def analyze(
     context: typer.Context,
     image: ImagePath,
@@ -266,38 +276,22 @@ def analyze(
     label: Annotated[list[str] | None, Option(help="Label, for recipes with labels.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer many questions about one image in one request, by a recipe."""
+    """Ask many questions about an image, by a recipe."""
     with context.obj.client() as client:
         steps = read_recipe(recipe).filled(label or (), client.tasks())
         analysis = client.analyze(image, steps)
     _print(as_json, analysis, terminal.analysis_view(analysis))
 
 
-@app.command("recipes")
+@app.command("recipes", rich_help_panel=_ASK)
 def list_recipes() -> None:
     """List the recipes of `analyze`."""
     for recipe in shipped_recipes():
         terminal.echo(f"{recipe.name}: {recipe.description}")
 
 
-@app.command("models")
-def list_models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the served models."""
-    with context.obj.client() as client:
-        models = client.models()
-    _print(as_json, models, terminal.models_view(models))
-
-
-@app.command("tasks")
-def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the tasks with their parameters and the models that offer them."""
-    with context.obj.client() as client:
-        tasks = client.tasks()
-    _print(as_json, tasks, terminal.tasks_view(tasks))
-
-
-@app.command()
-@with_options
+@app.command(rich_help_panel=_LABEL)
+@with_config
 def annotate(
     context: typer.Context,
     inputs: Inputs,
@@ -306,18 +300,18 @@ def annotate(
     task_options: TaskOptions,
     guarantee: GuaranteeOptions,
 ) -> None:
-    """Label images and write a dataset; the same command resumes an interrupted run.
+    """Label images and write a dataset.
 
-    Each answer is appended to journal.jsonl when it arrives; the dataset is written from the
-    journal at the end. failures.jsonl lists the images that failed and their errors; the next run
-    retries them.
+    The same command resumes an interrupted run. Each answer is appended to journal.jsonl when it
+    arrives; the dataset is written from the journal at the end. failures.jsonl lists the images
+    that failed and their errors; the next run retries them.
     """
     run = AnnotationRun(context.obj, inputs, options, input_options, task_options, guarantee)
     raise typer.Exit(1 if run.run() else 0)
 
 
-@app.command()
-@with_options
+@app.command(rich_help_panel=_MEASURE)
+@with_config
 def evaluate(
     context: typer.Context,
     dataset: DatasetPath,
@@ -329,10 +323,11 @@ def evaluate(
         Path | None, Option(help="Fit probabilities of scores, write them here.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Evaluate models on a dataset, or compare them on images without labels; write a report.
+    """Measure models on a dataset, or how far they agree.
 
-    The same command resumes an interrupted run: answers are kept in answers.jsonl. failures.jsonl
-    lists the requests that failed; the next run retries them.
+    It writes a report; without labels it compares the models. The same command resumes an
+    interrupted run: answers are kept in answers.jsonl. failures.jsonl lists the requests that
+    failed; the next run retries them.
     """
     from diptych_client.cli.evaluate import EvaluationRun
 
@@ -340,8 +335,8 @@ def evaluate(
     raise typer.Exit(1 if EvaluationRun(context.obj, *parts, calibrate).run() else 0)
 
 
-@app.command()
-@with_options
+@app.command(rich_help_panel=_LABEL)
+@with_config
 def review(
     context: typer.Context,
     dataset: DatasetPath,
@@ -351,7 +346,7 @@ def review(
     task_options: TaskOptions,
     merge: Annotated[Path | None, Option(help="Write DATASET with labels of this export.")] = None,
 ) -> None:
-    """Rank images by how much models contradict their labels; write files to review them.
+    """Rank images by how much models contradict their labels.
 
     As `evaluate`, it resumes, and writes a report: its images are the most suspect ones, as in
     review.json (COCO, for CVAT) and label_studio.json. `--merge` takes a person's labels back.
@@ -365,7 +360,7 @@ def review(
     run.merge(merge)
 
 
-@app.command()
+@app.command(rich_help_panel=_LABEL)
 @with_options
 def check(
     dataset: DatasetPath,
@@ -373,7 +368,10 @@ def check(
     task: Annotated[str, Option(help="Task id: show the requests, too.")] = "",
     strict: Annotated[bool, Option("--strict", help="Stop at the first damaged label.")] = False,
 ) -> None:
-    """Print what `evaluate` reads of a dataset, ignores and asks; needs no service."""
+    """Print what is read of a dataset, and the plan to label like it.
+
+    With `--task` it is a file for `--config` of `annotate` and `evaluate`. It needs no service.
+    """
     from diptych_client.cli.evaluate import plan_lines, read_input
     from diptych_client.evaluation.questions import Questionnaire, of_task, read_prompts
 
@@ -390,16 +388,22 @@ def check(
         prompts = read_prompts(dataset_options.prompts)
         questionnaire = Questionnaire(task, TaskParameters(), prompts, labelled.classes)
         samples = list(questionnaire.samples(labelled))
-        terminal.echo("\n".join(plan_lines(labelled, questionnaire, samples)))
+        for line in plan_lines(labelled, questionnaire, samples):
+            terminal.echo(f"# {line}")
+        if task:
+            plan: dict[str, Any] = {"task": task}
+            if task == "open_vocabulary_detection":
+                plan["labels"] = list(questionnaire.names.classes)
+            terminal.echo(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
 
 
-@app.command()
+@app.command(rich_help_panel=_MEASURE)
 def locate(
     context: typer.Context,
     model: Annotated[str, Argument(help="Model id.")],
     images: Annotated[int, Option(help="Number of drawn images.", min=50, max=5000)] = 60,
 ) -> None:
-    """Check on drawn scenes that a model's boxes land where the objects are."""
+    """Check on drawn scenes where a model's boxes land."""
     from diptych_client.evaluation.locating import LABELS, drawn_scenes, located
 
     with context.obj.client() as client:
@@ -415,9 +419,28 @@ def locate(
     raise typer.Exit(1 if location.problem else 0)
 
 
-@app.command("mcp")
+@app.command("models", rich_help_panel=_CONNECT)
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the served models."""
+    with context.obj.client() as client:
+        models = client.models()
+    _print(as_json, models, terminal.models_view(models))
+
+
+@app.command("tasks", rich_help_panel=_CONNECT)
+def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the tasks, their parameters and models."""
+    with context.obj.client() as client:
+        tasks = client.tasks()
+    _print(as_json, tasks, terminal.tasks_view(tasks))
+
+
+@app.command("mcp", rich_help_panel=_CONNECT)
 def serve_mcp(context: typer.Context) -> None:
-    """Serve one tool for each task to agents: the Model Context Protocol on stdin and stdout."""
+    """Serve the tasks as tools of the Model Context Protocol.
+
+    It reads stdin and writes stdout, as agents start it.
+    """
     from diptych_client.integrations.mcp_server import serve
 
     asyncio.run(serve(context.obj.async_client))

@@ -1,19 +1,23 @@
 """Options that several commands share: the connection, and the task with its parameters.
 
 A field of a dataclass here is an option. Its annotation has the help, and the settings of Typer's
-`Option`, if any; `with_options` declares it.
+`Option`, if any; `with_options` declares it. `with_config` adds `--config FILE`: a YAML file of
+options by name, of which those of `_RARE` are only there. Options of the command line have
+precedence.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, get_args
 
-from typer import BadParameter, Option
+import yaml
+from typer import BadParameter, Context, Option
 
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
@@ -25,6 +29,7 @@ from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key, split_list
 from diptych_client.results import Task
 
+_URL = "http://localhost:3000"
 _LISTED = "repeatable, or comma-separated"
 # the titles above options in the help, by the first of each
 _PANELS = {
@@ -34,6 +39,15 @@ _PANELS = {
     "tiles": "Tiles of large images",
     "labelled": "Guarantee",
 }
+# options of a command with `--config` that only its file has
+_RARE = frozenset(
+    (
+        *("caption", "phrase", "region", "language", "max_new_tokens", "num_beams", "temperature"),
+        *("top_p", "seed", "constrained", "min_precision", "nms_iou", "overlap", "min_object_px"),
+        *("iou", "accept_score"),
+    )
+)
+_MAX_CONFIG_BYTES = 1_000_000
 _POSITIVE = {"min": 0.001}
 _COUNT = {"min": 1}
 _SHARE = {"min": 0, "max": 1}
@@ -41,6 +55,13 @@ _OPEN = {"min": 0.001, "max": 0.999}  # a share that is neither 0 nor 1
 _FOLDER = {"file_okay": False}
 _FILE = {"dir_okay": False}
 _EXISTS = {"exists": True}
+
+
+def _named(metavar: str) -> dict[str, Any]:
+    """Return settings of an option whose help has the default."""
+    return {"metavar": metavar, "show_default": False}
+
+
 ModelIds = Annotated[
     list[str] | None,
     Option("--models", "--model", help=f"Model ids, {_LISTED}; default: all that offer the task."),
@@ -55,11 +76,13 @@ Concurrency = Annotated[int, "Number of concurrent requests.", _COUNT]
 class ConnectionOptions:
     """The service's URL, and the settings of its clients."""
 
-    url: Annotated[str, "http(s)://HOST:PORT or grpc(s)://HOST:PORT."] = "http://localhost:3000"
-    api_key_file: Annotated[Path | None, "File with the API key.", _EXISTS] = None
-    timeout_s: Annotated[float, "Deadline of a request, retries included.", _POSITIVE] = 60.0
-    max_retries: Annotated[int, "Maximum number of retries of a request.", {"min": 0}] = 3
-    max_pixels: Annotated[int, "Send larger images smaller.", {"min": 1000}] = DEFAULT_MAX_PIXELS
+    url: Annotated[str, "Service [http://localhost:3000]", _named("URL")] = _URL
+    api_key_file: Annotated[Path | None, "File with the API key", _named("FILE") | _EXISTS] = None
+    timeout_s: Annotated[float, "Deadline of a request [60]", _named("SECONDS") | _POSITIVE] = 60.0
+    max_retries: Annotated[int, "Retries of a request [3]", _named("NUMBER") | {"min": 0}] = 3
+    max_pixels: Annotated[
+        int, "Shrink larger images [50000000]", _named("NUMBER") | {"min": 1000}
+    ] = DEFAULT_MAX_PIXELS
 
     def client(self) -> Client:
         return Client(**self._arguments())
@@ -215,26 +238,44 @@ def offered_task(tasks: Iterable[Task], options: TaskOptions) -> Task:
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a dataclass by one option for each of its fields."""
+    return _declared(command, has_config=False)
+
+
+def with_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Do as `with_options`, and add `--config`, whose file has the rare options."""
+    return _declared(command, has_config=True)
+
+
+def _declared(command: Callable[..., None], has_config: bool) -> Callable[..., None]:
     options: list[inspect.Parameter] = []
     groups: dict[str, type[Any]] = {}
+    rare: dict[str, inspect.Parameter] = {}  # by name
     for parameter in inspect.signature(command).parameters.values():
-        if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
-            groups[parameter.name] = parameter.annotation
-            options += _options_of(parameter.annotation)
-        else:
+        if not (is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type)):
             options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation
+        for option in _group_options(parameter.annotation):
+            if has_config and option.name in _RARE:
+                rare[option.name] = option
+            else:
+                options.append(option)
+    if has_config:
+        options.append(_config_option(options, rare))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
+        values |= values.pop("config", None) or {}
         for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            names = [field.name for field in fields(group) if field.name in values]
+            values[name] = group(**{field: values.pop(field) for field in names})
         command(**values)
 
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return run
 
 
-def _options_of(group: type[Any]) -> Iterator[inspect.Parameter]:
+def _group_options(group: type[Any]) -> Iterator[inspect.Parameter]:
     panel = None
     for field in fields(group):
         panel = _PANELS.get(field.name, panel)
@@ -249,3 +290,77 @@ def _options_of(group: type[Any]) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
+
+
+def _config_option(
+    options: Iterable[inspect.Parameter], rare: Mapping[str, inspect.Parameter]
+) -> inspect.Parameter:
+    """Return `--config`: its value are the rare options of the file; others become defaults."""
+    parameter_names: dict[str, str] = {}  # by the words of their flags
+    for option in options:
+        if option.default is not inspect.Parameter.empty:
+            settings = get_args(option.annotation)[1]
+            # Typer has the first flag of an annotation in place of a default
+            flags = [settings.default, *(settings.param_decls or ())]
+            named = [flag for flag in flags if isinstance(flag, str)]
+            for flag in named or [option.name]:
+                parameter_names[flag.lstrip("-").replace("-", "_")] = option.name
+
+    def read(context: Context, path: Path | None) -> dict[str, Any]:
+        defaults = {}
+        values = {}
+        for name, value in ({} if path is None else _read_config(path)).items():
+            if name in parameter_names:
+                defaults[parameter_names[name]] = value
+            elif name in rare:
+                values[name] = _checked(value, rare[name])
+            else:
+                known = ", ".join(sorted({*parameter_names, *rare}))
+                raise BadParameter(f"{path} has {name}; expected any of {known}")
+        context.default_map = {**(context.default_map or {}), **defaults}
+        return values
+
+    option = Option(
+        help="YAML file of options, such as `num_beams: 3`; docs/client.md lists the names.",
+        callback=read,
+        is_eager=True,
+        dir_okay=False,
+        exists=True,
+    )
+    return inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, option],
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise BadParameter(f"{path} is larger than {_MAX_CONFIG_BYTES:,} bytes")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadParameter(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise BadParameter(f"{path} must have lines like `num_beams: 3`")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _checked(value: Any, option: inspect.Parameter) -> Any:
+    """Return the value of a rare option; raise `BadParameter` if it is not of its type or range."""
+    annotation, settings = get_args(option.annotation)
+    kind = get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+    if kind == BoxXyxy:
+        edges = value if isinstance(value, list) else []
+        if len(edges) != 4 or not all(isinstance(edge, int | float) for edge in edges):
+            raise BadParameter(f"{option.name} must be [x1, y1, x2, y2], got {value!r}")
+        return tuple(float(edge) for edge in edges)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise BadParameter(f"{option.name} must be of type {kind.__name__}, got {value!r}")
+    if settings.min is not None and not settings.min <= value <= settings.max:
+        bounds = f"{settings.min} to {settings.max}"
+        raise BadParameter(f"{option.name} must be {bounds}, got {value!r}")
+    return value

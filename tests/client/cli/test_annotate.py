@@ -124,8 +124,8 @@ def test_missing_extra_is_named(
         (("--per-class",), BOXES, "--thresholds and --split need --labelled"),
         (("--consensus",), BOXES, "--model must name two models with --consensus, else one"),
         (("--max-wrong", ".1"), BOXES, "--thresholds and --split need --labelled"),
-        ((*LABELLED, "--accept-score", ".1"), BOXES, "omit --accept-score and"),
-        ((*LABELLED, "--min-precision", ".9"), BOXES, "omit --accept-score and"),
+        ((*LABELLED, "accept_score: 0.1"), BOXES, "omit accept_score and"),
+        ((*LABELLED, "min_precision: 0.9"), BOXES, "omit accept_score and"),
         ((*LABELLED, "--thresholds", "y", "--consensus"), BOXES, "omit --consensus"),
         (("--out", "images/out"), BOXES, "must be outside the image folder images"),
         (("--out", "."), BOXES, "must be outside the image folder images"),
@@ -142,10 +142,54 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     script = Script([])
-    assert annotate(diptych, Path("images"), *words, result=result, script=script) == 1
+    plan = folder.parent.with_name(f"{folder.parent.name}.yaml")
+    plan.write_text("\n".join(word for word in words if ": " in word))
+    options = [word for word in words if ": " not in word]
+    options += ["--config", str(plan)]
+    assert annotate(diptych, Path("images"), *options, result=result, script=script) == 1
     assert message in capsys.readouterr().err
     assert script.received == []
     assert [path.name for path in folder.parent.iterdir()] == ["images"]
+
+
+def test_file_of_options(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    plan = folder.with_name("plan.yaml")
+    plan.write_text(
+        "task: u\nlabels: [x, y]\nnum-beams: 3\nregion: [1, 2, 3, 4.5]\niou: 1\nformat: yolo\n"
+    )
+    script = Script([answer(DETECTIONS)] * 3)
+    assert annotate(diptych, folder, "--config", plan, "--labels", "z", script=script) == 0
+    for received in script.received:
+        body = received.body.decode("latin1")
+        for field, value in (("task", "t"), ("labels", '["z"]'), ("num_beams", "3")):
+            assert f'name="{field}"\r\n\r\n{value}\r' in body
+        assert "[1.0, 2.0, 3.0, 4.5]" in body
+    assert capsys.readouterr().out.rstrip().endswith("dataset.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "has colour; expected any of accept_score, caption, concurrency"),
+        ("num_beams: three", "num_beams must be of type int, got 'three'"),
+        ("num_beams: true", "num_beams must be of type int, got True"),
+        ("iou: 2", "iou must be 0 to 1, got 2.0"),
+        ("region: [1, 2]", "region must be [x1, y1, x2, y2], got [1, 2]"),
+        ("concurrency: 0", "greater than or equal to 1"),
+        ("[1", "is not readable as YAML"),
+        ("- 1", "must have lines like `num_beams: 3`"),
+    ],
+)
+def test_bad_file_of_options_is_wrong_usage(
+    diptych: Diptych, folder: Path, text: str, message: str, capsys: Captured
+) -> None:
+    plan = folder.with_name("plan.yaml")
+    plan.write_text(text)
+    script = Script([])
+    assert annotate(diptych, folder, "--config", plan, script=script) == 2
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in printed
+    assert script.received == []
 
 
 PIXELS = encoded(Image.new("RGB", (16, 16)))

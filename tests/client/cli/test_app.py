@@ -225,9 +225,9 @@ def test_version_and_help_are_printed(diptych: Diptych, capsys: Captured) -> Non
     options = capsys.readouterr().out
     assert "<path>" in options
     assert "<bool>" not in options  # of flags
-    for panel in ("Task parameters", "Generation", "Objects", "Tiles of large images", "Guarantee"):
+    for panel in ("Task parameters", "Objects", "Tiles of large images", "Guarantee"):
         assert f"─ {panel} ─" in options
-    assert options.index("─ Task parameters ─") < options.index("--caption")
+    assert options.index("─ Task parameters ─") < options.index("--labels")
 
 
 def test_problems_are_noted_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

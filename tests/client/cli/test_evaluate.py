@@ -161,18 +161,21 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     capsys.readouterr()
     words = ("--task", "open_vocabulary_detection", "--url", "http://127.0.0.1:1")
     assert diptych(Script([]), "check", folder, *words) == 0
-    output = capsys.readouterr().out.splitlines()
-    assert output[0].endswith(", 23 images")
-    assert output[1:] == [
-        "labels: objects 23",
-        "classes: Red_Stars 23",
-        "ignored: image without labels 3",
-        "open_vocabulary_detection: 23 requests to each model",
-        "asked with labels: Red_Stars",
-        "or: Red_Stars as red_stars",
-        "or: Red_Stars as red stars",
-        "or: Red_Stars as red star",
-        "up to 60 requests more to each model choose its names",
+    output = capsys.readouterr().out
+    plan = {"task": "open_vocabulary_detection", "labels": ["Red_Stars"]}
+    assert yaml.safe_load(output) == plan
+    lines = output.splitlines()
+    assert lines[0].endswith(", 23 images")
+    assert lines[1:-3] == [
+        "# labels: objects 23",
+        "# classes: Red_Stars 23",
+        "# ignored: image without labels 3",
+        "# open_vocabulary_detection: 23 requests to each model",
+        "# asked with labels: Red_Stars",
+        "# or: Red_Stars as red_stars",
+        "# or: Red_Stars as red stars",
+        "# or: Red_Stars as red star",
+        "# up to 60 requests more to each model choose its names",
     ]
     write_labels(folder, ["a.png"] * 41)
     text = (folder / "labels.jsonl").read_text()
@@ -182,7 +185,7 @@ def test_check_prints_the_plan_alone(diptych: Diptych, folder: Path, capsys: Cap
     assert diptych(Script([]), "check", folder) == 0
     *_, classes, _, numbers = capsys.readouterr().out.splitlines()
     assert classes.endswith(" 1, 1 others")
-    assert numbers.startswith("the classes are numbers: --prompts names them")
+    assert numbers.startswith("# the classes are numbers: --prompts names them")
     assert diptych(Script([]), "check", folder, "--task", "detection") == 2
     assert "expected one of captioning, object_detection," in capsys.readouterr().err
 
