@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import yaml
 from export.checks.answers import MIN_EQUAL_TOKENS, MIN_MATCHED_BOXES
 from export.checks.parity import MIN_MEAN_COSINE
 from tasks.catalog import load_catalog
-from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_disk
+from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore
 from wire.artifacts.manifest import (
     ArtifactError,
     Part,
@@ -18,6 +19,14 @@ from wire.artifacts.manifest import (
     verify_files,
     vision_encoder_file,
 )
+
+
+def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
+    """Return a command that runs its arguments with a tmpfs, which only they see, at `folder`."""
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
+    as_root = ["--map-root-user"] if os.geteuid() else []
+    return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))
 
 
 @pytest.fixture

@@ -24,23 +24,27 @@ from tests.support.attack_images import (
 )
 from tests.support.fake_service import encoded
 from tests.support.image_files import (
-    DESCRIPTION,
     LIMITS,
     MAX_PIXELS,
     ORIENTATION,
     RED,
-    WHITE,
-    X_RESOLUTION,
     chunk,
     colour_steps,
     decode,
     differences,
-    grey16,
     half_transparent,
     png,
 )
 
+WHITE = (255, 255, 255)
+DESCRIPTION = 0x010E
+X_RESOLUTION = 0x011A
 PNG_END = chunk(b"IEND", b"")
+
+
+def grey16(tones: list[int], extra: bytes = b"") -> bytes:
+    """Return a PNG of one row in 16-bit grey, with `extra` chunks before it."""
+    return png(len(tones), 1, 16, 0, b"\0" + struct.pack(f">{len(tones)}H", *tones), extra)
 
 
 @pytest.mark.parametrize(

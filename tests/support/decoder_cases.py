@@ -17,7 +17,7 @@ from export.scenes import render_scene, sample_scene
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
-from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
+from tests.support.export_cli import MODELS, ModelStore
 from tests.support.microsoft_form import update_json
 from wire.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 
@@ -52,13 +52,6 @@ MAX_NEAR_TIES = 0.02  # share of the answers
 
 # The released Florence-2 checkpoints have these: no repeated trigrams, early stopping.
 RELEASED_RULES = {"no_repeat_ngram_size": 3, "early_stopping": True}
-CASE_NAMES = (
-    *EMBEDDED,
-    "florence-2-mini released rules",
-    "random florence2",
-    "random paligemma",
-    "random paligemma2",
-)
 # soft caps, and a sliding window shorter than the 144 image tokens and than an answer
 GEMMA2 = {
     "model_type": "gemma2",

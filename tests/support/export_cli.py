@@ -25,7 +25,7 @@ class ModelStore:
     """A BentoML home, and what is in its model store."""
 
     home: Path
-    prefix: tuple[str, ...] = ()  # a command that runs the export, as `small_disk` returns one
+    prefix: tuple[str, ...] = ()  # words before the export's own
 
     def export(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m export` to its end, forked where no import reads `environment`."""
@@ -60,11 +60,3 @@ class ModelStore:
             version = store.newest(model_id)
             shutil.copytree(version, self.home / "models" / model_id / version.name)
             shutil.copy(version.parent / "latest", self.home / "models" / model_id)
-
-
-def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
-    """Return a command that runs its arguments with a tmpfs, which only they see, at `folder`."""
-    folder.mkdir()
-    mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'
-    as_root = ["--map-root-user"] if os.geteuid() else []
-    return ("unshare", "--mount", *as_root, "sh", "-c", mount, str(folder))

@@ -1,6 +1,5 @@
 """Files in the place of an adapter's that would block, mislead or exhaust a careless reader."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -21,8 +20,3 @@ SPECIAL_FILES: Mapping[str, Callable[[Path], object]] = {
     "socket": _bind,
     "link to itself": lambda path: path.symlink_to(path.name),
 }
-
-
-def safetensors_file(header: object, num_data_bytes: int = 0) -> bytes:
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(num_data_bytes)

@@ -13,10 +13,7 @@ from imaging.files import ImageLimits, decode_image, read_header
 MAX_PIXELS = 1_000_000
 LIMITS = ImageLimits(MAX_PIXELS)
 ORIENTATION = 0x0112
-X_RESOLUTION = 0x011A
-DESCRIPTION = 0x010E
 RED = (255, 0, 0)
-WHITE = (255, 255, 255)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -49,11 +46,6 @@ def png(
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND")
     return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def grey16(tones: list[int], extra: bytes = b"") -> bytes:
-    """Return a PNG of one row in 16-bit grey, with `extra` chunks before it."""
-    return png(len(tones), 1, 16, 0, b"\0" + struct.pack(f">{len(tones)}H", *tones), extra)
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:

@@ -1,12 +1,11 @@
 """The page's default requests for a sample, sent to the API."""
 
 import json
-from itertools import chain
 from typing import Any
 
 import httpx
 
-from tasks.table import TASKS, Task
+from tasks.table import Task
 from tests.support.export_cli import ROOT
 from tests.support.running_service import post_form
 
@@ -34,21 +33,3 @@ def api_answer(client: httpx.Client, model: str, task_id: str, **fields: Any) ->
     response = api_response(client, model, task_id, **fields).raise_for_status()
     answer: dict[str, Any] = response.json()
     return answer
-
-
-def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
-    return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
-
-
-def objects_of(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
-    """Return label and corners of each drawable object of a result."""
-    if "instances" in result:
-        instances = result["instances"]
-        return [(instance["label"], list(chain(*instance["polygons"]))) for instance in instances]
-    if "text_regions" in result:
-        return [(region["text"], region["quad"]) for region in result["text_regions"]]
-    objects = []
-    for detection in result["detections"]:
-        x1, y1, x2, y2 = detection["box"]
-        objects.append((detection["label"], [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]))
-    return objects

@@ -3,7 +3,6 @@
 import socket
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
@@ -36,11 +35,6 @@ def is_alive(pid: int) -> bool:
 def is_open(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as client:
         return client.connect_ex((host, port)) == 0
-
-
-def run_folder_of(supervisor: int) -> Path:
-    links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
-    return next(link for link in links if link.name.startswith("diptych-"))
 
 
 def answer_to(connection: socket.socket, head: bytes) -> bytes:

@@ -1,8 +1,6 @@
 """Hand-written request bodies, and what the service reads from them."""
 
 import asyncio
-import base64
-import json
 from collections.abc import Iterable
 
 from starlette.requests import Request
@@ -14,7 +12,6 @@ MAX_BYTES = 100_000
 FORM = "multipart/form-data; boundary=b"
 JSON = "application/json"
 IMAGE = b"\x89PNG\r\n\x1a\n\0\xff any bytes"
-BASE64 = base64.b64encode(IMAGE).decode()
 
 
 def request(
@@ -41,10 +38,6 @@ def read(body: bytes, content_type: str | None, content_length: str | None = Non
     return asyncio.run(read_body(request([body], content_type, content_length), memory()))
 
 
-def read_json(**fields: object) -> RequestBody:
-    return read(json.dumps(fields).encode(), JSON)
-
-
 def part(name: str, value: bytes | str, options: str = "") -> bytes:
     data = value.encode() if isinstance(value, str) else value
     head = f'--b\r\nContent-Disposition: form-data; name="{name}"{options}\r\n\r\n'
@@ -57,7 +50,3 @@ def file_part(name: str, data: bytes) -> bytes:
 
 def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--b--\r\n"
-
-
-def read_form(*parts: bytes) -> RequestBody:
-    return read(form(file_part("image", IMAGE), *parts), FORM)

@@ -1,7 +1,5 @@
 """Images of rendered scenes as the bytes that a client sends."""
 
-from pathlib import Path
-
 from PIL import Image
 
 from export.scenes import render_scene, sample_scene
@@ -14,10 +12,3 @@ def scene_image(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> Image.I
 
 def scene_png(seed: int = 3, size_wh: tuple[int, int] = (320, 240)) -> bytes:
     return encoded(scene_image(seed, size_wh))
-
-
-def write_scenes(folder: Path, count: int) -> Path:
-    folder.mkdir(parents=True)
-    for seed in range(count):
-        (folder / f"{seed:04}.png").write_bytes(scene_png(seed))
-    return folder

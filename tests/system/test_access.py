@@ -18,7 +18,6 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import hash_of, write_keys
 from tests.support.export_cli import ModelStore
-from tests.support.processes import run_folder_of
 from tests.support.running_service import (
     Access,
     RunningService,
@@ -37,6 +36,11 @@ UNKNOWN = "unknown-field-of-a-client"
 TOKEN = "token-of-a-url"
 PICKLE = {"Content-Type": "application/vnd.bentoml+pickle"}
 METADATA = [("authorization", f"Bearer {KEY}")]
+
+
+def run_folder_of(supervisor: int) -> Path:
+    links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]
+    return next(link for link in links if link.name.startswith("diptych-"))
 
 
 @pytest.fixture(scope="module")

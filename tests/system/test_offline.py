@@ -22,7 +22,7 @@ from tests.support.export_cli import ROOT, ModelStore
 from tests.support.forked_python import run as run_forked
 from tests.support.processes import descendants, is_alive
 from tests.support.running_service import RunningService
-from tests.support.scene_images import write_scenes
+from tests.support.scene_images import scene_png
 from tests.support.waiting import wait_until
 
 FLORENCE = "florence-2-mini"
@@ -33,6 +33,13 @@ RUN_S = 300
 STOP_S = 30
 AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
+
+
+def write_scenes(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for seed in range(count):
+        (folder / f"{seed:04}.png").write_bytes(scene_png(seed))
+    return folder
 
 
 @dataclass(frozen=True, slots=True)

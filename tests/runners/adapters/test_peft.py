@@ -25,7 +25,6 @@ from runners.adapters.peft import (
     read_parts,
     value_of,
 )
-from tests.support.hostile_adapters import safetensors_file
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
 from wire.artifacts.manifest import ArtifactError
 
@@ -35,6 +34,11 @@ CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_pr
 IN = 6
 OUT = 4
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
+
+
+def safetensors_file(header: object, num_data_bytes: int = 0) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(num_data_bytes)
 
 
 def pair(layer: str, rank: int = 2) -> dict[str, Tensor]:

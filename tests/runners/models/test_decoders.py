@@ -19,16 +19,22 @@ from runners.decoder.sequences import SequenceRequest, WrittenSequence
 from runners.models.load import check_cuda_torch
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import (
-    CASE_NAMES,
     MAX_NEAR_TIES,
     MAX_NEW_TOKENS,
     Case,
     make_case,
     reference_answer,
 )
-from tests.support.export_cli import ModelStore
+from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.token_choices import is_failure
 
+CASE_NAMES = (
+    *EMBEDDED,
+    "florence-2-mini released rules",
+    "random florence2",
+    "random paligemma",
+    "random paligemma2",
+)
 NUM_BEAMS = 3
 TIMEOUT_S = 300
 LIMITS = SchedulerLimits(num_slots=12, max_waiting=200, max_prefill_tokens=1200)

@@ -17,7 +17,6 @@ from service.http import body as http_body
 from service.http.body import RequestBody, json_object, parsed_bytes, read_body, read_bytes
 from service.images.inputs import ImageUrl
 from tests.support.request_bodies import (
-    BASE64,
     FORM,
     IMAGE,
     JSON,
@@ -27,11 +26,10 @@ from tests.support.request_bodies import (
     memory,
     part,
     read,
-    read_form,
-    read_json,
     request,
 )
 
+BASE64 = base64.b64encode(IMAGE).decode()
 FIELDS: dict[str, Any] = {
     "task": "open_vocabulary_detection",
     "model": "florence-2-mini",
@@ -45,6 +43,14 @@ FIELDS: dict[str, Any] = {
     "constrained": False,
     "question": "7",
 }
+
+
+def read_form(*parts: bytes) -> RequestBody:
+    return read(form(file_part("image", IMAGE), *parts), FORM)
+
+
+def read_json(**fields: object) -> RequestBody:
+    return read(json.dumps(fields).encode(), JSON)
 
 
 def parts_of(name: str, value: object, is_json: bool) -> list[bytes]:

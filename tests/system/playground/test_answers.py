@@ -15,19 +15,30 @@ from tasks.table import TASKS
 from tests.service.inference.test_proofs import core_with, proof
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
-from tests.support.playground_questions import (
-    SAMPLE,
-    api_answer,
-    api_response,
-    example_answer,
-    example_fields,
-    objects_of,
-)
+from tests.support.playground_questions import SAMPLE, api_answer, api_response, example_fields
 from tests.support.scene_images import scene_png
 
 FLORENCE, PALIGEMMA = EMBEDDED
 DETECTION = "open_vocabulary_detection"
 TOLERANCE_PX = 0.1  # the browser places to 1/64 px of the screen
+
+
+def objects_of(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
+    """Return label and corners of each drawable object of a result."""
+    if "instances" in result:
+        instances = result["instances"]
+        return [(instance["label"], list(chain(*instance["polygons"]))) for instance in instances]
+    if "text_regions" in result:
+        return [(region["text"], region["quad"]) for region in result["text_regions"]]
+    objects = []
+    for detection in result["detections"]:
+        x1, y1, x2, y2 = detection["box"]
+        objects.append((detection["label"], [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]))
+    return objects
+
+
+def example_answer(client: httpx.Client, model: str, task_id: str) -> dict[str, Any]:
+    return api_answer(client, model, task_id, **example_fields(TASKS[task_id]))
 
 
 def offering(client: httpx.Client) -> dict[str, list[str]]:
