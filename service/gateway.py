@@ -6,6 +6,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
@@ -52,6 +53,9 @@ from wire.telemetry.runner_metrics import START_TIME_SECONDS
 logger = logging.getLogger(__name__)
 
 _READY_EVERY_S = 0.2
+
+# uvicorn 0.54 trusts 127.0.0.1 by default; DIPTYCH_TRUSTED_PROXIES replaces it for both ports
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runners.options import max_default_slots
+from service.admission.addresses import parse_networks
 from service.outbound.urls import AllowedHost
 from service.telemetry.logs import LogFormat, hide_in_logs
 from service.validation import in_one_line, rejected_field
@@ -114,6 +115,11 @@ def _check_hosts(hosts: Names) -> Names:
     return hosts
 
 
+def _check_networks(networks: Names) -> Names:
+    parse_networks(networks)
+    return networks
+
+
 def _check_not_one(value: int) -> int:
     if value == 1:
         raise ValueError("the minimum is 2, and 0 selects the default")
@@ -129,6 +135,7 @@ StoreUrl = Annotated[str, _matching(_STORE_URL, _STORE_FORM)]
 ImagesPlace = Annotated[str, _matching(rf"(?!rediss?://).*|{_STORE_URL}", _STORE_FORM)]
 HttpUrl = Annotated[str, _matching(rf"https?://{_HOST_AND_PORT}(/[^?#\s]*)?", _HTTP_FORM)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
+TrustedProxies = Annotated[Names, AfterValidator(_check_networks)]
 RunnerUrls = Annotated[Names, _once_per_model(split_runner_url)]
 Devices = Annotated[Names, _once_per_model(model_device)]
 NotOne = AfterValidator(_check_not_one)
@@ -167,6 +174,9 @@ class Settings(BaseModel):
     """Redis or Valkey in which gateways share what is used of the limits of keys, as
     `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its
     own."""
+    trusted_proxies: TrustedProxies = ()
+    """IP addresses or networks of proxies, comma-separated, whose `X-Forwarded-For` names the
+    client. A client without a key is its address, of IPv6 the /64 network. Unset: none."""
     metrics_need_key: bool = False
     """true: `/metrics` requires an API key."""
     tls_certificate_file: Path | None = None
@@ -251,7 +261,10 @@ class Settings(BaseModel):
     images_kept_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
     """Time for which an image is stored, seconds."""
 
-    @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
+    @field_validator(
+        *("models", "trusted_proxies", "url_hosts", "runner_urls", "devices", "calibration"),
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

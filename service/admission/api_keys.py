@@ -18,7 +18,6 @@ limits.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import logging
 import time
 import uuid
@@ -31,6 +30,7 @@ from typing import Annotated, Any, Self
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.admission.addresses import client_of
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
@@ -315,7 +315,7 @@ class Quota:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)
 
 
-UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has no API keys
+UNLIMITED = Quota("anonymous", NO_LIMITS)  # of requests that need no API key and take no place
 
 
 class ApiKeys:
@@ -351,9 +351,12 @@ class ApiKeys:
         return keys
 
     def check(self, authorization: str | None, address: str) -> Quota:
-        """Return a caller's quota; raise `unauthorized`, or `Overloaded` after many wrong keys."""
+        """Return a caller's quota; raise `unauthorized`, or `Overloaded` after many wrong keys.
+
+        Without API keys a client is its address; nothing of it is kept.
+        """
         if self._is_open:
-            return UNLIMITED
+            return Quota(client_of(address) or UNLIMITED.name, NO_LIMITS)
         self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
@@ -372,13 +375,8 @@ class ApiKeys:
         raise ServiceError(f"{problem}; {hint}", code="unauthorized")
 
     def _count_wrong_key(self, address: str) -> None:
-        client = address
-        with suppress(ValueError):  # a client has all of the /64 network of its IPv6 address
-            parsed = ipaddress.IPv6Address(address)
-            network = ipaddress.IPv6Network((int(parsed), 64), strict=False)
-            client = str(parsed.ipv4_mapped or network)
         new_bucket = TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
-        if wait_s := self._wrong_keys.setdefault(client, new_bucket).take(1):
+        if wait_s := self._wrong_keys.setdefault(client_of(address), new_bucket).take(1):
             limit = f"{_MAX_WRONG_KEYS_PER_MINUTE} wrong API keys per minute"
             problem = f"this address has reached the limit of {limit}"
             raise Overloaded(f"{problem}; send a valid key", wait_s)

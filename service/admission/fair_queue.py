@@ -32,6 +32,7 @@ from wire.telemetry.runner_metrics import QUEUE_DEPTH
 from wire.telemetry.tracing import span
 
 _MAX_OVERCOMMIT = 2
+_MAX_CLIENTS = 1_000  # with more, those that have none queued are forgotten
 _TIME_CONSTANT_S = 10.0  # busy time after which work has weight 1/e
 _FORGET_AFTER_S = 10.0  # idle time after which the estimate is dropped: the load has changed
 # costs are estimates and the machine is shared: an early refusal is better than a late answer
@@ -211,6 +212,11 @@ class FairQueue:
             raise Overloaded(f"{problem} {late_s:.1f} s after its deadline", late_s)
 
     async def _wait(self, client: str, cost: int, deadline_s: float) -> None:
+        if len(self._last_finish) > _MAX_CLIENTS:  # clients without keys may be any number
+            pending = self._waiting_cost.pending
+            self._last_finish = {
+                name: finish for name, finish in self._last_finish.items() if name in pending
+            }
         virtual_start = max(self._virtual_time, self._last_finish.get(client, 0.0))
         self._last_finish[client] = virtual_start + cost
         waiting = _Waiting(virtual_start, next(self._numbers), client, cost)

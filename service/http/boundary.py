@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from service.admission.addresses import client_address, parse_networks
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import current_client
@@ -88,6 +89,7 @@ class RestBoundary:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._proxies = parse_networks(settings.trusted_proxies)
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
 
@@ -173,8 +175,10 @@ class RestBoundary:
             raise DeadlineExceeded(message) from error
 
     def _checked_quota(self, request: Request, interface: Interface) -> Quota:
-        host = request.client.host if request.client else ""
-        return self._api_keys.check(interface.authorization(request), host)
+        peer = request.client.host if request.client else ""
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+        address = client_address(peer, forwarded, self._proxies)
+        return self._api_keys.check(interface.authorization(request), address)
 
 
 def _timeout_s(header: str) -> float:

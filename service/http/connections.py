@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.admission.addresses import client_of
+
 _MAX_RATIO = 1.5  # between the connections of two gateways, beyond one
 
 
@@ -47,7 +49,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
+        self._address = client_of(self.client[0]) if self.client else ""
         self._num_of_address[self._address] += 1
         is_over = self._num_of_address[self._address] > self.limits.max_connections_per_address
         if is_over or len(self.connections) > self.limits.max_connections:

@@ -30,6 +30,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_SYSTEM_NAME,
 )
 
+from service.admission.addresses import client_address, client_of, parse_networks
 from service.admission.api_keys import ApiKeys
 from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new
@@ -121,20 +122,19 @@ _SMALL_TIMEOUT_S = 10.0
 
 
 class Incoming:
-    """The messages of one call, which comes from `peer`."""
+    """The messages of one call, whose client has this `address`."""
 
     def __init__(
         self,
         messages: AsyncIterator[bytes],
         message_class: type[Message],
         small: ClientSlots,
-        peer: str,
+        address: str,
     ) -> None:
         self._messages = messages
         self._message_class = message_class
         self._small = small
-        # grpc writes ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT
-        self.address = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+        self.address = address
 
     async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message | None:
         """Return the next message, of a call that has a place; `hold` counts its bytes."""
@@ -155,7 +155,8 @@ class Incoming:
     async def read_small(self) -> Message | None:
         """Return the next message of a call without a place, within seconds."""
         try:
-            async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
+            slot = self._small.slot(client_of(self.address))
+            async with asyncio.timeout(_SMALL_TIMEOUT_S), slot:
                 message = await anext(self._messages, None)
         except TimeoutError as error:
             problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
@@ -174,6 +175,11 @@ class Incoming:
 
 Messages = AsyncIterator[bytes]
 _NO_MESSAGE = "the call has no message"
+
+
+def peer_address(peer: str) -> str:
+    """Return the address of a peer: grpc writes ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def metadata_of(context: Context) -> dict[str, str]:
@@ -203,6 +209,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         self._api_keys = api_keys
         self._settings = settings
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+        self._proxies = parse_networks(settings.trusted_proxies)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -213,7 +220,10 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         message_class = handler.request_deserializer.__self__  # its method FromString
 
         def incoming(messages: Messages, context: Context) -> Incoming:
-            return Incoming(messages, message_class, self._small, str(context.peer()))
+            forwarded = metadata_of(context).get("x-forwarded-for")
+            peer = peer_address(str(context.peer()))
+            address = client_address(peer, forwarded, self._proxies)
+            return Incoming(messages, message_class, self._small, address)
 
         async def answer(messages: Messages, context: Context) -> Any:
             """Answer one message; the stream of health is written, not returned."""

@@ -62,6 +62,8 @@ NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a:99999 redis://a
             "a.example,http://b",
             "'http://b' must be a host name, an IP address",
         ),
+        ("DIPTYCH_TRUSTED_PROXIES", "10.0.0.1,proxy", "'proxy' must be an IP address or a network"),
+        ("DIPTYCH_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
         ("DIPTYCH_LABEL_STUDIO_URL", "http://a?b", HTTP_URL),
         *(("DIPTYCH_OTLP_ENDPOINT", url, HTTP_URL) for url in NO_HTTP_URLS.split(" ")),
         *(("DIPTYCH_SHARED_LIMITS_URL", url, STORE_URL) for url in NO_STORE_URLS.split(" ")),

@@ -37,8 +37,11 @@ class Client:
 
     def http(self, headers: Mapping[str, str]) -> httpx.AsyncClient:
         """Return a client of the app for calls within one event loop."""
-        transport = httpx.ASGITransport(Middleware(rest_app(self.boundary), self.boundary))
+        transport = httpx.ASGITransport(self.app())
         return httpx.AsyncClient(transport=transport, base_url="http://diptych", headers=headers)
+
+    def app(self) -> Middleware:
+        return Middleware(rest_app(self.boundary), self.boundary)
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -99,8 +102,10 @@ async def _ready() -> bool:
 
 
 @asynccontextmanager
-async def grpc_channel(core: Core, api_keys: ApiKeys) -> AsyncIterator[grpc.aio.Channel]:
-    settings = Settings(grpc_port=free_port())
+async def grpc_channel(
+    core: Core, api_keys: ApiKeys, **values: Any
+) -> AsyncIterator[grpc.aio.Channel]:
+    settings = Settings(grpc_port=free_port(), **values)
     server = GrpcServer(core, api_keys, settings, _ready)
     await server.start()
     try:

@@ -53,7 +53,9 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer anything", "nonsense"])
 def test_no_file_needs_no_key(authorization: str | None) -> None:
-    assert ApiKeys.load(None).check(authorization, ADDRESS) is UNLIMITED
+    quota = ApiKeys.load(None).check(authorization, ADDRESS)
+    assert (quota.name, quota.owner, quota.max_concurrent) == (ADDRESS, UNLIMITED.owner, None)
+    assert ApiKeys.load(None).check(authorization, "").name == UNLIMITED.name
 
 
 @pytest.mark.parametrize("authorization", ["Bearer first", "bearer second", "BEARER   first  "])

@@ -82,6 +82,26 @@ async def test_cancelled_client_keeps_no_slot(holder: str) -> None:
     await holders.pop()
 
 
+async def test_clients_that_are_gone_are_forgotten(clock: FakeClock) -> None:
+    """While there is always a queue; clients without keys may be any number."""
+    queue = FairQueue("m", 1, 1_000_000, clock)
+    running = asyncio.Event()
+
+    async def request(client: str) -> None:
+        async with queue.admitted(client, 1, math.inf):
+            await running.wait()
+
+    waiting = [asyncio.create_task(request("first"))]
+    for number in range(5_000):
+        waiting.append(asyncio.create_task(request(f"client {number}")))
+        await asyncio.sleep(0)
+        if len(waiting) > 4:
+            waiting.pop(0).cancel()
+    assert len(queue._last_finish) < 1_100
+    running.set()
+    await asyncio.gather(*waiting)
+
+
 def measured(clock: FakeClock, *seconds: float, idle_s: float = 0) -> ThroughputEstimate:
     """Return the estimate after items of 10, one after the other."""
     throughput = ThroughputEstimate(clock)

@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
-from service.rpc.boundary import MAX_SMALL_BYTES, Incoming, num_values
+from service.rpc.boundary import MAX_SMALL_BYTES, Incoming, num_values, peer_address
 from service.rpc.proto import vision_pb2 as pb
 from tests.support.fake_service import run
 
 
-def incoming(
-    *messages: bytes, is_open: bool = False, peer: str = "ipv4:192.0.2.1:50000"
-) -> Incoming:
+def incoming(*messages: bytes, is_open: bool = False) -> Incoming:
     """Return a call with these messages; if `is_open`, its caller may send more and does not."""
 
     async def sent() -> AsyncIterator[bytes]:
@@ -30,7 +28,7 @@ def incoming(
         if is_open:
             await asyncio.Event().wait()
 
-    return Incoming(sent(), pb.PredictRequest, ClientSlots(1, 1), peer)
+    return Incoming(sent(), pb.PredictRequest, ClientSlots(1, 1), "192.0.2.1")
 
 
 async def read(call: Incoming, timeout_s: float = 60) -> object:
@@ -66,7 +64,7 @@ def test_small_message_is_limited() -> None:
     [("ipv4:192.0.2.1:50000", "192.0.2.1"), ("ipv6:%5B2001:db8::1%5D:50000", "2001:db8::1")],
 )
 def test_address_has_no_port(peer: str, address: str) -> None:
-    assert incoming(peer=peer).address == address
+    assert peer_address(peer) == address
 
 
 PREDICT = pb.PredictRequest(
