@@ -181,14 +181,6 @@ def test_too_many_pixels_are_refused(size_wh: tuple[int, int]) -> None:
     assert peak_bytes < 1_000_000
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
-def test_maximum_number_of_pixels(image_format: str) -> None:
-    data = encoded(colour_steps(), image_format)
-    assert decode_image(data, ImageLimits(64 * 32)).size == (64, 32)
-    with pytest.raises(OversizedImage):
-        decode_image(data, ImageLimits(64 * 32 - 1))
-
-
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.NEAREST])
 def test_resize_equals_that_of_pillow(resample: Image.Resampling) -> None:
     decoded = decode(encoded(colour_steps()))

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from PIL import Image
 
 from offline.command import read_steps
 from offline.filesystems import InputError
@@ -29,7 +28,7 @@ from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
-from tests.support.fake_service import FLORENCE_ANSWERS, PNG, encoded, served
+from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
 from tests.support.image_files import png
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
@@ -266,16 +265,6 @@ def test_other_build_is_refused(exported: ModelStore) -> None:
     run = exported.forked("-c", OTHER_BUILD)
     ours = json.loads((exported.newest(FLORENCE.id) / "manifest.json").read_text())["build_key"]
     assert f'another build than the job (build_key: "theirs", now "{ours}")' in run.stderr
-
-
-def test_image_in_tiles() -> None:
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
-    halves = Image.new("RGB", (400, 200))
-    halves.paste((255, 255, 255), (150, 50, 250, 150))
-    fields = {"task": "object_detection", "tiles": "1x2", "overlap": 0.0}
-    (row,) = rows_of(image("halves", encoded(halves)), decoder=decoder, **fields)
-    assert row.result is not None
-    assert len(row.result["detections"]) == len(decoder.specs) == 3
 
 
 def test_row_of_steps(tmp_path: Path) -> None:

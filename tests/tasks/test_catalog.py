@@ -221,6 +221,8 @@ OTHER = ROW | {"id": "other", "source": "owner/other"}
         ([ROW, {"id": "tuned", "adapter_of": "some-model"}], "tuned: source: Field required"),
         ([ROW, ADAPTER | {"colour": "red"}], "tuned: colour: Unexpected"),
         ([ROW, ADAPTER, ADAPTER], "more than one entry 'tuned'"),
+        ([ROW | {"tasks": {QUESTIONS: {"template": "?"}}}], "must contain {question} once; it is"),
+        ([ROW | {"tasks": {"counting": None}}], "'counting' is not a task; allowed are captioning"),
         ([ROW, ROW], "more than one entry 'some-model'"),
         ([5], "Input should be a dictionary"),
         ([ROW, OTHER | {"aliases": ["some-model"]}], "other: aliases has 'some-model', a name of"),

@@ -10,7 +10,6 @@ import tasks.paligemma.grammar
 from tasks.catalog import parse_entry
 from tasks.families import FAMILIES
 from tasks.parsing import AnsweredTask, Location
-from tasks.prompts import PromptSegment, join_segments
 from tasks.results import objects_of
 from tasks.table import FAMILY_NAMES, TASKS, Family, parse_parameters
 from tests.support.answers import generated
@@ -85,22 +84,3 @@ def test_tokens_of_a_box(grammar: ModuleType, positions_px: Any, tokens: str) ->
 
 def test_last_bin_of_paligemma_is_the_border() -> None:
     assert tasks.paligemma.grammar.dequantize(1023, 641) == 641.0
-
-
-def test_segments_of_one_kind_are_joined() -> None:
-    plain = PromptSegment
-    control = PromptSegment("<loc_1>", is_control=True)
-    empty = PromptSegment("", is_control=True)
-    joined = join_segments(
-        plain("Locate "),
-        plain("<loc_5>"),
-        control,
-        control,
-        plain("?"),
-        empty,
-        plain("!"),
-        plain(""),
-    )
-    tokens = PromptSegment("<loc_1><loc_1>", is_control=True)
-    assert joined == (plain("Locate <loc_5>"), tokens, plain("?!"))
-    assert not plain("<loc_1>").is_control

@@ -15,7 +15,7 @@ from imaging.files import ImageLimits, PixelBox
 from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, Overloaded, ServiceError
-from service.images.decoding import ImageDecoder, ImageView, LazyImage
+from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.core import Core
 from service.inference.prediction import Answer, Piece, TilesSummary, uneven_parts
 from service.inference.served_models import ServedModels
@@ -344,15 +344,12 @@ def drawn(box: PixelBox, fill: tuple[int, int, int]) -> Image.Image:
     return image
 
 
-def flat(
-    image: Image.Image, parts: Sequence[PixelBox] = HALVES, within: PixelBox | None = None
-) -> list[bool]:
+def flat(image: Image.Image) -> list[bool]:
     async def scenario() -> list[bool]:
         whole = LazyImage(encoded(image), ImageDecoder(ImageLimits(1_000_000), 2), "a")
         await whole.open()
-        view = whole if within is None else ImageView.of(whole, within)
-        uneven = await uneven_parts(view, parts)
-        return [part not in uneven for part in parts]
+        uneven = await uneven_parts(whole, HALVES)
+        return [part not in uneven for part in HALVES]
 
     return asyncio.run(scenario())
 
@@ -365,18 +362,6 @@ def test_part_without_an_edge_is_flat() -> None:
         assert flat(drawn(thing, (250, 248, 238))) == [True, True]
 
 
-@pytest.mark.parametrize("height", [1, 7, 16, 17])
-def test_an_image_of_any_height_is_read(height: int) -> None:
-    image = PAPER.resize((203, height))
-    image.putpixel((150, height - 1), (0, 0, 0))
-    assert flat(image, ((0, 0, 100, height), (100, 0, 200, height))) == [True, False]
-
-
-@pytest.mark.parametrize("x", [144, 159, 160, 161])
-def test_an_edge_between_cells_is_seen(x: int) -> None:
-    assert flat(drawn((x, 0, 200, 100), (0, 0, 0))) == [True, False]
-
-
 def test_shading_and_noise_are_flat() -> None:
     shaded = np.zeros((100, 200, 3), dtype=np.uint8)
     shaded += (np.arange(200) // 4).astype(np.uint8)[None, :, None]  # 50 levels over the image
@@ -385,8 +370,3 @@ def test_shading_and_noise_are_flat() -> None:
     assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, True]
     levels[40:48, 150:158] += 11
     assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
-
-
-def test_parts_of_a_view() -> None:
-    dotted = drawn((150, 40, 153, 43), (0, 0, 0))
-    assert flat(dotted, ((0, 0, 20, 100), (40, 0, 100, 100)), within=HALVES[1]) == [True, False]

@@ -96,21 +96,6 @@ def test_detections(
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "is_parsed"),
-    [
-        ("", [], True),
-        (BOX, [("", BOX_PX)], True),
-        (f"{BOX}{OTHER}", [("", BOX_PX), ("", OTHER_PX)], True),
-        (f"thing{BOX}", [("", BOX_PX)], True),
-        ("<loc_1><loc_2><loc_3>", [], False),
-    ],
-)
-def test_region_proposals(text: str, expected: Any, is_parsed: bool) -> None:
-    result = parse("region_proposal", text)
-    assert (boxes(result), result.is_parsed) == (expected, is_parsed)
-
-
-@pytest.mark.parametrize(
     ("texts", "expected", "is_parsed"),
     [
         ((f"dog{BOX}", f"Blue Cat{OTHER}"), [("dog", BOX_PX), ("blue cat", OTHER_PX)], True),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.tiles.words import joined_line, merged_text, reading_order
+from tasks.tiles.words import joined_line, merged_text
 
 
 @pytest.mark.parametrize(
@@ -26,31 +26,6 @@ from tasks.tiles.words import joined_line, merged_text, reading_order
 )
 def test_joined_line(left: str, right: str, line: str) -> None:
     assert joined_line(left, right) == line
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "num_chars", "line"),
-    [
-        ("a big PL", "PULL it", 0.5, "a big PULL it"),
-        ("a big PL", "PULL it", 0.4, "a big PL PULL it"),
-        ("a PULX", "LL it", 0.5, "a PULX it"),
-        ("AB", "CD", 0.5, "AB"),
-        ("", "b", 9.0, "b"),
-        ("a", "", 9.0, "a"),
-    ],
-)
-def test_word_that_both_read(left: str, right: str, num_chars: float, line: str) -> None:
-    """They see a quarter of the shorter one at the same place."""
-    assert joined_line(left, right, num_chars) == line
-
-
-def test_reading_order() -> None:
-    boxes = [(60.0, 11.0, 90.0, 21.0), (0.0, 40.0, 50.0, 50.0), (0.0, 9.0, 50.0, 20.0)]
-    assert reading_order(boxes) == [[2, 0], [1]]
-    assert reading_order([]) == []
-    # half of the lower one is beside the other
-    assert reading_order([(60.0, 10.0, 90.0, 30.0), (0.0, 0.0, 50.0, 20.0)]) == [[1, 0]]
-    assert reading_order([(0.0, 0.0, 50.0, 40.0), (60.0, 18.0, 90.0, 28.0)]) == [[0, 1]]
 
 
 @pytest.mark.parametrize(
