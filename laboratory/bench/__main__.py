@@ -1,11 +1,12 @@
-"""Run the benchmark: `python -m laboratory.bench` (make bench).
+"""Run the benchmark: `python -m laboratory.bench [--device cuda]` (make bench).
 
 Missing checkpoint, artifacts and images are made first and kept in build/bench. Every server runs
 twice, in turns, so that a slow minute of the machine does not decide. The tables are written to
 laboratory/results/bench.md: ours against the best peer. Rates are medians of the rounds,
-percentiles are over all answers.
+percentiles are over all answers. On a GPU they are written to bench-cuda.md, which no page shows.
 """
 
+import argparse
 import math
 import os
 import platform
@@ -17,6 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from laboratory.bench.load import (
     OURS,
@@ -30,36 +32,53 @@ from laboratory.bench.load import (
     rounds_of,
 )
 from laboratory.processes import ROOT
+from wire.artifacts.manifest import Device
 from wire.host import num_cores
 
 Rounds = dict[tuple[Server, Workload], list[Round]]
 
 _FOLDER = ROOT / "build" / "bench"
-_RESULTS = ROOT / "laboratory" / "results" / "bench.md"
+_RESULTS = ROOT / "laboratory" / "results"
 _NUM_RUNS = 2
 _RATES = ("requests/s", "tokens/s")  # of the other measures, less is better
 
 
+def parse(arguments: Sequence[str] | None, has_gpu: bool) -> Device:
+    """Return the device on which all servers run."""
+    parser = argparse.ArgumentParser("python -m laboratory.bench")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    device: Device = parser.parse_args(arguments).device
+    if device == "cuda" and not has_gpu:
+        parser.error(
+            f"--device cuda: torch {torch.__version__} finds no GPU. On a host with one,"
+            " `make gpu-check` makes an environment: build/gpu/bin/python -m laboratory.bench"
+        )
+    return device
+
+
 def main() -> None:
     """Measure every server and write the report."""
+    device = parse(None, torch.cuda.is_available())
     # What is missing is made in a process that reads the bench's own store.
     environment = {"BENTOML_HOME": str(_FOLDER / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "laboratory.bench.material", str(_FOLDER)]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=sys.stderr, check=True)
     rounds: Rounds = {}
     for run, server in product(range(_NUM_RUNS), SERVERS):
-        for workload, result in rounds_of(server, _FOLDER, run):
+        for workload, result in rounds_of(server, _FOLDER, run, device):
             print(f"{server.name}, {workload.title}: {result.elapsed_s:.1f} s", flush=True)
             rounds.setdefault((server, workload), []).append(result)
     num_same, num_all = num_equal(rounds)
     facts = {
         "command": "`make bench`",
         "machine": f"{processor_name()}, {num_cores()} cores of {os.cpu_count()}",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         f"{RANDOM_MODEL}, texts equal to the peer's": f"{num_same} of {num_all}",
     }
     print(ratio_table(rounds))
-    _RESULTS.write_text(markdown(rounds, facts), encoding="utf-8")
-    print(f"written to {_RESULTS}; `python -m docs.tables` updates the pages")
+    results = _RESULTS / ("bench.md" if device == "cpu" else f"bench-{device}.md")
+    results.write_text(markdown(rounds, facts), encoding="utf-8")
+    print(f"written to {results}; `python -m docs.tables` updates the pages")
 
 
 def measures_of(rounds: Sequence[Round]) -> dict[str, float]:

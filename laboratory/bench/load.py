@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from laboratory.processes import Launch, free_port, running
+from wire.artifacts.manifest import Device
 from wire.host import num_cores
 
 RANDOM_MODEL = "florence-2-base-random"
@@ -130,12 +131,12 @@ def _by_task(questions: Sequence[BenchQuestion]) -> list[list[BenchQuestion]]:
     return list(by_task.values())
 
 
-def launch_of(server: Server, folder: Path) -> Launch:
-    """Return a server's start; `folder` has the catalog and the store."""
+def launch_of(server: Server, folder: Path, device: Device = "cpu") -> Launch:
+    """Return a server's start on a device; `folder` has the catalog and the store."""
     port = free_port()
     if server.peer is not None:
         command = [sys.executable, "-m", "laboratory.bench.peers", server.peer]
-        command += [str(folder / "checkpoint"), str(port), str(num_cores())]
+        command += [str(folder / "checkpoint"), str(port), str(num_cores()), device]
         return Launch(tuple(command), port, "/health")
     environment = {
         "DIPTYCH_MODELS": RANDOM_MODEL,
@@ -144,15 +145,18 @@ def launch_of(server: Server, folder: Path) -> Launch:
         "DIPTYCH_GRPC_PORT": "0",
         "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # slow machines exceed the default
         "BENTOML_HOME": str(folder / "bentoml"),
+        "DIPTYCH_DEVICE": device,
         **server.environment,
     }
     return Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
 
 
-def rounds_of(server: Server, folder: Path, run: int) -> Iterator[tuple[Workload, Round]]:
+def rounds_of(
+    server: Server, folder: Path, run: int, device: Device
+) -> Iterator[tuple[Workload, Round]]:
     """Start a server and yield a round of each workload; its log is in `folder`."""
     scenes = read_scenes(folder)
-    launch = launch_of(server, folder)
+    launch = launch_of(server, folder, device)
     is_ours = server.peer is None
     with running(launch, folder / "logs" / f"{server.name}.log"):
         warm_up = [scene[0] for scene in scenes[-_NUM_WARM_UP:]]

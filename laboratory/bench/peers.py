@@ -1,5 +1,5 @@
 """The servers that ours is compared with, as an experienced user of transformers would write them:
-`python -m laboratory.bench.peers litserve|fastapi CHECKPOINT PORT CORES`.
+`python -m laboratory.bench.peers litserve|fastapi CHECKPOINT PORT CORES DEVICE`.
 
 LitServe batches dynamically over transformers' `generate`, FastAPI has a lock. Both take a form
 with `image` (file), `prompt` (the exact string) and `max_new_tokens`, and answer `{"text",
@@ -74,13 +74,14 @@ def use_onednn(model: nn.Module) -> None:
 class Generator:
     """A model with its processor."""
 
-    def __init__(self, folder: Path, num_threads: int) -> None:
+    def __init__(self, folder: Path, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
         self._processor = _Processor.from_pretrained(folder, local_files_only=True)
-        self._model = _Model.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
-        use_onednn(self._model)
+        self._device = device
+        model = _Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        self._model = model.to(device).eval()
+        if device == "cpu":
+            use_onednn(self._model)
         self._rules = self._model.generation_config
 
     @torch.inference_mode()
@@ -89,6 +90,7 @@ class Generator:
         images = [request.image for request in requests]
         prompts = [request.prompt for request in requests]
         inputs = self._processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        inputs = inputs.to(self._device)
         token_ids = self._model.generate(
             **inputs, max_new_tokens=max(lengths), num_beams=1, do_sample=False
         )
@@ -119,8 +121,8 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
         super().__init__(max_batch_size=_MAX_BATCH_SIZE, batch_timeout=_BATCH_TIMEOUT_S)
         self._checkpoint = checkpoint
 
-    def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe's signature
-        self._generator = Generator(self._checkpoint, num_threads=1)
+    def setup(self, device: str) -> None:
+        self._generator = Generator(self._checkpoint, num_threads=1, device=device)
 
     def decode_request(self, request: Request) -> PromptedImage:
         """Read the form that LitServe has parsed; it requires the annotation `Request`."""
@@ -159,10 +161,13 @@ def make_app(generator: Generator) -> FastAPI:
 
 
 def main() -> None:
-    """Serve one peer, FastAPI with a thread for each core, or LitServe with a worker."""
-    peer, checkpoint, port, num_cores = sys.argv[1:]
+    """Serve one peer, FastAPI with a thread for each core, or LitServe with a worker.
+
+    On a GPU, LitServe has one worker.
+    """
+    peer, checkpoint, port, num_cores, device = sys.argv[1:]
     if peer == "fastapi":
-        app = make_app(Generator(Path(checkpoint), int(num_cores)))
+        app = make_app(Generator(Path(checkpoint), int(num_cores), device))
         uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
         return
     # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only
@@ -170,8 +175,8 @@ def main() -> None:
     litserve.server._MCP_AVAILABLE = False
     server = litserve.LitServer(
         GenerateApi(Path(checkpoint)),
-        accelerator="cpu",
-        workers_per_device=int(num_cores),
+        accelerator=device,
+        workers_per_device=int(num_cores) if device == "cpu" else 1,
         timeout=False,
     )
     server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False)

@@ -10,7 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from laboratory.bench.__main__ import Rounds, markdown, measures_of, num_equal, ratio_table
+from laboratory.bench.__main__ import (
+    Rounds,
+    markdown,
+    measures_of,
+    num_equal,
+    parse,
+    ratio_table,
+)
 from laboratory.bench.load import (
     DECODE_HEAVY,
     FASTAPI,
@@ -141,6 +148,21 @@ def test_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: Pat
         driven = drive(launch.url, False, questions, 2)
     expected = Generator(ROOT / FLORENCE.source, num_threads=1).answer(requests)
     assert [sample.text for sample in driven.samples] == [answer.text for answer in expected]
+
+
+def test_a_gpu_that_torch_does_not_find_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([], has_gpu=True) == "cpu"
+    assert parse(["--device", "cuda"], has_gpu=True) == "cuda"
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--device", "cuda"], has_gpu=False)
+    assert "finds no GPU. On a host with one, `make gpu-check`" in capsys.readouterr().err
+
+
+def test_all_servers_run_on_one_device(tmp_path: Path) -> None:
+    ours = launch_of(OURS, tmp_path, "cuda")
+    assert ours.environment["DIPTYCH_DEVICE"] == "cuda"
+    for peer in (FASTAPI, LITSERVE):
+        assert launch_of(peer, tmp_path, "cuda").command[-1] == "cuda"
 
 
 def one_round(elapsed_s: float, text: str = "a", token_s: float = 0.01) -> Round:
