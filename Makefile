@@ -3,7 +3,7 @@
 # make test       all checks: style, types, tests; failed tests run once more, alone, and those that then pass are listed
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
-# make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
+# make gpu-check  tests on this host's GPU, or on the fake CUDA runtime: make gpu-check GPU_MODELS="florence-2-mini …"
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
@@ -19,6 +19,8 @@ EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 # torch and ONNX Runtime for CUDA have packages of their own names: they are never installed over those for a CPU.
 GPU := build/gpu
+CARD := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+GPU_MODELS ?= $(EMBEDDED)
 # For two cores: a quarter of the time of a test is waiting. Each worker and its service need 2 GB.
 WORKERS ?= 3
 
@@ -69,9 +71,8 @@ test-long: check export
 matrix: $(VENV)/installed-dev
 	VENV=$(VENV) .ci/matrix $(PYTHONS)
 
-
-gpu-check: export $(GPU)/installed
-	$(GPU)/bin/python -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)
+gpu-check: export $(if $(CARD),$(GPU)/installed,$(VENV)/installed-dev)
+	GPU_MODELS="$(GPU_MODELS)" $(if $(CARD),$(GPU),$(VENV))/bin/python -m pytest -m gpu tests/gpu
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -119,7 +120,7 @@ $(GPU)/installed: pyproject.toml requirements.txt requirements-gpu.txt | $(VENV)
 	$(VENV)/bin/python -m venv --clear $(GPU)
 	{ sed -E '/^(onnxruntime|torch)[=>]=/d' requirements.txt && cat requirements-gpu.txt; } > $(GPU)/requirements.txt
 	$(GPU)/bin/python -m pip install --quiet 'pip>=25.1'
-	$(GPU)/bin/python -m pip install --quiet --requirement $(GPU)/requirements.txt -e ./client --group export
+	$(GPU)/bin/python -m pip install --quiet --requirement $(GPU)/requirements.txt -e ./client --group gpu
 	touch $@
 
 $(VENV)/bin/python:

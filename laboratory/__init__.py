@@ -5,12 +5,10 @@ Commands, each with `--help`:
     python -m laboratory.calibration     fit the calibrations of the embedded models' scores
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)
-    python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
     processes      start and stop of servers
     scenes         scenes that no training has seen, and datasets
     bench/         the benchmark against other servers; its results are in results/
-    gpu_check/     checks of a GPU
 
 Nothing in here runs in the service.
 """

@@ -75,19 +75,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def part_ids(process_id: int) -> dict[str, int]:
-    """Return the ids of a service's supervisor and of the processes that it started, by name."""
-    ids = {}
-    for process in process_tree(process_id):
-        with suppress(psutil.NoSuchProcess):
-            words = " ".join(process.cmdline()).replace("\0", " ").split()
-            name = "supervisor" if process.pid == process_id else f"process {process.pid}"
-            if "--service-name" in words:
-                name = words[words.index("--service-name") + 1]
-            ids[name] = process.pid
-    return ids
-
-
 def process_tree(process_id: int) -> list[psutil.Process]:
     """Return a process and its descendants.
 

@@ -31,7 +31,7 @@ ARROWS = {
         "diptych_client.matching",
         "runners",
     },
-    "laboratory": BASE | {"export", "diptych_client", "runners"},
+    "laboratory": BASE | {"export", "diptych_client"},
     "offline": BASE
     | {
         "service.admission",

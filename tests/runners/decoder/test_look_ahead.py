@@ -1,7 +1,7 @@
 """Passes of the model that are launched before the tokens that they read are known: answers stay
 those of one alone.
 
-Graphs are captured by a fake that computes eagerly; tests/system/test_fake_cuda.py counts transfers
+Graphs are captured by a fake that computes eagerly; tests/gpu counts transfers
 and waits.
 """
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
+from runners.adapters.low_rank import Adapters
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.encoder.session import CudaOptions, Encoder, load_encoder
+from runners.encoder.session import Encoder, load_encoder
 from runners.model_worker import to_request
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
+from tests.support.export_cli import ROOT
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from wire.artifacts.model_store import artifact_folder
 from wire.runner_messages import SequenceSpec
 
-_WORDS = (
-    "What does the image show and where are all of its objects and texts on the left and the right"
-)
+_WORDS = "What does the image show, and where are its objects and texts: on the left or the right?"
 _TIMEOUT_S = 300.0
+_LONG_PROMPT = 100
 _MAX_PREFILL_TOKENS = 16384
-MAX_POSITIONS = 2048  # positions of a slot: the checks use few
+_MAX_POSITIONS = 2048  # positions of a slot: the scenarios use few
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +41,43 @@ class Model:
 
     @classmethod
     def of(cls, model_id: str) -> "Model":
-        """Return the newest artifacts of the store in BENTOML_HOME."""
+        """Return the newest artifacts in BENTOML_HOME; those of random weights are made there."""
+        if model_id.endswith("-random"):
+            from laboratory.bench.material import RANDOM_MODELS, make_model  # imports transformers
+
+            make_model(ROOT / "build/gpu-check" / model_id, RANDOM_MODELS[model_id])
         folder = artifact_folder(model_id)
         return cls(folder, read_manifest(folder))
 
-    @property
-    def id(self) -> str:
-        return self.manifest.model_id
+    def encoder(self, device: Device = "cuda", precision: Precision | None = None) -> Encoder:
+        """Load the encoder, by default in the device's precision."""
+        precision = precision or self.manifest.precision[device]["encoder"]
+        return load_encoder(self.folder, 0, precision, device)
 
-    def encoder(
+    def decoder(
         self,
         device: Device = "cuda",
         precision: Precision | None = None,
-        cuda: CudaOptions | None = None,
-    ) -> Encoder:
-        """Load the encoder, by default in the device's precision."""
-        precision = precision or self.manifest.precision[device]["encoder"]
-        return load_encoder(self.folder, 0, precision, device, cuda)
-
-    def decoder(self, device: Device = "cuda", precision: Precision | None = None) -> Decoder:
+        adapters: Adapters | None = None,
+    ) -> Decoder:
         """Load the decoder, by default in the device's precision."""
+        manifest = self.manifest
+        precision = precision or manifest.precision[device]["decoder"]
         return load_decoder(
             self.folder,
-            self.manifest.family,
-            precision or self.manifest.precision[device]["decoder"],
+            manifest.family,
+            precision,
             device,
-            MAX_POSITIONS,
-            num_image_tokens=self.manifest.num_image_tokens,
+            _MAX_POSITIONS,
+            adapters=adapters,
+            num_image_tokens=manifest.num_image_tokens,
         )
 
     def images(self, num: int) -> NDArray[np.uint8]:
         """Return rendered scenes (num, H, W, 3) of the input size."""
         size_px, _ = self.manifest.image_size_wh  # squares
-        scenes = map(sample_scene, range(num))
-        return np.stack([np.asarray(render_scene(scene, size_px)) for scene in scenes])
+        scenes = [render_scene(sample_scene(seed), size_px) for seed in range(num)]
+        return np.stack([np.asarray(scene) for scene in scenes])
 
     def features(self) -> Tensor:
         """Return features (N, C) that need no encoder."""
@@ -94,11 +98,16 @@ def requests(
     return batch
 
 
+def with_long_prompt(request: SequenceRequest) -> SequenceRequest:
+    """Return a request whose prompt is too long for a captured prefill."""
+    return replace(request, prompt_ids=(request.prompt_ids * _LONG_PROMPT)[:_LONG_PROMPT])
+
+
 @contextmanager
 def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
     """Run a scheduler over `decoder`."""
     limits = SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=_MAX_PREFILL_TOKENS)
-    running = Scheduler(decoder, "gpu check", limits)
+    running = Scheduler(decoder, "gpu test", limits)
     running.start()
     try:
         yield running
@@ -109,9 +118,3 @@ def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
 def write(running: Scheduler, batch: Sequence[SequenceRequest]) -> list[GeneratedSequence]:
     """Generate all requests together."""
     return [future.result(_TIMEOUT_S).sequence for future in running.submit(batch)]
-
-
-def equal_share(answers: list[GeneratedSequence], others: list[GeneratedSequence]) -> float:
-    """Return the share of answers with equal tokens."""
-    pairs = zip(answers, others, strict=True)
-    return sum(one.token_ids == other.token_ids for one, other in pairs) / len(answers)

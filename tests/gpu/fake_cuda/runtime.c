@@ -2,7 +2,7 @@
 
    It proves structure only. Calls that CUDA forbids during a capture are refused. A copy to the
    host brings zeros, since nothing has been computed, and ones if it is a single byte: a comparison
-   that the host reads is true. `fake_cuda_*` at the end are for tests (scenarios.py).
+   that the host reads is true. `fake_cuda_*` at the end are for tests (counts.py).
 
    The device is as late as the host permits: work is over once something has waited for it. Until
    then queries answer "not ready", pinned memory that is copied to holds NaN, pinned memory that is
@@ -27,7 +27,7 @@
 
 #define API __attribute__((visibility("default")))
 
-/* ---- counts; scenarios.py has the same order ---- */
+/* ---- counts; counts.py has the same order ---- */
 
 enum count {
     LAUNCHES,       /* kernels and memsets outside of graphs */
@@ -58,13 +58,6 @@ static int setting(const char *name, int otherwise) {
     return value ? atoi(value) : otherwise;
 }
 
-/* FAKE_CUDA_BROKEN names a fault of the card: "memory" (no allocation succeeds after one has failed),
-   "assert" (a device-side assert goes unnoticed) or "slow". */
-static int is_broken(const char *kind) {
-    const char *broken = getenv("FAKE_CUDA_BROKEN");
-    return broken && !strcmp(broken, kind);
-}
-
 static int is_traced(void) {
     static int traced = -1;
     if (traced < 0) traced = setting("FAKE_CUDA_TRACE", 0);
@@ -76,12 +69,6 @@ static int is_traced(void) {
 static atomic_int lost_code, lost_later; /* the second becomes the first when something waits */
 static atomic_long num_succeeding, num_failing; /* allocations from now on: so many succeed, then so many fail */
 static __thread cudaError_t last_error;
-
-/* ---- the device's clock: a kernel takes a microsecond, or ten, a copy on the device 0.2 ns a byte ---- */
-
-static atomic_long clock_ns;
-
-static void take_time_of_kernels(long num) { clock_ns += num * (is_broken("slow") ? 10000 : 1000); }
 
 static cudaError_t fail(cudaError_t code) {
     if (code) last_error = code;
@@ -95,7 +82,7 @@ static cudaError_t fail(cudaError_t code) {
 #define NUM_STREAMS 1024
 struct order { unsigned last[NUM_STREAMS]; }; /* the last work of each stream that is over before */
 struct stream { int is_captured, number, priority, is_blocking; };
-struct event { int is_captured; long recorded_ns; struct order order; };
+struct event { int is_captured; struct order order; };
 struct access { /* of a range of memory, by the work `number` of a stream */
     const char *start, *end, *name;
     int is_write, stream;
@@ -193,9 +180,8 @@ static void count_launch(const void *key, const char *name, cudaStream_t stream,
         capture.num_nodes++;
     } else {
         counts[LAUNCHES]++;
-        take_time_of_kernels(1);
         /* nothing has been computed: the assertion is false */
-        if (strstr(names[place].name, "assert_async") && !is_broken("assert")) lost_later = 710;
+        if (strstr(names[place].name, "assert_async")) lost_later = 710;
         if (is_own_capture()) {
             counts[STRAY]++;
             fprintf(stderr, "fake CUDA: %s is launched beside the capture\n", names[place].name);
@@ -420,12 +406,7 @@ API cudaError_t cudaMalloc(void **pointer, size_t size) {
         num_failing--;
         return fail(cudaErrorMemoryAllocation);
     }
-    static int has_failed;
-    has_failed |= counts[BYTES] + bytes_of_others() + size > total_bytes();
-    if (has_failed) {
-        has_failed = is_broken("memory");
-        return fail(cudaErrorMemoryAllocation);
-    }
+    if (counts[BYTES] + bytes_of_others() + size > total_bytes()) return fail(cudaErrorMemoryAllocation);
     void *start = mmap(0, size ? size : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) return fail(cudaErrorMemoryAllocation);
     add_block(*pointer = start, size, 0);
@@ -486,7 +467,6 @@ static cudaError_t copy(void *target, const void *source, size_t size, cudaStrea
     int is_pinned = from_device != to_device && is_in_block(host_side);
     if (is_recorded) counts[CAPTURED]++, capture.num_nodes++;
     else counts[from_device && to_device ? ON_DEVICE : from_device ? TO_HOST : TO_DEVICE]++;
-    if (from_device && to_device && !is_recorded) clock_ns += size / 5;
     counts[PAGEABLE] += from_device != to_device && !is_pinned && !is_recorded;
     pthread_mutex_lock(&order_lock);
     begin(stream);
@@ -555,7 +535,6 @@ API cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSu
 API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     RETURN_IF_LOST();
     ((struct event *)event)->is_captured = is_captured(stream);
-    ((struct event *)event)->recorded_ns = clock_ns;
     if (has_priority(stream)) counts[EVENTS]++;
     pthread_mutex_lock(&order_lock);
     if (!is_captured(stream)) ((struct event *)event)->order = streams[number_of(stream)];
@@ -570,10 +549,6 @@ API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsi
     pthread_mutex_lock(&order_lock);
     if (!is_captured(stream)) join(&streams[number_of(stream)], &((struct event *)event)->order);
     pthread_mutex_unlock(&order_lock);
-    return cudaSuccess;
-}
-API cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
-    *ms = (((struct event *)end)->recorded_ns - ((struct event *)start)->recorded_ns) / 1e6f;
     return cudaSuccess;
 }
 
@@ -661,7 +636,6 @@ API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream)
     RETURN_IF_LOST();
     counts[REPLAYS]++;
     if (((struct graph *)executable)->has_priority && has_priority(stream)) counts[PREFERRED]++;
-    take_time_of_kernels(((struct graph *)executable)->num_nodes);
     struct accesses *accesses = &((struct graph *)executable)->accesses;
     pthread_mutex_lock(&order_lock);
     begin(stream);
@@ -719,6 +693,7 @@ API cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device
     found->major = capability() / 10;
     found->minor = capability() % 10;
     found->multiProcessorCount = 132;
+    found->maxBlocksPerMultiProcessor = 32;
     found->l2CacheSize = 50 << 20;
     return cudaSuccess;
 }
