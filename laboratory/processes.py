@@ -57,13 +57,17 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _wait_until_ready(launch, process, log)
         yield process.pid
     finally:
-        started = process_tree(process.pid)
+        # Its process group would not do: a server's workers may lead their own.
+        workers = []
+        with suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_S)
-        for child in started:
+        for worker in workers:
             with suppress(psutil.NoSuchProcess):
-                child.kill()
+                worker.kill()
+        process.kill()
         process.wait()
         signal.signal(signal.SIGTERM, before)
 
@@ -73,18 +77,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def process_tree(process_id: int) -> list[psutil.Process]:
-    """Return a process and its descendants.
-
-    Process groups would not do: a server's workers may lead their own.
-    """
-    try:
-        process = psutil.Process(process_id)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:
