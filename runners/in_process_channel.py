@@ -52,27 +52,27 @@ class EncoderBatcher:
     ) -> None:
         self._encode = encode
         self._max_batch_size = max_batch_size
-        self._waiting: list[str] = []  # image keys
-        self._outcomes: dict[str, EncodedImage | Exception] = {}
+        self._waiting: list[int] = []  # places
+        self._outcomes: dict[int, EncodedImage | Exception] = {}
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "encoder")
 
-    async def encoded(self, image_key: str) -> EncodedImage:
-        """Return the outcome of an image; raise the error of its batch."""
-        self._waiting.append(image_key)
+    async def encoded(self, place: int) -> EncodedImage:
+        """Return the outcome of the image in a place; raise the error of its batch."""
+        self._waiting.append(place)
         async with self._turn:
-            if image_key in self._waiting:
+            if place in self._waiting:
                 await asyncio.sleep(0)  # images of calls that begin at the same time share a batch
                 batch = self._waiting[: self._max_batch_size]
                 del self._waiting[: len(batch)]
-                images = [ImageToEncode(image_key=key) for key in batch]
+                images = [ImageToEncode(place=place) for place in batch]
                 loop = asyncio.get_running_loop()
                 try:
                     encoded = await loop.run_in_executor(self._thread, self._encode, images)
                     self._outcomes.update(zip(batch, encoded, strict=True))
                 except Exception as error:  # the images wait for it
                     self._outcomes.update(dict.fromkeys(batch, error))
-        outcome = self._outcomes.pop(image_key)
+        outcome = self._outcomes.pop(place)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

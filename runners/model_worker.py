@@ -315,13 +315,13 @@ _NO_FEATURES = FoundFeatures(outcome="miss")  # the image of the call failed
 
 
 class ModelWorker:
-    """The channel to one model; `batched` passes image keys through the batcher to `encode`."""
+    """The channel to one model; `batched` passes places through the batcher to `encode`."""
 
     def __init__(
         self,
         model_id: str,
         options: RunnerOptions,
-        batched: Callable[[str], Awaitable[EncodedImage]],
+        batched: Callable[[int], Awaitable[EncodedImage]],
     ) -> None:
         self._model_id = model_id
         self._options = options
@@ -400,16 +400,16 @@ class ModelWorker:
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
         """Encode in the batcher's thread, the images of each encoder together; keep the order."""
-        pending: dict[str | None, dict[str, Encoding]] = {}  # by adapter and image key
+        pending: dict[str | None, dict[int, Encoding]] = {}  # by adapter and place
         for image in images:
-            encoding = self._cache.encodings.get(image.image_key)  # another thread removes them
+            encoding = self._cache.take(image.place)
             if encoding is not None:
-                pending.setdefault(encoding.adapter, {})[image.image_key] = encoding
-        outcomes: dict[str, EncodedImage] = {}
+                pending.setdefault(encoding.adapter, {})[image.place] = encoding
+        outcomes: dict[int, EncodedImage] = {}
         for adapter, encodings in pending.items():
             encoded = self.encoders[adapter].encode(list(encodings.values()))
             outcomes.update(zip(encodings, encoded, strict=True))
-        return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
+        return [outcomes.get(image.place, _NOT_PENDING) for image in images]
 
     async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcomes of all sequences; cancellation frees their slots within one step."""

@@ -219,7 +219,7 @@ class RunnerApi:
 
 
 def load_worker(
-    model_id: str, options: RunnerOptions, batched: Callable[[str], Awaitable[EncodedImage]]
+    model_id: str, options: RunnerOptions, batched: Callable[[int], Awaitable[EncodedImage]]
 ) -> "ModelWorker":
     """Verify and load the artifacts and warm up; end the process when this or a step is stuck."""
     START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
@@ -268,8 +268,8 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             """Encode the images of pending calls; each succeeds or fails on its own."""
             return self._worker.encode(images)
 
-        async def _batched(self, image_key: str) -> EncodedImage:
-            (encoded,) = await batcher(self, "encode")([ImageToEncode(image_key=image_key)])
+        async def _batched(self, place: int) -> EncodedImage:
+            (encoded,) = await batcher(self, "encode")([ImageToEncode(place=place)])
             return cast(EncodedImage, encoded)
 
     service = bentoml.service(

@@ -30,9 +30,9 @@ class PixelMemory(BaseModel):
 
 
 class ImageToEncode(BaseModel):
-    """One image of an encoder batch; its pixels are in the call that waits for its features."""
+    """One image of an encoder batch: the one in a place of the runner when the batch begins."""
 
-    image_key: str
+    place: int
 
 
 class SequenceSpec(BaseModel):

@@ -35,23 +35,23 @@ class BlockedEncoder:
 
     failure: Exception | None = None
     released: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[str]] = field(default_factory=list)
+    batches: list[list[int]] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
-        self.batches.append([image.image_key for image in images])
+        self.batches.append([image.place for image in images])
         self.threads.add(threading.current_thread().name)
         self.released.wait(60)
         if self.failure is not None and len(self.batches) == 1:
             raise self.failure
-        return [EncodedImage(encode_s=int(image.image_key)) for image in images]
+        return [EncodedImage(encode_s=image.place) for image in images]
 
 
 async def encoded(
     batcher: EncoderBatcher, encoder: BlockedEncoder, num_images: int
 ) -> list[EncodedImage | BaseException]:
     """Encode images that all wait while the first batch runs."""
-    outcomes = [asyncio.create_task(batcher.encoded(str(index))) for index in range(num_images)]
+    outcomes = [asyncio.create_task(batcher.encoded(index)) for index in range(num_images)]
     await asyncio.sleep(0)
     encoder.released.set()
     return await asyncio.gather(*outcomes, return_exceptions=True)
@@ -61,8 +61,8 @@ async def test_waiting_images_are_batched_in_one_thread() -> None:
     encoder = BlockedEncoder()
     batcher = EncoderBatcher(encoder.encode, 3)
     outcomes = await encoded(batcher, encoder, 8)
-    outcomes.append(await batcher.encoded("8"))  # after a pause
-    assert encoder.batches == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"], ["8"]]
+    outcomes.append(await batcher.encoded(8))  # after a pause
+    assert encoder.batches == [[0, 1, 2], [3, 4, 5], [6, 7], [8]]
     assert len(encoder.threads) == 1
     assert outcomes == [EncodedImage(encode_s=index) for index in range(9)]
 

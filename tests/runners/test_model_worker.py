@@ -115,8 +115,9 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
         alone[adapter] = load_encoder(folder, precision="float32")
     pixels = [np.asarray(render_scene(sample_scene(seed), 192)) for seed in range(len(OWNERS))]
     batch = [Encoding(image, owner) for image, owner in zip(pixels, OWNERS, strict=True)]
-    worker._cache = SimpleNamespace(encodings=dict(zip("abcde", batch, strict=True)))
-    outcomes = worker.encode([ImageToEncode(image_key=key) for key in "abcxde"])
+    in_places = dict(zip((0, 1, 2, 4, 5), batch, strict=True))
+    worker._cache = SimpleNamespace(take=in_places.get)
+    outcomes = worker.encode([ImageToEncode(place=place) for place in range(6)])
     unknown = outcomes.pop(3)
     assert unknown.failed is not None
     assert unknown.failed.message == "no pending call has this image"
@@ -139,10 +140,10 @@ async def test_a_gpu_gets_images_before_their_batch(
         batches.load()
         return batches
 
-    async def batched(image_key: str) -> EncodedImage:
-        staged = worker._cache.encodings[image_key].staged
-        assert staged.result() in range(4)
-        encoded: EncodedImage = worker.encode([ImageToEncode(image_key=image_key)])[0]
+    async def batched(place: int) -> EncodedImage:
+        staged = worker._cache._in_batcher[place].staged
+        assert staged.result() == place
+        encoded: EncodedImage = worker.encode([ImageToEncode(place=place)])[0]
         return encoded
 
     monkeypatch.setattr(model_worker, "artifact_folder", lambda _: artifacts)

@@ -163,8 +163,9 @@ class FakeChannel:
             raise self._encoder.failure
         return features
 
-    async def _encode(self, image_key: str) -> EncodedImage:
-        encoding = self._cache.encodings[image_key]
+    async def _encode(self, place: int) -> EncodedImage:
+        encoding = self._cache.take(place)
+        assert encoding is not None
         encoding.features, encoded = await self._encoder.encode(encoding.pixels)
         if encoding.features is not None:
             encoding.embedding = base64.b64encode(

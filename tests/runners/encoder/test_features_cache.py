@@ -32,9 +32,12 @@ class Encoder:
     num_places: int = MAX_ENCODING
     cache: VisionCache | None = None
     places: list[int] = field(default_factory=list)  # of staged images
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def cached(self, max_bytes: int = 1000, model_id: str = "a") -> VisionCache:
-        limits = max_bytes, MAX_ENCODING, self.num_places
+    def cached(
+        self, max_bytes: int = 1000, model_id: str = "a", max_encoding: int = MAX_ENCODING
+    ) -> VisionCache:
+        limits = max_bytes, max_encoding, self.num_places
         self.cache = VisionCache(model_id, *limits, self.encode, self.stage)
         return self.cache
 
@@ -42,17 +45,22 @@ class Encoder:
         self.places.append(encoding.place)
         return Future()
 
-    async def encode(self, image_key: str) -> EncodedImage:
+    async def encode(self, place: int) -> EncodedImage:
+        """Encode an image in its turn, one at a time."""
         assert self.cache is not None
-        assert self.cache.encodings[image_key].staged is not None
-        self.keys.append(image_key)
-        if self.released is not None:
-            await self.released.wait()
+        async with self.turn:
+            encoding = self.cache.take(place)
+            assert encoding is not None
+            assert encoding.staged is not None
+            assert encoding.place == place
+            self.keys.append(encoding.image_key)
+            if self.released is not None:
+                await self.released.wait()
         if self.failure is not None:
             raise self.failure
         if self.failed is None:
-            self.cache.encodings[image_key].features = FEATURES.clone()
-            self.cache.encodings[image_key].embedding = f"of {image_key}"
+            encoding.features = FEATURES.clone()
+            encoding.embedding = f"of {encoding.image_key}"
         return EncodedImage(encode_s=self.encode_s, failed=self.failed)
 
 
@@ -192,9 +200,10 @@ async def test_images_in_the_batcher_have_places_of_their_own() -> None:
         released.clear()
 
 
-async def test_a_place_given_before_the_first_turn_is_the_only_one() -> None:
+async def test_places_are_used_again() -> None:
     released = asyncio.Event()
-    cache = Encoder(released, num_places=2).cached()
+    encoder = Encoder(released, num_places=2)
+    cache = encoder.cached()
     for suffix in "ab":  # the second image begins as the first one ends, while a place is free
         tasks = await begun(cache.get(f"1{suffix}", PIXELS))
         tasks.append(asyncio.create_task(cache.get(f"2{suffix}", PIXELS)))
@@ -202,6 +211,45 @@ async def test_a_place_given_before_the_first_turn_is_the_only_one() -> None:
         await asyncio.gather(*tasks)
         released.clear()
     tasks = await begun(cache.get("3", PIXELS), cache.get("4", PIXELS))
-    assert len(cache.encodings) == sum(one.turn.is_set() for one in cache.encodings.values()) == 2
+    assert sorted(encoder.places[-2:]) == [0, 1]
     released.set()
     await asyncio.gather(*tasks)
+
+
+async def test_images_of_others_are_before_the_next_of_a_client() -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, num_places=4)
+    cache = encoder.cached(max_encoding=20)
+    heavy = [f"heavy {number}" for number in range(8)]
+    others = [f"other {number}" for number in range(4)]
+    tasks = await begun(*(cache.get(key, PIXELS, None, "heavy") for key in heavy))
+    assert encoder.keys == heavy[:1]
+    tasks += await begun(*(cache.get(key, PIXELS, None, key) for key in others))
+    released.set()
+    await asyncio.gather(*tasks)
+    assert encoder.keys == [heavy[0], *others, *heavy[1:]]
+
+
+async def test_image_whose_batch_has_begun_keeps_its_place() -> None:
+    released = asyncio.Event()
+    encoder = Encoder(released, num_places=3)
+    cache = encoder.cached(max_encoding=20)
+    heavy = await begun(*(cache.get(f"heavy {n}", PIXELS, None, "heavy") for n in range(5)))
+    for place in range(3):
+        cache.take(place)
+    light = await begun(cache.get("light", PIXELS, None, "light"))
+    assert cache.encodings["light"].place == -1
+    released.set()
+    await asyncio.gather(*heavy, *light)
+    assert encoder.keys.index("light") == 3  # the first place that becomes free
+
+
+async def test_client_keeps_what_is_its_share() -> None:
+    encoder = Encoder(asyncio.Event(), num_places=3)
+    cache = encoder.cached(max_encoding=20)
+    calls = [cache.get(f"{client}{n}", PIXELS, None, client) for client in "abc" for n in range(3)]
+    tasks = await begun(*calls)
+    placed = [key for key, encoding in cache.encodings.items() if encoding.place >= 0]
+    assert sorted(key[0] for key in placed) == ["a", "b", "c"]
+    for task in tasks:
+        task.cancel()
