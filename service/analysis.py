@@ -42,7 +42,7 @@ from service.inference.request_fields import (
 from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
-from tasks.results import BoxXyxy, Result, TextRegionsResult, box_of, label_of, objects_of, rank_of
+from tasks.results import BoxXyxy, Result, TextRegionsResult
 from tasks.table import TASKS, Task
 from tasks.tiles.merging import placed
 from wire.telemetry.tracing import span
@@ -384,8 +384,8 @@ class _Run:
 def step_objects(result: Result) -> list[StepObject]:
     name = "text" if isinstance(result, TextRegionsResult) else "label"
     objects: list[StepObject] = []
-    for item in objects_of(result):
-        objects.append(StepObject(box_of(item), {name: label_of(item)}, rank_of(item)))
+    for item in result.items:
+        objects.append(StepObject(item.box, {name: item.label}, item.rank))
     return objects
 
 

@@ -23,8 +23,27 @@ class RunLengthMask:
     counts: str
 
 
+def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
+    """Return the smallest box around one or more points, or None if it has no area."""
+    xs, ys = zip(*points_xy, strict=True)
+    box = (min(xs), min(ys), max(xs), max(ys))
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+class _Located:
+    """An object with a score, which may be unknown."""
+
+    __slots__ = ()
+    score: float | None
+
+    @property
+    def rank(self) -> float:
+        """The score by which the object is compared with others; 0 without one."""
+        return self.score or 0.0
+
+
 @dataclass(frozen=True, slots=True)
-class Detection:
+class Detection(_Located):
     """A box with its label ('' if the task has no labels).
 
     The score is None if the engine of the model gives no probabilities.
@@ -36,7 +55,7 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(_Located):
     """A segmented object: `polygons` or `mask`, depending on the request's `mask_format`.
 
     A point belongs to the object if an odd number of `polygons` encloses it (even-odd rule), so
@@ -51,12 +70,21 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class TextRegion:
+class TextRegion(_Located):
     """A piece of text with the corners of its quadrilateral, in the order written."""
 
     quad: QuadXy
     text: str
     score: float
+
+    @property
+    def box(self) -> BoxXyxy:
+        """The box around the corners; of a line without an area an empty one at the origin."""
+        return bounding_box(self.quad) or (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def label(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +94,10 @@ class TextResult:
     text: str
     is_parsed: bool
 
+    @property
+    def items(self) -> tuple["FoundObject", ...]:
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class DetectionsResult:
@@ -73,6 +105,10 @@ class DetectionsResult:
 
     detections: tuple[Detection, ...]
     is_parsed: bool
+
+    @property
+    def items(self) -> tuple["FoundObject", ...]:
+        return self.detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +118,10 @@ class InstancesResult:
     instances: tuple[Instance, ...]
     is_parsed: bool
 
+    @property
+    def items(self) -> tuple["FoundObject", ...]:
+        return self.instances
+
 
 @dataclass(frozen=True, slots=True)
 class TextRegionsResult:
@@ -90,18 +130,13 @@ class TextRegionsResult:
     text_regions: tuple[TextRegion, ...]
     is_parsed: bool
 
+    @property
+    def items(self) -> tuple["FoundObject", ...]:
+        return self.text_regions
+
 
 Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
 FoundObject = Detection | Instance | TextRegion
-
-
-def objects_of(result: Result) -> tuple[FoundObject, ...]:
-    """Return the objects of a result; a text has none."""
-    match result:
-        case DetectionsResult(objects) | InstancesResult(objects) | TextRegionsResult(objects):
-            return objects
-        case TextResult():
-            return ()
 
 
 def with_objects(result: Result, objects: Iterable[FoundObject]) -> Result:
@@ -109,26 +144,3 @@ def with_objects(result: Result, objects: Iterable[FoundObject]) -> Result:
     if isinstance(result, TextResult):
         return result
     return type(result)(tuple(objects), result.is_parsed)  # type: ignore[arg-type]  # of its kind
-
-
-def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
-    """Return the smallest box around one or more points, or None if it has no area."""
-    xs, ys = zip(*points_xy, strict=True)
-    box = (min(xs), min(ys), max(xs), max(ys))
-    return box if box[0] < box[2] and box[1] < box[3] else None
-
-
-def box_of(item: FoundObject) -> BoxXyxy:
-    """Return the box of an object, or the one around a text region."""
-    if not isinstance(item, TextRegion):
-        return item.box
-    return bounding_box(item.quad) or (0.0, 0.0, 0.0, 0.0)
-
-
-def label_of(item: FoundObject) -> str:
-    return item.text if isinstance(item, TextRegion) else item.label
-
-
-def rank_of(item: FoundObject) -> float:
-    """Return the score of an object by which it is compared with others; without one 0."""
-    return item.score or 0.0

@@ -55,7 +55,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from tasks.errors import CheckpointFileError, first_problem, shown
-from tasks.results import FoundObject, Result, box_of, label_of, objects_of, rank_of, with_objects
+from tasks.results import FoundObject, Result, with_objects
 from tasks.table import TASKS
 from tasks.tiles.merging import near_pairs
 
@@ -231,7 +231,7 @@ def refine(
 
     An object without a score is kept.
     """
-    objects = objects_of(result)
+    objects = result.items
     if nms_iou is not None:
         objects = suppress(objects, nms_iou)
     refined: list[FoundObject] = []
@@ -248,16 +248,16 @@ def refine(
 def round_scores(result: Result) -> Result:
     """Return the objects with scores as they leave the service, after all that compares them."""
     rounded: list[FoundObject] = []
-    for item in objects_of(result):
+    for item in result.items:
         score = item.score
         rounded.append(item if score is None else replace(item, score=round(score, SCORE_DIGITS)))
     return with_objects(result, rounded)
 
 
 def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
-    certain = [item for item in objects_of(result) if rank_of(item) >= proof.min_score]
+    certain = [item for item in result.items if item.rank >= proof.min_score]
     proved = with_objects(result, certain)
-    if len(objects_of(proved)) > proof.max_labels:
+    if len(proved.items) > proof.max_labels:
         proved = with_objects(result, ())
     guarantee = Guarantee(
         min_precision=proof.min_precision,
@@ -265,16 +265,16 @@ def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
         min_score=proof.min_score,
         max_labels=proof.max_labels,
         images=proof.num_images,
-        left_out=len(objects_of(result)) - len(objects_of(proved)),
+        left_out=len(result.items) - len(proved.items),
     )
     return proved, guarantee
 
 
 def suppress(objects: tuple[ObjectT, ...], max_iou: float) -> tuple[ObjectT, ...]:
     """Return the objects, in order, that overlap no better one of their label by more."""
-    order = sorted(range(len(objects)), key=lambda index: -rank_of(objects[index]))
-    corners = np.asarray(list(map(box_of, objects)), dtype=np.float64).reshape(-1, 4)[order]
-    _, labels = np.unique([label_of(objects[index]) for index in order], return_inverse=True)
+    order = sorted(range(len(objects)), key=lambda index: -objects[index].rank)
+    corners = np.asarray([item.box for item in objects], dtype=np.float64).reshape(-1, 4)[order]
+    _, labels = np.unique([objects[index].label for index in order], return_inverse=True)
     low = corners[:, :2]
     high = corners[:, 2:]
     areas = (high - low).prod(axis=1)

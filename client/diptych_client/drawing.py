@@ -22,9 +22,6 @@ from diptych_client.results import (
     ModelFailure,
     TextRegion,
     TextResult,
-    box_of,
-    items_of,
-    label_of,
     score_text,
 )
 
@@ -45,7 +42,7 @@ def open_upright(path: Path) -> Image.Image:
 
 def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
     """Return a copy of the upright image with the answer drawn on it, model and text below it."""
-    return _panel(image, answer, _colors(items_of(answer.result)))
+    return _panel(image, answer, _colors(answer.result.items))
 
 
 def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
@@ -53,7 +50,7 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     items: list[Item] = []
     for answer in comparison.answers:
         if isinstance(answer, Answer):
-            items += items_of(answer.result)
+            items += answer.result.items
     colors = _colors(items)
     panels = [_panel(image, answer, colors) for answer in comparison.answers]
     step = image.width + _line_width(image) * 4
@@ -65,19 +62,19 @@ def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
 
 
 def _colors(items: Iterable[Item]) -> Colors:
-    return dict(zip(dict.fromkeys(map(label_of, items)), cycle(PALETTE), strict=False))
+    return dict(zip(dict.fromkeys(item.label for item in items), cycle(PALETTE), strict=False))
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
     if isinstance(answer, ModelFailure):
         return _with_text(image, f"{answer.model}\n{answer.error.code}: {answer.error.message}")
     picture = image.convert("RGB")
-    items = items_of(answer.result)
+    items = answer.result.items
     for item in items:
         if isinstance(item, Instance):
             mask = item.to_mask(answer.image) * (_MASK_OPACITY * 255)
-            picture.paste(colors[label_of(item)], mask=Image.fromarray(mask.astype(np.uint8)))
-        _draw_item(picture, item, colors[label_of(item)])
+            picture.paste(colors[item.label], mask=Image.fromarray(mask.astype(np.uint8)))
+        _draw_item(picture, item, colors[item.label])
     text = "" if items else "nothing found"
     if isinstance(answer.result, TextResult):
         text = answer.result.text
@@ -87,15 +84,15 @@ def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) ->
 def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     """Draw the outlines, and the label above the box, or at the upper edge of the picture."""
     draw = ImageDraw.Draw(picture)
-    outlines: Sequence[Ring] = [corners(box_of(item))]
+    outlines: Sequence[Ring] = [corners(item.box_xyxy)]
     if isinstance(item, TextRegion):
         outlines = [item.quad_xy]
     elif isinstance(item, Instance) and item.polygons_xy:
         outlines = item.polygons_xy
     for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
-    x, y, _, _ = box_of(item)
-    tag = " ".join(f"{label_of(item)} {score_text(item)}".split())  # one line
+    x, y, _, _ = item.box_xyxy
+    tag = " ".join(f"{item.label} {score_text(item)}".split())  # one line
     font = _font(picture)
     background = draw.textbbox((x, max(y, font.size * 1.4)), tag, font=font, anchor="lb")
     draw.rectangle(background, fill=color)

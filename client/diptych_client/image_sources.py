@@ -39,7 +39,6 @@ from diptych_client.results import (
     Result,
     TextRegion,
     TextResult,
-    items_of,
 )
 
 DEFAULT_MAX_PIXELS = 50_000_000  # DIPTYCH_MAX_IMAGE_PIXELS of a service, by default
@@ -212,4 +211,4 @@ def scaled_result(result: Result, sent: ImageSize, original: ImageSize) -> Resul
 
     if isinstance(result, TextResult):
         return result
-    return type(result)(tuple(map(scaled_item, items_of(result))))
+    return type(result)(tuple(map(scaled_item, result.items)))

@@ -39,8 +39,26 @@ _class_ids_lock = Lock()
 ViewXyxy = tuple[int, int, int, int]
 
 
+class _Located:
+    """An object with a label and a score, which may be unknown."""
+
+    __slots__ = ()
+    label: str
+    score: float | None
+
+    @property
+    def rank(self) -> float:
+        """The score by which the object is compared with others; 0 without one."""
+        return self.score or 0.0
+
+    @property
+    def category(self) -> str:
+        """The class of the object in a dataset."""
+        return self.label or UNNAMED
+
+
 @dataclass(frozen=True, slots=True)
-class Detection:
+class Detection(_Located):
     """Box of an object; `label` is empty for tasks without labels."""
 
     box_xyxy: BoxXyxy
@@ -51,7 +69,7 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(_Located):
     """Segmented object, with polygons or a run-length mask as `mask_format` of the request says."""
 
     box_xyxy: BoxXyxy
@@ -75,12 +93,34 @@ class TextRegion:
     text: str
     score: float
 
+    @property
+    def rank(self) -> float:
+        return self.score
+
+    @property
+    def label(self) -> str:
+        return self.text
+
+    @property
+    def category(self) -> str:
+        """The class in a dataset: text regions are of one."""
+        return "text"
+
+    @property
+    def box_xyxy(self) -> BoxXyxy:
+        """The box around the corners."""
+        return bounding_box(self.quad_xy)
+
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
     """Result of captioning, `ocr`, `region_description` and `visual_question_answering`."""
 
     text: str
+
+    @property
+    def items(self) -> tuple["Item", ...]:
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +129,28 @@ class DetectionsResult:
 
     detections: tuple[Detection, ...]
 
+    @property
+    def items(self) -> tuple["Item", ...]:
+        return self.detections
+
+    @property
+    def text(self) -> None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class InstancesResult:
     """Result of `instance_segmentation`."""
 
     instances: tuple[Instance, ...]
+
+    @property
+    def items(self) -> tuple["Item", ...]:
+        return self.instances
+
+    @property
+    def text(self) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,48 +159,23 @@ class TextRegionsResult:
 
     text_regions: tuple[TextRegion, ...]
 
+    @property
+    def items(self) -> tuple["Item", ...]:
+        return self.text_regions
+
+    @property
+    def text(self) -> str:
+        """The texts of the regions, each a line."""
+        return "\n".join(region.text for region in self.text_regions)
+
 
 Item = Detection | Instance | TextRegion
 Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
 
 
-def items_of(result: Result) -> tuple[Item, ...]:
-    """Return the located objects of a result; a text has none."""
-    match result:
-        case DetectionsResult(items) | InstancesResult(items) | TextRegionsResult(items):
-            return items
-        case TextResult():
-            return ()
-
-
-def text_of(result: Result) -> str | None:
-    """Return the text of a result; text regions are its lines, and objects have none."""
-    match result:
-        case TextResult(text):
-            return text
-        case TextRegionsResult(regions):
-            return "\n".join(region.text for region in regions)
-    return None
-
-
-def label_of(item: Item) -> str:
-    """Return the label of an object, or the text of a text region."""
-    return item.text if isinstance(item, TextRegion) else item.label
-
-
-def rank_of(item: Item) -> float:
-    """Return the score of an object by which it is compared with others; without one 0."""
-    return item.score or 0.0
-
-
 def score_text(item: Item) -> str:
     """Return the score of an object in hundredths, or a dash."""
     return "–" if item.score is None else f"{item.score:.2f}"
-
-
-def box_of(item: Item) -> BoxXyxy:
-    """Return the box of an object, or the box around a text region."""
-    return bounding_box(item.quad_xy) if isinstance(item, TextRegion) else item.box_xyxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +266,13 @@ class Answer:
         """
         import supervision
 
-        items = items_of(self.result)
-        numbers = class_ids(map(category_of, items), classes)
+        items = self.result.items
+        numbers = class_ids((item.category for item in items), classes)
         detections = supervision.Detections(
-            xyxy=np.array(list(map(box_of, items)), dtype=np.float32).reshape(-1, 4),
+            xyxy=np.array([item.box_xyxy for item in items], dtype=np.float32).reshape(-1, 4),
             confidence=np.array([item.score for item in items], dtype=np.float32),
-            class_id=np.array([numbers[category_of(item)] for item in items], dtype=int),
-            data={"class_name": np.array(list(map(label_of, items)), dtype=str)},
+            class_id=np.array([numbers[item.category] for item in items], dtype=int),
+            data={"class_name": np.array([item.label for item in items], dtype=str)},
         )
         match self.result:
             case InstancesResult(instances):
@@ -267,8 +298,8 @@ class Answer:
         if isinstance(self.result, TextResult):
             return fol.Classification(label=self.result.text)
         labels = []
-        for item in items_of(self.result):
-            common: dict[str, Any] = {"label": label_of(item), "confidence": item.score}
+        for item in self.result.items:
+            common: dict[str, Any] = {"label": item.label, "confidence": item.score}
             if isinstance(item, TextRegion):
                 points = (np.array(item.quad_xy) / size_wh).tolist()
                 labels.append(fol.Polyline(points=[points], closed=True, **common))
@@ -291,7 +322,7 @@ class Answer:
 
         Ids of categories are those of `class_ids`, from 1.
         """
-        numbers = class_ids(map(category_of, items_of(self.result)), classes)
+        numbers = class_ids((item.category for item in self.result.items), classes)
         return coco_document([(image_id, file_name, self)], numbers)
 
 
@@ -388,11 +419,6 @@ class Task:
     models: tuple[str, ...]
 
 
-def category_of(item: Item) -> str:
-    """Return the class of an object in COCO; text regions are of one class."""
-    return "text" if isinstance(item, TextRegion) else item.label or UNNAMED
-
-
 def class_ids(labels: Iterable[str], classes: Sequence[str] | None = None) -> dict[str, int]:
     """Return the ids of labels: their indices in `classes`, else in order of first appearance.
 
@@ -425,8 +451,8 @@ def coco_document(
         size = {"width": answer.image.width, "height": answer.image.height}
         document["images"].append({"id": image_id, "file_name": file_name, **size})
         shapes = [{"caption": answer.result.text}] if isinstance(answer.result, TextResult) else []
-        for item in items_of(answer.result):
-            category_id = numbers[category_of(item)]
+        for item in answer.result.items:
+            category_id = numbers[item.category]
             shapes.append({"category_id": category_id} | coco_shape(item, answer.image))
         for shape in shapes:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id} | shape)
@@ -435,7 +461,7 @@ def coco_document(
 
 def coco_shape(item: Item, image: ImageSize) -> dict[str, Any]:
     """Return box, area and segmentation: polygons, or run lengths where their union differs."""
-    x1, y1, x2, y2 = box_of(item)
+    x1, y1, x2, y2 = item.box_xyxy
     shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": item.score, "iscrowd": 0}
     match item:
         case TextRegion():

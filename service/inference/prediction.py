@@ -34,7 +34,7 @@ from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.errors import ParameterError, UnsupportedTask
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt
-from tasks.results import Result, TextResult, objects_of
+from tasks.results import Result, TextResult
 from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine, round_scores
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
@@ -171,7 +171,7 @@ class QueuedModel:
         }
         is_calibrated = calibration is not None
         if is_calibrated:
-            is_calibrated = all(item.score is not None for item in objects_of(result))
+            is_calibrated = all(item.score is not None for item in result.items)
         return Answer(model, request, size_wh, result, written, times_s, is_calibrated, familiarity)
 
     def _specs(

@@ -233,7 +233,7 @@ class Ask:
         canvas = _Canvas(answer.image_size_wh)
         control = self.control
         if self.region_tags is not None:
-            for item in results.objects_of(answer.result):
+            for item in answer.result.items:
                 yield from canvas.located(item, self.region_tags)
             return
         match answer.result:
@@ -413,7 +413,7 @@ class _Canvas:
         if tags.label is not None:
             labels = {tags.label.result_type: [next(iter(tags.label.labels))]}
             values.append((tags.label, outline | labels))
-        values.append((tags.text, outline | {"text": [results.label_of(item)]}))
+        values.append((tags.text, outline | {"text": [item.label]}))
         region_id = _new_id()
         for control, value in values:
             yield self.region(control, value, item.score, region_id)

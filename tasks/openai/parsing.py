@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from tasks.openai.prompts import BOX_FORMS, BoxForm, asked_names, dialect_of
 from tasks.parsing import AnsweredTask, GeneratedText, Location, Span, resolve_label
-from tasks.results import Detection, DetectionsResult, Result, TextResult, rank_of
+from tasks.results import Detection, DetectionsResult, Result, TextResult
 from tasks.table import MAX_TEXT_CHARS, TASKS, ResultKind
 
 # An open string ends with the text, so that each character is read once.
@@ -78,7 +78,7 @@ def _is_possible(item: Detection, image_size_wh: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = item.box
     width, height = image_size_wh
     is_within = 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
-    return is_within and 0 <= rank_of(item) <= 1
+    return is_within and 0 <= item.rank <= 1
 
 
 def _detections(task: AnsweredTask, answer: GeneratedText, form: BoxForm) -> Iterator[Detection]:

@@ -29,10 +29,6 @@ from tasks.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
-    box_of,
-    label_of,
-    objects_of,
-    rank_of,
     with_objects,
 )
 from tasks.run_length import place_mask, unite_masks
@@ -104,9 +100,9 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
         return Merged(TextResult(merged_text(whole.text, [*rows.values()]), is_parsed), 0)
     objects, *counts = _merged_objects(task_id, views, image_size_wh)
     if isinstance(whole, TextRegionsResult):
-        lines = reading_order(list(map(box_of, objects)))
+        lines = reading_order([item.box for item in objects])
         if task_id == "ocr":
-            texts = list(map(label_of, objects))
+            texts = [item.label for item in objects]
             text = "\n".join(" ".join(map(texts.__getitem__, line)) for line in lines)
             return Merged(TextResult(text, is_parsed), *counts)
         objects = [objects[index] for index in chain(*lines)]
@@ -122,15 +118,15 @@ def _merged_objects(
     slack_px = _EDGE_SHARE * float(sides_px.max(initial=0))
     boxes: list[FoundBox] = []
     for index, view in enumerate(views):
-        for item in objects_of(view.result):
-            box = box_of(item)
+        for item in view.result.items:
+            box = item.box
             is_named = not isinstance(item, TextRegion) and task_id != _TASK_OF_CAPTIONS
-            label = label_of(item) if is_named else ""
+            label = item.label if is_named else ""
             cut = cut_sides(box, view.box, image_size_wh, slack_px)
             boxes.append(FoundBox(item, box, label, frozenset({index}), cut, view.box))
     num_too_many = max(0, len(boxes) - MAX_OBJECTS)
     if num_too_many:
-        surest = sorted(range(len(boxes)), key=lambda index: -rank_of(boxes[index].item))
+        surest = sorted(range(len(boxes)), key=lambda index: -boxes[index].item.rank)
         boxes = [boxes[index] for index in sorted(surest[:MAX_OBJECTS])]
     num_found = len(boxes)
     is_text = isinstance(views[0].result, TextRegionsResult)
@@ -226,7 +222,7 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
-    least_sure = min(parts, key=rank_of)
+    least_sure = min(parts, key=lambda item: item.rank)
     if isinstance(first, TextRegion):
         return reduce(_joined_lines, [part for part in parts if isinstance(part, TextRegion)])
     if isinstance(first, Instance):
@@ -234,14 +230,14 @@ def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
         polygons = first.polygons
         if polygons is not None:
             polygons = unite_rings(list(map(attrgetter("polygons"), parts)))
-        return replace(first, box=box, score=rank_of(least_sure), polygons=polygons, mask=mask)
+        return replace(first, box=box, score=least_sure.rank, polygons=polygons, mask=mask)
     assert isinstance(first, Detection)
     return replace(first, box=box, score=least_sure.score)
 
 
 def _joined_lines(left: TextRegion, right: TextRegion) -> TextRegion:
-    x1, _, x2, _ = box_of(left)
-    x3, _, x4, _ = box_of(right)
+    x1, _, x2, _ = left.box
+    x3, _, x4, _ = right.box
     num_common_chars = (x2 - x3) / (x2 - x1 + x4 - x3) * len(left.text + right.text)
     top_left, _, _, bottom_left = left.quad
     _, top_right, bottom_right, _ = right.quad
@@ -257,7 +253,7 @@ def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
         box = boxes[index]
         if isinstance(box.item, TextRegion):
             return False, False, -box.item.score * len(box.item.text)
-        return any(box.cut), box.is_joined, -rank_of(box.item)  # a view that saw all is better
+        return any(box.cut), box.is_joined, -box.item.rank  # a view that saw all is better
 
     order = sorted(range(len(boxes)), key=rank)
     arrays = BoxArrays.of([boxes[index] for index in order])
@@ -407,7 +403,7 @@ def placed(result: Result, crop: PixelBox, image_size_wh: tuple[int, int]) -> Re
         return point[0] + left, point[1] + top
 
     objects: list[FoundObject] = []
-    for item in objects_of(result):
+    for item in result.items:
         if isinstance(item, TextRegion):
             first, second, third, fourth = map(moved, item.quad)
             objects.append(replace(item, quad=(first, second, third, fourth)))

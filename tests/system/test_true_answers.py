@@ -26,9 +26,6 @@ from diptych_client.results import (
     Instance,
     Result,
     TextRegion,
-    box_of,
-    items_of,
-    label_of,
 )
 from export.scenes import CANVAS_PX, Scene, box_xyxy, outline_xy, render_scene
 from laboratory.bench.material import with_article
@@ -107,12 +104,12 @@ def score(answer: Result, truth: Result, image: ImageSize) -> float:
         return float((mask & expected_mask).sum() / (mask | expected_mask).sum())
     pairs = match(labelled(truth), labelled(answer))
     num_right = sum(pair.kind in ("right", "loosely placed") for pair in pairs)
-    total = len(items_of(truth)) + len(items_of(answer))
+    total = len(truth.items) + len(answer.items)
     return 2 * num_right / total if total else 1.0
 
 
 def labelled(result: Result) -> list[LabelledBox]:
-    return [LabelledBox(label_of(item), box_of(item)) for item in items_of(result)]
+    return [LabelledBox(item.label, item.box_xyxy) for item in result.items]
 
 
 def test_answers_are_true(service: RunningService, model_id: str) -> None:

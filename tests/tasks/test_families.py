@@ -10,7 +10,6 @@ import tasks.paligemma.grammar
 from tasks.catalog import parse_entry
 from tasks.families import FAMILIES
 from tasks.parsing import AnsweredTask, Location
-from tasks.results import objects_of
 from tasks.table import FAMILY_NAMES, TASKS, Family, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE, MASK_DECODER, PALIGEMMA
@@ -55,7 +54,7 @@ def test_offered_tasks_have_prompts_and_results(family: Family) -> None:
         task = AnsweredTask(entry, task_id, parameters, (640, 480), mask_decoder=MASK_DECODER)
         result = FAMILIES[family].parse_answer(task, answers)
         assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
-        assert (result.is_parsed, objects_of(result)) == (True, ())
+        assert (result.is_parsed, result.items) == (True, ())
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

@@ -27,9 +27,6 @@ from diptych_client.results import (
     Task,
     TextRegion,
     TextResult,
-    box_of,
-    items_of,
-    label_of,
     score_text,
 )
 
@@ -106,12 +103,12 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
     if isinstance(answer.result, TextResult):
         return Group(title, _text(answer.result.text))
     rows = []
-    for item in items_of(answer.result):
-        numbers: Iterable[float] = box_of(item)
+    for item in answer.result.items:
+        numbers: Iterable[float] = item.box_xyxy
         if isinstance(item, TextRegion):
             numbers = chain.from_iterable(item.quad_xy)
         place = " ".join(f"{number:.1f}" for number in numbers)
-        rows.append((label_of(item), score_text(item), place))
+        rows.append((item.label, score_text(item), place))
     table = table_view(("label", "score", "place"), rows)
     return Group(title, table if rows else Text("nothing found"))
 

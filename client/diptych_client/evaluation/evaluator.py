@@ -49,7 +49,7 @@ from diptych_client.evaluation.statistics import (
 from diptych_client.evaluation.texts import TextsMeasure
 from diptych_client.long_runs import RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
-from diptych_client.results import Instance, Item, Model, box_of, label_of, rank_of
+from diptych_client.results import Instance, Item, Model
 
 NUM_TRIAL_IMAGES = 20  # labelled images that decide in which form a model is asked for classes
 _KIND_OF_BOTH: Mapping[Kind, str] = {
@@ -78,12 +78,12 @@ class JudgedPhrase:
 
 def judge_phrase(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
     name = phrase.label.casefold()
-    answers = [item for item in prediction.items if label_of(item).casefold() == name]
-    item = max(answers, key=rank_of, default=None)
+    answers = [item for item in prediction.items if item.label.casefold() == name]
+    item = max(answers, key=lambda item: item.rank, default=None)
     box_iou = None
     mask_iou = None
     if phrase.box_xyxy is not None:
-        boxes = [] if item is None else [box_of(item)]
+        boxes = [] if item is None else [item.box_xyxy]
         box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
     if phrase.segmentation is not None and item is None:
         mask_iou = 0.0
@@ -166,7 +166,7 @@ def disagreement(
 
 
 def labelled_boxes(names: ClassNames, items: Iterable[Item]) -> list[LabelledBox]:
-    return [LabelledBox(names.label(item), box_of(item)) for item in items]
+    return [LabelledBox(names.label(item), item.box_xyxy) for item in items]
 
 
 def run_record(

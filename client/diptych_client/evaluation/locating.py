@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from diptych_client.geometry import BoxXyxy
 from diptych_client.matching import Floats, pairwise_iou
-from diptych_client.results import Answer, box_of, items_of, label_of, rank_of
+from diptych_client.results import Answer
 
 LABELS = ("circle", "square")
 SIZES_WH = ((640, 640), (1200, 1200), (1024, 768), (768, 1024), (900, 600))
@@ -98,10 +98,10 @@ def located(scenes: Iterable[DrawnScene], answers: Iterable[Answer | Exception])
         size_wh = scene.image.size
         sides = np.array([*size_wh, *size_wh])
         for label, box in scene.boxes.items():
-            items = [item for item in items_of(answer.result) if label_of(item) == label]
+            items = [item for item in answer.result.items if item.label == label]
             if items:
-                best = max(items, key=rank_of)
-                pairs[size_wh].append(np.array([box, box_of(best)]) / sides)
+                best = max(items, key=lambda item: item.rank)
+                pairs[size_wh].append(np.array([box, best.box_xyxy]) / sides)
     num_boxes = sum(map(len, pairs.values()))
     stacked = {size_wh: np.reshape(boxes, (-1, 2, 4)) for size_wh, boxes in pairs.items()}
     whole = {}

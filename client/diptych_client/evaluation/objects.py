@@ -30,7 +30,7 @@ from diptych_client.evaluation.statistics import Details, Estimator, Metric, Out
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match
-from diptych_client.results import Instance, Item, Model, box_of
+from diptych_client.results import Instance, Item, Model
 
 IouType = Literal["bbox", "segm"]
 Flags = NDArray[np.bool_]
@@ -75,7 +75,7 @@ def truth_row(true: TrueObject, image: ImageSize) -> Row:
 
 def answer_row(item: Item, image: ImageSize) -> Row:
     """Return an answer as COCO.loadRes would: of a mask, its pixels are the area."""
-    box = xywh(box_of(item))
+    box = xywh(item.box_xyxy)
     # NaN ranks last, too
     score = math.nan if item.score is None else item.score
     row: Row = {"bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
@@ -234,7 +234,7 @@ class ObjectsMeasure:
             if label in numbers:
                 ids = {"image_id": len(self.sizes), "category_id": numbers[label]}
                 self.answers.append(ids | answer_row(item, image))
-            boxes.append(LabelledBox(label, box_of(item)))
+            boxes.append(LabelledBox(label, item.box_xyxy))
         return self._outcome(truths, boxes)
 
     def _outcome(self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox]) -> Outcome:

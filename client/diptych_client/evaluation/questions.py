@@ -28,7 +28,7 @@ from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageFile, ImageInStore, ImageStore
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
 from diptych_client.requests import DEFAULT_OPTIONS, AnswerOptions, TaskParameters, non_null_fields
-from diptych_client.results import Answer, Instance, Item, items_of, label_of, text_of
+from diptych_client.results import Answer, Instance, Item
 from diptych_client.transports.messages import from_json, to_json
 
 MAX_LABELS = 32  # labels per request
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        return items_of(self.answer.result)
+        return self.answer.result.items
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ClassNames:
         """Return the class of an answered object, or its label if it is not a class."""
         if self.classes == (ANY_OBJECT,):
             return ANY_OBJECT
-        return self.class_of.get(label_of(item).casefold(), label_of(item))
+        return self.class_of.get(item.label.casefold(), item.label)
 
 
 Prompts = Mapping[str, tuple[str, ...]]  # key: label; the first prompt is sent
@@ -393,14 +393,14 @@ class AnswerLog:
             return None
         items: list[Item] = []
         for answer, parameters in zip(answers, sample.requests, strict=True):
-            for item in items_of(answer.result):
+            for item in answer.result.items:
                 if isinstance(item, Instance) and parameters.phrase is not None:
                     item = replace(item, label=parameters.phrase)
                 items.append(item)
         first = answers[0]
         return Prediction(
             tuple(items),
-            text_of(first.result),
+            first.result.text,
             first.image,
             any(answer.calibrated for answer in answers),
             first.is_unfamiliar,

@@ -28,7 +28,7 @@ from diptych_client.evaluation.statistics import Details, Estimates, Interval, O
 from diptych_client.geometry import corners
 from diptych_client.inputs import ImageStore
 from diptych_client.long_runs import Outputs
-from diptych_client.results import Detection, Instance, Item, TextRegion, label_of, score_text
+from diptych_client.results import Detection, Instance, Item, TextRegion, score_text
 
 _MAX_SIDE_PX = 400
 _JPEG_QUALITY = 75
@@ -172,7 +172,7 @@ class Gallery:
             kinds = outcome.answer_kinds or ["answer"] * len(prediction.items)
             shapes = []
             for item, kind in zip(prediction.items, kinds, strict=True):
-                label = f"{label_of(item)} {score_text(item)}"
+                label = f"{item.label} {score_text(item)}"
                 shapes.append({"label": label, "kind": kind, **_shape(item)})
             panels.append({"name": model, "shapes": shapes, "text": prediction.text or ""})
         if sample.truth is not None:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from diptych_client.clients.client import Client
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
-from diptych_client.results import Instance, InstancesResult, box_of, items_of, label_of, rank_of
+from diptych_client.results import Instance, InstancesResult
 
 _SHAPES = ("rectangle", "polygon", "mask")
 _TOLERANCE_PX = 1.0  # simplifies masks: nobody can edit hundreds of points
@@ -54,11 +54,11 @@ class DiptychFunction:
         if self._shape == "rectangle":
             labels = list(self._label_ids)
             answer = predict("open_vocabulary_detection", TaskParameters(labels=labels))
-            for item in items_of(answer.result):
-                label_id = self._label_ids.get(label_of(item))
+            for item in answer.result.items:
+                label_id = self._label_ids.get(item.label)
                 if label_id is not None:  # some engines' models write other labels
-                    box = list(box_of(item))
-                    shapes.append(cvataa.rectangle(label_id, box, score=rank_of(item)))
+                    box = list(item.box_xyxy)
+                    shapes.append(cvataa.rectangle(label_id, box, score=item.rank))
             return shapes
         for label, label_id in self._label_ids.items():
             answer = predict("instance_segmentation", TaskParameters(phrase=label))

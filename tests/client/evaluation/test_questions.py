@@ -274,15 +274,15 @@ def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     ("result", "text", "labels"),
     [
         (TextResult("größer\n円"), "größer\n円", []),
-        (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI", [None, None]),
+        (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI", ["HI", "HI"]),
         (INSTANCES, None, ["dog", "dog"]),  # the phrase
     ],
 )
 def test_prediction_has_text_and_phrase(
-    result: Result, text: str | None, labels: list[str | None], tmp_path: Path
+    result: Result, text: str | None, labels: list[str], tmp_path: Path
 ) -> None:
     sample = sample_of("a.png", TaskParameters(phrase="dog"))
     prediction = predicted(tmp_path, sample, [result])
     assert prediction is not None
     assert prediction.text == text
-    assert [getattr(item, "label", None) for item in prediction.items] == labels
+    assert [item.label for item in prediction.items] == labels

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.catalog import CatalogEntry
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
 from tasks.parsing import AnsweredTask
-from tasks.results import MaskFormat, TextResult, label_of, objects_of, rank_of
+from tasks.results import MaskFormat, TextResult
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE
@@ -51,7 +51,7 @@ def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def labels(result: Any) -> list[str]:
-    return list(map(label_of, objects_of(result)))
+    return [item.label for item in result.items]
 
 
 @pytest.mark.parametrize(
@@ -273,11 +273,11 @@ CASES = [
 def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
-    for item in objects_of(parse(task_id, text, size_wh=(width, height), **values)):
-        assert 0 <= rank_of(item) <= 1
+    for item in parse(task_id, text, size_wh=(width, height), **values).items:
+        assert 0 <= item.rank <= 1
         points: list[tuple[float, float]] = list(getattr(item, "quad", ()))
         if not points:
-            x1, y1, x2, y2 = item.box  # type: ignore[union-attr]
+            x1, y1, x2, y2 = item.box
             assert x1 < x2
             assert y1 < y2
             points = [(x1, y1), (x2, y2)]
@@ -305,5 +305,5 @@ LOGPROBS |= {f"<loc_{n}>": -0.01 * n for n in range(1000)}
 )
 def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
     result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
-    logarithms = [math.log(rank_of(item)) for item in objects_of(result)]
+    logarithms = [math.log(item.rank) for item in result.items]
     assert logarithms == pytest.approx(expected)

@@ -17,7 +17,7 @@ from transformers.models.florence2.processing_florence2 import Florence2PostProc
 
 from tasks.florence2.parsing import parse_answer
 from tasks.parsing import AnsweredTask
-from tasks.results import Detection, Instance, Result, TextRegion, TextResult, objects_of
+from tasks.results import Detection, Instance, Result, TextRegion, TextResult
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import RELEASED, ROOT
@@ -160,7 +160,7 @@ def ours(case: Case, text: str) -> Objects | str:
     if isinstance(result, TextResult):
         return result.text
     objects: Objects = []
-    for item in objects_of(result):
+    for item in result.items:
         match item:
             case Detection(box):
                 objects.append((ascii_only(item.label), truncated(box)))

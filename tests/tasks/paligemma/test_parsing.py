@@ -12,7 +12,7 @@ from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.paligemma import MaskDecoder
 from tasks.paligemma.parsing import parse_answer
 from tasks.parsing import AnsweredTask
-from tasks.results import MaskFormat, TextResult, label_of, objects_of, rank_of
+from tasks.results import MaskFormat, TextResult
 from tasks.run_length import decode_mask
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
@@ -52,7 +52,7 @@ def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def labels(result: Any) -> list[str]:
-    return list(map(label_of, objects_of(result)))
+    return [item.label for item in result.items]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ LOGPROBS |= {f"<seg{n:03d}>": -99.0 for n in range(128)}
 )
 def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
     result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
-    logarithms = [math.log(rank_of(item)) for item in objects_of(result)]
+    logarithms = [math.log(item.rank) for item in result.items]
     assert logarithms == pytest.approx(expected)
 
 
@@ -227,12 +227,12 @@ def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
     result = parse(task_id, text, size_wh=(width, height), **values)
-    objects: tuple[Any, ...] = objects_of(result)
+    objects: tuple[Any, ...] = result.items
     for item in objects:
         x1, y1, x2, y2 = item.box
         assert 0 <= x1 < x2 <= width
         assert 0 <= y1 < y2 <= height
-        assert 0 <= rank_of(item) <= 1
+        assert 0 <= item.rank <= 1
         for ring in getattr(item, "polygons", ()):
             for x, y in ring:
                 assert x1 - 1e-6 <= x <= x2 + 1e-6

@@ -18,7 +18,6 @@ from tasks.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
-    objects_of,
 )
 from tasks.run_length import decode_mask, encode_mask
 from tasks.tiles.grid import PixelBox
@@ -193,7 +192,7 @@ def detected(
     task: str = "object_detection",
 ) -> list[FoundObject]:
     merged = merged_views(task, (WHOLE, whole), (LEFT, left), (RIGHT, right))
-    objects = list(objects_of(merged.result))
+    objects = list(merged.result.items)
     assert merged.num_merged == len([*whole, *left, *right]) - len(objects)
     return objects
 
@@ -224,7 +223,7 @@ def test_parts_that_are_joined() -> None:
     views = [((0, 0, 200, 100), list[Detection]()), (LEFT, [left])]
     views.append(((100, 0, 200, 100), [box(101, 10, 140, 50)]))
     merged = merged_views("object_detection", *views, size_wh=(200, 100))  # no overlap
-    assert objects_of(merged.result) == (box(40, 10, 140, 50),)
+    assert merged.result.items == (box(40, 10, 140, 50),)
 
 
 def test_parts_at_a_corner() -> None:
@@ -238,7 +237,7 @@ def test_parts_at_a_corner() -> None:
     parts = [box(40, 50, 99, 96), box(81, 50, 140, 96), box(81, 81, 140, 96, 0.9)]
     views = [(tiles[index], [part]) for index, part in zip((0, 1, 3), parts, strict=True)]
     merged = merged_views("object_detection", whole, *views, size_wh=(180, 180))
-    assert objects_of(merged.result) == (box(40, 50, 140, 96),)
+    assert merged.result.items == (box(40, 50, 140, 96),)
 
 
 def test_too_many_objects() -> None:
@@ -272,7 +271,7 @@ def test_shapes_across_a_seam_are_united(has_mask: bool) -> None:
 
     left, right = [instance(40, 100, 0.9)], [instance(80, 140, 0.6)]
     views = ((WHOLE, list[Instance]()), (LEFT, left), (RIGHT, right))
-    (united,) = objects_of(merged_views("instance_segmentation", *views).result)
+    (united,) = merged_views("instance_segmentation", *views).result.items
     assert isinstance(united, Instance)
     assert (united.box, united.score) == ((40, 10, 140, 50), 0.6)
     if has_mask:
@@ -358,10 +357,13 @@ def test_results_of_a_crop() -> None:
     mask = np.zeros((40, 40), dtype=np.bool_)
     mask[5:7, 10:30] = True
     outlined = Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (ring,), None)
-    items = (outlined, replace(outlined, polygons=None, mask=encode_mask(mask)))
-    instance, masked = placed(InstancesResult(items, True), CROP, WHOLE_WH).instances  # type: ignore[union-attr]
-    assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
+    encoded = replace(outlined, polygons=None, mask=encode_mask(mask))
+    instances = InstancesResult((outlined, encoded), True)
+    instance, masked = placed(instances, CROP, WHOLE_WH).items
+    assert isinstance(instance, Instance)
+    assert isinstance(masked, Instance)
     assert masked.mask is not None
+    assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
     whole = decode_mask(masked.mask)
     assert np.array_equal(whole[50:90, 100:140], mask)
     assert (whole.shape, whole.sum()) == ((480, 640), mask.sum())

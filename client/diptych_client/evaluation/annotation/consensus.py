@@ -28,7 +28,7 @@ from diptych_client.evaluation.formats.writing import (
 )
 from diptych_client.evaluation.questions import Record
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Detection, Instance, rank_of
+from diptych_client.results import Detection, Instance
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 Box = Detection | Instance
@@ -68,9 +68,9 @@ def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
     confidences = []
     agreeing = set[int]()
     for i, j in pairs:
-        confidence = min(rank_of(boxes[i]), rank_of(boxes[j]))
+        confidence = min(boxes[i].rank, boxes[j].rank)
         if confidence >= leasts.get(boxes[i].label.casefold(), leasts.get(ANY, math.inf)):
-            accepted.append(max(boxes[i], boxes[j], key=rank_of))
+            accepted.append(max(boxes[i], boxes[j], key=lambda item: item.rank))
             confidences.append(confidence)
             agreeing |= {i, j}
     others = sorted(set(range(len(boxes))) - agreeing)

@@ -32,7 +32,7 @@ from diptych_client.geometry import BoxXyxy
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters
-from diptych_client.results import Answer, Detection, DetectionsResult, box_of
+from diptych_client.results import Answer, Detection, DetectionsResult
 from diptych_client.transports.messages import to_json
 
 FILES = ("ranking.jsonl", "review.json", "label_studio.json")
@@ -150,7 +150,7 @@ class Reviewer:
             detections = []
             for item in prediction.items:
                 if names.label(item) in names.classes:
-                    detections.append(Detection(box_of(item), names.label(item), item.score))
+                    detections.append(Detection(item.box_xyxy, names.label(item), item.score))
             answers.append(
                 replace(parts[0], model=model, result=DetectionsResult(tuple(detections)))
             )

@@ -32,7 +32,7 @@ from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import joined_rings
 from diptych_client.inputs import files_below
 from diptych_client.long_runs import RunError
-from diptych_client.results import Instance, Item, box_of, category_of
+from diptych_client.results import Instance, Item
 
 _MAX_XML_BYTES = 200_000_000  # all images are in one file
 
@@ -190,8 +190,8 @@ def _labelme_document(record: Record) -> str:
 
 
 def _labelme_shape(item: Item) -> dict[str, Any]:
-    x1, y1, x2, y2 = box_of(item)
-    shape = {"label": category_of(item), "shape_type": "rectangle", "points": [[x1, y1], [x2, y2]]}
+    x1, y1, x2, y2 = item.box_xyxy
+    shape = {"label": item.category, "shape_type": "rectangle", "points": [[x1, y1], [x2, y2]]}
     if isinstance(item, Instance) and item.polygons_xy:
         points = list(map(list, joined_rings(item.polygons_xy)))
         shape |= {"shape_type": "polygon", "points": points}

@@ -29,7 +29,7 @@ from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.formats.json_lines import labelled_image, metadata_row
 from diptych_client.evaluation.questions import QUESTIONS, Job, Record
 from diptych_client.long_runs import RunError
-from diptych_client.results import TextResult, box_of, category_of
+from diptych_client.results import TextResult
 
 _COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 _IMAGES = ("image", "file_name", "filename", "image_path", "image_name", "path", "file")
@@ -128,8 +128,8 @@ def _table(job: Job, records: Sequence[Record]) -> str:
         if isinstance(result, TextResult):
             rows.append((record.image.name, *_text_fields(job, result.text).values()))
         for item in record.items:
-            box = (round(max(edge, 0.0), 2) for edge in box_of(item))
-            rows.append((*start, category_of(item), *box))
+            box = (round(max(edge, 0.0), 2) for edge in item.box_xyxy)
+            rows.append((*start, item.category, *box))
         lines += map(_line, rows or [(*start, *[""] * 5)])
     return "".join(lines)
 

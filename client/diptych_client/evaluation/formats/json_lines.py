@@ -39,7 +39,7 @@ from diptych_client.evaluation.questions import QUESTIONS, Record
 from diptych_client.geometry import BoxXyxy
 from diptych_client.inputs import ImageFile, Problems
 from diptych_client.long_runs import RunError
-from diptych_client.results import Item, TextResult, box_of, category_of
+from diptych_client.results import Item, TextResult
 from diptych_client.transports.messages import to_json
 
 _CATEGORIES = ("category", "categories", "label")  # names of the column
@@ -288,8 +288,8 @@ def _write(
         size_wh = (record.answer.image.width, record.answer.image.height)
         objects = []
         for item in sorted(record.items, key=_center):
-            box = codec.tokens(box_of(item), size_wh)
-            objects.append(form(label=category_of(item), box=box))
+            box = codec.tokens(item.box_xyxy, size_wh)
+            objects.append(form(label=item.category, box=box))
         result = record.answer.result
         suffix = result.text if isinstance(result, TextResult) else separator.join(objects)
         row = {
@@ -306,4 +306,4 @@ def _write(
 
 
 def _center(item: Item) -> float:
-    return box_of(item)[0] + box_of(item)[2]
+    return item.box_xyxy[0] + item.box_xyxy[2]

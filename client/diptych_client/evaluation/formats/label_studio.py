@@ -18,7 +18,7 @@ from diptych_client.evaluation.dataset import Dataset, LabelledImage, Selection,
 from diptych_client.evaluation.questions import Record
 from diptych_client.geometry import ImageSize, joined_rings
 from diptych_client.inputs import Folder, ImageFile
-from diptych_client.results import Instance, Item, box_of, category_of
+from diptych_client.results import Instance, Item
 
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix of an uploaded file's name
 _LOCAL_FILES = "/data/local-files/?d="  # local storage, relative to its document root
@@ -118,7 +118,7 @@ def _region(box: Item, image: ImageSize) -> dict[str, Any]:
         place: dict[str, Any] = {"points": points}
     else:
         kind = "rectanglelabels"
-        x1, y1, x2, y2 = box_of(box)
+        x1, y1, x2, y2 = box.box_xyxy
         place = {"x": x1 * to_x, "y": y1 * to_y, "rotation": 0}
         place |= {"width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
     return {
@@ -129,5 +129,5 @@ def _region(box: Item, image: ImageSize) -> dict[str, Any]:
         "original_height": image.height,
         "image_rotation": 0,
         "score": box.score,
-        "value": {**place, kind: [category_of(box)]},
+        "value": {**place, kind: [box.category]},
     }

@@ -26,7 +26,6 @@ from diptych_client.evaluation.formats.export import Export
 from diptych_client.evaluation.questions import Record
 from diptych_client.inputs import Folder, ImageFile, files_below, path_within
 from diptych_client.long_runs import RunError
-from diptych_client.results import box_of, category_of
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _PRESENCE = re.compile(r" +-?[01]$")  # after a name in the list of a class
@@ -118,10 +117,10 @@ def _document(record: Record) -> str:
     SubElement(size, "depth").text = "3"
     for item in record.items:
         element = SubElement(root, "object")
-        SubElement(element, "name").text = category_of(item)
+        SubElement(element, "name").text = item.category
         SubElement(element, "difficult").text = "0"
         box = SubElement(element, "bndbox")
-        x1, y1, x2, y2 = map(round, box_of(item))
+        x1, y1, x2, y2 = map(round, item.box_xyxy)
         edges = (x1 + 1, y1 + 1, max(x2, x1 + 1), max(y2, y1 + 1))
         for tag, number in zip(_EDGES, edges, strict=True):
             SubElement(box, tag).text = str(number)

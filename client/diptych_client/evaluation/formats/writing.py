@@ -30,7 +30,6 @@ from diptych_client.inputs import (
     is_utf8,
 )
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import category_of
 
 DatasetFormat = Literal["coco", "yolo", "voc", "labelme", "csv", "paligemma", "florence2", "jsonl"]
 _BOXES = ("detections", "instances")
@@ -183,6 +182,6 @@ def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) ->
     """Return the index of every class: requested labels in their order, then all others by name."""
     answered = set[str]()
     for record in records:
-        answered.update(map(category_of, record.items))
+        answered.update(item.category for item in record.items)
     names = dict.fromkeys([*requested_labels, *sorted(answered)])
     return {name: index for index, name in enumerate(names)}

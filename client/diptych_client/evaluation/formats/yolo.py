@@ -52,7 +52,7 @@ from diptych_client.inputs import (
     spelling,
 )
 from diptych_client.long_runs import RunError
-from diptych_client.results import Instance, box_of, category_of
+from diptych_client.results import Instance
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SPLITS = ("val", "valid", "validation", "test", "train")  # tried in this order
@@ -272,9 +272,9 @@ def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
         if isinstance(box, Instance) and box.polygons_xy:
             shares = np.clip(np.array(joined_rings(box.polygons_xy)) / size_wh, 0, 1)
         else:
-            x1, y1, x2, y2 = box_of(box)
+            x1, y1, x2, y2 = box.box_xyxy
             center_and_size = [((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1)]
             shares = np.array(center_and_size) / size_wh
-        numbers = [classes[category_of(box)], *shares.reshape(-1)]
+        numbers = [classes[box.category], *shares.reshape(-1)]
         text += " ".join(f"{number:.6g}" for number in numbers) + "\n"
     return text

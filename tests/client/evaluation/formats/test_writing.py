@@ -39,7 +39,7 @@ from diptych_client.evaluation.questions import Job, Record
 from diptych_client.geometry import BoxXyxy, joined_rings, polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import Result, box_of, items_of, label_of
+from diptych_client.results import Result
 from diptych_client.transports.messages import from_json
 from tasks.florence2.grammar import box_tokens as florence2_box_tokens
 from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
@@ -283,9 +283,9 @@ def test_label_studio_task_is_read_back(tmp_path: Path, result: Result) -> None:
     (tmp_path / "x.json").write_text(json.dumps(export))
     (labelled,) = read_dataset(tmp_path).images
     assert labelled.image.name == "a.png"
-    for true, item in zip(labelled.objects or (), items_of(result), strict=True):
-        assert true.label == label_of(item)
-        assert true.box_xyxy == pytest.approx(box_of(item))
+    for true, item in zip(labelled.objects or (), result.items, strict=True):
+        assert true.label == item.label
+        assert true.box_xyxy == pytest.approx(item.box_xyxy)
 
 
 def test_json_lines_have_a_line_for_each_image(tmp_path: Path) -> None:
