@@ -36,12 +36,12 @@ class ImageFetcher:
         timeout_s = min(self.timeout_s, context.deadline_s - time.monotonic())
         call = FileCall(
             url=url.text,
+            headers={} if authorization is None else {"Authorization": authorization},
+            timeout_s=timeout_s,
             allowed=list(self.allowed),
             may_be_private=self.may_be_private,
             max_bytes=self.max_bytes,
             client=context.quota.name,
-            authorization=authorization,
-            timeout_s=timeout_s,
         )
         body = bytearray()
         try:

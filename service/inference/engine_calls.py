@@ -30,8 +30,7 @@ from service.images.decoding import ImageView, LazyImage
 from service.inference.runner_calls import OnText, RunnerClient, WrittenAnswers
 from service.outbound.messages import (
     CallError,
-    CompletionCall,
-    DocumentCall,
+    HttpCall,
     OutboundCalls,
     ResponseHead,
 )
@@ -47,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_TOKENS = 1024
 _MAX_MESSAGE_CHARS = 200  # of an engine's error
-_MAX_LISTING_BYTES = 4_000_000
 _MAX_LOSSLESS_PIXELS = 8_000_000
 _CHECK_S = 15.0  # the process of outbound calls starts meanwhile
 _RETRY_PAUSE_S = 0.2
@@ -57,9 +55,15 @@ _AT_ITS_SIZE = Image.Resampling.NEAREST
 
 @dataclass(slots=True)
 class _Progress:
-    """What was received of an answer."""
+    """Sends the text of an answer as it comes, and notes when it begins."""
 
+    on_text: OnText | None
     first_text_s: float | None = None  # time.monotonic()
+
+    def receive(self, text: str) -> None:
+        self.first_text_s = self.first_text_s or time.monotonic()
+        if self.on_text is not None:
+            self.on_text(text)
 
 
 def engine_headers(model_id: str, engine: Engine) -> dict[str, str]:
@@ -96,9 +100,7 @@ class EngineClient:
 
     async def check(self) -> None:
         url = f"{self._url}/models"
-        call = DocumentCall(
-            url=url, headers=self._headers, max_bytes=_MAX_LISTING_BYTES, timeout_s=_CHECK_S
-        )
+        call = HttpCall(kind="document", url=url, headers=self._headers, timeout_s=_CHECK_S)
         is_listed = False
         try:
             async with asyncio.timeout(_CHECK_S), aclosing(self._calls.run(call)) as events:
@@ -129,9 +131,9 @@ class EngineClient:
         with span("preprocess"):
             url = await data_url(image)
         sent_s = time.monotonic()
-        progress = _Progress()
+        progress = _Progress(on_text)
         with span("POST /chat/completions", kind=SpanKind.CLIENT):
-            written = await self._completion(spec, url, progress, on_text)
+            written = await self._completion(spec, url, progress)
         end_s = time.monotonic()
         first_s = progress.first_text_s or end_s
         written.prefill_s = first_s - sent_s
@@ -176,16 +178,14 @@ class EngineClient:
             extras["response_format"] = {"type": "json_schema", "json_schema": schema}
         return extras
 
-    async def _completion(
-        self, spec: SequenceSpec, image_url: str, progress: _Progress, on_text: OnText | None
-    ) -> Written:
+    async def _completion(self, spec: SequenceSpec, image_url: str, progress: _Progress) -> Written:
         body = self._body(spec, image_url)
         is_plain = time.monotonic() < self._plain_until_s
         extras = {} if is_plain else self._extras(spec)
         has_failed = False
         while True:
             try:
-                outcome = await self._receive(body | extras, spec.timeout_s, progress, on_text)
+                outcome = await self._receive(body | extras, spec.timeout_s, progress)
             except CallError as error:
                 is_unanswered = error.reason == "unreachable" and progress.first_text_s is None
                 if has_failed or not is_unanswered:
@@ -204,25 +204,19 @@ class EngineClient:
             extras = {}
 
     async def _receive(
-        self,
-        body: Mapping[str, Any],
-        timeout_s: float,
-        progress: _Progress,
-        on_text: OnText | None,
+        self, body: Mapping[str, Any], timeout_s: float, progress: _Progress
     ) -> Written | ResponseHead:
         """Return a completion, or the response of an engine that refuses the request."""
         headers = {"Content-Type": "application/json", **self._headers}
         PROPAGATOR.inject(headers)
         url = f"{self._url}/chat/completions"
-        call = CompletionCall(url=url, headers=headers, timeout_s=timeout_s)
+        call = HttpCall(kind="completion", url=url, headers=headers, timeout_s=timeout_s)
         async with aclosing(self._calls.run(call, json.dumps(body).encode())) as events:
             async for event in events:
                 if isinstance(event, Written):
                     return event
                 if isinstance(event, bytes):
-                    progress.first_text_s = progress.first_text_s or time.monotonic()
-                    if on_text is not None:
-                        on_text(event.decode())
+                    progress.receive(event.decode())
                 elif event.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
                     return event
                 else:

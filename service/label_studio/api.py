@@ -65,7 +65,7 @@ from service.label_studio.mapping import (
     prediction,
     prompt_asks,
 )
-from service.outbound.messages import CallError, DocumentCall, OutboundCalls, ResponseHead
+from service.outbound.messages import CallError, HttpCall, OutboundCalls, ResponseHead
 from service.outbound.urls import MAX_URL_CHARS, AllowedHost
 from service.settings import Settings, variable
 from service.validation import ModelT, validated
@@ -338,7 +338,8 @@ class LabelStudioHost:
         return f"Bearer {access}"
 
     async def _exchanged(self, token: str, calls: OutboundCalls) -> object:
-        call = DocumentCall(
+        call = HttpCall(
+            kind="document",
             url=f"{self.url}/api/token/refresh/",
             headers={"Content-Type": "application/json"},
             max_bytes=_MAX_EXCHANGE_BYTES,

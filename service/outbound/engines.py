@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from service.outbound.bounds import BoundedConnector, body_pieces, read_body
-from service.outbound.messages import CallError, CompletionCall, DocumentCall, Event, ResponseHead
+from service.outbound.messages import CallError, Event, HttpCall, ResponseHead
 from wire.runner_messages import Written
 
 _MAX_RESPONSE_BYTES = 4_000_000
@@ -105,7 +105,7 @@ class _Completion:
         )
 
 
-async def get_document(call: DocumentCall, body: bytes) -> AsyncGenerator[Event, None]:
+async def get_document(call: HttpCall, body: bytes) -> AsyncGenerator[Event, None]:
     """Yield the head of the response, then its first bytes; raise `CallError`."""
     try:
         async with _open_session() as session, _request(session, call, body) as response:
@@ -126,7 +126,7 @@ class EngineCalls:
             await self._session.close()
             self._session = None
 
-    async def complete(self, call: CompletionCall, body: bytes) -> AsyncGenerator[Event, None]:
+    async def complete(self, call: HttpCall, body: bytes) -> AsyncGenerator[Event, None]:
         """Yield the head of the response, the text as it comes, the completion.
 
         Raise `CallError`.
@@ -142,7 +142,7 @@ class EngineCalls:
                 if response.status != HTTPStatus.OK:
                     return
                 completion = _Completion()
-                async for chunk in _chunks(response):
+                async for chunk in _chunks(response, call.max_bytes):
                     if chunk.get("error"):
                         problem = _error_message(chunk)
                         raise CallError("broke_off" if completion.pieces else "rejected", problem)
@@ -167,7 +167,7 @@ def _open_session() -> aiohttp.ClientSession:
 
 
 def _request(
-    session: aiohttp.ClientSession, call: DocumentCall | CompletionCall, body: bytes
+    session: aiohttp.ClientSession, call: HttpCall, body: bytes
 ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
     # aiohttp sends a file in pieces, and warns of long bytes
     data = io.BytesIO(body) if body else None
@@ -175,17 +175,19 @@ def _request(
     return session.request(method, call.url, data=data, headers=call.headers, allow_redirects=False)
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[Mapping[str, Any], None]:
+async def _chunks(
+    response: aiohttp.ClientResponse, max_bytes: int
+) -> AsyncGenerator[Mapping[str, Any], None]:
     """Yield the chunks of a stream, or a whole completion; raise ValueError above a limit."""
     is_stream = response.content_type != "application/json"
     num_bytes = 0
     num_lines = 0
     num_events = 0
     rest = bytearray()
-    async for data in body_pieces(response, _MAX_RESPONSE_BYTES):
+    async for data in body_pieces(response, max_bytes):
         num_bytes += len(data)
-        if num_bytes > _MAX_RESPONSE_BYTES:
-            raise ValueError(f"more than {_MAX_RESPONSE_BYTES} bytes")
+        if num_bytes > max_bytes:
+            raise ValueError(f"more than {max_bytes} bytes")
         rest += data
         if not is_stream or b"\n" not in data:
             continue

@@ -100,16 +100,15 @@ class FileCalls:
         return await asyncio.wrap_future(work)
 
     async def get(self, call: FileCall) -> AsyncGenerator[bytes, None]:
-        """Yield the body at a URL; every host receives the authorization. Raise `CallError`."""
+        """Yield the body at a URL; raise `CallError`."""
         url = _checked(call.url, call.allowed)
         is_allowed = (lambda _: True) if call.may_be_private else self.is_public
         resolver = CheckedResolver(partial(self.addresses, call.client), is_allowed)
-        headers = {} if call.authorization is None else {"Authorization": call.authorization}
         session = aiohttp.ClientSession(
             connector=BoundedConnector(
                 call.max_bytes, resolver=resolver, use_dns_cache=False, force_close=True
             ),
-            headers=_HEADERS | headers,
+            headers=_HEADERS | call.headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(),  # the whole call has one

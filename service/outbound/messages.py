@@ -11,9 +11,9 @@ an error; without one, the call is lost.
     F       the error, as JSON
 """
 
+import asyncio
 import struct
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -21,8 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from service.outbound.urls import AllowedHost
 from wire.runner_messages import Written
 
-MAX_FRAME_BYTES = 8_000_000  # of the process; a completion of the maximum size takes a tenth
-FRAME_HEAD = struct.Struct(">cI")
+_HEAD = struct.Struct(">cI")
 
 FrameKind = Literal[b"J", b"B", b"E", b"F"]
 ErrorReason = Literal[
@@ -42,35 +41,25 @@ class FileCall(BaseModel):
 
     kind: Literal["file"] = "file"
     url: str
+    headers: dict[str, str]  # every host receives them
+    timeout_s: float
+    max_bytes: int
     allowed: list[AllowedHost]
     may_be_private: bool  # the addresses of its host
-    max_bytes: int
     client: str  # has its share of look-ups
-    authorization: str | None
-    timeout_s: float
 
 
-class DocumentCall(BaseModel):
-    """Send a body, or none; the events are the response's head and at most `max_bytes` of it."""
+class HttpCall(BaseModel):
+    """Get a URL, or post a body. The events are the head of the response, then bytes.
 
-    kind: Literal["document"] = "document"
-    url: str
-    headers: dict[str, str]
-    max_bytes: int
-    timeout_s: float
+    Of a completion they are the text as it is written, and the last event is the whole.
+    """
 
-
-class CompletionCall(BaseModel):
-    """Send a chat completion; the events are the head, the text as written, the completion."""
-
-    kind: Literal["completion"] = "completion"
+    kind: Literal["document", "completion"]
     url: str
     headers: dict[str, str]
     timeout_s: float
-
-
-Call = Annotated[FileCall | DocumentCall | CompletionCall, Field(discriminator="kind")]
-CALL: TypeAdapter[Call] = TypeAdapter(Call)
+    max_bytes: int = 4_000_000  # a document is cut
 
 
 class ResponseHead(BaseModel):
@@ -80,11 +69,6 @@ class ResponseHead(BaseModel):
     status: int
     retry_after_s: float
     message: str = ""
-
-
-Event = bytes | ResponseHead | Written
-_JSON_EVENT = Annotated[ResponseHead | Written, Field(discriminator="kind")]
-EVENT: TypeAdapter[ResponseHead | Written] = TypeAdapter(_JSON_EVENT)
 
 
 class CallFailure(BaseModel):
@@ -105,6 +89,14 @@ class CallError(Exception):
         self.message = message
 
 
+Call = FileCall | HttpCall
+Event = bytes | ResponseHead | Written
+CALL: TypeAdapter[Call] = TypeAdapter(Annotated[Call, Field(discriminator="kind")])
+EVENT: TypeAdapter[ResponseHead | Written] = TypeAdapter(
+    Annotated[ResponseHead | Written, Field(discriminator="kind")]
+)
+
+
 class OutboundCalls(Protocol):
     """Calls to foreign hosts: of the process, or of the gateway through it."""
 
@@ -113,36 +105,15 @@ class OutboundCalls(Protocol):
 
 
 def frame(kind: FrameKind, data: bytes = b"") -> bytes:
-    return FRAME_HEAD.pack(kind, len(data)) + data
+    return _HEAD.pack(kind, len(data)) + data
 
 
-@dataclass(slots=True)
-class FrameSplitter:
-    """Splits received bytes into frames.
-
-    Adjacent frames of bytes become one: a stream of tiny pieces costs the gateway what it received
-    at once, not the number of pieces.
-    """
-
-    rest: bytearray = field(default_factory=bytearray)
-
-    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """Return kind and content of each complete frame; raise ValueError if one is too long."""
-        self.rest += data
-        frames: list[tuple[bytes, bytearray]] = []
-        position = 0
-        while len(self.rest) >= position + FRAME_HEAD.size:
-            kind, length = FRAME_HEAD.unpack_from(self.rest, position)
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame has {length} bytes; at most {MAX_FRAME_BYTES} may come")
-            start = position + FRAME_HEAD.size
-            if len(self.rest) < start + length:
-                break
-            position = start + length
-            content = self.rest[start:position]
-            if kind == b"B" and frames and frames[-1][0] == b"B":
-                frames[-1][1].extend(content)
-            else:
-                frames.append((kind, content))
-        del self.rest[:position]
-        return [(kind, bytes(content)) for kind, content in frames]
+async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[bytes, bytes]:
+    """Return kind and content of the next frame; raise ValueError if it is too long or cut."""
+    try:
+        kind, length = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+        if length > max_bytes:
+            raise ValueError(f"a frame has {length} bytes; at most {max_bytes} are allowed")
+        return kind, await reader.readexactly(length)
+    except asyncio.IncompleteReadError as error:
+        raise ValueError("the other side ended before the call") from error

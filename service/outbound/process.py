@@ -22,8 +22,8 @@ from service.outbound.messages import (
     CallError,
     CallFailure,
     Event,
-    FrameSplitter,
     frame,
+    read_frame,
 )
 from wire.host import library_environment
 
@@ -34,7 +34,7 @@ _ROOT = Path(__file__).parents[2]  # where modules are imported from
 _MAX_CALLS = 256
 _PROGRAM_BYTES = 2_000_000_000  # address space of the interpreter, its libraries and its threads
 _COPIES_OF_BODY = 2  # base64, and what is being sent
-_READ_BYTES = 65_536
+_MAX_FRAME_BYTES = 8_000_000  # a completion of the maximum size takes a tenth
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
 
@@ -82,6 +82,7 @@ class OutboundProcess:
                 try:
                     writer.write(frame(b"J", call.model_dump_json().encode()))
                     writer.write(frame(b"B", body))
+                    del body  # the process has it
                     await writer.drain()
                     async for event in _events(reader):
                         yield event
@@ -103,17 +104,16 @@ class OutboundProcess:
 
 async def _events(reader: asyncio.StreamReader) -> AsyncGenerator[Event, None]:
     """Yield the events of a connection until the end; raise `CallError`, or ValueError."""
-    frames = FrameSplitter()
-    while data := await reader.read(_READ_BYTES):
-        for kind, content in frames.feed(data):
-            match kind:
-                case b"B":
-                    yield content
-                case b"J":
-                    yield EVENT.validate_json(content)
-                case b"E":
-                    return
-                case _:
-                    failure = CallFailure.model_validate_json(content)
-                    raise CallError(failure.reason, failure.message)
-    raise ValueError("the process ended before the call")
+    while True:
+        kind, content = await read_frame(reader, _MAX_FRAME_BYTES)
+        match kind:
+            case b"B":
+                yield content
+            case b"J":
+                yield EVENT.validate_json(content)
+            case b"E":
+                return
+            case _:
+                failure = CallFailure.model_validate_json(content)
+                raise CallError(failure.reason, failure.message)
+        await asyncio.sleep(0)  # many events at once do not hold up other clients

@@ -10,6 +10,7 @@ It has no setting and no secret but those of the calls that it makes.
 """
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -22,20 +23,20 @@ from service.outbound.engines import EngineCalls, get_document
 from service.outbound.images import FileCalls, system_addresses
 from service.outbound.messages import (
     CALL,
-    FRAME_HEAD,
     Call,
     CallError,
     CallFailure,
-    CompletionCall,
-    DocumentCall,
     Event,
     FileCall,
     frame,
+    read_frame,
 )
 from service.outbound.urls import is_public
+from service.telemetry.logs import TextLines
 from wire.host import end_with
 
 _NICENESS = 5  # the gateway and the runners go first
+_MAX_CALL_BYTES = 2**32 - 1  # its memory is bounded
 _GRACE_S = 5.0  # after the timeout of a call, which the gateway cancels by then
 
 
@@ -52,13 +53,11 @@ class DirectCalls:
 
     def run(self, call: Call, body: bytes = b"") -> AsyncGenerator[Event, None]:
         """Yield the events of a call; raise `CallError`."""
-        match call:
-            case FileCall():
-                return self._files.get(call)
-            case DocumentCall():
-                return get_document(call, body)
-            case CompletionCall():
-                return self._engines.complete(call, body)
+        if isinstance(call, FileCall):
+            return self._files.get(call)
+        if call.kind == "document":
+            return get_document(call, body)
+        return self._engines.complete(call, body)
 
     async def close(self) -> None:
         await self._engines.close()
@@ -68,8 +67,10 @@ async def answer(calls: DirectCalls, connection: socket.socket) -> None:
     """Read the call of a connection, and send its events; the end of the connection cancels it."""
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     with closing(writer):
-        call = CALL.validate_json(await _read_frame(reader))
-        sending = asyncio.create_task(_send(calls, call, await _read_frame(reader), writer))
+        _, call = await read_frame(reader, _MAX_CALL_BYTES)
+        _, body = await read_frame(reader, _MAX_CALL_BYTES)
+        sending = asyncio.create_task(_send(calls, CALL.validate_json(call), body, writer))
+        del body
         gone = asyncio.create_task(reader.read())  # nothing more comes
         await asyncio.wait([sending, gone], return_when=asyncio.FIRST_COMPLETED)
         sending.cancel()
@@ -99,11 +100,6 @@ async def _send(calls: DirectCalls, call: Call, body: bytes, writer: asyncio.Str
     await writer.drain()
 
 
-async def _read_frame(reader: asyncio.StreamReader) -> bytes:
-    _, length = FRAME_HEAD.unpack(await reader.readexactly(FRAME_HEAD.size))
-    return await reader.readexactly(length)
-
-
 async def serve(control: socket.socket) -> None:
     """Answer the calls whose connections `control` receives."""
     control.setblocking(False)
@@ -125,6 +121,8 @@ def main(fd: int, parent: int, max_bytes: int) -> None:
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the gateway drains
     os.nice(_NICENESS)
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(TextLines())  # what libraries log may quote a host
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would have keys
     asyncio.run(serve(socket.socket(fileno=fd)))

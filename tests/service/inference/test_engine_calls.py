@@ -379,7 +379,8 @@ class BrokenCalls:
 
 @pytest.mark.parametrize(("num_events", "num_calls"), [(1, 2), (2, 1)])
 def test_engine_is_not_asked_again_after_text(num_events: int, num_calls: int) -> None:
-    calls = BrokenCalls(*[ResponseHead(status=200, retry_after_s=0), b"two "][:num_events])
+    events: list[Event] = [ResponseHead(status=200, retry_after_s=0), b"two "]
+    calls = BrokenCalls(*events[:num_events])
     with engine_core() as (core, _):
         client: Any = core.runners["far"]
         client._calls = calls

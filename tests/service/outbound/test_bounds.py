@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.outbound.messages import Call, CallError, CompletionCall, Event, FileCall
+from service.outbound.messages import Call, CallError, Event, FileCall, HttpCall
 from service.outbound.program import DirectCalls
 from service.outbound.urls import AllowedHost
 from tests.support.image_hosts import ImageHost, listening, response
@@ -63,14 +63,14 @@ def file_call(port: int) -> FileCall:
         may_be_private=True,
         max_bytes=MAX_FILE_BYTES,
         client="",
-        authorization=None,
+        headers={},
         timeout_s=60,
     )
 
 
-def completion_call(port: int) -> CompletionCall:
+def completion_call(port: int) -> HttpCall:
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return CompletionCall(url=url, headers={}, timeout_s=60)
+    return HttpCall(kind="completion", url=url, headers={}, timeout_s=60)
 
 
 async def events_of(call: Call) -> list[Event]:

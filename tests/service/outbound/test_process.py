@@ -14,21 +14,21 @@ import psutil
 import pytest
 
 from service.outbound.messages import (
-    MAX_FRAME_BYTES,
     Call,
     CallError,
-    CompletionCall,
     Event,
     FileCall,
-    FrameSplitter,
+    HttpCall,
     OutboundCalls,
     ResponseHead,
     frame,
+    read_frame,
 )
 from service.outbound.process import OutboundProcess
 from service.outbound.program import DirectCalls
 from service.outbound.urls import AllowedHost
 from tests.support.export_cli import ROOT
+from tests.support.http_servers import Handler, serving
 from tests.support.image_hosts import ImageHost, listening, response
 from tests.support.waiting import wait_until
 from wire.runner_messages import Written
@@ -70,14 +70,18 @@ def file_call(host: ImageHost, path: str = "/a.png", max_bytes: int = 1_000_000)
         may_be_private=True,
         max_bytes=max_bytes,
         client="",
-        authorization=None,
+        headers={},
         timeout_s=60,
     )
 
 
-def completion_call(host: ImageHost) -> CompletionCall:
-    headers = {"Authorization": f"Bearer {SECRET}"}
-    return CompletionCall(url=f"http://127.0.0.1:{host.port}/chat", headers=headers, timeout_s=60)
+def completion_call(host: ImageHost) -> HttpCall:
+    return HttpCall(
+        kind="completion",
+        url=f"http://127.0.0.1:{host.port}/chat",
+        headers={"Authorization": f"Bearer {SECRET}"},
+        timeout_s=60,
+    )
 
 
 async def events_of(calls: OutboundCalls, call: Call, body: bytes = b"") -> list[Event]:
@@ -111,6 +115,24 @@ async def test_events_are_those_of_a_direct_call(kind: type) -> None:
     assert bytes_of(texts) == b"two ? cats"
     assert written.text == "two ? cats"
     assert f"Authorization: Bearer {SECRET}" in host.requests[-1]
+
+
+async def test_large_body_is_sent_whole() -> None:
+    received = []
+
+    class Engine(Handler):
+        def do_POST(self) -> None:
+            received.append(self.body())
+            self.send(200, b"{}")
+
+    body = bytes(range(256)) * 120_000
+    with serving(Engine) as url:
+        call = HttpCall(kind="document", url=url, headers={}, timeout_s=60)
+        async with process_calls() as calls:
+            head, document = await events_of(calls, call, body)
+    assert isinstance(head, ResponseHead)
+    assert (head.status, document) == (200, b"{}")
+    assert received == [body]
 
 
 async def test_text_comes_as_it_is_written_and_cancellation_closes_the_connection() -> None:
@@ -189,13 +211,11 @@ asyncio.run(main())
     wait_until(lambda: not psutil.pid_exists(pid))
 
 
-def test_frames_are_split_and_bytes_joined() -> None:
-    sent = frame(b"J", b"{}") + frame(b"B", b"ab") + frame(b"B", b"") + frame(b"B", b"c")
-    sent += frame(b"E")
-    expected = [(b"J", b"{}"), (b"B", b"abc"), (b"E", b"")]
-    assert FrameSplitter().feed(sent) == expected
-    frames = FrameSplitter()
-    singly = [part for byte in sent for part in frames.feed(bytes([byte]))]
-    assert [kind for kind, _ in singly] == [b"J", b"B", b"B", b"B", b"E"]
-    with pytest.raises(ValueError, match="a frame has 8000001 bytes"):
-        FrameSplitter().feed(b"J" + (MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
+@pytest.mark.parametrize("sent", [b"", frame(b"B", b"x" * 11), frame(b"B", b"x" * 10)[:-1]])
+async def test_frame_that_is_long_or_cut_is_an_error(sent: bytes) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(frame(b"B", b"x" * 10) + sent)
+    reader.feed_eof()
+    assert await read_frame(reader, 10) == (b"B", b"x" * 10)
+    with pytest.raises(ValueError, match=r"11 bytes; at most 10|ended before the call"):
+        await read_frame(reader, 10)
