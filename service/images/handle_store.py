@@ -21,6 +21,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import stat
 import struct
 import threading
 import time
@@ -50,6 +51,7 @@ _MAX_IMAGES = 10_000  # bounds the rows of small images
 _TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
 _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
+_OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _DATABASE = "images.sqlite3"
 _BUSY_S = 10.0  # wait for another process's transaction
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -271,6 +273,23 @@ class ImageStore(ABC):
         """Return a file, or its first bytes; None if it has expired."""
 
 
+def _make_private(database: Path) -> None:
+    """Take the access of others from a database and its folder; raise `PermissionError`.
+
+    A folder that holds other files is not ours to change.
+    """
+    folder = database.parent
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & _OF_OTHERS:
+        if any(not path.name.startswith(_DATABASE) for path in folder.iterdir()):
+            problem = f"others have access to it (mode {mode:o}), and it holds other files"
+            raise PermissionError(f"{problem}; run chmod 700, or name a folder for images alone")
+        folder.chmod(0o700)
+    for path in folder.glob(f"{_DATABASE}*"):  # SQLite makes its others with the mode of the first
+        with suppress(FileNotFoundError):  # another gateway closes the database
+            path.chmod(0o600)
+
+
 class HandleStore(ImageStore):
     """Images in a folder.
 
@@ -319,7 +338,8 @@ class HandleStore(ImageStore):
             logger.warning("stored images are lost: %s was removed or replaced", self._path)
             self._db = None
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)  # the folder may be readable for others
+        self._path.touch(mode=0o600)
+        _make_private(self._path)
         self._stat = self._path.stat()
         db = sqlite3.connect(self._path, _BUSY_S, isolation_level=None, check_same_thread=False)
         db.executescript(_SCHEMA)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -208,6 +209,34 @@ def test_lost_database_is_made_again(
     damage(folder / "images.sqlite3")
     HandleStore(folder, LIMITS)  # starts, with a secret of its own
     assert stored_of(first, "one", added(first, "one", b"image")) == [True]
+
+
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
+
+
+@pytest.mark.parametrize("has_database", [False, True])
+def test_existing_folder_becomes_private(tmp_path: Path, has_database: bool) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    if has_database:
+        HandleStore(folder, LIMITS).add("a", b"image", SIZE_WH)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+    folder.chmod(0o755)
+    store = HandleStore(folder, LIMITS)
+    store.add("b", b"image", SIZE_WH)
+    assert modes(folder) == {0o700, 0o600}
+
+
+def test_open_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    tmp_path.chmod(0o750)
+    with pytest.raises(SettingsError, match=r"mode 750\), and it holds other files; run chmod 700"):
+        HandleStore(tmp_path, LIMITS)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+    tmp_path.chmod(0o700)
+    HandleStore(tmp_path, LIMITS)
 
 
 def test_disk_error_is_temporary(tmp_path: Path) -> None:
