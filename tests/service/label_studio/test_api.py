@@ -259,61 +259,50 @@ def prompted(value: object) -> dict[str, object]:
     return {"params": {"context": {"result": [{"type": "textarea", "value": value}]}}}
 
 
+def too_many(count: int) -> str:
+    brush = labelled("BrushLabels", *map(str, range(250)))
+    return view(labelled("PolygonLabels", *map(str, range(count))), brush)
+
+
+UNSCORED = labelled("RectangleLabels", "a", attributes='model_score_threshold="x"')
+
+
 @pytest.mark.parametrize(
-    ("changes", "param"),
+    ("fields", "param", "message"),
     [
-        ({"tasks": [[[]]]}, "tasks.0"),
-        ({"label_config": None}, "label_config"),
-        ({"label_config": INFINITE}, "min_score"),
-        (prompted({"x": 1, "y": 1, "width": 1, "height": 1}), "context.result"),
-        (prompted({"text": 5}), "text"),
-        (prompted({"text": ["a", 5]}), "text.1"),
-        (prompted({"text": ["a"] * 101}), "text"),
-        (prompted({"text": ["a" * 10_001]}), "text.0"),
-        (prompted("x"), "context.result"),
+        ({"tasks": [[[]]]}, "tasks.0", ""),
+        ({"label_config": None}, "label_config", ""),
+        ({"label_config": INFINITE}, "min_score", ""),
+        (prompted({"x": 1, "y": 1, "width": 1, "height": 1}), "context.result", ""),
+        (prompted({"text": 5}), "text", ""),
+        (prompted({"text": ["a", 5]}), "text.1", ""),
+        (prompted({"text": ["a"] * 101}), "text", ""),
+        (prompted({"text": ["a" * 10_001]}), "text.0", ""),
+        (prompted("x"), "context.result", ""),
+        ({"tasks": [{"data": {"a": [[]] * 100_000}}]}, None, "more than 100000 "),
+        ({"tasks": [{"data": dict.fromkeys(range(100_000))}]}, None, "more than 100000 "),
+        ({"tasks": [{"data": {"a": [0] * 1_000_000}}]}, None, "more than 1000000 "),
+        ({"schema": view(labelled("RectangleLabels", "a;b"))}, "labels", "without ';'"),
+        ({"schema": view(text_area('model_task="x"'))}, "label_config", "captioning, ocr, visual"),
+        ({"schema": view(text_area('model_detail="x"'))}, "detail", "short, detailed"),
+        ({"schema": view(text_area('perRegion="true"'))}, "label_config", "needs one of Rectangle"),
+        ({"schema": view(UNSCORED)}, "min_score", "min_score is"),
+        ({"schema": too_many(251)}, "label_config", "needs more than 500 predictions of an image"),
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_invalid_body_is_refused_by_name(changes: dict[str, Any], param: str) -> None:
-    body = {"tasks": [{}], "label_config": RED_CIRCLE, **changes}
-    error = error_of(client().send("POST", f"{PATH}/predict", json=body))
+def test_invalid_body_is_refused_by_name(
+    fields: dict[str, Any], param: str | None, message: str
+) -> None:
+    name = "setup" if "schema" in fields else "predict"
+    body = {"tasks": [{}], "label_config": RED_CIRCLE} | fields
+    error = error_of(post(name, body, client(values=Settings(max_body_bytes=4_000_000))))
     assert (error["code"], error["param"]) == ("invalid_request", param)
+    assert message in error["message"]
 
 
-def test_values_of_a_body_are_bounded() -> None:
-    api = client(values=Settings(max_body_bytes=4_000_000))
-    nested: list[list[int]] = [[]] * 100_000
-    names = dict.fromkeys(range(100_000))
-    for value, num in ((nested, 100_000), (names, 100_000), ([0] * 1_000_000, 1_000_000)):
-        body = {"tasks": [{"data": {"a": value}}], "label_config": RED_CIRCLE}
-        assert f"more than {num} " in error_of(post("predict", body, api))["message"]
-
-
-@pytest.mark.parametrize(
-    ("tag", "reason"),
-    [
-        (labelled("RectangleLabels", "a;b"), "without ';'"),
-        (text_area('model_task="x"'), "captioning, ocr, visual"),
-        (text_area('model_detail="x"'), "short, detailed"),
-        (text_area('perRegion="true"'), "needs one of Rectangle"),
-        (labelled("RectangleLabels", "a", attributes='model_score_threshold="x"'), "min_score is"),
-    ],
-)
-def test_setup_refuses_a_configuration(tag: str, reason: str) -> None:
-    error = error_of(post("setup", {"schema": view(tag)}))
-    assert (error["code"], reason in error["message"]) == ("invalid_request", True), error
-
-
-def test_number_of_predictions_is_limited() -> None:
-    brush = labelled("BrushLabels", *map(str, range(250)))
-    config = view(labelled("PolygonLabels", *map(str, range(251))), brush)
-    error = error_of(post("setup", {"schema": config}))
-    assert "needs more than 500 predictions of an image" in error["message"]
-    assert error["param"] == "label_config"
-    for fitting in (
-        view(labelled("RectangleLabels", *map(str, range(1000)))),
-        view(labelled("PolygonLabels", *map(str, range(250))), brush),
-    ):
+def test_many_labels_are_one_prediction_of_each_tag() -> None:
+    for fitting in (view(labelled("RectangleLabels", *map(str, range(1000)))), too_many(250)):
         assert post("setup", {"schema": fitting}).status_code == 200
 
 

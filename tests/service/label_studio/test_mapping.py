@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
@@ -281,17 +278,6 @@ def test_score_of_a_prediction(results: list[dict[str, Any]], score: float | Non
         "result": results,
         "score": score,
     }
-
-
-masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
-    lambda shape: arrays(np.bool_, shape)
-)
-
-
-@given(masks)
-def test_brush_is_the_mask_in_every_channel(mask: NDArray[np.bool_]) -> None:
-    pixels = brush_pixels(brush_rle(encode_mask(mask)), mask.shape)
-    assert (pixels == np.where(mask, 255, 0)[..., None]).all()
 
 
 def test_long_runs_are_split() -> None:
