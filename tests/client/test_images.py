@@ -64,12 +64,16 @@ def test_arrays_tensors_and_images_of_any_mode_are_sent() -> None:
         assert pixels(Image.new(mode, (5, 3))).shape[:2] == (3, 5)
 
 
-def test_files_are_sent_unchanged(tmp_path: Path) -> None:
+def test_files_of_any_name_are_sent_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"file")
     with path.open("rb") as file:
         sources: list[Any] = [path, str(path), b"file", bytearray(b"file"), memoryview(b"file")]
         assert {encoded_image(source) for source in [*sources, file]} == {b"file"}
+    path = tmp_path / "a.png#page=2"
+    path.write_bytes(b"file")
+    assert split_page(path) == (path, None)
+    assert encoded_image(str(path)) == b"file"
 
 
 def photo(size_wh: tuple[int, int], kind: str, orientation: int = 1) -> bytes:
@@ -255,13 +259,6 @@ def test_each_page_is_an_image_of_a_folder(
 def _written(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     return str(path)
-
-
-def test_whole_name_of_a_file_is_no_page(tmp_path: Path) -> None:
-    path = tmp_path / "a.png#page=2"
-    path.write_bytes(b"file")
-    assert split_page(path) == (path, None)
-    assert encoded_image(str(path)) == b"file"
 
 
 def test_pages_bytes_and_pixels_are_bounded(

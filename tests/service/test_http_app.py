@@ -102,6 +102,7 @@ def test_stream_of_text_and_answer() -> None:
     assert fits(answer, "AnswerJson")
     whole = client().predict({**fields, "stream": False}).json()
     assert answer["result"] == whole["result"]
+    assert error_of(client().compare(STREAMED))["param"] == "stream"
 
 
 def test_piece_about_a_view() -> None:
@@ -112,10 +113,6 @@ def test_piece_about_a_view() -> None:
     assert (whole["view"], right["view"]) == ([0, 0, 800, 400], [356, 0, 800, 400])
     (detection,) = right["result"]["detections"]
     assert detection["box"][0] > right["view"][0]
-
-
-def test_comparison_cannot_be_streamed() -> None:
-    assert error_of(client().compare(STREAMED))["param"] == "stream"
 
 
 def test_error_after_the_first_event() -> None:

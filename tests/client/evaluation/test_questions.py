@@ -85,14 +85,6 @@ def test_prompt_replaces_label_and_synonym_counts() -> None:
     assert list(map(questionnaire.names.label, answers)) == ["auto", "auto", "auto", "cat"]
 
 
-def test_masks_are_of_one_phrase_each() -> None:
-    (sample,) = samples_of("instance_segmentation", ("car", "dog"), car=("auto",))
-    assert [request.phrase for request in sample.requests] == ["auto", "dog"]
-    sky = TaskParameters(phrase="sky")
-    (sample,) = samples_of("instance_segmentation", ("car",), LABELLED, sky)
-    assert (sample.requests, sample.truth) == ((sky,), None)
-
-
 def test_each_question_is_a_sample() -> None:
     labelled = LabelledImage(IMAGE, questions=QUESTIONS)
     first, second = samples_of("visual_question_answering", (), labelled)
@@ -132,7 +124,7 @@ def test_rows_of_other_tasks_are_left_out(task: str, names: list[str]) -> None:
     assert of_task(unlabelled, task) is unlabelled
 
 
-def test_phrases_are_together_for_boxes() -> None:
+def test_phrases_are_together_for_boxes_and_alone_for_masks() -> None:
     labelled = LabelledImage(IMAGE, phrases=PHRASES)
     (boxes,) = samples_of("phrase_grounding", (), labelled)
     (masks,) = samples_of("instance_segmentation", (), labelled)
@@ -141,6 +133,11 @@ def test_phrases_are_together_for_boxes() -> None:
     assert boxes.truth == masks.truth == PhrasesTruth(PHRASES)
     unknown = LabelledImage(IMAGE, phrases=(TruePhrase("sky", None),))
     assert samples_of("phrase_grounding", (), unknown)[0].truth is None
+    (sample,) = samples_of("instance_segmentation", ("car", "dog"), car=("auto",))
+    assert [request.phrase for request in sample.requests] == ["auto", "dog"]
+    sky = TaskParameters(phrase="sky")
+    (sample,) = samples_of("instance_segmentation", ("car",), LABELLED, sky)
+    assert (sample.requests, sample.truth) == ((sky,), None)
 
 
 @pytest.mark.parametrize("task", ["ocr", "ocr_with_regions", "region_description"])

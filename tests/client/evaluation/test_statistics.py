@@ -79,7 +79,7 @@ def test_paired_gain_is_clear_despite_overlap() -> None:
     assert str(difference).startswith("A and B cannot be told apart with 180 images: ")
 
 
-def test_unclear_difference_has_its_interval() -> None:
+def test_differences_are_sentences() -> None:
     difference = Difference("mAP", "A", "B", Interval(-22.6, -41.6, 0.0), num_images=20)
     expected = "A and B cannot be told apart with 20 images: B − A = −22.6 [−41.6, 0.0] mAP"
     assert str(difference) == expected
@@ -87,9 +87,6 @@ def test_unclear_difference_has_its_interval() -> None:
     assert str(nothing) == "nothing to measure for A and B by mAP"
     unmeasured = Metric("mAP", ratio(np.zeros(5), np.zeros(5)))
     assert str(estimates({"A": [unmeasured]}, range(5), seed=0).intervals["A"]["mAP"]) == "–"
-
-
-def test_fewer_errors_are_better() -> None:
     values = normal(100)
     errors = {"A": [metric(values, True)], "B": [metric([value + 0.1 for value in values], True)]}
     (difference,) = estimates(errors, range(100), seed=0).differences

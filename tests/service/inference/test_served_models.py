@@ -187,7 +187,7 @@ def test_served_entries_in_catalog_order() -> None:
     assert served_entries(values) == (FLORENCE, PALIGEMMA)
 
 
-def test_unknown_models() -> None:
+def test_what_is_not_served_is_named() -> None:
     values = Settings(models=("florence-2-min",), catalog=ROOT / "models" / "catalog.yaml")
     problem = r"'florence-2-min' \(did you mean florence-2-mini\?\); the catalog has flor"
     with pytest.raises(SettingsError, match=problem):
@@ -196,9 +196,6 @@ def test_unknown_models() -> None:
     with pytest.raises(ServiceError, match=problem) as caught:
         served_models().get("paligemma")
     assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
-
-
-def test_task_without_a_model() -> None:
     problem = "no served model offers the task region_proposal"
     with pytest.raises(ServiceError, match=problem) as caught:
         served_models(PALIGEMMA).offering("region_proposal")

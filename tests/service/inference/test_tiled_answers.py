@@ -180,7 +180,7 @@ def calibrated(core: Core, *probabilities: float, min_object_share: float | None
     core.models = ServedModels({model.id: dataclasses.replace(model, calibrations=points)})
 
 
-def test_merged_scores_are_calibrated() -> None:
+def test_scores_are_calibrated_after_merging() -> None:
     core = core_of("", box("cat", 100, 100, 300, 500), "")
     calibrated(core, 0.5, 0.25)
     for fields in ({"min_score": 0.25}, {"temperature": 1.0}):
@@ -189,9 +189,6 @@ def test_merged_scores_are_calibrated() -> None:
         assert answer.is_calibrated == ("min_score" in fields)
         assert (answer.result.detections[0].score == 0.25) == answer.is_calibrated
     assert boxes(asked(core, min_score=0.3)) == []
-
-
-def test_calibration_without_tiles() -> None:
     core = core_of("", box("cat", 100, 100, 300, 500), "")
     calibrated(core, 0.5)
     answer = asked(core)
@@ -360,9 +357,6 @@ def test_part_without_an_edge_is_flat() -> None:
         thing = (x, 41, x + 7, 48)
         assert flat(drawn(thing, (250, 248, 237))) == [True, False]  # one channel by 9
         assert flat(drawn(thing, (250, 248, 238))) == [True, True]
-
-
-def test_shading_and_noise_are_flat() -> None:
     shaded = np.zeros((100, 200, 3), dtype=np.uint8)
     shaded += (np.arange(200) // 4).astype(np.uint8)[None, :, None]  # 50 levels over the image
     assert flat(Image.fromarray(shaded)) == [True, True]

@@ -135,9 +135,6 @@ def test_temporary_failure_has_no_prediction() -> None:
     ((prediction,), _) = results(view(CAPTION), *images, api=api)  # the other model's
     assert prediction["model_version"] == VERSIONS[1]
     assert prediction["result"]
-
-
-def test_all_models_are_down() -> None:
     down = FakeDecoder({}, failure=RunnerUnreachable("killed"))
     api = client(make_core(decoders={FLORENCE_ID: down, PALIGEMMA_ID: down}))
     call = {"tasks": [{"data": {"image": data_url(PNG)}}], "label_config": view(CAPTION)}

@@ -69,13 +69,10 @@ def measured(folder: Path, uuid: str, steps: Sequence[str] = ()) -> tuple[list[s
     return run.stdout.splitlines(), reasons
 
 
-def test_driver_errors_leave_values_out(library: Path) -> None:
+def test_errors_of_a_driver_leave_values_out(library: Path, tmp_path: Path) -> None:
+    assert measured(library, "GPU-2") == ([NONE], ["Not Found"])
+    assert measured(tmp_path, "GPU-1") == ([NONE], ["NVML Shared Library Not Found"])
     steps = ["UTILIZATION=3", "MEMORY=15", "MEMORY=15", "INIT=9", "MEMORY=77", "UTILIZATION=0"]
     values, reasons = measured(library, "GPU-1", steps)
     assert values == [GOOD, "80000.0 60000.0 nan", *[NONE] * 4, GOOD]
     assert reasons == ["Not Supported", "GPU is lost", "Driver Not Loaded", "another reason"]
-
-
-def test_a_gpu_that_is_not_there(library: Path, tmp_path: Path) -> None:
-    assert measured(library, "GPU-2") == ([NONE], ["Not Found"])
-    assert measured(tmp_path, "GPU-1") == ([NONE], ["NVML Shared Library Not Found"])
