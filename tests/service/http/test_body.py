@@ -2,7 +2,6 @@ import asyncio
 import base64
 import codecs
 import json
-import threading
 import time
 from itertools import chain
 from typing import Any
@@ -11,10 +10,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.admission.threads import FairThreads, current_client
 from service.errors import InvalidRequest, ServiceError, UnsupportedImage
-from service.http import body as http_body
-from service.http.body import RequestBody, json_object, parsed_bytes, read_body, read_bytes
+from service.http.body import RequestBody, json_object, parsed_bytes, read_body
 from service.images.inputs import ImageUrl
 from tests.support.request_bodies import (
     FORM,
@@ -116,14 +113,6 @@ def test_json_content_type_has_options(content_type: str) -> None:
 )
 def test_other_value_of_a_form_stays_text(name: str, text: str) -> None:
     assert read_form(part(name, text)).fields == {name: text}
-
-
-async def test_large_form_leaves_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_body, "PARSING", FairThreads("form", 1))
-    document = form(file_part("image", IMAGE), part("labels", json.dumps(["a" * 300_000])))
-    content = await read_body(request([document], FORM), memory(len(document)))
-    assert content.fields == {"labels": ["a" * 300_000]}
-    assert any(thread.name.startswith("form_") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(
@@ -293,23 +282,6 @@ def test_large_base64_is_decoded(num_bytes: int) -> None:
     image = bytes(range(256)) * (num_bytes // 256 + 1)
     body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
     assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == image
-
-
-@pytest.mark.parametrize(
-    ("clients", "num_steps"), [("aaa", range(60, 200)), ("abc", range(20, 59))]
-)
-async def test_large_bodies_of_a_client_take_turns(clients: str, num_steps: range) -> None:
-    async def read_as(name: str) -> bytes:
-        current_client.set(name)
-        return await read_bytes(request([b"x" * 300_000] * 20, JSON), memory(6_000_000))
-
-    bodies = asyncio.gather(*map(read_as, clients))
-    count = 0
-    while not bodies.done():
-        await asyncio.sleep(0)
-        count += 1
-    assert [len(body) for body in bodies.result()] == [6_000_000] * 3
-    assert count in num_steps
 
 
 @pytest.mark.parametrize("num_before", [0, 499_998, 499_999, 500_000, 999_998])

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import io
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -118,25 +117,6 @@ async def test_slow_image_is_asked_for_first() -> None:
     image = await opened(picture(size_wh=(800, 600)))
     await client.write(MANIFEST, image, [SPEC])
     assert [call.pixels is not None for call in channel.calls] == [False, True]
-
-
-def test_times_of_an_answer() -> None:
-    def written(prefill_s: float, decode_s: float) -> Written:
-        times = {"prefill_s": prefill_s, "decode_s": decode_s}
-        return sequence("a cat").model_copy(update=times)
-
-    class TimedChannel(FakeChannel):
-        async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-            self.calls.append(call)
-            yield FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
-            yield SequenceEnd(index=1, outcome=written(1.0, 1.0))
-            yield SequenceEnd(index=0, outcome=written(8.0, 16.0))
-
-    start_s = time.monotonic()
-    answers = streamed_by(TimedChannel(FakeEncoder(), writer()), 2)
-    assert 0 < answers.preprocess_s < time.monotonic() - start_s
-    assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 0.0)
-    assert [written.prefill_s for written in answers.sequences] == [8.0, 1.0]
 
 
 def test_image_key() -> None:

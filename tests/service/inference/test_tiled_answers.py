@@ -319,17 +319,6 @@ async def test_views_in_flight_are_limited() -> None:
     assert len(answer.written.sequences) == 1 + answer.tiles.asked > 3
 
 
-def test_tiles_of_a_decoded_image_are_sent_at_once() -> None:
-    core = make_core(max_running=1)
-    asked(core)  # which tiles are flat is known from now on, without decoding
-    channel = getattr(core.runners[FLORENCE_ID], "channel", None)
-    assert isinstance(channel, FakeChannel)
-    channel.calls.clear()
-    asked(core, tiles="2x4")
-    assert len([call for call in channel.calls if call.pixels is not None]) > 3
-    assert len([call for call in channel.calls if call.pixels is None]) == 2  # whole, first tile
-
-
 SIZE_WH = (200, 100)
 HALVES = ((0, 0, 100, 100), (100, 0, 200, 100))
 PAPER = Image.new("RGB", SIZE_WH, (250, 248, 246))
