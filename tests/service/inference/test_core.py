@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -47,10 +46,8 @@ from tests.support.fake_service import (
     until,
 )
 from tests.support.processes import image_decoders
-from tests.support.trace_collector import TRACE_ID, TRACEPARENT
 from wire.runner_channel import CallTimedOut, ChannelError, RunnerUnreachable
 from wire.runner_messages import Failed, FailureCode
-from wire.telemetry.tracing import request_trace
 
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
@@ -454,30 +451,6 @@ def test_unparsed_text_is_counted() -> None:
     assert answer.result == DetectionsResult((), is_parsed=False)
     assert answer.written.sequences[0].text == "nothing of the kind"
     assert metric("unparsed_outputs_total", **labels) - before == 1
-
-
-def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        caplog.at_level(logging.INFO, "service"),
-        request_trace({"traceparent": TRACEPARENT}, "test", None),
-    ):
-        compare(florence_fails(RunnerUnreachable("refused")), task="ocr")
-    lines = sorted(
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "service.inference.recording"
-    )
-    assert (
-        lines[0]
-        == f"request request-1 not_ready api=test model={FLORENCE_ID} task=ocr trace_id={TRACE_ID}"
-    )
-    ok = (
-        f"request request-1 ok api=test model={PALIGEMMA_ID} task=ocr image=640x480 tokens=2"
-        " total_ms="
-    )
-    assert lines[1].startswith(ok)
-    assert lines[1].endswith(f" trace_id={TRACE_ID}")
-    assert len(lines) == 2
 
 
 async def test_retained_image_ends_with_its_request() -> None:

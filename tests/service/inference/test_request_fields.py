@@ -13,10 +13,9 @@ from service.inference.request_fields import (
     CompareFields,
     GenerationFields,
     PredictFields,
-    TaskRequest,
     parse_fields,
 )
-from tasks.table import TASKS, TaskParameters
+from tasks.table import TASKS
 
 
 def refusal(
@@ -25,26 +24,6 @@ def refusal(
     with pytest.raises(InvalidRequest) as caught:
         parse_fields(fields_class, fields)
     return caught.value
-
-
-def test_every_field_is_parsed() -> None:
-    common = {
-        "task": "captioning",
-        "model": "florence-2-mini",
-        "max_new_tokens": 9,
-        "num_beams": 1,
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "seed": 3,
-        "constrained": False,
-        "mask_format": "rle",
-        "min_score": 0.25,
-        "nms_iou": 0.5,
-    }
-    values, request = parse_fields(PredictFields, {**common, "detail": "detailed"})
-    parameters = TaskParameters(detail="detailed", language="en")
-    assert values.model_dump(exclude_unset=True) == common
-    assert request == TaskRequest(TASKS["captioning"], parameters, values)
 
 
 @pytest.mark.parametrize("fields_class", [PredictFields, CompareFields])

@@ -8,8 +8,9 @@ import pytest
 
 from service.telemetry import logs
 from service.telemetry.logs import JsonLines, RepeatedWarnings, TextLines, configure_logging
-from tests.support.fake_service import FLORENCE_ID, make_core, predict
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, compare, florence_fails
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
+from wire.runner_channel import RunnerUnreachable
 from wire.telemetry.tracing import request_trace
 
 TIMES = ("preprocess", "encode_queue", "decode_queue", "prefill", "postprocess", "total")
@@ -100,16 +101,21 @@ def test_repeated_warnings_are_counted() -> None:
     assert {passed(logging.INFO, 3, 8) for _ in range(20)} == {"no!"}
 
 
-def test_line_of_an_answer(written: io.StringIO) -> None:
+def test_each_model_has_a_line(written: io.StringIO) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
-        predict(make_core(), task="ocr", model=FLORENCE_ID)
-    (line,) = lines(written)
+        compare(florence_fails(RunnerUnreachable("refused")), task="ocr")
+    recorded = [line for line in lines(written) if line["logger"].endswith(".recording")]
+    failed, line = sorted(recorded, key=lambda line: str(line["model"]))
+    told = f"request request-1 not_ready api=test model={FLORENCE_ID} task=ocr trace_id={TRACE_ID}"
+    assert failed["message"] == told
+    told = f"request request-1 ok api=test model={PALIGEMMA_ID} task=ocr image=640x480 tokens=2"
+    assert line["message"].startswith(f"{told} total_ms=")
     expected = {
         "request_id": "request-1",
         "trace_id": TRACE_ID,
         "status": "ok",
         "api": "test",
-        "model": FLORENCE_ID,
+        "model": PALIGEMMA_ID,
         "task": "ocr",
         "image_width": 640,
         "image_height": 480,
