@@ -2,7 +2,6 @@
 others.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
@@ -63,6 +62,15 @@ def running(scheduler: Scheduler) -> Scheduler:
     return scheduler
 
 
+@pytest.fixture
+def tried_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts whose device was tried after a failure."""
+    parts: list[str] = []
+    name = "runners.decoder.scheduler.exit_if_device_lost"
+    monkeypatch.setattr(name, lambda _, part: parts.append(part))
+    return parts
+
+
 def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDecoder) -> None:
     answers = [(5, 6, 7), (8,), (9,) * 10, (), (2, 3)]
     futures = scheduler.submit([request(*answer) for answer in answers])
@@ -72,11 +80,8 @@ def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDe
 
 
 def test_failures_end_as_few_sequences_as_possible(
-    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, tried_parts: list[str]
 ) -> None:
-    parts: list[str] = []  # devices tried
-    module = "runners.decoder.scheduler"
-    monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
     good, poisoned = scheduler.submit([request(5, 6, 7), request(5, POISON, 7)])
     scheduler.start()
     assert tokens_of(good) == (5, 6, 7, EOS)
@@ -87,15 +92,12 @@ def test_failures_end_as_few_sequences_as_possible(
             future.result(TIMEOUT_S)
     (wide,) = scheduler.submit([replace(request(6), num_beams=4)])  # needs every slot
     assert tokens_of(wide) == (6, EOS)
-    assert parts == ["the decoder of fake"]
+    assert tried_parts == ["the decoder of fake"]
 
 
 def test_a_failed_step_is_repeated_in_halves(
-    scheduler: Scheduler, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, decoder: FakeDecoder, tried_parts: list[str]
 ) -> None:
-    parts: list[str] = []  # devices tried
-    module = "runners.decoder.scheduler"
-    monkeypatch.setattr(f"{module}.exit_if_device_lost", lambda _, part: parts.append(part))
     decoder.failing_steps = (3, 3 + 5 + 2)  # steps of all, and of the second half
     answers = [(5, 6, 7, 8, 9), (6, 7, 8, 9, 5), (8, 7, 8, 9, 5)]
     wide = replace(request(5, 6), num_beams=4)  # needs every slot
@@ -107,7 +109,7 @@ def test_a_failed_step_is_repeated_in_halves(
     assert tokens_of(later) == (5, 6, EOS)
     assert decoder.step_sizes[:10] == [3, 3, 3, 2, 2, 2, 2, 2, 1, 1]
     assert decoder.batch_sizes == [3, 1, 1, 1, 1]
-    assert parts == ["the decoder of fake"] * 2
+    assert tried_parts == ["the decoder of fake"] * 2
 
 
 def test_a_cancelled_sequence_is_not_repeated(scheduler: Scheduler, decoder: FakeDecoder) -> None:
@@ -202,19 +204,6 @@ def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
     assert all(future.done() and tokens_of(future) == (5, EOS) for future in accepted)
 
 
-def test_cancelled_and_expired_sequences_are_not_prefilled(
-    scheduler: Scheduler, decoder: FakeDecoder
-) -> None:
-    late = replace(request(5), deadline_s=time.monotonic() - 1)
-    cancelled, expired, other = scheduler.submit([request(5), late, request(6)])
-    assert cancelled.cancel()
-    scheduler.start()
-    assert tokens_of(other) == (6, EOS)
-    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
-        expired.result(TIMEOUT_S)
-    assert decoder.batch_sizes == [1]
-
-
 def test_the_listener_is_called_after_every_step(
     scheduler: Scheduler, decoder: FakeDecoder
 ) -> None:
@@ -252,24 +241,6 @@ def test_a_cancelled_sequence_frees_its_slot_within_a_step(
     assert tokens_of(other) == (*[6] * 20, EOS)
     with pytest.raises(CancelledError):
         cancelled.result()
-
-
-def test_a_deadline_ends_a_live_sequence(running: Scheduler) -> None:
-    deadline_s = time.monotonic() + 10 * STEP_S
-    (late,) = running.submit([replace(request(*[5] * 60), deadline_s=deadline_s)])
-    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
-        late.result(TIMEOUT_S)
-
-
-def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
-    scheduler = Scheduler(decoder, "fake", replace(LIMITS, max_prefill_tokens=12))
-    answers = [(5, 5), (6, 6), (7, 7), (8, 8), (9,) * 20]
-    futures = scheduler.submit([request(*answer) for answer in answers])
-    scheduler.start()
-    wait(futures, TIMEOUT_S)
-    assert decoder.batch_sizes[:2] == [3, 1]  # 2 image and 2 prompt tokens each, then no more fit
-    assert tokens_of(futures[-1]) == (*answers[-1], EOS)
-    scheduler.stop()
 
 
 def test_beams_take_a_slot_each_and_are_not_overtaken(

@@ -185,17 +185,6 @@ def test_all_beams_continue_a_forced_first_token() -> None:
     assert token_ids_of(sequence) == [(5, 2), (5, 3)]
 
 
-def test_every_beam_follows_the_grammar() -> None:
-    sequence = BeamSequence(request(num_beams=2, constraint=TWO_LOCATIONS), FREE)
-    step(sequence, {2: 0.9})
-    while not sequence.has_ended:
-        step(sequence, {3: 0.9}, {3: 0.9})
-    generated = sequence.result()
-    assert set(generated.token_ids[:2]) <= {4, 5}
-    assert generated.token_ids[2:] == (EOS,)
-    assert generated.num_constrained == 3
-
-
 @pytest.mark.parametrize(("kind", "num_beams"), [(SingleSequence, 1), (BeamSequence, 2)])
 def test_forced_token_is_outside_of_the_grammar(
     kind: type[SingleSequence | BeamSequence], num_beams: int
@@ -205,9 +194,11 @@ def test_forced_token_is_outside_of_the_grammar(
     advance(sequence, torch.zeros(1, SIZE))
     while not sequence.has_ended:
         advance(sequence, torch.zeros(num_beams, SIZE))
-    forced, *locations, end = sequence.result().token_ids
+    generated = sequence.result()
+    forced, *locations, end = generated.token_ids
     assert (forced, end) == (7, EOS)
     assert set(locations) <= {4, 5}
+    assert generated.num_constrained == 3
 
 
 def test_tokens_common_to_all_answers_are_settled() -> None:
