@@ -12,7 +12,7 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.features_cache import Encoding
-from runners.kv_cache import use_decoder_stream
+from runners.kv_cache import decoder_stream, use_decoder_stream
 from tests.gpu.card import Card
 from tests.gpu.counts import counted, counts
 from tests.gpu.models import Model, requests, scheduler, with_long_prompt, write
@@ -97,6 +97,7 @@ def _generate(decoder: Decoder, batch: LiveBatch, features: list[torch.Tensor]) 
     _admit(decoder, batch, [with_long_prompt(pending[0])])
     for _ in range(3):
         batch.step()
+        assert not decoder_stream().query(), "a step waits for the pass that it launched ahead"
     batch.slots.by_slot[0].finish_reason = "stop"
     batch.remove_ended()  # while a pass is in flight, which must not be awaited
     batch.step()
