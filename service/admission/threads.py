@@ -36,7 +36,10 @@ class _Client:
 class FairThreads:
     """Threads of one kind of work."""
 
-    def __init__(self, name: str, num_threads: int) -> None:
+    def __init__(
+        self, name: str, num_threads: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._now = now
         self._executor = ThreadPoolExecutor(num_threads, name)
         self._num_free = num_threads
         self._max_of_client = max(1, num_threads - 1)
@@ -57,7 +60,7 @@ class FairThreads:
             self._num_free -= 1
         else:
             await self._turn(name, client)
-        start_s = time.monotonic()
+        start_s = self._now()
         try:
             work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
             running = asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -70,7 +73,7 @@ class FairThreads:
                 # else its exception's frame would refer to it: a cycle that keeps the arguments
                 del running
         finally:
-            self._end(name, client, time.monotonic() - start_s)
+            self._end(name, client, self._now() - start_s)
 
     async def _turn(self, name: str, client: _Client) -> None:
         """Wait for a thread, which then counts as one of the client's."""

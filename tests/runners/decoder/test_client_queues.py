@@ -84,6 +84,17 @@ def test_clients_alternate_and_the_one_with_fewest_slots_is_next() -> None:
     assert queues.take() == "d"
 
 
+def test_a_served_client_is_behind_the_others() -> None:
+    queues = Queues()
+    for client in "ab":
+        queues.submit(client, 2, num_beams=8)
+    taken: list[str] = []
+    for _ in range(4):
+        taken.append(queues.take())
+        queues.end(queues.live)
+    assert taken == ["a", "b", "a", "b"]
+
+
 def test_sequences_of_a_client_keep_their_order() -> None:
     queues = Queues()
     first, *_ = queues.submit("a")
@@ -173,6 +184,15 @@ def test_cancelled_and_late_sequences_are_passed_over() -> None:
     with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         late.future.result(0)
     assert queues.queues.num_queued == 0
+
+
+def test_a_newcomer_has_one_share_of_the_places() -> None:
+    queues = Queues()
+    queues.submit("a", 9)
+    with pytest.raises(SequenceError, check=is_failure("overloaded")):
+        queues.submit("b", 5)
+    queues.submit("b", 4)
+    assert queues.queues.num_queued == 13
 
 
 def test_a_full_queue_of_a_client_refuses_no_other() -> None:

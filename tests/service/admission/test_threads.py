@@ -13,7 +13,7 @@ import pytest
 from service.admission.threads import FairThreads, current_client
 from service.rpc.proto.vision_pb2 import PredictRequest
 from service.rpc.proto.vision_pb2_grpc import VisionStub
-from tests.support.api_keys import api_keys
+from tests.support.api_keys import FakeClock, api_keys
 from tests.support.fake_service import make_core
 from tests.support.rest_client import OCR, SMALL_PNG, client, grpc_channel
 
@@ -67,20 +67,39 @@ async def test_one_client_gets_all_threads_but_one() -> None:
 
 
 async def test_client_with_least_time_is_next() -> None:
-    work = Work(FairThreads("test", 2))
+    clock = FakeClock()
+    work = Work(FairThreads("test", 1, clock))
     await work.start("a", "a1")
     await work.until(lambda: work.begun == ["a1"])
-    await work.start("b", "b1")
-    await work.until(lambda: work.begun[1:] == ["b1"])
     await work.start("a", "a2")
-    await work.start("a", "a3")
-    await work.start("c", "c1")
-    await asyncio.sleep(0.05)  # a and b use time, c none
-    await work.end("b1")
-    await work.until(lambda: work.begun[2:] == ["c1"])
+    await work.start("b", "b1")
+    clock.now_s += 10  # used by a
     await work.end("a1")
+    await work.until(lambda: work.begun[1:] == ["b1"])
+    await work.start("b", "b2")
+    clock.now_s += 9
+    await work.end("b1")
+    await work.until(lambda: work.begun[2:] == ["b2"])
+    clock.now_s += 2
+    await work.end("b2")
     await work.until(lambda: work.begun[3:] == ["a2"])
-    for name in ("c1", "a2", "a3"):
+    await work.end("a2")
+
+
+async def test_newcomer_is_ahead_of_none_and_behind_none() -> None:
+    clock = FakeClock()
+    work = Work(FairThreads("test", 1, clock))
+    for name in ("a1", "a2", "a3", "a4"):
+        await work.start("a", name)
+    clock.now_s += 10
+    await work.end("a1")
+    await work.start("b", "b1")  # begins with the time of a
+    await work.end("a2")
+    await work.until(lambda: work.begun == ["a1", "a2", "a3"])
+    clock.now_s += 1
+    await work.end("a3")
+    await work.until(lambda: work.begun[3:] == ["b1"])
+    for name in ("b1", "a4"):
         await work.end(name)
 
 
