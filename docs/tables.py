@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych_client.evaluation.statistics import log_wealth
+from diptych_client.tools.statistics import log_wealth
 from service.settings import Settings, variable
 from tasks.catalog import load_catalog
 from tasks.table import TASKS

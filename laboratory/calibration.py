@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from diptych_client import Client, DetectionsResult, TaskParameters
-from diptych_client.evaluation.objects import isotonic
-from diptych_client.matching import Floats, LabelledBox, match
+from diptych_client.tools.matching import Floats, LabelledBox, match
+from diptych_client.tools.objects import isotonic
 from export.checkpoints.bases import ROOT
 from export.scenes import (
     COLOR_RGB,

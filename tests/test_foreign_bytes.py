@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.long_runs import AppendLog, RunError
+from diptych_client.datasets.formats.reading import read_dataset
+from diptych_client.datasets.long_runs import AppendLog, RunError
 from imaging.containers import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
@@ -139,7 +139,7 @@ def of_service(read: Read, *seeds: bytes) -> Reader:
 
 
 def of_labels(name: str, *seeds: bytes) -> Reader:
-    # the command line prints these errors (client/diptych_client/cli/app.py)
+    # the command line prints these errors (client/diptych_client/tools/cli/app.py)
     return Reader(partial(in_file, name, read_labels), (RunError, OSError, ValueError), seeds)
 
 

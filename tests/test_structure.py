@@ -25,10 +25,8 @@ ARROWS = {
     "tasks": set[str](),
     "export": BASE
     | {
-        "diptych_client.evaluation",  # the tuning reads datasets as the evaluation does
-        "diptych_client.inputs",
-        "diptych_client.long_runs",
-        "diptych_client.matching",
+        "diptych_client.datasets",  # the tuning reads datasets as the evaluation does
+        "diptych_client.tools.matching",
         "runners",
     },
     "laboratory": BASE | {"export", "diptych_client"},
@@ -63,6 +61,8 @@ FORBIDDEN = {
     ("service", "runners", "wire"): {"onnx", "huggingface_hub"},
     ("service", "runners", "wire", "tasks"): {"ray", "pyarrow", "fsspec"},
 }
+# packages of the client's wheel: each imports the earlier ones only
+CLIENT_LAYERS = ("diptych_client", "diptych_client.datasets", "diptych_client.tools")
 # packages that importing the client must not load
 NOT_LOADED = (
     "torch bentoml pydantic starlette service supervision typer tasks imaging mcp cvat_sdk fiftyone"
@@ -143,6 +143,18 @@ def room_of(folder: str, module: str) -> str:
     path = (ROOT / folder).joinpath(*module.split(".")[1:])
     room = path if (path / "__init__.py").is_file() else path.parent
     return ".".join(room.relative_to(ROOT / folder).parts)
+
+
+def client_layer(module: str) -> int:
+    return max(i for i, layer in enumerate(CLIENT_LAYERS) if lies_in(module, {layer}))
+
+
+def test_layers_of_the_client_import_earlier_ones_only() -> None:
+    for path in modules("client/diptych_client"):
+        module = ".".join(path.relative_to(ROOT / "client").with_suffix("").parts)
+        for name in imported_modules(path):
+            if lies_in(name, {"diptych_client"}):
+                assert client_layer(name) <= client_layer(module), (path, name)
 
 
 @pytest.mark.parametrize("folders", FORBIDDEN)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych_client.matching import greedy_pairs, pairwise_iou
+from diptych_client.tools.matching import greedy_pairs, pairwise_iou
 from export.checkpoints.jobs import ExportJob
 from export.checks.asking import Question
 from export.checks.encoding import encode

@@ -17,16 +17,16 @@ from pathlib import Path
 from numpy.random import Generator, default_rng
 from tqdm import tqdm
 
-from diptych_client.evaluation.dataset import (
+from diptych_client.datasets.dataset import (
     LabelledImage,
     NoSuchSplit,
     TrueObject,
     TruePhrase,
 )
-from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.inputs import Folder, Opening, Problems, open_images
-from diptych_client.long_runs import RunError
-from diptych_client.matching import LabelledBox
+from diptych_client.datasets.formats.reading import read_dataset
+from diptych_client.datasets.inputs import Folder, Opening, Problems, open_images
+from diptych_client.datasets.long_runs import RunError
+from diptych_client.tools.matching import LabelledBox
 from export.errors import ExportError
 from imaging.containers import ImageError
 from imaging.files import read_image

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from diptych_client import ImageSize, RunLengthMask
 from diptych_client.geometry import Ring, polygons_mask, run_length_mask, uncompressed_run_lengths
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
-from diptych_client.matching import LabelledBox, match
+from diptych_client.tools.matching import LabelledBox, match
 from tests.support.client_answers import FAR_SQUARE, HOLE, SQUARE
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(

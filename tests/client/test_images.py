@@ -32,9 +32,9 @@ from diptych_client import (
     conversion,
 )
 from diptych_client.conversion import converted, pages_of, read_image_file, split_page
+from diptych_client.datasets.inputs import Opening, Problems, find_images, open_images
 from diptych_client.drawing import open_upright
 from diptych_client.image_sources import downscaled, encoded_image, restored
-from diptych_client.inputs import Opening, Problems, find_images, open_images
 from tests.support.client_answers import TEXT, answer
 from tests.support.image_files import ORIENTATION, colour_steps, encoded
 from tests.support.scripted_services import Script, serving_rest

@@ -14,8 +14,8 @@ from diptych_client import (
     Timings,
     Usage,
 )
-from diptych_client.evaluation.questions import Record
-from diptych_client.inputs import ImageFile
+from diptych_client.datasets.inputs import ImageFile
+from diptych_client.datasets.records import Record
 from diptych_client.results import Result
 
 SIZE = ImageSize(width=40, height=20)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from diptych_client.cli import main
+from diptych_client.tools.cli import main
 from tests.support.running_service import RunningService
 
 DIPTYCH = str(Path(sys.executable).with_name("diptych"))

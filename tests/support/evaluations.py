@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from diptych_client.evaluation.questions import Prediction
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Item
+from diptych_client.tools.questions import Prediction
 from tests.support.image_files import encoded
 
 SIZE = ImageSize(100, 80)

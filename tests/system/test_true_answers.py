@@ -20,13 +20,13 @@ from diptych_client import (
 )
 from diptych_client.geometry import corners
 from diptych_client.image_sources import scaled_result
-from diptych_client.matching import LabelledBox, match
 from diptych_client.results import (
     Detection,
     Instance,
     Result,
     TextRegion,
 )
+from diptych_client.tools.matching import LabelledBox, match
 from export.scenes import CANVAS_PX, Scene, box_xyxy, outline_xy, render_scene
 from laboratory.bench.material import with_article
 from laboratory.scenes import evaluation_scene, png

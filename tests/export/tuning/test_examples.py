@@ -1,4 +1,4 @@
-"""Labels to learn, read as the evaluation reads them (tests/client/evaluation), and answers: the
+"""Labels to learn, read as the evaluation reads them (tests/client/tools), and answers: the
 family's parser reads each back as the labels that it was made of.
 """
 
@@ -14,12 +14,12 @@ from PIL import Image
 
 from diptych_client import AnswerOptions
 from diptych_client import TaskParameters as ClientParameters
-from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
-from diptych_client.evaluation.formats.writing import DatasetFormat, Target, write_dataset
-from diptych_client.evaluation.questions import Job
-from diptych_client.inputs import ImageFile
-from diptych_client.long_runs import Outputs
-from diptych_client.matching import LabelledBox
+from diptych_client.datasets.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
+from diptych_client.datasets.formats.writing import DatasetFormat, Target, write_dataset
+from diptych_client.datasets.inputs import ImageFile
+from diptych_client.datasets.long_runs import Outputs
+from diptych_client.datasets.records import Job
+from diptych_client.tools.matching import LabelledBox
 from export.errors import ExportError
 from export.tuning.examples import Example, TuningImage, make_examples, read_labels
 from tasks.catalog import CatalogEntry, TaskOverride

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diptych_client.cli.app import shipped_recipes
+from diptych_client.tools.cli.app import shipped_recipes
 from tests.support.browser import Playground
 
 MATCH = """async ([left, right]) => {

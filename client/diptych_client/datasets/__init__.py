@@ -1,0 +1,1 @@
+"""Data sets: images with labels, their formats, and the files that a run reads and writes."""

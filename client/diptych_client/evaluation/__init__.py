@@ -1,1 +1,0 @@
-"""Evaluates models on a dataset, and labels folders; most of it needs the extra `evaluate`."""

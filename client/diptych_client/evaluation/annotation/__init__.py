@@ -1,1 +1,0 @@
-"""Labels that models propose, and what labelled images prove about them."""
