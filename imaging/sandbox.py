@@ -54,11 +54,16 @@ def confine(max_bytes: int) -> bool:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, 0),  # no file or socket is opened; those that are open stay
     ):
-        _, hard = resource.getrlimit(limited)
-        lowered = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limited, (lowered, lowered))
+        lower_limit(limited, most)
     architecture = _ARCHITECTURES.get(os.uname().machine)
     return architecture is not None and _filter_calls(*architecture)
+
+
+def lower_limit(limited: int, most: int) -> None:
+    """Limit a resource of this process, unless a lower limit is set already."""
+    _, hard = resource.getrlimit(limited)
+    lowered = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(limited, (lowered, lowered))
 
 
 def _filter_calls(audit_number: int, admitted: str) -> bool:

@@ -17,8 +17,9 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 
+from imaging.sandbox import lower_limit
 from service.outbound.engines import EngineCalls, get_document
 from service.outbound.images import FileCalls, system_addresses
 from service.outbound.messages import (
@@ -66,7 +67,7 @@ class DirectCalls:
 async def answer(calls: DirectCalls, connection: socket.socket) -> None:
     """Read the call of a connection, and send its events; the end of the connection cancels it."""
     reader, writer = await asyncio.open_unix_connection(sock=connection)
-    with closing(writer):
+    with closing(writer), suppress(OSError, ValueError):  # cancelled while it is sent
         _, call = await read_frame(reader, _MAX_CALL_BYTES)
         _, body = await read_frame(reader, _MAX_CALL_BYTES)
         sending = asyncio.create_task(_send(calls, CALL.validate_json(call), body, writer))
@@ -123,8 +124,8 @@ def main(fd: int, parent: int, max_bytes: int) -> None:
     os.nice(_NICENESS)
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(TextLines())  # what libraries log may quote a host
-    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would have keys
+    lower_limit(resource.RLIMIT_AS, max_bytes)
+    lower_limit(resource.RLIMIT_CORE, 0)  # it would have keys
     asyncio.run(serve(socket.socket(fileno=fd)))
 
 

@@ -135,6 +135,18 @@ async def test_large_body_is_sent_whole() -> None:
     assert received == [body]
 
 
+async def test_calls_may_be_cancelled_at_any_time(capfd: pytest.CaptureFixture[str]) -> None:
+    body = bytes(3_000_000)
+    async with listening(ImageHost({"/a.png": response(FILE)})) as host, process_calls() as calls:
+        for number in range(40):
+            call = asyncio.create_task(events_of(calls, completion_call(host), body))
+            await asyncio.sleep(number / 10_000)
+            call.cancel()
+            await asyncio.wait([call])
+        assert bytes_of(await events_of(calls, file_call(host))) == FILE
+    assert capfd.readouterr().err == ""
+
+
 async def test_text_comes_as_it_is_written_and_cancellation_closes_the_connection() -> None:
     host = ImageHost({"/chat": [b"HTTP/1.1 200 OK\r\n\r\n" + chunk("a ")]})  # then nothing comes
     closed = asyncio.Event()
