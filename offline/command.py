@@ -96,7 +96,7 @@ def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Sha
         if options.field or options.format == "coco":
             option = "--field" if options.field else "--format coco"
             raise InputError(f"{option} needs --task; with --steps, fields are those of the steps")
-        steps = parse_plan(fields, ServedModels({model.id: model}), settings.max_steps)
+        steps = parse_plan(fields, ServedModels({model.id: model}))
         check_prompts(steps, _LARGEST_WH)
     return Job(
         build=build_of(model, fields, settings),

@@ -232,7 +232,7 @@ class DecoderWorker:
             f" runners that share it: {num_sharing}"
         )
         if not num_slots:
-            lower = "DIPTYCH_DECODER_MAX_POSITIONS, DIPTYCH_VISION_CACHE_MB or DIPTYCH_ADAPTERS_MB"
+            lower = "DIPTYCH_DECODER_MAX_POSITIONS or DIPTYCH_VISION_CACHE_MB"
             raise RuntimeError(f"{message}; lower {lower}")
         logger.info(message)
         return num_slots

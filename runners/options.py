@@ -6,7 +6,6 @@ from pathlib import Path
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, may_have_cuda
 from wire.artifacts.manifest import Device, WantedPrecision
-from wire.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # prompt and answer
 # A CPU batch takes as long as its images one by one: a large one only delays its first image.
@@ -55,7 +54,7 @@ class RunnerOptions:
     encoder_precision: WantedPrecision
     decoder_precision: WantedPrecision
     timeout_s: int  # one call
-    traces: TraceOptions
+    otlp_endpoint: str | None  # of the collector of traces
     encoder_provider: EncoderProvider = "auto"  # on a GPU
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # watched for further ones

@@ -223,7 +223,7 @@ def load_worker(
 ) -> "ModelWorker":
     """Verify and load the artifacts and warm up; end the process when this or a step is stuck."""
     START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
-    tracing.start(options.traces, runner_name(model_id))
+    tracing.start(options.otlp_endpoint, runner_name(model_id))
     with bounded_start(options.start_timeout_s):
         if options.gpu is not None:
             select_gpu(options.gpu)

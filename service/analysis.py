@@ -49,6 +49,7 @@ from wire.telemetry.tracing import span
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256
+MAX_STEPS = 32
 MAX_ANSWERS = 256  # of all steps; a step that would have more is truncated
 _ID = rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$"
 _SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
@@ -122,13 +123,11 @@ class _PlanFields(StrictModel):
     stream: bool = False
 
 
-def parse_plan(
-    document: Mapping[str, object], models: ServedModels, max_steps: int
-) -> tuple[Step, ...]:
+def parse_plan(document: Mapping[str, object], models: ServedModels) -> tuple[Step, ...]:
     """Return the steps in the field `steps`; raise a `ServiceError` that names the step."""
     documents = validated(_PlanFields, document).steps
-    if not 1 <= len(documents) <= max_steps:
-        problem = f"steps must be a list of 1 to {max_steps} steps, not {len(documents)} steps"
+    if not 1 <= len(documents) <= MAX_STEPS:
+        problem = f"steps must be a list of 1 to {MAX_STEPS} steps, not {len(documents)} steps"
         raise InvalidRequest(problem, "steps")
     by_id: dict[str, Step] = {}
     for index, step_document in enumerate(documents):
@@ -276,7 +275,7 @@ async def analyze(
 
     Raise errors of the steps and of the image before anything runs; `Overloaded` if nothing could.
     """
-    steps = parse_plan(fields, core.models, core.settings.max_steps)
+    steps = parse_plan(fields, core.models)
     async with core.opened(image, context) as opened:
         if needs_pixels_again(steps):
             opened.hold = lambda num_bytes: core.places.hold(context, num_bytes)

@@ -69,7 +69,7 @@ class _Gateway:
     async def start(self) -> None:
         configure_logging(_SETTINGS.log_format)
         return_freed_memory_regularly()
-        tracing.start(_SETTINGS.trace_options, "diptych")
+        tracing.start(_SETTINGS.otlp_endpoint, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         self._shared_limits = None
         if _SETTINGS.shared_limits_url is not None:

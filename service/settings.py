@@ -24,11 +24,9 @@ from tasks.errors import meant
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
 from wire.host import memory_limit_bytes, num_cores
-from wire.telemetry.tracing import TraceOptions
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
-MAX_STEPS = 256
 _DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
 _MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
 # 1 to 65535
@@ -45,26 +43,32 @@ _REQUIRED = {
 }
 # Settings of earlier versions, and what replaces each.
 REMOVED = {
+    "DIPTYCH_ADAPTERS_MB": "the maximum is 4,000, and on a GPU a quarter of its free memory",
     "DIPTYCH_BATCHES_FOLDER": "answer many images with diptych annotate or python -m offline",
     "DIPTYCH_DECODER_MAX_PREFILL_TOKENS": "a runner chooses the maximum by its device and model",
     "DIPTYCH_DECODER_MAX_WAITING": "the maximum is 256; DIPTYCH_MAX_RUNNING_REQUESTS sets how many"
     " requests reach a runner",
     "DIPTYCH_ENCODER_MAX_LATENCY_MS": "an image waits until the deadline of its request",
     "DIPTYCH_HEALTH_NEEDS_KEY": "close the paths of health at the proxy",
+    "DIPTYCH_IMAGES_KEPT_S": "an image is stored for an hour; DIPTYCH_IMAGES_MB bounds their size",
     "DIPTYCH_IMAGES_MB_PER_KEY": "keys share DIPTYCH_IMAGES_MB",
-    "DIPTYCH_MAX_ADAPTER_MB": "the maximum is 1,000; DIPTYCH_ADAPTERS_MB bounds all adapters",
+    "DIPTYCH_MAX_ADAPTER_MB": "the maximum is 1,000, and 4,000 for all adapters",
     "DIPTYCH_MAX_ADAPTER_RANK": "the maximum is 512",
-    "DIPTYCH_MAX_CONNECTIONS_PER_ADDRESS": "the maximum is half of DIPTYCH_MAX_CONNECTIONS",
+    "DIPTYCH_MAX_CONNECTIONS": "the maximum is 2,000, or twice DIPTYCH_MAX_PENDING_REQUESTS",
+    "DIPTYCH_MAX_CONNECTIONS_PER_ADDRESS": "the maximum is half of all, by default 1,000",
     "DIPTYCH_MAX_IMAGE_SIDE_PX": "the maximum is 20,000; DIPTYCH_MAX_IMAGE_PIXELS bounds the area",
     "DIPTYCH_MAX_IMAGES": "the maximum is 10,000; DIPTYCH_IMAGES_MB bounds their size",
     "DIPTYCH_MAX_IMAGES_PER_KEY": "keys share 10,000 images; DIPTYCH_IMAGES_MB bounds their size",
     "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY": "keys share DIPTYCH_MAX_REQUEST_MEMORY_MB",
+    "DIPTYCH_MAX_STEPS": "the maximum is 32",
     "DIPTYCH_MAX_STEP_ANSWERS": "the maximum is 256",
     "DIPTYCH_MAX_TILES": "the maximum is 64",
     "DIPTYCH_MAX_WAITING_TOKENS": "the maximum is 200,000; DIPTYCH_MAX_PENDING_REQUESTS bounds the"
     " requests",
     "DIPTYCH_PORTABLE": "the service requires Linux; on another system run its container",
     "DIPTYCH_PROCESSES": "each model of a host has a process of its own",
+    "DIPTYCH_TRACE_SAMPLE": "set OTEL_TRACES_SAMPLER=parentbased_traceidratio and"
+    " OTEL_TRACES_SAMPLER_ARG",
     "DIPTYCH_URL_TIMEOUT_S": "the timeout is 10 s, or DIPTYCH_REQUEST_TIMEOUT_S if that is less",
 }
 
@@ -156,9 +160,6 @@ class Settings(BaseModel):
     """YAML file of models that engines of OpenAI's protocol serve, beside DIPTYCH_MODELS."""
     adapters: Path | None = None
     """Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only."""
-    adapters_mb: Annotated[int, Field(ge=1, le=1_000_000)] = 4_000
-    """Maximum memory of the adapters of a runner with one more of the folder, MB. On a GPU their
-    pool counts, and a quarter of the free memory is the limit."""
     host: str = "127.0.0.1"
     """Address to listen on, for REST and gRPC."""
     port: Annotated[int, Field(ge=1, le=65535)] = 3000
@@ -191,8 +192,6 @@ class Settings(BaseModel):
     request; its host may have a private address. Unset: they are refused."""
     max_body_bytes: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 20_000_000
     """Maximum size of a request body or an image by URL, bytes."""
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
-    """Maximum HTTP connections, from one address or proxy half of them; more are closed."""
     max_pending_requests: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Maximum requests in flight or queued; more get 429."""
     max_request_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -244,22 +243,16 @@ class Settings(BaseModel):
     """Format of log lines."""
     otlp_endpoint: HttpUrl | None = None
     """OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans."""
-    trace_sample: Annotated[float, Field(ge=0, le=1)] = 1
-    """Exported fraction of traces started here; a caller's decision is kept."""
     max_image_pixels: Annotated[int, Field(ge=1_000, le=500_000_000)] = 50_000_000
     """Maximum pixels of an image."""
     max_decoded_images: Annotated[int, Field(ge=0, le=256), NotOne] = 0
     """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
     at most 8. Each needs up to 16 bytes for every pixel."""
-    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 32
-    """Maximum steps of one analysis; more get 400."""
     images_folder: ImagesPlace | None = None
     """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
     several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
     images_mb: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
     """Maximum size of stored images, MB; 0: disabled."""
-    images_kept_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
-    """Time for which an image is stored, seconds."""
 
     @field_validator(
         *("models", "trusted_proxies", "url_hosts", "runner_urls", "devices", "calibration"),
@@ -292,6 +285,15 @@ class Settings(BaseModel):
         return self.request_timeout_s * 2
 
     @property
+    def max_connections(self) -> int:
+        """Maximum HTTP connections, from one address or proxy half of them; more are closed.
+
+        Connections without a request take file descriptors and a little memory; those of one proxy
+        carry all pending requests.
+        """
+        return max(2_000, 2 * self.max_pending_requests)
+
+    @property
     def max_slots(self) -> int:
         devices = {self.device, *(device for _, device, _ in map(model_device, self.devices))}
         return self.decoder_max_batch_size or max(map(max_default_slots, devices))
@@ -311,10 +313,6 @@ class Settings(BaseModel):
             return self.max_request_memory_mb * BYTES_PER_MB
         share = max(memory_limit_bytes() // 4, _MIN_BODIES * self.max_body_bytes)
         return min(share, _DEFAULT_BODIES * self.max_body_bytes)
-
-    @property
-    def trace_options(self) -> TraceOptions:
-        return TraceOptions(self.otlp_endpoint, self.trace_sample)
 
 
 def variable(field: str) -> str:

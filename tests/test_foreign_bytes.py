@@ -99,7 +99,7 @@ def read_image(data: bytes) -> None:
 
 
 def read_steps(data: bytes) -> None:
-    steps = parse_plan(json_object(data), MODELS, max_steps=16)
+    steps = parse_plan(json_object(data), MODELS)
     check_prompts(steps, (640, 480))
     texts = {"label": "{label}<loc_1>", "text": "detect a"}
     for step in steps:

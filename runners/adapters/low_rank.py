@@ -209,8 +209,8 @@ class Adapters:
         if max_total_bytes is not None and num_bytes > max_total_bytes:
             raise ArtifactError(
                 f"with it all adapters of its base would take {num_bytes / 1e6:g} MB;"
-                f" {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB, on a GPU at most"
-                " a quarter of its free memory)"
+                f" {max_total_bytes / 1e6:g} MB are allowed, on a GPU at most a quarter of its free"
+                " memory"
             )
         places = None if self.pool is None else self.pool.free_columns(rank)
         on_device = {name: tensor.to(self.device) for name, tensor in tensors.items()}

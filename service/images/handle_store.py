@@ -48,6 +48,7 @@ _SIZE = struct.Struct(">II")  # width, height
 _SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
 _MAX_IMAGES = 10_000  # bounds the rows of small images
+_KEPT_S = 3_600  # as long as a client asks about an image; DIPTYCH_IMAGES_MB bounds their size
 _TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
 _MAX_CONNECTIONS = 4
 _PREFIX = "diptych:images:"
@@ -440,7 +441,7 @@ def image_store(values: Settings) -> ImageStore | None:
         max_bytes,
         _MAX_IMAGES,
         _MAX_IMAGES,
-        values.images_kept_s,
+        _KEPT_S,
     )
     place = values.images_folder
     if place is not None:

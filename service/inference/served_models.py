@@ -35,7 +35,6 @@ from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
 from tasks.scores import Calibration, Proof, calibration_key, read_calibrations, read_proofs
-from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
@@ -241,12 +240,11 @@ def runner_options(
         encoder_precision=settings.encoder_precision,
         decoder_precision=settings.decoder_precision,
         timeout_s=settings.call_timeout_s,
-        traces=settings.trace_options,
+        otlp_endpoint=settings.otlp_endpoint,
         encoder_provider=settings.encoder_provider,
         adapters=adapters_of(model_id, entries),
         adapters_folder=settings.adapters,
         aliases=aliases.get(model_id, ()),
-        adapter_limits=AdapterLimits(max_total_bytes=settings.adapters_mb * BYTES_PER_MB),
         start_timeout_s=settings.start_timeout_s,
         num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )

@@ -158,7 +158,7 @@ def _serve(part: Part, number: int) -> None:
     if part.name == GATEWAY:
         from service.http.connections import ConnectionLimits, bounded_connection
 
-        limits = ConnectionLimits(values.max_connections, math.ceil(values.max_connections / 2))
+        limits = ConnectionLimits(values.max_connections, values.max_connections // 2)
         protocol = bounded_connection(limits, _NUM_CONNECTIONS[: values.gateway_workers], number)
     listener = part.listener.fileno()
     run_worker("service.gateway:Gateway", part.name, listener, part.options, protocol)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
-from service.analysis import StepFields
+from service.analysis import MAX_STEPS, StepFields
 from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
@@ -29,7 +29,6 @@ from service.schema.rendering import (
     SeveralJson,
     StoredImageJson,
 )
-from service.settings import MAX_STEPS
 from service.validation import BOUNDED_BY_BODY
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from service.x_anylabeling.api import Call

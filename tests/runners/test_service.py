@@ -29,7 +29,7 @@ from wire.runner_messages import (
     WriteCall,
 )
 from wire.telemetry import tracing
-from wire.telemetry.tracing import PROPAGATOR, TraceOptions, span
+from wire.telemetry.tracing import PROPAGATOR, span
 
 PICKLE = "application/vnd.bentoml+pickle"
 JSON = "application/json"
@@ -248,7 +248,7 @@ def test_spans_of_a_call_belong_to_the_trace_of_the_caller() -> None:
         await request(app, "GET", "/encode")  # a probe brings no trace
 
     with collecting() as collector:
-        tracing.start(TraceOptions(collector.url), "part")
+        tracing.start(collector.url, "part")
         try:
             asyncio.run(call())
         finally:

@@ -8,8 +8,6 @@ import pytest
 from service.inference.served_models import runner_options
 from service.settings import REMOVED, Settings, SettingsError, read_settings, variable
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from wire.artifacts.adapter_folder import AdapterLimits
-from wire.telemetry.tracing import TraceOptions
 
 
 def test_defaults_from_the_environment() -> None:
@@ -191,15 +189,12 @@ def test_runners_share_a_gpu(environment: dict[str, str], expected: int) -> None
 
 def test_options_of_a_runner() -> None:
     environment = {
-        "DIPTYCH_ADAPTERS_MB": "3",
         "DIPTYCH_START_TIMEOUT_S": "5",
         "DIPTYCH_OTLP_ENDPOINT": "http://a:4318",
-        "DIPTYCH_TRACE_SAMPLE": "0.5",
     }
     entries = (PALIGEMMA, replace(FLORENCE, aliases=("an/alias",)))
     options = runner_options(FLORENCE.id, read_settings(environment), entries)
-    assert options.adapter_limits == AdapterLimits(max_total_bytes=3_000_000)
     assert (options.start_timeout_s, options.aliases) == (5, ("an/alias",))
-    assert options.traces == TraceOptions("http://a:4318", 0.5)
+    assert options.otlp_endpoint == "http://a:4318"
     default = runner_options(PALIGEMMA.id, read_settings({}), entries)
-    assert (default.adapter_limits, default.aliases) == (AdapterLimits(), ())
+    assert default.aliases == ()

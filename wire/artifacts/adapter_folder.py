@@ -55,7 +55,8 @@ class AdapterLimits:
 
     max_rank: int = 512
     max_bytes: int = 1_000_000_000  # one adapter: its weights file, and its weights in float32
-    max_total_bytes: int = 4_000_000_000  # the matrices of a folder's adapters in a runner
+    # the matrices of a folder's adapters in a runner: four of the maximum size, dozens of rank 16
+    max_total_bytes: int = 4_000_000_000
 
 
 def adapter_build_key(hashes: Mapping[str, str], base_build_key: str) -> str:

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 from opentelemetry import trace as otel
@@ -35,15 +34,6 @@ _tracer: otel.Tracer | None = None
 _stop_exporting: Callable[[], object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TraceOptions:
-    """The collector, and the share of traces that are sampled."""
-
-    endpoint: str | None = None  # URL of an OTLP/HTTP collector; no spans without it
-    # share of the traces that start here, 0 to 1; for others the caller's decision applies
-    sample: float = 1.0
-
-
 def once_per(
     interval_s: float, now: Callable[[], float] = time.monotonic
 ) -> Callable[[object], bool]:
@@ -60,17 +50,20 @@ def once_per(
     return is_due
 
 
-def start(options: TraceOptions, part: str) -> None:
-    """Start a thread that exports the spans of `part` of the service, if an endpoint is set."""
+def start(otlp_endpoint: str | None, part: str) -> None:
+    """Start a thread that exports the spans of `part` of the service, if an endpoint is set.
+
+    The SDK samples as OpenTelemetry's variable OTEL_TRACES_SAMPLER says, by default all traces
+    that start here; for others the caller's decision applies.
+    """
     global _tracer, _stop_exporting
-    if options.endpoint is None:
+    if otlp_endpoint is None:
         return
     # the SDK: loaded only if needed
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
     rate_limit = once_per(60.0)
     for name in EXPORT_LOGGERS:
@@ -81,9 +74,8 @@ def start(options: TraceOptions, part: str) -> None:
         "service.instance.id": str(uuid.uuid4()),
         "process.pid": os.getpid(),
     }
-    sampler = ParentBased(TraceIdRatioBased(options.sample))
-    provider = TracerProvider(sampler, Resource.create(attributes), shutdown_on_exit=False)
-    spans = BatchSpanProcessor(OTLPSpanExporter(options.endpoint.rstrip("/") + "/v1/traces"))
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    spans = BatchSpanProcessor(OTLPSpanExporter(otlp_endpoint.rstrip("/") + "/v1/traces"))
     provider.add_span_processor(spans)
     _tracer = provider.get_tracer("diptych")
     # the library's own shutdown takes up to 30 s, with retries

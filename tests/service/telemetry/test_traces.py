@@ -16,7 +16,6 @@ from tests.support.trace_collector import (
 )
 from wire.runner_channel import RunnerUnreachable
 from wire.telemetry import tracing
-from wire.telemetry.tracing import TraceOptions
 
 STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
@@ -25,7 +24,7 @@ ANSWER = f"generate_content {FLORENCE_ID}"
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     with collecting() as running:
-        tracing.start(TraceOptions(running.url), "diptych")
+        tracing.start(running.url, "diptych")
         try:
             yield running
         finally:

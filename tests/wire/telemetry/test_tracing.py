@@ -24,7 +24,6 @@ from tests.support.waiting import wait_until
 from wire.telemetry import tracing
 from wire.telemetry.tracing import (
     EXPORT_LOGGERS,
-    TraceOptions,
     past_span,
     request_trace,
     span,
@@ -42,8 +41,8 @@ def no_rate_limits() -> None:
 
 
 @contextmanager
-def exporting(endpoint: str | None, sample: float = 1.0) -> Iterator[None]:
-    tracing.start(TraceOptions(endpoint, sample), "part")
+def exporting(endpoint: str | None) -> Iterator[None]:
+    tracing.start(endpoint, "part")
     try:
         yield
     finally:
@@ -101,19 +100,27 @@ def test_only_the_type_of_an_error_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("sample", "traceparent", "is_exported"),
+    ("sampler", "traceparent", "is_exported"),
     [
-        (1.0, TRACEPARENT.removesuffix("1") + "0", False),
-        (0.0, TRACEPARENT, True),
-        (0.0, None, False),
+        (None, TRACEPARENT.removesuffix("1") + "0", False),
+        (None, None, True),
+        ("parentbased_traceidratio", TRACEPARENT, True),
+        ("parentbased_traceidratio", None, False),
     ],
 )
 def test_sampling(
-    collector: Collector, sample: float, traceparent: str | None, is_exported: bool
+    collector: Collector,
+    sampler: str | None,
+    traceparent: str | None,
+    is_exported: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The caller decides on its traces, the share applies to others."""
+    """The caller decides on its traces, the sampler's share of 0 applies to others."""
+    if sampler is not None:
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
     headers = {"traceparent": traceparent} if traceparent else {}
-    with exporting(collector.url, sample), span("call", parent=PROPAGATOR.extract(headers)):
+    with exporting(collector.url), span("call", parent=PROPAGATOR.extract(headers)):
         assert (trace_id() == TRACE_ID) == bool(headers)
         assert trace_id() != "0" * 32
     assert len(collector.spans) == is_exported
@@ -148,7 +155,7 @@ def test_unreachable_collector(
         listener.bind(("127.0.0.1", 0))
         if listens:
             listener.listen()
-        tracing.start(TraceOptions(f"http://127.0.0.1:{listener.getsockname()[1]}"), "part")
+        tracing.start(f"http://127.0.0.1:{listener.getsockname()[1]}", "part")
         start_s = time.monotonic()
         for _ in range(500):  # more than twice the size of the queue
             with span("one"):
