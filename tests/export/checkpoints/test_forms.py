@@ -251,7 +251,6 @@ def truncated(folder: Path) -> None:
 
 EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-MODEL_ALONE = without_files(TOKENIZER_FILE, *PROCESSOR_FILES)
 # The change that makes a form, and a part of its refusal; empty: it loads exactly.
 FORMS: dict[str, dict[str, tuple[Change, str]]] = {
     MICROSOFT: {
@@ -298,14 +297,12 @@ FORMS: dict[str, dict[str, tuple[Change, str]]] = {
             config(quantization_config={"quant_method": "bitsandbytes"}),
             "FOLDER has quantised weights",
         ),
-        "no tokenizer, no processor files": (MODEL_ALONE, "lacks tokenizer.json, processor"),
     },
     PALIGEMMA: {
         "names and shards of 2024": (make_older, ""),
         "pytorch_model.bin in shards": (pickled_in_shards, ""),
         "head saved beside the embeddings": (with_head(0), ""),
         "head and embeddings differ": (with_head(1), "lm_head.weight differs"),
-        "no tokenizer, no processor files": (MODEL_ALONE, "lacks tokenizer.json, processor"),
     },
 }
 PAIRS: list[tuple[str, str]] = []
