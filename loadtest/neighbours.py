@@ -97,14 +97,17 @@ class Party:
         async with await asyncio.start_server(response.serve, "127.0.0.1", self.file_port):
             await self.repeat(num_requests, path, body, headers)
 
-    async def engine(self, responses: Sequence[Response], num_requests: int) -> None:
+    async def engine(
+        self, responses: Sequence[Response], num_requests: int, is_streamed: bool = False
+    ) -> None:
         """Ask the model of an engine, so many requests at a time; it answers in each way."""
         turns = iter(range(10**9))
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await responses[next(turns) % len(responses)].serve(reader, writer)
 
-        body = {"task": "captioning", "model": _ENGINE, "image": encoded_scene()}
+        body = {"task": "captioning", "model": _ENGINE, "stream": is_streamed}
+        body["image"] = encoded_scene()
         async with await asyncio.start_server(serve, "127.0.0.1", self.engine_port):
             await self.repeat(num_requests, "/v1/predict", body)
 
@@ -148,6 +151,7 @@ SCENARIOS: dict[str, Scenario] = {
     "engine-continue-1": lambda party: party.engine([endless(b"", CONTINUE)], 1),
     "engine-objects-1": lambda party: party.engine([endless(STREAM, b"{}\n")], 1),
     "engine-newlines-1": lambda party: party.engine([endless(STREAM, b"\n")], 1),
+    "engine-text-24": lambda party: party.engine([endless(STREAM, _TOKEN_CHUNK)], 24, True),
     "engine-mixed-24": lambda party: party.engine(MIXED, 24),
 }
 

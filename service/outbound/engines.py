@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import accumulate
@@ -223,19 +223,14 @@ def _call_error(error: Exception) -> CallError:
 
 def _error_message(error: object) -> str:
     """Return the message of an engine's error, in one line."""
-    try:
-        if isinstance(error, bytes):
-            error = error.decode(errors="replace")
+    if isinstance(error, bytes):
+        error = error.decode(errors="replace")
+        with suppress(ValueError, RecursionError):
             error = json.loads(error)
-    except (ValueError, RecursionError):
-        pass
     for key in ("error", "message", "detail"):
         if isinstance(error, dict) and key in error:
             error = error[key]
-    try:
-        return _valid(" ".join(str(error).split()))[:_MAX_ERROR_BYTES]
-    except RecursionError:
-        return "an error without a message"
+    return _valid(" ".join(str(error).split()))[:_MAX_ERROR_BYTES]
 
 
 def _valid(text: str) -> str:
