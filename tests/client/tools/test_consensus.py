@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -15,7 +14,7 @@ from diptych_client.datasets.long_runs import Outputs
 from diptych_client.datasets.records import Job, Record
 from diptych_client.results import Result
 from diptych_client.tools.consensus import ANY, agreement, write_consensus
-from tests.support.client_answers import SIZE, record
+from tests.support.client_answers import record
 
 CAR = (0.0, 0.0, 10.0, 10.0)
 SHIFTED = (1.0, 0.0, 11.0, 10.0)  # IoU 9/11
@@ -126,26 +125,3 @@ def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     agreements = [agreement(pair, 0.5, {ANY: 0.0}) for pair in pairs]
     with Outputs(out) as outputs:
         return write_consensus(Target("coco", outputs, out, JOB), agreements)[0]
-
-
-def test_label_studio_has_both_answers_in_percent(tmp_path: Path) -> None:
-    name = "x/a&b+1 %.png"
-    first = answered("a", DetectionsResult((CAR_5,)), name)
-    second = answered("b", DetectionsResult((Detection(FAR, "dog", 0.25),)), name)
-    written(tmp_path, [(first, second), (first, first)])
-    (task,) = json.loads((tmp_path / "label_studio.json").read_text())
-    assert task["data"]["image"].startswith("/data/local-files/?d=x/a%26b")
-    assert parse_qs(urlsplit(task["data"]["image"]).query) == {"d": [name]}
-    assert [prediction["model_version"] for prediction in task["predictions"]] == ["a", "b"]
-    (region,) = task["predictions"][1]["result"]
-    place = {"x": 50, "y": 0, "width": 25, "height": 50, "rotation": 0}
-    assert region == {
-        "from_name": "label",
-        "to_name": "image",
-        "type": "rectanglelabels",
-        "original_width": SIZE.width,
-        "original_height": SIZE.height,
-        "image_rotation": 0,
-        "score": 0.25,
-        "value": {**place, "rectanglelabels": ["dog"]},
-    }

@@ -276,13 +276,19 @@ def test_label_with_a_separator_is_refused(tmp_path: Path, name: DatasetFormat, 
 
 @pytest.mark.parametrize("result", [DETECTIONS, INSTANCES])
 def test_label_studio_task_is_read_back(tmp_path: Path, result: Result) -> None:
-    save_image(tmp_path / "a.png")
-    task = label_studio_task((record(result, "a.png"),))
+    name = "a&b+1 %.png"
+    save_image(tmp_path / name)
+    task = label_studio_task((record(result, name),))
+    assert task["data"]["image"].startswith("/data/local-files/?d=a%26b")
     (prediction,) = task["predictions"]
+    assert prediction["model_version"] == "some-model"
+    for region, item in zip(prediction["result"], result.items, strict=True):
+        assert (region["from_name"], region["to_name"]) == ("label", "image")
+        assert region["score"] == item.score
     export = [{"data": task["data"], "annotations": [{"result": prediction["result"]}]}]
     (tmp_path / "x.json").write_text(json.dumps(export))
     (labelled,) = read_dataset(tmp_path).images
-    assert labelled.image.name == "a.png"
+    assert labelled.image.name == name
     for true, item in zip(labelled.objects or (), result.items, strict=True):
         assert true.label == item.label
         assert true.box_xyxy == pytest.approx(item.box_xyxy)

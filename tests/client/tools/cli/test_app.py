@@ -118,14 +118,6 @@ def test_error_says_what_to_give(
         assert message in text
 
 
-def test_answers_are_drawn_into_a_folder(diptych: Diptych, folder: Path) -> None:
-    drawn = folder.with_name("drawn")
-    words = ("predict", f"{folder}/*.png", "--task", "object_detection", "--draw", drawn)
-    assert diptych(Script([BOTH[0]] * 3), *words) == 0
-    assert sorted(path.name for path in drawn.iterdir()) == ["a.png", "b.png", "c.png"]
-    assert (drawn / "a.png").read_bytes() != (folder / "a.png").read_bytes()
-
-
 def test_comparison_is_printed_and_drawn(diptych: Diptych, image: Path, capsys: Captured) -> None:
     drawn = image.with_name("drawn.png")
     words = ("compare", image, "--task", "some_task")
