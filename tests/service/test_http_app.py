@@ -206,7 +206,7 @@ def test_urls_need_allowed_hosts() -> None:
 
 
 async def test_every_interface_takes_a_url() -> None:
-    async with image_host(response(SMALL_PNG)) as (http, host, url):
+    async with image_host(response(PNG)) as (http, host, url):
         fields = {**OCR, "image": url}
         for answer in [
             await http.post("/v1/predict", json=fields),

@@ -74,5 +74,7 @@ def test_closed_path_requires_a_key(path: str) -> None:
     app = middleware(NEEDS_KEY)
     assert error_of(get(app, path))["code"] == "unauthorized"
     assert get(app, path, {"Authorization": "Bearer another"}).status_code == 401
+    others = ("/livez", "/readyz", "/metricsx", "/", "/v1/metrics")
+    assert {get(app, other).text for other in others} == {"reason"}
     # it does not count against the quota of one request
     assert [get(app, path, KEY).text for _ in range(3)] == ["reason"] * 3

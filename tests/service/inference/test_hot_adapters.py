@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,15 @@ def test_adapter_is_listed_while_loaded(watched: Watched) -> None:
     shutil.rmtree(watched.folder / "tuned")
     assert watched.update() == BOTH
     assert watched.published == [("tuned", True), ("tuned", False)]
+
+
+def test_adapter_names_a_base_alias(watched: Watched) -> None:
+    base = watched.models.get(FLORENCE_ID)
+    named = replace(base, entry=replace(base.entry, aliases=("an/alias",)))
+    watched.models.set_models({model.id: model for model in watched.models} | {base.id: named})
+    watched.__post_init__()
+    watched.answer(watched.write("tuned", base="an/alias"))
+    assert watched.update() == [*BOTH, "tuned"]
 
 
 def test_adapter_of_an_engine_is_refused(

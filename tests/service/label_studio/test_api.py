@@ -1,7 +1,8 @@
 import asyncio
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from service.admission.api_keys import ApiKeys
 from service.errors import InvalidRequest, Overloaded, ServiceError
+from service.http.body import parsed_bytes
 from service.images.fetching import ImageFetcher
 from service.inference.core import Core
 from service.label_studio.api import Batch, LabelStudioHost, TaskImages, questions_of
@@ -348,6 +350,32 @@ def fetching(host: ImageHost) -> ImageFetcher:
     names = Names({"images.test": ["127.0.0.1"]})
     allowed = [AllowedHost("images.test", host.port)]
     return ImageFetcher(allowed, 1_000_000, DirectCalls(lambda _: True, names), timeout_s=5)
+
+
+@asynccontextmanager
+async def images_by_url(
+    decoder: FakeDecoder, max_bytes: int
+) -> AsyncIterator[tuple[Core, ImageHost, str]]:
+    """Yield a core that fetches images, their host, and the URL of one."""
+    async with listening(ImageHost({"/a.png": response(PNG)})) as host:
+        decoders = {FLORENCE_ID: decoder}
+        core = make_core(decoders=decoders, fetcher=fetching(host), max_bytes=max_bytes)
+        yield core, host, f"http://images.test:{host.port}/a.png"
+
+
+async def test_fetched_images_are_counted() -> None:
+    released = asyncio.Event()
+    decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
+    async with images_by_url(decoder, 1_000_000) as (core, host, url), service(core) as http:
+        calling = asyncio.create_task(http.post(f"{MODEL_PATH}/predict", json=body(*[url] * 6)))
+        await until(lambda: decoder.num_waiting == 7)  # of 8 slots
+        call = json.dumps(body(*[url] * 6)).encode()
+        held = core.places.num_bytes - len(call) - parsed_bytes(call)
+        assert held == pytest.approx(4 * len(PNG), abs=100)
+        assert len(host.requests) == 4
+        released.set()
+        assert num_results(await calling) == [2] * 6
+        assert core.places.num_bytes == 0
 
 
 async def outcomes(

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from service.admission.api_keys import ApiKeys
+from service.errors import ServiceError
 from service.inference.core import Core
 from service.inference.prediction import Piece
 from service.rpc.proto import vision_pb2 as pb
@@ -210,6 +211,16 @@ async def test_call_requires_an_accepted_key(authorization: str | None) -> None:
     failure = await error(keys=api_keys(KEY), authorization=authorization)
     assert failure.code() == grpc.StatusCode.UNAUTHENTICATED
     assert trailing(failure)["diptych-code"] == "unauthorized"
+
+
+async def test_wrong_keys_by_address() -> None:
+    keys = api_keys(KEY)
+    for guess in range(10):
+        with pytest.raises(ServiceError, match="not accepted"):
+            keys.check(f"Bearer {guess}", "127.0.0.1")
+    failure = await error(keys=keys, authorization="Bearer wrong")
+    assert failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 1 <= int(trailing(failure)["retry-after"]) <= 6
 
 
 async def test_accepted_key_of_a_call() -> None:

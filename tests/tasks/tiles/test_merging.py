@@ -217,6 +217,10 @@ def test_detections(
 def test_parts_that_are_joined() -> None:
     left = box(40, 10, 99, 50, 0.9)
     assert detected([], [left], [box(81, 12, 140, 50, 0.6)]) == [box(40, 10, 140, 50, 0.6)]
+    unscored = replace(left, score=None), replace(box(81, 12, 140, 50), score=None)
+    assert detected([], [unscored[0]], [unscored[1]]) == [
+        replace(unscored[0], box=(40, 10, 140, 50))
+    ]
     other = box(81, 20, 140, 55, 0.9)  # fits less well
     right = box(81, 10, 140, 52, 0.5)
     assert detected([], [left], [other, right]) == [box(40, 10, 140, 52), other]

@@ -330,6 +330,20 @@ def test_labels_that_prove_nothing_are_refused(
     assert not (tmp_path / "out" / "annotations.json").exists()
 
 
+def test_unlike_images_are_reviewed(diptych: Diptych, tmp_path: Path, capsys: Captured) -> None:
+    photos = write_images(tmp_path / "photos", ["sure", "sure", "sure unlike", "sure"])
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate_labelled(diptych, photos, labels)[0] == 0
+    out = tmp_path / "out"
+    names = [name for name, _ in annotations(out / "annotations.json")]
+    assert names == ["0.jpg", "1.jpg", "3.jpg"]
+    assert annotations(out / "review.json") == [("2.jpg", 0.9)]
+    assert json.loads((out / "guarantee.json").read_text())["share_unlike"] == 0.25
+    assert (
+        "; 1 of them are unlike those that the models were calibrated on" in capsys.readouterr().out
+    )
+
+
 def test_order_of_bets_is_kept(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
     """Images that are added later come later, whatever their digests."""
     labels = write_labels(tmp_path / "labelled", MANY)
