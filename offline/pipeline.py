@@ -34,13 +34,15 @@ from service.admission.places import RequestContext
 from service.admission.threads import FairThreads
 from service.analysis import analyze
 from service.errors import ServiceError
-from service.inference.core import Core
+from service.images.decoding import MAX_DECODED_IMAGES
+from service.inference.core import Core, CoreLimits
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
     load_served_models,
+    max_slots,
     runner_options,
     served_entries,
 )
@@ -95,22 +97,18 @@ class Answerer:
         fields: Mapping[str, Any],
         settings: Settings,
     ) -> None:
-        num_places = settings.max_slots * _IMAGES_PER_SLOT
-        unlimited = {
-            # there is one client; it may have all but one
-            "max_decoded_images": settings.max_decoded + 1,
-            "max_pending_requests": _UNLIMITED,
+        num_places = max_slots(settings) * _IMAGES_PER_SLOT
+        limits = CoreLimits(
+            max_image_pixels=settings.max_image_pixels,
+            max_pending_requests=_UNLIMITED,
             # an image may have many tiles: together they have as many places as images
-            "max_running_requests": num_places,
-            "max_request_memory_mb": _UNLIMITED,
-        }
-        values = settings.model_copy(update=unlimited)
-        self._core = Core(
-            ServedModels({model.id: model}),
-            {model.runner_id: runner},
-            values,
+            max_running_requests=num_places,
+            max_request_bytes=_UNLIMITED,
+            # there is one client; it may have all but one
+            max_decoded_images=MAX_DECODED_IMAGES + 1,
             max_waiting_tokens=_UNLIMITED,
         )
+        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, limits)
         self._model = model
         self._fields = fields
         self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]

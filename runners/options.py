@@ -30,7 +30,7 @@ class SchedulerLimits:
     # a live sequence takes one for each beam; 0: the default of the device
     num_slots: int
     # queued sequences, and images queued or being encoded; above it, calls are refused. The gateway
-    # sends fewer by default: max_running in service/settings.py
+    # sends fewer by default: max_running_requests in service/inference/core.py
     max_waiting: int = 256
     # one prefill: image, prompt and padding; a single sequence may exceed it; 0: the default of the
     # device

@@ -22,7 +22,7 @@ from service.http.middleware import Middleware
 from service.http_app import rest_app
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import image_store
-from service.inference.core import Core
+from service.inference.core import Core, CoreLimits
 from service.inference.engine_calls import EngineClient, ModelClient
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
@@ -77,7 +77,8 @@ class _Gateway:
             await self._shared_limits.connect()
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        calls = OutboundProcess(_SETTINGS.max_request_bytes)
+        limits = CoreLimits.from_settings(_SETTINGS)
+        calls = OutboundProcess(limits.max_request_bytes)
         runners: dict[str, RunnerClient] = {}
         engines: dict[str, EngineClient] = {}
         for model in models.values():
@@ -94,7 +95,7 @@ class _Gateway:
         handles = image_store(_SETTINGS)
         hosts = [AllowedHost.parse(host) for host in _SETTINGS.url_hosts]
         fetcher = ImageFetcher(hosts, _SETTINGS.max_body_bytes, calls)
-        core = Core(served, self._clients, _SETTINGS, fetcher, handles)
+        core = Core(served, self._clients, limits, fetcher, handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]

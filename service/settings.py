@@ -3,7 +3,6 @@
 An unknown or invalid setting prevents the start; the error has variable, value and allowed values.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,6 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runners.options import max_default_slots
 from service.admission.addresses import parse_networks
 from service.outbound.urls import AllowedHost
 from service.telemetry.logs import LogFormat, hide_in_logs
@@ -23,11 +21,11 @@ from tasks.catalog import model_id_of
 from tasks.errors import meant
 from wire.artifacts.devices import DeviceSetting, EncoderProvider, model_device
 from wire.artifacts.manifest import WantedPrecision
-from wire.host import memory_limit_bytes, num_cores
+from wire.host import memory_limit_bytes
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
-_DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
+_MAX_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
 _MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
 # 1 to 65535
 _PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
@@ -56,10 +54,13 @@ REMOVED = {
     "DIPTYCH_MAX_ADAPTER_RANK": "the maximum is 512",
     "DIPTYCH_MAX_CONNECTIONS": "the maximum is 2,000, or twice DIPTYCH_MAX_PENDING_REQUESTS",
     "DIPTYCH_MAX_CONNECTIONS_PER_ADDRESS": "the maximum is half of all, by default 1,000",
+    "DIPTYCH_MAX_DECODED_IMAGES": "the maximum is the number of cores, at least 2 and at most 8",
     "DIPTYCH_MAX_IMAGE_SIDE_PX": "the maximum is 20,000; DIPTYCH_MAX_IMAGE_PIXELS bounds the area",
     "DIPTYCH_MAX_IMAGES": "the maximum is 10,000; DIPTYCH_IMAGES_MB bounds their size",
     "DIPTYCH_MAX_IMAGES_PER_KEY": "keys share 10,000 images; DIPTYCH_IMAGES_MB bounds their size",
-    "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY": "keys share DIPTYCH_MAX_REQUEST_MEMORY_MB",
+    "DIPTYCH_MAX_REQUEST_MEMORY_MB": "the maximum is 50 times DIPTYCH_MAX_BODY_BYTES, at most a"
+    " quarter of the control group's memory",
+    "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY": "keys share 50 times DIPTYCH_MAX_BODY_BYTES",
     "DIPTYCH_MAX_STEPS": "the maximum is 32",
     "DIPTYCH_MAX_STEP_ANSWERS": "the maximum is 256",
     "DIPTYCH_MAX_TILES": "the maximum is 64",
@@ -194,10 +195,6 @@ class Settings(BaseModel):
     """Maximum size of a request body or an image by URL, bytes."""
     max_pending_requests: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Maximum requests in flight or queued; more get 429."""
-    max_request_memory_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more is
-    refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times, at most a quarter of
-    the control group's memory."""
     request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 60
     """Timeout of a request, seconds."""
     stuck_after_s: Annotated[int, Field(ge=1, le=3600)] = 60
@@ -245,9 +242,6 @@ class Settings(BaseModel):
     """OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans."""
     max_image_pixels: Annotated[int, Field(ge=1_000, le=500_000_000)] = 50_000_000
     """Maximum pixels of an image."""
-    max_decoded_images: Annotated[int, Field(ge=0, le=256), NotOne] = 0
-    """Maximum images decoded at a time, at least 2, of one client one less; 0: the number of cores,
-    at most 8. Each needs up to 16 bytes for every pixel."""
     images_folder: ImagesPlace | None = None
     """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
     several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
@@ -294,25 +288,15 @@ class Settings(BaseModel):
         return max(2_000, 2 * self.max_pending_requests)
 
     @property
-    def max_slots(self) -> int:
-        devices = {self.device, *(device for _, device, _ in map(model_device, self.devices))}
-        return self.decoder_max_batch_size or max(map(max_default_slots, devices))
-
-    @property
-    def max_running(self) -> int:
-        """Maximum requests in flight per model; their images wait encoded in the runner."""
-        return self.max_running_requests or self.max_slots * 3 // 2
-
-    @property
-    def max_decoded(self) -> int:
-        return self.max_decoded_images or min(max(2, num_cores()), 8)
-
-    @property
     def max_request_bytes(self) -> int:
-        if self.max_request_memory_mb:
-            return self.max_request_memory_mb * BYTES_PER_MB
-        share = max(memory_limit_bytes() // 4, _MIN_BODIES * self.max_body_bytes)
-        return min(share, _DEFAULT_BODIES * self.max_body_bytes)
+        """Maximum memory of bodies, images by URL, and what is parsed of them; more gets 429.
+
+        Fifty bodies of the maximum size, within a quarter of the control group's memory: the rest
+        is for decoded images and, on one host, for the runners.
+        """
+        share_of_memory = memory_limit_bytes() // 4
+        min_bytes = _MIN_BODIES * self.max_body_bytes
+        return min(max(share_of_memory, min_bytes), _MAX_BODIES * self.max_body_bytes)
 
 
 def variable(field: str) -> str:
@@ -348,11 +332,6 @@ def _check_together(values: Settings) -> None:
         if getattr(values, name) and not getattr(values, other):
             requirement = f"requires {variable(other)}, which is not set"
             raise SettingsError(f"{variable(name)} is set and {requirement}")
-    min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
-    if 0 < values.max_request_memory_mb < min_mb:
-        problem = f"{variable('max_request_memory_mb')}={values.max_request_memory_mb} is too small"
-        requirement = f"{variable('max_body_bytes')}={values.max_body_bytes} requires"
-        raise SettingsError(f"{problem}; {requirement} at least {min_mb}")
     for name in ("runner_urls", "devices"):
         for pair in getattr(values, name):
             model = pair.partition("=")[0]

@@ -34,11 +34,13 @@ from service.admission.fair_queue import ClientSlots
 from service.admission.threads import DECODING
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, UnsupportedImage
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
-from wire.host import anonymous_file, library_environment
+from wire.host import anonymous_file, library_environment, num_cores
 from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
 
+# An image takes up to 16 bytes a pixel while it is decoded, and more threads than cores only wait.
+MAX_DECODED_IMAGES = min(max(2, num_cores()), 8)
 _PROGRAM = "service.images.decoding_program"
 _ROOT = Path(__file__).parents[2]  # where modules are imported from
 _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input

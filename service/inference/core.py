@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from imaging.files import ImageLimits
 from service.admission.fair_queue import ClientSlots, FairQueue
 from service.admission.places import Place, Places, RequestContext
 from service.admission.threads import STORING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageDecoder, LazyImage
+from service.images.decoding import MAX_DECODED_IMAGES, ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
@@ -24,7 +24,7 @@ from service.inference import recording
 from service.inference.engine_calls import ModelClient
 from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, answer_about
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
-from service.inference.served_models import ServedModel, ServedModels
+from service.inference.served_models import ServedModel, ServedModels, max_slots
 from service.settings import Settings
 
 MAX_IMAGES = 32  # one request
@@ -49,6 +49,27 @@ class Comparison:
     answers: tuple[tuple[ServedModel, Answer | ServiceError], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreLimits:
+    """Limits on one image, and on all that a core does at a time."""
+
+    max_image_pixels: int
+    max_pending_requests: int  # in flight or queued
+    max_running_requests: int  # of one model and its adapters; their images wait in the runner
+    max_request_bytes: int  # bodies, images by URL, and what is parsed of them
+    max_decoded_images: int = MAX_DECODED_IMAGES
+    max_waiting_tokens: int = MAX_WAITING_TOKENS
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(
+            max_image_pixels=settings.max_image_pixels,
+            max_pending_requests=settings.max_pending_requests,
+            max_running_requests=settings.max_running_requests or max_slots(settings) * 3 // 2,
+            max_request_bytes=settings.max_request_bytes,
+        )
+
+
 class Core:
     """The service without its interfaces; without allowed hosts it refuses image URLs."""
 
@@ -56,26 +77,26 @@ class Core:
         self,
         models: ServedModels,
         runners: Mapping[str, ModelClient],
-        settings: Settings,
+        limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
         handles: ImageStore | None = None,
-        max_waiting_tokens: int = MAX_WAITING_TOKENS,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
         self.models = models
         self.runners = runners
-        self.settings = settings
+        self.limits = limits
         self.handles = handles
-        self.places = Places(settings.max_pending_requests, settings.max_request_bytes)
+        self.places = Places(limits.max_pending_requests, limits.max_request_bytes)
         # An answer in a slot waits for no other: requests of many answers do not block each other
-        num_slots = settings.max_pending_requests
+        num_slots = limits.max_pending_requests
         self._answer_slots = ClientSlots(num_slots, max(1, num_slots - 1))
-        limits = ImageLimits(settings.max_image_pixels)
-        self._decoder = ImageDecoder(limits, settings.max_decoded)
-        self._max_running = settings.max_running
+        image_limits = ImageLimits(limits.max_image_pixels)
+        self._decoder = ImageDecoder(image_limits, limits.max_decoded_images)
         self._queues: dict[str, FairQueue] = {}
         for runner in runners:
-            self._queues[runner] = FairQueue(runner, self._max_running, max_waiting_tokens)
+            self._queues[runner] = FairQueue(
+                runner, limits.max_running_requests, limits.max_waiting_tokens
+            )
         self.fetcher = fetcher
 
     @asynccontextmanager
@@ -184,7 +205,7 @@ class Core:
             self._queues[model.runner_id],
             context.quota,
             context.deadline_s,
-            self._max_running,
+            self.limits.max_running_requests,
             partial(self.places.hold, context),
         )
         with recording.answer_span(model.id, request.task.id, context.request_id):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runners.options import RunnerOptions, SchedulerLimits
+from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
 from service.errors import InvalidRequest, ServiceError
 from service.inference.request_fields import (
     GenerationFields,
@@ -248,6 +248,13 @@ def runner_options(
         start_timeout_s=settings.start_timeout_s,
         num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )
+
+
+def max_slots(settings: Settings) -> int:
+    """Return the maximum number of sequences that a decoder generates at a time."""
+    devices = [settings.device_of(model_id)[0] for model_id in settings.models]
+    default_slots = max(max_default_slots(device) for device in (settings.device, *devices))
+    return settings.decoder_max_batch_size or default_slots
 
 
 def unserved_models(settings: Settings) -> list[tuple[CatalogEntry, str]]:

@@ -48,7 +48,7 @@ assert build_of(model, {"task": "captioning"}, settings)["calibration"] is None
 job = Job({**build, "build_key": "theirs"}, fields, "jsonl", 1, 1, "")
 asyncio.run(load_answerer(job, settings))
 """
-SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
+SETTINGS = Settings(decoder_max_batch_size=2)
 NUM_PLACES = 4  # two for each slot
 CAPTION = "What does the image describe?"
 T = TypeVar("T")

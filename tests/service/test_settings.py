@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from service.inference.served_models import runner_options
-from service.settings import REMOVED, Settings, SettingsError, read_settings, variable
+from service.inference.core import CoreLimits
+from service.inference.served_models import max_slots, runner_options
+from service.settings import BYTES_PER_MB, REMOVED, Settings, SettingsError, read_settings, variable
 from tests.support.catalog import FLORENCE, PALIGEMMA
 
 
@@ -74,13 +75,15 @@ def test_invalid_value(name: str, value: str, allowed: str) -> None:
     assert allowed in str(caught.value)
 
 
-def test_memory_holds_the_largest_body() -> None:
-    name = "DIPTYCH_MAX_REQUEST_MEMORY_MB"
-    read_settings({name: "120"})
-    with pytest.raises(
-        SettingsError, match=f"{name}=119 is too small; .*_MAX_BODY_BYTES=20000000 requires .* 120"
-    ):
-        read_settings({name: "119"})
+@pytest.mark.parametrize(
+    ("memory_gb", "max_request_mb"),
+    [(8, 1_000), (1, 250), (0.1, 120)],  # fifty bodies; a quarter; six, whatever the memory
+)
+def test_memory_of_requests_follows_bodies_and_memory(
+    memory_gb: float, max_request_mb: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.settings.memory_limit_bytes", lambda: int(memory_gb * 1e9))
+    assert read_settings({}).max_request_bytes == max_request_mb * BYTES_PER_MB
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,8 @@ ENTRIES = (FLORENCE, PALIGEMMA)
 )
 def test_slots_bound_requests(environment: dict[str, str], slots: int, running: int) -> None:
     values = read_settings(environment)
-    assert (values.max_slots, values.max_running) == (slots, running)
+    max_running = CoreLimits.from_settings(values).max_running_requests
+    assert (max_slots(values), max_running) == (slots, running)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from service.admission.places import RequestContext
 from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
-from service.inference.core import Comparison, Core
+from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, ServedModels
 from service.outbound.program import DirectCalls
-from service.settings import BYTES_PER_MB, Settings
+from service.settings import Settings
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tasks.results import Result
@@ -119,16 +119,16 @@ def make_core(
             is_ready = is_up or model.id != FLORENCE_ID
             channel = FakeChannel(encoders[model.id], decoders[model.id], is_up=is_ready)
             runners[model.id] = RunnerClient(model.id, channel)
-    values = {
-        "max_image_pixels": max_image_pixels,
-        "max_decoded_images": 2,
-        "max_pending_requests": max_pending,
-        "max_running_requests": max_running,
-        "max_request_memory_mb": max_bytes / BYTES_PER_MB,
-    }
-    settings = Settings().model_copy(update=values)  # smaller than they may be set
-    fetcher = fetcher or ImageFetcher([], settings.max_body_bytes, DirectCalls())
-    return Core(models, runners, settings, fetcher, handles, max_waiting_tokens)
+    limits = CoreLimits(
+        max_image_pixels=max_image_pixels,
+        max_pending_requests=max_pending,
+        max_running_requests=max_running,
+        max_request_bytes=max_bytes,
+        max_decoded_images=2,
+        max_waiting_tokens=max_waiting_tokens,
+    )
+    fetcher = fetcher or ImageFetcher([], Settings().max_body_bytes, DirectCalls())
+    return Core(models, runners, limits, fetcher, handles)
 
 
 def context(

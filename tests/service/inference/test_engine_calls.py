@@ -18,7 +18,7 @@ from PIL import Image
 from service.admission.api_keys import ApiKeys
 from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
-from service.inference.core import Core
+from service.inference.core import Core, CoreLimits
 from service.inference.engine_calls import EngineClient
 from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModels, engine_model
@@ -114,7 +114,8 @@ def engine_core(*scripts: Script, **fields: Any) -> Iterator[tuple[Core, type[En
         calls = DirectCalls()
         client = EngineClient("far", entry.engine, calls)
         models = ServedModels({"far": engine_model(entry, settings)})
-        yield Core(models, {"far": client}, settings, ImageFetcher([], 0, calls)), engine
+        limits = CoreLimits.from_settings(settings)
+        yield Core(models, {"far": client}, limits, ImageFetcher([], 0, calls)), engine
 
 
 async def close(core: Core) -> None:
@@ -408,7 +409,7 @@ async def test_half_of_a_character_fails_its_model_alone(script: Script) -> None
         local = make_core()
         models = ServedModels({model.id: model for model in (*local.models, *with_far.models)})
         runners = {**local.runners, **with_far.runners}
-        core = Core(models, runners, local.settings, with_far.fetcher)
+        core = Core(models, runners, local.limits, with_far.fetcher)
         steps = [{"id": "text", "task": "ocr", "models": [FLORENCE_ID, "far"]}]
         async with client(core).http({}) as http:
             compared = await http.post("/v1/compare", json=OCR)
