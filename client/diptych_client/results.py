@@ -26,6 +26,7 @@ from diptych_client.geometry import (
     run_length_mask,
     uncompressed_run_lengths,
 )
+from diptych_client.json_values import to_json
 
 if TYPE_CHECKING:
     import supervision
@@ -254,8 +255,6 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of REST."""
-        from diptych_client.transports.messages import to_json
-
         document: dict[str, Any] = to_json(self)
         return document
 

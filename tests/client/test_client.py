@@ -31,7 +31,7 @@ from diptych_client import (
 )
 from diptych_client.clients.caller import retrying
 from diptych_client.errors import parse_retry_after_s
-from diptych_client.transports.messages import to_json
+from diptych_client.json_values import to_json
 from tests.support.client_answers import TEXT, answer
 from tests.support.running_service import free_port
 from tests.support.scripted_services import (

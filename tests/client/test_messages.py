@@ -33,6 +33,7 @@ from diptych_client import (
     Tiles,
     UnsupportedTask,
 )
+from diptych_client.json_values import from_json, to_json
 from diptych_client.requests import FieldValue, Request, non_null_fields
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_transports import (
@@ -49,8 +50,6 @@ from diptych_client.transports.messages import (
     Call,
     Operation,
     check_status,
-    from_json,
-    to_json,
 )
 from service.rpc.server import message_of, request_fields
 from service.schema.rendering import AnalysisJson, AnswerJson, ComparisonJson

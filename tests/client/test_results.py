@@ -21,8 +21,8 @@ from diptych_client import (
     InstancesResult,
     results,
 )
+from diptych_client.json_values import from_json, to_json
 from diptych_client.requests import TaskId
-from diptych_client.transports.messages import from_json, to_json
 from tasks.table import TASKS
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, TEXT, TEXT_REGIONS, answer
 from tests.support.export_cli import ROOT

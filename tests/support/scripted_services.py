@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 
 from diptych_client import Answer, TextResult
+from diptych_client.json_values import to_json
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.messages import to_json
 from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 from tests.support.client_answers import answer
 from tests.support.http_servers import Handler, serving

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from diptych_client import Answer, AnswerOptions, Client, DiptychError, TaskParameters
-from diptych_client.transports.messages import to_json
+from diptych_client.json_values import to_json
 from service.schema.rendering import AnswerJson
 from tests.support.running_service import RunningService, post_form
 from tests.support.scene_images import scene_png

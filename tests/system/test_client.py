@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from pycocotools.coco import COCO
 
 from diptych_client import Client
-from diptych_client.transports.messages import to_json
+from diptych_client.json_values import to_json
 from tests.support.client_command import DIPTYCH, command, run
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService

@@ -38,9 +38,9 @@ from diptych_client.clients.async_client import AsyncClient
 from diptych_client.conversion import ALLOWED, read_image_file
 from diptych_client.errors import DiptychError
 from diptych_client.integrations.outlines import simplified_ring
+from diptych_client.json_values import to_json
 from diptych_client.requests import split_list
 from diptych_client.results import Answer, Comparison, ModelFailure, Task
-from diptych_client.transports.messages import to_json
 
 _INSTRUCTIONS = (
     "Vision models look at an image: they describe it, find and segment objects, read text, answer"

@@ -28,9 +28,9 @@ from diptych_client.datasets.long_runs import AppendLog, FailureLog, RunError, s
 from diptych_client.datasets.records import QUESTIONS, Job
 from diptych_client.errors import DiptychError
 from diptych_client.geometry import ImageSize
+from diptych_client.json_values import from_json, to_json
 from diptych_client.requests import DEFAULT_OPTIONS, AnswerOptions, TaskParameters, non_null_fields
 from diptych_client.results import Answer, Instance, Item
-from diptych_client.transports.messages import from_json, to_json
 
 MAX_LABELS = 32  # labels per request
 ANY_OBJECT = "object"  # the only class of a task without labels
@@ -391,15 +391,15 @@ def _key(image: ImageFile, job: Job) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Sends requests; records answers and failures."""
+class Collector:
+    """Sends requests, and logs answers and failures."""
 
     log: AnswerLog
     failures: FailureLog
     store: ImageStore
     concurrency: int
 
-    async def ask(
+    async def collect(
         self, client: AsyncClient, requests: Iterable[ImageRequest], advance: Callable[[], None]
     ) -> None:
         """Raise the first error that affects every image."""

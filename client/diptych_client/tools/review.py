@@ -27,6 +27,7 @@ from diptych_client.datasets.formats.writing import Target
 from diptych_client.datasets.long_runs import Outputs, RunError
 from diptych_client.datasets.records import Job, Record
 from diptych_client.geometry import BoxXyxy
+from diptych_client.json_values import to_json
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters
 from diptych_client.results import Answer, Detection, DetectionsResult
 from diptych_client.tools.consensus import Agreement, write_review
@@ -34,7 +35,6 @@ from diptych_client.tools.evaluator import Evaluator, Measure, RankedSample
 from diptych_client.tools.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
 from diptych_client.tools.objects import ObjectsMeasure, xywh
 from diptych_client.tools.questions import ObjectsTruth, Sample
-from diptych_client.transports.messages import to_json
 
 FILES = ("ranking.jsonl", "review.json", "label_studio.json")
 _KINDS: Mapping[Kind, str] = {  # of errors, by those of answers

@@ -21,10 +21,11 @@ from diptych_client.errors import (
     new_error,
     parse_retry_after_s,
 )
+from diptych_client.json_values import from_json
 from diptych_client.requests import Request
 from diptych_client.results import Answer
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.messages import Call, from_json, parsed
+from diptych_client.transports.messages import Call, parsed
 
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT", bound=Message)

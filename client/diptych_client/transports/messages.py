@@ -1,21 +1,12 @@
-"""REST: the calls of the API, values to and from their JSON, and the attempts over httpx.
-
-One rule converts all values, by the types of the dataclasses' fields. A field is named in JSON
-without the suffix of coordinates: `box_xyxy` is `box`. An unset option has no field. Of a
-union the member is meant whose fields without a default are all there.
-"""
+"""REST: the calls of the API, and their attempts over httpx."""
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
-from itertools import starmap
-from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -27,6 +18,7 @@ from diptych_client.errors import (
     new_error,
     parse_retry_after_s,
 )
+from diptych_client.json_values import from_json
 from diptych_client.requests import FieldValue, Request
 from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 
@@ -36,77 +28,6 @@ ValueT = TypeVar("ValueT")
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
-_COORDINATES = re.compile("_(xyxy|xy|hw)$")
-_OUTCOME = "outcome"  # its fields are those of the object that has it
-
-
-def to_json(value: Any) -> Any:
-    """Return a value of the API, such as an answer, as the JSON of REST."""
-    if isinstance(value, list | tuple):
-        return list(map(to_json, value))
-    if not is_dataclass(value):
-        return value
-    row: dict[str, Any] = {}
-    for field in fields(value):
-        part = getattr(value, field.name)
-        if field.name == _OUTCOME:
-            row |= to_json(part)
-        elif part is not None or field.default is not None:
-            row[_COORDINATES.sub("", field.name)] = to_json(part)
-    return row
-
-
-def from_json(kind: type[ValueT], value: Any) -> ValueT:
-    """Return the value of JSON, the inverse of `to_json`.
-
-    A newer service may send more fields, an older one fewer of those with a default. Raise
-    `ValueError`, `KeyError` or `TypeError` for other JSON.
-    """
-    parsed_value: ValueT = _parsed(kind, value)
-    return parsed_value
-
-
-def _parsed(kind: Any, value: Any) -> Any:
-    members = get_args(kind)
-    if is_dataclass(kind):
-        return _parsed_dataclass(kind, value)
-    if get_origin(kind) is UnionType:
-        return _parsed_member(members, value)
-    if get_origin(kind) is tuple:
-        kinds = members[:1] * len(value) if members[-1] is ... else members
-        return tuple(starmap(_parsed, zip(kinds, value, strict=True)))
-    if kind is str and not isinstance(value, str):
-        raise ValueError(f"expected a text, got {value!r:.100}")
-    if kind is not float:
-        return value
-    if not math.isfinite(number := float(value)):
-        raise ValueError(f"expected a finite number, got {number}")
-    return number
-
-
-def _parsed_dataclass(kind: Any, value: Any) -> Any:
-    arguments = {}
-    for name, field_kind in _field_kinds(kind).items():
-        key = _COORDINATES.sub("", name)
-        if name == _OUTCOME:
-            arguments[name] = _parsed(field_kind, value)
-        elif key in value:
-            arguments[name] = _parsed(field_kind, value[key])
-    return kind(**arguments)
-
-
-_field_kinds = cache(get_type_hints)
-
-
-def _parsed_member(members: tuple[Any, ...], value: Any) -> Any:
-    """Return the value of the first member whose required fields are all there."""
-    if value is None:
-        return None
-    for member in members:
-        if member is not NoneType:
-            with suppress(TypeError):  # a missing argument
-                return _parsed(member, value)
-    raise ValueError(f"no known kind of value has the fields {', '.join(value)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from diptych_client import (
     Task,
 )
 from diptych_client.integrations.mcp_server import answer_rows, read_image, tool_of, tool_server
-from diptych_client.transports.messages import to_json
+from diptych_client.json_values import to_json
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, answer
 from tests.support.scene_images import scene_png
 from tests.support.scripted_services import Refusal, Script, serving_rest

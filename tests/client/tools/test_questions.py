@@ -28,7 +28,7 @@ from diptych_client.datasets.long_runs import FailureLog, RunError
 from diptych_client.results import Result
 from diptych_client.tools.questions import (
     AnswerLog,
-    Asker,
+    Collector,
     ObjectsTruth,
     PhrasesTruth,
     Prediction,
@@ -216,17 +216,17 @@ def sample_of(name: str, *requests: TaskParameters) -> Sample:
 def num_failed(folder: Path, samples: Sequence[Sample], url: str, *models: str) -> int:
     """Send unanswered requests; return the number of failures."""
 
-    async def run(asker: Asker) -> None:
+    async def run(collector: Collector) -> None:
         async with AsyncClient(url, max_retries=0) as client:
             for model in models or ("m",):
-                requests = asker.log.unanswered(samples, model)
-                await asker.ask(client, requests, lambda: None)
+                requests = collector.log.unanswered(samples, model)
+                await collector.collect(client, requests, lambda: None)
 
     with (
         AnswerLog.open(folder / "answers.jsonl", "ocr", OPTIONS) as log,
         FailureLog(folder / "failures.jsonl") as failures,
     ):
-        asyncio.run(run(Asker(log, failures, Folder(folder), concurrency=2)))
+        asyncio.run(run(Collector(log, failures, Folder(folder), concurrency=2)))
     return failures.num_failures
 
 

@@ -39,8 +39,8 @@ from diptych_client.datasets.inputs import ImageFile, Problems
 from diptych_client.datasets.long_runs import RunError
 from diptych_client.datasets.records import QUESTIONS, Record
 from diptych_client.geometry import BoxXyxy
+from diptych_client.json_values import to_json
 from diptych_client.results import Item, TextResult
-from diptych_client.transports.messages import to_json
 
 _CATEGORIES = ("category", "categories", "label")  # names of the column
 _LABELS = {"objects", "captions", "caption", "text", "region", "phrases", "prefix", "suffix"}

@@ -30,6 +30,7 @@ from diptych_client.datasets.inputs import ImageInStore, Opening, Problems, open
 from diptych_client.datasets.long_runs import RunError
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError, Unauthorized
+from diptych_client.json_values import to_json
 from diptych_client.requests import TaskId, TaskParameters
 from diptych_client.results import Answer, Task
 from diptych_client.tools.cli import terminal
@@ -49,7 +50,6 @@ from diptych_client.tools.cli.options import (
     with_config,
     with_options,
 )
-from diptych_client.transports.messages import to_json
 
 
 class _Commands(TyperGroup):

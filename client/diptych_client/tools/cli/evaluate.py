@@ -23,7 +23,7 @@ from diptych_client.datasets.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import DEFAULT_OPTIONS, TaskParameters, non_null_fields
 from diptych_client.results import Model
 from diptych_client.tools import review
-from diptych_client.tools.cli.annotate import ask
+from diptych_client.tools.cli.answers import collect_answers
 from diptych_client.tools.cli.options import (
     ConnectionOptions,
     DatasetOptions,
@@ -47,7 +47,7 @@ from diptych_client.tools.evaluator import (
 from diptych_client.tools.objects import ObjectsMeasure, fit_calibration
 from diptych_client.tools.questions import (
     AnswerLog,
-    Asker,
+    Collector,
     ObjectsTruth,
     Questionnaire,
     Sample,
@@ -153,12 +153,12 @@ class EvaluationRun:
             outputs.check([*report_files(out), *filter(None, [self.calibration])])
             outputs.check(map(out.joinpath, review.FILES if self.is_review else ()))
             plan = self._plan(outputs)
-            asker = self._asker(stack, outputs, plan.dataset.store)
-            self._choose_forms(plan, asker, outputs)
+            collector = self._collector(stack, outputs, plan.dataset.store)
+            self._choose_forms(plan, collector, outputs)
             for name in plan.models:
-                ask(self.connection, asker, plan.samples, name)
-            self._report(plan, asker, outputs)
-        return asker.failures.num_failures
+                collect_answers(self.connection, collector, plan.samples, name)
+            self._report(plan, collector, outputs)
+        return collector.failures.num_failures
 
     def _plan(self, outputs: Outputs) -> Plan:
         models = self._models()
@@ -184,34 +184,34 @@ class EvaluationRun:
             plan.findings["counted as one class"] = _pairs(questionnaire.merged)
         return plan
 
-    def _asker(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Asker:
+    def _collector(self, stack: ExitStack, outputs: Outputs, store: ImageStore) -> Collector:
         out = outputs.folder
         has_embeddings = True if self.calibration else None
         options = replace(self.task_options.answer_options(), image_embedding=has_embeddings)
         log = AnswerLog.open(out / "answers.jsonl", self.task_options.task, options)
         answers = stack.enter_context(log)
         failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
-        return Asker(answers, failures, store, self.options.concurrency)
+        return Collector(answers, failures, store, self.options.concurrency)
 
-    def _choose_forms(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
+    def _choose_forms(self, plan: Plan, collector: Collector, outputs: Outputs) -> None:
         """Ask the models in all forms; leave the best ones in the log, and in files of prompts."""
         forms = plan.questionnaire.forms()
         trial = trial_of(plan.samples) if len(forms) > 1 else []
         for name in plan.models if trial else ():
             for form in forms:
-                asker.log.forms[name] = form
-                ask(self.connection, asker, trial, name)
-            form = best_form(asker.log, trial, name, plan.questionnaire.names, forms)
-            asker.log.forms[name] = form
+                collector.log.forms[name] = form
+                collect_answers(self.connection, collector, trial, name)
+            form = best_form(collector.log, trial, name, plan.questionnaire.names, forms)
+            collector.log.forms[name] = form
             path = outputs.folder / re.sub(r"[^\w.-]+", "-", f"prompts-{name}.yaml")
             outputs.write(path, yaml.safe_dump(plan.questionnaire.in_form(form)))
             choice = _pairs(form) or "names as written"
             plan.findings[f"{name} is asked"] = choice
             logger.info("%s is asked %s; see %s", name, choice, path)
 
-    def _report(self, plan: Plan, asker: Asker, outputs: Outputs) -> None:
-        evaluator = Evaluator(asker.log, tuple(plan.models), plan.questionnaire.names)
-        evaluation = self._evaluation(plan, evaluator, asker.failures)
+    def _report(self, plan: Plan, collector: Collector, outputs: Outputs) -> None:
+        evaluator = Evaluator(collector.log, tuple(plan.models), plan.questionnaire.names)
+        evaluation = self._evaluation(plan, evaluator, collector.failures)
         if self.is_review:
             reviewer = review.Reviewer(evaluator, plan.samples, plan.dataset.images)
             ranked = reviewer.write(outputs, self.options.gallery)
@@ -220,7 +220,7 @@ class EvaluationRun:
         gallery = Gallery(plan.dataset.store, evaluator, plan.samples)
         document = write_report(outputs, evaluation, gallery)
         document["report"] = str(report_files(outputs.folder)[0])
-        print_conclusions(evaluation, document, asker.failures, self.input_options.as_json)
+        print_conclusions(evaluation, document, collector.failures, self.input_options.as_json)
         if self.calibration is not None:
             self._calibrate(outputs, self.calibration, plan.models.values(), evaluator)
 

@@ -11,9 +11,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from hashlib import blake2b
-from operator import attrgetter, itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +29,7 @@ from diptych_client.datasets.inputs import (
     open_images,
 )
 from diptych_client.datasets.long_runs import RunError
-from diptych_client.tools.cli.annotate import Answers
+from diptych_client.tools.cli.answers import JobRunner
 from diptych_client.tools.cli.options import GuaranteeOptions
 from diptych_client.tools.cli.terminal import logger, note_problems
 from diptych_client.tools.consensus import ANY, Agreement, Records, write_consensus
@@ -57,7 +55,7 @@ _DIGEST_BYTES = 8
 class GuaranteedRun:
     """The labelling of a folder by what labelled images prove."""
 
-    answers: Answers
+    runner: JobRunner
     target: Target
     images: Sequence[ImageFile]
     options: GuaranteeOptions
@@ -77,8 +75,8 @@ class GuaranteedRun:
             self._note(sentence)
         if self.options.thresholds is not None:
             self._write_thresholds(self.options.thresholds, guarantee)
-        records = self.answers.to(self.answers.folder, self.images)
-        agreements = list(map(guarantee.accept, records))
+        records = self.runner.run(self.runner.folder, self.images)
+        agreements = [guarantee.accept(answered) for answered in records]
         self._write_guarantee(guarantee, agreements)
         dataset, note = write_consensus(self.target, agreements)
         self.sentences.append(note)
@@ -117,8 +115,8 @@ class GuaranteedRun:
         del document["others"]
         if ANY in guarantee.accepting:
             document["accepting"] = document["accepting"][ANY]
-        share = sum(map(attrgetter("is_unlike"), agreements)) / max(len(agreements), 1)
-        document["share_unlike"] = share
+        num_unlike = sum(agreement.is_unlike for agreement in agreements)
+        document["share_unlike"] = num_unlike / max(len(agreements), 1)
         path = self.target.outputs.folder / "guarantee.json"
         self.target.outputs.write(path, json.dumps(document, indent=1))
 
@@ -131,20 +129,20 @@ class GuaranteedRun:
             return earlier
         unlabelled = []
         for image in self.images:
-            if path_of(self.answers.folder, image) not in labelled:
+            if image_path(self.runner.folder, image) not in labelled:
                 unlabelled.append(image)
         if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
         pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
-        self.target.outputs.write(path, json.dumps(list(map(attrgetter("name"), pilot))))
+        self.target.outputs.write(path, json.dumps([image.name for image in pilot]))
         return pilot
 
     def _prove(self, truths: Mapping[ImageFile, ObjectsTruth], store: ImageStore) -> Guarantee:
-        pilot = self._pilot(set(map(partial(path_of, store), truths)))
-        folder = self.answers.folder
-        used = set(map(partial(path_of, folder), pilot))
-        labelled = [image for image in truths if path_of(store, image) not in used]
-        answers = self.answers.to(store, labelled)
+        pilot = self._pilot({image_path(store, image) for image in truths})
+        folder = self.runner.folder
+        pilot_paths = {image_path(folder, image) for image in pilot}
+        labelled = [image for image in truths if image_path(store, image) not in pilot_paths]
+        answers = self.runner.run(store, labelled)
         known = {}
         for records in answers:
             image = records[0].image
@@ -157,7 +155,7 @@ class GuaranteedRun:
             self._note(f"{count} nearly repeat others and do not count")
         options = self.options
         promise = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
-        pilot_answers = self.answers.to(folder, pilot)
+        pilot_answers = self.runner.run(folder, pilot)
         return prove(distinct, pilot_answers, self.min_iou, promise, options.per_class)
 
     def _distinct(self, known: Mapping[str, tuple[NDArray[np.float32], Known]]) -> list[Known]:
@@ -167,11 +165,11 @@ class GuaranteedRun:
         order += sorted(known.keys() - set(order))
         self.target.outputs.write(path, json.dumps(order))
         images = [known[digest] for digest in order if digest in known]
-        is_repeat = repeats(np.array(list(map(itemgetter(0), images))))
+        is_repeat = repeats(np.array([tones for tones, _ in images]))
         return [images[index][1] for index in np.flatnonzero(~is_repeat).tolist()]
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee) -> None:
-        with self.answers.connection.client() as client:
+        with self.runner.connection.client() as client:
             served = {model.id: model for model in client.models()}
         model = served[self.target.job.model]
         fields = self.target.job.fields()
@@ -195,6 +193,6 @@ def _read_texts(path: Path) -> list[str]:
     return texts
 
 
-def path_of(store: ImageStore, image: ImageFile) -> Path | None:
+def image_path(store: ImageStore, image: ImageFile) -> Path | None:
     """Return where an image is; None if it is a row of a file."""
     return (store.path / image.name).resolve() if isinstance(store, Folder) else None

@@ -39,8 +39,8 @@ from diptych_client.datasets.inputs import ImageFile
 from diptych_client.datasets.long_runs import Outputs, RunError
 from diptych_client.datasets.records import Job, Record
 from diptych_client.geometry import BoxXyxy, joined_rings, polygons_mask
+from diptych_client.json_values import from_json
 from diptych_client.results import Result
-from diptych_client.transports.messages import from_json
 from tasks.florence2.grammar import box_tokens as florence2_box_tokens
 from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
 from tests.support.client_answers import (

@@ -25,6 +25,7 @@ from diptych_client import (
 )
 from diptych_client.datasets.inputs import Problems
 from diptych_client.datasets.long_runs import Outputs, RunError
+from diptych_client.json_values import from_json, to_json
 from diptych_client.tools.cli.app import read_recipe, shipped_recipes
 from diptych_client.tools.cli.terminal import (
     answer_view,
@@ -34,7 +35,6 @@ from diptych_client.tools.cli.terminal import (
     run_with_progress,
     tasks_view,
 )
-from diptych_client.transports.messages import from_json, to_json
 from tests.client.tools.cli.conftest import Captured, Diptych, listings
 from tests.support.client_answers import DETECTIONS, SIZE, TEXT_REGIONS, answer
 from tests.support.scripted_services import Refusal, Script

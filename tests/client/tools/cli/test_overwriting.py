@@ -13,8 +13,8 @@ from diptych_client import Comparison
 from diptych_client.datasets.formats.writing import Target, write_dataset
 from diptych_client.datasets.long_runs import Outputs, RunError
 from diptych_client.datasets.records import Job
+from diptych_client.json_values import to_json
 from diptych_client.requests import AnswerOptions, TaskParameters
-from diptych_client.transports.messages import to_json
 from tests.client.tools.cli.conftest import Diptych, listings
 from tests.support.client_answers import DETECTIONS, SIZE, answer, record
 from tests.support.evaluations import write_images
