@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -346,4 +346,5 @@ def settings() -> Settings:
     for url in (values.shared_limits_url, values.images_folder):
         if url is not None and (password := urlsplit(url).password):
             hide_in_logs(password)
+            hide_in_logs(unquote(password))
     return values

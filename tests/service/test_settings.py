@@ -7,7 +7,16 @@ import pytest
 
 from service.inference.core import CoreLimits
 from service.inference.served_models import max_slots, runner_options
-from service.settings import BYTES_PER_MB, REMOVED, Settings, SettingsError, read_settings, variable
+from service.settings import (
+    BYTES_PER_MB,
+    REMOVED,
+    Settings,
+    SettingsError,
+    read_settings,
+    settings,
+    variable,
+)
+from service.telemetry.logs import without_secrets
 from tests.support.catalog import FLORENCE, PALIGEMMA
 
 
@@ -202,3 +211,11 @@ def test_options_of_a_runner() -> None:
     assert options.otlp_endpoint == "http://a:4318"
     default = runner_options(PALIGEMMA.id, read_settings({}), entries)
     assert default.aliases == ()
+
+
+def test_passwords_of_stores_are_hidden_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIPTYCH_IMAGES_FOLDER", "redis://:of%20store@10.0.0.9:6379/0")
+    settings.cache_clear()
+    settings()
+    settings.cache_clear()
+    assert without_secrets("of%20store, of store") == "[key], [key]"
