@@ -19,7 +19,8 @@ from service.inference.request_fields import CompareFields, GenerationFields, Pr
 from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
-from service.openai.api import ChatCompletion, ChatError, ChatRequest
+from service.openai.chat_requests import ChatRequest
+from service.openai.completions import ChatCompletion, ChatError
 from service.schema.rendering import (
     AnalysisJson,
     AnswerJson,
