@@ -151,6 +151,7 @@ class Core:
             yield await running
         finally:
             running.cancel()  # once: a wait for its end would cancel it again with this task
+            del running  # its exception has this frame: a cycle, which would keep the image
             # a task that is cancelled before it has begun does not
             await self.places.leave(context)
 

@@ -15,7 +15,7 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -173,13 +173,20 @@ class Incoming:
             raise InvalidRequest("the message is malformed: it is not one of the method") from error
 
 
-Messages = AsyncIterator[bytes]
 _NO_MESSAGE = "the call has no message"
 
 
 def peer_address(peer: str) -> str:
     """Return the address of a peer: grpc writes ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+async def read_messages(context: Context) -> AsyncGenerator[bytes, None]:
+    """Yield the messages of a call. grpc's own iterator keeps the last one, in a cycle."""
+    messages = [await context.read()]
+    while messages[0] is not grpc.aio.EOF:
+        yield messages.pop()
+        messages.append(await context.read())
 
 
 def metadata_of(context: Context) -> dict[str, str]:
@@ -201,6 +208,12 @@ async def abort(
     await context.abort(CODES[error.code], error.message, tuple(trailing))
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """Return an error without the frames in which it was raised, and without the error before."""
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
 class GrpcBoundary(grpc.aio.ServerInterceptor):
     """Gives the methods of Vision message and context, those of health and reflection messages."""
 
@@ -219,15 +232,15 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_stream
         message_class = handler.request_deserializer.__self__  # its method FromString
 
-        def incoming(messages: Messages, context: Context) -> Incoming:
+        def incoming(context: Context) -> Incoming:
             forwarded = metadata_of(context).get("x-forwarded-for")
             peer = peer_address(str(context.peer()))
             address = client_address(peer, forwarded, self._proxies)
-            return Incoming(messages, message_class, self._small, address)
+            return Incoming(read_messages(context), message_class, self._small, address)
 
-        async def answer(messages: Messages, context: Context) -> Any:
+        async def answer(context: Context) -> Any:
             """Answer one message; the stream of health is written, not returned."""
-            received = incoming(messages, context)
+            received = incoming(context)
             if not is_ours:
                 async with aclosing(self._messages(received, context)) as sent:
                     async for message in sent:
@@ -237,22 +250,44 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
                 return await behavior(message, call)
             raise AssertionError("context.abort() returned")
 
-        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
-            received = incoming(messages, context)
-            async with AsyncExitStack() as stack:
-                if is_ours:
-                    called = self._call(details.method, received, context)
-                    replies = behavior(*await stack.enter_async_context(called))
-                else:  # reflection
-                    requests = aclosing(self._messages(received, context))
-                    replies = behavior(await stack.enter_async_context(requests), context)
-                async for reply in await stack.enter_async_context(aclosing(replies)):
+        async def answers(context: Context) -> AsyncGenerator[Message, None]:
+            received = incoming(context)
+            if is_ours:
+                async with (
+                    self._call(details.method, received, context) as (message, call),
+                    aclosing(behavior(message, call)) as replies,
+                ):
+                    async for reply in replies:
+                        yield reply
+                return
+            async with (  # reflection
+                aclosing(self._messages(received, context)) as requests,
+                aclosing(behavior(requests, context)) as replies,
+            ):
+                async for reply in replies:
                     yield reply
+
+        # What aborts a call stays in its context, with the frame below, which must hold no message:
+        # a cycle, until the garbage collector runs.
+        async def answer_once(_messages: object, context: Context) -> Any:
+            try:
+                return await answer(context)
+            except grpc.aio.AbortError as error:
+                raise without_frames(error) from None
+
+        async def answer_many(_messages: object, context: Context) -> AsyncGenerator[Message, None]:
+            try:
+                async with aclosing(answers(context)) as replies:
+                    async for reply in replies:
+                        yield reply
+            except grpc.aio.AbortError as error:
+                raise without_frames(error) from None
 
         serializer = handler.response_serializer
         if handler.unary_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
-        stream = answer if handler.unary_stream is not None and not is_ours else answers
+            return grpc.stream_unary_rpc_method_handler(answer_once, None, serializer)
+        is_health_stream = handler.unary_stream is not None and not is_ours
+        stream = answer_once if is_health_stream else answer_many
         return grpc.stream_stream_rpc_method_handler(stream, None, serializer)
 
     async def _messages(
@@ -301,7 +336,10 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             code = CODES[failure.code] if failure else grpc.StatusCode.OK
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
         if failure is not None:
-            await abort(context, failure, (("x-request-id", request_id), trace))
+            ids = (("x-request-id", request_id), trace)
+            aborted = abort(context, failure, ids)
+            del failure  # its traceback has this frame: a cycle, which would keep the message
+            await aborted
 
     async def _message(self, method: str, incoming: Incoming, call: RequestContext) -> Message:
         if method.endswith(_LISTS):

@@ -1,7 +1,9 @@
 """Messages from the JSON of REST, and calls of each kind of method over fake runners."""
 
 import asyncio
+import gc
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -237,6 +239,32 @@ async def test_overload_has_retry_after() -> None:
     assert failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     ids = {"x-request-id": "mine", "x-trace-id": TRACE_ID}
     assert trailing(failure) == {**ids, "diptych-code": "overloaded", "retry-after": "1"}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_refused_call_keeps_no_message(is_stream: bool) -> None:
+    """Without the garbage collector, which may run minutes later."""
+    request = pb.PredictRequest(image=bytes(1_000_000), task="ocr")
+    async with serving() as channel:
+        stub: Any = VisionStub(channel)
+
+        async def refuse() -> None:
+            call = all_of(stub.PredictStream(request)) if is_stream else stub.Predict(request)
+            assert (await refused(call))[0] == grpc.StatusCode.INVALID_ARGUMENT
+
+        await refuse()
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(8):
+                await refuse()
+            await asyncio.sleep(0.1)
+            kept_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert kept_bytes < 3_000_000
 
 
 OBJECT = {"box": [1.5, 2, 30.25, 40], "label": "a", "score": 0.5}
