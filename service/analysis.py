@@ -353,7 +353,7 @@ class _Run:
             about = replace(about, box=within(about.box, view))
         outcome: Answer | ServiceError
         try:
-            await self._count(view)
+            self._count(view)
             image = self.image if view is None else self.views[view]
             outcome = await self.core.answer(model, step.request(about), image, self.context)
             if view is not None:
@@ -370,14 +370,14 @@ class _Run:
         self.on_answer(answer)
         return answer
 
-    async def _count(self, view: PixelBox | None) -> None:
+    def _count(self, view: PixelBox | None) -> None:
         """Count an answer, and the pixels of a view, for the key; raise `Overloaded`."""
         if not self.is_first:  # the request itself has been counted
-            await self.context.quota.take_request()
+            self.context.quota.take_request()
         self.is_first = False
         if view is not None and view not in self.views:
             self.views[view] = ImageView.of(self.image, view)
-            await self.context.quota.take_pixels(math.prod(self.views[view].header.size_wh))
+            self.context.quota.take_pixels(math.prod(self.views[view].header.size_wh))
 
 
 def step_objects(result: Result) -> list[StepObject]:

@@ -15,7 +15,7 @@ import bentoml
 from runners.bentoml_internals import local_runner_url
 from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
-from service.admission.api_keys import ApiKeys, SharedLimits
+from service.admission.api_keys import ApiKeys
 from service.admission.threads import POSTPROCESSING
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
@@ -71,11 +71,7 @@ class _Gateway:
         return_freed_memory_regularly()
         tracing.start(_SETTINGS.otlp_endpoint, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
-        self._shared_limits = None
-        if _SETTINGS.shared_limits_url is not None:
-            self._shared_limits = SharedLimits(_SETTINGS.shared_limits_url)
-            await self._shared_limits.connect()
-        api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
+        api_keys = ApiKeys.load(_SETTINGS.api_keys_file)
         models = load_served_models(_SETTINGS)
         limits = CoreLimits.from_settings(_SETTINGS)
         calls = OutboundProcess(limits.max_request_bytes)
@@ -129,8 +125,6 @@ class _Gateway:
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await asyncio.gather(*(client.close() for client in self._clients.values()))
-        if self._shared_limits is not None:
-            await self._shared_limits.close()
         await POSTPROCESSING.run(tracing.stop)
 
     async def _greet(self, models: Iterable[ServedModel]) -> None:

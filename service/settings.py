@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.admission.addresses import parse_networks
 from service.outbound.urls import AllowedHost
-from service.telemetry.logs import LogFormat, hide_in_logs
+from service.telemetry.logs import LogFormat
 from service.validation import in_one_line, rejected_field
 from tasks.catalog import model_id_of
 from tasks.errors import meant
@@ -30,12 +29,10 @@ _MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
 # 1 to 65535
 _PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _HOST_AND_PORT = rf"(?:[^\[\]:/?#@\s]+|\[[0-9a-fA-F:.]+\])(?::(?:{_PORT}))?"
-_STORE_URL = rf"rediss?://(?:[^/?#]*@)?{_HOST_AND_PORT}(?:/[0-9]{{0,5}})?"
 _PASSWORD = re.compile(r"//.*@")  # user and password in a URL
 # Settings that require another.
 _REQUIRED = {
     "metrics_need_key": "api_keys_file",
-    "shared_limits_url": "api_keys_file",
     "tls_certificate_file": "tls_key_file",
     "tls_key_file": "tls_certificate_file",
 }
@@ -68,6 +65,8 @@ REMOVED = {
     " requests",
     "DIPTYCH_PORTABLE": "the service requires Linux; on another system run its container",
     "DIPTYCH_PROCESSES": "each model of a host has a process of its own",
+    "DIPTYCH_SHARED_LIMITS_URL": "deploy/haproxy/front.cfg sends each API key to one gateway, which"
+    " applies its limits",
     "DIPTYCH_TRACE_SAMPLE": "set OTEL_TRACES_SAMPLER=parentbased_traceidratio and"
     " OTEL_TRACES_SAMPLER_ARG",
     "DIPTYCH_URL_TIMEOUT_S": "the timeout is 10 s, or DIPTYCH_REQUEST_TIMEOUT_S if that is less",
@@ -78,10 +77,6 @@ Names = tuple[str, ...]
 
 class SettingsError(Exception):
     """A setting is unknown or has an invalid value."""
-
-
-def is_store_url(text: str) -> bool:
-    return text.startswith(("redis://", "rediss://"))
 
 
 def _matching(pattern: str, allowed: str) -> AfterValidator:
@@ -131,13 +126,11 @@ def _check_not_one(value: int) -> int:
     return value
 
 
-_STORE_FORM = "redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
 _HTTP_FORM = "an http(s) URL of host, port and path, without credentials and query"
 ModelIds = Annotated[
     Names, Field(min_length=1), AfterValidator(lambda names: tuple(map(model_id_of, names)))
 ]
-StoreUrl = Annotated[str, _matching(_STORE_URL, _STORE_FORM)]
-ImagesPlace = Annotated[str, _matching(rf"(?!rediss?://).*|{_STORE_URL}", _STORE_FORM)]
+ImagesFolder = Annotated[str, _matching(r"(?!\w+://).*", "a folder, not a URL")]
 HttpUrl = Annotated[str, _matching(rf"https?://{_HOST_AND_PORT}(/[^?#\s]*)?", _HTTP_FORM)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
 TrustedProxies = Annotated[Names, AfterValidator(_check_networks)]
@@ -168,14 +161,10 @@ class Settings(BaseModel):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001
     """gRPC port; 0: disabled."""
     gateway_workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Gateway processes, which share both ports of one host. Each has its own memory and its own
-    limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."""
+    """Gateway processes, which share both ports of one host. Each has its own memory and counts
+    the limits of keys separately."""
     api_keys_file: Path | None = None
     """File of API keys: a SHA-256 and its limits per line. Unset: none is required."""
-    shared_limits_url: StoreUrl | None = None
-    """Redis or Valkey in which gateways share what is used of the limits of keys, as
-    `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process counts on its
-    own."""
     trusted_proxies: TrustedProxies = ()
     """IP addresses or networks of proxies, comma-separated, whose `X-Forwarded-For` names the
     client. A client without a key is its address, of IPv6 the /64 network. Unset: none."""
@@ -242,9 +231,9 @@ class Settings(BaseModel):
     """OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans."""
     max_image_pixels: Annotated[int, Field(ge=1_000, le=500_000_000)] = 50_000_000
     """Maximum pixels of an image."""
-    images_folder: ImagesPlace | None = None
-    """Folder of the images that `POST /v1/images` stores, shared by gateways of one host; for
-    several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: `images` in BENTOML_HOME."""
+    images_folder: ImagesFolder | None = None
+    """Folder of the images that `POST /v1/images` stores, shared by gateways of one host. Unset:
+    `images` in BENTOML_HOME."""
     images_mb: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
     """Maximum size of stored images, MB; 0: disabled."""
 
@@ -342,9 +331,4 @@ def _check_together(values: Settings) -> None:
 
 @cache
 def settings() -> Settings:
-    values = read_settings(os.environ)
-    for url in (values.shared_limits_url, values.images_folder):
-        if url is not None and (password := urlsplit(url).password):
-            hide_in_logs(password)
-            hide_in_logs(unquote(password))
-    return values
+    return read_settings(os.environ)

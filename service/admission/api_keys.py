@@ -8,24 +8,17 @@ A line of the file is one key, with optional limits:
 Errors and logs never quote a line: it may hold a key by mistake. Rates are token buckets with one
 rate (RFC 2697): a bucket is full at the start and holds one minute's refill.
 
-Gateways may share the usage of limits in a Redis or Valkey. A key of the store is one limit of one
-API key: of a rate a hash {level, at} as in `TokenBucket`, of concurrent requests a sorted set of
-leases by their expiry. Each change is one script, by the store's clock. While the store does not
-answer, every result is None, at once but for one attempt a second, and the process applies its own
-limits.
+Each gateway process counts on its own: deploy/haproxy/front.cfg sends all requests of a key to one.
 """
 
-import asyncio
 import hashlib
 import hmac
 import logging
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.admission.addresses import client_of
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.settings import SettingsError, variable
-from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 from service.validation import rejected_field
 
 logger = logging.getLogger(__name__)
@@ -41,7 +33,6 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], float]  # seconds, such as time.monotonic
 
 _PIXELS_PER_MEGAPIXEL = 1_000_000
-_LEASE_MARGIN_S = 2.0  # a request ends shortly after its deadline
 _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
 _MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
@@ -49,38 +40,6 @@ _MAX_ADDRESSES = 10_000
 _MAX_FILE_CHARS = 10_000_000
 _OWNER_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
 _Rate = Annotated[int, Field(ge=1, le=1_000_000)]
-TIMEOUT_S = 0.1  # per call, including the wait for a connection
-_RETRY_AFTER_S = 1.0
-_MAX_CONNECTIONS = 4  # a call takes 0.1 ms; more connections do not speed up one event loop
-
-_NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
-
-# Buckets expire after 60 seconds: they are full by then, like a missing one.
-_TAKE = f"""{_NOW}
-local per_minute, amount = tonumber(ARGV[1]), tonumber(ARGV[2])
-local bucket = redis.call('HMGET', KEYS[1], 'level', 'at')
-local level = per_minute
-if bucket[1] then
-    level = math.min(per_minute, bucket[1] + math.max(0, now - bucket[2]) * per_minute / 60)
-end
-if amount > level then
-    return tostring((amount - level) * 60 / per_minute)
-end
-redis.call('HSET', KEYS[1], 'level', level - amount, 'at', now)
-redis.call('EXPIRE', KEYS[1], 60)
-return '0'
-"""
-
-_LEASE = f"""{_NOW}
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then
-    return 0
-end
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[3])
-local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
-redis.call('EXPIREAT', KEYS[1], math.ceil(last[2]))
-return 1
-"""
 
 
 class QuotaLimits(BaseModel):
@@ -128,114 +87,19 @@ class TokenBucket:
         return (amount - self._level) * 60 / self.per_minute
 
 
-async def answer_within(timeout_s: float, call: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the answer to `call`; raises TimeoutError.
-
-    The second half of the time begins when the loop notices the end of the first: if the loop was
-    late, it has read what the store sent meanwhile.
-    """
-    loop = asyncio.get_running_loop()
-    half_s = timeout_s / 2
-    async with asyncio.timeout(None) as limit:
-        half = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
-        try:
-            return await call()
-        finally:
-            half.cancel()
-
-
-class SharedLimits:
-    """The usage of limits in a store, given by its URL; `owner` names an API key."""
-
-    def __init__(
-        self, url: str, clock: Callable[[], float] = time.monotonic, timeout_s: float = TIMEOUT_S
-    ) -> None:
-        # late imports: a gateway without a store does without its client's memory
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
-
-        # The one retry is for connections that the store has closed while they were idle.
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, retry=Retry(NoBackoff(), 1)
-        )
-        self._store = Redis.from_pool(pool)
-        self._failures = (RedisError, OSError)  # TimeoutError is an OSError
-        self._take = self._store.register_script(_TAKE)
-        self._lease = self._store.register_script(_LEASE)
-        self._clock = clock
-        self._timeout_s = timeout_s
-        self._is_down = False
-        self._retry_at_s = 0.0
-        self._releases: set[asyncio.Task[Any]] = set()
-
-    async def connect(self) -> None:
-        """Connect now: no request waits for it, and a wrong URL is logged at the start."""
-        await self._answer(self._store.ping)
-
-    async def take(self, owner: str, unit: str, per_minute: float, amount: float) -> float | None:
-        keys = [f"diptych:{owner}:{unit}"]
-        wait_s = await self._answer(partial(self._take, keys=keys, args=[per_minute, amount]))
-        return None if wait_s is None else float(wait_s)
-
-    async def lease(self, owner: str, max_leases: int, lease: str, seconds: float) -> bool | None:
-        """Return True if a request may begin, False if as many are in flight as are allowed."""
-        keys = [f"diptych:{owner}:in_flight"]
-        call = partial(self._lease, keys=keys, args=[max_leases, seconds, lease])
-        is_granted = await self._answer(call)
-        return None if is_granted is None else bool(int(is_granted))
-
-    def release(self, owner: str, lease: str) -> asyncio.Task[Any]:
-        """End a lease, in a task that continues if its caller is cancelled."""
-        call = partial(self._store.zrem, f"diptych:{owner}:in_flight", lease)
-        task = asyncio.create_task(self._answer(call))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-        return task
-
-    async def close(self) -> None:
-        await asyncio.gather(*self._releases)
-        await self._store.aclose()
-
-    async def _answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        if self._clock() < self._retry_at_s:
-            SHARED_LIMITS_UNANSWERED.inc()
-            return None
-        if self._is_down:
-            self._retry_at_s = self._clock() + _RETRY_AFTER_S  # others do not wait for this attempt
-        try:
-            answer = await answer_within(self._timeout_s, call)
-        except self._failures as error:
-            SHARED_LIMITS_UNANSWERED.inc()
-            self._retry_at_s = self._clock() + _RETRY_AFTER_S
-            if not self._is_down:
-                self._is_down = True
-                reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-                problem = "the store of the shared limits fails"
-                logger.error("%s: %s; each process applies its own limits", problem, reason)
-            return None
-        if self._is_down:
-            self._is_down = False
-            self._retry_at_s = 0.0
-            logger.info("the store of the shared limits answers again")
-        return answer
-
-
 class Quota:
-    """The limits of one API key, and what this process, or all if `shared` is set, has used."""
+    """The limits of one API key, and what this process has used of them."""
 
     def __init__(
         self,
         name: str,
         limits: QuotaLimits,
         clock: Clock = time.monotonic,
-        shared: SharedLimits | None = None,
         owner: str = "anonymous",
     ) -> None:
         self.name = name
         self.owner = owner  # owns stored files: unlike the name, it is unique to the key
-        self.max_concurrent = limits.max_concurrent
+        self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests: TokenBucket | None = None
         self._megapixels: TokenBucket | None = None
@@ -243,9 +107,8 @@ class Quota:
             self._requests = TokenBucket(limits.requests_per_minute, clock)
         if limits.megapixels_per_minute is not None:
             self._megapixels = TokenBucket(limits.megapixels_per_minute, clock)
-        self._shared = shared
 
-    async def take_request(self, num_requests: int = 1) -> None:
+    def take_request(self, num_requests: int = 1) -> None:
         """Count requests; raise `Overloaded`, or `InvalidRequest` beyond a whole minute."""
         if self._requests is None:
             return
@@ -253,10 +116,10 @@ class Quota:
         if num_requests > self._requests.per_minute:
             counted = f"its tiles count as {num_requests} requests"
             raise InvalidRequest(f"{counted}; the key {self.name!r} may send {limit}", "tiles")
-        if wait_s := await self._take("requests", self._requests, num_requests):
+        if wait_s := self._requests.take(num_requests):
             raise self._exceeded(limit, wait_s)
 
-    async def take_pixels(self, num_pixels: int) -> None:
+    def take_pixels(self, num_pixels: int) -> None:
         """Count one image; raise `Overloaded`, or `image_too_large` beyond a minute's quota."""
         if self._megapixels is None:
             return
@@ -266,50 +129,18 @@ class Quota:
             problem = f"the image has {megapixels:g} megapixels"
             message = f"{problem}; the key {self.name!r} may send {allowed:g} per minute"
             raise ServiceError(message, "image", "image_too_large")
-        if wait_s := await self._take("megapixels", self._megapixels, megapixels):
+        if wait_s := self._megapixels.take(megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
-    async def begin_request(self, timeout_s: float) -> str:
-        """Count a request until `end_request`, which takes the returned lease.
-
-        Only for a key with `max_concurrent`.
-        """
-        assert self.max_concurrent is not None
-        most = self.max_concurrent
-        refusal = self._exceeded(f"{most} concurrent requests", 1)
-        if self._num_concurrent >= most:
-            raise refusal
+    def begin_request(self) -> None:
+        """Count a request until `end_request`; raise `Overloaded`."""
+        most = self._max_concurrent
+        if most is not None and self._num_concurrent >= most:
+            raise self._exceeded(f"{most} concurrent requests", 1)
         self._num_concurrent += 1
-        if self._shared is None:
-            return ""
-        lease = uuid.uuid4().hex
-        lease_s = timeout_s + _LEASE_MARGIN_S
-        try:
-            if await self._shared.lease(self.owner, most, lease, lease_s) is False:
-                raise refusal
-        except BaseException as error:
-            self._num_concurrent -= 1
-            if isinstance(error, asyncio.CancelledError):
-                self._shared.release(self.owner, lease)
-            raise
-        return lease  # also if the store did not answer: it may hold the lease
 
-    async def end_request(self, lease: str) -> None:
-        """Count a request as ended, even if the caller is cancelled."""
+    def end_request(self) -> None:
         self._num_concurrent -= 1
-        if self._shared is not None:
-            # Awaited, as the client's next request may go to another gateway.
-            await asyncio.shield(self._shared.release(self.owner, lease))
-
-    async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
-        """Take from the shared bucket, else from the own one; return the seconds to wait."""
-        if self._shared is None:
-            return bucket.take(amount)
-        wait_s = await self._shared.take(self.owner, unit, bucket.per_minute, amount)
-        if wait_s:
-            return wait_s
-        wait_s_of_process = bucket.take(amount)
-        return wait_s_of_process if wait_s is None else 0.0
 
     def _exceeded(self, limit: str, wait_s: float) -> Overloaded:
         return Overloaded(f"the key {self.name!r} has reached its limit of {limit}", wait_s)
@@ -326,11 +157,9 @@ class ApiKeys:
         entries: Iterable[KeyEntry] | None,
         file: Path | None = None,
         clock: Clock = time.monotonic,
-        shared: SharedLimits | None = None,
     ) -> None:
         self._file = file
         self._clock = clock
-        self._shared = shared
         self._is_open = entries is None
         self._quotas: dict[KeyEntry, Quota] = {}
         # keys: the addresses that last sent one
@@ -340,13 +169,11 @@ class ApiKeys:
         self._accept(entries or ())
 
     @classmethod
-    def load(
-        cls, path: Path | None, clock: Clock = time.monotonic, shared: SharedLimits | None = None
-    ) -> Self:
+    def load(cls, path: Path | None, clock: Clock = time.monotonic) -> Self:
         """Read the keys; raise `SettingsError` for an unreadable or malformed file."""
         if path is None:
             return cls(None)
-        keys = cls((), path, clock, shared)  # notes the file's version before it is read
+        keys = cls((), path, clock)  # notes the file's version before it is read
         keys._accept(parse_keys(_text(path)))
         return keys
 
@@ -406,7 +233,7 @@ class ApiKeys:
         for entry in entries:
             owner = entry.sha256[:_OWNER_CHARS]
             quota = self._quotas.get(entry)
-            quotas[entry] = quota or Quota(entry.name, entry, self._clock, self._shared, owner)
+            quotas[entry] = quota or Quota(entry.name, entry, self._clock, owner)
         self._quotas = quotas
 
 

@@ -7,13 +7,12 @@ knows no models.
 
 import asyncio
 import re
-import time
 import uuid
 from dataclasses import dataclass, field
 
 from service.admission.api_keys import UNLIMITED, Quota
 from service.admission.fair_queue import FairShare
-from service.errors import NotReady
+from service.errors import NotReady, Overloaded
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # safe in logs and headers
@@ -29,8 +28,6 @@ class Place:
 
     is_taken: bool = False
     num_bytes: int = 0  # its body, an image by URL, and values parsed from them
-    # its key's lease in the store of the shared limits; None without a limit of concurrent requests
-    lease: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +69,18 @@ class Places:
             self._left.clear()
             await self._left.wait()
 
-    async def take(self, context: RequestContext) -> None:
+    def take(self, context: RequestContext) -> None:
         """Count a request, before its body is read, until `leave`; raise `Overloaded`."""
         if context.place.is_taken or not context.needs_place:
             return
         quota = context.quota
         self._pending.take(quota.name, 1, "requests in flight or queued")
-        if quota.max_concurrent is not None:
-            try:
-                timeout_s = context.deadline_s - time.monotonic()
-                context.place.lease = await quota.begin_request(timeout_s)
-            except BaseException:
-                self._pending.remove(quota.name, 1)
-                self._left.set()
-                raise
+        try:
+            quota.begin_request()
+        except Overloaded:
+            self._pending.remove(quota.name, 1)
+            self._left.set()
+            raise
         context.place.is_taken = True
 
     def hold(self, context: RequestContext, num_bytes: int) -> None:
@@ -94,7 +89,7 @@ class Places:
         context.place.num_bytes += num_bytes
         REQUEST_MEMORY_BYTES.set(self._memory.total)
 
-    async def leave(self, context: RequestContext) -> None:
+    def leave(self, context: RequestContext) -> None:
         place = context.place
         if place.num_bytes > 0:
             self._memory.remove(context.quota.name, place.num_bytes)
@@ -104,5 +99,4 @@ class Places:
             place.is_taken = False
             self._pending.remove(context.quota.name, 1)
             self._left.set()
-            if place.lease is not None:
-                await context.quota.end_request(place.lease)
+            context.quota.end_request()

@@ -121,7 +121,7 @@ class RestBoundary:
                 timeout_s = limit_s if header is None else min(limit_s, _timeout_s(header))
                 deadline_s = time.monotonic() + timeout_s
                 quota = UNLIMITED if is_public else self._checked_quota(request, interface)
-                await quota.take_request()
+                quota.take_request()
                 current_client.set(quota.name)
                 context = RequestContext(request.state.request_id, interface.api, deadline_s, quota)
                 response = None
@@ -129,7 +129,7 @@ class RestBoundary:
                     response = _response(await function(request, context))
                 finally:  # the place of a stream lasts as long as its events
                     if core is not None and not isinstance(response, StreamingResponse):
-                        await core.places.leave(context)
+                        core.places.leave(context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -165,7 +165,7 @@ class RestBoundary:
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
         """Return the body, read in a place of its client; raise `Overloaded` before reading."""
         core = self.core()
-        await core.places.take(context)
+        core.places.take(context)
         memory = BodyMemory(self.settings.max_body_bytes, partial(core.places.hold, context))
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):

@@ -1,19 +1,9 @@
-"""Stored images of API keys, by their ids: in a database of a folder, or in a Redis or Valkey.
+"""Stored images of API keys, by their ids, in a database of a folder.
 
-Any number of gateways of one host share the folder's `images.sqlite3`, those of several hosts a
-Valkey, where all names begin with `diptych:images:`:
-
-    image:OWNER/NAME    width and height, 4 bytes each, and the file; expires by itself
-    secret              the key of the ids; a store that has lost its data gets another
-    expires             sorted set of OWNER/NAME by the time at which it expires, seconds
-    bytes               hash of OWNER/NAME to its number of bytes
-    sent:OWNER          as `expires`, of one owner, by the order in which they were sent
-    owners:images       sorted set of OWNER by its number of images
-    owners:bytes        sorted set of OWNER by its number of bytes
-
-OWNER identifies an API key by its hash. Above the limits of one key it loses its oldest image.
-Above the limit of bytes the key that holds the most bytes does, above that of images the key that
-holds the most images. Adding takes the same time however many there are. All calls block.
+Any number of gateways of one host share the folder's `images.sqlite3`. An owner is an API key, by
+its hash. Above the limit of bytes the key that holds the most bytes loses its oldest image, above
+that of images the key that holds the most images. Adding takes the same time however many there
+are. All calls block.
 """
 
 import asyncio
@@ -25,17 +15,16 @@ import stat
 import struct
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TypeVar
 
 from service.admission.threads import STORING
 from service.errors import NotReady, ServiceError
 from service.images.inputs import HandleIds, ImageHandle
-from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
+from service.settings import BYTES_PER_MB, Settings, SettingsError, variable
 from tasks.errors import shown
 from wire.artifacts.model_store import store_home
 
@@ -49,12 +38,10 @@ _SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
 _MAX_IMAGES = 10_000  # bounds the rows of small images
 _KEPT_S = 3_600  # as long as a client asks about an image; DIPTYCH_IMAGES_MB bounds their size
-_TIMEOUT_S = 2.0  # a call of a store, which may move a file of 20 MB
-_MAX_CONNECTIONS = 4
-_PREFIX = "diptych:images:"
 _OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _DATABASE = "images.sqlite3"
 _BUSY_S = 10.0  # wait for another process's transaction
+_FAILURES = (sqlite3.Error, OSError)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
     PRAGMA page_size = 16384;  -- half the time of the default for an image of 2 MB
@@ -91,13 +78,11 @@ _REMOVE_EXPIRED = """
     DELETE FROM images WHERE rowid IN
         (SELECT rowid FROM images WHERE sent_s <= ? ORDER BY sent_s LIMIT 100)
 """
-# removes an image while a limit is exceeded: that of the key, of all images, of all bytes
+# removes an image while a limit is exceeded: that of images, of bytes
 _EVICT = """
     DELETE FROM images WHERE rowid = (
         SELECT rowid FROM images WHERE owner = (
-            SELECT owner FROM owners WHERE owner = :owner
-                AND (num_images > :max_images_of_key OR num_bytes > :max_bytes_of_key)
-            UNION ALL SELECT * FROM (
+            SELECT * FROM (
                 SELECT owner FROM owners WHERE :max_images < (SELECT sum(num_images) FROM owners)
                 ORDER BY num_images DESC LIMIT 1)
             UNION ALL SELECT * FROM (
@@ -107,61 +92,6 @@ _EVICT = """
         ) ORDER BY sent_s, rowid LIMIT 1
     )
 """
-# As `ImageStore._change`. KEYS: the prefix. ARGV: owner, name, file, the limits in order. The time
-# is the store's: clocks of gateways differ.
-_CHANGE = """
-local prefix, owner, name, file = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local max_bytes, max_bytes_of_key = tonumber(ARGV[4]), tonumber(ARGV[5])
-local max_images, max_images_of_key = tonumber(ARGV[6]), tonumber(ARGV[7])
-local kept_s = tonumber(ARGV[8])
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local function count(of, bytes)  -- of a store that evicts keys, any of these may be lost
-    local num_images = redis.call('ZCARD', prefix .. 'sent:' .. of)
-    redis.call('ZADD', prefix .. 'owners:images', num_images, of)
-    redis.call('ZINCRBY', prefix .. 'owners:bytes', bytes, of)
-    if num_images == 0 then
-        redis.call('ZREM', prefix .. 'owners:images', of)
-        redis.call('ZREM', prefix .. 'owners:bytes', of)
-    end
-end
-local function remove(member)
-    local of, name_of = string.match(member, '(.*)/(.*)')
-    local bytes = redis.call('HGET', prefix .. 'bytes', member) or 0
-    redis.call('ZREM', prefix .. 'expires', member)
-    redis.call('DEL', prefix .. 'image:' .. member)
-    redis.call('HDEL', prefix .. 'bytes', member)
-    if redis.call('ZREM', prefix .. 'sent:' .. of, name_of) == 1 then count(of, -bytes) end
-end
-local function evict(of)
-    local name_of = redis.call('ZRANGE', prefix .. 'sent:' .. of, 0, 0)[1]
-    if name_of then remove(of .. '/' .. name_of) else count(of, 0) end
-end
-local expired = redis.call('ZRANGEBYSCORE', prefix .. 'expires', '-inf', now, 'LIMIT', 0, 100)
-for _, member in ipairs(expired) do remove(member) end
-local member = owner .. '/' .. name
-if name ~= '' then remove(member) end
-if file == '' then return #expired end
-redis.call('SET', prefix .. 'image:' .. member, file, 'EX', kept_s)
-redis.call('HSET', prefix .. 'bytes', member, #file)
-redis.call('ZADD', prefix .. 'expires', now + kept_s, member)
-redis.call('ZADD', prefix .. 'sent:' .. owner, now, name)
-count(owner, #file)
-local function is_over(unit, max)
-    return tonumber(redis.call('ZSCORE', prefix .. 'owners:' .. unit, owner) or 0) > max
-end
-while is_over('bytes', max_bytes_of_key) or is_over('images', max_images_of_key) do evict(owner) end
-for unit, max in pairs({bytes = max_bytes, images = max_images}) do
-    local owners = prefix .. 'owners:' .. unit
-    repeat
-        local total, scores = 0, redis.call('ZRANGE', owners, 0, -1, 'WITHSCORES')
-        for index = 2, #scores, 2 do total = total + scores[index] end
-        local is_full = total > max
-        if is_full then evict(scores[#scores - 1]) end
-    until not is_full
-end
-return #expired
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +99,7 @@ class StoreLimits:
     """Limits on stored images."""
 
     max_bytes: int
-    max_bytes_of_key: int
     max_images: int
-    max_images_of_key: int
     kept_s: int
 
 
@@ -186,22 +114,52 @@ class StoredImage:
     expires_at: int  # seconds of the epoch
 
 
-class ImageStore(ABC):
-    """Images of API keys, by their ids.
+def _make_private(database: Path) -> None:
+    """Take the access of others from a database and its folder; raise `PermissionError`.
+
+    A folder that holds other files is not ours to change.
+    """
+    folder = database.parent
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & _OF_OTHERS:
+        if any(not path.name.startswith(_DATABASE) for path in folder.iterdir()):
+            problem = f"others have access to it (mode {mode:o}), and it holds other files"
+            raise PermissionError(f"{problem}; run chmod 700, or name a folder for images alone")
+        folder.chmod(0o700)
+    for path in folder.glob(f"{_DATABASE}*"):  # SQLite makes its others with the mode of the first
+        with suppress(FileNotFoundError):  # another gateway closes the database
+            path.chmod(0o600)
+
+
+class HandleStore:
+    """Images in a folder.
 
     Methods raise `not_found` for an id of another key, `image_expired` if the image is gone, and
-    `NotReady` if the store fails.
+    `NotReady` if the disk fails.
+
+    One connection stays open: SQLite copies its log into the database when the last one closes. Its
+    waiters poll, so that of many threads any may be the next: ours have a lock of their own.
     """
 
-    failure: ClassVar[str]
-    failures: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
-
-    def __init__(self, limits: StoreLimits) -> None:
+    def __init__(
+        self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
+    ) -> None:
+        """Make folder and database, readable for this user alone; raise `SettingsError`."""
         self.limits = limits
+        self._path = folder / _DATABASE
+        self._now = now
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        try:
+            self._change()
+        except _FAILURES as error:
+            setting = f"{variable('images_folder')}={str(folder)!r}"
+            raise SettingsError(f"{setting} cannot be written: {error}") from error
 
     def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage:
         """Store an image for an API key, from now for the whole time; raise `payload_too_large`."""
-        allowed = min(self.limits.max_bytes, self.limits.max_bytes_of_key) - _SIZE.size
+        allowed = self.limits.max_bytes - _SIZE.size
         if len(data) > allowed:
             message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
             raise ServiceError(message, "image", "payload_too_large")
@@ -252,69 +210,12 @@ class ImageStore(ABC):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise `NotReady` for an error of the store, such as a full disk."""
+        """Raise `NotReady` for an error of the disk, such as a full one."""
         try:
             yield
-        except self.failures as error:
+        except _FAILURES as error:
             logger.error("stored images fail: %s", error)
-            raise NotReady(f"{self.failure}; send the image itself") from error
-
-    @abstractmethod
-    def _ids(self) -> HandleIds: ...
-
-    @abstractmethod
-    def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
-        """Remove a file, or store another in its place and evict until all limits hold.
-
-        Before, remove a hundred of the expired ones, and return their number.
-        """
-
-    @abstractmethod
-    def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
-        """Return a file, or its first bytes; None if it has expired."""
-
-
-def _make_private(database: Path) -> None:
-    """Take the access of others from a database and its folder; raise `PermissionError`.
-
-    A folder that holds other files is not ours to change.
-    """
-    folder = database.parent
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & _OF_OTHERS:
-        if any(not path.name.startswith(_DATABASE) for path in folder.iterdir()):
-            problem = f"others have access to it (mode {mode:o}), and it holds other files"
-            raise PermissionError(f"{problem}; run chmod 700, or name a folder for images alone")
-        folder.chmod(0o700)
-    for path in folder.glob(f"{_DATABASE}*"):  # SQLite makes its others with the mode of the first
-        with suppress(FileNotFoundError):  # another gateway closes the database
-            path.chmod(0o600)
-
-
-class HandleStore(ImageStore):
-    """Images in a folder.
-
-    One connection stays open: SQLite copies its log into the database when the last one closes. Its
-    waiters poll, so that of many threads any may be the next: ours have a lock of their own.
-    """
-
-    failure = "the disk of stored images fails"
-
-    def __init__(
-        self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
-    ) -> None:
-        """Make folder and database, readable for this user alone; raise `SettingsError`."""
-        super().__init__(limits)
-        self._path = folder / _DATABASE
-        self._now = now
-        self._secret = secrets.token_bytes(_SECRET_BYTES)
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        try:
-            self._change()
-        except self.failures as error:
-            setting = f"{variable('images_folder')}={str(folder)!r}"
-            raise SettingsError(f"{setting} cannot be written: {error}") from error
+            raise NotReady("the disk of stored images fails; send the image itself") from error
 
     def _run(self, work: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
         """Return what `work` returns, after another try if the database is damaged."""
@@ -358,6 +259,11 @@ class HandleStore(ImageStore):
         return HandleIds(self._secret)
 
     def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
+        """Remove a file, or store another in its place and evict until all limits hold.
+
+        Before, remove a hundred of the expired ones, and return their number.
+        """
+
         def change(db: sqlite3.Connection) -> int:
             with db:
                 db.execute("BEGIN IMMEDIATE")
@@ -367,13 +273,14 @@ class HandleStore(ImageStore):
                 if file:
                     row = (owner, name, now_s, len(file), file)
                     db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
-                    while db.execute(_EVICT, {"owner": owner, **asdict(self.limits)}).rowcount:
+                    while db.execute(_EVICT, asdict(self.limits)).rowcount:
                         pass
             return num_expired
 
         return self._run(change)
 
     def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
+        """Return a file, or its first bytes; None if it has expired."""
         content = "file" if max_bytes < 0 else f"substr(file, 1, {max_bytes})"
         query = f"""
             SELECT {content}, num_bytes, CAST(sent_s + ? AS INTEGER) FROM images
@@ -384,69 +291,13 @@ class HandleStore(ImageStore):
         return file
 
 
-class ValkeyImages(ImageStore):
-    """Images in the store of a URL."""
-
-    failure = "the store of images does not answer"
-
-    def __init__(self, url: str, limits: StoreLimits) -> None:
-        # late imports: a gateway with a folder does without the client's memory
-        from redis import BlockingConnectionPool, Redis
-        from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
-        from redis.retry import Retry
-
-        super().__init__(limits)
-        self.failures = (RedisError, OSError)
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_MAX_CONNECTIONS,
-            timeout=_TIMEOUT_S,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # for connections that the store has closed
-        )
-        self._store: Any = Redis.from_pool(pool)  # its types join those of two clients
-        self._script = self._store.register_script(_CHANGE)
-
-    def _ids(self) -> HandleIds:
-        with self._store.pipeline() as calls:
-            calls.set(f"{_PREFIX}secret", secrets.token_bytes(_SECRET_BYTES), nx=True)
-            calls.get(f"{_PREFIX}secret")
-            return HandleIds(calls.execute()[1])
-
-    def _change(self, owner: str = "", name: str = "", file: bytes = b"") -> int:
-        return int(self._script(keys=[_PREFIX], args=(owner, name, file, *astuple(self.limits))))
-
-    def _get(self, owner: str, name: str, max_bytes: int) -> StoredFile | None:
-        member = f"{owner}/{name}"
-        last_byte = max_bytes - 1 if max_bytes > 0 else -1
-        with self._store.pipeline() as calls:
-            calls.getrange(f"{_PREFIX}image:{member}", 0, last_byte)
-            calls.hget(f"{_PREFIX}bytes", member)
-            calls.zscore(f"{_PREFIX}expires", member)
-            file, num_bytes, expires_at = calls.execute()
-        if not file or num_bytes is None or expires_at is None:
-            return None
-        return file, int(num_bytes), int(expires_at)
-
-
-def image_store(values: Settings) -> ImageStore | None:
+def image_store(values: Settings) -> HandleStore | None:
     """Return the store of images, or None if it is disabled; raise `SettingsError`."""
     if not values.images_mb:
         return None
-    max_bytes = values.images_mb * BYTES_PER_MB
-    limits = StoreLimits(
-        max_bytes,
-        max_bytes,
-        _MAX_IMAGES,
-        _MAX_IMAGES,
-        _KEPT_S,
-    )
-    place = values.images_folder
-    if place is not None:
-        is_url = is_store_url(place)
-        return ValkeyImages(place, limits) if is_url else HandleStore(Path(place), limits)
+    limits = StoreLimits(values.images_mb * BYTES_PER_MB, _MAX_IMAGES, _KEPT_S)
+    if values.images_folder is not None:
+        return HandleStore(Path(values.images_folder), limits)
     try:
         return HandleStore(store_home() / "images", limits)
     except SettingsError as error:
@@ -454,7 +305,7 @@ def image_store(values: Settings) -> ImageStore | None:
         return None
 
 
-def stored(images: ImageStore | None) -> ImageStore:
+def stored(images: HandleStore | None) -> HandleStore:
     """Return the store; raise `not_found` if it is disabled."""
     if images is None:
         message = "this service stores no images; send the image itself"

@@ -18,7 +18,7 @@ from service.admission.threads import STORING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import MAX_DECODED_IMAGES, ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher
-from service.images.handle_store import ImageStore, stored
+from service.images.handle_store import HandleStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
 from service.inference import recording
 from service.inference.engine_calls import ModelClient
@@ -79,7 +79,7 @@ class Core:
         runners: Mapping[str, ModelClient],
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
-        handles: ImageStore | None = None,
+        handles: HandleStore | None = None,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
         self.models = models
@@ -153,7 +153,7 @@ class Core:
             running.cancel()  # once: a wait for its end would cancel it again with this task
             del running  # its exception has this frame: a cycle, which would keep the image
             # a task that is cancelled before it has begun does not
-            await self.places.leave(context)
+            self.places.leave(context)
 
     async def compare(
         self, image: ImageInput, fields: Mapping[str, object], context: RequestContext
@@ -226,19 +226,19 @@ class Core:
     @asynccontextmanager
     async def opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Count a request as pending and open its image; raise `Overloaded` or its error."""
-        await self.places.take(context)
+        self.places.take(context)
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
             await opened_image.open(context.deadline_s)
-            await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
+            context.quota.take_pixels(math.prod(opened_image.header.size_wh))
             try:
                 yield opened_image
             finally:
                 if opened_image.hold is not None:
                     await opened_image.aclose()
         finally:
-            await self.places.leave(context)
+            self.places.leave(context)
 
     async def fetched(self, image: ImageUrl | ImageHandle, context: RequestContext) -> bytes:
         if isinstance(image, ImageHandle):

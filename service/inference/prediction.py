@@ -354,9 +354,9 @@ async def _tiles(
         raise DeadlineExceeded("the image was not decoded before the deadline") from error
     if uneven:
         queued.check_cost(request, image, 1 + len(uneven))
-        await queued.quota.take_request(len(uneven))
+        queued.quota.take_request(len(uneven))
         sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
-        await queued.quota.take_pixels(sum(map(math.prod, sizes)))
+        queued.quota.take_pixels(sum(map(math.prod, sizes)))
     num_flat = len(boxes) - len(uneven)
     return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
 

@@ -468,7 +468,7 @@ class Batch:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
-                await self._core.places.leave(context)
+                self._core.places.leave(context)
             for version, task in running:
                 outcome = task.result()
                 if isinstance(outcome, ServiceError):
@@ -501,7 +501,7 @@ class Batch:
             while True:
                 try:
                     async with self._core.answer_slot(self._context) as context:
-                        await context.quota.take_request()
+                        context.quota.take_request()
                         return await self._core.predict(image, fields, context)
                 except Overloaded as error:
                     if time.monotonic() + error.retry_after_s >= self._context.deadline_s:

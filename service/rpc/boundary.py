@@ -315,7 +315,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             try:
                 self._core.places.check_open()
                 quota = self._api_keys.check(metadata.get("authorization"), incoming.address)
-                await quota.take_request()
+                quota.take_request()
                 current_client.set(quota.name)
                 limit_s = self._settings.request_timeout_s
                 remaining_s = context.time_remaining()
@@ -332,7 +332,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
                 failure = record_failure(error, API, request_id)
             finally:
                 if call is not None:
-                    await self._core.places.leave(call)
+                    self._core.places.leave(call)
             code = CODES[failure.code] if failure else grpc.StatusCode.OK
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
         if failure is not None:
@@ -345,7 +345,7 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         if method.endswith(_LISTS):
             message = await incoming.read_small()
         else:
-            await self._core.places.take(call)
+            self._core.places.take(call)
             message = await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
         if message is None:
             raise InvalidRequest(_NO_MESSAGE)

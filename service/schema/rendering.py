@@ -400,7 +400,7 @@ async def answered_each(
         try:
             async with core.answer_slot(context) as image_context:
                 if index > 0:  # the request itself has been counted
-                    await context.quota.take_request()
+                    context.quota.take_request()
                 return await answer(images[index], image_context)
         except ServiceError as error:
             return error

@@ -63,11 +63,6 @@ EVENT_LOOP_LAG_SECONDS = _seconds(
     "diptych_event_loop_lag_seconds",
     "Time by which the gateway's event loop runs late, measured 20 times a second.",
 )
-SHARED_LIMITS_UNANSWERED = Counter(
-    "diptych_shared_limits_unanswered_total",
-    "Calls that the store of the shared limits did not answer, or that were not made while it does"
-    " not.",
-)
 
 
 async def measure_loop_lag() -> None:

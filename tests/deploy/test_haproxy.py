@@ -8,15 +8,11 @@ import os
 import random
 import re
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +29,7 @@ from tests.support.haproxy import (
     needs_haproxy,
     running_haproxy,
 )
+from tests.support.name_server import name_server
 from tests.support.processes import is_open
 from tests.support.running_service import free_port
 from tests.support.waiting import wait_until
@@ -273,55 +270,6 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     times_s = asyncio.run(ask())
     assert len(times_s) == NUM_STREAM_LINES
     assert times_s[-1] - times_s[0] > 0.1  # buffered lines come together
-
-
-# id, flags, and the numbers of questions, answers and two more (RFC 1035, 4.1.1)
-DNS_HEADER = struct.Struct("!6H")
-# a pointer to the question's name, type A, class IN, a TTL of 5 s, length
-DNS_RECORD = struct.pack("!HHHIH", 0xC00C, 1, 1, 5, 4)
-
-
-@dataclass
-class NameServer:
-    """A DNS server for one name, whose addresses change as those of a headless Service."""
-
-    port: int
-    addresses: Sequence[str]  # may be replaced at any time
-
-    def answer(self, message: bytes, name: str) -> bytes:
-        labels = [bytes([len(label)]) + label.encode() for label in name.split(".")]
-        end = message.index(b"\0", DNS_HEADER.size) + 1
-        is_known = message[DNS_HEADER.size : end].lower() == b"".join(labels) + b"\0"
-        (kind,) = struct.unpack_from("!H", message, end)
-        records: list[bytes] = []
-        if is_known and kind == 1:  # A
-            records = [DNS_RECORD + socket.inet_aton(address) for address in self.addresses]
-        (number, *_) = DNS_HEADER.unpack_from(message)
-        flags = 0x8580 if is_known else 0x8583
-        header = DNS_HEADER.pack(number, flags, 1, len(records), 0, 0)
-        return header + message[DNS_HEADER.size : end + 4] + b"".join(records)
-
-
-@contextmanager
-def name_server(name: str, addresses: Sequence[str]) -> Iterator[NameServer]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = NameServer(listener.getsockname()[1], addresses)
-
-        def answer_all() -> None:
-            while True:
-                question, client = listener.recvfrom(4096)
-                if not question:
-                    return
-                listener.sendto(server.answer(question, name), client)
-
-        thread = threading.Thread(target=answer_all)
-        thread.start()
-        try:
-            yield server
-        finally:
-            listener.sendto(b"", listener.getsockname())
-            thread.join()
 
 
 @contextmanager

@@ -79,6 +79,12 @@ class Build:
         """Return the pods of all Deployments by name."""
         return {name: Pods(manifest) for name, manifest in self.of_kind("Deployment").items()}
 
+    def service_pods(self) -> dict[str, Pods]:
+        """Return the pods that run the service: all but HAProxy's."""
+        all_pods = self.pods()
+        del all_pods["front"]
+        return all_pods
+
     @property
     def gateway(self) -> Pods:
         return self.pods()["gateway"]
@@ -87,7 +93,7 @@ class Build:
         """Return the variables that the container has from ConfigMaps."""
         maps = self.of_kind("ConfigMap")
         variables: dict[str, str] = {}
-        for source in pods.container["envFrom"]:
+        for source in pods.container.get("envFrom", ()):
             variables |= maps[source["configMapRef"]["name"]]["data"]
         return variables
 
@@ -152,7 +158,7 @@ def environment_lines(container: Object) -> list[str]:
 
 @pytest.mark.parametrize("folder", BUILDS)
 def test_deployments(folder: str) -> None:
-    all_pods = built(folder).pods()
+    all_pods = built(folder).service_pods()
     runners = {f"{model_id}-runner" for model_id in EMBEDDED} if folder in REPLICATED else set()
     assert all_pods.keys() == {"gateway", *runners}
     for name, pods in all_pods.items():
@@ -178,6 +184,9 @@ def selects(selector: Object, labels: Mapping[str, str]) -> bool:
     return bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
+SERVICES = {"front": "gateway", "gateway": "gateways"}  # of clients, of HAProxy
+
+
 def test_selectors_match_their_own_pods(build: Build) -> None:
     """A node is drained of one pod at a time, and of those that are not ready."""
     all_pods = build.pods()
@@ -189,7 +198,7 @@ def test_selectors_match_their_own_pods(build: Build) -> None:
         selectors += [
             pods.deployment["spec"]["selector"],
             budget.pop("selector"),
-            {"matchLabels": build.of_kind("Service")[name]["spec"]["selector"]},
+            {"matchLabels": service_of(build, name)["selector"]},
         ]
         for selector in selectors:
             selected = [other for other in all_pods if selects(selector, all_pods[other].labels)]
@@ -197,26 +206,44 @@ def test_selectors_match_their_own_pods(build: Build) -> None:
         assert budget == {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
 
 
+def service_of(build: Build, deployment: str) -> Object:
+    spec: Object = build.of_kind("Service")[SERVICES.get(deployment, deployment)]["spec"]
+    return spec
+
+
 def test_named_ports_are_those_of_the_pods(build: Build) -> None:
     for name, pods in build.pods().items():
-        is_gateway = name == "gateway"
-        listening = pods.sidecars["front"] if is_gateway else pods.container
-        service = build.of_kind("Service")[name]["spec"]
+        service = service_of(build, name)
         targets = {port["targetPort"] for port in service["ports"]}
-        assert targets == {port["name"] for port in listening["ports"]}
+        assert targets == {port["name"] for port in pods.container["ports"]}
         probes = [value for key, value in pods.container.items() if key.endswith("Probe")]
-        ports = [probe["httpGet"]["port"] for probe in probes]
-        assert ports == ["gateway" if is_gateway else "http"] * 3
-        # Headless: HAProxy sees a runner's pods one by one.
-        assert service.get("clusterIP") == (None if is_gateway else "None")
+        action = "tcpSocket" if name == "front" else "httpGet"
+        ports = [probe[action]["port"] for probe in probes]
+        assert ports == ["rest" if name == "front" else "http"] * 3
+        # Headless: HAProxy sees the pods one by one.
+        assert service.get("clusterIP") == (None if name == "front" else "None")
+
+
+def test_prometheus_reads_each_process_once(build: Build) -> None:
+    """Through HAProxy it would read any gateway."""
+    (monitor,) = build.of_kind("ServiceMonitor").values()
+    read_ports = {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]}
+    readable = set()
+    for name, service in build.of_kind("Service").items():
+        if read_ports & {port["name"] for port in service["spec"]["ports"]}:
+            readable.add(name)
+    sidecars = {"haproxy"} & set(build.of_kind("Service"))
+    assert readable == {SERVICES.get(name, name) for name in build.service_pods()} | sidecars
 
 
 def test_settings_and_times_of_pods_fit(build: Build) -> None:
-    for pods in build.pods().values():
+    for name, pods in build.service_pods().items():
         settings = read_settings(build.environment(pods))
         assert settings.models == EMBEDDED
         ports = {port["containerPort"] for port in pods.container["ports"]}
         assert ports <= {settings.port, settings.grpc_port}
+        # until DNS does not name the gateway
+        assert pods.pre_stop_s() == (7 if name == "gateway" else 0)
         stop_s = pods.pre_stop_s() + settings.request_timeout_s + STOP_S
         assert pods.template["terminationGracePeriodSeconds"] > stop_s
         probe = pods.container["startupProbe"]
@@ -231,29 +258,32 @@ def test_settings_and_times_of_pods_fit(build: Build) -> None:
         assert max_mib < int(limit[:-2]) * {"Mi": 1, "Gi": 1024}[limit[-2:]]
 
 
-def test_clients_reach_the_proxy_alone(build: Build) -> None:
-    gateway = build.gateway
-    front = gateway.sidecars["front"]
-    assert front["restartPolicy"] == "Always"
-    (mount,) = front["volumeMounts"]
-    assert front["args"] == ["haproxy", "-f", f"{mount['mountPath']}/{FRONT.name}"]
-    settings = build.environment(gateway)
-    variables = {variable["name"]: variable["value"] for variable in front["env"]}
-    ports = gateway.ports
-    assert variables["GATEWAY_PORT"] == settings["DIPTYCH_PORT"] == str(ports["gateway"])
-    grpc_port = variables["GATEWAY_GRPC_PORT"]
-    assert grpc_port == settings["DIPTYCH_GRPC_PORT"] == str(ports["gateway-grpc"])
-    assert int(variables["FRONT_GRACE"].removesuffix("s")) < gateway.pre_stop_s()
-    text = FRONT.read_text(encoding="utf-8")
-    assert all(f"${{{name}-" in text for name in variables)
-    assert f'"${{FRONT_ADDRESS-:{ports["http"]}}}"' in text
-    assert f'"${{FRONT_GRPC_ADDRESS-:{ports["grpc"]}}}"' in text
+def test_front_has_the_shipped_configuration(build: Build) -> None:
+    front = build.pods()["front"]
+    (mount,) = front.container["volumeMounts"]
+    assert front.container["args"] == ["haproxy", "-f", f"{mount['mountPath']}/{FRONT.name}"]
+    name = front.volume(mount["name"])["configMap"]["name"]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)}
+    assert build.of_kind("ConfigMap")[name]["data"] == texts
+    text = texts[FRONT.name]
+    variables = {variable["name"]: variable.get("value") for variable in front.container["env"]}
+    assert variables["GATEWAYS"] == f"{SERVICES['gateway']}.$(NAMESPACE).svc.cluster.local"
+    for variable in variables.keys() - {"NAMESPACE"}:
+        assert re.search(rf"\$\{{{variable}[-}}]", text)
+    assert f'"${{FRONT_ADDRESS-:{front.ports["rest"]}}}"' in text
+    assert f'"${{FRONT_GRPC_ADDRESS-:{front.ports["grpc"]}}}"' in text
+    (hard_stop_s,) = re.findall(r"hard-stop-after (\d+)s", text)
+    stop_s = int(variables["FRONT_GRACE"].removesuffix("s")) + int(hard_stop_s)
+    assert front.template["terminationGracePeriodSeconds"] > stop_s
+    request_s = read_settings(build.environment(build.gateway)).request_timeout_s
+    timeouts_s = re.findall(r"timeout (?:client|server) (\d+)s", text)
+    assert min(map(int, timeouts_s)) > request_s
 
 
 def test_pods_are_confined(build: Build) -> None:
     (namespace,) = build.of_kind("Namespace").values()
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for pods in build.pods().values():
+    for component, pods in build.pods().items():
         template = pods.template
         assert template["securityContext"]["runAsNonRoot"]
         assert template["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -269,8 +299,9 @@ def test_pods_are_confined(build: Build) -> None:
             for mount in container["volumeMounts"]:
                 if not mount.get("readOnly"):
                     writable[mount["name"]] = mount["mountPath"]
-        assert writable == {"memory": "/dev/shm"}
-        assert pods.volume("memory")["emptyDir"]["medium"] == "Memory"
+        assert writable == ({} if component == "front" else {"memory": "/dev/shm"})
+        for volume in writable:
+            assert pods.volume(volume)["emptyDir"]["medium"] == "Memory"
 
 
 def test_keys_reach_the_gateway_alone(build: Build) -> None:
@@ -293,17 +324,16 @@ def test_haproxy_is_a_sidecar_for_the_runners(replicated: Build) -> None:
     (mount,) = haproxy["volumeMounts"]
     paths = [f"{mount['mountPath']}/{file.name}" for file in (CONFIGURATION, MODELS)]
     assert haproxy["args"][::2] == ["haproxy", *paths]
-    name = gateway.volume(mount["name"])["configMap"]["name"]
-    texts = {file.name: file.read_text(encoding="utf-8") for file in (CONFIGURATION, MODELS, FRONT)}
-    assert replicated.of_kind("ConfigMap")[name]["data"] == texts
+    assert gateway.volume(mount["name"]) == replicated.pods()["front"].volume("haproxy")
     variables = {variable["name"]: variable.get("value") for variable in haproxy["env"]}
     assert variables["RUNNERS_DOMAIN"] == "$(NAMESPACE).svc.cluster.local"
     assert variables["STATUS_ADDRESS"] == f"*:{gateway.ports['haproxy']}"
+    models = MODELS.read_text(encoding="utf-8")
     # of each model: the port that the gateway calls, host and port of the runners
     sections = re.findall(
         r"^listen (\S+)\n    bind 127\.0\.0\.1:(\d+)\n.*\n    server-template runner \d+"
         r' "(\S+):(\d+)"$',
-        texts[MODELS.name],
+        models,
         re.MULTILINE,
     )
     urls = replicated.environment(gateway)["DIPTYCH_RUNNER_URLS"].split(",")
@@ -314,9 +344,9 @@ def test_haproxy_is_a_sidecar_for_the_runners(replicated: Build) -> None:
         service = replicated.of_kind("Service")[f"{name}-runner"]["spec"]
         assert [service_port["port"] for service_port in service["ports"]] == [int(port)]
     request_s = read_settings(replicated.environment(gateway)).request_timeout_s
-    timeouts_s = re.findall(r"timeout (?:client|server) (\d+)s", texts[CONFIGURATION.name])
+    timeouts_s = re.findall(r"timeout (?:client|server) (\d+)s", CONFIGURATION.read_text("utf-8"))
     assert min(map(int, timeouts_s)) > request_s
-    (obsolete_s,) = re.findall(r"hold obsolete (\d+)s", texts[MODELS.name])
+    (obsolete_s,) = re.findall(r"hold obsolete (\d+)s", models)
     # an address is kept while its pod may still finish its calls
     assert int(obsolete_s) > request_s + STOP_S
 
@@ -355,7 +385,16 @@ def connections(build: Build) -> set[tuple[str, str, str | int, str]]:
     return permitted
 
 
-FOR_CLIENTS = {("gateway", "ingress", "http", "anyone"), ("gateway", "ingress", "grpc", "anyone")}
+AT_THE_FRONT = {
+    ("front", "ingress", "rest", "anyone"),
+    ("front", "ingress", "grpc", "anyone"),
+    ("front", "egress", "http", "gateway"),
+    ("front", "egress", "grpc", "gateway"),
+    ("front", "egress", 53, "dns"),
+    ("gateway", "ingress", "http", "front"),
+    ("gateway", "ingress", "grpc", "front"),
+    ("gateway", "ingress", "http", "prometheus"),
+}
 AMONG_PODS = {
     ("gateway", "ingress", "haproxy", "prometheus"),
     ("gateway", "egress", "http", "runner"),
@@ -370,14 +409,14 @@ def test_policies_permit_known_connections_alone(folder: str) -> None:
     denied = built(folder).of_kind("NetworkPolicy")["default-deny"]["spec"]
     assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     among_pods = AMONG_PODS if folder in REPLICATED else set()
-    assert connections(built(folder)) == FOR_CLIENTS | among_pods
+    assert connections(built(folder)) == AT_THE_FRONT | among_pods
 
 
 def test_every_deployment_is_scaled_by_one_object(replicated: Build) -> None:
     scalers = replicated.of_kind("ScaledObject").values()
     targets = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
-    assert sorted(targets) == sorted(replicated.pods())
-    for pods in replicated.pods().values():
+    assert sorted(targets) == sorted(replicated.service_pods())
+    for pods in replicated.service_pods().values():
         assert "replicas" not in pods.deployment["spec"]
     for scaler in scalers:
         assert 1 <= scaler["spec"]["minReplicaCount"] < scaler["spec"]["maxReplicaCount"]

@@ -110,11 +110,11 @@ async def test_images_in_the_sandbox(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_environment_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIPTYCH_SHARED_LIMITS_URL", "rediss://:password@store")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")
     before = psutil.Process().children()  # other tests of this process start some
     async with decoded_in_process(IMAGES[0], LIMITS):
         (child,) = set(psutil.Process().children()).difference(before)
-        assert "DIPTYCH_SHARED_LIMITS_URL" not in child.environ()
+        assert "OTEL_EXPORTER_OTLP_HEADERS" not in child.environ()
 
 
 WITHOUT_FILTER = """

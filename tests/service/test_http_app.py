@@ -332,7 +332,7 @@ KEPT_S = 100
 def images_api(tmp_path: Path) -> Client:
     keys = tmp_path / "keys"
     keys.write_text("\n".join(map(hash_of, ("one", "two"))))
-    limits = StoreLimits(10_000, 10_000, 100, 100, KEPT_S)
+    limits = StoreLimits(10_000, 100, KEPT_S)
     store = HandleStore(tmp_path / "images", limits, FakeClock())
     return client(make_core(handles=store), ApiKeys.load(keys))
 

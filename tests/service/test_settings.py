@@ -7,16 +7,7 @@ import pytest
 
 from service.inference.core import CoreLimits
 from service.inference.served_models import max_slots, runner_options
-from service.settings import (
-    BYTES_PER_MB,
-    REMOVED,
-    Settings,
-    SettingsError,
-    read_settings,
-    settings,
-    variable,
-)
-from service.telemetry.logs import without_secrets
+from service.settings import BYTES_PER_MB, REMOVED, Settings, SettingsError, read_settings, variable
 from tests.support.catalog import FLORENCE, PALIGEMMA
 
 
@@ -51,8 +42,6 @@ def test_removed_setting_is_named_with_its_replacement(name: str) -> None:
 HTTP_URL = "an http(s) URL of host, port and path, without credentials and query"
 # the first is empty
 NO_HTTP_URLS = " localhost:4318 grpc://a:4317 http:// http://a?b=c http://[::1 http://a:65536"
-STORE_URL = "it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
-NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a:99999 redis://a/x redis://a?db=1"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +63,7 @@ NO_STORE_URLS = " a:6379 http://a redis:// redis://a:0 redis://a:99999 redis://a
         ("DIPTYCH_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
         ("DIPTYCH_LABEL_STUDIO_URL", "http://a?b", HTTP_URL),
         *(("DIPTYCH_OTLP_ENDPOINT", url, HTTP_URL) for url in NO_HTTP_URLS.split(" ")),
-        *(("DIPTYCH_SHARED_LIMITS_URL", url, STORE_URL) for url in NO_STORE_URLS.split(" ")),
+        ("DIPTYCH_IMAGES_FOLDER", "redis://a:6379", "it must be a folder, not a URL"),
     ],
 )
 def test_invalid_value(name: str, value: str, allowed: str) -> None:
@@ -99,8 +88,7 @@ def test_memory_of_requests_follows_bodies_and_memory(
     ("name", "url"),
     [
         ("DIPTYCH_OTLP_ENDPOINT", "http://user:secret@a:4318"),
-        ("DIPTYCH_SHARED_LIMITS_URL", "redis://user:secret@a/x"),
-        ("DIPTYCH_SHARED_LIMITS_URL", "redis://:se/cret@a"),
+        ("DIPTYCH_IMAGES_FOLDER", "redis://:se/cret@a"),
     ],
 )
 def test_credentials_are_not_reported(name: str, url: str) -> None:
@@ -113,7 +101,6 @@ def test_credentials_are_not_reported(name: str, url: str) -> None:
     ("name", "value", "other"),
     [
         ("DIPTYCH_METRICS_NEED_KEY", "true", "DIPTYCH_API_KEYS_FILE"),
-        ("DIPTYCH_SHARED_LIMITS_URL", "rediss://user:secret@a:6380/1", "DIPTYCH_API_KEYS_FILE"),
         ("DIPTYCH_TLS_CERTIFICATE_FILE", "a.pem", "DIPTYCH_TLS_KEY_FILE"),
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
     ],
@@ -211,11 +198,3 @@ def test_options_of_a_runner() -> None:
     assert options.otlp_endpoint == "http://a:4318"
     default = runner_options(PALIGEMMA.id, read_settings({}), entries)
     assert default.aliases == ()
-
-
-def test_passwords_of_stores_are_hidden_in_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIPTYCH_IMAGES_FOLDER", "redis://:of%20store@10.0.0.9:6379/0")
-    settings.cache_clear()
-    settings()
-    settings.cache_clear()
-    assert without_secrets("of%20store, of store") == "[key], [key]"

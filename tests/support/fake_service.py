@@ -13,7 +13,7 @@ from service.admission.api_keys import UNLIMITED, Quota
 from service.admission.places import RequestContext
 from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
-from service.images.handle_store import ImageStore
+from service.images.handle_store import HandleStore
 from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
@@ -104,7 +104,7 @@ def make_core(
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
-    handles: ImageStore | None = None,
+    handles: HandleStore | None = None,
 ) -> Core:
     """Return a core over fake runners; `is_up`: the one of Florence-2 is ready."""
     encoders = {FLORENCE_ID: FakeEncoder(), PALIGEMMA_ID: FakeEncoder()} | dict(encoders or {})

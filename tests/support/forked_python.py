@@ -28,7 +28,7 @@ _LARGE_PACKAGES = [
     *("torch", "numpy", "safetensors.torch", "tokenizers", "onnxruntime", "onnx"),
     *("transformers", "peft", "torchvision", "scipy.optimize", "sympy"),
     *("aiohttp", "grpc", "grpc_health.v1.health", "httpx", "pydantic", "yaml", "PIL.Image"),
-    *("uvicorn", "starlette.applications", "shapely", "opentelemetry.trace", "redis.asyncio"),
+    *("uvicorn", "starlette.applications", "shapely", "opentelemetry.trace"),
     *("bentoml", "_bentoml_sdk", "_bentoml_impl", "pytest"),
 ]
 

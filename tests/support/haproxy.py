@@ -58,12 +58,23 @@ class Front:
 
 
 @contextmanager
-def running_front(gateway: Mapping[str, str], folder: Path) -> Iterator[Front]:
-    """Run HAProxy between clients and a gateway, given by variables of front.cfg."""
+def running_front(
+    gateway: Mapping[str, str], folder: Path, dns_port: int | None = None
+) -> Iterator[Front]:
+    """Run HAProxy between clients and gateways, given by variables of front.cfg.
+
+    A DNS server at `dns_port` takes the place of the host's.
+    """
     port = free_port()
     grpc_port = free_port()
     front = {"FRONT_ADDRESS": f"127.0.0.1:{port}", "FRONT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}"}
-    command = ["haproxy", "-db", "-f", str(FRONT)]
+    configuration = FRONT.read_text(encoding="utf-8")
+    if dns_port is not None:
+        name_server = f"nameserver test 127.0.0.1:{dns_port}"
+        configuration = configuration.replace("parse-resolv-conf", name_server)
+    file = folder / FRONT.name
+    file.write_text(configuration, encoding="utf-8")
+    command = ["haproxy", "-db", "-f", str(file)]
     log = folder / "front.log"
     with running_program(command, lambda: is_open(port), log, {**front, **gateway}) as process:
         yield Front(process.pid, port, grpc_port)

@@ -200,8 +200,9 @@ def _served_by(
     access: Access,
     start_timeout_s: float = _START_TIMEOUT_S,
 ) -> Iterator[RunningService]:
-    url = f"{access.scheme}://127.0.0.1:{environment['DIPTYCH_PORT']}"
-    grpc_address = f"127.0.0.1:{environment['DIPTYCH_GRPC_PORT']}"
+    host = environment.get("DIPTYCH_HOST", "127.0.0.1")
+    url = f"{access.scheme}://{host}:{environment['DIPTYCH_PORT']}"
+    grpc_address = f"{host}:{environment['DIPTYCH_GRPC_PORT']}"
     service = RunningService(url, process, log, grpc_address, access)
     try:
         service.wait_until_ready(start_timeout_s)

@@ -2,9 +2,7 @@
 
 import logging
 import os
-from asyncio import run
 from pathlib import Path
-from typing import Any, cast
 
 import httpx
 import pytest
@@ -15,7 +13,6 @@ from service.admission.api_keys import (
     KeyEntry,
     Quota,
     QuotaLimits,
-    SharedLimits,
     TokenBucket,
     parse_keys,
 )
@@ -54,7 +51,7 @@ def is_accepted(keys: ApiKeys, key: str) -> bool:
 @pytest.mark.parametrize("authorization", [None, "", "Bearer anything", "nonsense"])
 def test_no_file_needs_no_key(authorization: str | None) -> None:
     quota = ApiKeys.load(None).check(authorization, ADDRESS)
-    assert (quota.name, quota.owner, quota.max_concurrent) == (ADDRESS, UNLIMITED.owner, None)
+    assert (quota.name, quota.owner) == (ADDRESS, UNLIMITED.owner)
     assert ApiKeys.load(None).check(authorization, "").name == UNLIMITED.name
 
 
@@ -199,7 +196,7 @@ def test_changed_file_is_reloaded(
     caplog.set_level(logging.INFO, "service.admission.api_keys")
     keys = ApiKeys.load(keys_file, clock)
     quota = keys.check("Bearer first", ADDRESS)
-    run(quota.take_request())
+    quota.take_request()
     keys_file.write_text(f"{HASH} requests_per_minute=1\n{hash_of('new')}\n")
     clock.now_s += 0.9
     assert not is_accepted(keys, "new")
@@ -209,7 +206,7 @@ def test_changed_file_is_reloaded(
     assert keys.check("Bearer first", ADDRESS) is quota  # with what it has used
     keys_file.write_text(f"{HASH} requests_per_minute=2\n")
     clock.now_s += 1
-    run(keys.check("Bearer first", ADDRESS).take_request(2))
+    keys.check("Bearer first", ADDRESS).take_request(2)
     assert caplog.messages == ["reloaded 2 API keys", "reloaded 1 API keys"]
 
 
@@ -258,74 +255,44 @@ def test_bucket_refills_evenly(clock: FakeClock) -> None:
     assert bucket.take(0.001) > 0
 
 
-def quota_of(clock: FakeClock, store: object = None, **limits: int) -> Quota:
-    return Quota("batch", QuotaLimits(**limits), clock, cast(SharedLimits, store))
+def quota_of(clock: FakeClock, **limits: int) -> Quota:
+    return Quota("batch", QuotaLimits(**limits), clock)
 
 
 def test_requests_above_the_rate(clock: FakeClock) -> None:
     quota = quota_of(clock, requests_per_minute=2)
-    run(quota.take_request(2))
+    quota.take_request(2)
     reached = "the key 'batch' has reached its limit of 2 requests per minute; retry after 30 s"
     with pytest.raises(Overloaded, match=reached):
-        run(quota.take_request())
+        quota.take_request()
     clock.now_s += 30
-    run(quota.take_request())
+    quota.take_request()
     with pytest.raises(InvalidRequest, match="its tiles count as 3 requests"):
-        run(quota.take_request(3))
+        quota.take_request(3)
 
 
 def test_megapixels_above_the_rate(clock: FakeClock) -> None:
     quota = quota_of(clock, megapixels_per_minute=6)
-    run(quota.take_pixels(5 * MEGAPIXEL))
+    quota.take_pixels(5 * MEGAPIXEL)
     with pytest.raises(Overloaded, match="6 megapixels per minute; retry after 20 s"):
-        run(quota.take_pixels(3 * MEGAPIXEL))
-    run(quota.take_pixels(MEGAPIXEL))
+        quota.take_pixels(3 * MEGAPIXEL)
+    quota.take_pixels(MEGAPIXEL)
     clock.now_s += 30
-    run(quota.take_pixels(3 * MEGAPIXEL))
+    quota.take_pixels(3 * MEGAPIXEL)
     too_large = r"has 6\.5 megapixels; the key 'batch' may send 6 per minute"
     with pytest.raises(ServiceError, match=too_large) as caught:
-        run(quota.take_pixels(6_500_000))
+        quota.take_pixels(6_500_000)
     assert (caught.value.code, caught.value.param) == ("image_too_large", "image")
 
 
-class Store:
-    """A store whose answer to the next lease is `answer`; None while there is no store."""
-
-    answer: bool | None = True
-
-    async def lease(self, *_: Any) -> bool | None:
-        return self.answer
-
-    async def take(self, *_: Any) -> float | None:
-        return None if self.answer is None else 0.0
-
-
-def test_store_decides_while_it_answers(clock: FakeClock) -> None:
-    store = Store()
-    quota = quota_of(clock, store, requests_per_minute=1)
-    run(quota.take_request())
-    run(quota.take_request())
-    store.answer = None
-    with pytest.raises(Overloaded):
-        run(quota.take_request())
-
-
-@pytest.mark.parametrize("store", [None, Store()])
-def test_concurrent_requests_of_a_quota(clock: FakeClock, store: Store | None) -> None:
-    quota = quota_of(clock, store, max_concurrent=2)
-    run(quota.begin_request(60))
-    if store is not None:  # its refusals count nothing
-        store.answer = False
-        for _ in range(3):
-            with pytest.raises(Overloaded, match="2 concurrent requests; retry after 1 s"):
-                run(quota.begin_request(60))
-        store.answer = None
-    run(quota.begin_request(60))
+def test_concurrent_requests_of_a_quota(clock: FakeClock) -> None:
+    quota = quota_of(clock, max_concurrent=2)
+    quota.begin_request()
+    quota.begin_request()
     with pytest.raises(Overloaded, match="2 concurrent requests; retry after 1 s"):
-        run(quota.begin_request(60))
-    if store is None:
-        run(quota.end_request(""))
-        run(quota.begin_request(60))
+        quota.begin_request()
+    quota.end_request()
+    quota.begin_request()
 
 
 KEY = {"Authorization": "Bearer mine"}

@@ -15,13 +15,13 @@ async def test_drain_waits_for_the_last_request() -> None:
     places = Places(8, 100)
     first = context()
     second = context()
-    await places.take(first)
-    await places.take(second)
+    places.take(first)
+    places.take(second)
     closing = [asyncio.create_task(places.close()) for _ in range(2)]
     for leaving in (first, second):
         await asyncio.sleep(0)
         assert not any(task.done() for task in closing)
-        await places.leave(leaving)
+        places.leave(leaving)
     async with asyncio.timeout(10):
         await asyncio.gather(*closing, places.close())
     assert places.is_closed
@@ -31,12 +31,12 @@ async def test_place_is_taken_and_left_once() -> None:
     places = Places(1, 100)
     request = context()
     for _ in range(2):
-        await places.take(request)
-        await places.take(request)
+        places.take(request)
+        places.take(request)
         places.hold(request, 60)
         assert places.num_bytes == 60
-        await places.leave(request)
-        await places.leave(request)
+        places.leave(request)
+        places.leave(request)
     assert places.num_bytes == 0
 
 
@@ -46,15 +46,15 @@ async def test_refused_request_holds_no_place() -> None:
     places = Places(2, 100)
     quota = Quota("one", QuotaLimits(max_concurrent=1))
     first, refused = (context(quota=quota) for _ in range(2))
-    await places.take(first)
+    places.take(first)
     with pytest.raises(Overloaded, match="limit of 1 concurrent requests"):
-        await places.take(refused)
+        places.take(refused)
     assert not refused.place.is_taken
-    await places.take(context())  # half of the limit, as of two clients
+    places.take(context())  # half of the limit, as of two clients
     with pytest.raises(Overloaded, match="requests in flight or queued"):
-        await places.take(context())
-    await places.leave(first)
-    await places.take(refused)
+        places.take(context())
+    places.leave(first)
+    places.take(refused)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs"])

@@ -7,36 +7,26 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.errors import NotReady, ServiceError
-from service.images.handle_store import (
-    HandleStore,
-    ImageStore,
-    StoreLimits,
-    ValkeyImages,
-    image_store,
-)
+from service.images.handle_store import HandleStore, StoreLimits, image_store
 from service.images.inputs import ImageHandle
 from service.settings import Settings, SettingsError
 from tests.support.api_keys import FakeClock
-from tests.support.valkey import Valkey, needs_valkey, running_valkey
 
 KEPT_S = 100
 SIZE_WH = (640, 480)
+LIMITS = StoreLimits(10_000, 100, KEPT_S)
 
 
-LIMITS = StoreLimits(10_000, 10_000, 100, 100, KEPT_S)
-PREFIX = "diptych:images:"
-
-
-def stored_of(images: ImageStore, owner: str, *handles: ImageHandle) -> list[bool]:
+def stored_of(images: HandleStore, owner: str, *handles: ImageHandle) -> list[bool]:
     """Return for each image whether it is there."""
 
     def is_there(handle: ImageHandle) -> bool:
@@ -49,32 +39,17 @@ def stored_of(images: ImageStore, owner: str, *handles: ImageHandle) -> list[boo
     return list(map(is_there, handles))
 
 
-def added(images: ImageStore, owner: str, data: bytes) -> ImageHandle:
+def added(images: HandleStore, owner: str, data: bytes) -> ImageHandle:
     return ImageHandle(images.add(owner, data, SIZE_WH).id)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    with running_valkey(tmp_path_factory.mktemp("valkey")) as running:
-        yield running
+Open = Callable[..., HandleStore]  # with the limits that are not the usual
 
 
 @pytest.fixture
-def valkey(server: Valkey) -> Valkey:
-    server.client.flushall()
-    return server
-
-
-Open = Callable[..., ImageStore]  # with the limits that are not the usual
-
-
-@pytest.fixture(params=["folder", pytest.param("valkey", marks=needs_valkey)])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    """Return what opens a folder or a store, which others may have opened."""
-    if request.param == "folder":
-        return lambda **limits: HandleStore(tmp_path / "images", replace(LIMITS, **limits))
-    url = request.getfixturevalue("valkey").url
-    return lambda **limits: ValkeyImages(url, replace(LIMITS, **limits))
+def open_store(tmp_path: Path) -> Open:
+    """Return what opens the store of a folder, which others may have opened."""
+    return lambda **limits: HandleStore(tmp_path / "images", replace(LIMITS, **limits))
 
 
 def test_stored_image_is_read(open_store: Open) -> None:
@@ -98,16 +73,17 @@ def test_stored_image_is_read(open_store: Open) -> None:
 
 
 def test_oldest_image_is_evicted(open_store: Open) -> None:
-    images = open_store(max_bytes_of_key=300)
+    images = open_store(max_bytes=400)
     handles = [added(images, "one", bytes([number]) * 92) for number in range(3)]
     other = added(images, "two", b"2" * 92)
     added(images, "one", bytes([0]) * 92)  # again
     handles.append(added(images, "one", b"3" * 92))
     assert stored_of(images, "one", *handles) == [True, False, True, True]
     assert stored_of(images, "two", other) == [True]
-    with pytest.raises(ServiceError, match="at most 292 are stored"):
-        images.add("one", bytes(293), SIZE_WH)
-    assert images.add("one", bytes(292), SIZE_WH).bytes == 292
+    images.remove("two", other)
+    with pytest.raises(ServiceError, match="at most 392 are stored"):
+        images.add("one", bytes(393), SIZE_WH)
+    assert images.add("one", bytes(392), SIZE_WH).bytes == 392
 
 
 @pytest.mark.parametrize("limit", [{"max_bytes": 500}, {"max_images": 5}])
@@ -135,15 +111,13 @@ def test_image_of_the_largest_key_is_evicted(open_store: Open) -> None:
     assert [stored_of(images, *item) for item in handles.items()] == [[True], [True]]
 
 
-def test_images_of_a_key_are_bounded(open_store: Open) -> None:
-    images = open_store(max_images_of_key=2)
+def test_removed_image_makes_room(open_store: Open) -> None:
+    images = open_store(max_images=2)
     handles = [added(images, "one", bytes([number])) for number in range(3)]
-    other = added(images, "two", b"other")
     assert stored_of(images, "one", *handles) == [False, True, True]
     images.remove("one", handles[1])
     handles.append(added(images, "one", b"last"))
     assert stored_of(images, "one", *handles) == [False, False, True, True]
-    assert stored_of(images, "two", other) == [True]
 
 
 def test_image_of_a_folder_expires(tmp_path: Path) -> None:
@@ -281,12 +255,12 @@ def test_image_that_waited_is_the_newest(tmp_path: Path) -> None:
             assert stored_of(images, "one", ImageHandle(late.result().id)) == [True]
 
 
-SHARED_LIMITS = StoreLimits(5_000, 5_000, 40, 40, 3600)
+PROCESS_LIMITS = StoreLimits(5_000, 40, 3600)
 
 
 def fill(folder: Path, seed: int) -> list[str]:
     """Store images until killed, or a hundred; return the ids."""
-    images = HandleStore(folder, SHARED_LIMITS)
+    images = HandleStore(folder, PROCESS_LIMITS)
     return [images.add("one", bytes([seed, number]) * 46, SIZE_WH).id for number in range(100)]
 
 
@@ -294,7 +268,7 @@ def test_processes_share_the_limits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context) as pool:
         runs = list(pool.map(fill, [tmp_path] * 2, range(2)))
-    images = HandleStore(tmp_path, SHARED_LIMITS)
+    images = HandleStore(tmp_path, PROCESS_LIMITS)
     assert len(rows(tmp_path)) == 40
     known = [stored_of(images, "one", *map(ImageHandle, run)) for run in runs]
     assert sum(map(sum, known)) == 40  # the ids of both processes are of one secret
@@ -304,7 +278,7 @@ def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=fill, args=(tmp_path, 0))
     process.start()
-    HandleStore(tmp_path, SHARED_LIMITS)
+    HandleStore(tmp_path, PROCESS_LIMITS)
     while len(rows(tmp_path)) < 5:
         process.join(0.01)
     assert process.pid is not None
@@ -312,62 +286,3 @@ def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     process.join()
     assert set(rows(tmp_path)) == {100}
     fill(tmp_path, 1)  # the lock is free
-
-
-@needs_valkey
-def test_clocks_of_hosts_differ(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = ValkeyImages(valkey.url, replace(LIMITS, max_images=1))
-    with monkeypatch.context() as ahead:
-        ahead.setattr(time, "time", lambda: time.time_ns() / 1e9 + 3600)
-        first = added(images, "one", b"first")
-    last = added(images, "one", b"last")
-    assert stored_of(images, "one", first, last) == [False, True]
-
-
-@needs_valkey
-def test_valkey_image_expires(valkey: Valkey) -> None:
-    images = ValkeyImages(valkey.url, LIMITS)
-    handle = added(images, "one", b"image")
-    (image,) = valkey.client.keys(f"{PREFIX}image:*")
-    assert 0 < valkey.client.ttl(image) <= LIMITS.kept_s
-    valkey.client.delete(image)
-    assert stored_of(images, "one", handle) == [False]
-    member = f"one/{handle.text[4:36]}"
-    valkey.client.zadd(f"{PREFIX}expires", {member: time.time()})
-    last = added(images, "two", b"image")
-    assert valkey.client.zrange(f"{PREFIX}owners:bytes", 0, -1, withscores=True) == [(b"two", 13)]
-    images.remove("two", last)
-    keys = [f"{PREFIX}secret".encode()]
-    assert valkey.client.keys() == keys
-    valkey.client.zadd(f"{PREFIX}expires", {"one/gone": 0})
-    images.remove_expired()
-    assert valkey.client.keys() == keys
-
-
-@needs_valkey
-@pytest.mark.parametrize("limit", ["max_images", "max_images_of_key", "max_bytes"])
-@pytest.mark.parametrize("lost", ["bytes", "expires", "sent:one", "owners:images", "owners:bytes"])
-def test_valkey_that_loses_keys_is_not_held_up(valkey: Valkey, lost: str, limit: str) -> None:
-    images = ValkeyImages(valkey.url, replace(LIMITS, **{limit: 20 if limit == "max_bytes" else 1}))
-    added(images, "one", b"first")
-    valkey.client.delete(f"{PREFIX}{lost}")
-    for image in (b"second", b"third"):
-        with suppress(ServiceError):  # evicted in the place of a lost one
-            images.add("one", image, SIZE_WH)
-    other = "a" if limit != "max_images_of_key" else "one"
-    assert stored_of(images, other, added(images, other, b"last")) == [True]
-
-
-@needs_valkey
-def test_valkey_failures_are_temporary(tmp_path: Path) -> None:
-    with running_valkey(tmp_path) as valkey:
-        images = image_store(Settings(images_folder=valkey.url))
-        assert isinstance(images, ValkeyImages)
-        handle = added(images, "one", b"image")
-        valkey.client.flushall()
-        with pytest.raises(ServiceError, match="of this API key"):
-            images.read("one", handle)
-        assert stored_of(images, "one", added(images, "one", b"image")) == [True]
-        valkey.kill()
-        with pytest.raises(NotReady, match="does not answer; send the image itself"):
-            images.read("one", handle)
