@@ -372,7 +372,7 @@ class ModelWorker:
             options.limits.max_waiting,
             BATCHES_IN_FLIGHT * encoder_batch_size(options),
             self._batched,
-            self._stage if encoder.can_stage else None,
+            self._stage,
         )
         if device == "cuda":
             uuid = f"GPU-{torch.cuda.get_device_properties().uuid}"
@@ -395,7 +395,7 @@ class ModelWorker:
         """Finish the accepted sequences; make no call after that."""
         await asyncio.to_thread(self.stop)
 
-    def _stage(self, encoding: Encoding) -> "Future[int]":
+    def _stage(self, encoding: Encoding) -> "Future[int] | None":
         return self.encoders[encoding.adapter].stage(encoding)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:

@@ -73,7 +73,7 @@ class VisionCache:
         max_encoding: int,
         max_in_batcher: int,
         encode: Callable[[int], Awaitable[EncodedImage]],
-        stage: "Callable[[Encoding], Future[int]] | None" = None,
+        stage: "Callable[[Encoding], Future[int] | None]",
     ) -> None:
         self.encodings: dict[str, Encoding] = {}
         self._model_id = model_id
@@ -168,8 +168,7 @@ class VisionCache:
     def _put(self, encoding: Encoding, place: int) -> None:
         encoding.place = place
         self._in_batcher[place] = encoding
-        if self._stage is not None:
-            encoding.staged = self._stage(encoding)
+        encoding.staged = self._stage(encoding)
 
     async def _run(self, place: int) -> None:
         """Pass the images of a place through the batcher, until none waits for it."""

@@ -1,11 +1,12 @@
 """The exported vision encoder in ONNX Runtime, on a CPU or a GPU, and its part of a runner.
 
-    CpuBatches      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
+    CpuEncoder      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
                     quantizes a batch with one scale, and an image's features must not depend on the
                     others. All encoders of a process share one arena of memory
-    FixedBatches    batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
+    CudaEncoder     batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
                     8 + 4 + 1, nothing is padded. All sizes run in one session, which keeps a graph
                     for each `gpu_graph_id`, over the first images of the same input and output
+    CudaMemory      staged images, and the streams of the copies
     EncoderWorker   encodes a runner's batches on either. The model has one, and so has each adapter
                     that changes the vision tower or the projector; they share one batcher, as two
                     batches at the same time would only slow each other down
@@ -40,7 +41,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -87,15 +88,35 @@ MaybeStaged = Sequence[Pixels | Staged] | Pixels
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
-class CpuBatches:
+class Encoder(Protocol):
+    """A vision encoder on one device."""
+
+    def stage(self, place: int, image: Pixels) -> Staged | None:
+        """Start to copy an image to a place on the device; None if it is read where it is."""
+
+    def encode(self, images: Images) -> Tensor:
+        """Return float32 features (B, N, C); no image may be staged."""
+
+    def encode_batch(self, batch: Sequence[Encoding]) -> tuple[list[Tensor], Tensor]:
+        """Return features (N, C), each in memory of its own, and their means (B, C) on the host."""
+
+
+class CpuEncoder:
     """Runs batches at once or, with `one_by_one`, image by image."""
 
     def __init__(self, session: onnxruntime.InferenceSession, one_by_one: bool) -> None:
         self._session = session
         self._one_by_one = one_by_one
 
+    def stage(self, place: int, image: Pixels) -> None:  # noqa: ARG002
+        return None
+
+    def encode_batch(self, batch: Sequence[Encoding]) -> tuple[list[Tensor], Tensor]:
+        features = self.encode([encoding.pixels for encoding in batch])
+        rows = [*features] if len(batch) == 1 else [row.clone() for row in features]
+        return rows, features.mean(dim=1)
+
     def encode(self, images: Images) -> Tensor:
-        """Return float32 features (B, N, C)."""
         if self._one_by_one and len(images) > 1:
             return torch.cat([self.encode([image]) for image in images])
         pixels = np.stack(list(images)) if len(images) > 1 else images[0][np.newaxis]
@@ -138,12 +159,71 @@ class CudaOptions:
     tensorrt: Mapping[str, str] | None = None  # options of its provider, None: CUDA's runs
 
 
-class FixedBatches:
+class DeviceMemory(Protocol):
+    """Memory of a device for staged images, and the order of the copies."""
+
+    device: Device
+
+    def stage(self, place: int, image: Pixels) -> int:
+        """Launch the copy of an image to a place; return the place."""
+
+    def load(self, place: int, model_input: Tensor) -> None:
+        """Launch the copy of a staged image to the input of the model."""
+
+    def to_host(self, values: Tensor) -> Tensor:
+        """Return a copy on the host, once all work before it is done."""
+
+    def wait(self) -> None:
+        """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
+
+
+class CudaMemory:
+    """Pinned and device memory for `shape` (places, H, W, 3), made in the encoder's thread."""
+
+    device: Device = "cuda"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # the thread's stream is the encoder's
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # the last copy to each place
+        self._copied = [torch.cuda.Event() for _ in range(shape[0])]  # type: ignore[no-untyped-call]
+        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self._pixels = torch.zeros(shape, dtype=torch.uint8, device="cuda")
+
+    def stage(self, place: int, image: Pixels) -> int:
+        self._copied[place].synchronize()  # the image before may still be copied from there
+        np.copyto(self._host_pixels[place].numpy(), image)
+        with torch.cuda.stream(self._stream):
+            self._pixels[place].copy_(self._host_pixels[place], non_blocking=True)
+            self._copied[place].record()
+        return place
+
+    def load(self, place: int, model_input: Tensor) -> None:
+        self._copied[place].wait()
+        model_input.copy_(self._pixels[place], non_blocking=True)
+
+    def to_host(self, values: Tensor) -> Tensor:
+        on_host = torch.empty(values.shape, pin_memory=True)
+        on_host.copy_(values, non_blocking=True)
+        self.wait()
+        return on_host
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().synchronize()
+
+
+class CudaEncoder:
     """Runs batches of any size in parts of fixed ones."""
 
-    def __init__(self, open_session: OpenSession, device: Device, options: CudaOptions) -> None:
+    def __init__(
+        self,
+        open_session: OpenSession,
+        options: CudaOptions,
+        make_memory: Callable[[tuple[int, ...]], DeviceMemory] = CudaMemory,
+    ) -> None:
         self._open_session = open_session
-        self._device = device
+        self._make_memory = make_memory
         self._max_batch_size = options.max_batch_size
         self._with_graphs = options.with_graphs
         self._name = options.name
@@ -161,43 +241,24 @@ class FixedBatches:
 
     def stage(self, place: int, image: Pixels) -> Staged:
         """Start to copy an image to a place that no other has; up to twice the largest batch."""
-        return self._copying.submit(self._stage, place, image)
+        return self._copying.submit(self._memory.stage, place, image)
 
     def encode(self, images: Images) -> Tensor:
-        """Return features (B, N, C); only while none is staged, whose place an image would take."""
-        rows, _ = self.encode_rows(images)
+        rows, _ = self._thread.submit(self._encode, images).result()
         features = torch.stack(rows)
-        self._wait_for_copies()  # before the memory of rows is reused
+        self._memory.wait()  # before the memory of rows is reused
         return features
 
-    def encode_rows(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
-        """Return features (N, C), each in memory of its own, and their means (B, C)."""
+    def encode_batch(self, batch: Sequence[Encoding]) -> tuple[list[Tensor], Tensor]:
+        images = [encoding.staged or encoding.pixels for encoding in batch]
         return self._thread.submit(self._encode, images).result()
 
     def _encode(self, images: MaybeStaged) -> tuple[list[Tensor], Tensor]:
         rows: list[Tensor] = []
         for part in split_batch(len(images), self.sizes):
-            rows.extend(map(torch.clone, self._replay(images[part])))
+            rows.extend(features.clone() for features in self._replay(images[part]))
         means = torch.stack([row.mean(dim=0) for row in rows])
-        host_means = torch.empty(means.shape, pin_memory=self._device == "cuda")
-        host_means.copy_(means, non_blocking=True)
-        self._wait_for_copies()
-        return rows, host_means
-
-    def _wait_for_copies(self) -> None:
-        """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
-        if self._device == "cuda":
-            torch.cuda.current_stream().synchronize()
-
-    def _stage(self, place: int, image: Pixels) -> int:
-        if self._copied:
-            self._copied[place].synchronize()  # the image before may still be copied from there
-        np.copyto(self._host_pixels[place].numpy(), image)
-        with torch.cuda.stream(self._copy_stream):
-            self._staged[place].copy_(self._host_pixels[place], non_blocking=True)
-            if self._copied:
-                self._copied[place].record()
-        return place
+        return rows, self._memory.to_host(means)
 
     def _load(self) -> None:
         if not (self._with_graphs and self._capture()):
@@ -228,21 +289,14 @@ class FixedBatches:
         self._session = self._open_session(with_graphs)
         (model_input,) = self._session.get_inputs()
         (output,) = self._session.get_outputs()
-        is_cuda = self._device == "cuda"
-        num_places = BATCHES_IN_FLIGHT * self._max_batch_size
-        self._copy_stream: torch.cuda.Stream | None = None
-        self._copied: list[torch.cuda.Event] = []  # the last copy to each place
-        if is_cuda:  # the thread's stream is the encoder's
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
-            self._copy_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._copied = [torch.cuda.Event() for _ in range(num_places)]  # type: ignore[no-untyped-call]
-        shape = (num_places, *model_input.shape[1:])
-        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
-        self._staged = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        image_shape = model_input.shape[1:]
+        self._memory = self._make_memory((BATCHES_IN_FLIGHT * self._max_batch_size, *image_shape))
         # input and output at fixed addresses
-        self._pixels = torch.zeros_like(self._staged[: self._max_batch_size])
+        device = self._memory.device
+        pixels_shape = (self._max_batch_size, *image_shape)
+        self._pixels = torch.zeros(pixels_shape, dtype=torch.uint8, device=device)
         features_shape = (self._max_batch_size, *output.shape[1:])
-        self._features = torch.zeros(features_shape, device=self._device)
+        self._features = torch.zeros(features_shape, device=device)
         self.sizes = []
         for size in batch_sizes(self._max_batch_size):
             try:
@@ -261,10 +315,7 @@ class FixedBatches:
         for place, image in enumerate(images):
             staged.append(image if isinstance(image, Future) else self.stage(place, image))
         for model_input, copied in zip(self._pixels, staged, strict=False):
-            place = copied.result()
-            if self._copied:
-                self._copied[place].wait()
-            model_input.copy_(self._staged[place], non_blocking=True)
+            self._memory.load(copied.result(), model_input)
         self._run(size, graph_id=size)
         return self._features[:size]
 
@@ -286,15 +337,12 @@ class FixedBatches:
                 (model_input.name, binding.bind_input, self._pixels[:size], np.uint8),
                 (output.name, binding.bind_output, self._features[:size], np.float32),
             ):
-                bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
-        self._wait_for_copies()  # of the input, and of the features of the run before
+                bind(name, self._memory.device, 0, dtype, tuple(memory.shape), memory.data_ptr())
+        self._memory.wait()  # for copies of the input, and of the features of the run before
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph_id))
         # returns when the features are computed
         self._session.run_with_iobinding(self._bindings[size], options)
-
-
-Encoder = CpuBatches | FixedBatches
 
 
 def load_encoder(
@@ -308,7 +356,7 @@ def load_encoder(
     cuda = cuda or CudaOptions()
     file = folder / vision_encoder_file(precision)
     if device == "cpu":
-        return CpuBatches(_open_session(file, num_threads), precision == "int8")
+        return CpuEncoder(_open_session(file, num_threads), precision == "int8")
     # without a GPU, ONNX Runtime says what is missing
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
@@ -316,11 +364,11 @@ def load_encoder(
             file = folder / VISION_ENCODER_FILE  # it lacks the fused operators of the float16 graph
             options = tensorrt_options(folder, precision, cuda.max_batch_size)
             cuda = replace(cuda, tensorrt=options)
-    batches = FixedBatches(partial(_open_session, file, num_threads, cuda), device, cuda)
-    batches.load()
+    encoder = CudaEncoder(partial(_open_session, file, num_threads, cuda), cuda)
+    encoder.load()
     if cuda.tensorrt is not None:
-        _compare(batches, load_encoder(folder, num_threads), read_manifest(folder).image_size_wh)
-    return batches
+        _compare(encoder, load_encoder(folder, num_threads), read_manifest(folder).image_size_wh)
+    return encoder
 
 
 def _compare(encoder: Encoder, reference: Encoder, image_size_wh: tuple[int, int]) -> None:
@@ -437,12 +485,7 @@ class EncoderWorker:
         width, height = manifest.image_size_wh
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
 
-    @property
-    def can_stage(self) -> bool:
-        return isinstance(self._encoder, FixedBatches)
-
-    def stage(self, encoding: Encoding) -> Staged:
-        assert isinstance(self._encoder, FixedBatches)
+    def stage(self, encoding: Encoding) -> Staged | None:
         return self._encoder.stage(encoding.place, encoding.pixels)
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
@@ -451,13 +494,7 @@ class EncoderWorker:
         start_s = self.watchdog.started_s = time.monotonic()
         failed = None
         try:
-            if isinstance(self._encoder, FixedBatches):
-                images = [encoding.staged or encoding.pixels for encoding in batch]
-                rows, means = self._encoder.encode_rows(images)
-            else:  # views, maybe in shared memory
-                features = self._encoder.encode([encoding.pixels for encoding in batch])
-                rows = [*features] if len(batch) == 1 else [row.clone() for row in features]
-                means = features.mean(dim=1)
+            rows, means = self._encoder.encode_batch(batch)
             for encoding, row, mean in zip(batch, rows, means.numpy(), strict=True):
                 encoding.embedding = base64.b64encode(mean.tobytes()).decode()
                 encoding.features = row.to(self._features_device)

@@ -66,7 +66,9 @@ def _encode(encoder: Any, images: list[Any]) -> list[torch.Tensor]:
     first = _staged(encoder, images, 0)
     second = _staged(encoder, images, len(images))
     encoder.encode(first)
-    assert not encoder._encoder._copied[5].query(), "a batch waits for the next one's images"
+    assert not encoder._encoder._memory._copied[5].query(), (
+        "a batch waits for the next one's images"
+    )
     encoder.encode(second)
     features = []
     for encoding in first + second:

@@ -15,13 +15,14 @@ from export.scenes import render_scene, sample_scene
 from runners import model_worker
 from runners.encoder import session
 from runners.encoder.features_cache import CachedFeatures, Encoding
-from runners.encoder.session import CudaOptions, EncoderWorker, FixedBatches, load_encoder
+from runners.encoder.session import CudaEncoder, CudaOptions, EncoderWorker, load_encoder
 from runners.model_worker import DecoderWorker, ModelWorker
 from runners.service import make_runner_service
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support.host_memory import HostMemory
 from wire.artifacts.manifest import read_manifest, vision_encoder_file
 from wire.runner_channel import RunnerCall
 from wire.runner_messages import (
@@ -133,12 +134,12 @@ def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(
 async def test_a_gpu_gets_images_before_their_batch(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_fixed(folder: Path, *_: object) -> FixedBatches:  # those of a GPU, on a CPU
+    def load_fixed(folder: Path, *_: object) -> CudaEncoder:
         file = folder / vision_encoder_file("float32")
         opened = session._open_session(file, 1)
-        batches = FixedBatches(lambda _: opened, "cpu", CudaOptions(2))
-        batches.load()
-        return batches
+        encoder = CudaEncoder(lambda _: opened, CudaOptions(2), HostMemory)
+        encoder.load()
+        return encoder
 
     async def batched(place: int) -> EncodedImage:
         staged = worker._cache._in_batcher[place].staged

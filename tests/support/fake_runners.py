@@ -124,7 +124,7 @@ class FakeChannel:
         self._decoder = decoder
         self._is_up = is_up
         self.is_closed = False
-        self._cache = VisionCache("fake", max_cache_bytes, 64, 64, self._encode)
+        self._cache = VisionCache("fake", max_cache_bytes, 64, 64, self._encode, lambda _: None)
 
     async def write(self, call: RunnerCall) -> Outcomes:
         features = await self._features(call)

@@ -23,9 +23,9 @@ from export.artifacts.onnx_graphs import write_int8
 from runners.encoder import session
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import (
+    CudaEncoder,
     CudaOptions,
     EncoderWorker,
-    FixedBatches,
     execution_providers,
     load_encoder,
     tensorrt_options,
@@ -33,6 +33,7 @@ from runners.encoder.session import (
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore
+from tests.support.host_memory import HostMemory
 from wire.artifacts.manifest import (
     VISION_ENCODER_FILE,
     ArtifactError,
@@ -214,20 +215,20 @@ def encoder_file(exported: ModelStore) -> str:
     return str(exported.newest("florence-2-mini") / VISION_ENCODER_FILE)
 
 
-def loaded(sessions: Sessions) -> FixedBatches:
-    batches = FixedBatches(sessions.open, "cpu", CudaOptions(8, name=NAME))
-    batches.load()
-    return batches
+def loaded(sessions: Sessions) -> CudaEncoder:
+    encoder = CudaEncoder(sessions.open, CudaOptions(8, name=NAME), HostMemory)
+    encoder.load()
+    return encoder
 
 
-def check_features(batches: FixedBatches, encoder_file: str) -> None:
+def check_features(encoder: CudaEncoder, encoder_file: str) -> None:
     """Compare batches of several sizes with those of the encoder of the CPU."""
-    encoder = load_encoder(Path(encoder_file).parent)
+    reference = load_encoder(Path(encoder_file).parent)
     for num_images in (1, 13):
         pixels = random_pixels(num_images)
-        features = batches.encode(pixels)
-        torch.testing.assert_close(features, encoder.encode(pixels), atol=ROUNDING, rtol=0)
-        _, means = batches.encode_rows(pixels)
+        features = encoder.encode(pixels)
+        torch.testing.assert_close(features, reference.encode(pixels), atol=ROUNDING, rtol=0)
+        _, means = encoder.encode_batch([Encoding(image, None) for image in pixels])
         torch.testing.assert_close(means, features.sum(1) / features.shape[1])
 
 
@@ -235,10 +236,10 @@ def test_captures_follow_all_runs_and_checks_all_captures(artifacts: Path) -> No
     """A capture may not allocate, and may change the memory of those before."""
     encoder_file = str(artifacts / VISION_ENCODER_FILE)
     sessions = Sessions(encoder_file)
-    batches = loaded(sessions)
-    assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [8, 4, 2, 1])
+    encoder = loaded(sessions)
+    assert (encoder.sizes, encoder.captured_sizes) == ([8, 4, 2, 1], [8, 4, 2, 1])
     assert sessions.session.graph_ids == [-1] * 4 + [8, 4, 2, 1] + [8, -1, 4, -1, 2, -1, 1, -1]
-    check_features(batches, encoder_file)
+    check_features(encoder, encoder_file)
     assert sessions.session.graph_ids[-3:] == [8, 4, 1]
 
 
@@ -257,9 +258,9 @@ def test_features_do_not_change_with_later_batches(
 
 def test_batches_run_in_the_thread_that_captured(encoder_file: str) -> None:
     sessions = Sessions(encoder_file)
-    batches = loaded(sessions)
+    encoder = loaded(sessions)
     with ThreadPoolExecutor(3) as callers:
-        features = list(callers.map(batches.encode, [random_pixels(1)] * 6))
+        features = list(callers.map(encoder.encode, [random_pixels(1)] * 6))
     assert all(torch.equal(one, features[0]) for one in features)
     assert len(sessions.session.threads) == 1
     assert threading.get_ident() not in sessions.session.threads
@@ -288,10 +289,10 @@ def test_failed_graphs_leave_all_sizes_without(
     parts: list[str] = []  # whose device was tried
     monkeypatch.setattr(session, "exit_if_device_lost", lambda _, part: parts.append(part))
     sessions = Sessions(encoder_file, **options)
-    batches = loaded(sessions)
+    encoder = loaded(sessions)
     assert sessions.opened == [(True, 0), (False, 0)]  # the weights are never on the device twice
-    assert (batches.sizes, batches.captured_sizes) == ([8, 4, 2, 1], [])
-    check_features(batches, encoder_file)
+    assert (encoder.sizes, encoder.captured_sizes) == ([8, 4, 2, 1], [])
+    check_features(encoder, encoder_file)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     (warning,) = [record.getMessage() for record in warnings]
     assert parts == [NAME]
@@ -302,9 +303,9 @@ def test_a_size_that_exceeds_the_memory_is_left_out(
     encoder_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sessions = Sessions(encoder_file, fail_at(1, -1, NO_MEMORY))
-    batches = loaded(sessions)
-    assert (batches.sizes, batches.captured_sizes) == ([4, 2, 1], [4, 2, 1])
-    check_features(batches, encoder_file)
+    encoder = loaded(sessions)
+    assert (encoder.sizes, encoder.captured_sizes) == ([4, 2, 1], [4, 2, 1])
+    check_features(encoder, encoder_file)
     assert sessions.session.graph_ids[-4:] == [4, 4, 4, 1]
     assert f"{NAME}: too little memory for batches of 8 images: {NO_MEMORY}" in caplog.text
 
