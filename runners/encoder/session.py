@@ -159,26 +159,8 @@ class CudaOptions:
     tensorrt: Mapping[str, str] | None = None  # options of its provider, None: CUDA's runs
 
 
-class DeviceMemory(Protocol):
-    """Memory of a device for staged images, and the order of the copies."""
-
-    device: Device
-
-    def stage(self, place: int, image: Pixels) -> int:
-        """Launch the copy of an image to a place; return the place."""
-
-    def load(self, place: int, model_input: Tensor) -> None:
-        """Launch the copy of a staged image to the input of the model."""
-
-    def to_host(self, values: Tensor) -> Tensor:
-        """Return a copy on the host, once all work before it is done."""
-
-    def wait(self) -> None:
-        """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
-
-
 class CudaMemory:
-    """Pinned and device memory for `shape` (places, H, W, 3), made in the encoder's thread."""
+    """Staged images, of `shape` (places, H, W, 3), on the device; made in the encoder's thread."""
 
     device: Device = "cuda"
 
@@ -192,6 +174,7 @@ class CudaMemory:
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device="cuda")
 
     def stage(self, place: int, image: Pixels) -> int:
+        """Launch the copy of an image to a place; return the place."""
         self._copied[place].synchronize()  # the image before may still be copied from there
         np.copyto(self._host_pixels[place].numpy(), image)
         with torch.cuda.stream(self._stream):
@@ -200,16 +183,19 @@ class CudaMemory:
         return place
 
     def load(self, place: int, model_input: Tensor) -> None:
+        """Launch the copy of a staged image to the input of the model."""
         self._copied[place].wait()
         model_input.copy_(self._pixels[place], non_blocking=True)
 
     def to_host(self, values: Tensor) -> Tensor:
+        """Return a copy on the host, after all work before it."""
         on_host = torch.empty(values.shape, pin_memory=True)
         on_host.copy_(values, non_blocking=True)
         self.wait()
         return on_host
 
     def wait(self) -> None:
+        """Wait for the work of this thread's stream: other threads and ONNX Runtime have others."""
         torch.cuda.current_stream().synchronize()
 
 
@@ -220,7 +206,7 @@ class CudaEncoder:
         self,
         open_session: OpenSession,
         options: CudaOptions,
-        make_memory: Callable[[tuple[int, ...]], DeviceMemory] = CudaMemory,
+        make_memory: Callable[[tuple[int, ...]], CudaMemory] = CudaMemory,
     ) -> None:
         self._open_session = open_session
         self._make_memory = make_memory
@@ -356,7 +342,7 @@ def load_encoder(
     cuda = cuda or CudaOptions()
     file = folder / vision_encoder_file(precision)
     if device == "cpu":
-        return CpuEncoder(_open_session(file, num_threads), precision == "int8")
+        return CpuEncoder(open_cpu_session(file, num_threads), precision == "int8")
     # without a GPU, ONNX Runtime says what is missing
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
@@ -364,7 +350,7 @@ def load_encoder(
             file = folder / VISION_ENCODER_FILE  # it lacks the fused operators of the float16 graph
             options = tensorrt_options(folder, precision, cuda.max_batch_size)
             cuda = replace(cuda, tensorrt=options)
-    encoder = CudaEncoder(partial(_open_session, file, num_threads, cuda), cuda)
+    encoder = CudaEncoder(partial(_open_cuda_session, file, num_threads, cuda), cuda)
     encoder.load()
     if cuda.tensorrt is not None:
         _compare(encoder, load_encoder(folder, num_threads), read_manifest(folder).image_size_wh)
@@ -382,25 +368,34 @@ def _compare(encoder: Encoder, reference: Encoder, image_size_wh: tuple[int, int
         raise RuntimeError(f"{message} {_MIN_COSINE} is allowed; set DIPTYCH_ENCODER_PROVIDER=cuda")
 
 
-def _open_session(
-    file: Path, num_threads: int, cuda: CudaOptions | None = None, with_graphs: bool = False
-) -> onnxruntime.InferenceSession:
+def _session_options(num_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     # Spinning idle threads would take cores from the decoder and from other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Memory planned after the first run would be a second block beside that of the first.
     options.enable_mem_pattern = False
-    if cuda is None:
-        _make_shared_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-    else:
-        # the pip packages of CUDA's libraries are on no library path
-        onnxruntime.preload_dlls()
+    return options
+
+
+def open_cpu_session(file: Path, num_threads: int) -> onnxruntime.InferenceSession:
+    _make_shared_arena()
+    options = _session_options(num_threads)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return onnxruntime.InferenceSession(
+        str(file), options, providers=[_CPU_PROVIDER], enable_fallback=0
+    )
+
+
+def _open_cuda_session(
+    file: Path, num_threads: int, cuda: CudaOptions, with_graphs: bool
+) -> onnxruntime.InferenceSession:
+    # the pip packages of CUDA's libraries are on no library path
+    onnxruntime.preload_dlls()
     providers = execution_providers(cuda, with_graphs)
     # No fallback: it would open the session on the CPU and hide the reason.
     session = onnxruntime.InferenceSession(
-        str(file), options, providers=providers, enable_fallback=0
+        str(file), _session_options(num_threads), providers=providers, enable_fallback=0
     )
     for name, _ in providers[:-1]:
         if name not in session.get_providers():
@@ -419,10 +414,8 @@ def _make_shared_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, None)
 
 
-def execution_providers(cuda: CudaOptions | None, with_graphs: bool) -> list[Any]:
+def execution_providers(cuda: CudaOptions, with_graphs: bool) -> list[Any]:
     """Return the providers; each runs the operators that those before it lack."""
-    if cuda is None:
-        return [_CPU_PROVIDER]
     graphs = str(int(with_graphs))
     options = dict(_CUDA_OPTIONS)
     if cuda.max_bytes is not None:

@@ -136,7 +136,7 @@ async def test_a_gpu_gets_images_before_their_batch(
 ) -> None:
     def load_fixed(folder: Path, *_: object) -> CudaEncoder:
         file = folder / vision_encoder_file("float32")
-        opened = session._open_session(file, 1)
+        opened = session.open_cpu_session(file, 1)
         encoder = CudaEncoder(lambda _: opened, CudaOptions(2), HostMemory)
         encoder.load()
         return encoder

@@ -1,13 +1,14 @@
-"""The memory of a GPU's encoder, on a CPU."""
+"""Staged images of an encoder, on a CPU."""
 
 import torch
 from torch import Tensor
 
+from runners.encoder.session import CudaMemory
 from wire.artifacts.manifest import Device
 from wire.pixels import Pixels
 
 
-class HostMemory:
+class HostMemory(CudaMemory):
     """Memory of the host, in which every copy is complete at once."""
 
     device: Device = "cpu"

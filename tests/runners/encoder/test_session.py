@@ -84,7 +84,6 @@ def test_encoders_of_a_process_share_the_memory_of_activations(exported: ModelSt
 
 
 def test_providers_of_a_gpu() -> None:
-    assert execution_providers(None, False) == ["CPUExecutionProvider"]
     (cuda, options), cpu = execution_providers(CudaOptions(), False)
     assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["arena_extend_strategy"] == "kSameAsRequested"
