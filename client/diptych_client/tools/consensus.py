@@ -11,8 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from diptych_client.tools.matching import SAME_OBJECT_IOU, greedy_pairs, pairwis
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 Box = Detection | Instance
-Leasts = Mapping[str, float]  # least score by label in lower case; of `ANY` for the others
+MinScores = Mapping[str, float]  # by label in lower case; `ANY` is any other label
 ANY = ""
 
 
@@ -52,14 +50,15 @@ class Agreement:
         return replace(first, answer=replace(first.answer, result=kind(tuple(boxes))))
 
 
-def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
+def find_agreement(records: Records, min_iou: float, min_scores: MinScores) -> Agreement:
     """Return the boxes with at least the score of their label; of two agreeing ones the surer."""
-    by_model: list[tuple[str, Any]] = []
+    boxes: list[Any] = []
+    models: list[str] = []
     for record in records:
-        by_model += [(record.answer.model, box) for box in record.items]
+        boxes += record.items
+        models += [record.answer.model] * len(record.items)
     if any(record.answer.is_unfamiliar for record in records):
-        return Agreement(records, (), (), tuple(by_model), is_unlike=True)
-    boxes = list(map(itemgetter(1), by_model))
+        return Agreement(records, (), (), tuple(zip(models, boxes, strict=True)), is_unlike=True)
     if len(records) == 1:
         pairs = [(index, index) for index in range(len(boxes))]
     else:
@@ -69,25 +68,28 @@ def agreement(records: Records, min_iou: float, leasts: Leasts) -> Agreement:
     agreeing = set[int]()
     for i, j in pairs:
         confidence = min(boxes[i].rank, boxes[j].rank)
-        if confidence >= leasts.get(boxes[i].label.casefold(), leasts.get(ANY, math.inf)):
+        if confidence >= min_scores.get(boxes[i].label.casefold(), min_scores.get(ANY, math.inf)):
             accepted.append(max(boxes[i], boxes[j], key=lambda item: item.rank))
             confidences.append(confidence)
             agreeing |= {i, j}
-    others = sorted(set(range(len(boxes))) - agreeing)
-    differing = map(by_model.__getitem__, others)
+    differing = []
+    for index, box in enumerate(boxes):
+        if index not in agreeing:
+            differing.append((models[index], box))
     return Agreement(records, tuple(accepted), tuple(confidences), tuple(differing))
 
 
 def _agreeing_pairs(boxes: Sequence[Box], num_first: int, min_iou: float) -> list[tuple[int, int]]:
-    places = list(map(attrgetter("box_xyxy"), boxes))
-    iou = pairwise_iou(places, places)
+    boxes_xyxy = [box.box_xyxy for box in boxes]
+    iou = pairwise_iou(boxes_xyxy, boxes_xyxy)
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)
     is_same = labels[:, None] == labels
     between = np.where(is_same, iou, -1.0)[:num_first, num_first:]
     nearby = greedy_pairs(between, min(min_iou, SAME_OBJECT_IOU))
     pairs = [(i, num_first + j) for i, j in nearby]
     is_alone = np.ones(len(boxes), dtype=bool)
-    is_alone[list(chain.from_iterable(pairs))] = False
+    for i, j in pairs:
+        is_alone[[i, j]] = False
     is_disputed = ((iou >= SAME_OBJECT_IOU) & ~is_same & is_alone).any(axis=1)
     agreeing = []
     for i, j in sorted(pairs):
@@ -122,11 +124,14 @@ def write_review(target: Target, agreements: Sequence[Agreement]) -> Path:
     models: list[str] = []
     records = []
     for image in agreements:
-        models += map(itemgetter(0), image.differing)
-        records.append(image.record(list(map(itemgetter(1), image.differing))))
+        boxes = []
+        for model, box in image.differing:
+            models.append(model)
+            boxes.append(box)
+        records.append(image.record(boxes))
     document = coco_of_records(records, class_indices(records, target.job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
-    tasks = list(map(label_studio_task, map(attrgetter("records"), agreements)))
+    tasks = [label_studio_task(image.records) for image in agreements]
     outputs.write(outputs.folder / "label_studio.json", json.dumps(tasks))
     return outputs.write(outputs.folder / "review.json", json.dumps(document))

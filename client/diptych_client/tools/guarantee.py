@@ -23,8 +23,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
-from operator import attrgetter, itemgetter
 from typing import Any, Self
 
 import numpy as np
@@ -38,7 +36,7 @@ from diptych_client.datasets.long_runs import RunError
 from diptych_client.datasets.records import Job
 from diptych_client.geometry import ImageSize
 from diptych_client.results import Instance
-from diptych_client.tools.consensus import ANY, Agreement, Box, Records, agreement
+from diptych_client.tools.consensus import ANY, Agreement, Box, Records, find_agreement
 from diptych_client.tools.matching import Floats
 from diptych_client.tools.objects import Flags, encoded_mask, run_lengths, xywh
 from diptych_client.tools.questions import ObjectsTruth
@@ -55,7 +53,7 @@ _OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong boxes, for the service
 _SIDE_PX = 32
 _SIMILAR = 0.98  # cosine; JPEG of quality 30 keeps .98, 99 % of drawn scenes are below .85
 _BLOCK = 1000  # images
-_SCORE_DIGITS = 4  # of the service's answers
+_SCORE_DIGITS = 4  # the service rounds scores
 _HALF_DIGIT = 0.00005
 
 
@@ -76,7 +74,7 @@ def appearance(data: bytes) -> NDArray[np.float32]:
     return unit
 
 
-def repeats(appearances: NDArray[np.float32]) -> Flags:
+def find_repeats(appearances: NDArray[np.float32]) -> Flags:
     """Return which images nearly repeat an earlier one; `appearances` is (I, D)."""
     is_repeat = np.zeros(len(appearances), dtype=bool)
     for start in range(0, len(appearances), _BLOCK):
@@ -97,16 +95,24 @@ class AgreedBoxes:
 
     @classmethod
     def of(cls, agreements: Sequence[Agreement]) -> Self:
-        rows = list(map(attrgetter("confidences"), agreements))
-        images = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-        labels = np.array(list(chain.from_iterable(map(labels_of, agreements))), dtype=object)
-        return cls(np.array(list(chain.from_iterable(rows)), float), labels, images, len(rows))
+        scores: list[float] = []
+        labels: list[str] = []
+        images: list[int] = []
+        for index, agreed in enumerate(agreements):
+            scores += agreed.confidences
+            labels += _labels(agreed)
+            images += [index] * len(agreed.confidences)
+        return cls(
+            np.array(scores, dtype=float),
+            np.array(labels, dtype=object),
+            np.array(images, dtype=np.int64),
+            len(agreements),
+        )
 
     def where(self, mask: Flags) -> Self:
-        parts = (self.scores[mask], self.labels[mask], self.images[mask])
-        return type(self)(*parts, self.num_images)
+        return type(self)(self.scores[mask], self.labels[mask], self.images[mask], self.num_images)
 
-    def is_of(self, label: str) -> Flags:
+    def has_label(self, label: str) -> Flags:
         is_same: Flags = (self.labels == label) | (label == ANY)
         return is_same
 
@@ -116,11 +122,11 @@ class AgreedBoxes:
         return np.bincount(images, minlength=self.num_images).astype(np.float64)
 
 
-def labels_of(agreed: Agreement) -> tuple[str, ...]:
+def _labels(agreed: Agreement) -> tuple[str, ...]:
     return tuple(box.label.casefold() for box in agreed.accepted)
 
 
-def truth_of(labelled: LabelledImage, job: Job) -> ObjectsTruth | None:
+def select_truth(labelled: LabelledImage, job: Job) -> ObjectsTruth | None:
     """Return the true objects for a job, or None if the image has no such labels."""
     parameters = job.parameters
     objects = labelled.objects
@@ -165,8 +171,8 @@ def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageS
         answered = [encoded_mask(box.to_mask(image)) for box in instances]  # one in memory
         expected = [run_lengths(true.segmentation, image) for true in objects]
     else:
-        answered = list(map(xywh, map(attrgetter("box_xyxy"), boxes)))
-        expected = list(map(xywh, map(attrgetter("box_xyxy"), objects)))
+        answered = [xywh(box.box_xyxy) for box in boxes]
+        expected = [xywh(true.box_xyxy) for true in objects]
     is_crowd = [int(true.is_crowd) for true in objects]
     iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
     return np.where((labels == names) | (labels == ""), iou, -1.0)
@@ -220,7 +226,7 @@ class Proved:
     num_images: int
 
 
-def candidates(pilot: AgreedBoxes) -> dict[Rule, float]:
+def choose_rules(pilot: AgreedBoxes) -> dict[Rule, float]:
     """Return rules of growing coverage, with the part of the error level that starts with each."""
     descending = sorted(pilot.scores.tolist(), reverse=True) or [0.0]
     starts: dict[float, float] = {}
@@ -235,7 +241,7 @@ def candidates(pilot: AgreedBoxes) -> dict[Rule, float]:
     return rules
 
 
-def last_proved(tested: Sequence[Accepted], promise: Promise) -> Accepted | None:
+def find_last_proved(tested: Sequence[Accepted], promise: Promise) -> Accepted | None:
     """Return the last rule whose hypothesis "the share is exceeded" is rejected, by fallback.
 
     Nothing is proved that the images, taken together, contradict.
@@ -271,7 +277,7 @@ def decide(
     proofs = []
     for share in dict.fromkeys((promise.max_share, *_OTHER_SHARES)):
         proof_promise = replace(promise, max_share=share)
-        best = last_proved(tested, proof_promise)
+        best = find_last_proved(tested, proof_promise)
         if best is not None:
             coverage = float(best.num_labels.sum()) / len(boxes.scores)
             proofs.append(Proved(proof_promise, best.rule, best.share, coverage, boxes.num_images))
@@ -296,13 +302,14 @@ class Guarantee:
     unproved: tuple[str, ...] = ()  # classes
 
     def accept(self, records: Records) -> Agreement:
-        leasts = {label: proof.rule.min_confidence for label, proof in self.accepting.items()}
-        agreed = agreement(records, self.min_iou, leasts)
-        labels = labels_of(agreed)
+        min_scores = {label: proof.rule.min_confidence for label, proof in self.accepting.items()}
+        agreed = find_agreement(records, self.min_iou, min_scores)
+        labels = _labels(agreed)
         for label, proof in self.accepting.items():
-            if sum(label in (ANY, name) for name in labels) > proof.rule.max_labels:
-                del leasts[label]
-        return agreement(records, self.min_iou, leasts)
+            num_labels = len(labels) if label == ANY else labels.count(label)
+            if num_labels > proof.rule.max_labels:
+                del min_scores[label]
+        return find_agreement(records, self.min_iou, min_scores)
 
     def sentences(self) -> list[str]:
         sentences = []
@@ -339,13 +346,13 @@ class Guarantee:
                 "num_images": proof.num_images,
             }
             proofs.append(row)
-        return sorted(proofs, key=itemgetter("min_precision"))
+        return sorted(proofs, key=lambda row: row["min_precision"])
 
 
 def _lowest_score(rounded: float) -> float:
     """Return the lowest score that the service rounds to this one, as it compares exact scores."""
     if rounded != round(rounded, _SCORE_DIGITS):
-        return rounded  # of a service that does not round
+        return rounded  # this service does not round
     return max(0.0, round(rounded - _HALF_DIGIT, _SCORE_DIGITS + 1))
 
 
@@ -363,11 +370,13 @@ def prove(
     """
     if not labelled:
         raise RunError("no labelled image is left: they failed, or fix the rules (pilot.json)")
-    sampled = AgreedBoxes.of([agreement(records, min_iou, ALL) for records in pilot])
-    agreements = [agreement(records, min_iou, ALL) for records, _ in labelled]
+    sampled = AgreedBoxes.of([find_agreement(records, min_iou, ALL) for records in pilot])
+    agreements = [find_agreement(records, min_iou, ALL) for records, _ in labelled]
     boxes = AgreedBoxes.of(agreements)
-    judged = map(judge, agreements, map(itemgetter(1), labelled), repeat(min_iou))
-    is_right = np.array(list(chain.from_iterable(judged)), dtype=bool)
+    judged: list[bool] = []
+    for agreed, (_, truth) in zip(agreements, labelled, strict=True):
+        judged += judge(agreed, truth, min_iou)
+    is_right = np.array(judged, dtype=bool)
     classes = np.unique(sampled.labels).tolist() if is_by_class else [ANY]
     proofs = _proofs(classes, sampled, boxes, is_right, promise)
     accepting = {label: replace(first, promise=promise) for label, (first, *_) in proofs.items()}
@@ -392,8 +401,8 @@ def _proofs(
     proofs = {}
     errors = []
     for label in classes:
-        rules = candidates(sampled.where(sampled.is_of(label)))
-        is_class = boxes.is_of(label)
+        rules = choose_rules(sampled.where(sampled.has_label(label)))
+        is_class = boxes.has_label(label)
         of_class = replace(promise, confidence=1 - level)
         try:
             proofs[label] = decide(boxes.where(is_class), is_right[is_class], rules, of_class)
@@ -411,7 +420,7 @@ def _counts_by_class(
     counts = {}
     for label, proof in accepting.items():
         least = proof.rule.min_confidence
-        is_class = boxes.is_of(label)
+        is_class = boxes.has_label(label)
         is_common = boxes.where(is_class).counts(least) <= proof.rule.max_labels
         is_accepted = is_class & (boxes.scores >= least) & is_common[boxes.images]
         for name in np.unique(boxes.labels[is_accepted]).tolist():

@@ -15,8 +15,7 @@ located (Tkachenko, Thyagarajan and Mueller, 2023, arXiv 2309.00832).
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
-from operator import attrgetter, itemgetter, ne
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from diptych_client.tools.objects import ObjectsMeasure, xywh
 from diptych_client.tools.questions import ObjectsTruth, Sample
 
 FILES = ("ranking.jsonl", "review.json", "label_studio.json")
-_KINDS: Mapping[Kind, str] = {  # of errors, by those of answers
+_KINDS: Mapping[Kind, str] = {  # key: kind of an answer; value: kind of the label error
     "extra": "missing",
     "wrong class": "other class",
     "loosely placed": "moved",
@@ -47,7 +46,7 @@ _KINDS: Mapping[Kind, str] = {  # of errors, by those of answers
 _SUGGESTED = "suggested: "  # before the class of a suggestion, which is no label
 _UNFAMILIAR_WEIGHT = 0.1
 _UNSCORED = 0.5  # score of an object whose model gives none
-_LABELS = "labels"  # in place of a model
+_LABELS = "labels"  # stands for a model
 _ROUNDING_PX = 0.05  # CVAT writes two decimals
 
 
@@ -61,7 +60,7 @@ class Suspect:
     suggested: Detection | None
     model: str
 
-    def is_of(self, other: "Suspect") -> bool:
+    def is_same(self, other: "Suspect") -> bool:
         """Return True if both are the same label, or one object without a label."""
         if self.label is not None or self.suggested is None or other.suggested is None:
             return self.label is other.label
@@ -69,14 +68,14 @@ class Suspect:
         return other.label is None and bool(iou[0, 0] >= SAME_OBJECT_IOU)
 
 
-def overlap(box: BoxXyxy, labels: Sequence[LabelledBox]) -> float:
+def largest_overlap(box: BoxXyxy, labels: Sequence[LabelledBox]) -> float:
     """Return the largest IoU with a label, or the share of the box that is in a crowd."""
     places = [xywh(label.box_xyxy) for label in labels]
-    are_crowds = list(map(attrgetter("is_ignored"), labels))
+    are_crowds = [label.is_ignored for label in labels]
     return float(np.max(coco_mask.iou([xywh(box)], places, are_crowds), initial=0.0))
 
 
-def contradictions(
+def find_contradictions(
     labels: Sequence[LabelledBox], answer: Answer, recalls: Mapping[str, float]
 ) -> Iterator[Suspect]:
     """Yield what one model says against the labels of an image."""
@@ -91,24 +90,32 @@ def contradictions(
             assert label is not None
             suspicion = recalls[label.label]
         else:
+            confirmed = pair.credit
+            if label is None:
+                confirmed = largest_overlap(suggested.box_xyxy, labels)
             suspicion = _UNSCORED if suggested.score is None else suggested.score
-            suspicion *= 1 - (overlap(suggested.box_xyxy, labels) if label is None else pair.credit)
+            suspicion *= 1 - confirmed
         if pair.kind != "right" and suspicion > 0:
             suspicion *= weight
             yield Suspect(_KINDS[pair.kind], suspicion, label, suggested, answer.model)
 
 
-def joined(by_model: Sequence[Sequence[Suspect]]) -> list[Suspect]:
+def merge_suspects(by_model: Sequence[Sequence[Suspect]]) -> list[Suspect]:
     """Return each suspect once, with the mean suspicion of the models, the worst first."""
-    suspects: list[Suspect] = []
-    for suspect in sorted(chain(*by_model), key=attrgetter("suspicion"), reverse=True):
-        if not any(map(suspect.is_of, suspects)):
-            total = 0.0
-            for model_suspects in by_model:
-                same = filter(suspect.is_of, model_suspects)
-                total += max(map(attrgetter("suspicion"), same), default=0.0)
-            suspects.append(replace(suspect, suspicion=total / len(by_model)))
-    return sorted(suspects, key=attrgetter("suspicion"), reverse=True)
+    merged: list[Suspect] = []
+    for suspect in _worst_first(chain(*by_model)):
+        if any(suspect.is_same(other) for other in merged):
+            continue
+        total = 0.0
+        for suspects in by_model:
+            same = [other.suspicion for other in suspects if suspect.is_same(other)]
+            total += max(same, default=0.0)
+        merged.append(replace(suspect, suspicion=total / len(by_model)))
+    return _worst_first(merged)
+
+
+def _worst_first(suspects: Iterable[Suspect]) -> list[Suspect]:
+    return sorted(suspects, key=lambda suspect: suspect.suspicion, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,9 @@ class Reviewer:
 
     def ranking(self) -> list[tuple[RankedSample, list[Suspect]]]:
         """Return the images that every model answered, the most suspect first."""
-        recalls = {model: recalls_of(measure) for model, measure in self.evaluator.measures.items()}
+        recalls = {
+            model: find_recalls(measure) for model, measure in self.evaluator.measures.items()
+        }
         ranking = []
         for index, sample in enumerate(self.samples):
             answers = self._answers(sample)
@@ -130,11 +139,14 @@ class Reviewer:
                 labels = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in objects]
                 by_model = []
                 for answer in answers:
-                    by_model.append(list(contradictions(labels, answer, recalls[answer.model])))
-                suspects = joined(by_model)
-                kinds = set(map(attrgetter("kind"), suspects))
-                kinds |= {"unfamiliar" for answer in answers if answer.is_unfamiliar}
-                suspicion = max(map(attrgetter("suspicion"), suspects), default=0.0)
+                    by_model.append(
+                        list(find_contradictions(labels, answer, recalls[answer.model]))
+                    )
+                suspects = merge_suspects(by_model)
+                kinds = {suspect.kind for suspect in suspects}
+                if any(answer.is_unfamiliar for answer in answers):
+                    kinds.add("unfamiliar")
+                suspicion = max((suspect.suspicion for suspect in suspects), default=0.0)
                 sample_rank = RankedSample(index, suspicion, 0.0, suspicion, frozenset(kinds))
                 ranking.append((sample_rank, suspects))
         return sorted(ranking, key=lambda entry: entry[0].error, reverse=True)
@@ -169,16 +181,17 @@ class Reviewer:
         outputs.write(outputs.folder / FILES[0], lines)
         labels = TaskParameters(labels=self.evaluator.names.classes)
         job = Job(self.evaluator.log.task, _LABELS, labels, DEFAULT_OPTIONS)
-        images = [self._agreement(*entry) for entry in ranking[:number] if entry[1]]
-        write_review(Target("coco", outputs, outputs.folder, job), images)
-        return tuple(map(itemgetter(0), ranking[:number]))
+        first = ranking[:number]
+        agreements = [self._agreement(ranked, suspects) for ranked, suspects in first if suspects]
+        write_review(Target("coco", outputs, outputs.folder, job), agreements)
+        return tuple(ranked for ranked, _ in first)
 
     def _agreement(self, ranked: RankedSample, suspects: Iterable[Suspect]) -> Agreement:
         """Return all labels of an image but crowds, and the suggestions about them."""
         sample = self.samples[ranked.sample_index]
         objects = self.images[ranked.sample_index].objects or ()
         labels = [Detection(true.box_xyxy, true.label, 1) for true in objects if not true.is_crowd]
-        boxes = list(zip(repeat(_LABELS), labels))
+        boxes = [(_LABELS, label) for label in labels]
         for suspect in suspects:
             if suspect.suggested is not None:
                 label = f"{_SUGGESTED}{suspect.suggested.label}"
@@ -189,7 +202,7 @@ class Reviewer:
         return Agreement(tuple(records), (), (), tuple(boxes))
 
 
-def recalls_of(measure: Measure) -> dict[str, float]:
+def find_recalls(measure: Measure) -> dict[str, float]:
     """Return the share of the labels of each class that a model finds."""
     assert isinstance(measure, ObjectsMeasure)
     recalls = {}
@@ -198,23 +211,26 @@ def recalls_of(measure: Measure) -> dict[str, float]:
     return recalls
 
 
-def merged(dataset: Dataset, reviewed: Dataset) -> tuple[list[LabelledImage], int]:
+def merge_labels(dataset: Dataset, reviewed: Dataset) -> tuple[list[LabelledImage], int]:
     """Return the images with a person's labels, and the number of changes; or raise `RunError`."""
-    objects_of = {labelled.image.name: labelled.objects for labelled in reviewed.images}
+    reviewed_objects = {labelled.image.name: labelled.objects for labelled in reviewed.images}
     names = [labelled.image.name for labelled in dataset.images]
-    if objects_of.keys().isdisjoint(names):
-        names_differ = f"it names {next(iter(objects_of))!r}, the dataset {names[0]!r}"
+    if reviewed_objects.keys().isdisjoint(names):
+        names_differ = f"it names {next(iter(reviewed_objects))!r}, the dataset {names[0]!r}"
         raise RunError(f"{reviewed.name} has no image of the dataset: {names_differ}")
     images = []
+    num_changed = 0
     for labelled in dataset.images:
-        objects = objects_of.get(labelled.image.name)
+        merged = labelled
+        objects = reviewed_objects.get(labelled.image.name)
         if objects is not None:
-            labelled = replace(labelled, objects=_merged_objects(labelled.objects or (), objects))
-        images.append(labelled)
-    return images, sum(map(ne, images, dataset.images))
+            merged = replace(labelled, objects=_merge_objects(labelled.objects or (), objects))
+        num_changed += merged != labelled
+        images.append(merged)
+    return images, num_changed
 
 
-def _merged_objects(
+def _merge_objects(
     objects: Iterable[TrueObject], reviewed: Iterable[TrueObject]
 ) -> tuple[TrueObject, ...]:
     """Return a person's objects; crowds and unchanged ones stay as they were, with their masks."""
@@ -232,7 +248,7 @@ def _merged_objects(
     return (*merged, *changed)
 
 
-def row_of(labelled: LabelledImage) -> dict[str, Any]:
+def to_row(labelled: LabelledImage) -> dict[str, Any]:
     """Return all labels of an image as an object of JSON lines."""
     row = to_json(labelled) | {"image": labelled.image.name}
     for true in row.get("objects", ()):

@@ -13,7 +13,7 @@ from diptych_client.datasets.inputs import ImageFile
 from diptych_client.datasets.long_runs import Outputs
 from diptych_client.datasets.records import Job, Record
 from diptych_client.results import Result
-from diptych_client.tools.consensus import ANY, agreement, write_consensus
+from diptych_client.tools.consensus import ANY, find_agreement, write_consensus
 from tests.support.client_answers import record
 
 CAR = (0.0, 0.0, 10.0, 10.0)
@@ -75,19 +75,19 @@ def test_boxes_agree_by_label_place_and_score(
 ) -> None:
     records = (answered("a", DetectionsResult(first)), answered("b", DetectionsResult(second)))
     min_iou, least = rule
-    agreed = agreement(records, min_iou, {ANY: least})
+    agreed = find_agreement(records, min_iou, {ANY: least})
     assert (agreed.accepted, agreed.differing) == (accepted, differing)
 
 
 def test_one_model_is_accepted_from_a_score() -> None:
     only = answered("a", DetectionsResult((CAR_9, FAR_9, CAR_5)))
-    agreed = agreement((only,), 0.5, {ANY: 0.9})
+    agreed = find_agreement((only,), 0.5, {ANY: 0.9})
     assert (agreed.accepted, agreed.confidences) == ((CAR_9, FAR_9), (0.9, 0.9))
     assert agreed.differing == (("a", CAR_5),)
-    pair = agreement((only, answered("b", DetectionsResult((CAR_5,)))), 0.5, {ANY: 0.0})
+    pair = find_agreement((only, answered("b", DetectionsResult((CAR_5,)))), 0.5, {ANY: 0.0})
     assert pair.confidences == (0.5,)  # the lower score
     unscored = answered("b", DetectionsResult((replace(CAR_5, score=None),)))
-    assert agreement((only, unscored), 0.5, {ANY: 0.0}).confidences == (0.0,)
+    assert find_agreement((only, unscored), 0.5, {ANY: 0.0}).confidences == (0.0,)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_unlike_images_leave_the_dataset(dataset_format: DatasetFormat, tmp_path
         target = Target(dataset_format, outputs, tmp_path, JOB, 0.5)
         write_dataset(target, [known])
         assert len(list(outputs.folder.rglob("a.*"))) == 2
-        write_consensus(target, [agreement((unlike,), 0.5, {})])
+        write_consensus(target, [find_agreement((unlike,), 0.5, {})])
         assert not list(outputs.folder.rglob("a.*"))
 
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
-    agreements = [agreement(pair, 0.5, {ANY: 0.0}) for pair in pairs]
+    agreements = [find_agreement(pair, 0.5, {ANY: 0.0}) for pair in pairs]
     with Outputs(out) as outputs:
         return write_consensus(Target("coco", outputs, out, JOB), agreements)[0]

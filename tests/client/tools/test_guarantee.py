@@ -14,7 +14,7 @@ from diptych_client.datasets.inputs import ImageFile
 from diptych_client.datasets.long_runs import RunError
 from diptych_client.datasets.records import Job
 from diptych_client.geometry import BoxXyxy
-from diptych_client.tools.consensus import Records, agreement
+from diptych_client.tools.consensus import Records, find_agreement
 from diptych_client.tools.guarantee import (
     ALL,
     AgreedBoxes,
@@ -22,12 +22,12 @@ from diptych_client.tools.guarantee import (
     Proved,
     Rule,
     appearance,
-    candidates,
+    choose_rules,
     decide,
+    find_repeats,
     judge,
     prove,
-    repeats,
-    truth_of,
+    select_truth,
 )
 from diptych_client.tools.questions import ObjectsTruth
 from tests.support.client_answers import INSTANCES, record
@@ -70,7 +70,7 @@ def test_box_is_right_at_an_object(
     is_right: tuple[bool, ...],
 ) -> None:
     answer = record(DetectionsResult(tuple(Detection(*box) for box in boxes)))
-    agreed = agreement((answer,), min_iou, ALL)
+    agreed = find_agreement((answer,), min_iou, ALL)
     assert judge(agreed, ObjectsTruth(tuple(objects)), min_iou) == is_right
 
 
@@ -80,7 +80,7 @@ def test_masks_are_compared_where_both_have_one() -> None:
     hole = [4.0, 4.0, 8.0, 4.0, 8.0, 8.0, 4.0, 8.0]
     for segmentation, is_right in ((None, True), ([hole], False)):
         true = TrueObject("ring", ring.box_xyxy, segmentation)
-        agreed = agreement((answer,), 0.5, ALL)
+        agreed = find_agreement((answer,), 0.5, ALL)
         assert judge(agreed, ObjectsTruth((true,)), 0.5) == (is_right,)
 
 
@@ -106,8 +106,8 @@ def test_truth_is_that_of_the_job(
     task: str, parameters: TaskParameters, truth: ObjectsTruth
 ) -> None:
     job = Job(task, "a", parameters, AnswerOptions())
-    assert truth_of(LABELLED, job) == truth
-    assert truth_of(LabelledImage(LABELLED.image), job) is None
+    assert select_truth(LABELLED, job) == truth
+    assert select_truth(LabelledImage(LABELLED.image), job) is None
 
 
 def test_near_duplicates_count_once() -> None:
@@ -117,7 +117,7 @@ def test_near_duplicates_count_once() -> None:
     pictures = [scene, scene_image(2), small, scene_image(3), dull, *map(scene_image, range(4, 30))]
     data = [encoded(picture) for picture in pictures] + [encoded(scene, "JPEG"), b"", b""]
     data += [encoded(Image.new("RGB", (8, 8), tone)) for tone in ("white", "black")]
-    is_repeat = repeats(np.array(list(map(appearance, data))))
+    is_repeat = find_repeats(np.array(list(map(appearance, data))))
     assert np.flatnonzero(is_repeat).tolist() == [2, 4, len(pictures)]
 
 
@@ -128,7 +128,7 @@ def test_near_duplicates_of_many_images() -> None:
     vectors[2400] = vectors[10]
     vectors[1001] = vectors[1000]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert np.flatnonzero(repeats(vectors)).tolist() == [1001, 2400]
+    assert np.flatnonzero(find_repeats(vectors)).tolist() == [1001, 2400]
 
 
 PROMISE = Promise(0.05, 0.95)
@@ -156,16 +156,16 @@ def proved(
 
 
 def test_rules_cover_more_and_at_last_all() -> None:
-    rules = candidates(boxes_of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
+    rules = choose_rules(boxes_of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
     confidences = [rule.min_confidence for rule in rules]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[-1] == 0  # the lowest
     assert sum(rules.values()) == pytest.approx(1)
     assert [rule.max_labels for rule in rules] == [2] * len(rules)
-    (first, *_) = candidates(boxes_of([[0.9], [0.9], [0.5] * 3]))
+    (first, *_) = choose_rules(boxes_of([[0.9], [0.9], [0.5] * 3]))
     assert first == Rule(0.9, 1)  # labels from the confidence on count
-    assert candidates(boxes_of([])) == candidates(boxes_of([[]])) == {Rule(0.0, 1): 1.0}
-    assert candidates(boxes_of([[1.0]] * 5)) == {Rule(1.0, 1): 1.0}
+    assert choose_rules(boxes_of([])) == choose_rules(boxes_of([[]])) == {Rule(0.0, 1): 1.0}
+    assert choose_rules(boxes_of([[1.0]] * 5)) == {Rule(1.0, 1): 1.0}
 
 
 def test_largest_proved_coverage_is_chosen() -> None:
@@ -203,7 +203,7 @@ def num_proved(num_draws: int, num_images: int, num_labels: int, share_wrong: fl
     for _ in range(num_draws):
         scores = boxes_of(rng.random((num_images, num_labels)).tolist())
         is_right = np.repeat(rng.random(num_images) >= share_wrong, num_labels)
-        rules = candidates(boxes_of(rng.random((40, num_labels)).tolist()))
+        rules = choose_rules(boxes_of(rng.random((40, num_labels)).tolist()))
         with suppress(RunError):
             count += bool(decide(scores, is_right, rules, PROMISE))
     return count

@@ -22,10 +22,10 @@ from diptych_client.geometry import BoxXyxy
 from diptych_client.tools.matching import LabelledBox
 from diptych_client.tools.review import (
     Suspect,
-    contradictions,
-    joined,
-    merged,
-    row_of,
+    find_contradictions,
+    merge_labels,
+    merge_suspects,
+    to_row,
 )
 from tests.support.client_answers import answer
 from tests.support.evaluations import detection, write_images
@@ -59,11 +59,11 @@ def test_kinds_of_contradictions(
     labels: Sequence[LabelledBox], detections: Sequence[Detection], kind: str, suspicion: float
 ) -> None:
     answered = answer(DetectionsResult(tuple(detections)), model="first")
-    suspects = list(contradictions(labels, answered, RECALLS))
+    suspects = list(find_contradictions(labels, answered, RECALLS))
     rows = [(suspect.kind, round(suspect.suspicion, 6)) for suspect in suspects]
     assert rows == ([] if kind is None else [(kind, round(suspicion, 6))])
     for familiarity, weight in ((0.01, 1), (0.009, 0.1)):
-        others = contradictions(labels, replace(answered, familiarity=familiarity), RECALLS)
+        others = find_contradictions(labels, replace(answered, familiarity=familiarity), RECALLS)
         for suspect, other in zip(suspects, others, strict=True):
             assert other.suspicion == pytest.approx(weight * suspect.suspicion)
 
@@ -85,8 +85,8 @@ def test_models_are_averaged() -> None:
     by_model = list[list[Suspect]]()
     for model, detections in found.items():
         result = DetectionsResult(tuple(detections))
-        by_model.append(list(contradictions(labels, answer(result, model=model), RECALLS)))
-    suspects = joined(by_model)
+        by_model.append(list(find_contradictions(labels, answer(result, model=model), RECALLS)))
+    suspects = merge_suspects(by_model)
     assert [(row.kind, round(row.suspicion, 6), row.model) for row in suspects] == [
         ("missing", 0.6, "second"),
         ("missing", 0.45, "second"),
@@ -99,7 +99,7 @@ def test_models_are_averaged() -> None:
 
 def test_an_object_is_suspect_once() -> None:
     result = DetectionsResult((detection("car", box(40), 0.8), detection("car", box(42), 0.6)))
-    (suspect,) = joined([list(contradictions([], answer(result), RECALLS))])
+    (suspect,) = merge_suspects([list(find_contradictions([], answer(result), RECALLS))])
     assert suspect.suspicion == 0.8
 
 
@@ -138,10 +138,10 @@ def test_only_changes_are_merged(
     dataset = Dataset(images, Folder(tmp_path), ("dog", "car"))
     labels = None if reviewed is None else tuple(reviewed)
     other = replace(dataset, images=[LabelledImage(ImageFile("a.png", 9, 9), labels)])
-    result, num_changed = merged(dataset, other)
+    result, num_changed = merge_labels(dataset, other)
     expected = (CROWD, *(labels or ())) if objects is None else objects
     assert result == [replace(images[0], objects=expected), images[1]]
     assert num_changed == int(expected != (MASKED, CROWD))
     path = tmp_path / "merged.jsonl"
-    path.write_text("".join(json.dumps(row_of(labelled)) + "\n" for labelled in result))
+    path.write_text("".join(json.dumps(to_row(labelled)) + "\n" for labelled in result))
     assert read_dataset(path).images == result

@@ -29,7 +29,7 @@ from diptych_client.tools.cli.options import (
     output_folder,
 )
 from diptych_client.tools.cli.terminal import echo, note_problems
-from diptych_client.tools.consensus import ANY, agreement, write_consensus
+from diptych_client.tools.consensus import ANY, find_agreement, write_consensus
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,9 @@ class AnnotationRun:
             dataset = write_dataset(target, [answered[0] for answered in records])
             return len(records), dataset, []
         min_scores = {ANY: self.options.accept_score}
-        agreements = [agreement(answered, self.options.iou, min_scores) for answered in records]
+        agreements = [
+            find_agreement(answered, self.options.iou, min_scores) for answered in records
+        ]
         num_labels = sum(len(image.accepted) for image in agreements)
         dataset, note = write_consensus(target, agreements)
         warning = (

@@ -253,10 +253,10 @@ class EvaluationRun:
             raise RunError(f"--merge needs images that are files; {dataset.name} is one file")
         options = DatasetOptions(images=dataset.store.path)
         reviewed = read_input([str(export)], options, replace(opening, work=out / "reviewed"))
-        images, num_changed = review.merged(dataset, reviewed)
+        images, num_changed = review.merge_labels(dataset, reviewed)
         with Outputs(out, self.input_options.overwrite) as outputs:
             note_problems(opening.problems, outputs)
-            lines = "".join(json.dumps(review.row_of(labelled)) + "\n" for labelled in images)
+            lines = "".join(json.dumps(review.to_row(labelled)) + "\n" for labelled in images)
             path = outputs.write(out / "merged.jsonl", lines)
         summary = {"merged": str(path), "images": len(images), "changed": num_changed}
         sentence = f"{num_changed} of {len(images)} images have other labels in {path}"

@@ -37,9 +37,9 @@ from diptych_client.tools.guarantee import (
     Guarantee,
     Promise,
     appearance,
+    find_repeats,
     prove,
-    repeats,
-    truth_of,
+    select_truth,
 )
 from diptych_client.tools.questions import ObjectsTruth
 
@@ -99,7 +99,7 @@ class GuaranteedRun:
         dataset = read_dataset(opened.path, images, options.split, self.problems)
         truths: dict[ImageFile, ObjectsTruth] = {}
         for labelled in dataset.images:
-            truth = truth_of(labelled, self.target.job)
+            truth = select_truth(labelled, self.target.job)
             if truth is not None:
                 earlier = truths.get(labelled.image, ObjectsTruth(()))
                 truths[labelled.image] = ObjectsTruth((*earlier.objects, *truth.objects))
@@ -165,7 +165,7 @@ class GuaranteedRun:
         order += sorted(known.keys() - set(order))
         self.target.outputs.write(path, json.dumps(order))
         images = [known[digest] for digest in order if digest in known]
-        is_repeat = repeats(np.array([tones for tones, _ in images]))
+        is_repeat = find_repeats(np.array([tones for tones, _ in images]))
         return [images[index][1] for index in np.flatnonzero(~is_repeat).tolist()]
 
     def _write_thresholds(self, path: Path, guarantee: Guarantee) -> None:
