@@ -26,9 +26,10 @@ from offline.shards import Shard, digest_of, plan_shards
 from service.analysis import check_prompts, parse_plan
 from service.errors import ServiceError
 from service.http.body import form_value
+from service.inference.models import ServedModel, ServedModels
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
-from service.inference.served_models import ServedModel, ServedModels, load_served_models
+from service.inference.served_models import load_served_models
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 from tasks.catalog import CatalogError, load_catalog
 from tasks.table import MAX_COORDINATE_PX

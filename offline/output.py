@@ -31,7 +31,7 @@ from blake3 import blake3
 from pycocotools import mask as coco_mask
 
 from offline.filesystems import InputError, file_system
-from service.inference.served_models import ServedModel
+from service.inference.models import ServedModel
 from service.settings import Settings
 
 OutputFormat = Literal["parquet", "jsonl", "coco"]
@@ -73,7 +73,7 @@ def build_of(
         calibrations += "".join(repr(proof.proof) for proof in model.proofs)
     return {
         "model": model.id,
-        "build_key": model.manifest.build_key,
+        "build_key": model.version,
         "precision": model.precision,
         "calibration": blake3(calibrations.encode()).hexdigest() if calibrations else None,
         # the catalog's own prompts for the tasks

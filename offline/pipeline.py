@@ -36,11 +36,10 @@ from service.analysis import analyze
 from service.errors import ServiceError
 from service.images.decoding import MAX_DECODED_IMAGES
 from service.inference.core import Core, CoreLimits
+from service.inference.models import ModelClients, RunnerModel, ServedModels
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
-    ServedModel,
-    ServedModels,
     load_served_models,
     max_slots,
     runner_options,
@@ -48,7 +47,8 @@ from service.inference.served_models import (
 )
 from service.schema.rendering import RESULT, analysis_json
 from service.settings import Settings
-from wire.artifacts.manifest import ArtifactError
+from wire.artifacts.manifest import ArtifactError, read_manifest
+from wire.artifacts.model_store import artifact_folder
 from wire.host import num_cores
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ async def load_answerer(job: Job, settings: Settings) -> "Answerer":
     if differing := differences(job.build, build_of(model, job.fields, settings)):
         message = "export the same checkpoint, with the same catalog and calibration, on every host"
         raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
-    if model.entry.engine is not None:
+    if not isinstance(model, RunnerModel):
         raise ArtifactError(f"{model.id} has no weights here; run diptych annotate instead")
-    base = models[model.runner_id].manifest
-    options = runner_options(model.runner_id, settings, served_entries(settings))
+    base = read_manifest(artifact_folder(model.backend_id))
+    options = runner_options(model.backend_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
     # Every image is new: a cache would only take memory.
     options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
@@ -92,7 +92,7 @@ class Answerer:
 
     def __init__(
         self,
-        model: ServedModel,
+        model: RunnerModel,
         runner: RunnerClient,
         fields: Mapping[str, Any],
         settings: Settings,
@@ -108,7 +108,8 @@ class Answerer:
             max_decoded_images=MAX_DECODED_IMAGES + 1,
             max_waiting_tokens=_UNLIMITED,
         )
-        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, limits)
+        clients = ModelClients(runners={model.backend_id: runner})
+        self._core = Core(ServedModels({model.id: model}), clients, limits)
         self._model = model
         self._fields = fields
         self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]

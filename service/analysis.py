@@ -30,6 +30,7 @@ from service.errors import InvalidRequest, Overloaded, ServiceError, Unsupported
 from service.images.decoding import ImageView, LazyImage
 from service.images.inputs import ImageInput
 from service.inference.core import Core
+from service.inference.models import ServedModel, ServedModels
 from service.inference.prediction import Answer, task_prompts
 from service.inference.recording import record_error
 from service.inference.request_fields import (
@@ -39,7 +40,6 @@ from service.inference.request_fields import (
     TaskRequest,
     parse_fields,
 )
-from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
 from tasks.results import BoxXyxy, Result, TextRegionsResult
@@ -256,7 +256,7 @@ def check_prompts(steps: Sequence[Step], size_wh: tuple[int, int]) -> None:
 def needs_pixels_again(steps: Sequence[Step]) -> bool:
     """Return True for crops, and for a further runner, which has other pixels."""
     models = chain.from_iterable(step.models for step in steps)
-    runners = {model.runner_id for model in models}
+    runners = {model.backend_id for model in models}
     return len(runners) > 1 or any(step.options.view == "crop" for step in steps)
 
 

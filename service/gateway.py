@@ -23,13 +23,18 @@ from service.http_app import rest_app
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import image_store
 from service.inference.core import Core, CoreLimits
-from service.inference.engine_calls import EngineClient, ModelClient
+from service.inference.engine_calls import EngineClient
 from service.inference.hot_adapters import HotAdapters
+from service.inference.models import (
+    EngineModel,
+    ModelClients,
+    RunnerModel,
+    ServedModel,
+    ServedModels,
+)
 from service.inference.recording import NONE
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
-    ServedModel,
-    ServedModels,
     load_served_models,
     local_models,
     runner_options,
@@ -78,20 +83,16 @@ class _Gateway:
         runners: dict[str, RunnerClient] = {}
         engines: dict[str, EngineClient] = {}
         for model in models.values():
-            if model.entry.engine is not None:
-                engines[model.id] = EngineClient(model.id, model.entry.engine, calls)
-            elif model.runner_id == model.id:
-                url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-                build_key = model.manifest.build_key
-                channel = HttpChannel(url, build_key, _SETTINGS.call_timeout_s)
-                is_single = _SETTINGS.runner_url(model.id) is None
-                runners[model.id] = RunnerClient(model.id, channel, is_single)
-        self._clients: dict[str, ModelClient] = {**runners, **engines}
+            if isinstance(model, EngineModel):
+                engines[model.id] = EngineClient(model.id, model.engine, calls)
+            elif isinstance(model, RunnerModel) and not model.is_adapter:
+                runners[model.id] = _runner_client(model)
+        self._runners = runners
         served = ServedModels(models, unserved_models(_SETTINGS))
         handles = image_store(_SETTINGS)
         hosts = [AllowedHost.parse(host) for host in _SETTINGS.url_hosts]
         fetcher = ImageFetcher(hosts, _SETTINGS.max_body_bytes, calls)
-        core = Core(served, self._clients, limits, fetcher, handles)
+        core = Core(served, ModelClients(runners, engines), limits, fetcher, handles)
         for model in models.values():
             _publish(model)
         background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
@@ -124,7 +125,7 @@ class _Gateway:
             task.cancel()
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
-        await asyncio.gather(*(client.close() for client in self._clients.values()))
+        await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         await POSTPROCESSING.run(tracing.stop)
 
     async def _greet(self, models: Iterable[ServedModel]) -> None:
@@ -143,18 +144,24 @@ class _Gateway:
         """
         if self._places.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
-        return all(await asyncio.gather(*(client.is_ready() for client in self._clients.values())))
+        return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
+
+
+def _runner_client(model: RunnerModel) -> RunnerClient:
+    url = _SETTINGS.runner_url(model.id)
+    local_url = url or local_runner_url(runner_name(model.id))
+    channel = HttpChannel(local_url, model.version, _SETTINGS.call_timeout_s)
+    return RunnerClient(model.id, channel, is_single=url is None)
 
 
 def _publish(model: ServedModel, is_served: bool = True) -> None:
-    manifest = model.manifest
     MODEL_INFO.labels(
         model=model.id,
         family=model.entry.family,
-        revision=manifest.revision or "",
+        revision=model.revision,
         precision=model.precision,
         resolution=model.entry.resolution,
-        build_key=manifest.build_key,
+        build_key=model.version,
     ).set(int(is_served))
 
 

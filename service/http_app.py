@@ -108,7 +108,7 @@ class RestApi:
 
     async def show_model(self, request: Request, _context: RequestContext) -> Body:
         models = self._boundary.core().models
-        return rendering.model_json(models.get(request.path_params["model_id"]))
+        return models.get(request.path_params["model_id"]).describe()
 
     async def list_tasks(self, _request: Request, _context: RequestContext) -> Body:
         return rendering.tasks_json(self._boundary.core().models)

@@ -189,6 +189,11 @@ class CatalogEntry:
         override = self.tasks.get(task_id)
         return override is None or override.labels
 
+    @property
+    def has_runner(self) -> bool:
+        """Return True for weights that a runner loads, False for a model of an engine."""
+        return self.engine is None
+
 
 def model_id_of(name: str) -> str:
     """Return the id of a model that is named by it, or by its repository as `hf:owner/name`."""

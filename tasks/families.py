@@ -28,21 +28,24 @@ class FamilyLanguage(Protocol):
     def read_prompt(self, entry: CatalogEntry, text: str) -> AskedTask | None:
         """Return the task that a prompt requests, None for free text; raise `ParameterError`."""
 
+    def parse_answer(self, task: AnsweredTask, answers: Sequence[GeneratedText]) -> Result:
+        """Return the typed result of the answers, given in the order of the prompts."""
+
+
+class RunnerLanguage(FamilyLanguage, Protocol):
+    """The interface of a family whose tokens a runner chooses."""
+
     def answer_grammar(
         self, entry: CatalogEntry, task_id: str, parameters: TaskParameters
     ) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.
 
-        It is Lark as llguidance reads it, without the rules `location` and `segmentation`; for an
-        engine of OpenAI's protocol a JSON Schema.
+        It is Lark as llguidance reads it, without the rules `location` and `segmentation`.
         """
 
-    def parse_answer(self, task: AnsweredTask, answers: Sequence[GeneratedText]) -> Result:
-        """Return the typed result of the answers, given in the order of the prompts."""
 
-
-FAMILIES: dict[Family, FamilyLanguage] = {
+RUNNER_FAMILIES: dict[Family, RunnerLanguage] = {
     "florence2": tasks.florence2,
-    "openai": tasks.openai,
     "paligemma": tasks.paligemma,
 }
+FAMILIES: dict[Family, FamilyLanguage] = {**RUNNER_FAMILIES, "openai": tasks.openai}

@@ -12,7 +12,7 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.model_worker import AnswerText, to_request
 from tasks.catalog import CatalogEntry
-from tasks.families import FAMILIES
+from tasks.families import FAMILIES, RUNNER_FAMILIES
 from tasks.paligemma import MaskDecoder
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.prompts import Prompt, PromptSegment
@@ -73,7 +73,8 @@ class Question:
     def grammar(self) -> str | None:
         if self.task_id is None:
             return None
-        return FAMILIES[self.entry.family].answer_grammar(self.entry, self.task_id, self.parameters)
+        language = RUNNER_FAMILIES[self.entry.family]
+        return language.answer_grammar(self.entry, self.task_id, self.parameters)
 
     def request(
         self, decoder: Decoder, features: Tensor, max_new_tokens: int, num_beams: int | None = None

@@ -21,10 +21,10 @@ from service.images.fetching import ImageFetcher
 from service.images.handle_store import HandleStore, stored
 from service.images.inputs import ImageHandle, ImageInput, ImageUrl
 from service.inference import recording
-from service.inference.engine_calls import ModelClient
+from service.inference.models import ModelClients, ServedModel, ServedModels
 from service.inference.prediction import Answer, OnPiece, Piece, QueuedModel, answer_about
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
-from service.inference.served_models import ServedModel, ServedModels, max_slots
+from service.inference.served_models import max_slots
 from service.settings import Settings
 
 MAX_IMAGES = 32  # one request
@@ -76,14 +76,13 @@ class Core:
     def __init__(
         self,
         models: ServedModels,
-        runners: Mapping[str, ModelClient],
+        clients: ModelClients,
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
         handles: HandleStore | None = None,
     ) -> None:
-        """`runners`: by the id of their model, which its adapters share."""
         self.models = models
-        self.runners = runners
+        self.clients = clients
         self.limits = limits
         self.handles = handles
         self.places = Places(limits.max_pending_requests, limits.max_request_bytes)
@@ -93,9 +92,9 @@ class Core:
         image_limits = ImageLimits(limits.max_image_pixels)
         self._decoder = ImageDecoder(image_limits, limits.max_decoded_images)
         self._queues: dict[str, FairQueue] = {}
-        for runner in runners:
-            self._queues[runner] = FairQueue(
-                runner, limits.max_running_requests, limits.max_waiting_tokens
+        for backend_id in clients:
+            self._queues[backend_id] = FairQueue(
+                backend_id, limits.max_running_requests, limits.max_waiting_tokens
             )
         self.fetcher = fetcher
 
@@ -106,7 +105,7 @@ class Core:
             yield replace(context, place=Place(), needs_place=False)
 
     async def is_ready(self, model: ServedModel) -> bool:
-        return await self.runners[model.runner_id].is_ready()
+        return await model.is_ready(self.clients)
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
         for model in models:
@@ -201,13 +200,13 @@ class Core:
     ) -> Answer:
         """Return the recorded answer of a model; raise its error, with model and task."""
         queued = QueuedModel(
-            model,
-            self.runners[model.runner_id],
-            self._queues[model.runner_id],
-            context.quota,
-            context.deadline_s,
-            self.limits.max_running_requests,
-            partial(self.places.hold, context),
+            model=model,
+            clients=self.clients,
+            queue=self._queues[model.backend_id],
+            quota=context.quota,
+            deadline_s=context.deadline_s,
+            max_in_flight=self.limits.max_running_requests,
+            hold=partial(self.places.hold, context),
         )
         with recording.answer_span(model.id, request.task.id, context.request_id):
             try:

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,7 +27,8 @@ from imaging.containers import read_container
 from service.admission.threads import DECODING
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError
 from service.images.decoding import ImageView, LazyImage
-from service.inference.runner_calls import OnText, RunnerClient, WrittenAnswers
+from service.inference.request_fields import GenerationFields
+from service.inference.runner_calls import OnText, WrittenAnswers
 from service.outbound.messages import (
     CallError,
     HttpCall,
@@ -37,9 +38,8 @@ from service.outbound.messages import (
 from service.settings import SettingsError
 from service.telemetry.logs import hide_in_logs, without_secrets
 from tasks.catalog import Engine
-from wire.artifacts.manifest import Manifest
 from wire.pixels import Pixels
-from wire.runner_messages import FoundFeatures, SequenceSpec, Written
+from wire.runner_messages import FoundFeatures, Written
 from wire.telemetry.tracing import PROPAGATOR, span
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,16 @@ _CHECK_S = 15.0  # the process of outbound calls starts meanwhile
 _RETRY_PAUSE_S = 0.2
 _PLAIN_S = 600.0  # an engine that refused extras is sent them again, as the request may be why
 _AT_ITS_SIZE = Image.Resampling.NEAREST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionCall:
+    """A chat completion about one image; `schema`: the JSON Schema of its text, or None."""
+
+    prompt: str
+    schema: Mapping[str, object] | None
+    options: GenerationFields
+    timeout_s: float
 
 
 @dataclass(slots=True)
@@ -91,13 +101,6 @@ class EngineClient:
         # until then no schema, log-probabilities and options of the stream; time.monotonic()
         self._plain_until_s = -math.inf
 
-    async def is_ready(self) -> bool:
-        """Return True: an engine that is down is an error of its model's answers alone."""
-        return True
-
-    async def close(self) -> None:
-        """Do nothing: connections are the process's."""
-
     async def check(self) -> None:
         url = f"{self._url}/models"
         call = HttpCall(kind="document", url=url, headers=self._headers, timeout_s=_CHECK_S)
@@ -117,15 +120,10 @@ class EngineClient:
             logger.warning("%s does not list %s at %s", self._name, self._engine.model, url)
 
     async def write(
-        self,
-        manifest: Manifest,  # noqa: ARG002  # a runner's
-        image: LazyImage,
-        specs: Sequence[SequenceSpec],
-        on_text: OnText | None = None,
+        self, image: LazyImage, completion: CompletionCall, on_text: OnText | None = None
     ) -> WrittenAnswers:
-        """Return the answer to the only prompt; raise `ServiceError`."""
-        (spec,) = specs
-        if (spec.num_beams or 1) > 1:
+        """Return the answer to the prompt; raise `ServiceError`."""
+        if (completion.options.num_beams or 1) > 1:
             raise InvalidRequest(f"{self._model_id} supports num_beams 1 only", "num_beams")
         start_s = time.monotonic()
         with span("preprocess"):
@@ -133,7 +131,7 @@ class EngineClient:
         sent_s = time.monotonic()
         progress = _Progress(on_text)
         with span("POST /chat/completions", kind=SpanKind.CLIENT):
-            written = await self._completion(spec, url, progress)
+            written = await self._complete(completion, url, progress)
         end_s = time.monotonic()
         first_s = progress.first_text_s or end_s
         written.prefill_s = first_s - sent_s
@@ -148,44 +146,46 @@ class EngineClient:
             decode_s=written.decode_s,
         )
 
-    def _body(self, spec: SequenceSpec, image_url: str) -> dict[str, Any]:
-        text = "".join(segment for segment, _ in spec.segments)
+    def _body(self, completion: CompletionCall, image_url: str) -> dict[str, Any]:
+        options = completion.options
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
-            {"type": "text", "text": text},
+            {"type": "text", "text": completion.prompt},
         ]
         body = {
             "model": self._engine.model,
             "messages": [{"role": "user", "content": content}],
-            "temperature": spec.temperature,
-            "top_p": spec.top_p,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
             "stream": True,
         }
-        if spec.seed is not None:
-            body["seed"] = spec.seed
+        if options.seed is not None:
+            body["seed"] = options.seed
         # another Diptych has its checkpoint's own maximum
-        if self._engine.dialect != "diptych" or spec.max_new_tokens is not None:
-            body["max_tokens"] = spec.max_new_tokens or _DEFAULT_TOKENS
+        if self._engine.dialect != "diptych" or options.max_new_tokens is not None:
+            body["max_tokens"] = options.max_new_tokens or _DEFAULT_TOKENS
         return body
 
-    def _extras(self, spec: SequenceSpec) -> dict[str, Any]:
+    def _extras(self, schema: Mapping[str, object] | None) -> dict[str, Any]:
         """Return the fields that some engines refuse."""
         extras: dict[str, Any] = {"logprobs": True, "stream_options": {"include_usage": True}}
         if self._engine.dialect == "diptych":
             extras["response_format"] = {"type": "json_object"}
-        elif spec.grammar is not None:
-            schema = {"name": "objects", "schema": json.loads(spec.grammar)}
-            extras["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif schema is not None:
+            named_schema = {"name": "objects", "schema": schema}
+            extras["response_format"] = {"type": "json_schema", "json_schema": named_schema}
         return extras
 
-    async def _completion(self, spec: SequenceSpec, image_url: str, progress: _Progress) -> Written:
-        body = self._body(spec, image_url)
+    async def _complete(
+        self, completion: CompletionCall, image_url: str, progress: _Progress
+    ) -> Written:
+        body = self._body(completion, image_url)
         is_plain = time.monotonic() < self._plain_until_s
-        extras = {} if is_plain else self._extras(spec)
+        extras = {} if is_plain else self._extras(completion.schema)
         has_failed = False
         while True:
             try:
-                outcome = await self._receive(body | extras, spec.timeout_s, progress)
+                outcome = await self._receive(body | extras, completion.timeout_s, progress)
             except CallError as error:
                 is_unanswered = error.reason == "unreachable" and progress.first_text_s is None
                 if has_failed or not is_unanswered:
@@ -254,9 +254,6 @@ class EngineClient:
 
     def _refusal(self, message: str) -> InvalidRequest:
         return InvalidRequest(f"{self._name} refuses the request: {_shown(message)}")
-
-
-ModelClient = RunnerClient | EngineClient
 
 
 def _shown(message: str) -> str:

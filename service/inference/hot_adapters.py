@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from service.admission.threads import STORING
+from service.inference.models import RunnerModel, ServedModel, ServedModels
 from service.inference.runner_calls import RunnerClient
-from service.inference.served_models import ServedModel, ServedModels, adapter_model
+from service.inference.served_models import adapter_model
 from service.settings import Settings, SettingsError
 from tasks.catalog import adapter_entry
 from wire.artifacts.adapter_folder import (
@@ -44,7 +45,7 @@ class AdapterVersion:
     """A version of an adapter, and the model that it becomes, or None if it is refused."""
 
     folder: AdapterFolder
-    model: ServedModel | None
+    model: RunnerModel | None
 
 
 class HotAdapters:
@@ -62,13 +63,17 @@ class HotAdapters:
         self._scan = scan
         self._served = served
         self._catalog = {model.id: model for model in served}
+        self._bases: list[RunnerModel] = []
+        for model in served:
+            if isinstance(model, RunnerModel) and not model.is_adapter:
+                self._bases.append(model)
         self._reserved = {*self._catalog, *(entry.id for entry, _ in served.unserved)}
         self._runners = runners
         self._settings = settings
         self._publish = publish
         self._max_adapter_bytes = max_adapter_bytes
         self._versions: dict[str, AdapterVersion] = {}
-        self._listed: dict[str, ServedModel] = {}
+        self._listed: dict[str, RunnerModel] = {}
         self.is_started = False  # the adapters that were there at the start are listed or refused
 
     async def watch(self) -> None:
@@ -85,15 +90,15 @@ class HotAdapters:
         models = {name: version.model for name, version in self._versions.items() if version.model}
         states: dict[str, AdapterStates | None] = {}
         for name, model in models.items():
-            if self._listed.get(name) is not model and model.runner_id not in states:
-                states[model.runner_id] = await self._runners[model.runner_id].channel.adapters()
-        listed: dict[str, ServedModel] = {}
+            if self._listed.get(name) is not model and model.backend_id not in states:
+                states[model.backend_id] = await self._runners[model.backend_id].channel.adapters()
+        listed: dict[str, RunnerModel] = {}
         for name, model in models.items():
-            state = states.get(model.runner_id) or _NONE_YET
+            state = states.get(model.backend_id) or _NONE_YET
             before = self._listed.get(name)
-            if before is model or model.adapter_key in state.loaded:
+            if before is model or model.version in state.loaded:
                 listed[name] = model
-            elif before is not None and model.adapter_key not in state.refused:
+            elif before is not None and model.version not in state.refused:
                 listed[name] = before
         self._list(listed)
         self.is_started = self.is_started or None not in states.values()
@@ -120,13 +125,14 @@ class HotAdapters:
                 logger.error(message, folder.name, reason_of(error), exc_info=is_defect)
         return version if folder.is_current() else None
 
-    def _model(self, folder: AdapterFolder) -> ServedModel:
-        models = [model for model in self._catalog.values() if model.id in self._runners]
-        bases = [
-            model for model in models if folder.is_adapter_of(model.manifest, model.entry.aliases)
-        ]
+    def _model(self, folder: AdapterFolder) -> RunnerModel:
+        bases: list[RunnerModel] = []
+        for model in self._bases:
+            if folder.is_adapter_of(model.manifest, model.entry.aliases):
+                bases.append(model)
         if len(bases) != 1:
-            names = ", ".join(f"{base.id} ({base.manifest.source})" for base in bases or models)
+            named = bases or self._bases
+            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in named)
             problem = "is the source of" if bases else "is not served; the served models are"
             raise ArtifactError(
                 f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
@@ -151,7 +157,7 @@ class HotAdapters:
         )
         return adapter_model(entry, manifest, folder.path, base, self._settings)
 
-    def _list(self, listed: Mapping[str, ServedModel]) -> None:
+    def _list(self, listed: Mapping[str, RunnerModel]) -> None:
         before = self._listed
         self._listed = dict(listed)
         self._served.set_models(self._catalog | self._listed)
@@ -164,4 +170,4 @@ class HotAdapters:
             if before.get(name) is not model:
                 self._publish(model, True)
                 message = "serving the adapter %s of %s: build %.8s"
-                logger.info(message, name, model.runner_id, model.adapter_key)
+                logger.info(message, name, model.backend_id, model.version)

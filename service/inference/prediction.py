@@ -26,13 +26,12 @@ from service.admission.fair_queue import FairQueue
 from service.admission.threads import POSTPROCESSING
 from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.images.decoding import ImageView, LazyImage
-from service.inference.engine_calls import ModelClient
+from service.inference.models import ModelCall, ModelClients, ServedModel
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import WrittenAnswers
-from service.inference.served_models import ServedModel, proof_for
 from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.errors import ParameterError, UnsupportedTask
-from tasks.parsing import AnsweredTask, GeneratedText
+from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
 from tasks.scores import Calibration, Guarantee, is_unfamiliar, keep_proved, refine, round_scores
@@ -40,7 +39,6 @@ from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge, placed
 from wire.pixels import Pixels
-from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import span
 
 _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
@@ -104,18 +102,26 @@ class Piece:
 OnPiece = Callable[[Piece], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedModel:
-    """A model that answers one client in its turn in the fair queue of its runner."""
+    """A model that answers one client in its turn in a fair queue."""
 
     model: ServedModel
-    runner: ModelClient
+    clients: ModelClients
     queue: FairQueue
     quota: Quota  # names the client
     deadline_s: float  # time.monotonic()
     max_in_flight: int  # tiles
     # counts the memory of the decoded image, which is retained for later tiles; None retains none
     hold: Callable[[int], None] | None = None
+    with_tiles: bool = False  # answers are about views, whose scores are calibrated apart
+
+    def calibration(self, task_id: str) -> Calibration | None:
+        calibrations = self.model.calibrations
+        calibration = calibrations.get((task_id, False))
+        if self.with_tiles:
+            calibration = calibrations.get((task_id, True), calibration)
+        return calibration
 
     async def answer(
         self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
@@ -142,12 +148,18 @@ class QueuedModel:
         start_s = time.monotonic()
         model = self.model
         on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
-        specs = self._specs(request, prompts, max(0.0, self.deadline_s - start_s))
-        written = await self.runner.write(model.manifest, image, specs, on_text)
+        call = ModelCall(
+            request=request,
+            prompts=prompts,
+            timeout_s=max(0.0, self.deadline_s - start_s),
+            client=self.quota.name,
+        )
+        written = await model.write(self.clients, call, image, on_text)
         parse_start_s = time.monotonic()
         familiarity = None
-        if calibration := model.calibrations.get((request.task.id, False)):
-            familiarity = _familiarity(calibration, request, image, written)
+        calibration = self.calibration(request.task.id)
+        if calibration is not None:
+            familiarity = _familiarity(model, calibration, request, image, written)
             # Fitted on the most likely answers; a sampled one with the score is less often right.
             if request.fields.temperature > 0 or is_unfamiliar(familiarity):
                 calibration = None
@@ -172,39 +184,16 @@ class QueuedModel:
         is_calibrated = calibration is not None
         if is_calibrated:
             is_calibrated = all(item.score is not None for item in result.items)
-        return Answer(model, request, size_wh, result, written, times_s, is_calibrated, familiarity)
-
-    def _specs(
-        self, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
-    ) -> list[SequenceSpec]:
-        """Return the sequence of each prompt; the grammar of one for a mask has its name alone."""
-        model = self.model
-        options = request.fields
-        parameters = request.parameters
-        phrases = parameters.phrases or ()
-        is_split = request.task.id == "instance_segmentation" and len(phrases) == len(prompts)
-        specs: list[SequenceSpec] = []
-        for index, prompt in enumerate(prompts):
-            if is_split:
-                parameters = replace(parameters, phrases=None, phrase=phrases[index])
-            grammar = None
-            if options.constrained:
-                grammar = model.language.answer_grammar(model.entry, request.task.id, parameters)
-            spec = SequenceSpec(
-                segments=[(segment.text, segment.is_control) for segment in prompt],
-                max_new_tokens=options.max_new_tokens,
-                num_beams=options.num_beams,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                seed=options.seed,
-                grammar=grammar,
-                adapter=model.adapter_key,
-                own_token=next((segment.text for segment in prompt if segment.is_token), None),
-                timeout_s=timeout_s,
-                client=self.quota.name,
-            )
-            specs.append(spec)
-        return specs
+        return Answer(
+            model=model,
+            request=request,
+            image_size_wh=size_wh,
+            result=result,
+            written=written,
+            times_s=times_s,
+            is_calibrated=is_calibrated,
+            familiarity=familiarity,
+        )
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
@@ -220,7 +209,7 @@ def task_prompts(
     Raise `ServiceError` if the model does not offer the task.
     """
     if request.fields.min_precision is not None:
-        proof_for(model, request)
+        model.find_proof(request)
     try:
         prompts = model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh
@@ -231,17 +220,21 @@ def task_prompts(
         raise InvalidRequest(str(error), error.param) from error
     num_new = request.fields.max_new_tokens or _TYPICAL_NEW_TOKENS
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
-    num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
+    num_written = len(prompts) * (model.num_image_tokens + num_new)
     return prompts, num_written + num_characters // _CHARACTERS_PER_TOKEN
 
 
 def _familiarity(
-    calibration: Calibration, request: TaskRequest, image: LazyImage, written: WrittenAnswers
+    model: ServedModel,
+    calibration: Calibration,
+    request: TaskRequest,
+    image: LazyImage,
+    written: WrittenAnswers,
 ) -> float | None:
     """Return that of a whole image; raise `ServiceError` if nothing is proved about it."""
-    if calibration.images is None or isinstance(image, ImageView):
+    if isinstance(image, ImageView):
         return None
-    familiarity = calibration.images.familiarity(written.features.embedding)
+    familiarity = model.familiarity(calibration, written.features)
     if is_unfamiliar(familiarity):
         UNFAMILIAR_IMAGES.labels(calibration.model).inc()
         if request.fields.min_precision is not None:
@@ -262,16 +255,7 @@ def _parse(
     for sequence in written.sequences:
         ends = sequence.token_ends
         texts.append(GeneratedText(sequence.text, ends, sequence.logprobs, sequence.finish_reason))
-    task = AnsweredTask(
-        model.entry,
-        request.task.id,
-        request.parameters,
-        size_wh,
-        request.fields.mask_format,
-        model.mask_decoder,
-        model.banned_phrases,
-    )
-    result = model.language.parse_answer(task, texts)
+    result = model.parse(request, size_wh, texts)
     min_score = request.fields.min_score
     nms_iou = request.fields.nms_iou
     is_refined = calibration is not None or min_score > 0 or nms_iou is not None
@@ -293,7 +277,7 @@ async def answer_about(
     answer = await answering(request, image, on_piece)
     if request.fields.min_precision is None:
         return replace(answer, result=round_scores(answer.result))
-    result, guarantee = keep_proved(answer.result, proof_for(answer.model, answer.request))
+    result, guarantee = keep_proved(answer.result, answer.model.find_proof(answer.request))
     return replace(answer, result=round_scores(result), guarantee=guarantee)
 
 
@@ -321,12 +305,12 @@ async def _tiled_answer(
     times_s["total"] = now_s - start_s + image.open_s
     is_fitted = (request.task.id, True) in queued.model.calibrations
     return Answer(
-        queued.model,
-        request,
-        image.header.size_wh,
-        merged.result,
-        _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
-        times_s,
+        model=queued.model,
+        request=request,
+        image_size_wh=image.header.size_wh,
+        result=merged.result,
+        written=_joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
+        times_s=times_s,
         is_calibrated=is_fitted and all(answer.is_calibrated for answer in answers),
         familiarity=answers[0].familiarity,
         tiles=replace(tiles, merged=merged.num_merged),
@@ -371,10 +355,8 @@ async def _answers(
     if request.task.id == "ocr" and _LOCATED_OCR in queued.model.entry.task_ids:
         # Text of tiles is merged by the places of its lines
         request = replace(request, task=TASKS[_LOCATED_OCR])
-    if fitted := queued.model.calibrations.get((request.task.id, True)):
-        # A calibration does not change which score is higher: it may precede the merge
-        calibrations = {(request.task.id, False): fitted}
-        queued = replace(queued, model=replace(queued.model, calibrations=calibrations))
+    # A calibration does not change which score is higher: it may precede the merge
+    queued = replace(queued, with_tiles=True)
     in_flight = asyncio.Semaphore(queued.max_in_flight)
     size_wh = image.header.size_wh
     whole: PixelBox = (0, 0, *size_wh)

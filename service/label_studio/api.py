@@ -53,9 +53,9 @@ from service.http.boundary import (
 from service.images.fetching import FETCH_TIMEOUT_S
 from service.images.inputs import ImageUrl
 from service.inference.core import Core
+from service.inference.models import ServedModel
 from service.inference.prediction import Answer
 from service.inference.recording import record_error, record_failure
-from service.inference.served_models import ServedModel
 from service.label_studio.mapping import (
     MAX_CONFIG_CHARS,
     Ask,
@@ -293,7 +293,7 @@ def first_questions(questions: Sequence[Question]) -> list[Question]:
 
 
 def version_of(model: ServedModel) -> str:
-    return f"{model.id}@{model.manifest.build_key[:8]}"
+    return f"{model.id}@{model.version[:8]}"
 
 
 def is_token(text: str) -> bool:

@@ -5,7 +5,6 @@ the original image.
 """
 
 import asyncio
-import calendar
 import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -18,12 +17,10 @@ from service.analysis import Analysis, StepAnswer, analyze
 from service.errors import ErrorCode, ServiceError
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields
+from service.inference.models import ServedModels, describe_entry
 from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_error
 from service.inference.request_fields import PredictFields
-from service.inference.served_models import ServedModel, ServedModels
-from tasks.catalog import CatalogEntry
-from tasks.scores import calibration_key
 from tasks.table import TASKS
 
 JsonObject = dict[str, Any]
@@ -441,21 +438,14 @@ def analysis_event(event: StepAnswer | Analysis, request_id: str) -> tuple[str, 
     return "answer", {"step": event.step_id, **answer}
 
 
-_COLUMNS = (
-    *("family", "organization", "category", "modality", "release_date", "context_window"),
-    *("parameters", "license", "features", "resolution", "adapter_of"),
-)
-_PROOF_FIELDS = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
-
-
 def models_json(models: ServedModels) -> JsonObject:
-    return {"object": "list", "data": [model_json(model) for model in models]}
+    return {"object": "list", "data": [model.describe() for model in models]}
 
 
 def catalog_json(models: ServedModels) -> JsonObject:
-    rows = [model_json(model) | {"served": True, "serve_command": None} for model in models]
+    rows = [model.describe() | {"served": True, "serve_command": None} for model in models]
     for entry, precision in models.unserved:
-        row = _row(entry, precision)
+        row = describe_entry(entry, precision)
         row |= {"checkpoint": None, "calibrated_tasks": [], "calibration": "", "proofs": []}
         command = f'make serve MODELS="{entry.id}"'
         rows.append(row | {"agreement": None, "served": False, "serve_command": command})
@@ -475,30 +465,3 @@ def tasks_json(models: ServedModels) -> JsonObject:
         }
         rows.append(row)
     return {"object": "list", "data": rows}
-
-
-def model_json(model: ServedModel) -> JsonObject:
-    proofs: list[JsonObject] = []
-    for served_proof in model.proofs:
-        proofs.append({name: getattr(served_proof.proof, name) for name in _PROOF_FIELDS})
-    return {
-        **_row(model.entry, model.precision),
-        "checkpoint": model.manifest.checkpoint,
-        "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
-        "calibration": calibration_key(model.calibrations),
-        "proofs": proofs,
-        "agreement": model.agreement,
-    }
-
-
-def _row(entry: CatalogEntry, precision: str) -> JsonObject:
-    year, month = map(int, entry.release_date.split("-"))
-    return {
-        "id": entry.id,
-        "object": "model",
-        "created": calendar.timegm((year, month, 1, 0, 0, 0)),
-        "owned_by": entry.organization,
-        **{name: getattr(entry, name) for name in _COLUMNS},
-        "tasks": list(entry.task_ids),
-        "precision": precision,
-    }

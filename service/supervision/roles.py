@@ -104,11 +104,11 @@ def check(role: Role, settings: Settings) -> None:
         ApiKeys.load(settings.api_keys_file)
         check_tls_files(settings)
     for entry in served_entries(settings):
-        if entry.engine is not None:
+        if entry.engine:
             if role.is_runner and entry.id == role.model_id:
                 raise SettingsError(f"{entry.id} has no runner: an engine serves it")
             if not role.is_runner:
-                engine_model(entry, settings)
+                engine_model(entry, entry.engine, settings)
                 engine_headers(entry.id, entry.engine)
             continue
         folder = artifact_folder(entry.id)

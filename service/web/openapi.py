@@ -15,8 +15,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from service import VERSION
 from service.analysis import MAX_STEPS, StepFields
 from service.inference.core import MAX_IMAGES
+from service.inference.models import ServedModels
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
-from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.openai.chat_requests import ChatRequest

@@ -29,8 +29,8 @@ from service.admission.places import RequestContext
 from service.admission.threads import POSTPROCESSING
 from service.http.body import MAX_JSON_VALUES, read_body
 from service.http.boundary import Body, Interface, RestBoundary
+from service.inference.models import ServedModel
 from service.inference.prediction import Answer
-from service.inference.served_models import ServedModel
 from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
 from tasks import results

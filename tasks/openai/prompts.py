@@ -159,7 +159,9 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:  # noqa: AR
     return None
 
 
-def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
+def answer_schema(
+    entry: CatalogEntry, task_id: str, parameters: TaskParameters
+) -> dict[str, object] | None:
     """Return the JSON Schema of a list of objects, or None for a text."""
     form = BOX_FORMS.get(dialect_of(entry))
     if form is None or TASKS[task_id].result_kind != "detections":
@@ -177,4 +179,4 @@ def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters
         "required": [form.key, "label"],
         "additionalProperties": False,
     }
-    return json.dumps({"type": "array", "items": item})
+    return {"type": "array", "items": item}

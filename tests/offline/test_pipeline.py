@@ -19,9 +19,9 @@ from offline.filesystems import InputError
 from offline.output import Attempt, Output, Row, RowError
 from offline.pipeline import Answerer, Pool
 from offline.shards import FilesShard, InputImage
+from service.inference.models import ServedProof
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient
-from service.inference.served_models import ServedProof
 from service.settings import Settings
 from tasks.scores import Proof
 from tests.offline.test_output import JOB

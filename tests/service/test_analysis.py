@@ -107,7 +107,7 @@ def text_of(outcome: Answer | ServiceError) -> str:
 
 
 def channel_of(of: Core, model_id: str) -> FakeChannel:
-    channel = getattr(of.runners[model_id], "channel", None)
+    channel = of.clients.runners[model_id].channel
     assert isinstance(channel, FakeChannel)
     return channel
 
@@ -258,7 +258,7 @@ def test_tiles_of_a_crop() -> None:
     assert isinstance(answer.outcome.result, DetectionsResult)
     starts = [detection.box[0] for detection in answer.outcome.result.detections]
     assert starts == pytest.approx([80 + 0.1005 * 321, 240 + 0.1005 * 161])
-    channel = getattr(core.runners[FLORENCE_ID], "channel", None)
+    channel = core.clients.runners[FLORENCE_ID].channel
     assert isinstance(channel, FakeChannel)
     assert len([call for call in channel.calls if call.pixels is not None]) == 3
 

@@ -24,7 +24,7 @@ from export.checks.asking import Question
 from export.golden import read_golden
 from runners.tokens.text import Constraints, PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
-from tasks.families import FAMILIES
+from tasks.families import FAMILIES, RUNNER_FAMILIES
 from tasks.parsing import AnsweredTask, GeneratedText
 from tasks.table import TASKS, Family, parse_parameters
 from tests.support.answers import generated
@@ -228,7 +228,7 @@ def test_prompts_of_the_processor(vocabulary: RealVocabulary) -> None:
 
 
 def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
-    language = FAMILIES[vocabulary.family]
+    language = RUNNER_FAMILIES[vocabulary.family]
     entry = ENTRIES[vocabulary.family]
     eos = EOS_ID[vocabulary.family]
     constraints = Constraints.load(vocabulary.folder / "tokenizer.json", {eos})

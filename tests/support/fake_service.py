@@ -15,10 +15,10 @@ from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import HandleStore
 from service.inference.core import Comparison, Core, CoreLimits
+from service.inference.models import ModelClients, RunnerModel, ServedModels
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient, WrittenAnswers
-from service.inference.served_models import ServedModel, ServedModels
 from service.outbound.program import DirectCalls
 from service.settings import Settings
 from tasks.catalog import CatalogEntry
@@ -65,7 +65,7 @@ PALIGEMMA_ANSWERS = {
 }
 
 
-def served(entry: CatalogEntry) -> ServedModel:
+def served(entry: CatalogEntry) -> RunnerModel:
     """Return a model as the gateway serves it, with a synthetic manifest."""
     manifest = Manifest(
         model_id=entry.id,
@@ -84,13 +84,22 @@ def served(entry: CatalogEntry) -> ServedModel:
         parity={},
     )
     masks = ROOT / entry.source / (entry.mask_decoder or "none")
-    return ServedModel(
-        entry, manifest, MaskDecoder.load(masks) if masks.is_file() else None, "float32"
+    return RunnerModel(
+        entry=entry,
+        manifest=manifest,
+        precision="float32",
+        mask_decoder=MaskDecoder.load(masks) if masks.is_file() else None,
     )
 
 
 def served_models(*entries: CatalogEntry) -> ServedModels:
     return ServedModels({entry.id: served(entry) for entry in entries or (FLORENCE, PALIGEMMA)})
+
+
+def runner_model(models: ServedModels, model_id: str = FLORENCE_ID) -> RunnerModel:
+    model = models.get(model_id)
+    assert isinstance(model, RunnerModel)
+    return model
 
 
 def make_core(
@@ -113,9 +122,9 @@ def make_core(
         PALIGEMMA_ID: FakeDecoder(PALIGEMMA_ANSWERS),
     } | dict(decoders or {})
     models = served_models(*entries)
-    runners = {}
+    runners: dict[str, RunnerClient] = {}
     for model in models:
-        if model.runner_id == model.id:
+        if model.backend_id == model.id:
             is_ready = is_up or model.id != FLORENCE_ID
             channel = FakeChannel(encoders[model.id], decoders[model.id], is_up=is_ready)
             runners[model.id] = RunnerClient(model.id, channel)
@@ -128,7 +137,7 @@ def make_core(
         max_waiting_tokens=max_waiting_tokens,
     )
     fetcher = fetcher or ImageFetcher([], Settings().max_body_bytes, DirectCalls())
-    return Core(models, runners, limits, fetcher, handles)
+    return Core(models, ModelClients(runners=runners), limits, fetcher, handles)
 
 
 def context(

@@ -11,7 +11,7 @@ from export.checks.asking import Question
 from export.golden import read_golden
 from runners.tokens.text import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
-from tasks.families import FAMILIES
+from tasks.families import RUNNER_FAMILIES
 from tasks.table import Family, TaskParameters
 from tests.support.catalog import CATALOG, EOS_ID, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
@@ -39,7 +39,7 @@ class Language:
     ) -> bool:
         """Return True if a decoder that follows the task's grammar can write `text` and end."""
         entry = entry or RELEASED[self.family]
-        grammar = FAMILIES[self.family].answer_grammar(entry, task_id, parameters)
+        grammar = RUNNER_FAMILIES[self.family].answer_grammar(entry, task_id, parameters)
         assert grammar is not None
         constraint = self.constraints.get(grammar)
         token_ids = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -190,4 +190,4 @@ def test_odd_labels(languages: dict[Family, Language], label: str) -> None:
 @pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
 def test_text_has_no_grammar(task_id: str) -> None:
     for family, entry in RELEASED.items():
-        assert FAMILIES[family].answer_grammar(entry, task_id, TaskParameters()) is None
+        assert RUNNER_FAMILIES[family].answer_grammar(entry, task_id, TaskParameters()) is None

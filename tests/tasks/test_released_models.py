@@ -7,7 +7,7 @@ import pytest
 
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.errors import UnsupportedTask
-from tasks.families import FAMILIES
+from tasks.families import FAMILIES, RUNNER_FAMILIES
 from tasks.prompts import AskedTask
 from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import CATALOG, PALIGEMMA, ROOT
@@ -54,7 +54,7 @@ def test_released_models_are_as_their_family(entry: CatalogEntry) -> None:
     """Prompts and grammars are those of the bare family: options are for embedded models."""
     assert not entry.drops_articles
     assert not entry.one_name_per_prompt
-    language = FAMILIES[entry.family]
+    language = RUNNER_FAMILIES[entry.family]
     bare = replace(entry, tasks={}, forced_names=True)
     for task_id, values in REQUESTS:
         if task_id in entry.task_ids and task_id not in entry.templates:

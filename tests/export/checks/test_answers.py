@@ -34,13 +34,13 @@ from tasks.catalog import CatalogEntry
 from tasks.results import BoxXyxy, Detection, DetectionsResult, TextResult
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.export_cli import ModelStore
-from tests.support.fake_service import INPUT_SIZE_WH, served_models
+from tests.support.fake_service import INPUT_SIZE_WH, served
 from wire.artifacts.manifest import Device, Part, Precision, read_manifest, vision_encoder_file
 
 INT8_ON_CPU = replace(
     FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "int8"}}
 )
-MANIFEST = served_models().get(FLORENCE.id).manifest
+MANIFEST = served(FLORENCE).manifest
 SHIPPED = sorted(PHOTOGRAPHS.glob("*.jpg"))
 PERFECT = AnswerAgreement(48, 1.0, 40, 1.0, 1.0, 24, 0.0)
 DEFAULTS: dict[Device, dict[Part, Precision]] = {

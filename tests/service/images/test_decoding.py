@@ -29,7 +29,7 @@ from service.images.decoding import (
 )
 from tests.support.attack_images import repeated_scans
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.fake_service import INPUT_SIZE_WH, encoded, run, served, served_models, until
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, run, served, until
 from tests.support.image_files import LIMITS, colour_steps
 from tests.support.processes import image_decoders
 from tests.support.waiting import wait_until
@@ -343,7 +343,7 @@ BOX = (100, 50, 300, 250)
 NOISE = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8), "RGB"
 )
-MANIFEST = next(iter(served_models())).manifest
+MANIFEST = served(FLORENCE).manifest
 
 
 async def opened_views(hold: Callable[[int], None] | None = None) -> LazyImage:

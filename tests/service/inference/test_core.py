@@ -21,8 +21,8 @@ from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.images.handle_store import HandleStore, StoreLimits
 from service.images.inputs import ImageHandle
 from service.inference.core import Comparison, Core
+from service.inference.models import ServedModels
 from service.inference.prediction import Answer, Stage
-from service.inference.served_models import ServedModels
 from tasks.catalog import TaskOverride
 from tasks.results import Detection, DetectionsResult, TextResult
 from tasks.scores import Calibration
@@ -43,6 +43,7 @@ from tests.support.fake_service import (
     make_core,
     predict,
     run,
+    runner_model,
     until,
 )
 from tests.support.processes import image_decoders
@@ -128,9 +129,9 @@ def test_overlapping_objects() -> None:
 
 def test_calibrated_scores() -> None:
     core = make_core()
-    model = core.models.get(FLORENCE_ID)
+    model = runner_model(core.models)
     calibration = Calibration(
-        model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5)
+        model.id, model.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5)
     )
     model = dataclasses.replace(model, calibrations={("object_detection", False): calibration})
     core.models = ServedModels({model.id: model})

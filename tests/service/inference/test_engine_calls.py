@@ -20,8 +20,9 @@ from service.errors import ServiceError
 from service.images.fetching import ImageFetcher
 from service.inference.core import Core, CoreLimits
 from service.inference.engine_calls import EngineClient
+from service.inference.models import EngineModel, ModelClients, ServedModels
 from service.inference.prediction import Answer, Piece
-from service.inference.served_models import ServedModels, engine_model
+from service.inference.served_models import engine_model
 from service.outbound.messages import Call, CallError, Event, ResponseHead
 from service.outbound.program import DirectCalls
 from service.rpc.proto import vision_pb2 as pb
@@ -113,9 +114,10 @@ def engine_core(*scripts: Script, **fields: Any) -> Iterator[tuple[Core, type[En
         settings = Settings()
         calls = DirectCalls()
         client = EngineClient("far", entry.engine, calls)
-        models = ServedModels({"far": engine_model(entry, settings)})
+        models = ServedModels({"far": engine_model(entry, entry.engine, settings)})
         limits = CoreLimits.from_settings(settings)
-        yield Core(models, {"far": client}, limits, ImageFetcher([], 0, calls)), engine
+        clients = ModelClients(engines={"far": client})
+        yield Core(models, clients, limits, ImageFetcher([], 0, calls)), engine
 
 
 async def close(core: Core) -> None:
@@ -166,7 +168,9 @@ def test_without_probabilities_scores_are_null(logprob: float | None) -> None:
     with engine_core(text_stream(BOXES, logprob), text_stream(BOXES, -0.01)) as (core, _):
         fitted = Calibration("far", "", FIND["task"], (0.0, 1.0), (0.0, 0.5))
         calibrations = {(FIND["task"], False): fitted}
-        far = replace(core.models.get("far"), calibrations=calibrations)
+        far = core.models.get("far")
+        assert isinstance(far, EngineModel)
+        far = replace(far, calibrations=calibrations)
         core.models = ServedModels({"far": far})
         answer = asked(core, min_score=0.5)
         scored = asked(core)
@@ -241,7 +245,7 @@ def test_refused_extras_are_left_out_for_a_while(monkeypatch: pytest.MonkeyPatch
     with engine_core(refusal, text_stream(BOXES)) as (core, engine):
         asked(core)
         asked(core)
-        client: Any = core.runners["far"]
+        client: Any = core.clients.engines["far"]
         assert 0 < client._plain_until_s - time.monotonic() <= 600
         monkeypatch.setattr(client, "_plain_until_s", time.monotonic())
         asked(core)
@@ -307,8 +311,9 @@ def test_check_at_the_start(
     monkeypatch.setenv("FAR_KEY", KEY)
 
     async def check(core: Core) -> None:
-        client: Any = core.runners["far"]
+        client: Any = core.clients.engines["far"]
         await client.check()
+        assert await core.is_ready(core.models.get("far"))  # its answers alone fail
         await close(core)
 
     with engine_core(script, api_key_env="FAR_KEY") as (core, _):
@@ -383,7 +388,7 @@ def test_engine_is_not_asked_again_after_text(num_events: int, num_calls: int) -
     events: list[Event] = [ResponseHead(status=200, retry_after_s=0), b"two "]
     calls = BrokenCalls(*events[:num_events])
     with engine_core() as (core, _):
-        client: Any = core.runners["far"]
+        client: Any = core.clients.engines["far"]
         client._calls = calls
         assert "closed the connection" in failure(core).message
     assert calls.num_calls == num_calls
@@ -408,8 +413,8 @@ async def test_half_of_a_character_fails_its_model_alone(script: Script) -> None
     with engine_core(script) as (with_far, _):
         local = make_core()
         models = ServedModels({model.id: model for model in (*local.models, *with_far.models)})
-        runners = {**local.runners, **with_far.runners}
-        core = Core(models, runners, local.limits, with_far.fetcher)
+        clients = ModelClients(local.clients.runners, with_far.clients.engines)
+        core = Core(models, clients, local.limits, with_far.fetcher)
         steps = [{"id": "text", "task": "ocr", "models": [FLORENCE_ID, "far"]}]
         async with client(core).http({}) as http:
             compared = await http.post("/v1/compare", json=OCR)
@@ -453,7 +458,6 @@ def test_start_without_the_engine_or_its_key(caplog: pytest.LogCaptureFixture) -
         calls = DirectCalls()
         client = EngineClient("far", engine, calls)
         await client.check()
-        assert await client.is_ready()
         await calls.close()
 
     with caplog.at_level(logging.WARNING):

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from service.inference.hot_adapters import HotAdapters
+from service.inference.models import ServedModel, ServedModels
 from service.inference.runner_calls import RunnerClient
-from service.inference.served_models import ServedModel, ServedModels, engine_model
+from service.inference.served_models import engine_model
 from service.settings import Settings
 from tasks.catalog import parse_entry
 from tests.support.catalog import FLORENCE
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
-from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, run, served_models
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, run, runner_model, served_models
 from tests.support.hostile_adapters import SPECIAL_FILES
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
@@ -90,11 +91,11 @@ def test_adapter_is_listed_while_loaded(watched: Watched) -> None:
     assert not watched.published
     watched.answer(key)
     assert watched.update() == [*BOTH, "tuned"]
-    model = watched.models.get("tuned")
+    model = runner_model(watched.models, "tuned")
     base = watched.models.get(FLORENCE_ID)
-    assert (model.runner_id, model.adapter_key, model.manifest.build_key) == (FLORENCE_ID, key, key)
+    assert (model.backend_id, model.version) == (FLORENCE_ID, key)
     assert (model.manifest.adapter_of, model.precision) == (FLORENCE_ID, base.precision)
-    assert model.manifest.checkpoint != base.manifest.checkpoint
+    assert model.checkpoint != base.checkpoint
     for _ in range(3):
         watched.update()
     assert watched.published == [("tuned", True)]
@@ -104,7 +105,7 @@ def test_adapter_is_listed_while_loaded(watched: Watched) -> None:
 
 
 def test_adapter_names_a_base_alias(watched: Watched) -> None:
-    base = watched.models.get(FLORENCE_ID)
+    base = runner_model(watched.models)
     named = replace(base, entry=replace(base.entry, aliases=("an/alias",)))
     watched.models.set_models({model.id: model for model in watched.models} | {base.id: named})
     watched.__post_init__()
@@ -116,7 +117,9 @@ def test_adapter_of_an_engine_is_refused(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = {"id": "far", "family": "openai", "url": "http://a/v1", "model": "org/m"}
-    far = engine_model(parse_entry({**row, "dialect": "gemma"}), watched.settings)
+    entry = parse_entry({**row, "dialect": "gemma"})
+    assert entry.engine is not None
+    far = engine_model(entry, entry.engine, watched.settings)
     watched.models.set_models({model.id: model for model in [*watched.models, far]})
     watched.__post_init__()
     watched.answer(watched.write("tuned"))
@@ -131,10 +134,10 @@ def test_version_before_stays_until_loaded(watched: Watched) -> None:
     watched.update()
     second = watched.write("tuned", b"others")
     assert watched.update() == [*BOTH, "tuned"]
-    assert watched.models.get("tuned").adapter_key == first
+    assert watched.models.get("tuned").version == first
     watched.answer(first, second)
     watched.update()
-    assert watched.models.get("tuned").adapter_key == second
+    assert watched.models.get("tuned").version == second
     watched.answer(first, second, refused=watched.write("tuned", b"bad"))
     assert watched.update() == BOTH
 
@@ -147,7 +150,7 @@ def test_changed_entry_is_served(watched: Watched) -> None:
     watched.write("tuned", entry="tasks: {ocr: null}\nlicense: MIT")
     watched.update()
     model = watched.models.get("tuned")
-    assert (model.adapter_key, model.entry.license, "ocr" in model.entry.task_ids) == (
+    assert (model.version, model.entry.license, "ocr" in model.entry.task_ids) == (
         key,
         "MIT",
         False,
@@ -196,7 +199,7 @@ def test_bad_adapter_is_refused_once(
         path.write_text(text)
     for _ in range(3):
         assert watched.update() == [*BOTH, "good"]
-    assert watched.models.get("good").adapter_key == good
+    assert watched.models.get("good").version == good
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     (line,) = record.getMessage().splitlines()
     assert line.startswith(f"the adapter {name} is refused: ")

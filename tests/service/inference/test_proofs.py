@@ -15,16 +15,18 @@ import pytest
 from service.analysis import analyze
 from service.errors import ServiceError
 from service.inference.core import Core
+from service.inference.models import ServedModels, ServedProof
 from service.inference.prediction import Answer, Piece
 from service.inference.request_fields import PredictFields, parse_fields
-from service.inference.served_models import ServedModels, ServedProof, served_scoring
-from service.schema.rendering import answer_json, model_json
+from service.inference.served_models import served_scoring
+from service.schema.rendering import answer_json
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import UNFAMILIAR_IMAGES
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration, ImageStatistics, Proof, calibration_key
 from tests.service.inference.test_core import SCORE
 from tests.service.inference.test_tiled_answers import COUNTED, LEFT, RIGHT, box, core_of, picture
+from tests.support.catalog import FLORENCE
 from tests.support.fake_service import (
     CHECKPOINT,
     FLORENCE_ID,
@@ -34,7 +36,8 @@ from tests.support.fake_service import (
     make_core,
     predict,
     run,
-    served_models,
+    runner_model,
+    served,
 )
 
 OD: dict[str, Any] = {"task": "object_detection"}
@@ -62,7 +65,7 @@ def core_with(folder: Path, *rows: dict[str, Any]) -> Core:
     path = folder / "proofs.json"
     path.write_text(json.dumps({"proofs": rows}))
     models = {model.id: model for model in core.models}
-    florence = models[FLORENCE_ID]
+    florence = runner_model(core.models)
     settings = Settings(calibration=(str(path),))
     _, proofs = served_scoring(florence.manifest, folder, settings, florence.precision)
     core.models = ServedModels(models | {FLORENCE_ID: replace(florence, proofs=proofs)})
@@ -129,14 +132,14 @@ def test_proof_of_another_model(tmp_path: Path, change: dict[str, Any], reason: 
 
 
 def test_proofs_are_listed(tmp_path: Path) -> None:
-    model = core_with(tmp_path, proof(0.9)).models.get(FLORENCE_ID)
+    model = runner_model(core_with(tmp_path, proof(0.9)).models)
     calibration = Calibration(FLORENCE_ID, CHECKPOINT, "object_detection", (0.0,), (0.5,))
-    listed = model_json(replace(model, calibrations={("object_detection", False): calibration}))
+    listed = replace(model, calibrations={("object_detection", False): calibration}).describe()
     assert listed["calibration"] == calibration_key({("object_detection", False): calibration})
     assert len(listed["calibration"]) == 64
     named = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
     assert listed["proofs"] == [{name: proof(0.9)[name] for name in named}]
-    assert model_json(served_models().get(FLORENCE_ID))["calibration"] == ""
+    assert served(FLORENCE).describe()["calibration"] == ""
 
 
 SMALLEST: Any = pytest.approx(1 / 200)  # of 199 distances
@@ -151,7 +154,7 @@ def near(embedding: float) -> ImageStatistics:
 
 def calibrate(core: Core, embedding: float, **changes: Any) -> Core:
     """Halve the scores about images near an embedding, without and with tiles."""
-    model = core.models.get(FLORENCE_ID)
+    model = runner_model(core.models)
     halved = Calibration(model.id, "c", OD["task"], (0.0, 1.0), (0.0, 0.5), images=near(embedding))
     tiled = replace(halved, with_tiles=True)
     calibrations = {(halved.task, False): halved, (halved.task, True): tiled}

@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 
 from service.errors import ServiceError
+from service.inference.models import ServedModels
 from service.inference.served_models import (
-    ServedModels,
     adapter_model,
     base_model,
     served_entries,
     served_scoring,
     unserved_models,
 )
-from service.schema.rendering import catalog_json, model_json, models_json, tasks_json
+from service.schema.rendering import catalog_json, models_json, tasks_json
 from service.settings import Settings, SettingsError, read_settings
 from tasks.catalog import TaskOverride
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
-from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
+from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served, served_models
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     VISION_ENCODER_FILE,
@@ -28,19 +28,19 @@ from wire.artifacts.manifest import (
     read_manifest,
 )
 
-MANIFEST = served_models().get(FLORENCE_ID).manifest
+MANIFEST = served(FLORENCE).manifest
 
 
 def test_agreement_of_the_served_precision(artifacts: Path, model_id: str) -> None:
     entry = CATALOG[model_id]
     manifest = read_manifest(artifacts)
     settings = Settings(device="cpu", encoder_precision="int8")
-    listed = model_json(base_model(entry, manifest, artifacts, settings))
+    listed = base_model(entry, manifest, artifacts, settings).describe()
     assert listed["precision"] == "encoder int8, decoder float32"
     assert listed["agreement"] == measured_agreement(manifest, "int8", "float32")
     assert 0.9 < listed["agreement"]["equal_tokens"] <= 1
     exact = base_model(entry, manifest, artifacts, Settings(device="cpu"))
-    assert model_json(exact)["agreement"] is None
+    assert exact.describe()["agreement"] is None
 
 
 def adapter_manifest(*files: str) -> Manifest:
@@ -57,7 +57,7 @@ def adapter_manifest(*files: str) -> Manifest:
 
 
 def test_precision_of_an_adapter(tmp_path: Path) -> None:
-    base = replace(served_models().get(FLORENCE_ID), precision="the base's")
+    base = replace(served(FLORENCE), precision="the base's")
     entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
 
     def precision(settings: Settings, *files: str) -> str:

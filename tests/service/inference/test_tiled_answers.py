@@ -17,8 +17,8 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.core import Core
+from service.inference.models import ServedModels
 from service.inference.prediction import Answer, Piece, TilesSummary, uneven_parts
-from service.inference.served_models import ServedModels
 from tasks.results import DetectionsResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
@@ -34,6 +34,7 @@ from tests.support.fake_service import (
     make_core,
     predict,
     run,
+    runner_model,
     until,
 )
 from wire.runner_messages import Failed, Outcome, SequenceSpec
@@ -120,7 +121,7 @@ def test_boxes_of_all_views() -> None:
     assert answer.tiles == TilesSummary(rows=1, columns=2, asked=2, skipped=0, merged=1)
     assert answer.image_size_wh == (800, 400)
     assert len(answer.written.sequences) == 3
-    assert answer.written.usage.image_tokens == 3 * answer.model.manifest.num_image_tokens
+    assert answer.written.usage.image_tokens == 3 * answer.model.num_image_tokens
     assert not answer.is_calibrated
     times_s = answer.times_s
     assert 0 < max(times_s["preprocess"], times_s["postprocess"]) < times_s["total"]
@@ -144,7 +145,7 @@ def test_tiles_are_encoded_once() -> None:
     outcomes = [asked(core).written.features.outcome for _ in range(2)]
     words: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
     assert (outcomes, len(encoder.shapes)) == (["miss", "hit"], 3)
-    channel = getattr(core.runners[FLORENCE_ID], "channel", None)
+    channel = core.clients.runners[FLORENCE_ID].channel
     assert isinstance(channel, FakeChannel)
     # The image is decoded already: no call is made only to learn that its pixels are missing
     assert [call.pixels is not None for call in channel.calls] == [True] * 3 + [False] * 3
@@ -172,7 +173,7 @@ def test_suppression_also_compares_views() -> None:
 
 def calibrated(core: Core, *probabilities: float, min_object_share: float | None = None) -> None:
     """Calibrate the model to these probabilities, without tiles and in tiles."""
-    model = core.models.get(FLORENCE_ID)
+    model = runner_model(core.models)
     points: dict[tuple[str, bool], Calibration] = {}
     for with_tiles, probability in zip((False, True), probabilities, strict=False):
         flat = ((1.0,), (probability,), with_tiles, min_object_share)
@@ -310,7 +311,7 @@ async def test_views_in_flight_are_limited() -> None:
     fields = TASK | {"tiles": "2x4"}
     asking = asyncio.create_task(core.predict(picture(), fields, context()))
     await until(lambda: decoder.num_waiting == 2)
-    channel = getattr(core.runners[FLORENCE_ID], "channel", None)
+    channel = core.clients.runners[FLORENCE_ID].channel
     assert isinstance(channel, FakeChannel)
     assert len([call for call in channel.calls if call.pixels is not None]) == 2
     released.set()

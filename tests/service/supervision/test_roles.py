@@ -15,8 +15,8 @@ from service.supervision.roles import (
     check_tls_files,
 )
 from service.supervision.supervisor import bentoml_tls_options
-from tests.support.catalog import ROOT
-from tests.support.fake_service import FLORENCE_ID, served_models
+from tests.support.catalog import FLORENCE, ROOT
+from tests.support.fake_service import FLORENCE_ID, served
 
 MODELS = ("florence-2-mini", "paligemma-mini")
 A, B = MODELS
@@ -112,7 +112,7 @@ def test_engine_has_no_runner(tmp_path: Path) -> None:
         check(Role.parse(("runner", "far")), values)
 
 
-MANIFEST = served_models().get(FLORENCE_ID).manifest
+MANIFEST = served(FLORENCE).manifest
 
 
 def tls_settings(folder: Path, name: str = "first") -> Settings:
