@@ -15,9 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service import answering
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import STORING
 from service.analysis import stream_analysis
+from service.answering import answer_each
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http import boundary as http
 from service.http.body import read_body
@@ -54,11 +56,11 @@ class RestApi:
 
     def routes(self) -> list[Route]:
         route = self._boundary.route
-        predict = self._answering(rendering.predicted, Core.stream)
-        analyze = self._answering(rendering.analyzed, stream_analysis, rendering.analysis_event)
+        predict = self._answering(answering.predict, Core.stream)
+        analyze = self._answering(answering.analyze, stream_analysis, rendering.analysis_event)
         return [
             route("POST", "/v1/predict", predict),
-            route("POST", "/v1/compare", self._answering(rendering.compared)),
+            route("POST", "/v1/compare", self._answering(answering.compare)),
             route("GET", "/v1/models", self.list_models),
             route("GET", "/v1/models/{model_id}", self.show_model),
             route("GET", "/v1/tasks", self.list_tasks),
@@ -70,7 +72,7 @@ class RestApi:
 
     def _answering(
         self,
-        answering: rendering.Answering,
+        call: answering.Call,
         stream: Stream | None = None,
         event_json: EventJson = rendering.prediction_event,
     ) -> Endpoint:
@@ -90,10 +92,10 @@ class RestApi:
                     return [http.server_sent_event(json.dumps(document), name)]
 
                 return await http.event_stream(request, context, REST, events, form)
-            answer_one = partial(answering, core, body.fields)
+            answer_one = partial(call, core, body.fields)
             if body.images is None:
                 return await while_connected(request.receive, answer_one(body.image, context))
-            several = rendering.answered_each(core, body.images, context, answer_one)
+            several = answer_each(core, body.images, context, answer_one)
             return await while_connected(request.receive, several)
 
         return answer

@@ -18,9 +18,11 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service import answering
 from service.admission.api_keys import ApiKeys
 from service.admission.places import RequestContext
 from service.analysis import stream_analysis
+from service.answering import answer_each
 from service.errors import InvalidRequest
 from service.images.inputs import ImageInput, file_or_handle
 from service.inference.core import MAX_IMAGES, Core
@@ -87,13 +89,13 @@ class VisionApi(pb_grpc.VisionServicer):
         self._core = core
 
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
-        return await self._answered(pb.Answer, rendering.predicted, request, context)
+        return await self._answered(pb.Answer, answering.predict, request, context)
 
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
-        return await self._answered(pb.Comparison, rendering.compared, request, context)
+        return await self._answered(pb.Comparison, answering.compare, request, context)
 
     async def Analyze(self, request: pb.AnalyzeRequest, context: RequestContext) -> pb.Analysis:
-        return await self._answered(pb.Analysis, rendering.analyzed, request, context)
+        return await self._answered(pb.Analysis, answering.analyze, request, context)
 
     async def PredictStream(
         self, request: pb.PredictRequest, context: RequestContext
@@ -127,11 +129,11 @@ class VisionApi(pb_grpc.VisionServicer):
     async def _answered(
         self,
         kind: type[MessageT],
-        answering: rendering.Answering,
+        call: answering.Call,
         request: ImageRequest,
         context: RequestContext,
     ) -> MessageT:
-        answer = partial(answering, self._core, request_fields(request))
+        answer = partial(call, self._core, request_fields(request))
         if not request.images:
             body = await answer(file_or_handle(request.image), context)
             return message_of(kind, body.model_dump())
@@ -141,7 +143,7 @@ class VisionApi(pb_grpc.VisionServicer):
             message = f"{len(request.images)} images are sent; at most {MAX_IMAGES} are allowed"
             raise InvalidRequest(message, "images")
         images = list(map(file_or_handle, request.images))
-        several = await rendering.answered_each(self._core, images, context, answer)
+        several = await answer_each(self._core, images, context, answer)
         outcomes: list[rendering.JsonObject] = []
         for row in several.model_dump()["answers"]:
             outcomes.append(row if "error" in row else {kind.DESCRIPTOR.name.lower(): row})

@@ -4,22 +4,17 @@
 the original image.
 """
 
-import asyncio
 import operator
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
 
-from service.admission.places import RequestContext
-from service.analysis import Analysis, StepAnswer, analyze
+from service.analysis import Analysis, StepAnswer
 from service.errors import ErrorCode, ServiceError
-from service.images.inputs import ImageInput
-from service.inference.core import Core, Fields
+from service.inference.core import Comparison
 from service.inference.models import ServedModels, describe_entry
 from service.inference.prediction import Answer, Piece
-from service.inference.recording import record_error
 from service.inference.request_fields import PredictFields
 from tasks.table import TASKS
 
@@ -353,20 +348,7 @@ def analysis_json(analysis: Analysis, request_id: str) -> AnalysisJson:
     return AnalysisJson(id=request_id, image=_image_json(analysis.image_size_wh), steps=steps)
 
 
-Answering = Callable[[Core, Mapping[str, object], ImageInput, RequestContext], Awaitable[OneJson]]
-
-
-async def predicted(
-    core: Core, fields: Fields, image: ImageInput, context: RequestContext
-) -> AnswerJson:
-    return answer_json(await core.predict(image, fields, context), context.request_id)
-
-
-async def compared(
-    core: Core, fields: Mapping[str, object], image: ImageInput, context: RequestContext
-) -> ComparisonJson:
-    comparison = await core.compare(image, fields, context)
-    request_id = context.request_id
+def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:
     answers: list[AnswerJson | ModelErrorJson] = []
     for model, outcome in comparison.answers:
         if isinstance(outcome, ServiceError):
@@ -377,48 +359,6 @@ async def compared(
     image_json = _image_json(comparison.image_size_wh)
     task_id = comparison.request.task.id
     return ComparisonJson(id=request_id, task=task_id, image=image_json, answers=answers)
-
-
-async def analyzed(
-    core: Core, fields: Mapping[str, object], image: ImageInput, context: RequestContext
-) -> AnalysisJson:
-    return analysis_json(await analyze(core, image, fields, context), context.request_id)
-
-
-async def answered_each(
-    core: Core,
-    images: Sequence[ImageInput],
-    context: RequestContext,
-    answer: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
-) -> SeveralJson:
-    """Return what `answer` returns or raises for each image; raise what is the same for all."""
-
-    async def answer_one(index: int) -> OneJson | ServiceError:
-        try:
-            async with core.answer_slot(context) as image_context:
-                if index > 0:  # the request itself has been counted
-                    context.quota.take_request()
-                return await answer(images[index], image_context)
-        except ServiceError as error:
-            return error
-
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(answer_one(index)) for index in range(len(images))]
-    answers: list[OneJson | ErrorJson] = []
-    errors: list[ServiceError] = []
-    for task in running:
-        outcome = task.result()
-        if isinstance(outcome, ServiceError):
-            errors.append(outcome)
-            answers.append(ErrorJson(error=error_detail(outcome, context.request_id)))
-        else:
-            answers.append(outcome)
-    kinds = {(error.code, error.param) for error in errors}
-    if len(errors) == len(images) and len(kinds) == 1 and errors[0].param != "image":
-        raise errors[0]
-    for error in errors:
-        record_error(error, context.api, context.request_id)
-    return SeveralJson(id=context.request_id, answers=answers)
 
 
 def prediction_event(event: Piece | Answer, request_id: str) -> tuple[str, JsonObject]:
