@@ -92,6 +92,35 @@ class ClientSlots:
             yield
 
 
+class FairSlots:
+    """Slots for which work waits: a client alone gets all, each of n clients 1/n, at least one.
+
+    All together get at most twice as many, as of a `FairShare`.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._taken: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[None]:
+        while not self._is_free(client):
+            self._changed.clear()
+            await self._changed.wait()
+        self._taken[client] += 1
+        try:
+            yield
+        finally:
+            self._taken -= Counter([client])  # without clients that have none
+            self._changed.set()
+
+    def _is_free(self, client: str) -> bool:
+        share = max(1, self._num_slots // len(self._taken.keys() | {client}))
+        is_within = self._taken.total() < self._num_slots * _MAX_OVERCOMMIT
+        return self._taken[client] < share and is_within
+
+
 class ThroughputEstimate:
     """Work per second, in any unit: an exponentially weighted mean over busy time.
 

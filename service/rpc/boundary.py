@@ -15,7 +15,7 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 
 from service.admission.addresses import client_address, client_of, parse_networks
 from service.admission.api_keys import ApiKeys
-from service.admission.fair_queue import ClientSlots
+from service.admission.fair_queue import ClientSlots, FairSlots
 from service.admission.places import RequestContext, request_id_or_new
 from service.admission.threads import current_client
 from service.errors import DeadlineExceeded, ErrorCode, InvalidRequest, ServiceError
@@ -113,6 +113,7 @@ Context = Any  # grpc.aio.ServicerContext, which has no types
 
 _MAX_VALUES = 10_000  # the limit of a JSON body
 _VALUE_BYTES = 100
+_FIELDS_BYTES = 100_000  # a message without its image
 _COPIES = 3  # the message, its parsed fields, and the image taken out of them
 # Messages of lists, health and reflection have names only.
 MAX_SMALL_BYTES = 65_536
@@ -136,10 +137,18 @@ class Incoming:
         self._small = small
         self.address = address
 
-    async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message | None:
-        """Return the next message, of a call that has a place; `hold` counts its bytes."""
+    async def read(
+        self,
+        deadline_s: float,
+        slot: AbstractAsyncContextManager[None],
+        hold: Callable[[int], None],
+    ) -> Message | None:
+        """Return the next message, of a call that has a place, read in a slot of its client.
+
+        `hold` counts its bytes.
+        """
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
+            async with asyncio.timeout(deadline_s - time.monotonic()), slot:
                 message = await anext(self._messages, None)
         except TimeoutError as error:
             problem = "the call's message was not received before the deadline"
@@ -208,6 +217,10 @@ async def abort(
     await context.abort(CODES[error.code], error.message, tuple(trailing))
 
 
+def max_message_bytes(settings: Settings) -> int:
+    return settings.max_body_bytes + _FIELDS_BYTES
+
+
 def without_frames(error: BaseException) -> BaseException:
     """Return an error without the frames in which it was raised, and without the error before."""
     error.__context__ = None
@@ -222,6 +235,10 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
         self._api_keys = api_keys
         self._settings = settings
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+        # A message that is read takes its size twice, in grpc and in Python: together half of the
+        # memory of requests, which counts it when its size is known.
+        num_slots = settings.max_request_bytes // (4 * max_message_bytes(settings))
+        self._reading = FairSlots(max(2, num_slots))
         self._proxies = parse_networks(settings.trusted_proxies)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
@@ -346,7 +363,9 @@ class GrpcBoundary(grpc.aio.ServerInterceptor):
             message = await incoming.read_small()
         else:
             self._core.places.take(call)
-            message = await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
+            slot = self._reading.slot(call.quota.name)
+            hold = partial(self._core.places.hold, call)
+            message = await incoming.read(call.deadline_s, slot, hold)
         if message is None:
             raise InvalidRequest(_NO_MESSAGE)
         return message

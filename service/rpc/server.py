@@ -26,7 +26,7 @@ from service.answering import answer_each
 from service.errors import InvalidRequest
 from service.images.inputs import ImageInput, file_or_handle
 from service.inference.core import MAX_IMAGES, Core
-from service.rpc.boundary import VISION, Descriptor, GrpcBoundary
+from service.rpc.boundary import VISION, Descriptor, GrpcBoundary, max_message_bytes
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto import vision_pb2_grpc as pb_grpc
 from service.schema import rendering
@@ -164,7 +164,6 @@ def _single_image(request: ImageRequest) -> ImageInput:
 
 
 _HEALTH_EVERY_S = 1.0
-_FIELDS_BYTES = 100_000  # a message without its image
 _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -206,10 +205,9 @@ class GrpcServer:
     _watching: asyncio.Task[None] | None = dataclasses.field(init=False, default=None)
 
     async def start(self) -> None:
-        max_message_bytes = self.settings.max_body_bytes + _FIELDS_BYTES
         options = [
             *_OPTIONS,
-            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes(self.settings)),
             *(_SEVERAL_GATEWAYS if self.settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
         boundary = GrpcBoundary(self.core, self.api_keys, self.settings)

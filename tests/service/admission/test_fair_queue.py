@@ -7,7 +7,13 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 
-from service.admission.fair_queue import ClientSlots, FairQueue, FairShare, ThroughputEstimate
+from service.admission.fair_queue import (
+    ClientSlots,
+    FairQueue,
+    FairShare,
+    FairSlots,
+    ThroughputEstimate,
+)
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.api_keys import FakeClock
 from tests.support.cancellation import cancel_at_each_await
@@ -46,6 +52,31 @@ async def hold(slots: ClientSlots, client: str, num_turns: int = 3) -> None:
     async with slots.slot(client):
         for _ in range(num_turns):
             await asyncio.sleep(0)
+
+
+async def test_slots_are_shared_by_the_clients_that_have_some() -> None:
+    slots = FairSlots(4)
+    released = asyncio.Event()
+    begun: list[str] = []
+
+    async def work(client: str) -> None:
+        async with slots.slot(client):
+            begun.append(client)
+            await released.wait()
+
+    tasks: list[asyncio.Task[None]] = []
+    for clients in ("aaaaa", "bbb", "cc", "dd", "e"):
+        tasks += [asyncio.create_task(work(client)) for client in clients]
+        await asyncio.sleep(0)
+    assert "".join(begun) == "aaaabbcd"  # twice as many as there are
+    tasks[0].cancel()
+    await asyncio.sleep(0.01)
+    assert "".join(begun[8:]) == "e"
+    tasks[4].cancel()  # waits
+    released.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(begun) == sorted("aaaabbbccdde")
+    assert not slots._taken
 
 
 async def test_client_leaves_a_slot_to_others() -> None:

@@ -5,6 +5,7 @@ be none.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ def incoming(*messages: bytes, is_open: bool = False) -> Incoming:
 
 async def read(call: Incoming, timeout_s: float = 60) -> object:
     async with asyncio.timeout(60):
-        return await call.read(time.monotonic() + timeout_s, lambda _num_bytes: None)
+        slot = nullcontext()
+        return await call.read(time.monotonic() + timeout_s, slot, lambda _num_bytes: None)
 
 
 async def test_messages_are_parsed_in_turn() -> None:
@@ -117,9 +119,9 @@ def test_number_of_values_is_limited(message: Message) -> None:
             raise AssertionError("the message is parsed")
 
     message_class: Any = NeverParsed
-    incoming = Incoming(messages(), message_class, ClientSlots(1, 1), "ipv4:127.0.0.1:1")
+    incoming = Incoming(messages(), message_class, ClientSlots(1, 1), "127.0.0.1")
     with pytest.raises(InvalidRequest, match="more than 10000 fields, elements and entries"):
-        asyncio.run(incoming.read(time.monotonic() + 60, lambda _num_bytes: None))
+        run(read(incoming))
 
 
 @given(st.binary(max_size=300))
